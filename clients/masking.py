@@ -166,7 +166,8 @@ class Masking:
         before, round_number = self._load_kept(instruction), instruction.round
         if before is not None and (round_number < before.round or (round_number == before.round and before.sent)):
             raise PayloadError(
-                f"FP6014 a second sum of round {round_number} is asked for after one of round {before.round} that has this "
+                f"FP6014 a second sum of round {round_number} is asked for after one of round {before.round} "
+                f"that has this "
                 "client's part: the two could tell its update from the others'; a client takes part in one a round"
             )
         if told.clients < identity.fewest:

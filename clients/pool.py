@@ -68,7 +68,9 @@ class Worker:
         return next(self.bench.executor.train([job]))
 
     def fill(self, data_key: str, depth: int, tiles: list[int], base: str = "") -> int:
-        """Compute tiles of the frozen model's output, for a base of the precision `base` (see `WorkPlan.set_precision`)."""
+        """Compute tiles of the frozen model's output, for a base of the precision `base` (see
+        `WorkPlan.set_precision`).
+        """
         return self.bench.set_precision(base).fill(data_key, depth, tiles)
 
     def evaluate(self, state: State, rows: np.ndarray, version: int, offsets: torch.Tensor | None = None) -> Totals:

@@ -89,7 +89,8 @@ class ClientStore:
         return self.folder / FILE
 
     def stage(self, client: int, round_number: int, state: State) -> None:
-        """Store `state` as that of `round_number`, whole or not at all; an earlier attempt of the same round is replaced.
+        """Store `state` as that of `round_number`, whole or not at all; an earlier attempt of the same round is
+        replaced.
 
         Raises:
             RunError: the disk is full or can't be written.

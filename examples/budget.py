@@ -6,7 +6,7 @@ python -m fedpeft.simulate --plugin examples/budget.py --hook "budget(seconds=60
 from dataclasses import dataclass
 
 from fedpeft.parts import setting
-from fedpeft.server.user_hook import UserHook
+from fedpeft.rounds.user_hook import UserHook
 
 
 @dataclass(frozen=True)

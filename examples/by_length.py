@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.parts import setting
-from fedpeft.run.measurement import Measurement
+from fedpeft.wiring.measurement import Measurement
 
 
 @dataclass(frozen=True)

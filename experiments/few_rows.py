@@ -24,7 +24,7 @@ from fedpeft.aggregation.cross_validation import USUAL
 from fedpeft.aggregation.head_start import HEADS, HeadStart
 from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 
 Features = tuple[torch.Tensor, torch.Tensor]

@@ -24,7 +24,7 @@ from fedpeft.answers.metrics.exact_match import ExactMatch
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import RunError
 from fedpeft.evaluation.contestants import BASE, GLOBAL
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def main() -> int:
 def _refuse_unknown(name: str) -> int:
     from fedpeft.errors import ConfigError
     from fedpeft.parts import suggest_legal
-    from fedpeft.run.command import run_command
+    from fedpeft.reporting.command import run_command
 
     def refuse() -> None:
         raise ConfigError(f"FP1011 there is no command {name!r}; {suggest_legal(name, COMMANDS)}")

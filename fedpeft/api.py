@@ -35,16 +35,16 @@ from fedpeft.data.rows import Dataset
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import format_part, name_of
-from fedpeft.run import catalogue
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.exports.hub import check_name, push
-from fedpeft.run.finished import FinishedRun
-from fedpeft.run.folder import remove_on_error, resolve_settings
-from fedpeft.run.observer import RoundResult
-from fedpeft.run.plots import plot_run
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.exports.hub import check_name, push
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.reporting.plots import plot_run
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.run_folder import remove_on_error, resolve_settings
 from fedpeft.simulate import simulate
 from fedpeft.studies.results import Result
+from fedpeft.wiring import catalogue
 
 OnRound = Callable[[RoundResult], bool | None]
 SUITS = "the model that suits the rows"
@@ -83,7 +83,9 @@ class Run:
 
     @cached_property
     def history(self) -> Any:
-        """One row per round (`fedpeft.run.observer.RoundResult`): a pandas frame, or a list of dicts without pandas."""
+        """One row per round (`fedpeft.reporting.observer.RoundResult`): a pandas frame, or a list of dicts without
+        pandas.
+        """
         return _build_frame(Records(self.folder).read("rounds.jsonl"))
 
     @cached_property
@@ -331,7 +333,8 @@ def _check_given(name: str, value: Any) -> None:
     if isinstance(value, type):
         raise ConfigError(
             f"FP1035 {name} was given the class {value.__name__} itself; give an object of it, "
-            f"{name}={value.__name__}(...), or a text, such as {name}={_get_example(name)!r} (docs/own-parts.md says what "
+            f"{name}={value.__name__}(...), or a text, such as {name}={_get_example(name)!r} (docs/own-parts.md "
+            f"says what "
             "such a class needs)"
         )
     rows_or_model = name in ("dataset", "model")  # which have their own sentences

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import tyro
 
-from fedpeft.deployment.certificates import Authority, check_host, check_name
-from fedpeft.deployment.pinned_roster import PinnedRoster
+from fedpeft.deployment.identity.certificates import Authority, check_host, check_name
+from fedpeft.deployment.identity.pinned_roster import PinnedRoster
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import raise_write_errors, replace
 from fedpeft.machine.terminal import Console
-from fedpeft.run.command import run_command
+from fedpeft.reporting.command import run_command
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.families import DATASETS, PARTITIONS
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
-from fedpeft.run import early
-from fedpeft.run.command import quote_argument, run_command
-from fedpeft.run.sampling import compute_cohort_size
+from fedpeft.reporting.command import quote_argument, run_command
 from fedpeft.spec import Spec
+from fedpeft.wiring import early_checks
+from fedpeft.wiring.sampling import compute_cohort_size
 
 if TYPE_CHECKING:
     from fedpeft.data.partition import Shards
@@ -139,7 +139,7 @@ def check_flags(command: Command) -> str:
         raise ConfigError(f"FP1044 --picture {command.picture} must end in {', '.join(PICTURES)}")
     text = find_dataset_text(command.data)
     settings = {name: getattr(command, name) for name in ("partition", "clients", "model", "tokens", "seed")}
-    early.check(build_config({**settings, "dataset": text}, "the command line"))
+    early_checks.check(build_config({**settings, "dataset": text}, "the command line"))
     return text
 
 
@@ -157,7 +157,7 @@ def check(command: Command, console: Console) -> list[str]:
     text = check_flags(command)
     from fedpeft.data.inspection import check_lengths, check_partition, check_rows
     from fedpeft.data.rows import load_dataset, split_off_validation
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
 
     silence_libraries()
     dataset = load_dataset(text)
@@ -178,7 +178,7 @@ def check(command: Command, console: Console) -> list[str]:
     wrong_clients = check_partition(partition, train)
     wrong += wrong_clients
     if command.picture is not None:
-        from fedpeft.run.partition_picture import draw
+        from fedpeft.reporting.partition_plot import draw
 
         with raise_write_errors(command.picture):
             draw(command.picture, partition, train, dataset.label_names, lengths, command.tokens, unit)

@@ -22,7 +22,7 @@ import tyro
 
 from fedpeft.__main__ import COMMANDS
 from fedpeft.errors import ConfigError
-from fedpeft.run.command import run_command
+from fedpeft.reporting.command import run_command
 
 PROGRAM = "fedpeft"
 """The console script, which alone can be completed: a shell binds completions to a program's name."""

@@ -24,8 +24,8 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
 from fedpeft.models.task import TASKS
 from fedpeft.parts import Bounds, name_of
-from fedpeft.run import catalogue
-from fedpeft.run.command import run_command
+from fedpeft.reporting.command import run_command
+from fedpeft.wiring import catalogue
 
 FAMILIES = {**catalogue.FAMILIES, "task": (TASKS,), "metrics": (METRICS,)}
 """Which families a flag's parts are of: those of `simulate`, of `serve` and of `evaluate`."""
@@ -155,7 +155,7 @@ def _run_describe(command: Command) -> None:
 
 
 if __name__ == "__main__":
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
 
     silence_libraries()
     sys.exit(main())

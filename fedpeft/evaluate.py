@@ -22,9 +22,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from fedpeft.machine.terminal import Console
-from fedpeft.run.command import run_command, tell_notes
-from fedpeft.run.console import format_amount
-from fedpeft.run.folder import refuse_file
+from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.console import format_amount
+from fedpeft.reporting.run_folder import refuse_file
 
 if TYPE_CHECKING:
     from fedpeft.evaluation.evaluation import EvaluationResult, QuestionAnswers
@@ -87,9 +87,9 @@ def evaluate(command: Command, console: Console) -> None:
         FedpeftError: there is no finished run, or its rows, questions or clients can't be used.
     """
     from fedpeft.evaluation.evaluation import Evaluation, EvaluationRequest
-    from fedpeft.run.console import ConsoleObserver
-    from fedpeft.run.finished import FinishedRun
-    from fedpeft.run.next_commands import list_next_commands, say_lines
+    from fedpeft.reporting.console import ConsoleObserver
+    from fedpeft.reporting.finished_run import FinishedRun
+    from fedpeft.reporting.next_commands import list_next_commands, say_lines
 
     output = command.output or command.run / "evaluation"
     refuse_file(output)
@@ -123,8 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_evaluate(command: Command) -> None:
-    from fedpeft.run import catalogue
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
+    from fedpeft.wiring import catalogue
 
     silence_libraries()
     catalogue.use(command.plugin)

@@ -31,13 +31,13 @@ from fedpeft.machine.files import find_links, raise_write_errors
 from fedpeft.machine.terminal import Console
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
-from fedpeft.run.command import run_command, tell_notes
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.exports.hub import check_name, push
-from fedpeft.run.folder import make_folder, refuse_file
+from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.exports.hub import check_name, push
+from fedpeft.reporting.run_folder import make_folder, refuse_file
 
 if TYPE_CHECKING:
-    from fedpeft.run.finished import FinishedRun
+    from fedpeft.reporting.finished_run import FinishedRun
 
 TOLERANCE = 1e-5
 """Of the merged model's outputs, relative to the largest."""
@@ -92,10 +92,10 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     Raises:
         FedpeftError: there is no finished run, or its method can't be merged exactly.
     """
-    from fedpeft.run.exports.model_card import describe_loading, format_card
-    from fedpeft.run.exports.transformers_folder import write
-    from fedpeft.run.finished import FinishedRun
-    from fedpeft.run.next_commands import format_loading_lines, say_lines
+    from fedpeft.reporting.exports.model_card import describe_loading, format_card
+    from fedpeft.reporting.exports.transformers_folder import write
+    from fedpeft.reporting.finished_run import FinishedRun
+    from fedpeft.reporting.next_commands import format_loading_lines, say_lines
 
     refuse_links(run / name for name in READ)
     finished_run = FinishedRun.read(run)
@@ -146,7 +146,7 @@ def empty_on_error(output: Path) -> Iterator[None]:
 
 def _write_gguf(run: FinishedRun, output: Path, merge: bool, base: bool, console: Console) -> None:
     """The adapter, or the merged model; and the base."""
-    from fedpeft.run.exports.gguf_files import write_adapter, write_model
+    from fedpeft.reporting.exports.gguf_files import write_adapter, write_model
 
     if run.method.whole_model:
         write_model(run, run.model(run.base()).base, output / "model.gguf")
@@ -168,7 +168,7 @@ def make_empty_folder(output: Path) -> None:
 
 def _merge_adapter(finished_run: FinishedRun, console: Console) -> FederatedModel:
     """The model with the adapter worked into its base."""
-    from fedpeft.run.finished import sample_batch
+    from fedpeft.reporting.finished_run import sample_batch
 
     base = finished_run.base()
     plain = finished_run.task.model(base, len(finished_run.labels or ())).eval()
@@ -208,7 +208,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     Raises:
         FedpeftError: there is no such run or client, or its clients have no adapters of their own.
     """
-    from fedpeft.run.final_score import save
+    from fedpeft.reporting.final_score import save
     from fedpeft.simulation.simulation import Simulation
 
     if not (run / "config.toml").is_file():
@@ -231,8 +231,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_export(command: Command) -> None:
-    from fedpeft.run import catalogue
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
+    from fedpeft.wiring import catalogue
 
     silence_libraries()
     catalogue.use(command.plugin)

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from fedpeft.privacy.mechanism import Mechanism
     from fedpeft.privacy.secure_sum.sum import SecureSum
     from fedpeft.privacy.server_noise import ServerNoise
-    from fedpeft.run.grid import SimulationGrid
-    from fedpeft.run.measurement import Measurement
-    from fedpeft.run.sampling import AwareSampler
-    from fedpeft.server.user_hook import UserHook
+    from fedpeft.rounds.user_hook import UserHook
     from fedpeft.trust.corruption import Corruption
     from fedpeft.trust.question import Question
+    from fedpeft.wiring.grid import SimulationGrid
+    from fedpeft.wiring.measurement import Measurement
+    from fedpeft.wiring.sampling import AwareSampler
 
 
 T = TypeVar("T")
@@ -251,18 +251,20 @@ CORRUPTIONS: Family[Corruption] = Family(
 QUESTIONS: Family[Question] = Family("fedpeft.trust.questions", "question", kind="fedpeft.trust.question.Question")
 """All of them, by file name: what a client answers, and nothing else."""
 
-SAMPLERS: Family[AwareSampler] = Family("fedpeft.run.samplers", "sampler", kind="fedpeft.run.sampling.AwareSampler")
-"""All of them, by file name."""
-
-GRIDS: Family[SimulationGrid] = Family("fedpeft.run.grids", "grid", kind="fedpeft.run.grid.SimulationGrid")
-"""All places, by file name."""
-
-MEASUREMENTS: Family[Measurement] = Family(
-    "fedpeft.measurements", "measurement", kind="fedpeft.run.measurement.Measurement"
+SAMPLERS: Family[AwareSampler] = Family(
+    "fedpeft.wiring.samplers", "sampler", kind="fedpeft.wiring.sampling.AwareSampler"
 )
 """All of them, by file name."""
 
-HOOKS: Family[UserHook] = Family("fedpeft.server.user_hooks", "hook", "hooks", kind="fedpeft.server.user_hook.UserHook")
+GRIDS: Family[SimulationGrid] = Family("fedpeft.wiring.grids", "grid", kind="fedpeft.wiring.grid.SimulationGrid")
+"""All places, by file name."""
+
+MEASUREMENTS: Family[Measurement] = Family(
+    "fedpeft.measurements", "measurement", kind="fedpeft.wiring.measurement.Measurement"
+)
+"""All of them, by file name."""
+
+HOOKS: Family[UserHook] = Family("fedpeft.rounds.user_hooks", "hook", "hooks", kind="fedpeft.rounds.user_hook.UserHook")
 """All of them; they come from plugins."""
 
 SERVER_NOISES: Family[ServerNoise] = Family(

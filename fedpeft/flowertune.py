@@ -24,17 +24,17 @@ from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
-from fedpeft.run import early
-from fedpeft.run.command import MISTAKE, run_command
-from fedpeft.run.console import silence_libraries
-from fedpeft.run.folder import load_default_settings, resolve_settings
-from fedpeft.run.observer import RoundResult
-from fedpeft.run.summary import show
+from fedpeft.reporting.command import MISTAKE, run_command
+from fedpeft.reporting.console import silence_libraries
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.reporting.run_folder import load_default_settings, resolve_settings
+from fedpeft.reporting.summary import show
 from fedpeft.simulate import simulate
+from fedpeft.wiring import early_checks
 
 if TYPE_CHECKING:
     from fedpeft.peft.adapter import Layout
-    from fedpeft.run.flowertune_project import FlowerTuneProject
+    from fedpeft.reporting.flowertune_project import FlowerTuneProject
     from fedpeft.simulation.simulation import Simulation
 
 MIB = 1024**2
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.flowertune", description=Command.__doc__)
         chosen = _chosen(command)
         silence_libraries()
-        from fedpeft.run.flowertune_project import FlowerTuneProject
+        from fedpeft.reporting.flowertune_project import FlowerTuneProject
 
         console = Console()
         project = FlowerTuneProject.read(
@@ -161,7 +161,7 @@ def _chosen(command: Command) -> dict[str, Any]:
         ConfigError: one is not legal.
     """
     chosen = {name: getattr(command, name) for name in ("codec", "dtype", "workers", "seed")}
-    early.check(build_config({**chosen, "clients": command.clients}, "the command line"))
+    early_checks.check(build_config({**chosen, "clients": command.clients}, "the command line"))
     return chosen
 
 

@@ -11,17 +11,17 @@ from rich.markup import escape
 
 from fedpeft import plugins
 from fedpeft.clients.trainer import ProcessGroup, TrainerExecutor
-from fedpeft.deployment.client_state import get_client_folder, lock_state_folder
-from fedpeft.deployment.connection import Link
-from fedpeft.deployment.joining import Patience, link_of, open_transcript, take_part, wait_for_description
+from fedpeft.deployment.client.joining import Patience, link_of, open_transcript, take_part, wait_for_description
+from fedpeft.deployment.client.state_folder import get_client_folder, lock_state_folder
+from fedpeft.deployment.client.trainer_edge import TrainerEdge
 from fedpeft.deployment.options import JoinOptions
-from fedpeft.deployment.trainer_edge import TrainerEdge
+from fedpeft.deployment.wire.connection import Link
 from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
 from fedpeft.models.tasks.causal_lm import LanguageModel
 from fedpeft.parts import check_settings
-from fedpeft.run import catalogue
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.wiring import catalogue
 
 STATE = Path("~/.local/state/fedpeft")
 

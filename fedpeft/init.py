@@ -14,7 +14,7 @@ import tyro
 from fedpeft.errors import RunError
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
-from fedpeft.run.command import run_command
+from fedpeft.reporting.command import run_command
 
 STARTER = Path(__file__).parent / "starter"
 """The project, as it stands in a new folder."""

@@ -15,8 +15,8 @@ from fedpeft import plugins
 from fedpeft.deployment.options import EdgeOptions, JoinOptions
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
-from fedpeft.run import catalogue
-from fedpeft.run.command import run_command
+from fedpeft.reporting.command import run_command
+from fedpeft.wiring import catalogue
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def join(command: Command, console: Console) -> None:
     edge = EdgeOptions(**check_settings("the command line", EdgeOptions, dataclasses.asdict(command.edge)))
     plugins.ignore_installed()
     catalogue.use(command.plugin)
-    from fedpeft.deployment import joining
+    from fedpeft.deployment.client import joining
 
     joining.join(options, edge, console)
 

@@ -461,7 +461,8 @@ def _find_keyless_setting(spec: Spec, cls: type, takes: str | None) -> dict[str,
     """
     if takes is None:
         raise ConfigError(
-            f"FP1236 {str(spec)!r} gives {format_value(spec.values[0])} without saying what it is; write each setting as "
+            f"FP1236 {str(spec)!r} gives {format_value(spec.values[0])} without saying what it is; write each "
+            f"setting as "
             f"key=value: python -m fedpeft.describe {spec.name} lists them"
         )
     annotation = _get_hints(cls)[takes]

@@ -173,8 +173,8 @@ def use(
         plugins: paths and distributions' names; or records, which also say what it was (`Plugin.record`).
         beside: the folder that relative paths begin at; None: the working directory.
         goes_on: whether what has recorded them goes on, which takes the same plugins. Otherwise, a file that has
-            changed is not imported unless the user names it; `take_notes` tells that, and a part that is missing then fails
-            when it is asked for.
+            changed is not imported unless the user names it; `take_notes` tells that, and a part that is missing then
+            fails when it is asked for.
         run: folder of the run that has recorded them; code that lies in it came with it, and is not run.
 
     Raises:

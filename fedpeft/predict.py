@@ -47,9 +47,9 @@ from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.models.patch_features import patch_features
 from fedpeft.models.task import FederatedModel
 from fedpeft.models.two_towers import find_tower_folders
-from fedpeft.run.command import run_command, tell_notes
-from fedpeft.run.finished import FinishedRun
-from fedpeft.run.phases import SILENCE, Heartbeat
+from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.phases import SILENCE, Heartbeat
 
 
 @dataclass(frozen=True)
@@ -310,8 +310,8 @@ def _parse_command(arguments: list[str]) -> Command:
 
 
 def _run_predict(command: Command) -> None:
-    from fedpeft.run import catalogue
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
+    from fedpeft.wiring import catalogue
 
     silence_libraries()
     catalogue.use(command.plugin)

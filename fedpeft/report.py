@@ -22,8 +22,8 @@ from rich.markup import escape
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import suggest_legal
-from fedpeft.run.command import run_command
-from fedpeft.run.folder import SEARCHS_JOURNAL
+from fedpeft.reporting.command import run_command
+from fedpeft.reporting.run_folder import SEARCHS_JOURNAL
 from fedpeft.spec import split_outside_parentheses
 from fedpeft.studies.found import ResultFolders
 from fedpeft.studies.page import STUDYS_PAGE, PageSection, write_report

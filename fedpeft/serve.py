@@ -18,15 +18,16 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine import files
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
-from fedpeft.run import catalogue, early, help
-from fedpeft.run.command import run_command
-from fedpeft.run.folder import (
+from fedpeft.reporting import help_page
+from fedpeft.reporting.command import run_command
+from fedpeft.reporting.run_folder import (
     SERVERS_OPTIONS,
     load_default_settings,
     refuse_simulations_run,
     resolve_settings,
 )
-from fedpeft.run.summary import show
+from fedpeft.reporting.summary import show
+from fedpeft.wiring import catalogue, early_checks
 
 ABOUT = """Serve a federation: real clients join, train on their own rows, and one adapter comes of it.
 python -m fedpeft.serve run.toml --clients 3 --listen 0.0.0.0:8470 --certs certs"""
@@ -63,9 +64,9 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    if help.is_help_requested(arguments):
+    if help_page.is_help_requested(arguments):
         usage = "python -m fedpeft.serve [CONFIG.toml] [OPTIONS]"
-        print(help.format_page(usage, ABOUT, OPTIONS, hidden=HIDDEN, more=ServeOptions))
+        print(help_page.format_page(usage, ABOUT, OPTIONS, hidden=HIDDEN, more=ServeOptions))
         raise SystemExit(0)
     command = _parse_command(arguments, RunConfig(), ServeOptions())
     catalogue.use(command.plugin)
@@ -83,14 +84,14 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
             f"{command.resume} has begun, with {planned_by or 'none'}; leave it out, or begin another one"
         )
     if command.resume is None:
-        early.check(build_config(dataclasses.asdict(command.run), "the command line"))
+        early_checks.check(build_config(dataclasses.asdict(command.run), "the command line"))
     wanted = command.run if command.resume is not None else _add_form(command.run, options)
     config, folder = resolve_settings(wanted, default, command.output, command.resume)
     return config, options, folder, command.resume is not None
 
 
 def _add_form(config: RunConfig, options: ServeOptions) -> RunConfig:
-    from fedpeft.deployment.servers_rows import add_form
+    from fedpeft.deployment.server.examples import add_form
 
     return add_form(config, options)
 
@@ -128,8 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
         if resume and (said := describe_finished(folder)):
             console.print(escape(said), highlight=False, soft_wrap=True)
             return
-        from fedpeft.deployment import serving
-        from fedpeft.deployment.grid import StoppedError
+        from fedpeft.deployment.server import serving
+        from fedpeft.deployment.server.grid import StoppedError
 
         try:
             summary = serving.serve(config, options, folder, resume, console)

@@ -21,11 +21,15 @@ from fedpeft.machine import kept_states
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
-from fedpeft.run import help
-from fedpeft.run.command import handle_interrupts, run_command
-from fedpeft.run.console import ConsoleObserver, format_model_line, say_privacy, silence_libraries
-from fedpeft.run.dashboard.server import show_dashboard
-from fedpeft.run.folder import (
+from fedpeft.reporting import help_page
+from fedpeft.reporting.command import handle_interrupts, run_command
+from fedpeft.reporting.console import ConsoleObserver, format_model_line, say_privacy, silence_libraries
+from fedpeft.reporting.dashboard.server import show_dashboard
+from fedpeft.reporting.observer import RoundResult, compute_perplexity
+from fedpeft.reporting.phases import SILENCE
+from fedpeft.reporting.phrases import count_of
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.run_folder import (
     load_default_settings,
     lock_folder,
     make_folder,
@@ -35,20 +39,16 @@ from fedpeft.run.folder import (
     resolve_settings,
     resume_command,
 )
-from fedpeft.run.observer import RoundResult, compute_perplexity
-from fedpeft.run.phases import SILENCE
-from fedpeft.run.phrases import count_of
-from fedpeft.run.quick import shorten_config
-from fedpeft.run.records import Records
-from fedpeft.run.summary import OWN_ROWS, TEST_ROWS, Costs, Quality, Summary, count_distinct_rows, show
-from fedpeft.run.trackers import TrackedRecords, check_trackers
+from fedpeft.reporting.summary import OWN_ROWS, TEST_ROWS, Costs, Quality, Summary, count_distinct_rows, show
+from fedpeft.reporting.trackers import TrackedRecords, check_trackers
+from fedpeft.wiring.quick import shorten_config
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-    from fedpeft.run.final_score import FinalScore
-    from fedpeft.server.evaluation import OwnRows
-    from fedpeft.server.progress import ServerState
+    from fedpeft.reporting.final_score import FinalScore
+    from fedpeft.rounds.evaluation import OwnRows
+    from fedpeft.rounds.progress import ServerState
     from fedpeft.simulation.probe import BegunProbe
     from fedpeft.simulation.simulation import Simulation
 
@@ -90,8 +90,8 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    if help.is_help_requested(arguments):
-        print(help.format_page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS))
+    if help_page.is_help_requested(arguments):
+        print(help_page.format_page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS))
         raise SystemExit(0)
     command = _parse_command(arguments, RunConfig())
     plugins.use(command.plugin)
@@ -141,8 +141,8 @@ def simulate(  # noqa: PLR0913
     ):
         observer.phase("loading libraries", 1)
         silence_libraries()
-        from fedpeft.run import catalogue
         from fedpeft.simulation.simulation import Simulation
+        from fedpeft.wiring import catalogue
 
         catalogue.use(())
         if not resume:
@@ -173,7 +173,7 @@ def simulate(  # noqa: PLR0913
         seconds, peak, phases = time.perf_counter() - started, memory.bytes or None, observer.phases.seconds
         summary = replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak, phases=phases)
     records.write_json("summary.json", summary.to_dict())
-    from fedpeft.run.plots import plot_rounds
+    from fedpeft.reporting.plots import plot_rounds
 
     with raise_write_errors(folder / "rounds.svg"):
         plot_rounds(folder / "rounds.svg", records.read("rounds.jsonl"), summary.to_dict())
@@ -185,11 +185,11 @@ SCORED = "scoring the saved adapter on the test rows (fp32)"
 
 
 def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, tested: bool) -> Summary:
-    from fedpeft.run import own_files
+    from fedpeft.reporting import user_files
     from fedpeft.simulation.probe import begin_probe
 
     setup, rows, config = simulation.setup, simulation.rows, simulation.config
-    own_files.record(records, own_files.find_own_files(config, simulation.workers.work.model_key, records.folder))
+    user_files.record(records, user_files.find_own_files(config, simulation.workers.work.model_key, records.folder))
     _print_introduction(simulation, observer)
     if not tested:
         from fedpeft.simulation.untested import run_trial
@@ -201,14 +201,14 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, te
 
 
 def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserver, begun: BegunProbe) -> Summary:
-    from fedpeft.run.final_score import compute_calibration, save
-    from fedpeft.run.measured import Findings
-    from fedpeft.run.measurement import ScoredRun, TrainedRun
-    from fedpeft.server.best_state import summarize_validation
+    from fedpeft.reporting.final_score import compute_calibration, save
+    from fedpeft.rounds.best_state import summarize_validation
     from fedpeft.simulation.of_rows import measure_rows
     from fedpeft.simulation.predictions import save_predictions
     from fedpeft.simulation.private_probe import score_private_probe
     from fedpeft.simulation.retrieval import measure_retrieval
+    from fedpeft.wiring.measurement import ScoredRun, TrainedRun
+    from fedpeft.wiring.measurements import Findings
 
     setup, rows = simulation.setup, simulation.rows
     server = simulation.server(records, stopping=lambda: begun.failed)
@@ -300,7 +300,7 @@ def _run_attacks(simulation: Simulation) -> dict[str, Any]:
 
 def _score_last_state(simulation: Simulation, progress: ServerState) -> FinalScore | None:
     """The score of the last state, where another is kept; None: it is the one that is kept."""
-    from fedpeft.run.final_score import save
+    from fedpeft.reporting.final_score import save
 
     if progress.kept_round == progress.round:
         return None
@@ -313,7 +313,7 @@ def _score_last_state(simulation: Simulation, progress: ServerState) -> FinalSco
 def _print_introduction(simulation: Simulation, observer: ConsoleObserver) -> None:
     """What is about to be done, on what."""
     from fedpeft.data.inspection import report_test_overlap
-    from fedpeft.run.advice import advise
+    from fedpeft.wiring.advice import advise
 
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
     observer.say(f"[bold]data[/]    {escape(f'{simulation.rows.dataset.name}: {simulation.statistics}')}")

@@ -20,11 +20,12 @@ from rich.markup import escape
 from fedpeft import simulate
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.run import catalogue, console
-from fedpeft.run.command import handle_interrupts, run_command
-from fedpeft.run.console import format_duration
+from fedpeft.reporting import console
+from fedpeft.reporting.command import handle_interrupts, run_command
+from fedpeft.reporting.console import format_duration
 from fedpeft.studies.process import Program
 from fedpeft.studies.study_file import PlannedRun, read_study
+from fedpeft.wiring import catalogue
 
 if TYPE_CHECKING:
     from fedpeft.studies.results import Result
@@ -104,7 +105,7 @@ def complete_study(command: Command, console: Console) -> list[Result]:
     if command.jobs < 0:
         raise RunError(f"FP5227 --jobs must be at least 0, got {command.jobs}")
     if command.track:
-        from fedpeft.run.trackers import check_trackers
+        from fedpeft.reporting.trackers import check_trackers
 
         check_trackers(command.track)
     catalogue.use(command.plugin)

@@ -11,8 +11,8 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft.deployment.signing import Verifier
-from fedpeft.deployment.transcript_comparison import (
+from fedpeft.deployment.identity.signing import Verifier
+from fedpeft.deployment.transcript.comparison import (
     count_own_differences,
     count_uncompared_states,
     find_first_difference,
@@ -21,7 +21,7 @@ from fedpeft.deployment.transcript_comparison import (
 )
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.run.command import run_command
+from fedpeft.reporting.command import run_command
 
 
 @dataclass(frozen=True)

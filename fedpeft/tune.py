@@ -20,11 +20,12 @@ from rich.markup import escape
 from fedpeft import simulate
 from fedpeft.errors import RunError, require_extra
 from fedpeft.machine.terminal import Console
-from fedpeft.run import catalogue, console
-from fedpeft.run.command import handle_interrupts, run_command
-from fedpeft.run.folder import lock_folder, make_folder, refuse_file
-from fedpeft.run.phases import SILENCE, Heartbeat
+from fedpeft.reporting import console
+from fedpeft.reporting.command import handle_interrupts, run_command
+from fedpeft.reporting.phases import SILENCE, Heartbeat
+from fedpeft.reporting.run_folder import lock_folder, make_folder, refuse_file
 from fedpeft.study import load
+from fedpeft.wiring import catalogue
 
 if TYPE_CHECKING:
     from fedpeft.tuning.runner import SearchFolder
@@ -109,11 +110,11 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Sear
     Raises:
         FedpeftError: the folder is another's, its trials can't be compared, or no hybrid is within the budget.
     """
-    from fedpeft.run.catalogue import build_part
     from fedpeft.tuning import store
     from fedpeft.tuning.alike import check_tokens
     from fedpeft.tuning.runner import SearchFolder
     from fedpeft.tuning.sizes import Sizes, check_smallest, count_blocks
+    from fedpeft.wiring.catalogue import build_part
 
     rows = Sizes(folder)
     check_tokens(search, rows.facts)

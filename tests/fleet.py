@@ -21,8 +21,8 @@ from fedpeft.certs import main as make_certificates
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_validation
-from fedpeft.run.suited import settle_config
-from fedpeft.server.progress import Checkpoints
+from fedpeft.rounds.progress import Checkpoints
+from fedpeft.wiring.auto_defaults import settle_config
 
 NAMES = ("a", "b", "c")
 SETTINGS = {

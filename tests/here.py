@@ -11,18 +11,18 @@ from fedpeft.communication.flower_grid import OwnGrid, get_node_id
 from fedpeft.communication.messages import read_instruction, write_record
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
-from fedpeft.deployment import federation
-from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.certificates import Authority
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.edge import EdgeClient
-from fedpeft.deployment.event_log import Events
+from fedpeft.deployment.client.edge import EdgeClient
+from fedpeft.deployment.client.shared_settings import compute_settings_digest
+from fedpeft.deployment.identity.authentication import Doorkeeper
+from fedpeft.deployment.identity.certificates import Authority
+from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
-from fedpeft.deployment.shared_settings import compute_settings_digest
-from fedpeft.deployment.transcript import FILE as TRANSCRIPT
-from fedpeft.deployment.transcript import Transcript, compute_record_limit
+from fedpeft.deployment.server import federation
+from fedpeft.deployment.server.event_log import Events
+from fedpeft.deployment.transcript.transcript import FILE as TRANSCRIPT
+from fedpeft.deployment.transcript.transcript import Transcript, compute_record_limit
 from fedpeft.privacy.secure_sum.sum import sums_in
-from fedpeft.run.records import Records
+from fedpeft.reporting.records import Records
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
         "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.server.progress import Checkpoints
+from fedpeft.rounds.progress import Checkpoints
 
 MINIMAL = Path(__file__).parent.parent / "examples" / "minimal.py"
 SETTINGS = {

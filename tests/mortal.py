@@ -26,9 +26,9 @@ from fedpeft.communication.messages import Report
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import Terms
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.observer import RoundResult
-from fedpeft.server.masked_sum import MaskedSum
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.rounds.masked_sum import MaskedSum
 
 POINTS: set[tuple[str, ...]] = set()
 KEPT = Path("added")

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from experiments import exit_on_error
 from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
-from fedpeft.run.console import ConsoleObserver, silence_libraries
+from fedpeft.reporting.console import ConsoleObserver, silence_libraries
 from fedpeft.simulation.probe import choose_strength, run_base_probe
 from fedpeft.simulation.simulation import Simulation
 

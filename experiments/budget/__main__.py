@@ -26,9 +26,9 @@ from experiments import exit_on_error
 from fedpeft.check import PICTURES
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import raise_write_errors
-from fedpeft.run.console import format_duration
-from fedpeft.run.finished import FinishedRun
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import format_duration
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.records import Records
 
 ROUNDS = "rounds"
 """The phase that rounds.jsonl says more of."""

@@ -29,7 +29,7 @@ from fedpeft.communication.decoding import decode
 from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
 from fedpeft.peft.adapter import State
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 
 MOMENTS = ("fp32", "bf16", "quantize(bits=8, rounding=dither) | rans", "quantize(bits=6, rounding=dither) | rans")

@@ -28,8 +28,8 @@ from fedpeft.communication.downlink import Arrivals, Downlink
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 PARTS: dict[str, tuple[type, str]] = {

@@ -2,7 +2,8 @@
 
     python -m experiments.codecs.states runs/NAME
 
-One step size for all tensors stands against steps that grow with the root of a tensor's magnitude (`compute_balanced_weights`, what
+One step size for all tensors stands against steps that grow with the root of a tensor's magnitude
+(`compute_balanced_weights`, what
 runs use). Errors are norm(x - x') / norm(x) of the movement since the start; cross-entropy and accuracy are those of
 the validation rows.
 """
@@ -23,8 +24,8 @@ from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.peft.adapter import State, subtract_states
-from fedpeft.run.console import ConsoleObserver, silence_libraries
-from fedpeft.server.progress import Checkpoints
+from fedpeft.reporting.console import ConsoleObserver, silence_libraries
+from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulation.simulation import Simulation
 
 GRIDS = (

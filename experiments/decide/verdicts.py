@@ -42,7 +42,8 @@ def check_complete(task: Task, section: Section) -> None:
     ]
     if missing:
         raise RunError(
-            f"{task.name} lacks {len(missing)} of {len(task.study.plan_runs())} runs, the first is {missing[0]}; verdicts "
+            f"{task.name} lacks {len(missing)} of {len(task.study.plan_runs())} runs, the first is "
+            f"{missing[0]}; verdicts "
             f"are computed once, after all runs: python -m fedpeft.study experiments/decide/{task.name}/study.toml"
         )
 

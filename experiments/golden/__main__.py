@@ -114,7 +114,8 @@ def main(settings: Settings) -> int:
         verdicts = compare(cases, (one, other), work, kernels, measure, settings.jobs, say)
     differing = [verdict for verdict in verdicts if not verdict.same]
     print(
-        f"\n{len(verdicts)} cases, {len(differing)} differ by more than {settings.tolerance:g}; {get_cpu_name()}, torch "
+        f"\n{len(verdicts)} cases, {len(differing)} differ by more than {settings.tolerance:g}; "
+        f"{get_cpu_name()}, torch "
         f"{torch.__version__}, {', '.join(sorted(set(kernels.values())))} products, "
         f"{time.perf_counter() - started:.0f} s"
     )

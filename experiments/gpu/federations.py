@@ -12,9 +12,9 @@ import torch
 from experiments.gpu.kit import Kit, Row
 from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import State
-from fedpeft.run.observer import RoundResult
-from fedpeft.run.records import Records
-from fedpeft.server.progress import ServerState
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.progress import ServerState
 from fedpeft.simulation.simulation import Simulation
 
 

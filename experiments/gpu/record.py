@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.machine.files import raise_write_errors
-from fedpeft.run.records import convert_to_plain
+from fedpeft.machine.json_values import convert_to_plain
 
 Status = Literal["done", "left out", "too slow", "failed"]
 

@@ -25,8 +25,8 @@ from experiments.ladder.rungs import create_cells
 from experiments.ladder.settings import TASKS
 from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
-from fedpeft.run.console import ConsoleObserver, silence_libraries
-from fedpeft.run.phases import SILENCE
+from fedpeft.reporting.console import ConsoleObserver, silence_libraries
+from fedpeft.reporting.phases import SILENCE
 
 FOLDER = Path(__file__).parent
 ORDER = (

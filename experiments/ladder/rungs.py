@@ -27,8 +27,8 @@ from fedpeft.models.frozen_blocks import TILE, pool
 from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.task import DTYPES
 from fedpeft.models.tasks.classification import compute_hidden_states
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 FOLDS = 3

@@ -96,7 +96,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
 
     silence_libraries()
     sys.exit(main())

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 
 

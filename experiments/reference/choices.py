@@ -23,7 +23,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.run.checks.rules import check_method, check_server
+from fedpeft.wiring.checks.rules import check_method, check_server
 
 WIDTH, INNER, BLOCKS, HEADS = 384, 1536, 6, 12
 """Sizes of MiniLM, the default text model, in whose layers trained numbers are counted."""
@@ -53,7 +53,8 @@ def combinations() -> str:
         "Mechanisms": (
             ("mechanism", "what it is", "privacy unit", "noise is that of"),
             [
-                (f"`{name}`", _get_first_line(MECHANISMS.part(name)), _describe_privacy_unit(name), _describe_subject(name))
+                (f"`{name}`", _get_first_line(MECHANISMS.part(name)), _describe_privacy_unit(name),
+                 _describe_subject(name))
                 for name in MECHANISMS.names
             ],
         ),

@@ -17,9 +17,9 @@ from fedpeft.audit.canaries import CanaryAudit
 from fedpeft.config import GROUPS, RunConfig
 from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
 from fedpeft.describe import format_range
-from fedpeft.run.observer import RoundResult
-from fedpeft.run.summary import Costs, Quality
-from fedpeft.server.acceptance import ClientResult
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.reporting.summary import Costs, Quality
+from fedpeft.rounds.acceptance import ClientResult
 
 OPTIONS_OF: Mapping[str, tuple[type, ...]] = {
     "serve": (ServeOptions,),

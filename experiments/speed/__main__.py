@@ -60,7 +60,7 @@ def main(settings: Settings) -> int:
     if settings.small:
         settings = replace(settings, clients=20, rows=8, default_rows=16, repeats=2)
 
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
 
     silence_libraries()
 

@@ -20,7 +20,7 @@ import torch
 os.environ.update({"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"})
 torch.set_num_threads(1)
 
-from fedpeft.run.console import silence_libraries  # noqa: E402
+from fedpeft.reporting.console import silence_libraries  # noqa: E402
 
 silence_libraries()
 

@@ -15,15 +15,15 @@ from fedpeft.clients.workbench import WorkPlan
 from experiments.speed.sides import Round, Variant, answer
 from experiments.speed.workload import SilentObserver, Workload
 from fedpeft.peft.adapter import State
-from fedpeft.run.observer import Metrics, RoundResult
-from fedpeft.run.records import Records
-from fedpeft.run.workers import Workers, create_client_plan
-from fedpeft.server.exchange import Transport
-from fedpeft.server.features import RunParts, ServerModel, attach_features
-from fedpeft.server.preparation import prepare
-from fedpeft.server.progress import RunStore
-from fedpeft.server.rounds import Server
-from fedpeft.server.sampling import FixedSize
+from fedpeft.reporting.observer import Metrics, RoundResult
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.workers import Workers, create_client_plan
+from fedpeft.rounds.exchange import Transport
+from fedpeft.rounds.features import RunParts, ServerModel, attach_features
+from fedpeft.rounds.preparation import prepare
+from fedpeft.rounds.progress import RunStore
+from fedpeft.rounds.rounds import Server
+from fedpeft.rounds.sampling import FixedSize
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.simulation import Simulation
 

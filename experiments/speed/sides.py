@@ -137,7 +137,7 @@ def _run_side(
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
 
     silence_libraries()
     if framework == "plain":

@@ -23,8 +23,8 @@ from experiments.speed.workload import Case, Workload, count_operations, create_
 from fedpeft.config import RunConfig
 from fedpeft.models.kernels import measure_gemm_rates
 from fedpeft.models.task import DTYPES
-from fedpeft.run.sampling import compute_cohort_size
-from fedpeft.run.suited import settle_config
+from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.sampling import compute_cohort_size
 
 VARIANTS = {
     "plain": Variant("plain", "plain peft loop on each core, no federation"),

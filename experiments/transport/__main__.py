@@ -25,14 +25,14 @@ from experiments.transport.fleet import DOWN, UP, split_into_chunks
 from fedpeft import __version__
 from fedpeft.communication.flower_grid import get_node_id
 from fedpeft.communication.messages import Instruction, write_record
-from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.certificates import Authority, RevocationList
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.event_log import Events
-from fedpeft.deployment.gateway import Gateway
-from fedpeft.deployment.grid import GrpcGrid
-from fedpeft.deployment.members import Roster
+from fedpeft.deployment.identity.authentication import Doorkeeper
+from fedpeft.deployment.identity.certificates import Authority, RevocationList
+from fedpeft.deployment.identity.credentials import Credentials
+from fedpeft.deployment.identity.members import Roster
+from fedpeft.deployment.server.event_log import Events
+from fedpeft.deployment.server.grid import GrpcGrid
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.gateway import Gateway
 from fedpeft.models.kernels import get_cpu_name
 
 README = Path(__file__).with_name("README.md")

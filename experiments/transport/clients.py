@@ -27,7 +27,7 @@ import psutil
 import tyro
 
 from fedpeft.data.rows import load_dataset
-from fedpeft.deployment.certificates import Authority
+from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.models.kernels import get_cpu_name
 
 DOCS = Path(__file__).parents[2] / "docs" / "deploy-limits.md"
@@ -204,7 +204,8 @@ def format_table(settings: Settings, found: list[MeasuredRun]) -> str:
             "",
             textwrap.fill(
                 f"{settings.dataset}, {first['parameters']:,} parameters trained, {settings.clients} clients at a time "
-                f"of {settings.rows} rows, one thread each, {settings.rounds} rounds. {get_cpu_name()}, {os.cpu_count()} "
+                f"of {settings.rows} rows, one thread each, {settings.rounds} rounds. {get_cpu_name()}, "
+                f"{os.cpu_count()} "
                 f"cores for server, clients and other work, load average {os.getloadavg()[0]:.1f} at the end: compare "
                 "CPU seconds.",
                 120,

@@ -15,10 +15,10 @@ from pathlib import Path
 import grpc
 
 from fedpeft.communication.messages import Report
-from fedpeft.deployment.channel import CHUNK
-from fedpeft.deployment.connection import Link, LostError
-from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.channel import CHUNK
+from fedpeft.deployment.wire.connection import Link, LostError
 
 DOWN, UP = "/bare/Down", "/bare/Up"
 

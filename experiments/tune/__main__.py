@@ -11,7 +11,7 @@ import tomli_w
 
 from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import RunError
-from fedpeft.run.command import run_command
+from fedpeft.reporting.command import run_command
 from fedpeft.tuning.report import BEST
 
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ no group: it is sent a state in the layout's shapes, as under any rule, and so a
 need nothing more. It learns neither who else is in its group nor how many are.
 
 Groups are found in what single clients send. Where only a sum may be seen, or a mechanism speaks for what the server
-releases, such rules are refused (`fedpeft.run.checks`).
+releases, such rules are refused (`fedpeft.wiring.checks`).
 """
 
 from __future__ import annotations

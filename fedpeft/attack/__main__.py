@@ -21,10 +21,11 @@ from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
-from fedpeft.run import catalogue, help
-from fedpeft.run.command import run_command
-from fedpeft.run.console import silence_libraries
-from fedpeft.run.folder import load_default_settings
+from fedpeft.reporting import help_page
+from fedpeft.reporting.command import run_command
+from fedpeft.reporting.console import silence_libraries
+from fedpeft.reporting.run_folder import load_default_settings
+from fedpeft.wiring import catalogue
 
 ABOUT = """Attack a server's settings: hostile servers and clients on this machine, and what each of them learned.
 python -m fedpeft.attack run.toml --privacy secure_sum"""
@@ -60,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_attacks(arguments: list[str], console: Console) -> int:
-    if help.is_help_requested(arguments):
-        print(help.format_page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS))
+    if help_page.is_help_requested(arguments):
+        print(help_page.format_page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS))
         raise SystemExit(0)
     command = _parse_command(arguments, RunConfig())
     catalogue.use(command.plugin)

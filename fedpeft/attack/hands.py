@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from fedpeft.attack.stage import AttackStage
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment.certificates import Authority
-from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.identity.certificates import Authority
+from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.errors import PayloadError
 from fedpeft.machine.files import read
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
@@ -22,7 +22,7 @@ from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
 from fedpeft.privacy.secure_sum.contribution import Total
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.member import Member
-from fedpeft.server.masked_sum import MaskedSum
+from fedpeft.rounds.masked_sum import MaskedSum
 
 
 @dataclass(frozen=True)

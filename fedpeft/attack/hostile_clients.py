@@ -14,8 +14,8 @@ from fedpeft.attack.in_sums import LOW_ORDER, sign_keys
 from fedpeft.attack.lies import create_lie
 from fedpeft.attack.stage import Answer, AttackStage, Outcome
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.edge import EdgeClient
+from fedpeft.deployment.client.edge import EdgeClient
+from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.privacy.secure_sum import shamir, words
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import Contribution

@@ -17,8 +17,8 @@ from fedpeft.attack.colluding import Shares, SplitView, remove_masks
 from fedpeft.attack.hands import RemoteMember, SumAttacker, take_over_round
 from fedpeft.attack.stage import VICTIM, AttackStage, Outcome
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.grid import StoppedError
+from fedpeft.deployment.identity.credentials import Credentials
+from fedpeft.deployment.server.grid import StoppedError
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.collusion import count_tolerated
 from fedpeft.privacy.secure_sum.contribution import Total
@@ -27,7 +27,7 @@ from fedpeft.privacy.secure_sum.masks import unpacked
 from fedpeft.privacy.secure_sum.member import advertised
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import signature
-from fedpeft.server.masked_sum import MaskedSum
+from fedpeft.rounds.masked_sum import MaskedSum
 
 ANNOUNCED: Final = 5
 """Clients that the attacker announces."""

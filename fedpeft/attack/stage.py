@@ -24,22 +24,23 @@ import numpy as np
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
-from fedpeft.deployment import joining, serving
-from fedpeft.deployment.certificates import Authority
-from fedpeft.deployment.edge import EdgeClient
-from fedpeft.deployment.event_log import Events
-from fedpeft.deployment.federation import Federation
-from fedpeft.deployment.grid import StoppedError
+from fedpeft.deployment.client import joining
+from fedpeft.deployment.client.edge import EdgeClient
+from fedpeft.deployment.identity.certificates import Authority
+from fedpeft.deployment.identity.pinned_roster import PinnedRoster
 from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
-from fedpeft.deployment.pinned_roster import PinnedRoster
+from fedpeft.deployment.server import serving
+from fedpeft.deployment.server.event_log import Events
+from fedpeft.deployment.server.federation import Federation
+from fedpeft.deployment.server.grid import StoppedError
 from fedpeft.errors import FedpeftError
 from fedpeft.machine.terminal import Console
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.contribution import Contribution, Total
 from fedpeft.privacy.secure_sum.sum import SecureSum, sums_in
-from fedpeft.run.records import Records
-from fedpeft.server.progress import ServerState
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.progress import ServerState
 
 ALIKE: Final = 0.99
 """Correlation with a client's update from which on that update counts as read."""

@@ -93,7 +93,8 @@ ATTACKS: Final = (
     _create_client_attack(hostile_clients.low_order_keys),
     _create_client_attack(hostile_clients.leaves, stopped_by="the others: their shares suffice"),
     _create_client_attack(hostile_clients.garbage, sums=False),
-    _create_client_attack(hostile_clients.garbage_for_shares, limit="garbage for shares voids the sums of its neighbors"),
+    _create_client_attack(hostile_clients.garbage_for_shares,
+                          limit="garbage for shares voids the sums of its neighbors"),
 )  # fmt: skip
 """All attacks, in the order in which they run."""
 

@@ -17,13 +17,13 @@ from fedpeft.attack.stage import VICTIM, AttackStage, Outcome
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import Release, compute_digest, format_form
-from fedpeft.deployment.announcements import Announcements
-from fedpeft.deployment.gateway import Gateway
-from fedpeft.deployment.session import Session
-from fedpeft.deployment.signing import SignedStatement
+from fedpeft.deployment.identity.signing import SignedStatement
+from fedpeft.deployment.transcript.announcements import Announcements
+from fedpeft.deployment.wire.gateway import Gateway
+from fedpeft.deployment.wire.session import Session
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
-from fedpeft.server.dispatch import Broadcast
+from fedpeft.rounds.dispatch import Broadcast
 
 Sent = Callable[[Broadcast, Instruction], Instruction]
 Recorded = Callable[[Broadcast, Release], Release]

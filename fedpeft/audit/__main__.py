@@ -21,8 +21,8 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import sums_in
-from fedpeft.run.command import run_command, tell_notes
-from fedpeft.run.console import create_summary_table
+from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.console import create_summary_table
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
     """
     from fedpeft.audit.membership import attack_membership
     from fedpeft.config import read_config
-    from fedpeft.run.console import ConsoleObserver
-    from fedpeft.run.folder import refuse_servers_run
+    from fedpeft.reporting.console import ConsoleObserver
+    from fedpeft.reporting.run_folder import refuse_servers_run
     from fedpeft.simulation.simulation import Simulation
 
     rows = []
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_audit(command: Command, console: Console) -> int:
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
 
     silence_libraries()
     if command.runs and command.audit != CanaryAudit():

@@ -52,9 +52,9 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import CohortForm, Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.server.acceptance import ReportReceiver
-from fedpeft.server.progress import ServerState
-from fedpeft.server.sampling import TurnTaking
+from fedpeft.rounds.acceptance import ReportReceiver
+from fedpeft.rounds.progress import ServerState
+from fedpeft.rounds.sampling import TurnTaking
 
 VISIBLE = 10.0
 """A canary's contribution, in clipping norms: clipping must cut it."""

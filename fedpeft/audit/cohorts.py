@@ -12,7 +12,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 from scipy.stats import binom
 
 from fedpeft.audit.bounds import LARGEST, find_largest_refuted
-from fedpeft.run.observer import RoundResult
+from fedpeft.reporting.observer import RoundResult
 
 STEP = 1e-4
 """Of the grid that losses are rounded to."""

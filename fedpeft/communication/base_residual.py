@@ -226,8 +226,8 @@ class HeldBase:
     filled: bool
 
     def update(self, round_number: int, version: int, acknowledged: int, payload: bytes) -> None:
-        """Make `version`, which `round_number` needs, from that of the round `acknowledged` (0: none, the plain base) and what
-        the server sent.
+        """Make `version`, which `round_number` needs, from that of the round `acknowledged` (0: none, the plain base)
+        and what the server sent.
 
         Raises:
             PayloadError: the payload does not fit these layers, or nothing belongs into the base.

@@ -272,7 +272,9 @@ class Downlink:
         return self._strategy.ranks(self._layout, form, self._seed, self._round, client)
 
     def get_digests(self, form: AdapterShape | None) -> dict[str, str]:
-        """Return the digests of the states in a `form`, by `format_state_name`; in their place why clients can't compare."""
+        """Return the digests of the states in a `form`, by `format_state_name`; in their place why clients can't
+        compare.
+        """
         why = explain_uncompared(self._strategy, self._layout, self._codec, form, self._seed, self._round)
         return {
             format_state_name(form, newcomer): why or self._compute_digest(form, newcomer)

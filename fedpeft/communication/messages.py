@@ -84,7 +84,8 @@ class Instruction:
         bits: precision of the update, a parameter; 0: the codec's own.
         base_precision: of the client's frozen base; empty: the run's own.
         adapter_precision: of the adapter as the client holds it, before and after training.
-        residual: what brings a remote client's base to version `base` (`Residual.encode_payload`); clients on the server's
+        residual: what brings a remote client's base to version `base` (`Residual.encode_payload`); clients on the
+            server's
             machine read it from a file instead.
         told: what the sums before round 1 have told, encoded: shares of the classes among all rows
             (`fedpeft.clients.label_shift`), or how features are whitened (`fedpeft.aggregation.whitening`); empty:
@@ -94,7 +95,7 @@ class Instruction:
             (`fedpeft.communication.release.write_released`), as the client has them from a record of the server's;
             empty: it is not compared.
         recorded: digest of the content that the server's record of the round gives all clients alike, as the client has
-            it from the record (`fedpeft.deployment.round_record`); empty: there are no records.
+            it from the record (`fedpeft.deployment.transcript.round_record`); empty: there are no records.
         step: of a secure sum (`fedpeft.privacy.secure_sum.member`), from 1; the third is to prepare, or to train; 0:
             the answer is not summed under masks.
         said: what the others in the sum say to this client, as the server passes it on.

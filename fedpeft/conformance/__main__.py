@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from fedpeft.errors import ConfigError
-from fedpeft.run.command import run_command
+from fedpeft.reporting.command import run_command
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def check(command: Command) -> int:
         FedpeftError: there is no pytest, or no such plugin, or it holds no parts.
     """
     from fedpeft import plugins
-    from fedpeft.run import catalogue
+    from fedpeft.wiring import catalogue
 
     if importlib.util.find_spec("pytest") is None:
         raise ConfigError(
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
 
     silence_libraries()
     sys.exit(main())

@@ -10,7 +10,7 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.conformance import list_tested_parts
 from fedpeft.conformance.test_parts import build_with_defaults
-from fedpeft.server.acceptance import check_statistics
+from fedpeft.rounds.acceptance import check_statistics
 
 WIDTH, CLASSES, CLIENTS = 6, 4, (7, 1, 12)
 NAMES = list_tested_parts(HEADS)

@@ -15,7 +15,7 @@ from fedpeft.data.cached_rows import hash_rows
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.parts import format_part, name_of
-from fedpeft.run.catalogue import ALL
+from fedpeft.wiring.catalogue import ALL
 
 PARTS = [
     pytest.param(family, name, id=f"{family.group}.{name}") for family in ALL for name in list_tested_parts(family)

@@ -30,7 +30,7 @@ from fedpeft.models.quantized import PRECISIONS, quantize, round_to_quantized
 from fedpeft.models.task import TASKS, find_trainable, get_adapter_dtype
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.checks.rules import check_method
+from fedpeft.wiring.checks.rules import check_method
 
 
 @pytest.mark.parametrize("name", NAMES)

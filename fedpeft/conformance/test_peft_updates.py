@@ -18,7 +18,7 @@ from fedpeft.conformance.peft_cases import Case, each_method
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import subtract_states
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.checks.rules import check_method
+from fedpeft.wiring.checks.rules import check_method
 
 
 @each_method

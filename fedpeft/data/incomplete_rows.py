@@ -77,7 +77,8 @@ class CompleteRecords:
             raise DataError(f"FP3062 {self.source}: {self._describe_missing()}; {cure}{hint}")
         if self._rows and self._left_out == self._rows:
             raise DataError(
-                f"FP3063 {self.source} has no row that is complete: {self._describe_missing()}; the first that lacks something has "
+                f"FP3063 {self.source} has no row that is complete: {self._describe_missing()}; the first that "
+                f"lacks something has "
                 f"the columns {self._columns}"
             )
 

@@ -211,7 +211,8 @@ class LabelColumn:
         if self.asked == "auto" and all(number.is_integer() for number in numbers):
             where, value = self._first["number"]
             raise DataError(
-                f"FP3071 {where}: the column {self.column!r} holds whole numbers written as {shorten_value(value)}; say "
+                f"FP3071 {where}: the column {self.column!r} holds whole numbers written as "
+                f"{shorten_value(value)}; say "
                 "whether they are label_type=number, to be predicted, or label_type=class"
             )
         return Labels("number", numbers, (), self._note("regression: numbers with fractions"))

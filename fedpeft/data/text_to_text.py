@@ -94,7 +94,8 @@ def read_pair_rows(path: str, read: str, target: str, given: TableFormat = DETEC
 def _get_text(record: Mapping[str, Any], column: str, place: str, source: str) -> str:
     if column not in record:
         raise DataError(
-            f"FP3006 {name_incomplete_part(place, source)} has no column {column!r}; {suggest_legal(column, map(str, record))}"
+            f"FP3006 {name_incomplete_part(place, source)} has no column {column!r}; "
+            f"{suggest_legal(column, map(str, record))}"
         )
     value, where = record[column], f"{place} of {source}"
     if not isinstance(value, str) or not value.strip():

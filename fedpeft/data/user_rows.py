@@ -134,7 +134,8 @@ def read(source: str, records: Records, names: Names) -> Table:
             value = _get_value(record, names.owner, "owner", lacks, names.ask)
             if not isinstance(value, (str, int)):
                 raise DataError(
-                    f"FP3153 {where}: the column {names.owner!r} must hold a word or an integer, got {shorten_value(value)}"
+                    f"FP3153 {where}: the column {names.owner!r} must hold a word or an integer, got "
+                    f"{shorten_value(value)}"
                 )
             waiting.append(known.setdefault(str(value).strip(), len(known)))
             if len(waiting) == spooled.ROWS:
@@ -169,7 +170,8 @@ def _get_text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -
                 "token_labels: file(..., text=tokens, label=ner_tags)"
             )
             raise DataError(
-                f"FP3154 {where}: the column {column!r} must hold text, got {shorten_value(value)}{hint if words else ''}"
+                f"FP3154 {where}: the column {column!r} must hold text, got "
+                f"{shorten_value(value)}{hint if words else ''}"
             )
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
             raise DataError(f"FP3152 {where}: the column {column!r} holds half of a character (a lone surrogate)")
@@ -278,7 +280,9 @@ def _encode_owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
 def _encode_labels(
     tables: Sequence[Labels | None], name: str, column: str, told: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...] | None, list[NDArray[Any] | None]]:
-    """Label names, and each table's labels as numbers; the first table is the training rows'. `told`: see `KnownLabels`."""
+    """Label names, and each table's labels as numbers; the first table is the training rows'. `told`: see
+    `KnownLabels`.
+    """
     if told is not None and (why := _has_no_names(tables[0])):
         raise DataError(f"FP3156 {name}: labels={','.join(told)!r} names classes, and {why}; leave it out")
     if tables[0] is None:

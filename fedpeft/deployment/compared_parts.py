@@ -18,7 +18,7 @@ from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
 from fedpeft.parts import Family
 from fedpeft.plugins import GROUPS, Plugin, explain_absence
-from fedpeft.run.catalogue import ALL, find_used_parts
+from fedpeft.wiring.catalogue import ALL, find_used_parts
 
 MOST: Final = 100
 """Parts that a server may tell."""

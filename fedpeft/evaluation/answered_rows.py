@@ -32,7 +32,7 @@ from fedpeft.evaluation.word_labels import label_words
 from fedpeft.machine import files
 from fedpeft.machine.spreadsheet import escape_cell
 from fedpeft.models import scoring
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 
 ROWS = 512
 """Rows of the file that are in memory at a time."""

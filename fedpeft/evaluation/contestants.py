@@ -19,10 +19,10 @@ from fedpeft.machine.files import make_private_folder, raise_write_errors
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
-from fedpeft.run.final_score import save
-from fedpeft.run.finished import FinishedRun, clone_modules
-from fedpeft.run.folder import refuse_servers_run
-from fedpeft.run.observer import RunObserver
+from fedpeft.reporting.final_score import save
+from fedpeft.reporting.finished_run import FinishedRun, clone_modules
+from fedpeft.reporting.observer import RunObserver
+from fedpeft.reporting.run_folder import refuse_servers_run
 from fedpeft.simulation.alone import train_one_alone
 from fedpeft.simulation.simulation import Simulation
 

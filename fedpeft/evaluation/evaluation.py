@@ -22,12 +22,12 @@ from fedpeft.evaluation.contestants import BASE, Contestant, Contestants
 from fedpeft.evaluation.held_out import Measures, evaluate_held_out
 from fedpeft.evaluation.lm_eval import Tasks
 from fedpeft.machine import files, kept_states
+from fedpeft.machine.json_values import convert_to_plain
 from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.models.task import FederatedModel
-from fedpeft.run.finished import FinishedRun
-from fedpeft.run.observer import RunObserver
-from fedpeft.run.records import convert_to_plain
-from fedpeft.run.target_lines import describe_undefined
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.observer import RunObserver
+from fedpeft.reporting.target_lines import describe_undefined
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from fedpeft.data.examples import Examples
 from fedpeft.models import scoring
 from fedpeft.models.task import FederatedModel, Task
-from fedpeft.run.observer import compute_perplexity
+from fedpeft.reporting.observer import compute_perplexity
 
 Measures = dict[str, float]
 """Numbers by name."""

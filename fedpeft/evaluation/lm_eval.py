@@ -25,7 +25,7 @@ from fedpeft.data.tokens import build_token_rows, get_padding_id
 from fedpeft.errors import AssetError, ConfigError, FedpeftError
 from fedpeft.models import scoring
 from fedpeft.models.task import TASKS, FederatedModel
-from fedpeft.run.observer import RunObserver
+from fedpeft.reporting.observer import RunObserver
 
 NEW_TOKENS = 256
 """Of an answer where a task does not say, as lm-eval's own models have it."""

@@ -9,7 +9,7 @@ from fedpeft.data.examples import IGNORED
 from fedpeft.data.rows import Rows
 from fedpeft.models import scoring
 from fedpeft.models.task import FederatedModel
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 
 CUT = ""
 """The label of a word that the model does not read: it lies behind the run's longest row, or has no token."""

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 
 if TYPE_CHECKING:
     from fedpeft.config import RunConfig
-    from fedpeft.run.workers import Workers
+    from fedpeft.reporting.workers import Workers
 
 STATE = Path("~/.local/state/fedpeft/flower")
 """Where clients' own state is kept between rounds, by run."""
@@ -38,7 +38,7 @@ class _Silent:
 def _get_workers(config: RunConfig, run: int) -> Workers:
     """The one worker of this configuration's simulation, its frozen layers computed."""
     from fedpeft.config import build_config
-    from fedpeft.run.console import silence_libraries
+    from fedpeft.reporting.console import silence_libraries
     from fedpeft.simulation.simulation import Simulation
 
     silence_libraries()

@@ -15,7 +15,7 @@ import tomli_w
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import raise_write_errors, replace
-from fedpeft.run.command import run_command
+from fedpeft.reporting.command import run_command
 
 HEADER = "[tool.flwr.app.config]\n"
 

@@ -14,7 +14,7 @@ from fedpeft.errors import FedpeftError
 from fedpeft.flower.grid import FlowerGrid
 from fedpeft.flower.settings import read_config, read_nodes
 from fedpeft.machine.terminal import Console
-from fedpeft.run.summary import show
+from fedpeft.reporting.summary import show
 from fedpeft.simulate import simulate
 
 FLOWERS_LOGGER = "flwr"

@@ -122,7 +122,8 @@ def aggregate_arrays(rule: Any, round_number: int, arrays: Arrays, cohort: Seque
         found = None if listed is None else dict(zip(arrays, listed, strict=True))
     if found is None:
         raise RunError(
-            f"FP5139 {method} gave no arrays in round {round_number}: it refuses the replies of a cohort of {len(cohort)} "
+            f"FP5139 {method} gave no arrays in round {round_number}: it refuses the replies of a cohort of "
+            f"{len(cohort)} "
             "clients"
         )
     _check_made(method, round_number, found, arrays)

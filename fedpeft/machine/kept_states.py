@@ -38,8 +38,8 @@ _changing = threading.RLock()
 
 
 def hold(folder: Path) -> None:
-    """Keep a store from being removed until the run (`keep_states`), or this process, ends, and note that it has been used;
-    waits for a removal.
+    """Keep a store from being removed until the run (`keep_states`), or this process, ends, and note that it has been
+    used; waits for a removal.
 
     Raises:
         PermissionError: the store is another user's.

@@ -71,8 +71,8 @@ def restore_sigterm() -> Iterator[None]:
 def get_forkserver() -> ForkServerContext:
     """Processes are forked from one that has imported everything and done nothing else: fast, and in shared memory.
 
-    That one keeps the environment of the moment when it was first needed: `get_storage_variables` are handed to who is forked later.
-    It ignores Ctrl-C from its first moment on, and so does who is forked.
+    That one keeps the environment of the moment when it was first needed: `get_storage_variables` are handed to who is
+    forked later. It ignores Ctrl-C from its first moment on, and so does who is forked.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedpeft.clients.preload"])

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
-from fedpeft.run.measurement import Measurement, ScoredRun, TrainedRun
+from fedpeft.wiring.measurement import Measurement, ScoredRun, TrainedRun
 
 if TYPE_CHECKING:
-    from fedpeft.run.setup import Setup
+    from fedpeft.wiring.setup import Setup
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
-from fedpeft.run.measurement import Measurement, ScoredRun, TrainedRun
+from fedpeft.wiring.measurement import Measurement, ScoredRun, TrainedRun
 
 if TYPE_CHECKING:
-    from fedpeft.run.setup import Setup
     from fedpeft.trust.question import Question
+    from fedpeft.wiring.setup import Setup
 
 PLACES = ("auto", "server", "clients")
 
@@ -60,7 +60,7 @@ class Calibration(Measurement):
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
         """Calibrate on clients' held-out examples, if they are asked."""
-        from fedpeft.server.calibration import calibrate_on_clients
+        from fedpeft.rounds.calibration import calibrate_on_clients
 
         if not self.asks_clients(run.setup):
             return {}

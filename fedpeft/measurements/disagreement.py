@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.parts import setting
-from fedpeft.run.measurement import Measurement, TrainedRun
+from fedpeft.wiring.measurement import Measurement, TrainedRun
 
 if TYPE_CHECKING:
-    from fedpeft.server.features import RunParts
-    from fedpeft.server.hooks import RoundHook
+    from fedpeft.rounds.features import RunParts
+    from fedpeft.rounds.hooks import RoundHook
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Disagreement(Measurement):
 
     def attach(self, run: RunParts) -> RoundHook | None:
         """Compare the updates of each round, unless privacy hides them."""
-        from fedpeft.server.disagreement import DisagreementHook
+        from fedpeft.rounds.disagreement import DisagreementHook
 
         protected = run.setup.secure_sum is not None or run.setup.mechanism is not None
         return None if protected else DisagreementHook(run.setup)
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
         """Describe what the kept adapter has learned, and evaluate it without leading directions."""
-        from fedpeft.server.learned import has_products, measure_causal_effect, summarize_run
+        from fedpeft.rounds.learned import has_products, measure_causal_effect, summarize_run
 
         found = summarize_run(run.setup, run.state, run.records.read("disagreement.jsonl"))
         state, residual = run.state.result
@@ -45,7 +45,7 @@ class Disagreement(Measurement):
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
         """Return how clients cancel each other, who stands apart, and what leading directions are worth."""
-        from fedpeft.server.learned import CAUSAL
+        from fedpeft.rounds.learned import CAUSAL
 
         lines = {}
         if section.get("cancelled") is not None:

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.run.energy import EnergySettings
-from fedpeft.run.measurement import ScoredRun
-from fedpeft.run.profiles import list_distinct
+from fedpeft.wiring.energy import EnergySettings
+from fedpeft.wiring.measurement import ScoredRun
+from fedpeft.wiring.profiles import list_distinct
 
 if TYPE_CHECKING:
-    from fedpeft.run.setup import Setup
+    from fedpeft.wiring.setup import Setup
 
 
 @dataclass(frozen=True)
 class Energy(EnergySettings):
-    """What clients' work and traffic takes (`fedpeft.run.energy`); a profile's own numbers stand in front of these."""
+    """What clients' work and traffic takes (`fedpeft.wiring.energy`); a profile's own numbers stand in front of
+    these.
+    """
 
     def check(self, setup: Setup) -> None:
         """Refuse clients whose watts nobody knows, and steps that privacy counts."""
@@ -34,7 +36,7 @@ class Energy(EnergySettings):
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Sum up the records, unless it is a secret who took part."""
-        from fedpeft.server.energy import summarize_energy
+        from fedpeft.rounds.energy import summarize_energy
 
         if run.secret:
             return None

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
-from fedpeft.run.measurement import Measurement, ScoredRun
+from fedpeft.wiring.measurement import Measurement, ScoredRun
 
 if TYPE_CHECKING:
-    from fedpeft.run.setup import Setup
-    from fedpeft.server.features import RunParts
-    from fedpeft.server.hooks import RoundHook
+    from fedpeft.rounds.features import RunParts
+    from fedpeft.rounds.hooks import RoundHook
+    from fedpeft.wiring.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Ensemble(Measurement):
 
     def attach(self, run: RunParts) -> RoundHook:
         """Keep the last states on the disk."""
-        from fedpeft.server.ensemble import STATES, EnsembleHook
+        from fedpeft.rounds.ensemble import STATES, EnsembleHook
 
         return EnsembleHook(run.store.records.folder / STATES, self.last)
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Score the states on the test examples, alone and together."""
-        from fedpeft.server.ensemble import STATES
+        from fedpeft.rounds.ensemble import STATES
         from fedpeft.simulation.ensemble import evaluate_ensemble
 
         assert run.simulation is not None

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedpeft.parts import setting
-from fedpeft.run.measurement import Measurement, NewRun
+from fedpeft.wiring.measurement import Measurement, NewRun
 
 if TYPE_CHECKING:
     from fedpeft.answers.exam import Exam
-    from fedpeft.run.setup import Setup
-    from fedpeft.server.features import RunParts
-    from fedpeft.server.hooks import RoundHook
+    from fedpeft.rounds.features import RunParts
+    from fedpeft.rounds.hooks import RoundHook
+    from fedpeft.wiring.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,19 @@ class Evaluate(Measurement):
 
     def check(self, setup: Setup) -> None:
         """Refuse models that answer no questions."""
-        from fedpeft.run.examined import check_evaluate
+        from fedpeft.wiring.exam import check_evaluate
 
         check_evaluate(setup, self)
 
     def begin(self, run: NewRun) -> Exam:
         """Read the questions."""
-        from fedpeft.run.examined import make_exam
+        from fedpeft.wiring.exam import make_exam
 
         return make_exam(self, run.setup, run.validation(), run.say)
 
     def attach(self, run: RunParts) -> RoundHook | None:
         """Ask the questions every few rounds."""
-        from fedpeft.server.examiner import Examiner
+        from fedpeft.rounds.examiner import Examiner
 
         if run.model.answer is None:
             return None

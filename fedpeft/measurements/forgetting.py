@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fedpeft.errors import ConfigError
 from fedpeft.families import DATASETS
 from fedpeft.parts import setting
-from fedpeft.run.measurement import Measurement, NewRun, ScoredRun
+from fedpeft.wiring.measurement import Measurement, NewRun, ScoredRun
 
 if TYPE_CHECKING:
-    from fedpeft.run.setup import Setup
+    from fedpeft.wiring.setup import Setup
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
-from fedpeft.run.measurement import Measurement, TrainedRun
-from fedpeft.run.profiles import list_distinct
+from fedpeft.wiring.measurement import Measurement, TrainedRun
+from fedpeft.wiring.profiles import list_distinct
 
 if TYPE_CHECKING:
-    from fedpeft.run.setup import Setup
+    from fedpeft.wiring.setup import Setup
 
 
 def has_kronecker_factors(setup: Setup) -> bool:

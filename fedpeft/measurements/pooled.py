@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedpeft.run.measurement import Measurement, ScoredRun, TrainedRun
+from fedpeft.wiring.measurement import Measurement, ScoredRun, TrainedRun
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fedpeft.run.validation import Validation
+from fedpeft.wiring.validation import Validation
 
 part = Validation

@@ -345,7 +345,9 @@ def get_sequences(examples: Examples) -> Examples:
 
 
 def start_from_store(examples: Examples, store: ActivationCache) -> Examples:
-    """`examples` from the lowest adapted block on, where `store` keeps what the frozen model makes of `get_sequences`."""
+    """`examples` from the lowest adapted block on, where `store` keeps what the frozen model makes of
+    `get_sequences`.
+    """
     hidden = HiddenRows(store)
     return PairRows(hidden, examples.cut) if isinstance(examples, PairRows) else hidden
 

@@ -73,7 +73,8 @@ def load_base(
     missing = sorted(report["missing_keys"])
     if used := _find_used_weights(base, directory, read, missing):
         raise ModelError(
-            f"FP4029 the checkpoint in {directory} lacks {format_names(used)}, which {type(base).__name__} needs here and "
+            f"FP4029 the checkpoint in {directory} lacks {format_names(used)}, which {type(base).__name__} "
+            f"needs here and "
             "would draw at random at every load; take a checkpoint that has them"
         )
     if missing:
@@ -140,14 +141,16 @@ def _find_used_weights(base: nn.Module, directory: Path, read: Read, missing: Co
         if any(hasattr(base.config, of) for of in ("vision_config", "audio_config")):
             raise ModelError(
                 f"FP4031 {type(base).__name__}, the model in {directory}, is one of texts with images or sounds, and "
-                f"can't read rows as this task gives them ({describe_error(error)}); take a checkpoint of a language model "
+                f"can't read rows as this task gives them ({describe_error(error)}); take a checkpoint of a "
+                f"language model "
                 "alone, or of a text encoder or vision transformer"
             ) from error
         _check_reads_rows(base, directory)
         other = "--dtype fp32, " if base.dtype == torch.bfloat16 else ""
         raise ModelError(
             f"FP4032 {type(base).__name__}, the model in {directory}, can't read rows as this task gives them, in "
-            f"{str(base.dtype).removeprefix('torch.')} ({describe_error(error)}); take {other}a text encoder such as minilm, a "
+            f"{str(base.dtype).removeprefix('torch.')} ({describe_error(error)}); take {other}a text encoder "
+            f"such as minilm, a "
             "causal language model such as smollm2, or a vision transformer such as dinov2_small"
         ) from error
     _check_output(output, row, f"{type(base).__name__}, the model in {directory},")

@@ -69,7 +69,7 @@ def save(
             model.base.save_pretrained(str(target))  # type: ignore[operator]
         (target / "README.md").unlink(
             missing_ok=True
-        )  # an empty form; `fedpeft.run.exports.model_card` writes one with content
+        )  # an empty form; `fedpeft.reporting.exports.model_card` writes one with content
         if (target / ADAPTER_CONFIG).is_file():
             _describe(target / ADAPTER_CONFIG, base_name, model.peft_task)
         head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}
@@ -165,7 +165,9 @@ def add(folder: Path, tensors: State) -> None:
 
 
 def record_marks(base: nn.Module, modules: Iterable[str]) -> dict[str, list[float]]:
-    """By module, some entries of the frozen linear layer there, by which `has_same_marks` knows it again in any precision."""
+    """By module, some entries of the frozen linear layer there, by which `has_same_marks` knows it again in any
+    precision.
+    """
     found = {}
     for path in sorted(modules):
         try:

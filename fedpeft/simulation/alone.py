@@ -22,8 +22,8 @@ from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import start_for
 from fedpeft.communication.messages import Instruction
 from fedpeft.peft.adapter import AdapterShape, Layout, State
-from fedpeft.run.final_score import save
-from fedpeft.server.best_state import BestState
+from fedpeft.reporting.final_score import save
+from fedpeft.rounds.best_state import BestState
 from fedpeft.simulation.simulation import Simulation
 
 FOLDER = "alone"

@@ -25,7 +25,7 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import AssetError
 from fedpeft.models.quantized import quantize
 from fedpeft.peft import saved_adapter
-from fedpeft.run.records import Records
+from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 SPARE = 4

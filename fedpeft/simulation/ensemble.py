@@ -20,10 +20,10 @@ from fedpeft.machine.files import check_regular_file
 from fedpeft.models.scoring import compute_logits, score_batches
 from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.peft.adapter import State
-from fedpeft.run.setup import Setup, load_adapted_model
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.trust.calibration import CalibrationResult
 from fedpeft.trust.questions.reliability import Reliability
+from fedpeft.wiring.setup import Setup, load_adapted_model
 
 RELIABILITY = Reliability()
 

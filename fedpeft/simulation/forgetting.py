@@ -26,8 +26,8 @@ from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
-from fedpeft.run.setup import Setup
 from fedpeft.simulation.probe import fit_linear_probe
+from fedpeft.wiring.setup import Setup
 
 PROBE_ROWS, TEST_ROWS = 800, 400
 """At most so many rows of the second task are used, a fixed stratified choice."""

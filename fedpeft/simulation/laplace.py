@@ -12,14 +12,14 @@ from fedpeft.clients.curvature import compute_logit_gradients
 from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.rows import limit_rows
 from fedpeft.peft.adapter import State
-from fedpeft.run.setup import Setup
-from fedpeft.server.questions import Questions
+from fedpeft.rounds.questions import Questions
 from fedpeft.simulation.ensemble import load_model, put
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.trust.calibration import CalibrationResult
 from fedpeft.trust.kronecker import Curvature, apply_probit, compute_covariance, find_best_variance, name_sums
 from fedpeft.trust.questions.kronecker import Kronecker
 from fedpeft.trust.questions.reliability import Reliability
+from fedpeft.wiring.setup import Setup
 
 if TYPE_CHECKING:
     from fedpeft.measurements.laplace import Laplace

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedpeft.run.final_score import FinalScore, note_undefined
-from fedpeft.run.records import Records
+from fedpeft.reporting.final_score import FinalScore, note_undefined
+from fedpeft.reporting.records import Records
 from fedpeft.simulation.captions import measure_captions
 from fedpeft.simulation.probe import ProbeResult
 from fedpeft.simulation.simulation import Simulation

@@ -20,10 +20,10 @@ from fedpeft import seeds
 from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker, get_result
 from fedpeft.peft.adapter import State
-from fedpeft.run.final_score import FinalScore, save
-from fedpeft.run.setup import Setup
-from fedpeft.server.progress import ServerState
+from fedpeft.reporting.final_score import FinalScore, save
+from fedpeft.rounds.progress import ServerState
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.setup import Setup
 
 POOLED = "centralised"
 """Folder, in a run's own, of the adapter of the pooled rows."""

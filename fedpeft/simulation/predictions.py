@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedpeft.models.scoring import Scores
-from fedpeft.run.records import Records
+from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 LISTED = 10_000

@@ -32,12 +32,12 @@ from fedpeft.models import scoring
 from fedpeft.models.target_measures import measure_classes
 from fedpeft.models.task import Task
 from fedpeft.models.tasks.classification import RowTask
-from fedpeft.run.observer import RunObserver
-from fedpeft.run.reuse import is_pooled
-from fedpeft.run.setup import Setup
-from fedpeft.run.workers import Workers
+from fedpeft.reporting.observer import RunObserver
+from fedpeft.reporting.workers import Workers
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.simulation.target_probes import Part, fit_number_probe, label_probe
+from fedpeft.wiring.activation_cache import is_pooled
+from fedpeft.wiring.setup import Setup
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 """Candidates for scikit-learn's C, the inverse of the regularisation."""

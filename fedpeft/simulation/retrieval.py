@@ -23,9 +23,9 @@ from fedpeft.models.ranking import PairSides, rank_documents, rank_queries
 from fedpeft.models.scoring import score_together
 from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
 from fedpeft.peft import saved_adapter
-from fedpeft.run.setup import Setup
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.setup import Setup
 
 if TYPE_CHECKING:
     from fedpeft.measurements.clones import Clones

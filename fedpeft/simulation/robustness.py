@@ -19,10 +19,10 @@ from fedpeft.models.quantized import quantize
 from fedpeft.models.scoring import compute_logits, score_batches
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
-from fedpeft.run.setup import Setup
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.trust.attacked import STRENGTHS, find_worst, get_embedding
 from fedpeft.trust.corruption import Neighbours, corrupt, list_corruptions
+from fedpeft.wiring.setup import Setup
 
 if TYPE_CHECKING:
     from fedpeft.measurements.robustness import Robustness

@@ -15,8 +15,8 @@ from fedpeft.data.rows import Dataset, Rows, join_rows, load_dataset, split_off_
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import DataError
 from fedpeft.models.task import TASKS
-from fedpeft.run.facts import DatasetInfo
-from fedpeft.run.suited import partition_of
+from fedpeft.wiring.auto_defaults import partition_of
+from fedpeft.wiring.dataset_info import DatasetInfo
 
 
 @dataclass(frozen=True, eq=False)

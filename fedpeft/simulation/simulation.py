@@ -32,28 +32,28 @@ from fedpeft.privacy.engine import KEY, PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.privacy.secure_sum.contribution import entries
-from fedpeft.run.catalogue import check_parts
-from fedpeft.run.energy import EnergySettings
-from fedpeft.run.final_score import Scorer
-from fedpeft.run.measurement import NewRun
-from fedpeft.run.observer import RunObserver
-from fedpeft.run.private_plan import note_unused_training, plan_training, restore_start_share
-from fedpeft.run.profiles import compute_chances, count_clients, keep_profiles, list_distinct, load_groups
-from fedpeft.run.records import Records
-from fedpeft.run.sampling import build_aware_sampler, compute_cohort_size
-from fedpeft.run.setup import Setup
-from fedpeft.run.workers import Machine, Workers, create_client_plan, create_work_plan
-from fedpeft.server.energy import AwarePopulation, EnergyTracker
-from fedpeft.server.evaluation import HELD_OUT
-from fedpeft.server.exchange import Transport
-from fedpeft.server.features import RunParts, ServerModel, attach_features, check_features
-from fedpeft.server.preparation import get_noised_shapes, prepare
-from fedpeft.server.progress import Checkpoints, RunStore, ServerState
-from fedpeft.server.rounds import Server, never_stop
-from fedpeft.server.sampling import Population, Sampler, create_population
+from fedpeft.reporting.final_score import Scorer
+from fedpeft.reporting.observer import RunObserver
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.workers import Machine, Workers, create_client_plan, create_work_plan
+from fedpeft.rounds.energy import AwarePopulation, EnergyTracker
+from fedpeft.rounds.evaluation import HELD_OUT
+from fedpeft.rounds.exchange import Transport
+from fedpeft.rounds.features import RunParts, ServerModel, attach_features, check_features
+from fedpeft.rounds.preparation import get_noised_shapes, prepare
+from fedpeft.rounds.progress import Checkpoints, RunStore, ServerState
+from fedpeft.rounds.rounds import Server, never_stop
+from fedpeft.rounds.sampling import Population, Sampler, create_population
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, compute_attacked_labels
 from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.wiring.catalogue import check_parts
+from fedpeft.wiring.energy import EnergySettings
+from fedpeft.wiring.measurement import NewRun
+from fedpeft.wiring.private_plan import note_unused_training, plan_training, restore_start_share
+from fedpeft.wiring.profiles import compute_chances, count_clients, keep_profiles, list_distinct, load_groups
+from fedpeft.wiring.sampling import build_aware_sampler, compute_cohort_size
+from fedpeft.wiring.setup import Setup
 
 
 class Simulation:

@@ -6,9 +6,9 @@ from typing import Any
 
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.models.scoring import Scores
-from fedpeft.run.plots import plot_tasks
-from fedpeft.run.records import Records
-from fedpeft.run.task_measures import summarize_tasks
+from fedpeft.reporting.plots import plot_tasks
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.task_measures import summarize_tasks
 from fedpeft.simulation.simulation import Simulation
 
 PICTURE = "tasks.svg"

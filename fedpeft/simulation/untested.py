@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from fedpeft.run.final_score import FinalScore, save
-from fedpeft.run.observer import compute_perplexity
-from fedpeft.run.records import Records
-from fedpeft.run.summary import OWN_VALIDATION_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
-from fedpeft.server.best_state import summarize_validation
-from fedpeft.server.evaluation import OwnRows
+from fedpeft.reporting.final_score import FinalScore, save
+from fedpeft.reporting.observer import compute_perplexity
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.summary import OWN_VALIDATION_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
+from fedpeft.rounds.best_state import summarize_validation
+from fedpeft.rounds.evaluation import OwnRows
 from fedpeft.simulation.simulation import Simulation
 
 

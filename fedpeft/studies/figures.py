@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft.models.calibration import BINS
-from fedpeft.run.plots import plot_rounds
+from fedpeft.reporting.plots import plot_rounds
 from fedpeft.studies import task_figures, trust_figures
 from fedpeft.studies.curve_figures import BANDS, draw_curves, draw_curves_apart
 from fedpeft.studies.dot_plots import draw_accuracy_against, draw_time_and_memory

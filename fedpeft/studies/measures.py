@@ -123,7 +123,7 @@ def get_server_seconds(result: Result) -> float | None:
 
 
 def read_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
-    """A measure of tasks one after the other (`fedpeft.run.task_measures`)."""
+    """A measure of tasks one after the other (`fedpeft.reporting.task_measures`)."""
 
     def found(result: Result) -> float | None:
         measured = ((result.summary or {}).get("tasks") or {}).get(kind) or {}

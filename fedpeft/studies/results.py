@@ -30,10 +30,10 @@ from fedpeft.machine import files
 from fedpeft.models.calibration import calibrate
 from fedpeft.models.client_accuracy import compute_client_accuracies, compute_worst_tenth
 from fedpeft.plugin_files import shorten_version
-from fedpeft.run.folder import describe_unfinished, resume_command
-from fedpeft.run.own_files import MadeOf, load_record, parse_record
-from fedpeft.run.records import Records
-from fedpeft.run.summary import OWN_ROWS, OWN_VALIDATION_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.run_folder import describe_unfinished, resume_command
+from fedpeft.reporting.summary import OWN_ROWS, OWN_VALIDATION_ROWS, VALIDATION_ROWS, Costs, Quality, Summary
+from fedpeft.reporting.user_files import MadeOf, load_record, parse_record
 from fedpeft.studies.line_types import EACH_ROUND, check_size, check_values
 from fedpeft.studies.statistics import TestCounts
 
@@ -60,7 +60,8 @@ class Result:
         config: the resolved settings, as they were stored.
         settled: those that the run has planned itself, where they are others.
         plugin: where its parts from outside came from (`fedpeft.plugins.Plugin.record`).
-        made_of: the user's own files that it was made of (`fedpeft.run.own_files`); empty: none, it is private, or an
+        made_of: the user's own files that it was made of (`fedpeft.reporting.user_files`); empty: none, it is private,
+            or an
             earlier version has made it.
         status: finished or failed.
         seed: the run's seed.
@@ -183,7 +184,7 @@ def unpack(packed: Mapping[str, Any]) -> NDArray[np.float64]:
 
 
 KINDS: Mapping[str, Any] = {"int": (int, float), "float": (int, float), "str": str, "Mapping": Mapping}
-"""Types of a summary's values, by how `fedpeft.run.summary` declares them."""
+"""Types of a summary's values, by how `fedpeft.reporting.summary` declares them."""
 
 
 def check_summary(summary: Any) -> dict[str, Any]:

@@ -18,16 +18,16 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.machine.hardware import count_usable_cores, divide_gpus, list_accelerators
 from fedpeft.machine.terminal import Console
-from fedpeft.run import catalogue
-from fedpeft.run.console import format_duration
-from fedpeft.run.folder import lock_folder
-from fedpeft.run.observer import get_main_metric
-from fedpeft.run.own_files import MadeOf, find_changed_file, find_own_files, load_record, select_file_settings
-from fedpeft.run.phases import SILENCE, Heartbeat
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import format_duration
+from fedpeft.reporting.observer import get_main_metric
+from fedpeft.reporting.phases import SILENCE, Heartbeat
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.run_folder import lock_folder
+from fedpeft.reporting.user_files import MadeOf, find_changed_file, find_own_files, load_record, select_file_settings
 from fedpeft.studies.process import Program, Start, Starter, describe_failure
 from fedpeft.studies.results import FAILED, Result, ResultsFile, read_run, resolve_config
 from fedpeft.studies.study_file import PlannedRun, Study
+from fedpeft.wiring import catalogue
 
 POLL_SECONDS = 0.2
 

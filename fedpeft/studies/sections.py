@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fedpeft.data.rows import get_test_source
-from fedpeft.run.console import format_duration
+from fedpeft.reporting.console import format_duration
 from fedpeft.studies.measures import BY_KEY
 from fedpeft.studies.results import FILE, Result
 from fedpeft.studies.statistics import TestCounts, compute_mean_and_deviation, find_pareto_front

@@ -41,8 +41,8 @@ from fedpeft.config import RunConfig, build_config, read_toml, use_plugins
 from fedpeft.errors import ConfigError
 from fedpeft.families import TASKS
 from fedpeft.parts import check_settings, setting, suggest_legal
-from fedpeft.run import early
-from fedpeft.run.catalogue import FLAGS, build_part
+from fedpeft.wiring import early_checks
+from fedpeft.wiring.catalogue import FLAGS, build_part
 
 if TYPE_CHECKING:
     from fedpeft.models.task import Targets
@@ -123,7 +123,7 @@ class Study:
         Raises:
             ConfigError: a setting is unknown or wrong, or two runs would be the same.
         """
-        from fedpeft.run.suited import settle_config
+        from fedpeft.wiring.auto_defaults import settle_config
 
         found: dict[RunConfig, PlannedRun] = {}
         targets = cache(_get_targets)
@@ -143,7 +143,7 @@ class Study:
         return list(found.values())
 
     def check(self) -> None:
-        """Refuse settings that can't be legal, before torch is imported (`fedpeft.run.early`).
+        """Refuse settings that can't be legal, before torch is imported (`fedpeft.wiring.early_checks`).
 
         Raises:
             ConfigError: names the first run that has one.
@@ -176,13 +176,14 @@ def _get_targets(dataset: str) -> Targets:
 
 
 def check_early(config: RunConfig, where: str) -> None:
-    """Refuse settings that can't be legal, before torch is imported (`fedpeft.run.early`); `where` they stand.
+    """Refuse settings that can't be legal, before torch is imported (`fedpeft.wiring.early_checks`); `where` they
+    stand.
 
     Raises:
         ConfigError: one is not.
     """
     with _placed(where):
-        early.check(config)
+        early_checks.check(config)
 
 
 @contextmanager
@@ -232,7 +233,8 @@ def read_study(path: Path, preset: str | None = None) -> Study:
     chosen = default if preset is None else preset
     if chosen and chosen not in presets:
         raise ConfigError(
-            f"FP1423 {path} has no preset {chosen!r}; {suggest_legal(chosen, presets) if presets else 'it has none at all'}"
+            f"FP1423 {path} has no preset {chosen!r}; "
+            f"{suggest_legal(chosen, presets) if presets else 'it has none at all'}"
         )
     content = _apply_preset(path, content, chosen, presets)
     seeds = content.pop("seeds", None)

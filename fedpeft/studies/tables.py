@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedpeft.run.measured import trust_lines
-from fedpeft.run.section_lines import section_lines
 from fedpeft.studies.measures import MEASURES, QUALITY, CurvePoint, Measure, build_curve, format_heading
 from fedpeft.studies.results import QUANTILES, Result
 from fedpeft.studies.sections import Method, Section, describe
 from fedpeft.studies.statistics import POINTS, Comparison, compare, compute_mean_and_deviation
+from fedpeft.wiring.measurements import trust_lines
+from fedpeft.wiring.section_lines import section_lines
 
 ABSENT = "–"
 

@@ -14,8 +14,8 @@ from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.token_labels import TokenLabels
-from fedpeft.run.facts import DatasetInfo
 from fedpeft.tuning.search_file import Search
+from fedpeft.wiring.dataset_info import DatasetInfo
 
 
 def check_tokens(search: Search, facts_of: Callable[[RunConfig], DatasetInfo]) -> None:

@@ -14,9 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fedpeft.config import RunConfig, build_config
 from fedpeft.machine import files
-from fedpeft.run import catalogue
-from fedpeft.run.command import format_command
-from fedpeft.run.console import format_bytes, format_duration
+from fedpeft.reporting.command import format_command
+from fedpeft.reporting.console import format_bytes, format_duration
 from fedpeft.studies.page import render_page, use_page_colors
 from fedpeft.studies.tables import ABSENT, Table
 from fedpeft.tuning.figures import draw_figures
@@ -24,6 +23,7 @@ from fedpeft.tuning.runner import format_draws
 from fedpeft.tuning.sampling import NEVER_TRAINED
 from fedpeft.tuning.search_file import Search
 from fedpeft.tuning.store import GIVEN_UP, REASON, SAME_AS, list_finished, list_trained, read_settings
+from fedpeft.wiring import catalogue
 
 PAGE, TABLE, BEST = "report.html", "trials.csv", "best.toml"
 

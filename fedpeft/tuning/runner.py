@@ -21,11 +21,10 @@ from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.machine.hardware import divide_gpus
 from fedpeft.machine.terminal import Console
-from fedpeft.run import catalogue
-from fedpeft.run.console import format_duration
-from fedpeft.run.folder import GIVEN_UP as MARKER
-from fedpeft.run.phases import SILENCE, Heartbeat
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import format_duration
+from fedpeft.reporting.phases import SILENCE, Heartbeat
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.run_folder import GIVEN_UP as MARKER
 from fedpeft.studies.process import Start, describe_failure
 from fedpeft.studies.runner import count_finished_rounds
 from fedpeft.tuning.sampling import NEVER_TRAINED
@@ -43,6 +42,7 @@ from fedpeft.tuning.store import (
     read_settings,
 )
 from fedpeft.tuning.trial import NOT_PASSED
+from fedpeft.wiring import catalogue
 
 POLL_SECONDS = 0.2
 

@@ -40,11 +40,11 @@ from typing import Any
 from fedpeft.config import RunConfig, build_config, read_toml, use_plugins
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import check_settings, setting, suggest_legal
-from fedpeft.run.catalogue import build_part, find_used_plugins
 from fedpeft.studies.study_file import SETTINGS, check_early, check_parts
 from fedpeft.tuning.hybrids import HybridSpace, parse_hybrid_space
 from fedpeft.tuning.ranges import Choices, Draw, Searched, parse_searched
 from fedpeft.tuning.sampling import PRUNERS, SAMPLERS
+from fedpeft.wiring.catalogue import build_part, find_used_plugins
 
 TABLES = ("budget", "base", "search", "hybrid", "plugin")
 

@@ -14,11 +14,11 @@ from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import count_layers
 from fedpeft.models.task import TASKS
-from fedpeft.run.facts import DatasetInfo
-from fedpeft.run.profiles import count_clients, load_groups
-from fedpeft.run.setup import Setup
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.tuning.search_file import Budget, Search
+from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.profiles import count_clients, load_groups
+from fedpeft.wiring.setup import Setup
 
 TYPICAL = 1e-3
 """Deviation of the entries of the update whose bytes are counted."""

@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.machine import files
-from fedpeft.run.folder import SEARCHS_JOURNAL as JOURNAL
-from fedpeft.run.own_files import RECORD, find_changed_file, find_own_files, load_record, select_file_settings
+from fedpeft.reporting.run_folder import SEARCHS_JOURNAL as JOURNAL
+from fedpeft.reporting.user_files import RECORD, find_changed_file, find_own_files, load_record, select_file_settings
 from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, SeededSampler
 from fedpeft.tuning.search_file import Search
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedpeft.run.observer import RoundResult
-from fedpeft.run.records import Records
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.reporting.records import Records
 from fedpeft.tuning.store import GIVEN_UP, open_running_trial
 
 NOT_PASSED = 3

@@ -10,15 +10,15 @@ import grpc
 
 from fedpeft import __version__
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.certificates import Authority, RevocationList
-from fedpeft.deployment.channel import CHUNK
-from fedpeft.deployment.connection import Link, LostError
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.event_log import Events
-from fedpeft.deployment.gateway import Gateway
-from fedpeft.deployment.members import Roster
+from fedpeft.deployment.identity.authentication import Doorkeeper
+from fedpeft.deployment.identity.certificates import Authority, RevocationList
+from fedpeft.deployment.identity.credentials import Credentials
+from fedpeft.deployment.identity.members import Roster
+from fedpeft.deployment.server.event_log import Events
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.channel import CHUNK
+from fedpeft.deployment.wire.connection import Link, LostError
+from fedpeft.deployment.wire.gateway import Gateway
 from fedpeft.errors import RunError
 
 LIMIT = 4 * CHUNK

@@ -12,13 +12,13 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import Release, compute_common_digest, compute_digest, format_form
-from fedpeft.deployment.announcements import Announcements
-from fedpeft.deployment.certificates import Authority
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.instruction_policy import InstructionPolicy
-from fedpeft.deployment.round_record import RoundRecord, parse_record
-from fedpeft.deployment.signing import RECORD, Signer, Verifier
-from fedpeft.deployment.transcript import Transcript, compute_record_limit
+from fedpeft.deployment.client.instruction_policy import InstructionPolicy
+from fedpeft.deployment.identity.certificates import Authority
+from fedpeft.deployment.identity.credentials import Credentials
+from fedpeft.deployment.identity.signing import RECORD, Signer, Verifier
+from fedpeft.deployment.transcript.announcements import Announcements
+from fedpeft.deployment.transcript.round_record import RoundRecord, parse_record
+from fedpeft.deployment.transcript.transcript import Transcript, compute_record_limit
 from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 
 RUN, SETTINGS = "0123456789abcdef", "5" * 64

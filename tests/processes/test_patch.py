@@ -24,8 +24,8 @@ from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
-from fedpeft.deployment.shared_settings import TAKEN
-from fedpeft.deployment.trainer_edge import TrainerEdge
+from fedpeft.deployment.client.shared_settings import TAKEN
+from fedpeft.deployment.client.trainer_edge import TrainerEdge
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ModelError, PrivacyError, RunError
 from fedpeft.machine import cache

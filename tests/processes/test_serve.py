@@ -10,8 +10,8 @@ import time
 import pytest
 
 from fedpeft.errors import RunError
+from fedpeft.rounds.progress import Checkpoints
 from fedpeft.serve import main as serve
-from fedpeft.server.progress import Checkpoints
 from fedpeft.simulate import main as simulate
 from fedpeft.transcript import main as compare
 from tests.fleet import NAMES, Wire, apart, distance, havoc
@@ -219,7 +219,7 @@ def test_a_server_keeps_the_paths_that_it_was_given_absolutely(tmp_path, monkeyp
         seen.extend((config, options))
         raise RunError("enough")
 
-    monkeypatch.setattr("fedpeft.deployment.serving.Federation", federation)
+    monkeypatch.setattr("fedpeft.deployment.server.serving.Federation", federation)
     (tmp_path / "own.jinja").write_text("{{ instruction }}")
     words = ["--clients", "2", "--dataset", "file:rows.csv", "--model", "./base", "--insecure", "--listen",
              "127.0.0.1:0", "--output", "run"]  # fmt: skip

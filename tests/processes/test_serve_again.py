@@ -8,8 +8,8 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
-from fedpeft.run.finished import FinishedRun
-from fedpeft.run.folder import SERVERS_OPTIONS, resume_command
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.run_folder import SERVERS_OPTIONS, resume_command
 from fedpeft.serve import main as serve
 from fedpeft.studies.results import read_run
 from tests.fleet import Fleet

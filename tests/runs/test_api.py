@@ -21,7 +21,8 @@ def state_of_this_process():
 
     return (
         torch.get_num_threads(), dict(os.environ), list(warnings.filters), logging.get_verbosity(),
-        logging.is_progress_bar_enabled(), plugins.list_named(), dict(plugins._names), threading.active_count(), os.getcwd(),
+        logging.is_progress_bar_enabled(), plugins.list_named(), dict(plugins._names), threading.active_count(),
+        os.getcwd(),
         torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
 

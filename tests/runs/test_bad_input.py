@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpeft.run.folder import lock_folder
+from fedpeft.reporting.run_folder import lock_folder
 from fedpeft.simulate import main
 from tests.unit.test_bad_input import call
 

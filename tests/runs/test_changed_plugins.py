@@ -22,12 +22,12 @@ from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.plugin_files import MODULE, compute_digest, hash_own_code, shorten_version
 from fedpeft.predict import main as predict
-from fedpeft.run import catalogue
-from fedpeft.run.facts import DatasetInfo
-from fedpeft.run.finished import FinishedRun
-from fedpeft.run.setup import Setup
+from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from fedpeft.simulate import parse
+from fedpeft.wiring import catalogue
+from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.setup import Setup
 from tests.conftest import forget_plugins
 from tests.refusals import refuses
 from tests.unit.test_plugins import PARTS, RULE, package  # noqa: F401

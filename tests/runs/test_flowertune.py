@@ -18,8 +18,8 @@ from fedpeft.data.made_words import WORDS
 from fedpeft.flowertune import main
 from fedpeft.models.base_model import resolve_model
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.catalogue import build_part
-from fedpeft.run.flowertune_project import TEMPLATES, FlowerTuneProject, compute_fingerprint
+from fedpeft.reporting.flowertune_project import TEMPLATES, FlowerTuneProject, compute_fingerprint
+from fedpeft.wiring.catalogue import build_part
 from tests.refusals import has_error, refuses
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "flowertune"

@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig, build_config, read_toml
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.observer import RoundResult
-from fedpeft.run.summary import Costs, Quality, Summary, show
-from fedpeft.server.progress import Checkpoints
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.reporting.summary import Costs, Quality, Summary, show
+from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main, simulate
 from fedpeft.simulation.simulation import Simulation
 from tests.finished import as_flags

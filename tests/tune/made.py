@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from fedpeft.config import read_config
-from fedpeft.run.observer import RoundResult
-from fedpeft.run.records import Records
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.reporting.records import Records
 from fedpeft.spec import parse_spec
 from fedpeft.studies.process import Start
 from fedpeft.tuning import store

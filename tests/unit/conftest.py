@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.server.rounds import Server
+from fedpeft.rounds.rounds import Server
 from tests.tiers import SLOWER
 
 

@@ -11,7 +11,7 @@ from fedpeft.config import RunConfig, read_toml
 from fedpeft.data.record_files import read_records
 from fedpeft.data.user_rows import Names, read
 from fedpeft.errors import RunError
-from fedpeft.run.folder import load_default_settings, refuse_file, resolve_settings
+from fedpeft.reporting.run_folder import load_default_settings, refuse_file, resolve_settings
 from fedpeft.simulate import main, parse
 from tests.refusals import refuses
 

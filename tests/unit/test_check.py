@@ -11,7 +11,7 @@ import pytest
 
 from fedpeft.check import main
 from fedpeft.data.made_words import WORDS
-from fedpeft.run.partition_picture import compute_bin_edges
+from fedpeft.reporting.partition_plot import compute_bin_edges
 from tests.refusals import has_error
 
 
@@ -111,7 +111,7 @@ def test_few_clients_have_whole_numbers_below_them():
 
     from fedpeft.data.partition import Partition
     from fedpeft.data.rows import Rows
-    from fedpeft.run.partition_picture import _plot_clients
+    from fedpeft.reporting.partition_plot import _plot_clients
 
     axis = Figure(figsize=(4.5, 3.4)).subplots()
     rows = Rows(["a"] * 8, np.arange(8) % 2)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from fedpeft.config import read_config
 from fedpeft.models.scoring import Scores
-from fedpeft.run.profiles import read_tables
 from fedpeft.studies import study_file
 from fedpeft.studies.study_file import read_study
 from fedpeft.tuning.search_file import read_search
+from fedpeft.wiring.profiles import read_tables
 
 ROOT = Path(__file__).parents[2]
 RUN, PROFILES, STUDY, SEARCH, HYBRID = re.findall(

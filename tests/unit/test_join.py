@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.deployment.joining import _format_answer
+from fedpeft.deployment.client.joining import _format_answer
 
 
 @pytest.mark.parametrize(("silent", "line"), [(False, "train round 3: 17 rows, loss 0.250, 2 B, 1.5 s"),

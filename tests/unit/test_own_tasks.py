@@ -15,7 +15,7 @@ from fedpeft.data.rows import Rows, load_dataset
 from fedpeft.models import scoring
 from fedpeft.models.task import Task
 from fedpeft.models.tasks.classification import Classification
-from fedpeft.run.command import MISTAKE
+from fedpeft.reporting.command import MISTAKE
 from fedpeft.simulate import main as simulate
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import has_error, refuses

@@ -48,9 +48,9 @@ from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, create_start
 from fedpeft.plugin_promises import hold, is_of_type
-from fedpeft.run.catalogue import ALL
-from fedpeft.run.command import MISTAKE, run_command
+from fedpeft.reporting.command import MISTAKE, run_command
 from fedpeft.simulation.hostile import compute_attacked_labels
+from fedpeft.wiring.catalogue import ALL
 from tests.refusals import has_error, pattern_of, refuses
 
 LAYOUT = create_lora_layout([(7, 11)], AdapterShape(4, 8.0), head=(3, 5))

@@ -16,17 +16,17 @@ from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.communication.steps import codecs
 from fedpeft.config import RunConfig, build_config, read_config
 from fedpeft.data.rows import DATASETS
-from fedpeft.deployment.shared_settings import parse_shared_settings
+from fedpeft.deployment.client.shared_settings import parse_shared_settings
 from fedpeft.errors import ConfigError
 from fedpeft.families import MEMORIES
 from fedpeft.models.base_model import MODELS
 from fedpeft.parts import format_part
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run import catalogue
-from fedpeft.run.command import MISTAKE, run_command
+from fedpeft.reporting.command import MISTAKE, run_command
 from fedpeft.studies.results import Result
 from fedpeft.studies.runner import Workplace
 from fedpeft.studies.study_file import read_study
+from fedpeft.wiring import catalogue
 from tests.refusals import has_error, refuses
 
 RULE = '''

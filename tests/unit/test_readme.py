@@ -68,7 +68,7 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
     from fedpeft.aggregation.strategy import strategies
     from fedpeft.communication.uplink import parse_uplink
     from fedpeft.data.rows import DATASETS
-    from fedpeft.run.catalogue import build_part
+    from fedpeft.wiring.catalogue import build_part
 
     monkeypatch.chdir(tmp_path)
     for folder in ("examples", "experiments"):

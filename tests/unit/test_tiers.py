@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from fedpeft.server.rounds import Server
+from fedpeft.rounds.rounds import Server
 from tests.tiers import (
     FAST,
     FOLDERS,

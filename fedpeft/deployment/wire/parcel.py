@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
-from fedpeft.deployment.channel import CHUNK
-from fedpeft.deployment.signing import SignedStatement
+from fedpeft.deployment.identity.signing import SignedStatement
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.channel import CHUNK
 from fedpeft.errors import PayloadError
 
 FRAME = 5

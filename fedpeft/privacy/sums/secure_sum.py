@@ -6,7 +6,7 @@ mask if its vector has arrived, of the shared ones if it has dropped out, never 
 fails in one has dropped out, and below the threshold the round is void: the model stays as it is.
 
 Real clients sign with their certificates, take keys of those in their pinned roster, and take part in one sum a round
-(`fedpeft.clients.masking`); a server that is killed in a round goes on with its sum (`fedpeft.server.sum_journal`).
+(`fedpeft.clients.masking`); a server that is killed in a round goes on with its sum (`fedpeft.rounds.sum_journal`).
 
 Weights, losses and rows are summed in the same way. It hides single updates, not what their sum tells: for that, noise
 is needed. A client that lies can't be found out, since its norm is hidden, too; rules that look at single updates are

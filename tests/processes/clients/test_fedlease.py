@@ -8,7 +8,7 @@ import pytest
 import torch
 from fedpeft.strategies.fedlease import CLUSTERS
 
-from fedpeft.server.progress import Checkpoints
+from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main as simulate
 from tests.fleet import NAMES
 

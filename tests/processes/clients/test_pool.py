@@ -12,7 +12,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from fedpeft.run.records import Records
+from fedpeft.reporting.records import Records
 from tests.unit.clients.test_pool import TINY
 
 

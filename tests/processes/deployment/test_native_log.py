@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fedpeft.deployment.tls_failures import find_handshake_error
+from fedpeft.deployment.wire.tls_failures import find_handshake_error
 
 LINE = (
     b"I1125 02:40:41.578482   10644 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: "
@@ -25,7 +25,7 @@ def test_the_reason_is_read():
 def test_other_lines_pass_through():
     code = (
         "import os\n"
-        "from fedpeft.deployment.tls_failures import Handshakes\n"
+        "from fedpeft.deployment.wire.tls_failures import Handshakes\n"
         "heard = []\n"
         "with Handshakes(heard.append):\n"
         f"    os.write(2, {LINE!r})\n"

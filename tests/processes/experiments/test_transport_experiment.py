@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.transport.__main__ import run_own
-from fedpeft.deployment.certificates import Authority
+from fedpeft.deployment.identity.certificates import Authority
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.ledger import POPULATION
-from fedpeft.run.records import Records
+from fedpeft.reporting.records import Records
 from tests.privacy.small_runs import TINY, trained
 from tests.runs.privacy.test_charged_rounds import charges
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import fedpeft.run.dashboard
+import fedpeft.reporting.dashboard
 
-SCRIPT = Path(fedpeft.run.dashboard.__file__).parent / "app.js"
+SCRIPT = Path(fedpeft.reporting.dashboard.__file__).parent / "app.js"
 
 STUBS = """
 const drawn = [];

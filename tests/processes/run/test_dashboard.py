@@ -17,9 +17,9 @@ from rich.console import Console
 
 import fedpeft
 from fedpeft.errors import RunError
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.dashboard.live import CLIENTS_SHOWN, LiveState
-from fedpeft.run.dashboard.server import (
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.dashboard.live import CLIENTS_SHOWN, LiveState
+from fedpeft.reporting.dashboard.server import (
     FILES,
     LOOK_SECONDS,
     _stream_changes,
@@ -27,9 +27,9 @@ from fedpeft.run.dashboard.server import (
     serve_dashboard,
     show_dashboard,
 )
-from fedpeft.run.observer import RoundResult, compute_perplexity, get_main_metric
-from fedpeft.run.plots import plot_rounds
-from fedpeft.run.records import Records
+from fedpeft.reporting.observer import RoundResult, compute_perplexity, get_main_metric
+from fedpeft.reporting.plots import plot_rounds
+from fedpeft.reporting.records import Records
 from fedpeft.simulate import simulate
 from tests.browser import WIDER, browser, in_a_browser
 from tests.refusals import refuses

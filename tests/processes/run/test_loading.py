@@ -12,7 +12,7 @@ import pytest
 
 import fedpeft
 from fedpeft import __main__, loading
-from fedpeft.run.command import handle_interrupts, run_command
+from fedpeft.reporting.command import handle_interrupts, run_command
 
 ROOT = Path(fedpeft.__file__).parent.parent
 INTERRUPTS = "import os, sys, time\nos.kill(os.getpid(), int(os.environ['NUMBER']))\ntime.sleep(0.1)\nsys.exit(3)\n"
@@ -50,7 +50,7 @@ def test_sigterm_is_one_too_however_a_command_is_called(words, tmp_path):
 
 @pytest.mark.medium
 def test_a_script_of_one_s_own_is_interrupted_as_python_does_it(tmp_path):
-    (tmp_path / "own.py").write_text("import fedpeft.run.command\nimport tyro", encoding="utf-8")
+    (tmp_path / "own.py").write_text("import fedpeft.reporting.command\nimport tyro", encoding="utf-8")
     done = ended(tmp_path, signal.SIGINT, "-m", "own")
     assert done.stderr.endswith("KeyboardInterrupt\n")
 

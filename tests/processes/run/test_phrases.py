@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.observer import RoundResult
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.observer import RoundResult
 
 
 @pytest.mark.medium

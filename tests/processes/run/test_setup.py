@@ -12,7 +12,7 @@ import pytest
 def imported():
     """What a server and a client have imported before they are told anything."""
     code = (
-        "import json, sys, fedpeft.deployment.serving, fedpeft.join, fedpeft.clients.client; "
+        "import json, sys, fedpeft.deployment.server.serving, fedpeft.join, fedpeft.clients.client; "
         "print(json.dumps(list(sys.modules)))"
     )
     root = Path(__file__).parents[3]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fedpeft.server.acceptance import describe_rejection
+from fedpeft.rounds.acceptance import describe_rejection
 from fedpeft.simulate import main as simulate
 from tests.refusals import has_error
 

@@ -16,7 +16,7 @@ import pytest
 from fedpeft import simulate
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.studies.results import read_run
 from fedpeft.tune import Command
 from tests.runs.tune.test_command import RATES, TINY

@@ -16,10 +16,10 @@ from fedpeft.aggregation.safeguard import SafeguardState
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.run.workers import Workers
-from fedpeft.server.progress import Checkpoints
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.workers import Workers
+from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main
 from fedpeft.simulation.alone import train_one_alone
 from fedpeft.simulation.simulation import Simulation

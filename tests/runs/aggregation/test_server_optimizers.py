@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import torch
 
-from fedpeft.run import final_score
-from fedpeft.run.observer import Metrics
-from fedpeft.server.best_state import BestState
-from fedpeft.server.questions import select_kept_state
+from fedpeft.reporting import final_score
+from fedpeft.reporting.observer import Metrics
+from fedpeft.rounds.best_state import BestState
+from fedpeft.rounds.questions import select_kept_state
 from fedpeft.simulate import _score_last_state
 from tests.runs.simulation.test_run_strategies import settings, trained
 

@@ -18,12 +18,12 @@ import pytest
 from fedpeft import certs, describe, export, predict, report, serve, simulate, study
 from fedpeft.audit import __main__ as audit
 from fedpeft.certs import main as make_certificates
-from fedpeft.deployment.certificates import RevocationList
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.members import Roster
+from fedpeft.deployment.identity.certificates import RevocationList
+from fedpeft.deployment.identity.credentials import Credentials
+from fedpeft.deployment.identity.members import Roster
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.join import main as join
-from fedpeft.server.progress import Checkpoints
+from fedpeft.rounds.progress import Checkpoints
 from tests.attacks.damage import DAMAGES, damaged, files_in
 from tests.attacks.scale import SEED, configuration, scaled
 from tests.conftest import SilentObserver
@@ -240,7 +240,7 @@ def test_a_checkpoint_whose_header_a_hand_has_written_is_one_sentence(tmp_path):
     from safetensors import safe_open
     from safetensors.torch import save
 
-    from fedpeft.server.progress import ServerState, _compute_checksum
+    from fedpeft.rounds.progress import ServerState, _compute_checksum
 
     content = ServerState(round=1, adapter={"a": torch.ones(2)}).to_bytes()
     file = tmp_path / "000002.safetensors"

@@ -17,7 +17,7 @@ import torch
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Report
 from fedpeft.communication.payload import read_payload, seal, write_payload
-from fedpeft.server.progress import Checkpoints
+from fedpeft.rounds.progress import Checkpoints
 from tests.attacks.scale import SEED
 from tests.conftest import SilentObserver
 from tests.here import Federation

@@ -22,11 +22,11 @@ from fedpeft.api import open_run
 from fedpeft.communication.messages import Instruction
 from fedpeft.config import RunConfig, read_config
 from fedpeft.data.image_folders import read_pixels
-from fedpeft.deployment.certificates import Authority
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.pinned_roster import PinnedRoster
-from fedpeft.deployment.round_record import RoundRecord, TaskRecord
-from fedpeft.deployment.shared_settings import parse_shared_settings
+from fedpeft.deployment.client.shared_settings import parse_shared_settings
+from fedpeft.deployment.identity.certificates import Authority
+from fedpeft.deployment.identity.credentials import Credentials
+from fedpeft.deployment.identity.pinned_roster import PinnedRoster
+from fedpeft.deployment.transcript.round_record import RoundRecord, TaskRecord
 from fedpeft.errors import ConfigError, DataError, FedpeftError, PayloadError, RunError
 from fedpeft.peft.saved_adapter import load, refuse_patterns
 from fedpeft.privacy.client_protection import OWN
@@ -38,7 +38,7 @@ from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import Terms, graph
 from fedpeft.report import main as report
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from fedpeft.transcript import main as transcript
 from tests.conftest import SilentObserver

@@ -17,7 +17,7 @@ import tomli_w
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
 from fedpeft.config import RunConfig
-from fedpeft.deployment.edge import EdgeClient
+from fedpeft.deployment.client.edge import EdgeClient
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError

@@ -13,7 +13,7 @@ from fedpeft.attack.__main__ import main
 from fedpeft.attack.stage import AttackStage
 from fedpeft.attack.suite import ATTACKS, attack_settings, reduce_settings
 from fedpeft.config import RunConfig
-from fedpeft.deployment.instruction_policy import InstructionPolicy
+from fedpeft.deployment.client.instruction_policy import InstructionPolicy
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.privacy.secure_sum.sum import sums_in
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.member import Member
 from tests.conftest import SilentObserver

@@ -49,7 +49,7 @@ def test_a_run_on_another_device_is_the_run_on_the_cpu(case, tmp_path, monkeypat
     for device in ("cpu", DEVICE):
         folder = tmp_path / device
         with monkeypatch.context() as patch:
-            patch.setattr("fedpeft.run.workers.list_accelerators", lambda: [DEVICE] if device == DEVICE else [])  # noqa: B023
+            patch.setattr("fedpeft.reporting.workers.list_accelerators", lambda: [DEVICE] if device == DEVICE else [])  # noqa: B023
             patch.setattr("fedpeft.privacy.engine.make_key", lambda path, _: make_key(path, bytes(32)))
             patch.setattr("torch.inference_mode", torch.no_grad)  # a wrapped tensor can't be made in the former
             patch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache" / device))
@@ -65,7 +65,7 @@ def test_a_run_on_another_device_is_the_run_on_the_cpu(case, tmp_path, monkeypat
 
 def test_a_client_trains_elsewhere_on_a_base_in_few_bits(federation, monkeypatch):
     monkeypatch.setattr("torch.inference_mode", torch.no_grad)
-    monkeypatch.setattr("fedpeft.deployment.capacity.list_accelerators", lambda: [DEVICE])
+    monkeypatch.setattr("fedpeft.deployment.client.capacity.list_accelerators", lambda: [DEVICE])
     where = federation(options=[{"device": DEVICE, "precision": "int8"}, {}])
     seen = []
     train = BatchedExecutor.train

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from fedpeft.config import RunConfig
 from fedpeft.parts import Family
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.server.progress import Checkpoints
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulation.simulation import Simulation
 from tests.unit.clients.test_drift import Dynamic
 
@@ -71,7 +71,7 @@ def trained(folder: Path, **given):
 @pytest.mark.parametrize("executor", ["sequential", "batched"])
 def test_a_third_correction_is_one_file_with_both_halves(executor, dynamic, monkeypatch, tmp_path):
     """Its clients' states persist, its changes travel and are counted, its server's state is in the checkpoint."""
-    monkeypatch.setattr("fedpeft.run.workers.Pool", HerePool)
+    monkeypatch.setattr("fedpeft.reporting.workers.Pool", HerePool)
     simulation, progress = trained(tmp_path / "run", grid=f"cohort(executor={executor})")
     assert str(simulation.setup.drift) == "test_drift(alpha=0.2)"
     store = ClientStore(tmp_path / "run" / "clients")
@@ -89,7 +89,7 @@ def test_a_third_correction_is_one_file_with_both_halves(executor, dynamic, monk
 
 
 def test_without_a_correction_the_result_is_another(dynamic, monkeypatch, tmp_path):
-    monkeypatch.setattr("fedpeft.run.workers.Pool", HerePool)
+    monkeypatch.setattr("fedpeft.reporting.workers.Pool", HerePool)
     _, one = trained(tmp_path / "with", rounds=2)
     _, other = trained(tmp_path / "without", rounds=2, drift="")
     assert not other.drift

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.run import reuse
 from fedpeft.simulate import main
+from fedpeft.wiring import activation_cache
 from tests.unit.clients.test_kept_language_rows import SPEC
 
 
@@ -20,7 +20,7 @@ def test_a_run_ends_as_one_that_keeps_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))  # where nothing is kept already
     assert main([*words, "--output", str(tmp_path / "kept")]) == 0
     assert "frozen layers" in capsys.readouterr().out
-    monkeypatch.setattr(reuse, "LARGEST", 0.0)
+    monkeypatch.setattr(activation_cache, "LARGEST", 0.0)
     assert main([*words, "--output", str(tmp_path / "again")]) == 0
     one, other = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("kept", "again"))
     assert one.keys() == other.keys()

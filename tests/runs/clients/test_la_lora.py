@@ -9,8 +9,8 @@ from fedpeft.clients.private import PrivateExecutor
 from rich.console import Console
 
 from fedpeft.config import RunConfig
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {

@@ -11,8 +11,8 @@ from fedpeft.clients.drift import SHARES
 from fedpeft import plugins
 from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.config import RunConfig
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 from tests.unit.clients.test_label_shift import QUIET, TINY

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.export import main as export
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulate import main
 from tests.kept_states import kept
 from tests.refusals import refuses

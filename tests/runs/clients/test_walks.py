@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.server.progress import Checkpoints
+from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main
 from tests.finished import as_flags
 from tests.kept_states import kept

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.server.rounds import Server
+from fedpeft.rounds.rounds import Server
 from fedpeft.simulate import main
 
 TINY = ["--dataset", "tiny", "--tokens", "32", "--clients", "6", "--cohort", "3", "--rounds", "4", "--dtype", "fp32",

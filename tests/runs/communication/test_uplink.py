@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.server.rounds import Server
+from fedpeft.rounds.rounds import Server
 from fedpeft.simulate import main
 from tests.kept_states import kept
 from tests.refusals import has_error

@@ -9,7 +9,7 @@ import pytest
 from fedpeft.config import RunConfig
 from fedpeft.data.made_words import WORDS
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.servers_rows import add_form
+from fedpeft.deployment.server.examples import add_form
 from tests.chat import with_template
 from tests.here import Federation
 from tests.refusals import refuses

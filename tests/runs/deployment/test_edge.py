@@ -19,7 +19,7 @@ from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
 from fedpeft.machine.cache import get_cache_directory
 from fedpeft.privacy.client_protection import FAILED
-from fedpeft.run.records import Records
+from fedpeft.reporting.records import Records
 from tests.here import Federation
 from tests.refusals import has_error, refuses
 

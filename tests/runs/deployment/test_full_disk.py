@@ -13,7 +13,7 @@ import torch
 
 from fedpeft.errors import RunError
 from fedpeft.privacy import client_protection
-from fedpeft.server.progress import Checkpoints
+from fedpeft.rounds.progress import Checkpoints
 from tests.refusals import has_error
 
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment.channel import CHUNK
+from fedpeft.deployment.wire.channel import CHUNK
 from tests.deployment.door import good
 from tests.fleet import Wire
 

@@ -11,10 +11,10 @@ from fedpeft.clients.pool import Worker
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment import answered
+from fedpeft.deployment.client import answers
 from fedpeft.deployment.wire.parcel import IncomingParcel, split_into_parts
 from fedpeft.errors import PayloadError
-from fedpeft.run.setup import count_adapted_entries
+from fedpeft.wiring.setup import count_adapted_entries
 from tests.conftest import SilentObserver
 from tests.here import Federation
 from tests.refusals import has_error, refuses
@@ -116,7 +116,7 @@ def test_a_task_is_no_larger_than_the_adapter_needs(asked_edge):
 def test_where_clients_are_silent_nothing_that_is_measured_leaves_them_whoever_adds_the_noise(
     federation, monkeypatch, raw, joules
 ):
-    monkeypatch.setattr(answered, "Meter", lambda: SimpleNamespace(joules=lambda: 7.0))
+    monkeypatch.setattr(answers, "Meter", lambda: SimpleNamespace(joules=lambda: 7.0))
     made = federation(rounds=1, privacy=f"user_dp(noise_multiplier=1, raw_metrics={raw})")
     payload = parse_codec("fp32").encode(made.server.setup.start)
     instruction = Instruction("train", 1, 0, payload, learning_rate=1e-3, rank=2, alpha=32.0)

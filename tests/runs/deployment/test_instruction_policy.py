@@ -15,7 +15,7 @@ import torch
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.downlink import Downlink
 from fedpeft.communication.messages import ALIKE, LOCAL, OF_SUM
-from fedpeft.deployment.instruction_policy import InstructionPolicy
+from fedpeft.deployment.client.instruction_policy import InstructionPolicy
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.privacy.secure_sum.member import Member
 from tests.conftest import SilentObserver

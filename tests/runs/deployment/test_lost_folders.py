@@ -11,7 +11,7 @@ import torch
 
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.communication.messages import LOST
-from fedpeft.server.progress import ServerState
+from fedpeft.rounds.progress import ServerState
 
 
 def forgetful(edge, round_number):

@@ -17,20 +17,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 
 from fedpeft.config import RunConfig
-from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.event_log import Events
-from fedpeft.deployment.federation import Federation
-from fedpeft.deployment.members import Member
-from fedpeft.deployment.monitoring import (
+from fedpeft.deployment.identity.authentication import Doorkeeper
+from fedpeft.deployment.identity.members import Member
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.server.event_log import Events
+from fedpeft.deployment.server.federation import Federation
+from fedpeft.deployment.server.monitoring import (
     MONITORS_AT_ONCE,
     SERVICE,
     MetricsHandler,
     MetricsServer,
     Operation,
 )
-from fedpeft.deployment.options import ServeOptions
-from fedpeft.run.console import ServeObserver
-from fedpeft.run.observer import RoundResult
+from fedpeft.reporting.console import ServeObserver
+from fedpeft.reporting.observer import RoundResult
 
 
 def free_port() -> int:

@@ -16,8 +16,8 @@ from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.masks import unpacked
 from fedpeft.privacy.secure_sum.member import Member
-from fedpeft.server.exchange import Transport
-from fedpeft.server.sum_journal import SumJournal
+from fedpeft.rounds.exchange import Transport
+from fedpeft.rounds.sum_journal import SumJournal
 from tests.conftest import SilentObserver
 from tests.here import Federation
 from tests.refusals import refuses

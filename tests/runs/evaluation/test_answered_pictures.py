@@ -13,7 +13,7 @@ from PIL import Image
 from fedpeft.data.rows import join_rows, load_dataset
 from fedpeft.evaluation import answered_rows
 from fedpeft.predict import main as predict
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 
 SETTINGS = {"model": "tiny_vision", "clients": 2, "cohort": "all", "rounds": 1, "partition": "iid",
             "local_work": "steps(1)", "batch_size": 4, "dtype": "fp32"}  # fmt: skip

@@ -16,7 +16,7 @@ from fedpeft.errors import DataError
 from fedpeft.evaluation import answered_rows
 from fedpeft.evaluation.answered_rows import answer_rows
 from fedpeft.predict import compute_outputs, compute_probabilities, create_heartbeat, main
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from tests.refusals import refuses
 from tests.tagged import LABELS, sentences, write_jsonl

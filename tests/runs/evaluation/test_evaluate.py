@@ -17,7 +17,7 @@ from fedpeft.data.made_words import WORDS
 from fedpeft.evaluate import main
 from fedpeft.models.task import TASKS
 from fedpeft.predict import main as predict
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 from tests.refusals import has_error, refuses
 
 

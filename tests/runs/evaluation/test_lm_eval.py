@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from fedpeft.data.made_words import WORDS
 from fedpeft.evaluate import main
 from fedpeft.evaluation.lm_eval import EvaluatedModel
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 from tests.refusals import has_error
 
 CHOICE = """

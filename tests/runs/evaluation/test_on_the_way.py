@@ -18,12 +18,12 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.evaluate import main as evaluate
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
-from fedpeft.run.facts import DatasetInfo
-from fedpeft.run.folder import resolve_paths
-from fedpeft.run.measured import parse_measure
-from fedpeft.run.measurement import NewRun
-from fedpeft.run.setup import Setup
+from fedpeft.reporting.run_folder import resolve_paths
 from fedpeft.simulate import main
+from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.measurement import NewRun
+from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.setup import Setup
 from tests.refusals import refuses
 
 RUN = [
@@ -110,7 +110,7 @@ def test_a_run_keeps_the_file_of_questions_by_its_whole_path(choices, monkeypatc
 
 @pytest.mark.slow
 def test_a_run_of_conversations_is_asked_its_validation_rows_as_the_finished_one_is(chat_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("fedpeft.run.workers.BATCH", 3)
+    monkeypatch.setattr("fedpeft.reporting.workers.BATCH", 3)
     rows = [{"messages": [{"role": "user", "content": f"say {w}"}, {"role": "assistant", "content": w}]} for w in WORDS]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:60]))
     words = ["--dataset", f"file:{tmp_path / 'rows.jsonl'}", "--model", str(chat_model), "--clients=3", "--cohort=3"]

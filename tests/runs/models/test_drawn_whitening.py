@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.drawn_whitening import compute_whitening
-from fedpeft.run.facts import DatasetInfo
-from fedpeft.run.setup import Setup
 from fedpeft.simulate import main as simulate
+from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.setup import Setup
 
 RUN = (
     "--model",

@@ -20,7 +20,7 @@ def test_a_run_on_two_devices_is_the_run_on_one(tmp_path, monkeypatch):
     for name, grid in grids.items():
         with monkeypatch.context() as patch:
             devices = [DEVICE, DEVICE.replace("0", "1")] if name == "two" else []
-            patch.setattr("fedpeft.run.workers.list_accelerators", lambda devices=devices: devices)
+            patch.setattr("fedpeft.reporting.workers.list_accelerators", lambda devices=devices: devices)
             more = ["--grid", grid, "--output", str(tmp_path / name), *(["--workers=1"] if name == "one" else [])]
             assert main([*words, *more]) == 0
     one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in grids)

@@ -23,8 +23,8 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.token_labels import align_tags
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.simulation.span_scores import compute_span_scores, is_iob2, measure_spans
@@ -277,7 +277,7 @@ def test_what_does_not_go_with_labels_of_words_is_refused(made_names, tmp_path):
 
 @pytest.mark.fast
 def test_a_data_set_says_how_it_lies_and_how_its_head_starts():
-    from fedpeft.run.suited import settle_config
+    from fedpeft.wiring.auto_defaults import settle_config
 
     config = settle_config(RunConfig(dataset="sample(of=code_names, rows=100)", peft="lora"))
     assert (config.partition, config.head) == ("natural", "zero")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from fedpeft.run.records import Records
+from fedpeft.reporting.records import Records
 from tests.unit.privacy.test_asked_clients import ROWS, made
 
 

@@ -13,12 +13,12 @@ from fedpeft.config import RunConfig
 from fedpeft.privacy.accountant import epsilon
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.ledger import POPULATION, Ledger
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.server.acceptance import ReportReceiver
-from fedpeft.server.exchange import Transport
-from fedpeft.server.progress import ServerState
-from fedpeft.server.rounds import Server
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.acceptance import ReportReceiver
+from fedpeft.rounds.exchange import Transport
+from fedpeft.rounds.progress import ServerState
+from fedpeft.rounds.rounds import Server
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET, TINY, StopError, trained
 from tests.refusals import refuses

@@ -13,10 +13,10 @@ from fedpeft.communication.messages import Report
 from fedpeft.privacy.accountant import epsilon, rdp_epsilon
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.skellam import Grid
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.server.exchange import Transport
-from fedpeft.server.rounds import Server
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.exchange import Transport
+from fedpeft.rounds.rounds import Server
 from tests.unit.privacy.test_distributed_runs import charges, simulated
 
 MASKS = "threshold=0.5, test_noise=True"

@@ -11,7 +11,7 @@ def test_a_run_of_long_features_has_lower_rates(tmp_path, monkeypatch):
     rates = []
     for number, factor in enumerate((1.0, 10.0)):
         monkeypatch.setattr(
-            "fedpeft.run.private_plan.measure_feature_length", lambda model, factor=factor: 3.0 * factor
+            "fedpeft.wiring.private_plan.measure_feature_length", lambda model, factor=factor: 3.0 * factor
         )
         folder = tmp_path / str(number)
         given = ["--dataset", "tiny", "--model", "tiny", "--peft", "linear_probe", "--clients", "4", "--rounds", "2"]

@@ -19,11 +19,11 @@ from fedpeft.config import RunConfig
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.masks import unpacked
 from fedpeft.privacy.secure_sum.member import Member
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.server.exchange import Transport
-from fedpeft.server.progress import Checkpoints, ServerState
-from fedpeft.server.rounds import Server
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.exchange import Transport
+from fedpeft.rounds.progress import Checkpoints, ServerState
+from fedpeft.rounds.rounds import Server
 from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.studies.measures import BY_KEY

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fedpeft.deployment.members import Roster
+from fedpeft.deployment.identity.members import Roster
 from fedpeft.privacy.engine import LEDGER
 
 

@@ -12,8 +12,8 @@ from fedpeft.errors import FedpeftError
 from fedpeft.peft.adapter import Layout, State, compute_norm
 from fedpeft.privacy.ledger import POPULATION
 from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 TINY = {"dataset": "tiny(rows=120)", "tokens": 16, "clients": 3, "cohort": "all", "rounds": 1, "workers": 1, "seed": 3,

@@ -10,8 +10,8 @@ import torch
 from fedpeft.config import RunConfig
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy.mechanisms import dp_sgd
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET
 from tests.unit.privacy.test_private_plan import TINY, made

@@ -14,7 +14,7 @@ from fedpeft.errors import FedpeftError
 from fedpeft.peft.methods.prompt_ensemble import SHARES
 from fedpeft.peft.saved_adapter import OWN_TENSORS
 from fedpeft.privacy.engine import LEDGER
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.studies.results import read_run

@@ -15,9 +15,9 @@ from fedpeft.privacy.accountant import Event, epsilon, noise_for
 from fedpeft.privacy.client_protection import OWN
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.ledger import POPULATION
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.server import preparation
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
+from fedpeft.rounds import preparation
 from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import has_error, refuses
@@ -87,7 +87,7 @@ def test_a_start_repeated_after_a_kill_is_the_same_and_charged_once(tmp_path, mo
         pass
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedpeft.server.rounds.Server.commit", lambda *_: (_ for _ in ()).throw(KillError))
+        patch.setattr("fedpeft.rounds.rounds.Server.commit", lambda *_: (_ for _ in ()).throw(KillError))
         with pytest.raises(KillError):
             trained(tmp_path, privacy="dp_sgd(epsilon=3, start=1)")
     before = book(tmp_path)

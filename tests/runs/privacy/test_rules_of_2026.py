@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedpeft.config import RunConfig
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET, TINY, trained
 from tests.refusals import refuses

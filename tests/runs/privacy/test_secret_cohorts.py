@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fedpeft.privacy.ledger import POPULATION
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.server.progress import Checkpoints
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main
 from tests.here import Federation
 from tests.privacy.small_runs import QUIET, TINY, StopError, told, trained

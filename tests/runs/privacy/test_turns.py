@@ -8,7 +8,7 @@ from fedpeft.errors import PayloadError
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.server_noise import CHAIN
-from fedpeft.server import acceptance
+from fedpeft.rounds import acceptance
 from tests.privacy.small_runs import trained
 
 

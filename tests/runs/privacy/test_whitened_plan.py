@@ -5,8 +5,8 @@ import torch
 
 from fedpeft.aggregation.whitening import create_projection
 from fedpeft.errors import PayloadError
-from fedpeft.run.records import Records
-from fedpeft.server import preparation
+from fedpeft.reporting.records import Records
+from fedpeft.rounds import preparation
 from tests.unit.privacy.test_whitened_plan import made
 
 

@@ -11,10 +11,10 @@ from fedpeft.clients.local_training import LocalTraining
 
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
-from fedpeft.run import advice
-from fedpeft.run.advice import advise_on_steps
-from fedpeft.run.suited import settle_config
 from fedpeft.simulate import main
+from fedpeft.wiring import advice
+from fedpeft.wiring.advice import advise_on_steps
+from fedpeft.wiring.auto_defaults import settle_config
 
 RUN = ["--dataset", "tiny", "--tokens", "16", "--clients", "8", "--rounds", "1", "--local-work", "steps(1)",
        "--workers", "1"]  # fmt: skip
@@ -135,7 +135,7 @@ def test_another_head_is_advised_for_many_classes(most, more, advised, tmp_path,
 
 
 def test_a_head_on_all_blocks_is_left_alone_where_classes_are_many(tmp_path, capsys, monkeypatch):
-    """To name a head would take `lora` instead (`fedpeft.run.suited`)."""
+    """To name a head would take `lora` instead (`fedpeft.wiring.auto_defaults`)."""
     monkeypatch.setattr(advice, "MANY_CLASSES", 3)
     words = [word for word in RUN if word not in ("--tokens", "16")]
     words[words.index("tiny")] = "digits"

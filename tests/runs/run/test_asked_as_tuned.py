@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from fedpeft.predict import main as predict
-from fedpeft.run.command import MISTAKE
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.command import MISTAKE
+from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from tests.refusals import has_error
 from tests.unit.run.test_asked_as_tuned import COLUMNS, written

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fedpeft.config import RunConfig
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, ViTConfig, ViTModel, pipeline
 from fedpeft.export import main as export
 from fedpeft.models.task import TASKS
 from fedpeft.predict import compute_outputs, compute_probabilities
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from tests.finished import as_flags
 from tests.models.own_vit import OwnVit, OwnVitConfig
@@ -107,7 +107,7 @@ def test_numbers_of_pictures_come_out_of_the_pipeline_in_their_unit(tmp_path, tr
 
 
 def test_an_adapter_s_card_says_how_a_picture_is_fed(finished_run, tmp_path):
-    from fedpeft.run.exports.model_card import format_card
+    from fedpeft.reporting.exports.model_card import format_card
 
     draw(tmp_path / "pictures")
     data = f"file(path={str(tmp_path / 'pictures')!r}, side=40)"

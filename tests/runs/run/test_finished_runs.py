@@ -21,9 +21,9 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.calibration import calibrate, fit_temperature
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.predict import main as predict
-from fedpeft.run.finished import FinishedRun, clone_modules, sample_batch
-from fedpeft.run.measured import parse_measure
+from fedpeft.reporting.finished_run import FinishedRun, clone_modules, sample_batch
 from fedpeft.simulate import main as simulate
+from fedpeft.wiring.measurements import parse_measure
 from tests.finished import as_flags
 
 pytestmark = pytest.mark.slow

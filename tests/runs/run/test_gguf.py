@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
-from fedpeft.run.exports.gguf_files import Architecture
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.exports.gguf_files import Architecture
+from fedpeft.reporting.finished_run import FinishedRun
 from tests.refusals import has_error, refuses
 
 gguf = pytest.importorskip("gguf")
@@ -132,7 +132,7 @@ def test_bases_of_other_families_are_read_back(name, run, tmp_path, monkeypatch)
     folder = made(getattr(transformers, kind), config, tmp_path / "model")
     monkeypatch.setattr(FinishedRun, "model_directory", folder)
     out = tmp_path / "out"
-    monkeypatch.setattr("fedpeft.run.exports.gguf_files.write_adapter", lambda *_: None)
+    monkeypatch.setattr("fedpeft.reporting.exports.gguf_files.write_adapter", lambda *_: None)
     assert export([str(run), "--gguf", "--gguf-base", "--output", str(out)]) == 0
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(IDS).logits
@@ -143,7 +143,7 @@ def test_bases_of_other_families_are_read_back(name, run, tmp_path, monkeypatch)
 def test_a_tokenizer_of_byte_pairs_goes_with_the_base(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    from fedpeft.run.exports.gguf_files import _add_tokenizer
+    from fedpeft.reporting.exports.gguf_files import _add_tokenizer
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()

@@ -12,7 +12,7 @@ import pytest
 
 import fedpeft
 from fedpeft import export
-from fedpeft.run.exports.hub import push
+from fedpeft.reporting.exports.hub import push
 from tests.refusals import has_error, refuses
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fedpeft.answers.generation import generate_tokens
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.export import main as export
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 
 PROMPTS = [
     "The capital of France is", "Water boils at", "Once upon a time there was", "The three primary colours are",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedpeft.run.next_commands import say_next
+from fedpeft.reporting.next_commands import say_next
 from fedpeft.simulate import main as simulate
 
 TINY = ["--dataset", "tiny", "--model", "tiny", "--tokens", "16", "--clients", "2", "--rounds", "1", "--dtype", "fp32",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.evaluate import main as evaluate
-from fedpeft.run.own_files import RECORD
+from fedpeft.reporting.user_files import RECORD
 from fedpeft.simulate import main as simulate
 from tests.run.swapped import rows, swap
 

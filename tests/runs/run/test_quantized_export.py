@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 
 pytestmark = pytest.mark.slow
 

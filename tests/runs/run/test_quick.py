@@ -8,8 +8,8 @@ import tomllib
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.run.quick import shorten_config
 from fedpeft.simulate import main, parse
+from fedpeft.wiring.quick import shorten_config
 from tests.refusals import has_error
 
 

@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.deployment import announcements, federation
+from fedpeft.deployment.server import federation
+from fedpeft.deployment.transcript.transcript import announcements
 from fedpeft.privacy import engine
-from fedpeft.run import folder, own_files, profiles, records
-from fedpeft.server import ensemble
+from fedpeft.reporting import records, run_folder, user_files
+from fedpeft.rounds import ensemble
 from fedpeft.simulate import main
 from fedpeft.simulation import alone, pooled, task_matrix
+from fedpeft.wiring import profiles
 
 TOLD = (Path(__file__).parents[3] / "docs" / "files.md").read_text(encoding="utf-8")
 TABLE = TOLD.partition("### Other files")[2]
 SMALL = ["--dataset", "tiny", "--clients", "4", "--cohort", "all", "--rounds", "2", "--dtype", "fp32", "--workers", "1",
          "--local-work", "steps(1)"]  # fmt: skip
 NAMED = (
-    *(folder.GIVEN_UP, folder.SERVERS_OPTIONS, federation.ROSTER, announcements.FILE, profiles.PROFILES),
-    *(records.LINES, records.CONFIDENTIAL, own_files.RECORD, task_matrix.PICTURE, engine.KEY, engine.LEDGER),
+    *(run_folder.GIVEN_UP, run_folder.SERVERS_OPTIONS, federation.ROSTER, announcements.FILE, profiles.PROFILES),
+    *(records.LINES, records.CONFIDENTIAL, user_files.RECORD, task_matrix.PICTURE, engine.KEY, engine.LEDGER),
     *(ensemble.STATES, pooled.POOLED, alone.FOLDER),
 )
 

@@ -9,10 +9,10 @@ import pytest
 from fedpeft import plugins
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import setting
-from fedpeft.run.catalogue import parse_hooks
-from fedpeft.server.features import check_features
-from fedpeft.server.progress import Checkpoints, ServerState
-from fedpeft.server.user_hook import DISCLOSED, GuardedHook, UserHook, attach
+from fedpeft.rounds.features import check_features
+from fedpeft.rounds.progress import Checkpoints, ServerState
+from fedpeft.rounds.user_hook import DISCLOSED, GuardedHook, UserHook, attach
+from fedpeft.wiring.catalogue import parse_hooks
 from tests.refusals import refuses
 from tests.runs.server.test_loop import LAST, ROUNDS, USER_DP, _charges, events, make_server, make_setup  # noqa: F401
 

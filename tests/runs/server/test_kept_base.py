@@ -9,9 +9,9 @@ import torch
 
 from fedpeft.communication.base_residual import ResidualFiles, receive
 from fedpeft.communication.codec import parse_codec
-from fedpeft.run.observer import Metrics
-from fedpeft.server.best_state import BestState
-from fedpeft.server.questions import select_kept_state
+from fedpeft.reporting.observer import Metrics
+from fedpeft.rounds.best_state import BestState
+from fedpeft.rounds.questions import select_kept_state
 from tests.runs.simulation.test_run_strategies import settings, trained
 
 

@@ -25,20 +25,20 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.engine import PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Ledger
-from fedpeft.run.facts import DatasetInfo
-from fedpeft.run.observer import Metrics
-from fedpeft.run.profiles import Profile
-from fedpeft.run.records import Records
-from fedpeft.run.setup import Setup, choose_parts
-from fedpeft.server.dispatch import Broadcast
-from fedpeft.server.energy import EnergyTracker
-from fedpeft.server.exchange import Transport
-from fedpeft.server.features import RunParts, ServerModel, attach_features
-from fedpeft.server.hooks import EndOfRun, RoundHook
-from fedpeft.server.preparation import prepare
-from fedpeft.server.private_rounds import PrivacyHook
-from fedpeft.server.progress import Checkpoints, RunStore, ServerState
-from fedpeft.server.rounds import Server
+from fedpeft.reporting.observer import Metrics
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.dispatch import Broadcast
+from fedpeft.rounds.energy import EnergyTracker
+from fedpeft.rounds.exchange import Transport
+from fedpeft.rounds.features import RunParts, ServerModel, attach_features
+from fedpeft.rounds.hooks import EndOfRun, RoundHook
+from fedpeft.rounds.preparation import prepare
+from fedpeft.rounds.private_rounds import PrivacyHook
+from fedpeft.rounds.progress import Checkpoints, RunStore, ServerState
+from fedpeft.rounds.rounds import Server
+from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.profiles import Profile
+from fedpeft.wiring.setup import Setup, choose_parts
 
 pytestmark = pytest.mark.fast("the order of events in the round loop")
 

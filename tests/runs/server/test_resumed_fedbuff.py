@@ -18,10 +18,10 @@ from fedpeft.aggregation.safeguard import SafeguardState
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.communication.downlink import Package, SentState
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.server.acceptance import ReportReceiver
-from fedpeft.server.in_flight import InFlight
-from fedpeft.server.progress import Checkpoints, RunStore
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.rounds.acceptance import ReportReceiver
+from fedpeft.rounds.in_flight import InFlight
+from fedpeft.rounds.progress import Checkpoints, RunStore
 from fedpeft.simulate import main
 from fedpeft.simulation.grid import CohortGrid
 from tests.conftest import SilentObserver

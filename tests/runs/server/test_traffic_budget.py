@@ -11,10 +11,10 @@ import torch
 
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.report import main as report
-from fedpeft.server.features import check_features
-from fedpeft.server.private_rounds import PrivacyHook
-from fedpeft.server.progress import Checkpoints, ServerState
-from fedpeft.server.traffic_budget import MEGABYTE, TrafficBudget, count_bytes, draw_clients
+from fedpeft.rounds.features import check_features
+from fedpeft.rounds.private_rounds import PrivacyHook
+from fedpeft.rounds.progress import Checkpoints, ServerState
+from fedpeft.rounds.traffic_budget import MEGABYTE, TrafficBudget, count_bytes, draw_clients
 from fedpeft.simulate import main as simulate
 from tests.refusals import refuses
 from tests.runs.server.test_loop import CLIENTS, LAST, ROUNDS, events, make_server, make_setup  # noqa: F401

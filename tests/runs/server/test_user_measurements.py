@@ -13,11 +13,11 @@ from fedpeft import plugins
 from fedpeft.measurements.laplace import Laplace
 from fedpeft.parts import setting
 from fedpeft.report import main as report
-from fedpeft.run.measured import Findings, parse_measure
-from fedpeft.run.measurement import DISCLOSED, DisclosedRun, Measurement, NewRun, ScoredRun
-from fedpeft.run.validation import Validation
-from fedpeft.server.hooks import RoundHook
+from fedpeft.rounds.hooks import RoundHook
 from fedpeft.simulate import main as simulate
+from fedpeft.wiring.measurement import DISCLOSED, DisclosedRun, Measurement, NewRun, ScoredRun
+from fedpeft.wiring.measurements import Findings, parse_measure
+from fedpeft.wiring.validation import Validation
 from tests.refusals import refuses
 from tests.runs.server.test_loop import make_server, make_setup
 from tests.runs.server.test_user_hooks import TINY

@@ -23,8 +23,8 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import patch_features
 from fedpeft.peft import saved_adapter
 from fedpeft.predict import predict
-from fedpeft.run.finished import FinishedRun
-from fedpeft.run.observer import RoundResult
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.observer import RoundResult
 from fedpeft.simulate import main, simulate
 from tests.refusals import has_error, pattern_of, refuses
 from tests.scene_words import tiny_captioner

@@ -23,10 +23,10 @@ from fedpeft.models.quantized import PRECISIONS, QuantizedLinear, quantize, roun
 from fedpeft.models.task import DTYPES
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.final_score import save
-from fedpeft.run.records import Records
-from fedpeft.server.acceptance import ReportReceiver
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.final_score import save
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.acceptance import ReportReceiver
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 

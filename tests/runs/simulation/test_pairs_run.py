@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, ModelError, PrivacyError
-from fedpeft.run.finished import FinishedRun
-from fedpeft.run.observer import RoundResult
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.observer import RoundResult
 from fedpeft.simulate import main, simulate
 from tests.refusals import pattern_of, refuses
 

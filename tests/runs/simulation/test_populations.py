@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fedpeft.server import sampling
-from fedpeft.server.progress import Checkpoints
+from fedpeft.rounds import sampling
+from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main
 from tests.unit.simulation.test_populations import flags
 

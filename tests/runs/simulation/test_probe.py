@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fedpeft.config import RunConfig
 from fedpeft.machine import cache
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulate import simulate
 from fedpeft.simulation import probe
 from fedpeft.simulation.probe import fit_linear_probe

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.final_score import save
-from fedpeft.run.records import Records
-from fedpeft.run.setup import count_adapted_entries
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.final_score import save
+from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.setup import count_adapted_entries
 
 TINY = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 3, "workers": 1, "seed": 3,
         "head": "zero", "local_work": "steps(1)", "learning_rate": 3e-3, "dtype": "fp32",
@@ -178,6 +178,6 @@ def test_the_error_is_not_measured_where_the_exact_aggregate_would_be_too_large(
     whole = Simulation(config, tmp_path / "one", observer)
     assert whole.setup.weight_changes is not None
     monkeypatch.setattr(
-        "fedpeft.run.setup.LARGEST_TARGET", count_adapted_entries(whole.setup.model(), whole.setup.layout) - 1
+        "fedpeft.wiring.setup.LARGEST_TARGET", count_adapted_entries(whole.setup.model(), whole.setup.layout) - 1
     )
     assert Simulation(config, tmp_path / "other", observer).setup.weight_changes is None

@@ -21,10 +21,10 @@ from fedpeft.machine import kept_states
 from fedpeft.models.quantized import quantize
 from fedpeft.peft.adapter import AdapterShape, LoraPair
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.final_score import save
-from fedpeft.run.records import Records
-from fedpeft.server.progress import Checkpoints
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.final_score import save
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 

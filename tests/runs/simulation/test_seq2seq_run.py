@@ -19,7 +19,7 @@ from fedpeft.evaluate import main as evaluate
 from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.predict import main as predict
-from fedpeft.run.records import Records
+from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from tests.unit.simulation.test_seq2seq_run import lines, simulation
 

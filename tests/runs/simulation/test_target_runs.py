@@ -22,9 +22,9 @@ from fedpeft.export import main as export
 from fedpeft.models.target_measures import measure_labels, measure_numbers
 from fedpeft.predict import main as predict
 from fedpeft.report import main as report
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.finished import FinishedRun
-from fedpeft.run.records import Records
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 from tests.targets import LABELS, prices, tagged

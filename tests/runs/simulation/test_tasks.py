@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.run.task_measures import transfer
-from fedpeft.server.rounds import Server
+from fedpeft.reporting.task_measures import transfer
+from fedpeft.rounds.rounds import Server
 from fedpeft.simulate import main
 from tests.unit.simulation.test_tasks import TINY
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from fedpeft.report import main
-from fedpeft.run.summary import Costs, Quality, Summary
+from fedpeft.reporting.summary import Costs, Quality, Summary
 from fedpeft.studies.results import check_summary
 from tests.studies.made import made_result, write_study
 

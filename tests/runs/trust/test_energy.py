@@ -9,12 +9,12 @@ from rich.console import Console
 
 from fedpeft import plugins
 from fedpeft.config import RunConfig, read_config
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.run.sampling import AwareSampler
-from fedpeft.server.energy import EnergyTracker
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.energy import EnergyTracker
 from fedpeft.simulate import main, simulate
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.sampling import AwareSampler
 from tests.unit.trust.test_energy import TABLES
 
 

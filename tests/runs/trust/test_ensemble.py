@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.server.ensemble import STATES, EnsembleHook
-from fedpeft.server.progress import RunStore, ServerState
+from fedpeft.rounds.ensemble import STATES, EnsembleHook
+from fedpeft.rounds.progress import RunStore, ServerState
 from fedpeft.simulate import main
 from tests.privacy.small_runs import StopError, trained
 

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from fedpeft.config import RunConfig
 from fedpeft.privacy.secure_sum.integers import LARGEST_NUMBER, UNIT
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.server.calibration import calibrate_on_clients
-from fedpeft.server.exchange import Transport
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.calibration import calibrate_on_clients
+from fedpeft.rounds.exchange import Transport
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.trust.question import WORST_LOSS, Question
 from fedpeft.trust.questions.class_sums import ClassSums

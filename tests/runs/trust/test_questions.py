@@ -11,10 +11,10 @@ from rich.text import Text
 from fedpeft.communication.messages import NOT_JOINED, Instruction, Report
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.records import Records
-from fedpeft.server.calibration import calibrate_on_clients
-from fedpeft.server.evaluation import ask_own_rows
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.calibration import calibrate_on_clients
+from fedpeft.rounds.evaluation import ask_own_rows
 from fedpeft.simulate import main
 from fedpeft.trust.questions.likelihoods import Likelihoods
 from fedpeft.trust.questions.reliability import Reliability

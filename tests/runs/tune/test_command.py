@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fedpeft import simulate
 from fedpeft.config import RunConfig
-from fedpeft.run.records import Records
+from fedpeft.reporting.records import Records
 from fedpeft.tune import main
 from tests.tune.made import BASE
 from tests.unit.tune.test_command import written

@@ -11,7 +11,7 @@ from rich.console import Console
 from fedpeft import simulate
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.run.summary import OWN_ROWS
+from fedpeft.reporting.summary import OWN_ROWS
 from fedpeft.studies.results import read_run
 
 CONFIG = RunConfig(

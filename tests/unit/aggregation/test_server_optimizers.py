@@ -8,8 +8,8 @@ import torch
 from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
-from fedpeft.run.checks.private import check_server_noise
-from fedpeft.server.progress import Checkpoints, ServerState
+from fedpeft.rounds.progress import Checkpoints, ServerState
+from fedpeft.wiring.checks.private import check_server_noise
 from tests.refusals import refuses
 
 X = {"x": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}

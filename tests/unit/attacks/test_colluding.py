@@ -14,8 +14,8 @@ from fedpeft.clients.masking import Masking, MaskPlan
 
 from fedpeft.attack.colluding import SplitView
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment.certificates import Authority
-from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.identity.certificates import Authority
+from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.secure_sum.announcement import Announcement

@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from fedpeft.communication.messages import Report
-from fedpeft.deployment.members import Roster
+from fedpeft.deployment.identity.members import Roster
 from fedpeft.errors import RunError
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.client_protection import Answers
 from fedpeft.privacy.ledger import Ledger
-from fedpeft.run.records import Records
-from fedpeft.server.progress import Checkpoints, RunStore, ServerState
-from fedpeft.server.traffic import Counters
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.progress import Checkpoints, RunStore, ServerState
+from fedpeft.rounds.traffic import Counters
 from tests.attacks.scale import SEED, scaled
 
 TERMS = {"unit": "client", "dp_delta": 1e-3}

@@ -36,9 +36,9 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms import local_dp, user_dp
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.server_noise import turns_of
-from fedpeft.run.observer import RoundResult
-from fedpeft.server import acceptance
-from fedpeft.server.acceptance import ReportReceiver
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.rounds import acceptance
+from fedpeft.rounds.acceptance import ReportReceiver
 from tests.refusals import has_error, refuses
 
 QUIET_Q1 = {"rounds": 10, "canaries": 400}

@@ -11,8 +11,8 @@ from fedpeft.aggregation.update import Fold, Update
 from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.peft.methods.row_lora import TwoLoras
-from fedpeft.run.catalogue import set_client_count
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.catalogue import set_client_count
 from tests.refusals import refuses
 from tests.runs.simulation.test_run_strategies import settings
 

@@ -22,7 +22,7 @@ from fedpeft.conformance.cohorts import (
     run_round,
 )
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 

@@ -16,9 +16,9 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.frozen_blocks import ActivationCache, HiddenRows, can_start_at, cut_below
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run import reuse
-from fedpeft.run.facts import DatasetInfo
-from fedpeft.run.setup import Setup
+from fedpeft.wiring import activation_cache
+from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.setup import Setup
 from tests.unit.clients.test_packing import TASK, executors, jobs, made_rows
 
 SPEC = "lora(rank=4, layers=1)"
@@ -70,16 +70,19 @@ def setup():
 def test_rows_are_kept_that_are_trained_on_more_than_once(setup, settings, holders, kept):
     changed = replace(setup, config=replace(setup.config, **settings))
     lengths = np.full(300, 20)
-    assert bool(reuse.count_cached_blocks(changed, lengths, holders)) is kept
-    assert reuse.count_cached_blocks(changed, lengths * 10**7, holders) == 0  # the disk is not for that
+    assert bool(activation_cache.count_cached_blocks(changed, lengths, holders)) is kept
+    assert activation_cache.count_cached_blocks(changed, lengths * 10**7, holders) == 0  # the disk is not for that
 
 
 def test_how_often_a_row_is_trained_on(setup):
-    assert reuse.count_visits(setup, 40) == 4.0
+    assert activation_cache.count_visits(setup, 40) == 4.0
     steps = replace(setup, training=setup.training.replace_steps(5))
-    assert reuse.count_visits(steps, 40) == 4 * 5 * 4 / 40
+    assert activation_cache.count_visits(steps, 40) == 4 * 5 * 4 / 40
 
 
 def test_rows_of_pairs_are_not_kept():
     task = TASKS.build("dpo")
-    assert reuse.count_frozen_blocks(TASK.base(resolve_model("tiny_lm"), torch.float32), None, "text", task) == 0
+    assert (
+        activation_cache.count_frozen_blocks(TASK.base(resolve_model("tiny_lm"), torch.float32), None, "text", task)
+        == 0
+    )

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 from tests.runs.clients.test_la_lora import TINY

@@ -29,7 +29,7 @@ from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, PayloadError, PrivacyError
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import pattern_of, refuses
 from tests.unit.clients.test_executors import build, jobs

@@ -11,7 +11,7 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LOCAL_WORK
 
 from fedpeft.communication.messages import Report
-from fedpeft.server.acceptance import check_report
+from fedpeft.rounds.acceptance import check_report
 from tests.refusals import refuses
 
 LENGTHS = np.random.default_rng(0).integers(2, 60, size=200)

@@ -13,7 +13,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS, Partition, Shards, fill_empty_clients, split
 from fedpeft.data.rows import Rows, load_dataset, split_validation
 from fedpeft.errors import DataError
-from fedpeft.run.suited import settle_config
+from fedpeft.wiring.auto_defaults import settle_config
 from tests.refusals import refuses
 
 

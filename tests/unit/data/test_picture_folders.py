@@ -9,7 +9,7 @@ import numpy as np
 
 from fedpeft.data.image_folders import list_unlabeled_pictures, read_pixels
 from fedpeft.data.rows import load_dataset
-from fedpeft.run.console import silence_libraries
+from fedpeft.reporting.console import silence_libraries
 from tests.refusals import refuses
 
 

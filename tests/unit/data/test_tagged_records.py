@@ -16,7 +16,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.record_files import read_records
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import DataError
-from fedpeft.run.suited import settle_config
+from fedpeft.wiring.auto_defaults import settle_config
 from tests.tagged import LABELS, sentences, write_conll, write_jsonl
 
 WORD = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=6).filter(

@@ -14,12 +14,12 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment.certificates import Authority
-from fedpeft.deployment.connection import LostError
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.joining import Patience
+from fedpeft.deployment.client.joining import Patience
+from fedpeft.deployment.identity.certificates import Authority
+from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.connection import LostError
 from fedpeft.errors import RunError
 from fedpeft.join import main as join
 from fedpeft.serve import main as serve
@@ -117,7 +117,7 @@ def test_a_client_whose_clock_is_behind_is_told(door, monkeypatch):
     """It holds the server's certificate, made a moment ago, for one of the future."""
     link = door.link("edge-1")
     with monkeypatch.context() as patch:
-        patch.setattr("fedpeft.deployment.certificates.CLOCK_SKEW", timedelta(days=-1))
+        patch.setattr("fedpeft.deployment.identity.certificates.CLOCK_SKEW", timedelta(days=-1))
         door.authority.server(["127.0.0.1"])
     own = door.folder / "certs"
     pair = [((own / "server.key").read_bytes(), (own / "server.pem").read_bytes())]
@@ -128,9 +128,9 @@ def test_a_client_whose_clock_is_behind_is_told(door, monkeypatch):
 
 def test_a_server_whose_clock_is_behind_refuses_and_the_client_hears_of_clocks(door, monkeypatch):
     link = door.link("edge-1")
-    monkeypatch.setattr("fedpeft.deployment.certificates.CLOCK_SKEW", timedelta(days=-1))
+    monkeypatch.setattr("fedpeft.deployment.identity.certificates.CLOCK_SKEW", timedelta(days=-1))
     monkeypatch.setattr(
-        "fedpeft.deployment.connection.check_time", lambda *_: None
+        "fedpeft.deployment.wire.connection.check_time", lambda *_: None
     )  # by the client's clock it is valid
     folder = door.authority.client("edge-2")
     own = Credentials(*((folder / n).read_bytes() for n in ("ca.pem", "client.pem", "client.key")))
@@ -138,7 +138,7 @@ def test_a_server_whose_clock_is_behind_refuses_and_the_client_hears_of_clocks(d
 
 
 def test_a_revoked_certificate_is_refused_and_its_open_stream_ends(door, monkeypatch):
-    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("fedpeft.deployment.wire.gateway.CHECK_SECONDS", 0.05)
     link = door.link("edge-1")
     with link.open() as connection:
         tasks = connection.iterate_tasks(door.registration())
@@ -152,7 +152,7 @@ def test_a_revoked_certificate_is_refused_and_its_open_stream_ends(door, monkeyp
 
 @pytest.mark.parametrize("connected", [True, False])
 def test_nobody_waits_for_a_client_whose_certificate_has_been_revoked(door, monkeypatch, connected):
-    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("fedpeft.deployment.wire.gateway.CHECK_SECONDS", 0.05)
     door.gateway.close(None)
     door.gateway = door.open()
     with contextlib.ExitStack() as stack:
@@ -169,7 +169,7 @@ def test_nobody_waits_for_a_client_whose_certificate_has_been_revoked(door, monk
 
 
 def test_a_list_that_can_not_be_read_for_a_moment_ends_no_task(door, monkeypatch):
-    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("fedpeft.deployment.wire.gateway.CHECK_SECONDS", 0.05)
     door.gateway.close(None)
     door.gateway = door.open()
     with client(door) as connection:
@@ -185,7 +185,7 @@ def test_a_list_that_can_not_be_read_for_a_moment_ends_no_task(door, monkeypatch
 
 @pytest.mark.parametrize("error", [PermissionError, OSError])
 def test_a_list_that_can_not_be_looked_at_for_a_moment_ends_no_server(door, monkeypatch, error):
-    monkeypatch.setattr("fedpeft.deployment.gateway.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("fedpeft.deployment.wire.gateway.CHECK_SECONDS", 0.05)
     door.gateway.close(None)
     door.gateway = door.open()
     with client(door) as connection, monkeypatch.context() as patched:
@@ -194,7 +194,7 @@ def test_a_list_that_can_not_be_looked_at_for_a_moment_ends_no_server(door, monk
         def stat(*_, **__):
             raise error("no access")
 
-        patched.setattr("fedpeft.deployment.certificates.os.stat", stat)
+        patched.setattr("fedpeft.deployment.identity.certificates.os.stat", stat)
         task = door.gateway.submit("edge-1", Instruction("train", 1, 0, b"state"))
         time.sleep(0.3)
         patched.undo()

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from fedpeft.deployment.capacity import ModelSize, choose, parse_device
+from fedpeft.deployment.client.capacity import ModelSize, choose, parse_device
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import find_linear_layers
 from fedpeft.models.task import DTYPES, TASKS
@@ -33,7 +33,7 @@ def test_a_gpu_is_called_as_it_was_given(monkeypatch):
     """torch itself takes cuda:300 for cuda:44, and cuda:256 for the first one."""
     with refuses("FP5019", "cuda:300"):
         parse_device("cuda:300")
-    monkeypatch.setattr("fedpeft.deployment.capacity.list_accelerators", lambda: ["cuda:0"])
+    monkeypatch.setattr("fedpeft.deployment.client.capacity.list_accelerators", lambda: ["cuda:0"])
     assert [parse_device(text) for text in ("auto", "cuda", "cuda:0", "cpu:0")] == ["cuda:0", "cuda", "cuda:0", "cpu"]
     with refuses("FP5019", "cuda:256", "--device cuda:0"):
         parse_device("cuda:256")

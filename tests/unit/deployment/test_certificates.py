@@ -15,9 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fedpeft.certs import main
-from fedpeft.deployment.certificates import Authority, RevocationList, name_of
-from fedpeft.deployment.credentials import Credentials, describe_exposure
-from fedpeft.deployment.signing import Signer
+from fedpeft.deployment.identity.certificates import Authority, RevocationList, name_of
+from fedpeft.deployment.identity.credentials import Credentials, describe_exposure
+from fedpeft.deployment.identity.signing import Signer
 from fedpeft.serve import main as serve
 from tests.refusals import has_error, refuses
 
@@ -119,7 +119,7 @@ def test_unusable_certificates_are_named_before_anything_is_sent(made, tmp_path,
 def test_an_authority_whose_time_is_over_is_told_where_it_is_met(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "certs"
     words = ["--folder", str(folder), "--server", "localhost", "--clients", "edge-1"]
-    monkeypatch.setattr("fedpeft.deployment.certificates.AUTHORITY_DAYS", 1)
+    monkeypatch.setattr("fedpeft.deployment.identity.certificates.AUTHORITY_DAYS", 1)
     assert main([*words, "--days", "3"]) == 0
     ends = [x509.load_pem_x509_certificate((folder / name).read_bytes()) for name in ("ca.pem", "server.pem")]
     assert ends[0].not_valid_after_utc == ends[1].not_valid_after_utc, "none is valid longer than its authority"
@@ -131,7 +131,7 @@ def test_an_authority_whose_time_is_over_is_told_where_it_is_met(tmp_path, monke
         def now(cls, zone):
             return super().now(zone) + timedelta(days=2)
 
-    monkeypatch.setattr("fedpeft.deployment.certificates.datetime", Later)
+    monkeypatch.setattr("fedpeft.deployment.identity.certificates.datetime", Later)
     for made in (
         lambda: Credentials.load_server(folder),
         lambda: Credentials.load_client(folder / "clients" / "edge-1"),
@@ -217,7 +217,7 @@ def test_a_list_that_can_not_be_locked_or_written_is_one_sentence(made, monkeypa
     def refused(*_):
         raise error("not here")
 
-    monkeypatch.setattr(f"fedpeft.deployment.certificates.{what}", refused)
+    monkeypatch.setattr(f"fedpeft.deployment.identity.certificates.{what}", refused)
     assert main(["--folder", str(made), "--revoke", "edge-1"]) == 2
     assert has_error(capsys.readouterr().err, "FP5035", "edge-1")
 
@@ -234,7 +234,7 @@ def test_a_clock_that_is_behind_is_named(tmp_path, monkeypatch):
     """A certificate that is valid from tomorrow on is what a client has whose clock is behind."""
     authority = Authority(tmp_path / "certs", 30)
     authority.ensure()
-    monkeypatch.setattr("fedpeft.deployment.certificates.CLOCK_SKEW", timedelta(days=-1))
+    monkeypatch.setattr("fedpeft.deployment.identity.certificates.CLOCK_SKEW", timedelta(days=-1))
     folder = authority.client("edge-1")
     with refuses("FP5057"):
         Credentials.load_client(folder)

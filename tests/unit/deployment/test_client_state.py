@@ -8,16 +8,16 @@ import stat
 import pytest
 from rich.console import Console
 
-from fedpeft.deployment.client_state import get_client_folder, lock_state_folder
-from fedpeft.deployment.connection import Connection
-from fedpeft.deployment.joining import join
+from fedpeft.deployment.client.joining import join
+from fedpeft.deployment.client.state_folder import get_client_folder, lock_state_folder
 from fedpeft.deployment.options import EdgeOptions, JoinOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.connection import Connection
 from tests.refusals import refuses
 
 
 def test_servers_name_federations_as_clients_take_them(tmp_path):
-    run = secrets.token_hex(8)  # as fedpeft.deployment.members does
+    run = secrets.token_hex(8)  # as fedpeft.deployment.identity.members does
     assert get_client_folder(tmp_path, run, "edge-1") == tmp_path / run / "edge-1"
 
 

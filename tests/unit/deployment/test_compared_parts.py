@@ -8,8 +8,8 @@ import pytest
 
 from fedpeft import plugins
 from fedpeft.config import RunConfig
+from fedpeft.deployment.client.shared_settings import compute_settings_digest
 from fedpeft.deployment.compared_parts import MOST, check_parts, list_part_digests
-from fedpeft.deployment.shared_settings import compute_settings_digest
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import RunError
 from tests.refusals import refuses

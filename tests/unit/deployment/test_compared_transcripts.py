@@ -11,7 +11,7 @@ import torch
 from fedpeft import transcript as command
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.release import Release, compute_common_digest, compute_digest, format_form
-from fedpeft.deployment.announcements import Announcements
+from fedpeft.deployment.transcript.announcements import Announcements
 from fedpeft.errors import RunError
 from tests.deployment.signing_server import SETTINGS, STATE, Server, policy, task
 from tests.refusals import has_error

@@ -12,9 +12,9 @@ from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import Clients
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Dataset, Rows, load_dataset
-from fedpeft.deployment.described import build_form, check_description
+from fedpeft.deployment.description import build_form, check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
-from fedpeft.deployment.servers_rows import ServersRows, add_form
+from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
 from tests.refusals import refuses
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.deployment.descriptors import OF_A_CLIENT, SPARE, STRANGERS, reserve_connections
+from fedpeft.deployment.wire.descriptors import OF_A_CLIENT, SPARE, STRANGERS, reserve_connections
 from tests.refusals import refuses
 
 ROOT = Path(__file__).parent.parent.parent.parent

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from fedpeft.deployment.connection import Link
-from fedpeft.deployment.edge import EdgeClient
+from fedpeft.deployment.client.edge import EdgeClient
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
+from fedpeft.deployment.wire.connection import Link
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.join import main as join
 from fedpeft.models.base_model import resolve_model
@@ -48,7 +48,7 @@ def test_columns_of_other_names(federation, observer):
 
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_a_cpu_without_bf16_holds_the_base_in_fp32(federation, observer, monkeypatch, fast, precision):
-    monkeypatch.setattr("fedpeft.deployment.capacity.has_fast_bf16", lambda device: fast)
+    monkeypatch.setattr("fedpeft.deployment.client.capacity.has_fast_bf16", lambda device: fast)
     made = federation(clients=1, dtype="bf16")
     assert joins(made, observer).create_registration().precision == precision
     assert joins(made, observer, precision="bf16").create_registration().precision == "bf16", "what is asked for"

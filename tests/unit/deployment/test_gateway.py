@@ -13,16 +13,16 @@ import pytest
 
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import Release, compute_common_digest
-from fedpeft.deployment.announcements import Announcements
-from fedpeft.deployment.authentication import TokenBucket
-from fedpeft.deployment.channel import CHUNK
-from fedpeft.deployment.connection import LostError, UnkeptError
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.joining import Patience, take_part
-from fedpeft.deployment.members import Roster
-from fedpeft.deployment.signing import Signer, Verifier
-from fedpeft.deployment.transcript import Transcript
+from fedpeft.deployment.client.joining import Patience, take_part
+from fedpeft.deployment.identity.authentication import TokenBucket
+from fedpeft.deployment.identity.credentials import Credentials
+from fedpeft.deployment.identity.members import Roster
+from fedpeft.deployment.identity.signing import Signer, Verifier
+from fedpeft.deployment.transcript.announcements import Announcements
+from fedpeft.deployment.transcript.transcript import Transcript
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.channel import CHUNK
+from fedpeft.deployment.wire.connection import LostError, UnkeptError
 from fedpeft.deployment.wire.parcel import IncomingParcel, compute_wire_size, split_into_parts
 from fedpeft.errors import RunError
 from tests.conftest import SilentObserver

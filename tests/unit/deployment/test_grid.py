@@ -9,9 +9,9 @@ import pytest
 
 from fedpeft.communication.flower_grid import get_node_id
 from fedpeft.communication.messages import Instruction, Report, report_of, write_record
-from fedpeft.deployment.gateway import REPEATS
-from fedpeft.deployment.grid import GrpcGrid, StoppedError
-from fedpeft.deployment.members import Roster
+from fedpeft.deployment.identity.members import Roster
+from fedpeft.deployment.server.grid import GrpcGrid, StoppedError
+from fedpeft.deployment.wire.gateway import REPEATS
 from tests.deployment.door import client, good
 
 
@@ -95,7 +95,7 @@ def test_an_evaluation_waits_for_nobody_who_is_away(door):
 
 
 def test_a_server_that_is_asked_to_stop_ends_the_round_or_gives_it_up(door, monkeypatch):
-    monkeypatch.setattr("fedpeft.deployment.grid.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("fedpeft.deployment.server.grid.STOP_SECONDS", 0.2)
     stopping = threading.Event()
     grid = GrpcGrid(door.gateway, quorum=1.0, deadline=0, stopping=stopping)
     with client(door):

@@ -10,13 +10,13 @@ import grpc
 import pytest
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment.admission import MESSAGE_LIMIT, Admission
-from fedpeft.deployment.authentication import Doorkeeper, TokenBucket
-from fedpeft.deployment.channel import CHUNK
-from fedpeft.deployment.connection import LostError
-from fedpeft.deployment.gateway import REPEATS
-from fedpeft.deployment.members import Roster
+from fedpeft.deployment.identity.authentication import Doorkeeper, TokenBucket
+from fedpeft.deployment.identity.members import Roster
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.admission import MESSAGE_LIMIT, Admission
+from fedpeft.deployment.wire.channel import CHUNK
+from fedpeft.deployment.wire.connection import LostError
+from fedpeft.deployment.wire.gateway import REPEATS
 from fedpeft.deployment.wire.parcel import split_into_parts
 from fedpeft.errors import RunError
 from tests.deployment.door import LIMIT, asked, client, good
@@ -148,7 +148,7 @@ def test_a_field_that_is_not_known(door):
 
 
 def test_a_flood_of_calls(door, monkeypatch):
-    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
+    monkeypatch.setattr("fedpeft.deployment.wire.admission.CALLS_AT_ONCE", 5.0)
     with client(door) as connection:
         asked(door, connection)
         with refuses("FP5044", "calls too often"):
@@ -158,8 +158,8 @@ def test_a_flood_of_calls(door, monkeypatch):
 
 def test_answers_are_no_flood_however_fast_the_server_asks(door, monkeypatch):
     """A secure sum takes five of them a round."""
-    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
-    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_PER_SECOND", 0.0)
+    monkeypatch.setattr("fedpeft.deployment.wire.admission.CALLS_AT_ONCE", 5.0)
+    monkeypatch.setattr("fedpeft.deployment.wire.admission.CALLS_PER_SECOND", 0.0)
     with client(door) as connection:
         asked(door, connection)
         [session] = door.gateway.list_sessions()
@@ -172,7 +172,7 @@ def test_answers_are_no_flood_however_fast_the_server_asks(door, monkeypatch):
 
 
 def test_a_flood_of_calls_before_it_registers(door, monkeypatch):
-    monkeypatch.setattr("fedpeft.deployment.admission.CALLS_AT_ONCE", 5.0)
+    monkeypatch.setattr("fedpeft.deployment.wire.admission.CALLS_AT_ONCE", 5.0)
     with door.link("edge-1").open() as connection, refuses("FP5044", "calls too often"):
         assert not [connection.describe() for _ in range(200)]
     assert door.roster.find("edge-1") is None
@@ -221,7 +221,7 @@ def silent_call(connection, method="Tasks"):
 
 @pytest.mark.parametrize("method", ["Describe", "Tasks"])
 def test_a_call_that_says_nothing_ends_soon(door, monkeypatch, method):
-    monkeypatch.setattr("fedpeft.deployment.admission.MESSAGE_SECONDS", 0.1)
+    monkeypatch.setattr("fedpeft.deployment.wire.admission.MESSAGE_SECONDS", 0.1)
     with door.link("edge-1").open() as connection:
         call, end = silent_call(connection, method)
         with pytest.raises(grpc.RpcError) as refusal:
@@ -242,7 +242,7 @@ def test_a_call_that_says_nothing_ends_soon(door, monkeypatch, method):
 @pytest.mark.parametrize(("limit", "stranger"), [("WAITING_OF_ONE", "edge-1"), ("WAITING", "edge-2")])
 def test_calls_that_say_nothing_take_few_places(door, monkeypatch, limit, stranger):
     """One client takes its own places only, all strangers together theirs; members that are connected are served."""
-    monkeypatch.setattr(f"fedpeft.deployment.admission.{limit}", 2)
+    monkeypatch.setattr(f"fedpeft.deployment.wire.admission.{limit}", 2)
     with client(door, "edge-0") as member, door.link("edge-1").open() as crowd, door.link(stranger).open() as other:
         task = asked(door, member, "edge-0")
         calls = [silent_call(crowd) for _ in range(2)]

@@ -11,18 +11,18 @@ from rich.console import Console
 
 from fedpeft.config import RunConfig
 from fedpeft.deployment.addresses import is_loopback, parse_address
-from fedpeft.deployment.authentication import Doorkeeper
-from fedpeft.deployment.event_log import Events
-from fedpeft.deployment.federation import Federation
-from fedpeft.deployment.grid import StoppedError
-from fedpeft.deployment.members import Roster
-from fedpeft.deployment.monitoring import Operation
+from fedpeft.deployment.identity.authentication import Doorkeeper
+from fedpeft.deployment.identity.members import Roster
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.serving import end_told, serve
-from fedpeft.deployment.session import Session
+from fedpeft.deployment.server.event_log import Events
+from fedpeft.deployment.server.federation import Federation
+from fedpeft.deployment.server.grid import StoppedError
+from fedpeft.deployment.server.monitoring import Operation
+from fedpeft.deployment.server.serving import end_told, serve
+from fedpeft.deployment.wire.session import Session
 from fedpeft.errors import RunError
-from fedpeft.run.console import ServeObserver
-from fedpeft.run.summary import _list_result_lines
+from fedpeft.reporting.console import ServeObserver
+from fedpeft.reporting.summary import _list_result_lines
 from tests.refusals import refuses
 
 
@@ -33,7 +33,7 @@ def test_who_took_part_is_readable_by_the_run_s_owner_alone(tmp_path, monkeypatc
         records.append("clients.jsonl", {"round": 1, "client": 0})
         raise StoppedError
 
-    monkeypatch.setattr("fedpeft.deployment.serving._run", one_round)
+    monkeypatch.setattr("fedpeft.deployment.server.serving._run", one_round)
     config = RunConfig(dataset="tiny", model="tiny", clients=2, cohort="all", rounds=1, dtype="fp32", workers=1)
     with pytest.raises(StoppedError):
         serve(config, ServeOptions(listen="127.0.0.1:0", insecure=True), tmp_path / "run", False, Console(quiet=True))

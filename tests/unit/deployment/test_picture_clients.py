@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from fedpeft.config import RunConfig
-from fedpeft.deployment.described import check_description
-from fedpeft.deployment.edge import check_machine
+from fedpeft.deployment.client.edge import check_machine
+from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
-from fedpeft.deployment.servers_rows import ServersRows, add_form
+from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError
-from fedpeft.run.finished import FinishedRun
+from fedpeft.reporting.finished_run import FinishedRun
 from tests.here import Federation
 from tests.refusals import pattern_of, refuses
 

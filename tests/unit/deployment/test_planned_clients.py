@@ -9,12 +9,12 @@ import pytest
 
 from fedpeft.config import RunConfig, build_config
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.server_plan import UNPLANNED
+from fedpeft.deployment.server.privacy_plan import UNPLANNED
 from fedpeft.parts import format_part
-from fedpeft.run import catalogue
-from fedpeft.run.private_plan import LEFT
 from fedpeft.serve import parse
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring import catalogue
+from fedpeft.wiring.private_plan import LEFT
 from tests.here import TINY, Federation
 from tests.refusals import refuses
 

@@ -14,9 +14,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from fedpeft.clients.masking import FILE, Masking, MaskPlan
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment.certificates import Authority
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.pinned_roster import PinnedRoster
+from fedpeft.deployment.identity.certificates import Authority
+from fedpeft.deployment.identity.credentials import Credentials
+from fedpeft.deployment.identity.pinned_roster import PinnedRoster
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity

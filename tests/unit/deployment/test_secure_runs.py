@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.deployment import federation as served
-from fedpeft.deployment.grid import GrpcGrid, StoppedError
+from fedpeft.deployment.client.shared_settings import parse_shared_settings
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.served_settings import check
-from fedpeft.deployment.session import Session
-from fedpeft.deployment.shared_settings import parse_shared_settings
+from fedpeft.deployment.server import federation as served
+from fedpeft.deployment.server.grid import GrpcGrid, StoppedError
+from fedpeft.deployment.server.settings_checks import check
+from fedpeft.deployment.wire.session import Session
 from fedpeft.join import main as join
+from fedpeft.rounds.sum_journal import SumJournal
 from fedpeft.serve import main as serve
-from fedpeft.server.sum_journal import SumJournal
 from tests.refusals import has_error, refuses
 
 

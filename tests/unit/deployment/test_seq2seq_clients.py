@@ -9,10 +9,10 @@ import pytest
 from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_to_text import parse_pair
-from fedpeft.deployment.capacity import ModelSize
-from fedpeft.deployment.described import check_description
+from fedpeft.deployment.client.capacity import ModelSize
+from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.servers_rows import ServersRows
+from fedpeft.deployment.server.examples import ServersRows
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.models.base_model import resolve_model

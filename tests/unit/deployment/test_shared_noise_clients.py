@@ -10,11 +10,11 @@ from fedpeft.clients.masking import Masking, MaskPlan
 
 from fedpeft.communication.messages import Instruction
 from fedpeft.config import RunConfig
-from fedpeft.deployment.certificates import Authority
-from fedpeft.deployment.credentials import Credentials
+from fedpeft.deployment.client.shared_settings import parse_shared_settings
+from fedpeft.deployment.identity.certificates import Authority
+from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.served_settings import check
-from fedpeft.deployment.shared_settings import parse_shared_settings
+from fedpeft.deployment.server.settings_checks import check
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.secure_sum import words

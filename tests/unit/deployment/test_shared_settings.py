@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.deployment import capacity
-from fedpeft.deployment.edge import EdgeClient, build_settings
+from fedpeft.deployment.client import capacity
+from fedpeft.deployment.client.edge import EdgeClient, build_settings
+from fedpeft.deployment.client.shared_settings import LEFT, REFUSED, TAKEN, parse_shared_settings
 from fedpeft.deployment.options import EdgeOptions
-from fedpeft.deployment.shared_settings import LEFT, REFUSED, TAKEN, parse_shared_settings
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.run.suited import settle_config
+from fedpeft.wiring.auto_defaults import settle_config
 from tests.conftest import SilentObserver
 from tests.refusals import refuses
 

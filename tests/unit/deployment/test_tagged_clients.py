@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.deployment.described import check_description
-from fedpeft.deployment.edge import check_machine
+from fedpeft.deployment.client.edge import check_machine
+from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
-from fedpeft.deployment.servers_rows import ServersRows, add_form
+from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, RunError
-from fedpeft.run.suited import settle_config
+from fedpeft.wiring.auto_defaults import settle_config
 from tests.here import Federation
 from tests.tagged import LABELS, sentences, write_conll
 

@@ -6,7 +6,7 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.servers_rows import ServersRows, add_form
+from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.errors import ConfigError, FedpeftError
 from tests.deployment.signing_server import joins  # noqa: F401
 from tests.here import Federation

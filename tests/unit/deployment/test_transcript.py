@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import check_released, compute_common_digest, compute_digest
-from fedpeft.deployment.credentials import Credentials
-from fedpeft.deployment.round_record import RoundRecord, TaskRecord, parse_record
-from fedpeft.deployment.signed_log import encode_line
-from fedpeft.deployment.signing import RECORD, TASK, SignedStatement, Signer, Verifier
-from fedpeft.deployment.transcript import Transcript
+from fedpeft.deployment.identity.credentials import Credentials
+from fedpeft.deployment.identity.signing import RECORD, TASK, SignedStatement, Signer, Verifier
+from fedpeft.deployment.transcript.round_record import RoundRecord, TaskRecord, parse_record
+from fedpeft.deployment.transcript.signed_log import encode_line
+from fedpeft.deployment.transcript.transcript import Transcript
 from fedpeft.errors import RunError
 from tests.deployment.signing_server import RUN, SETTINGS, STATE, Server, forged, policy, task
 from tests.refusals import refuses
@@ -307,7 +307,7 @@ def test_a_server_fills_no_disk_with_long_records(server, joins, monkeypatch):
         taken,
         taken + len(encode_line(RECORD, server.said.get_records_since(1)[0])),
     ):  # not even the record; it, and no task
-        monkeypatch.setattr("fedpeft.deployment.transcript.MOST_BYTES", most)
+        monkeypatch.setattr("fedpeft.deployment.transcript.transcript.MOST_BYTES", most)
         with refuses("FP5124", "0"):
             server.sends(client, task(2))
 
@@ -340,7 +340,7 @@ def test_a_server_whose_certificate_has_expired_signs_nothing_that_clients_would
     client = joins()
     server.sends(client, server.round(task()))
     with monkeypatch.context() as patch:
-        patch.setattr("fedpeft.deployment.credentials.datetime", MonthLater)
+        patch.setattr("fedpeft.deployment.identity.credentials.datetime", MonthLater)
         for say in (lambda: server.round(task(2)), lambda: server.said.about("edge-1", task())):
             with refuses("FP5105", "FP5056", "server", "--renew", "--resume"):
                 say()

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.deployment.channel import CHUNK
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.channel import CHUNK
 from fedpeft.deployment.wire.generate import GENERATED, generate
 from fedpeft.deployment.wire.parcel import IncomingParcel, compute_wire_size, split_into_parts
 from fedpeft.errors import PayloadError
@@ -54,7 +54,9 @@ def test_an_instruction_arrives_as_it_was_sent(payload, correction, repeat, trai
 
 
 def test_every_field_of_messages_travels():
-    """A field of a new type would be refused by `split_into_parts`; one that is left out would come back as its default."""
+    """A field of a new type would be refused by `split_into_parts`; one that is left out would come back as its
+    default.
+    """
     texts = {"kind": "evaluate"}
     for cls in (Instruction, Report):
         values = {}

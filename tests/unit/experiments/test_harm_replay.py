@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from experiments.harm.replay import VALIDATION_ROWS, Rule, find_changes, read_runs
-from fedpeft.run.observer import Metrics
-from fedpeft.server.best_state import BestState
+from fedpeft.reporting.observer import Metrics
+from fedpeft.rounds.best_state import BestState
 
 
 def states_of(run):

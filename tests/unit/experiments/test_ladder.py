@@ -18,7 +18,7 @@ from experiments.ladder.settings import TASKS, Task, create_natural, create_pass
 from fedpeft.config import build_config
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 
 TINY = "tiny(rows=220, test_rows=80, classes=3)"

@@ -12,9 +12,9 @@ from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
 from fedpeft.config import read_config
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.suited import settle_config
 from fedpeft.studies.results import Result
 from fedpeft.studies.study_file import read_study
+from fedpeft.wiring.auto_defaults import settle_config
 
 OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora", "expert_lora"}
 OF_PICTURES = {name for name in PEFT_METHODS.names if PEFT_METHODS.part(name).of_pictures}

@@ -15,7 +15,7 @@ from rich.table import Table
 from fedpeft.check import main as check
 from fedpeft.errors import DataError
 from fedpeft.machine.terminal import OBEYED, Console, escape_control_characters
-from fedpeft.run.command import run_command
+from fedpeft.reporting.command import run_command
 
 ROOT = Path(__file__).parent.parent.parent.parent
 CLEAR, TITLE, WIDE, BACKWARD = "\x1b[2J", "\x1b]0;owned\x07", "\x9b31m", "\u202e"

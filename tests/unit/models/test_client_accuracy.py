@@ -9,7 +9,7 @@ import pytest
 from fedpeft.data.rows import Rows
 from fedpeft.measurements.robustness import Robustness
 from fedpeft.models.client_accuracy import compute_client_accuracies, compute_worst_tenth
-from fedpeft.server.evaluation import summarize_own_rows
+from fedpeft.rounds.evaluation import summarize_own_rows
 from fedpeft.simulation.robustness import measure_corruptions
 from fedpeft.studies.results import compute_client_accuracy
 

@@ -23,7 +23,7 @@ from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.models.tasks.classification import compute_hidden_states
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.exports.transformers_folder import create_classifier
+from fedpeft.reporting.exports.transformers_folder import create_classifier
 from tests.refusals import refuses
 
 TASK = TASKS.build("classification")
@@ -212,7 +212,7 @@ def test_t5_in_few_bits_computes_about_the_same(saved):
 
 @pytest.mark.parametrize("family", ["GPT-2", "T5", "BART", "CLIP, both towers"])
 def test_the_size_of_a_model_is_told_whatever_its_keys_are_called(family, saved):
-    from fedpeft.deployment.capacity import ModelSize
+    from fedpeft.deployment.client.capacity import ModelSize
 
     size = ModelSize.from_folder(saved(family))
     assert (size.hidden, size.intermediate, size.blocks, size.heads) == (32, 48, 2, 4)
@@ -221,7 +221,7 @@ def test_the_size_of_a_model_is_told_whatever_its_keys_are_called(family, saved)
 
 @pytest.mark.parametrize("family", ["T5", "BART", "CLIP, both towers"])
 def test_a_half_that_is_left_out_is_not_counted_as_held(family, saved):
-    from fedpeft.deployment.capacity import ModelSize
+    from fedpeft.deployment.client.capacity import ModelSize
 
     size, base = ModelSize.from_folder(saved(family)), loaded(saved(family))
     held = sum({id(p): p.numel() for p in base.parameters()}.values())

@@ -1,5 +1,5 @@
-"""A base in few bits: layers compute with the values that `round_to_quantized` names, forward and backward, before and after
-an evaluation."""
+"""A base in few bits: layers compute with the values that `round_to_quantized` names, forward and backward, before and
+after an evaluation."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from fedpeft.models.readout import AllBlocks, get_plain_base, get_width, read_al
 from fedpeft.models.task import TASKS
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.forgetting import measure_forgetting
 from fedpeft.simulation.probe import begin_probe
 from fedpeft.simulation.simulation import Simulation
@@ -163,7 +163,7 @@ def test_a_head_on_all_blocks_forgets_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("peft", "send"), [("head2toe", "factor"), ("lora + head2toe", "factor"), ("lora", "moments")])
 def test_a_wide_head_starts_from_factors(peft, send):
-    from fedpeft.run.suited import settle_config
+    from fedpeft.wiring.auto_defaults import settle_config
 
     settings = RunConfig(dataset="tiny", peft=peft)
     assert ("send=factor" in settle_config(settings).head) == (send == "factor")

@@ -15,7 +15,7 @@ from fedpeft.models.layers import find_blocks
 from fedpeft.models.spread import assign_devices, spread_model
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.workers import _check_spread
+from fedpeft.reporting.workers import _check_spread
 from tests.elsewhere import DEVICE
 from tests.refusals import refuses
 from tests.unit.clients.test_packing import TASK, executors, jobs, made_rows

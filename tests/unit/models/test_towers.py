@@ -19,7 +19,7 @@ from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.models.two_towers import HELD, Connector, augment_images, augment_texts
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.finished import clone_modules
+from fedpeft.reporting.finished_run import clone_modules
 from tests.refusals import refuses
 
 TINY = "towers(image='tiny_vision', text='tiny')"

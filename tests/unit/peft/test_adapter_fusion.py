@@ -11,9 +11,9 @@ from fedpeft.clients.sequential import SequentialExecutor
 
 from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case, create_finished_runs, create_model
+from fedpeft.deployment.client.shared_settings import parse_shared_settings
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.served_settings import check
-from fedpeft.deployment.shared_settings import parse_shared_settings
+from fedpeft.deployment.server.settings_checks import check
 from fedpeft.models.task import find_trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS

@@ -11,7 +11,7 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.models.adapters_off import disable_adapters
 from fedpeft.peft.methods.pissa import Remainder, leading_factors
-from fedpeft.run.checks.rules import check_method
+from fedpeft.wiring.checks.rules import check_method
 from tests.refusals import refuses
 
 ROWS = np.arange(20)

@@ -12,7 +12,7 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms import user_dp
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.server_noise import correlated
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET
 from tests.refusals import refuses

@@ -8,9 +8,9 @@ from fedpeft.config import RunConfig
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.mechanisms import distributed_dp, user_dp
-from fedpeft.run import catalogue
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring import catalogue
 from tests.privacy.small_runs import QUIET
 from tests.refusals import refuses
 

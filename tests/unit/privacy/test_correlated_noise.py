@@ -25,7 +25,7 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms.user_dp import NoisySum
 from fedpeft.privacy.server_noise import SERVER_NOISES, correlated, longer, remembered, turns_of
 from fedpeft.privacy.server_noises.banded import error, optimised
-from fedpeft.server.sampling import FixedSize, ReachableClients, TurnTaking, create_population
+from fedpeft.rounds.sampling import FixedSize, ReachableClients, TurnTaking, create_population
 from tests.refusals import refuses
 from tests.unit.privacy.test_user_dp import KEY, LAYOUT, STATE, at, compute_norm, update
 

@@ -29,7 +29,7 @@ from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 from tests.unit.privacy.test_secure_sum import Sum

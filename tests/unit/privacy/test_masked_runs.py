@@ -11,7 +11,7 @@ from fedpeft.config import RunConfig
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.sum import parse_privacy
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import has_error, refuses
 from tests.runs.privacy.test_masked_runs import TINY

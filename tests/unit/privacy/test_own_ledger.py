@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.deployment.edge import EdgeClient
+from fedpeft.deployment.client.edge import EdgeClient
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import PrivacyError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fedpeft.deployment.identity.registration import decode_terms
 from fedpeft.deployment.options import ServeOptions
-from fedpeft.deployment.registration import decode_terms
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.declared_terms import DeclaredTerms

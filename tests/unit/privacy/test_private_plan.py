@@ -22,7 +22,7 @@ from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import LEAST_SIGNAL, MECHANISMS
 from fedpeft.privacy.mechanisms import distributed_dp, dp_sgd
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET
 from tests.refusals import refuses

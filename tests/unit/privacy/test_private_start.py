@@ -16,7 +16,7 @@ from fedpeft.config import RunConfig
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accountant import Event, is_within, noise_for, together
 from fedpeft.privacy.engine import LEDGER
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.private_probe import score_private_probe
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import has_error, refuses

@@ -21,7 +21,7 @@ from fedpeft.privacy.engine import LEDGER, PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise_sources import NoiseShares, settle_levels
-from fedpeft.server.private_rounds import PrivacyHook
+from fedpeft.rounds.private_rounds import PrivacyHook
 from tests.refusals import refuses
 
 CLIENTS = 12

@@ -4,7 +4,7 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.privacy.mechanisms import distributed_dp
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 from tests.unit.privacy.test_private_plan import QUIET, TINY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.run.plots import plot_run
+from fedpeft.reporting.plots import plot_run
 from fedpeft.studies import curve_figures
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from fedpeft import certs, check, evaluate, report, study, tune
 from fedpeft.data.rows import Rows
 from fedpeft.evaluation.evaluation import EvaluationResult
-from fedpeft.run.console import format_model_line
+from fedpeft.reporting.console import format_model_line
 from fedpeft.studies.results import ResultsFile
 from tests.studies.made import made_result
 from tests.tune.made import TEXT

@@ -17,11 +17,11 @@ from fedpeft.peft.adapter import Layout, TensorSpec
 from fedpeft.peft.methods.dora import Dora
 from fedpeft.peft.methods.lora import Lora
 from fedpeft.peft.methods.qlora import QLora
-from fedpeft.run.checks.captions import check_captions
-from fedpeft.run.checks.measured import check_measured
-from fedpeft.run.checks.tasks import check_tasks
-from fedpeft.run.measured import parse_measure
-from fedpeft.run.profiles import Profile
+from fedpeft.wiring.checks.captions import check_captions
+from fedpeft.wiring.checks.measured import check_measured
+from fedpeft.wiring.checks.tasks import check_tasks
+from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.profiles import Profile
 from tests.refusals import refuses
 
 PACKAGE = Path(check_tasks.__code__.co_filename).parents[2]

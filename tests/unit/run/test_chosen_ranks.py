@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.run.profiles import ProfileTable, choose_ranks, create_profiles, load_groups
+from fedpeft.wiring.profiles import ProfileTable, choose_ranks, create_profiles, load_groups
 from tests.refusals import refuses
 
 FORM = AdapterShape(8, 32.0)

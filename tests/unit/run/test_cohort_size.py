@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.deployment.shared_settings import parse_shared_settings, select_client_settings
+from fedpeft.deployment.client.shared_settings import parse_shared_settings, select_client_settings
 from fedpeft.errors import ConfigError
-from fedpeft.run.sampling import build_aware_sampler, compute_cohort_size
+from fedpeft.wiring.sampling import build_aware_sampler, compute_cohort_size
 
 
 @pytest.mark.parametrize(

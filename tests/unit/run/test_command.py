@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 
 from fedpeft.errors import ConfigError
-from fedpeft.run.command import create_interrupt_handler, run_command
+from fedpeft.reporting.command import create_interrupt_handler, run_command
 
 COMMANDS = {  # one mistake that each finds without a run
     "simulate": ["--clients", "0.5"],
@@ -52,7 +52,7 @@ def test_a_mistake_is_one_unwrapped_sentence_on_the_error_stream(capsys):
 
 def test_two_quick_presses_of_ctrl_c_are_one_interruption(monkeypatch):
     now = iter((10.0, 10.5, 11.0, 11.2))
-    monkeypatch.setattr("fedpeft.run.command.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("fedpeft.reporting.command.time.monotonic", lambda: next(now))
     press = create_interrupt_handler()
     for interrupts in (True, False, True, False):
         with pytest.raises(KeyboardInterrupt) if interrupts else nullcontext():

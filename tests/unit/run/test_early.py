@@ -14,7 +14,7 @@ from fedpeft.config import RunConfig
 from fedpeft.declared import UnreadableError, read
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.families import PRESETS
-from fedpeft.run import catalogue, early
+from fedpeft.wiring import catalogue, early_checks
 
 HEAVY = ("torch", "transformers", "flwr", "grpc", "scipy", "datasets", "pandas", "pyarrow")
 
@@ -104,7 +104,7 @@ COMPARED = """
 import dataclasses, sys
 from fedpeft.declared import KEPT, read
 from fedpeft.parts import _get_hints
-from fedpeft.run.catalogue import FAMILIES
+from fedpeft.wiring.catalogue import FAMILIES
 from fedpeft.spec import make_importable
 
 families = [family for families in FAMILIES.values() for family in families]
@@ -114,7 +114,12 @@ assert "torch" not in sys.modules
 
 def told(cls):
     fields = [
-        (f.name, f.default, f.metadata | {"check": getattr(f.metadata["check"], "__name__", None)}, _get_hints(cls)[f.name])
+        (
+            f.name,
+            f.default,
+            f.metadata | {"check": getattr(f.metadata["check"], "__name__", None)},
+            _get_hints(cls)[f.name],
+        )
         for f in dataclasses.fields(cls)
         if f.init
     ]
@@ -146,7 +151,7 @@ def test_what_only_an_import_can_tell_is_not_guessed():
 
 def test_both_say_the_same_of_a_name():
     with pytest.raises(FedpeftError) as first:
-        early.check(RunConfig(attack="sign_flop"))
+        early_checks.check(RunConfig(attack="sign_flop"))
     with pytest.raises(FedpeftError) as second:
         ATTACKS.build("sign_flop")
     assert str(first.value) == str(second.value)
@@ -160,14 +165,14 @@ def test_what_a_flag_takes_is_let_through(name):
                 catalogue.FLAGS[name].parse_value(part)
             except ConfigError:
                 continue
-            early.check(RunConfig(**{"clients": 0, name.replace("-", "_"): part}))
+            early_checks.check(RunConfig(**{"clients": 0, name.replace("-", "_"): part}))
 
 
 @pytest.mark.parametrize(
     "codec", [*PRESETS, "ef14 | small", "ef21(keep=1.0) | topk | sign", "by_rows | over_time | small"]
 )
 def test_every_codec_is_let_through(codec):
-    early.check(RunConfig(codec=codec))
+    early_checks.check(RunConfig(codec=codec))
 
 
 @pytest.mark.parametrize(
@@ -176,4 +181,4 @@ def test_every_codec_is_let_through(codec):
               {"drift": ""}, {"peft": "prefix"}, {"peft": "lora(rank=4) + ia3"}, {"privacy": "user_dp(noise=banded)"}]
 )  # fmt: skip
 def test_what_only_the_data_or_the_model_can_tell_is_left_to_them(given):
-    early.check(RunConfig(**given))
+    early_checks.check(RunConfig(**given))

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.run.help import GROUPS
+from fedpeft.reporting.help_page import GROUPS
 from fedpeft.serve import main as serve
 from fedpeft.simulate import main as simulate
 

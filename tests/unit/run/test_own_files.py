@@ -11,18 +11,18 @@ import pytest
 from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.parts import setting
-from fedpeft.run import own_files
-from fedpeft.run.folder import resolve_paths
-from fedpeft.run.own_files import RECORD, MadeOf, find_changed_file, load_record
-from fedpeft.run.profiles import PROFILES
-from fedpeft.run.records import Records
-from fedpeft.server.user_hook import UserHook
+from fedpeft.reporting import user_files
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.run_folder import resolve_paths
+from fedpeft.reporting.user_files import RECORD, MadeOf, find_changed_file, load_record
+from fedpeft.rounds.user_hook import UserHook
+from fedpeft.wiring.profiles import PROFILES
 from tests.refusals import refuses
 from tests.run.swapped import rows, swap
 
 
 def made_of(dataset: str, model: str, **more: Any) -> MadeOf:
-    return own_files.find_own_files(RunConfig(dataset=dataset, model=model, **more))
+    return user_files.find_own_files(RunConfig(dataset=dataset, model=model, **more))
 
 
 def test_files_are_told_apart_by_content_wherever_they_lie(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_file_of_clients_and_those_of_measurements_are_some_of_them(tmp_path
     config = RunConfig(dataset="tiny", model="auto", clients=str(clients), measure=measure)
     (tmp_path / PROFILES).write_text("before")  # a run goes on by its own copy
     clients.write_text("after")
-    assert own_files.find_own_files(config, folder=tmp_path) == before
+    assert user_files.find_own_files(config, folder=tmp_path) == before
     assert find_changed_file(before, made_of("tiny", "auto")) is None
 
 
@@ -92,13 +92,13 @@ def test_a_hook_s_file_is_one_of_them_and_is_kept_by_its_whole_path(tmp_path: Pa
     with plugins.use_parts({"hooks": {"reading": Reading}}):
         config = resolve_paths(RunConfig(dataset="tiny", model="tiny", hook="reading(file='limits.txt')"))
         assert config.hook == f"reading(file={str(file)!r})"
-        before = own_files.find_own_files(config, "")
+        before = user_files.find_own_files(config, "")
         file.write_text("after")
-        assert find_changed_file(before, own_files.find_own_files(config, "")) == str(file)
+        assert find_changed_file(before, user_files.find_own_files(config, "")) == str(file)
 
 
 def test_what_is_built_in_leaves_no_record(tmp_path: Path) -> None:
-    own_files.record(Records(tmp_path), made_of("tiny", "auto"))
+    user_files.record(Records(tmp_path), made_of("tiny", "auto"))
     assert load_record(tmp_path) == ()
     assert not list(tmp_path.iterdir())
 

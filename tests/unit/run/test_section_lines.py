@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.run.measured import trust_lines
-from fedpeft.run.section_lines import compute_section, section_lines
+from fedpeft.wiring.measurements import trust_lines
+from fedpeft.wiring.section_lines import compute_section, section_lines
 
 
 def test_each_number_text_and_truth_value_has_a_line():

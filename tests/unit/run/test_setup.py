@@ -3,9 +3,9 @@
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.run.facts import DatasetInfo
-from fedpeft.run.setup import Setup
-from fedpeft.run.suited import settle_config
+from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.setup import Setup
 
 FACTS = DatasetInfo("text", "classification", ("a", "b"), "tiny", clients=3)
 
@@ -13,8 +13,8 @@ FACTS = DatasetInfo("text", "classification", ("a", "b"), "tiny", clients=3)
 @pytest.mark.parametrize(("fast", "dtype"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_settled_where_a_run_is_set_up(monkeypatch, fast, dtype):
     """A description is the same on every machine; what is set up names the precision, and keeps it elsewhere."""
-    monkeypatch.setattr("fedpeft.run.suited.list_accelerators", list)
-    monkeypatch.setattr("fedpeft.run.suited.has_fast_bf16", lambda device: fast)
+    monkeypatch.setattr("fedpeft.wiring.auto_defaults.list_accelerators", list)
+    monkeypatch.setattr("fedpeft.wiring.auto_defaults.has_fast_bf16", lambda device: fast)
     assert RunConfig().dtype == "auto"
     assert 'dtype = "auto"' in RunConfig().to_toml()
     assert settle_config(RunConfig()).dtype == dtype

@@ -12,7 +12,7 @@ from fedpeft.clients.workbench import Workbench
 
 from fedpeft.config import RunConfig
 from fedpeft.models.frozen_blocks import ActivationCache
-from fedpeft.run.workers import Machine, Workers
+from fedpeft.reporting.workers import Machine, Workers
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 

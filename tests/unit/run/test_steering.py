@@ -7,10 +7,10 @@ from rich.console import Console
 
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.config import RunConfig
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.measured import parse_measure
-from fedpeft.run.steering import TrainingControl, build_training_control
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.training_control import TrainingControl, build_training_control
 from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 3, "workers": 1}

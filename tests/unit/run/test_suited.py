@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.run.facts import DatasetInfo
-from fedpeft.run.profiles import ProfileTable
-from fedpeft.run.setup import Setup
-from fedpeft.run.suited import choose_method, settle_config
+from fedpeft.wiring.auto_defaults import choose_method, settle_config
+from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.profiles import ProfileTable
+from fedpeft.wiring.setup import Setup
 
 IMAGES = DatasetInfo("image", "classification", ("a", "b"), "tiny_vision", clients=3)
 TEXTS = DatasetInfo("text", "classification", ("a", "b"), "tiny", clients=3)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from fedpeft.models.target_measures import measure_classes
-from fedpeft.run.console import format_amount
-from fedpeft.run.target_lines import describe_undefined, list_card_lines, list_target_lines
+from fedpeft.reporting.console import format_amount
+from fedpeft.reporting.target_lines import describe_undefined, list_card_lines, list_target_lines
 
 
 def told(truth, said, names=("ok", "complaint")):

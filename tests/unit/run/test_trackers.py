@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fedpeft.run.trackers import TRACKERS, TrackedRecords, check_trackers
+from fedpeft.reporting.trackers import TRACKERS, TrackedRecords, check_trackers
 from tests.refusals import refuses
 
 

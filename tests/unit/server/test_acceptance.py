@@ -6,7 +6,7 @@ import torch
 
 from fedpeft.audit.canaries import CanaryAudit, _Clients
 from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.server.progress import ServerState
+from fedpeft.rounds.progress import ServerState
 
 
 @pytest.mark.parametrize("counts", [False, True])

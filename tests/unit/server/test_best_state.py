@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from fedpeft.run.observer import Metrics
-from fedpeft.server.best_state import BestState
+from fedpeft.reporting.observer import Metrics
+from fedpeft.rounds.best_state import BestState
 
 measured = st.builds(Metrics, st.floats(0, 10), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
 

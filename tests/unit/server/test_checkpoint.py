@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from fedpeft.errors import RunError
-from fedpeft.run.records import Records
-from fedpeft.server.progress import VERSION, Checkpoints, ServerState, _compute_checksum
-from fedpeft.server.traffic import Counters
+from fedpeft.reporting.records import Records
+from fedpeft.rounds.progress import VERSION, Checkpoints, ServerState, _compute_checksum
+from fedpeft.rounds.traffic import Counters
 from tests.refusals import refuses
 
 

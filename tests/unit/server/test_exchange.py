@@ -14,11 +14,11 @@ from fedpeft.communication.messages import Instruction, Report, read_instruction
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.server import parked
-from fedpeft.server.acceptance import DecodedReport, check_statistics
-from fedpeft.server.clock import Stopwatch
-from fedpeft.server.exchange import Transport
-from fedpeft.server.progress import ServerState
+from fedpeft.rounds import parked
+from fedpeft.rounds.acceptance import DecodedReport, check_statistics
+from fedpeft.rounds.clock import Stopwatch
+from fedpeft.rounds.exchange import Transport
+from fedpeft.rounds.progress import ServerState
 
 
 def with_field(name, value):
@@ -173,7 +173,7 @@ def test_an_update_that_waits_is_decoded_once_and_leads_to_what_it_would_have_le
     monkeypatch.setattr(Uplink, "receive", lambda *given: decoded.append(1) or receive(*given))
     found = {}
     for order in ("in turn", "early", "no room"):
-        monkeypatch.setattr("fedpeft.server.acceptance.DECODED", 1 if order == "no room" else 10**9)
+        monkeypatch.setattr("fedpeft.rounds.acceptance.DECODED", 1 if order == "no room" else 10**9)
         acceptance = acceptance_of()
         decoded.clear()
         if order != "in turn":
@@ -201,7 +201,7 @@ def test_room_for_decoded_updates_is_counted_once_each_and_given_back(tmp_path, 
     assert len(counted) == len(reports)
     for report in reports:
         acceptance.add(report, sent[report.client])
-    monkeypatch.setattr("fedpeft.server.acceptance.DECODED", 1)
+    monkeypatch.setattr("fedpeft.rounds.acceptance.DECODED", 1)
     again, decoded, receive = acceptance_of(), [], Uplink.receive
     monkeypatch.setattr(Uplink, "receive", lambda *given: decoded.append(1) or receive(*given))
     decode = again.create_early_decoder(sent, Stopwatch())

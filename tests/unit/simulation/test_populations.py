@@ -12,10 +12,9 @@ from rich.console import Console
 from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.privacy.mechanism import MECHANISMS, CohortForm
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.profiles import Profile, Profiles, ProfileTable, compute_chances, create_profiles, list_distinct
-from fedpeft.server import sampling
-from fedpeft.server.sampling import (
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.rounds import sampling
+from fedpeft.rounds.sampling import (
     DealtCohorts,
     FixedSize,
     ReachableClients,
@@ -24,6 +23,7 @@ from fedpeft.server.sampling import (
 )
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.profiles import Profile, Profiles, ProfileTable, compute_chances, create_profiles, list_distinct
 from tests.refusals import has_error, refuses
 
 TINY = {"dataset": "tiny", "tokens": 16, "partition": "resample(rows=4)", "cohort": 3, "rounds": 2, "workers": 1,

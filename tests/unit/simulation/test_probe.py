@@ -6,7 +6,7 @@ from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 from fedpeft.config import RunConfig
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation import probe
 from fedpeft.simulation.probe import FOLDS, BegunProbe, _fit_classes, _try_strengths, choose_strength, fit_linear_probe
 from fedpeft.simulation.simulation import Simulation

@@ -13,7 +13,7 @@ from fedpeft.data.datasets.hf import HF
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_to_text import parse_pair
 from fedpeft.errors import ConfigError, DataError, ModelError
-from fedpeft.run.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import refuses
 

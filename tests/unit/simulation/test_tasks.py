@@ -11,8 +11,8 @@ from rich.console import Console
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.task_measures import transfer
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.task_measures import transfer
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import pattern_of, refuses
 

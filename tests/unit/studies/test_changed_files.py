@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.run import own_files
-from fedpeft.run.own_files import RECORD, find_own_files, load_record
-from fedpeft.run.records import Records
+from fedpeft.reporting import user_files
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.user_files import RECORD, find_own_files, load_record
 from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, read_run
 from fedpeft.studies.runner import RunProcess, Workplace
 from fedpeft.studies.study_file import PlannedRun, Study, read_study
@@ -33,7 +33,7 @@ def finished(place: Workplace, planned: PlannedRun) -> Path:
     (folder / "summary.json").write_text('{"metric": "accuracy", "accuracy": 0.5, "seed": 0, "seconds": 1.0}')
     for name in ("rounds.jsonl", "clients.jsonl"):
         (folder / name).write_text("")
-    own_files.record(Records(folder, private=bool(config.privacy)), find_own_files(config))
+    user_files.record(Records(folder, private=bool(config.privacy)), find_own_files(config))
     return folder
 
 
@@ -118,7 +118,7 @@ def test_results_that_tell_of_rows_alone_are_said_not_to_tell_of_the_clients(tmp
     [told] = ResultsFile(results).read()
     results.unlink()
     ResultsFile(results).append(replace(told, made_of=told.made_of[:2]))
-    own_files.record(Records(run), told.made_of[:2])
+    user_files.record(Records(run), told.made_of[:2])
     place = Workplace(made, tmp_path)
     assert place.unsaid == [run.name]
     assert place.done

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.run.own_files import OwnFile
+from fedpeft.reporting.user_files import OwnFile
 from fedpeft.studies.page import PageSection
 from fedpeft.studies.results import Result, select_latest
 from fedpeft.studies.sections import Section, assign_points, get_runs_baseline

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedpeft.run.summary import OWN_ROWS
+from fedpeft.reporting.summary import OWN_ROWS
 from fedpeft.studies.page import PageSection
 from fedpeft.studies.sections import Section
 from tests.studies.made import made_study, section

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedpeft.report import main
-from fedpeft.run.summary import OWN_ROWS
+from fedpeft.reporting.summary import OWN_ROWS
 from fedpeft.studies.measures import BY_KEY, build_curve, format_heading
 from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, PageSection, insert_tables, render_page
 from fedpeft.studies.results import Result, compute_client_accuracy, pack, unpack

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from fedpeft import simulate
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.run.catalogue import build_part
 from fedpeft.studies.found import ResultFolders, match_to_study
 from fedpeft.studies.process import Program, Start
 from fedpeft.studies.results import (
@@ -28,6 +27,7 @@ from fedpeft.studies.results import (
 from fedpeft.studies.runner import RunProcess, Schedule, Workplace, count_fitting_jobs
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
+from fedpeft.wiring.catalogue import build_part
 from tests.refusals import has_error, refuses
 from tests.runs.deployment.test_full_disk import full_disk
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fedpeft.run.task_measures import transfer
+from fedpeft.reporting.task_measures import transfer
 from fedpeft.studies.figures import draw_figures
 from fedpeft.studies.measures import BY_KEY
 from fedpeft.studies.results import Result

@@ -13,9 +13,9 @@ from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.reuse import count_cached_blocks
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.activation_cache import count_cached_blocks
 from tests.refusals import pattern_of
 
 

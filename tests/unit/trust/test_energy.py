@@ -13,16 +13,16 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.machine.energy import Meter, find_nvml_counters, find_rapl_counters
+from fedpeft.machine.json_values import convert_to_plain
 from fedpeft.measurements.energy import Energy
-from fedpeft.run.console import ConsoleObserver
-from fedpeft.run.energy import EnergyModel
-from fedpeft.run.measured import parse_measure
-from fedpeft.run.profiles import Profile
-from fedpeft.run.records import convert_to_plain
-from fedpeft.run.sampling import SAMPLERS, AwareSampler, build_aware_sampler, compute_cohort_size
-from fedpeft.server.acceptance import ClientResult
-from fedpeft.server.energy import AwarePopulation, EnergyTracker
+from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.rounds.acceptance import ClientResult
+from fedpeft.rounds.energy import AwarePopulation, EnergyTracker
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.energy import EnergyModel
+from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.profiles import Profile
+from fedpeft.wiring.sampling import SAMPLERS, AwareSampler, build_aware_sampler, compute_cohort_size
 from tests.refusals import pattern_of, refuses
 
 

@@ -12,7 +12,6 @@ from scipy.optimize import minimize_scalar
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.run.setup import load_adapted_model
 from fedpeft.trust.kronecker import (
     Curvature,
     apply_probit,
@@ -21,6 +20,7 @@ from fedpeft.trust.kronecker import (
     find_best_variance,
     name_sums,
 )
+from fedpeft.wiring.setup import load_adapted_model
 
 OUT, IN, CLASSES = 3, 7, 4
 

@@ -10,10 +10,10 @@ from scipy.stats import entropy, spearmanr
 from fedpeft.data.rows import Dataset, Raters, Rows
 from fedpeft.measurements.calibration import Calibration
 from fedpeft.models.scoring import Scores
-from fedpeft.run.final_score import FinalScore
-from fedpeft.run.measured import trust_lines
+from fedpeft.reporting.final_score import FinalScore
 from fedpeft.trust.calibration import create_questions
 from fedpeft.trust.raters import FEWEST, compare_with_raters, compute_share_error
+from fedpeft.wiring.measurements import trust_lines
 from tests.refusals import refuses
 
 

@@ -11,9 +11,9 @@ from filelock import FileLock
 
 from fedpeft import simulate
 from fedpeft.config import RunConfig
-from fedpeft.run.command import format_command
-from fedpeft.run.summary import OWN_VALIDATION_ROWS
-from fedpeft.server.evaluation import OwnRows
+from fedpeft.reporting.command import format_command
+from fedpeft.reporting.summary import OWN_VALIDATION_ROWS
+from fedpeft.rounds.evaluation import OwnRows
 from fedpeft.simulation.untested import _build_quality
 from fedpeft.tune import main
 from fedpeft.tuning.alike import check_tokens

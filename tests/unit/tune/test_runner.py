@@ -14,9 +14,9 @@ from optuna.trial import TrialState
 from fedpeft import plugins
 from fedpeft.config import read_config
 from fedpeft.errors import RunError
-from fedpeft.run import own_files
-from fedpeft.run.finished import FinishedRun
-from fedpeft.run.records import Records
+from fedpeft.reporting import user_files
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.records import Records
 from fedpeft.studies.process import BEGINS, describe_failure
 from fedpeft.studies.results import read_run
 from fedpeft.tuning import runner, store
@@ -263,7 +263,7 @@ def test_a_search_does_not_go_on_with_clients_of_a_file_that_has_changed(tmp_pat
     place = conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=1)
     run = place.run_of(0)
     (run / "config.toml").write_bytes(run.with_suffix(".toml").read_bytes())
-    own_files.record(Records(run), own_files.find_own_files(read_config(run / "config.toml")))
+    user_files.record(Records(run), user_files.find_own_files(read_config(run / "config.toml")))
     clients.write_text("[[profile]]\ncount = 5\n")
     with refuses("FP5236", "clients.toml"):
         conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=2)
@@ -277,7 +277,7 @@ def test_a_search_does_not_go_on_with_rows_that_have_changed(tmp_path):
     run = place.run_of(0)
     (run / "config.toml").write_bytes(run.with_suffix(".toml").read_bytes())
     config = read_config(run / "config.toml")
-    own_files.record(Records(run), own_files.find_own_files(config))
+    user_files.record(Records(run), user_files.find_own_files(config))
     conducted(search_of(tmp_path, text), tmp_path / "out", InProcess(), trials=2)
     swap(tmp_path / "rows.csv")
     with refuses("FP5236", "rows.csv"):

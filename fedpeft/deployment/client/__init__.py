@@ -1,0 +1,1 @@
+"""The client's machine: joining, its limits, its ledger, and what it accepts from a server."""

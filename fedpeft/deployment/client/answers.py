@@ -1,0 +1,58 @@
+"""What a real client answers beside its work: which questions, and what its machine has used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.markup import escape
+
+from fedpeft.communication.messages import LOST, Instruction, Report
+from fedpeft.errors import PayloadError, PrivacyError
+from fedpeft.machine.energy import Meter
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.trust.question import parse_question
+
+
+def check_question(instruction: Instruction) -> None:
+    """Refuse questions about the rows that the client trains on: only simulated ones answer these.
+
+    Raises:
+        PayloadError: which one.
+    """
+    if instruction.asks and (question := parse_question(instruction.asks)).of_model:
+        raise PayloadError(
+            f"FP6085 the server asks {question.text}, which is answered with sums over the rows that a client trains "
+            "on and belongs to simulations"
+        )
+
+
+def check_evaluation(instruction: Instruction, mechanism: Mechanism | None) -> None:
+    """Refuse to tell what is measured on held-out rows where clients keep that to themselves.
+
+    A server of good faith does not ask (`fedpeft.deployment.server.settings_checks`).
+
+    Raises:
+        PrivacyError: under which mechanism.
+    """
+    if instruction.kind == "evaluate" and mechanism is not None and mechanism.silent:
+        raise PrivacyError(f"FP7013 the server asks for losses on its rows, which {mechanism.name} does not protect")
+
+
+def measure_energy(instruction: Instruction, work: Callable[[Instruction], Report]) -> Report:
+    """The report of `work`, with the joules of a training."""
+    if instruction.kind != "train":
+        return work(instruction)
+    meter = Meter()
+    report = work(instruction)
+    return report if report.error else replace(report, joules=meter.measure_joules() or 0.0)
+
+
+def report_missing_state(instruction: Instruction, folder: Path, say: Callable[[str], None]) -> Report:
+    """What a client answers whose `folder` lacks what it has kept of earlier rounds: the next time it is sent all."""
+    say(
+        f"[bold yellow]warning[/] what this client has kept of earlier rounds is missing from {escape(str(folder))}: "
+        "it takes part as a newcomer from its next round on"
+    )
+    return Report(instruction.client, instruction.round, b"", error=LOST)

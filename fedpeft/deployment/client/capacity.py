@@ -1,0 +1,255 @@
+"""What an edge machine can hold: the precision of the frozen base and the rows of a local step, by free memory.
+
+The estimate is read off the model's files and leans to the high side: all weights in the run's precision while they are
+loaded; then the weights as they are held, and what a step keeps for its backward pass in every block,
+
+    row = blocks (tokens (16 hidden + 4 intermediate) + 2 heads tokens^2) + 3 tokens vocabulary   (numbers; the last
+          for language models only)
+
+The run's own settings stay where they fit. Where they do not, fewer rows a step are tried first, down to a quarter of
+them; then int8 weights, then nf4; and nf4 with a single row is what is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fedpeft.aggregation.strategy import can_fill_base, strategies
+from fedpeft.config import RunConfig
+from fedpeft.data.datasets.clients import LANGUAGE
+from fedpeft.data.images import count_patches, get_vision_config
+from fedpeft.data.model_config import load_model_config
+from fedpeft.deployment.options import EdgeOptions
+from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.errors import ModelError, RunError
+from fedpeft.machine.files import check_regular_file
+from fedpeft.machine.hardware import get_free_memory, has_fast_bf16, list_accelerators
+from fedpeft.models.base_model import resolve_model
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.secure_sum.sum import parse_privacy
+from fedpeft.reporting.observer import RunObserver
+
+WEIGHT_BYTES = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "int8": 1.01, "nf4": 0.53}
+"""Bytes a weight takes, scales included."""
+
+INNER = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "ffn_dim", "hidden_dim")
+"""What the width inside feed-forward sublayers is called; where it is not told, 4 times the hidden one."""
+
+IN_A_BLOCK = re.compile(r"(?:^|\.)\d+\.")
+"""Names of weights inside numbered blocks."""
+
+IMAGES = "vision_model."
+"""How names of the tower for images begin, which is loaded alone."""
+
+DECODER = re.compile(r"(?:model\.)?decoder\.|lm_head\.")
+"""Names of weights that an encoder-decoder has beside its encoder."""
+
+RESERVE = 0.1
+"""Share of the free memory that is left alone."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Of a base model: numbers in linear layers inside blocks, all other numbers, and what its shapes are.
+
+    Attributes:
+        dropped: numbers that are loaded, and of which nothing is kept: the decoder of T5 and BART
+            (`fedpeft.models.encoders`).
+    """
+
+    linear: int
+    other: int
+    hidden: int
+    intermediate: int
+    blocks: int
+    heads: int
+    vocabulary: int
+    dropped: int = 0
+
+    @classmethod
+    def from_folder(cls, folder: Path, answers: bool = False) -> ModelSize:
+        """Of the model in `folder`, from config.json and the headers of its weights; of two towers that for images.
+
+        Args:
+            folder: of the model.
+            answers: whether of an encoder with a decoder both are used.
+
+        Raises:
+            ModelError: they can't be read.
+        """
+        try:
+            whole = load_model_config(folder)
+            config = get_vision_config(whole)
+            shapes: dict[str, list[int]] = {}
+            for weights in sorted(folder.glob("*.safetensors")):
+                with safe_open(check_regular_file(weights), framework="pt") as file:
+                    shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            hidden = int(config.hidden_size)
+            inner = next(filter(None, (getattr(config, name, None) for name in INNER)), 4 * hidden)
+            made = {
+                "hidden": hidden,
+                "intermediate": int(inner),
+                "blocks": int(config.num_hidden_layers) + (_count_decoder_blocks(config) if answers else 0),
+                "heads": int(config.num_attention_heads),
+                "vocabulary": int(getattr(config, "vocab_size", None) or 0),
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise ModelError(f"FP4013 the size of the model in {folder} can't be read: {error}") from error
+        numbers = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+        if config is not whole:
+            numbers = {name: n for name, n in numbers.items() if name.startswith(IMAGES)} or numbers
+        encoder_alone = getattr(config, "is_encoder_decoder", False) and not answers
+        dropped = {name for name in numbers if encoder_alone and DECODER.match(name)}
+        kept = {name: n for name, n in numbers.items() if name not in dropped}
+        linear = sum(n for name, n in kept.items() if len(shapes[name]) == 2 and IN_A_BLOCK.search(name))
+        return cls(linear, sum(kept.values()) - linear, **made, dropped=sum(numbers.values()) - sum(kept.values()))
+
+    def count_row_numbers(self, tokens: int, language: bool) -> int:
+        """Numbers that a step keeps for each of its rows."""
+        block = tokens * (16 * self.hidden + 4 * self.intermediate) + 2 * self.heads * tokens**2
+        return self.blocks * block + (3 * tokens * self.vocabulary if language else 0)
+
+    def estimate_memory(self, dtype: str, precision: str, batch_size: int, tokens: int, language: bool) -> float:
+        """Bytes for loading in `dtype`, and training on a base in `precision` (empty: `dtype`)."""
+        width = WEIGHT_BYTES[dtype]
+        loading = (self.linear + self.other + self.dropped) * width
+        held = self.linear * WEIGHT_BYTES[precision or dtype] + self.other * width
+        return max(loading, held + batch_size * self.count_row_numbers(tokens, language) * width)
+
+
+def _count_decoder_blocks(config: Any) -> int:
+    """How many blocks the decoder beside an encoder has: T5's and BART's names for it."""
+    found = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers"))
+    return int(next(filter(None, found), 0))
+
+
+@dataclass(frozen=True)
+class TrainingChoice:
+    """How a client trains.
+
+    Attributes:
+        precision: of the base; empty: the run's dtype.
+        batch_size: rows per local step.
+        need: estimated bytes.
+        fits: whether that is free.
+    """
+
+    precision: str
+    batch_size: int
+    need: float
+    fits: bool
+
+
+def choose(
+    size: ModelSize,
+    free: float,
+    dtype: str,
+    batch_size: int,
+    tokens: int,
+    language: bool,
+    few_bits: tuple[str, ...],
+    whole: bool = False,
+) -> TrainingChoice:
+    """The first of the choices, from the run's own settings downwards, that fits into `free` bytes, or the last one.
+
+    Args:
+        size: of the base model.
+        free: bytes of memory on the device.
+        dtype, batch_size, tokens: the run's.
+        language: whether the task is language modelling.
+        few_bits: of int8 and nf4 those that may be used, in this order.
+        whole: whether batch_size is not the client's to choose.
+    """
+    room = (1 - RESERVE) * free
+    halves = [batch_size if whole else max(1, batch_size >> i) for i in range(batch_size.bit_length())]
+    ladder = [("", rows) for rows in halves if rows * 4 >= batch_size]
+    ladder += [(precision, rows) for precision in few_bits for rows in halves if rows * 4 >= batch_size]
+    ladder.append(((few_bits or ("",))[-1], batch_size if whole else 1))
+    for precision, rows in ladder:
+        need = size.estimate_memory(dtype, precision, rows, tokens, language)
+        if need <= room:
+            return TrainingChoice(precision, rows, need, True)
+    return TrainingChoice(precision, rows, need, False)
+
+
+def parse_device(text: str) -> str:
+    """The device that `--device` names: cpu, or cuda:N.
+
+    Raises:
+        RunError: there is none of that name here.
+    """
+    gpus = list_accelerators()
+    if text == "auto":
+        return next(iter(gpus), "cpu")
+    if text in gpus or (text == "cuda" and gpus):
+        return text
+    with suppress(RuntimeError):
+        kind = torch.device(text).type
+        if kind == "cpu":
+            return "cpu"
+        if kind == "cuda":
+            raise RunError(f"FP5019 there is no {text} here; take --device {next(iter(gpus), 'cpu')}")
+    raise RunError(f"FP5020 {text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}")
+
+
+def has_common_batch_size(config: RunConfig) -> bool:
+    """Whether the batch size is all clients' alike, as privacy divides by it, whatever fits into one's memory."""
+    mechanism = parse_privacy(config.privacy) if config.privacy else None
+    sampling = mechanism.example_sampling if isinstance(mechanism, Mechanism) else None
+    return sampling is not None and sampling.divides_alike
+
+
+def fit_to_memory(
+    options: EdgeOptions, config: RunConfig, told: v2.Description, device: str, observer: RunObserver
+) -> EdgeOptions:
+    """The options, with what is left to this machine chosen by the free memory of `device`.
+
+    Args:
+        options: the client's own choices.
+        config: what the client takes of the server's settings, with its choices.
+        told: what the server describes, checked.
+        device: "cpu" or "cuda:N".
+        observer: is told what has been chosen.
+
+    Raises:
+        FedpeftError: there is no such model here.
+    """
+    if options.precision or config.dtype == "fp64":
+        return options
+    strategy = strategies.build(config.strategy)
+    fills = can_fill_base(strategy)  # a dense R saves nothing
+    nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
+    folder, learns = resolve_model(config.model), told.task.partition("(")[0]
+    size, language = ModelSize.from_folder(folder, learns == "seq2seq"), learns in ("seq2seq", *LANGUAGE)
+    tokens = count_patches(told.side, folder)[0] ** 2 + 1 if told.side else told.tokens
+    tokens *= 2 if learns == "dpo" else 1  # two answers are a row
+    free = get_free_memory(device)
+    few_bits = ("int8", *nf4) if PEFT_METHODS.build(config.peft).few_bits and not fills else ()
+    slow = config.dtype == "bf16" and not has_fast_bf16(device)
+    dtype = "fp32" if slow else config.dtype
+    choice = choose(size, free, dtype, config.batch_size, tokens, language, few_bits, has_common_batch_size(config))
+    precision = choice.precision or ("fp32" if slow else "")
+    if not choice.fits:
+        observer.say(
+            f"[bold yellow]warning[/] {free / 1e9:.1f} GB of memory are free on {device}, and this model "
+            f"needs about {choice.need / 1e9:.1f}, even with {precision or dtype} and {choice.batch_size} rows a step"
+        )
+    elif choice.precision or choice.batch_size < config.batch_size:
+        observer.say(
+            f"[bold]memory[/]  {free / 1e9:.1f} GB are free on {device}: a base in "
+            f"{precision or dtype}, {choice.batch_size} rows a step"
+        )
+    elif slow:
+        observer.say(f"[bold]precision[/]  {device} has no bf16 arithmetic: a base in fp32")
+    rows = options.batch_size or (choice.batch_size if choice.batch_size < config.batch_size else 0)
+    return dataclasses.replace(options, precision=precision, batch_size=rows)

@@ -1,0 +1,354 @@
+"""A real client: one machine's own rows, the base model loaded once, and the client code that simulations run.
+
+It is made from those of the server's settings that it takes (`fedpeft.deployment.client.shared_settings`), as a
+simulation is
+from a user's, with a partition of one shard. What the server says of labels, texts and weights is checked against what
+is here, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.markup import escape
+
+from fedpeft import __version__
+from fedpeft.aggregation.strategy import can_fill_base
+from fedpeft.clients.masking import Masking, MaskPlan
+from fedpeft.clients.store import ClientStore
+from fedpeft.clients.workbench import WorkPlan
+from fedpeft.communication.base_residual import HeldBase, ResidualFiles
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.config import RunConfig, build_config
+from fedpeft.data import cached_rows
+from fedpeft.data.datasets.clients import read_first_record
+from fedpeft.data.label_columns import AND
+from fedpeft.data.partition import Partition, split_held_out
+from fedpeft.deployment.client.answers import check_evaluation, check_question, measure_energy, report_missing_state
+from fedpeft.deployment.client.capacity import fit_to_memory, has_common_batch_size, parse_device
+from fedpeft.deployment.client.instruction_policy import InstructionPolicy
+from fedpeft.deployment.client.ledger import make_client_protection
+from fedpeft.deployment.client.shared_settings import parse_shared_settings
+from fedpeft.deployment.compared_parts import check_all_told
+from fedpeft.deployment.description import build_form, check_description
+from fedpeft.deployment.identity.credentials import Credentials
+from fedpeft.deployment.identity.pinned_roster import PinnedRoster
+from fedpeft.deployment.identity.registration import encode_terms
+from fedpeft.deployment.options import EdgeOptions
+from fedpeft.deployment.wire import size_limits
+from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.errors import ConfigError, DataError, FedpeftError, GoneError, ModelError, PrivacyError
+from fedpeft.machine import cache
+from fedpeft.machine.cache import get_cache_directory
+from fedpeft.machine.hardware import get_gpu_name
+from fedpeft.models import kernels
+from fedpeft.models.task import TASKS
+from fedpeft.privacy.client_protection import FAILED, ClientProtection, state_digest
+from fedpeft.privacy.engine import KEY
+from fedpeft.privacy.guard import ClientPrivacy
+from fedpeft.privacy.secure_sum.certified import Identity
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
+from fedpeft.reporting.observer import RunObserver
+from fedpeft.reporting.workers import Machine, Workers, create_client_plan, create_work_plan
+from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.setup import Setup
+
+
+def check_machine(data: Path, options: EdgeOptions) -> None:
+    """What can be found wrong with the rows, the roster and the device before a server is asked anything.
+
+    Raises:
+        DataError, ConfigError: a file is missing, empty or of another kind, or lacks a column that the options name.
+        RunError: there is no such device.
+    """
+    parse_device(options.device)
+    _read_roster(options)
+    _, first = read_first_record(data, options.file_format)
+    for column in (options.text_column, options.label_column):
+        if column and column not in first and not all(name in first for name in column.split(AND)):
+            raise DataError(f"FP3034 {data} has no column {column!r}; it has {', '.join(map(repr, first))}")
+
+
+class SingleClientPartition(Partition):
+    """The partition of a client that knows its own rows only: whatever its id, all of them are its."""
+
+    def shard(self, client: int) -> NDArray[np.int64]:
+        """All rows."""
+        return self.indices
+
+
+def build_settings(description: v2.Description, options: EdgeOptions) -> RunConfig:
+    """What a client takes of the server's settings, with its own choices.
+
+    Raises:
+        RunError: the server's settings are not ones that a client takes.
+        ConfigError: a choice that can't be used.
+    """
+    config = parse_shared_settings(description.config)
+    check_all_told(description.parts, config)
+    chosen: dict[str, Any] = {"workers": 1, "cohort": "all"}
+    if options.model:
+        chosen["model"] = options.model
+    if options.batch_size and has_common_batch_size(config):
+        raise ConfigError(
+            f"FP1118 --batch-size {options.batch_size} would scale this client's updates: under {config.privacy} all "
+            f"clients divide by the federation's {config.batch_size}, and rate says how many rows join a step; leave "
+            "it out"
+        )
+    if options.batch_size:
+        chosen["batch_size"] = options.batch_size
+    return build_config(dataclasses.asdict(config) | chosen, "the command line")
+
+
+class EdgeClient:
+    """A client of a server: a setup of what it takes of the server's settings, one worker, and a ledger of its own.
+
+    Args:
+        description: what the server says of the federation.
+        data: file of the client's rows.
+        folder: where the client keeps its state in this federation; exists.
+        ledgers: folder of what has been released about its rows, in whatever federation
+            (`fedpeft.privacy.lifetime_ledger`).
+        observer: is told how things go on.
+        options: the client's own choices.
+        credentials: its certificate and key; None: no TLS.
+
+    Attributes:
+        roster: of those whose updates its own may be added up with; None: of whoever the authority has made a client.
+
+    Raises:
+        FedpeftError: data or model do not fit the federation.
+    """
+
+    def __init__(
+        self,
+        description: v2.Description,
+        data: Path,
+        folder: Path,
+        ledgers: Path,
+        observer: RunObserver,
+        options: EdgeOptions,
+        credentials: Credentials | None = None,
+    ) -> None:
+        check_description(description)
+        self.description = description
+        self.file = data
+        self.folder = folder
+        self.ledgers = ledgers
+        self.observer = observer
+        self.device = parse_device(options.device)
+        told, names = settle_config(build_settings(description, options)), tuple(description.labels)
+        self.options = fit_to_memory(options, told, description, self.device, observer)
+        form = build_form(description, options)
+        targets = TASKS.build(form.task).targets
+        self.rows = form.read(
+            data, names or None, targets, options.file_format, lambda note: observer.say(escape(note))
+        )[0]
+        config = build_settings(description, self.options)
+        facts = DatasetInfo(form.kind, description.task, names or None, config.model, clients=1)
+        self.setup = Setup.create(config, facts)
+        self.config = self.setup.config
+        machine = Machine.create(self.setup, {}, (self.device,))
+        data_key = self.setup.tokenize_rows(self.rows, self.setup.tokens)
+        work = create_work_plan(self.setup, machine, data_key, folder).at(self.options.precision)
+        work = dataclasses.replace(work, threads=self.options.threads or os.cpu_count() or 1, clients_per_pass=1)
+        self._check_model(work)
+        self.protection = self._create_protection(work, machine.pin({}, work, folder))
+        if self.protection is not None and (sums := self.protection.engine.sums) is not None:
+            self.setup = dataclasses.replace(self.setup, secure_sum=sums)
+        alone = SingleClientPartition(np.arange(len(self.rows)), np.array([0, len(self.rows)]))
+        clients = create_client_plan(self.setup, alone, folder, self._held_out, self._create_client_privacy())
+        self.roster = _pin_roster(self.options, self.setup, credentials)
+        if self.setup.secure_sum is not None:
+            masks = self._create_mask_plan(credentials)
+            clients = dataclasses.replace(clients, masks=masks)
+            if self.protection is not None:
+                self.protection.begin_third = Masking(masks, clients.store, work.seed).begin_third
+        self.policy = InstructionPolicy.from_setup(self.setup, self.options.rank)
+        self.workers = Workers(work, clients, machine, observer)
+        self.bases = HeldBase(work.residuals, self.setup.layout.pairs, can_fill_base(self.setup.strategy))
+
+    # -------------------------------------------------------------------------------------------------- what is checked
+
+    def _check_model(self, work: WorkPlan) -> None:
+        told = self.description
+        if cache.hash_files(self.setup.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
+            raise ModelError(
+                f"FP4014 the tokenizer in {self.setup.model_directory} is not the server's: texts would be cut into "
+                "other tokens; take the same model, with --model FOLDER"
+            )
+        if work.model_key != told.weights_hash:
+            raise ModelError(
+                f"FP4015 the weights in {self.setup.model_directory} are not the server's: updates would not fit; "
+                "take the same model, with --model FOLDER"
+            )
+        if self.setup.tokens != told.tokens:
+            raise ModelError(
+                f"FP4016 the server cuts texts to {told.tokens} tokens, the model here reads {self.setup.tokens}"
+            )
+
+    @property
+    def _held_out(self) -> float:
+        """Share of its rows that the client is evaluated on: as the server says."""
+        return float(self.description.held_out)
+
+    # ------------------------------------------------------------------------------------------------------- privacy
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing that is measured on the rows leaves this machine unprotected."""
+        return self.setup.secure_sum is not None or (self.setup.mechanism is not None and self.setup.mechanism.silent)
+
+    def _create_protection(self, work: WorkPlan, fixed: dict[str, Any]) -> ClientProtection | None:
+        """The client's own ledger, where noise is drawn here; `fixed` is what else an answer depends on."""
+        rows = len(split_held_out(np.arange(len(self.rows)), self._held_out, self.config.seed, 0)[0])
+        identity = (
+            f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
+            f"{work.threads} {self.config.batch_size} {__version__} {fixed}"
+        )
+        told = parse_shared_settings(self.description.config)
+        return make_client_protection(
+            self.setup, told, self.options, rows, identity, (self.folder, self.ledgers, self.file)
+        )
+
+    def _create_client_privacy(self) -> ClientPrivacy | None:
+        """What the worker needs to know of the mechanism."""
+        if self.setup.mechanism is None:
+            return None
+        # Without a ledger here the noise is the server's: what is measured on the rows stays here all the same.
+        noise = 0.0 if self.protection is None else self.protection.engine.noise_multiplier
+        start = None if self.protection is None else self.protection.engine.start
+        return ClientPrivacy(self.config.privacy, noise, self.folder / KEY, start)
+
+    def _create_mask_plan(self, credentials: Credentials | None) -> MaskPlan:
+        """With whom the client adds up its updates under masks, and what it signs with.
+
+        Raises:
+            PrivacyError: without TLS nobody knows who the others are.
+        """
+        if credentials is None:
+            raise PrivacyError(
+                f"FP7014 {self.config.privacy} needs certificates: without TLS whoever passes a message on could pose "
+                "as any client and take the masks off; leave --insecure out"
+            )
+        own, pinned = credentials, frozenset(self.roster.members.values()) if self.roster else None
+        limits = self.options.fewest, self.options.collude
+        identity = Identity(self.description.run, own.key, own.certificate, own.authority, pinned, *limits)
+        secure = self.setup.secure_sum
+        noise = (secure, self.folder / KEY) if isinstance(secure, SharedNoise) else None
+        return MaskPlan(self.config.privacy, self.setup.by_rows, int(self.config.clients), identity, noise)
+
+    def _compute_state_digest(self, instruction: Instruction) -> bytes:
+        """A digest of what an answer depends on beside the instruction."""
+        store = ClientStore(self.folder / "clients")
+        last = instruction.acknowledged
+        if self.setup.secure_sum is not None:
+            last = store.find_newest(instruction.client, instruction.round)
+        own = store.read_content(instruction.client, last)
+        return state_digest(own, ResidualFiles(self.workers.work.residuals).get_file(instruction.base))
+
+    # ------------------------------------------------------------------------------------------------------- the work
+
+    @property
+    def instruction_limit(self) -> int:
+        """The most bytes that a task's payloads may have."""
+        return size_limits.compute_instruction_limit(self.setup)
+
+    @property
+    def hardware(self) -> str:
+        """What the client tells the server of its machine."""
+        if self.device == "cpu":
+            return f"{kernels.get_cpu_name()}, {self.workers.work.threads} threads"
+        return f"{get_gpu_name(self.device)}, {platform.machine()}"
+
+    def create_registration(self) -> v2.Registration:
+        """What the client tells the server of itself."""
+        own = self.protection
+        return v2.Registration(
+            run=self.description.run,
+            rows=1 if self.silent else len(self.rows),
+            rank=self.options.rank,
+            precision=self.options.precision or self.config.dtype,
+            hardware=self.hardware,
+            terms=encode_terms(own.declare_terms()) if own else None,
+        )
+
+    def warm_up(self) -> None:
+        """Load the base model, and compute what its frozen layers make of the rows."""
+        self.workers.freeze_rows()
+
+    def handle(self, instruction: Instruction) -> Report:
+        """Do what the server asks; what fails is reported, and the client lives on."""
+        own = self.protection
+        try:
+            instruction.check(len(self.setup.layout.tensors))
+            check_question(instruction)
+            self.policy.check(instruction)
+            self.bases.update(instruction.round, instruction.base, instruction.acknowledged, instruction.residual)
+            if own is None:
+                check_evaluation(instruction, self.setup.mechanism)
+                answer = self.workers.answer
+                return answer(instruction) if self.silent else measure_energy(instruction, answer)
+            return own.answer(
+                instruction, self._compute_state_digest(instruction), self.workers.answer, self.workers.check
+            )
+        except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
+            if isinstance(error, GoneError) and not self.setup.drift.keeps:  # the server's sum has the old variates
+                return report_missing_state(instruction, self.folder, self.observer.say)
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.observer.say(f"[bold red]failed[/] {escape(reason)}")
+            told = self._remove_paths(reason) if isinstance(error, FedpeftError) else FAILED
+            return Report(instruction.client, instruction.round, b"", error=told[:500])
+
+    def _remove_paths(self, reason: str) -> str:
+        """What the server may read of a sentence for this machine's user: folders are none of its business."""
+        for place, name in (
+            (self.folder, "its state"),
+            (self.ledgers, "its ledgers"),
+            (self.file, "its rows"),
+            (self.setup.model_directory, "its model"),
+            (get_cache_directory(), "its cache"),
+            (Path.home(), "~"),
+        ):
+            for path in {str(place), str(place.resolve())}:
+                reason = reason.replace(path, name)
+        return reason
+
+    def close(self) -> None:
+        """End the worker."""
+        self.workers.close()
+
+
+def _read_roster(options: EdgeOptions) -> PinnedRoster | None:
+    if options.roster:
+        return PinnedRoster.read(Path(options.roster).expanduser(), options.roster_hash)
+    if options.roster_hash:
+        raise ConfigError("FP1119 --roster-hash is that of a roster; give its file too, with --roster")
+    return None
+
+
+def _pin_roster(options: EdgeOptions, setup: Setup, credentials: Credentials | None) -> PinnedRoster | None:
+    """The client's roster, with itself in it; None: it pins none.
+
+    Raises:
+        ConfigError: it can't be used.
+        PrivacyError: there is nothing that it could protect.
+    """
+    roster = _read_roster(options)
+    if roster is None:
+        return None
+    if credentials is not None:
+        roster.check_own(credentials)
+    if setup.secure_sum is None:
+        raise PrivacyError(
+            "FP7015 this federation adds up nothing under masks, so --roster can't keep anybody out; leave it out if "
+            "you trust the server with your updates, or ask for --privacy secure_sum or distributed_dp"
+        )
+    return roster

@@ -1,0 +1,148 @@
+"""What of a run's settings may come from a server: an allow-list.
+
+A client reads its server's settings as the text of a configuration. Those that change what a client computes are taken
+(`TAKEN`), within limits. Those that are the server's own matter, or the client's (`LEFT`), keep their defaults here,
+whatever the text says: no data set that it names is loaded. Those that make sense in simulations only (`REFUSED`) are
+sent by no server of good faith, and a text that gives them is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fedpeft.clients.drift import CORRECTIONS
+from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
+from fedpeft.clients.local_work import LOCAL_WORK
+from fedpeft.config import RunConfig, build_config
+from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.errors import FedpeftError, RunError
+from fedpeft.parts import Family
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy, sums_in
+from fedpeft.privacy.server_noise import SERVER_NOISES
+from fedpeft.privacy.sum_mechanism import SumMechanism
+from fedpeft.spec import parse_spec, split_outside_parentheses
+from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.sampling import compute_cohort_size
+from fedpeft.wiring.setup import Setup
+
+TAKEN: Final = frozenset(
+    {
+        "clients", "rounds", "cohort",  # how often a client will be asked, for its privacy
+        "model", "tokens", "peft", "dtype", "head", "strategy",
+        "batch_size", "local_work", "learning_rate", "optimizer", "drift",
+        "privacy", "codec", "downlink", "seed",
+    }
+)  # fmt: skip
+"""Taken from the server."""
+
+LEFT: Final = frozenset(
+    {"dataset", "partition", "server_optimizer", "workers", "safeguard", "measure", "hook", "budget_megabytes"}
+)
+"""Of no effect on a client: they keep their defaults. What a round needs of them stands in its instruction."""
+
+REFUSED: Final = frozenset({"ranks", "attack", "grid"})
+"""Of simulations only, as are measurements that need their rows: refused unless they have their defaults."""
+
+KNOWN: Final[Mapping[str, Family[Any]]] = {
+    "local_work": LOCAL_WORK,
+    "optimizer": LOCAL_OPTIMIZERS,
+    "drift": CORRECTIONS,
+}
+"""Settings that name parts of these families: of those that are here already, no package is loaded for them."""
+
+AT_MOST: Final = {
+    "clients": 1_000_000,
+    "rounds": 1_000_000,
+    "batch_size": 1_000_000,
+    "seed": 2**63 - 1,
+}
+"""The largest values that a client takes; the other numbers have limits of their own (`RunConfig`)."""
+
+
+def select_client_settings(setup: Setup) -> RunConfig:
+    """What a server tells its clients: the settings that they take, model and PEFT method as they turned out here."""
+    told = {name: getattr(setup.config, name) for name in TAKEN}
+    if setup.config.cohort == "auto":  # a client's ledger counts on the number, whatever the rule of its version is
+        told["cohort"] = compute_cohort_size("auto", setup.clients)
+    return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": setup.peft})
+
+
+def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
+    """The settings that a client shares with its server, from the server's `text` (TOML); all others at their defaults.
+
+    Raises:
+        RunError: the text is no configuration of this version, or asks for what a client does not do.
+        PrivacyError: it asks for sums under masks that a lying server could look under, or that lack a number of rows.
+    """
+    try:
+        told = build_config(tomllib.loads(text), "the server's settings")
+        if told.drift == "auto":  # what suits its clients, a server knows by then
+            told = dataclasses.replace(told, drift="")
+        if told.privacy:
+            _check_known(told.privacy)
+        mechanism, secure = (parse_privacy(told.privacy) if told.privacy else None), sums_in(told.privacy)
+        measured = parse_measure(told.measure)
+        for name, family in KNOWN.items():
+            for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
+                family.load_part(parse_spec(part).name)
+                family.build(part)
+        if told.peft != "auto" and (needs := PEFT_METHODS.build(told.peft).own_machine):
+            raise RunError(f"FP5093 peft={told.peft!r:.80} {needs}")
+    except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
+        raise RunError(f"FP5094 the server's settings can't be used: {error}") from None
+    if isinstance(told.cohort, str) and told.cohort not in ("auto", "all"):
+        raise RunError("FP5095 the server's settings name a sampler as its cohort, which belongs to simulations")
+    if isinstance(told.clients, str):
+        raise RunError("FP5096 the server's settings name a file of clients, and a client is told their number")
+    for field in dataclasses.fields(RunConfig):
+        value = getattr(told, field.name)
+        said = f"the server's settings say {field.name}={value!r:.80}"
+        simulated = field.name == "measure" and measured.simulated
+        if simulated or (field.name in REFUSED and value != field.default):
+            raise RunError(
+                f"FP5097 {said}, which belongs to simulations: a client with rows of its own does not do it; ask "
+                "whoever runs the server to leave it out"
+            )
+        if field.name in AT_MOST and value > AT_MOST[field.name]:
+            raise RunError(f"FP5098 {said}, and a client takes {AT_MOST[field.name]} at most")
+    if secure is not None:
+        secure.check_lies()
+    if isinstance(mechanism, Mechanism):
+        if mechanism.audit or not mechanism.protects:
+            raise RunError(
+                f"FP5099 the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask "
+                "whoever runs the server for dp_sgd, local_dp, user_dp, distributed_dp or secure_sum"
+            )
+        if isinstance(mechanism, SumMechanism):
+            mechanism.check_remote()
+    return RunConfig(**{name: getattr(told, name) for name in TAKEN})
+
+
+def _check_known(privacy: str) -> None:
+    """Refuse a mechanism, or noise of one, that a package would have to be loaded for.
+
+    Raises:
+        ConfigError: which one, or the text is none.
+    """
+    spec = parse_spec(privacy)
+    (SUMS if spec.name in SUMS.names else MECHANISMS).load_part(spec.name)
+    if isinstance(noise := spec.settings.get("noise"), str):
+        SERVER_NOISES.load_part(parse_spec(noise).name)
+
+
+def compute_settings_digest(told: v2.Description) -> str:
+    """Of what a server tells its clients of the federation, but for the version of its software."""
+    fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
+    fields["labels"] = list(told.labels)
+    fields["parts"] = list(told.parts)
+    for name in ("parts", "side", "template"):  # where they say nothing, as of a server of before: transcripts go on
+        if not fields[name]:
+            del fields[name]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

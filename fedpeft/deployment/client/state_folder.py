@@ -1,0 +1,64 @@
+"""The folder where a client keeps what it must not lose, and that no two processes work in at once.
+
+Two processes with one key would draw the same noise for two inputs, and each would spend the whole of a budget. So the
+folder is locked before key and ledger are read, and until the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fedpeft.errors import RunError
+
+RUN = re.compile("[0-9a-f]{16}")
+"""How servers name their federations; the name is part of a path here."""
+
+
+def get_client_folder(state: Path, run: str, name: str) -> Path:
+    """The folder in `state` of the client `name` (checked, see `fedpeft.deployment.identity.certificates`) in the
+    federation `run`.
+
+    Raises:
+        RunError: the server gives its federation a name that is none.
+    """
+    if not RUN.fullmatch(run):
+        raise RunError(
+            f"FP5036 the server calls its federation {run!r:.80}; legal are 16 of the digits 0 to 9 and a to f"
+        )
+    return state / run / name
+
+
+def get_ledger_folder(state: Path) -> Path:
+    """The folder in `state` of what all runs have released, by data set; no run is called so."""
+    return state / "ledgers"
+
+
+@contextmanager
+def lock_state_folder(folder: Path) -> Iterator[None]:
+    """Make the folder of a client's state, and keep every other process from it.
+
+    Raises:
+        RunError: another process is at work in it, or it can't be made, written or locked.
+    """
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what federations there are, and under what names
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunError(
+            f"FP5037 another process is this client already, with its state in {folder}; end it, or join with another "
+            "certificate and other rows"
+        ) from None
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"FP5038 the client's state can't be kept in {folder}: {reason}; give another --state") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,1 @@
+"""Who takes part: certificates, signatures, rosters and registration."""

@@ -1,0 +1,392 @@
+"""A federation of real clients: a setup, its members, and a gateway that they connect to.
+
+What differs from a simulation is where rows are. The server has none, or rows to evaluate on; class names come from
+these, from a list, or from the configured data set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from flwr.serverapp import Grid
+from rich.markup import escape
+
+from fedpeft import __version__
+from fedpeft.config import RunConfig
+from fedpeft.data import cached_rows
+from fedpeft.data.partition import Partition
+from fedpeft.deployment.client.shared_settings import compute_settings_digest, select_client_settings
+from fedpeft.deployment.compared_parts import list_part_digests
+from fedpeft.deployment.description import describe_template
+from fedpeft.deployment.identity.authentication import Doorkeeper
+from fedpeft.deployment.identity.members import Member, Roster
+from fedpeft.deployment.identity.registration import decode_terms
+from fedpeft.deployment.identity.signing import Signer
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.server.event_log import Events
+from fedpeft.deployment.server.examples import ServersRows
+from fedpeft.deployment.server.grid import GrpcGrid, StoppedError
+from fedpeft.deployment.server.ledger import make_server_engine
+from fedpeft.deployment.server.privacy_plan import (
+    count_known_rows,
+    create_served_population,
+    plan_for_all,
+    set_client_delta,
+)
+from fedpeft.deployment.server.settings_checks import check, check_asked, create_client_profiles
+from fedpeft.deployment.transcript.announcements import FILE as ANNOUNCED
+from fedpeft.deployment.transcript.announcements import Announcements
+from fedpeft.deployment.wire import size_limits
+from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.gateway import Gateway
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.machine import cache
+from fedpeft.machine.memory import release
+from fedpeft.peft.adapter import AdapterShape
+from fedpeft.privacy.accounts import CommonAccounts, SumAccounts
+from fedpeft.privacy.declared_terms import DeclaredTerms
+from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.secure_sum.certified import CertifiedRoster
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
+from fedpeft.privacy.sum_mechanism import SumMechanism
+from fedpeft.reporting.final_score import Scorer
+from fedpeft.reporting.observer import Metrics, RunObserver
+from fedpeft.reporting.records import Records
+from fedpeft.reporting.workers import Machine, Workers, create_client_plan, create_work_plan
+from fedpeft.rounds.energy import EnergyTracker
+from fedpeft.rounds.evaluation import HELD_OUT
+from fedpeft.rounds.exchange import JoinedClients, Transport
+from fedpeft.rounds.features import RunParts, ServerModel, attach_features, check_features
+from fedpeft.rounds.preparation import prepare
+from fedpeft.rounds.progress import Checkpoints, RunStore, ServerState
+from fedpeft.rounds.rounds import Server
+from fedpeft.rounds.sampling import DealtCohorts, FixedSize, ReachableClients
+from fedpeft.rounds.sum_journal import SumJournal
+from fedpeft.wiring.checks.ranks import check_decay
+from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.energy import EnergySettings
+from fedpeft.wiring.measurement import NewRun
+from fedpeft.wiring.profiles import Profile, count_clients, keep_profiles, load_groups
+from fedpeft.wiring.setup import Setup
+
+ROSTER = "roster.json"
+
+
+class Federation:
+    """A run with real clients.
+
+    Args:
+        config: as for a simulation; how rows lie on clients is not its matter.
+        folder: the run's folder; exists.
+        observer: is told how things go on.
+        options: the server's own settings.
+        doorkeeper: reads clients' names.
+        events: the log.
+        signer: signs what clients are told of the rounds; None: there is no TLS.
+
+    Raises:
+        FedpeftError: settings that do not fit each other, or that make no sense with real clients.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        observer: RunObserver,
+        options: ServeOptions,
+        doorkeeper: Doorkeeper,
+        events: Events,
+        signer: Signer | None = None,
+    ) -> None:
+        check(config, options)
+        self.folder = folder
+        self.observer = observer
+        self.options = options
+        groups = load_groups(config.ranks, config.clients, folder)
+        clients = count_clients(config.clients, groups)
+        if clients < 1:
+            raise ConfigError("FP1120 a server needs to know how many clients there may be: --clients N, at least 1")
+        self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority, doorkeeper.revoked or ())
+        self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
+        self.rows = ServersRows.load(config, options)
+        # where clients' rows judge, the last state is seen
+        judged = len(self.rows.validation) > 0 and not options.held_out
+        facts = DatasetInfo.from_dataset(self.rows.dataset, clients, judged)
+        setup = Setup.create(config, facts, groups)
+        self.held_out = options.held_out or (HELD_OUT if setup.personal or setup.measured.asks_clients(setup) else 0.0)
+        rows = count_known_rows(setup, options.client_rows, self.held_out)
+        if not (folder / "config.toml").exists():  # a run that goes on has its plan there
+            setup = plan_for_all(set_client_delta(setup), rows, groups, config.head)
+        self.given = create_client_profiles(setup)
+        self.own = list(self.given)
+        self.setup = dataclasses.replace(setup, profiles=self.own)
+        self.config = setup.config
+        check_features(setup)
+        self.begun = setup.measured.begin(NewRun(setup, lambda: self.rows.validation, None, observer.say))
+        if options.wait_for > setup.clients:
+            raise ConfigError(
+                f"FP1121 wait_for={options.wait_for} is more than the {setup.clients} clients there may be"
+            )
+        self.sampler = create_served_population(setup)
+        if setup.secure_sum is not None:
+            setup.secure_sum.check(self.sampler.size)
+        begun = Checkpoints(folder / "checkpoint").load()
+        fixed = begun.fixed if begun else {}
+        machine = Machine.create(setup, fixed)
+        work = create_work_plan(setup, machine, setup.tokenize_rows(self.rows.validation, setup.tokens), folder)
+        self.fixed = machine.pin(fixed, work, folder)
+        check_asked(setup)
+        self.protection = self._create_protection(rows, f"{work.data_key} {work.model_key} {self.fixed}")
+        if self.protection is not None and (sums := self.protection.sums) is not None:
+            self.setup = setup = dataclasses.replace(self.setup, secure_sum=sums)
+        nobody = Partition(np.zeros(0, np.int64), np.zeros(setup.clients + 1, np.int64))
+        plan = create_client_plan(setup, nobody, folder, self.held_out, None)
+        validation = np.arange(len(self.rows.validation))
+        self.workers = Workers(work, plan, machine, observer, validation)
+        limit = partial(size_limits.compute_report_limit, setup)
+        self.stopping = threading.Event()
+        told = self._build_description()
+        self.announcements = Announcements(
+            folder / ANNOUNCED, self.roster.run, compute_settings_digest(told), self.sampler.size, signer
+        )
+        self.gateway = Gateway(told, self.roster, doorkeeper, limit, self._accept, events, self.announcements)
+
+    # ------------------------------------------------------------------------------------------------------- privacy
+
+    def _create_protection(self, rows: int, identity: str) -> PrivacyEngine | None:
+        """The server's ledger; `identity`: what else a round's outcome depends on than the members and the settings."""
+        return make_server_engine(
+            self.setup,
+            rows,
+            self.folder,
+            f"{self.roster.run} {self.config.to_toml()} {identity}",
+            self._get_declared_terms,
+            lambda client: self.own[client].steps,
+            lambda round_number: self.journal.load_cohort(round_number),
+        )
+
+    def _get_declared_terms(self) -> Mapping[int, DeclaredTerms]:
+        """What each client has said of its privacy, by id; where they share noise, of those who may come back.
+
+        A sum that a dropped client were asked for would lack its share of the noise.
+        """
+        shared = isinstance(self.setup.mechanism, SumMechanism)
+        known = (m for m in self.roster.members if m.id >= 0 and not (shared and m.dropped))
+        return {m.id: m.terms for m in known if m.terms is not None}
+
+    @property
+    def journal(self) -> SumJournal:
+        """Of the secure sum that is under way."""
+        return SumJournal(self.folder / "secure_sum", self.roster.run)
+
+    @property
+    def secret_cohort(self) -> bool:
+        """Whether nobody may know who takes part in a round, nor how many do."""
+        return self.protection is not None and self.protection.mechanism.secret_cohort
+
+    # -------------------------------------------------------------------------------------------------------- clients
+
+    def _build_description(self) -> v2.Description:
+        """What clients are told."""
+        setup = self.setup
+        form = self.rows.form
+        text, label = form.columns
+        shared = select_client_settings(setup)
+        return v2.Description(
+            run=self.roster.run,
+            software=__version__,
+            config=shared.to_toml(),
+            labels=setup.facts.label_names or (),
+            task=setup.facts.task,
+            text_column=text,
+            label_column=label,
+            tokenizer_hash=cache.hash_files(setup.model_directory, cached_rows.TOKENIZER_FILES),
+            weights_hash=self.workers.work.model_key,
+            tokens=setup.tokens,
+            held_out=self.held_out,
+            parts=list_part_digests(shared),
+            side=form.side,
+            template=describe_template(form),
+        )
+
+    def _accept(self, registration: v2.Registration) -> DeclaredTerms | None:
+        """What a client declares of its privacy; one that can't take part is refused with a RunError."""
+        if not registration.rows:
+            raise RunError("FP5069 a client needs at least one row")
+        if registration.rows > self.options.most_rows:
+            raise RunError(
+                f"FP5070 this client has {registration.rows} rows, and the server takes at most "
+                f"{self.options.most_rows} of one client; give it fewer rows, or the server a larger --most-rows"
+            )
+        if registration.rank and self.setup.secure_sum is not None:
+            raise RunError("FP5071 vectors of one length are added up under masks; leave out --rank")
+        if registration.rank and self.setup.layout.form is None:
+            raise RunError(f"FP5072 {self.config.peft} has no ranks to choose; leave out --rank")
+        forms = [p.form for p in self.own] + [self._choose_form(Profile(self.setup.layout.form), registration.rank)]
+        try:
+            self.setup.strategy.check(self.setup.layout, forms)
+            check_decay(self.setup.training.optimizer, self.setup.strategy, self.setup.layout, forms)
+        except ConfigError as error:
+            raise RunError(f"FP5073 rank {registration.rank} does not fit: {error}") from None
+        book = self.protection
+        if book is None or isinstance(book.accounts, CommonAccounts):
+            return None
+        terms = decode_terms(registration)
+        book.accounts.check_terms(terms)
+        return terms
+
+    def _readmit(self, names: Sequence[str], events: Events) -> None:
+        """Take dropped clients back; whoever was killed or cut off comes back without."""
+        back = self.roster.readmit(names) if names else []
+        for name in names:
+            if name in back:
+                events.emit("readmitted", client=name)
+            else:
+                self.observer.say(f"[bold]note[/]    {escape(name)} is not dropped, and may come back at any time")
+
+    def _choose_form(self, profile: Profile, rank: int) -> AdapterShape | None:
+        """The form of a client that can hold `rank` (0: any), at the scale of its profile."""
+        form = profile.form
+        return form if not rank or form is None or rank >= form.rank else self.setup.layout.get_form(rank)
+
+    def gather(self) -> None:
+        """Wait for clients, unless a server before this one has done all rounds and none is needed to score them."""
+        begun = Checkpoints(self.folder / "checkpoint").load()
+        if begun is None or begun.round < self.setup.rounds or self.held_out:
+            self.wait_for_present()
+        accounts = None if self.protection is None else self.protection.accounts
+        if begun is None and isinstance(accounts, SumAccounts) and (shortfall := accounts.describe_shortfall()):
+            self.observer.say(f"[bold]note[/]    {shortfall}")
+
+    def wait_for_present(self) -> Sequence[int]:
+        """Ids of the clients that are connected; waits until enough are, and a moment for those that have just gone.
+
+        Before round 1 it waits for as many as are wanted, and then gives out ids.
+        """
+        options = self.options
+        wanted = min(options.wait_for or self.setup.clients, self.setup.clients)
+        places = self.setup.clients
+        if not self.secret_cohort:
+            self.roster.count(*self.gateway.count_wire_bytes())
+        if self.roster.started:
+            places = sum(not m.dropped for m in self.roster.members)
+            wanted = max(1, round(options.quorum * min(self.sampler.size, wanted)))
+            if self.setup.secure_sum is not None:
+                wanted = max(FEWEST, wanted)
+        waiting_since = time.monotonic()
+        announced = False
+        while True:
+            here = [s.member for s in self.gateway.list_sessions() if s.connected and not s.member.dropped]
+            if len(here) >= wanted and not self._has_missing_member(here):
+                break
+            if self.stopping.is_set():
+                raise StoppedError
+            if not announced and time.monotonic() - waiting_since > 1:
+                self.observer.phase(
+                    f"waiting for clients: {len(here)} of {places} are connected; it takes {wanted} to go on", 0
+                )
+                announced = True
+            with self.gateway.arrivals:
+                self.gateway.arrivals.wait(0.2)
+        self.roster.start()
+        ranks = {member.id: member.rank for member in self.roster.members}
+        for client_id, given in enumerate(self.given):
+            self.own[client_id] = dataclasses.replace(given, form=self._choose_form(given, ranks.get(client_id, 0)))
+        return sorted(member.id for member in here)
+
+    def _has_missing_member(self, here: Sequence[Member]) -> bool:
+        """Whether a member is away that was here a moment ago; those of an earlier server were when this one began."""
+        seen = {s.member.name: s.seen for s in self.gateway.list_sessions()}
+        earliest = time.monotonic() - self.options.patience
+        away = (m for m in self.roster.members if not m.dropped and m not in here)
+        return any(seen.get(m.name, self.roster.since) > earliest for m in away)
+
+    # --------------------------------------------------------------------------------------------------------- the run
+
+    def create_grid(self) -> Grid:
+        """Real clients."""
+        # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others,
+        # but for sums, which have too little noise without them.
+        summed, asynchronous = self.setup.secure_sum is not None, self.setup.strategy.asynchronous
+        quorum = 0.0 if asynchronous or (self.secret_cohort and not summed) else self.options.quorum
+        goes_on = summed or asynchronous > 0
+        return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping, goes_on, self.options.patience)
+
+    def server(self, records: Records) -> Server:
+        """The server of this run, with clients that come and go."""
+        drawn_from, book = self.sampler, self.protection
+        if book is not None and book.sums is not None:  # whose secret coins draw some of all
+            drawn_from = FixedSize(self.setup.clients, self.setup.clients)
+        elif isinstance(drawn_from, DealtCohorts) and book is not None:
+            drawn_from = dataclasses.replace(
+                drawn_from, asked=lambda round_number: book.ledger.asked(round_number)
+            )  # open by then
+        evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _evaluate_nothing
+        authority, revoked = self.roster.authority, self.roster.revoked
+        certified = CertifiedRoster.of_server(authority, self.setup.clients, revoked) if authority else None
+        transport = Transport(
+            self.create_grid(),
+            self.observer.client_done,
+            remote=True,
+            announce=self.announcements.announce,
+            journal=self.journal if self.setup.secure_sum else None,
+            called=self.roster.called,
+            members=JoinedClients(certified, self.options.most_rows, self.options.most_weight),
+            most_rows=self._compute_row_limit,
+        )
+        model = ServerModel(
+            evaluate,
+            self.workers.compute_validation_loss if len(self.rows.validation) else None,
+            answer=self.workers.examine,
+        )
+        energy = EnergyTracker(self.setup) if self.setup.measured.get(EnergySettings) is not None else None
+        store, setup, observer = RunStore.from_records(records), self.setup, self.observer
+        run = RunParts(setup, transport, store, observer, model, self.begun, book, energy)
+        start = partial(prepare, setup, transport, self.fixed, book, observer.say)
+        sampler = ReachableClients(drawn_from, self.wait_for_present)
+        return Server(setup, transport, sampler, store, observer, attach_features(run), start, self.stopping.is_set)
+
+    def _compute_row_limit(self) -> float:
+        """How many rows a client can weigh as much as: so many times those of the median client.
+
+        Nobody can check what a client says of its rows. Against the median, a lie moves nothing unless half lie.
+        """
+        rows = [member.rows for member in self.roster.members if member.rows and not member.dropped]
+        return self.options.most_weight * statistics.median_low(rows) if rows and self.options.most_weight else math.inf
+
+    def train(self, server: Server) -> ServerState:
+        """All rounds."""
+        self.workers.freeze_rows(self.setup.base_precisions)
+        release()
+        keep_profiles(self.config.clients, self.folder)
+        return server.run()
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """Scores what is saved; None: the server has no rows."""
+        rows, workers = self.rows, self.workers
+        if not len(rows.validation):
+            return None
+        threads = workers.machine.threads
+        return Scorer(self.setup, workers.work, rows.dataset.test, rows.validation, threads, self.observer)
+
+    def close(self, farewell: str | None = None) -> None:
+        """End connections and workers."""
+        self.gateway.close(farewell)
+        if not self.secret_cohort:
+            with suppress(RunError):  # a full disk costs the count, not the end
+                self.roster.count(*self.gateway.count_wire_bytes())
+        self.workers.close()
+
+
+def _evaluate_nothing(*_: object) -> Metrics | None:
+    return None

@@ -1,0 +1,165 @@
+"""What a private federation of real clients costs, as far as its server knows, and how training is planned by that.
+
+A server is told no number of rows by clients that protect them. What all may know, roughly, its operator says
+(`client_rows`, or `rows` of distributed_dp): the plan is the one that a simulation of such clients makes. It decides
+nothing about protection: each client takes the noise that its own rows need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedpeft.deployment.options import MOST_CLIENT_ROWS, EdgeOptions
+from fedpeft.errors import ConfigError
+from fedpeft.parts import format_part
+from fedpeft.privacy.abilities import is_whitened
+from fedpeft.privacy.client_protection import plan_participations
+from fedpeft.privacy.exposure import Exposure
+from fedpeft.privacy.secure_sum.contribution import entries
+from fedpeft.privacy.spending import describe_spending
+from fedpeft.privacy.sum_mechanism import SumMechanism
+from fedpeft.privacy.training_plans import PlansTraining
+from fedpeft.rounds.preparation import get_noised_shapes
+from fedpeft.rounds.sampling import Population, create_population
+from fedpeft.wiring.private_plan import can_plan, plan_training
+from fedpeft.wiring.profiles import ProfileTable, compute_chances
+from fedpeft.wiring.sampling import compute_cohort_size
+from fedpeft.wiring.setup import Setup
+
+UNPLANNED = (
+    "training is not planned for the privacy budget, since the server knows no number of rows: say how many a client "
+    "has, roughly, with --client-rows"
+)
+
+
+def create_served_population(setup: Setup) -> Population:
+    """What cohorts of a served run are drawn from."""
+    size = compute_cohort_size(setup.config.cohort, setup.clients)
+    return create_population(setup.clients, size, compute_chances(setup.profiles), setup.mechanism)
+
+
+def count_known_rows(setup: Setup, client_rows: int, held_out: float) -> int:
+    """Rows that a client trains on in the mean, at least 1, as all may know; 0: nobody says.
+
+    Args:
+        setup: the run's.
+        client_rows: that a client has, as the operator says.
+        held_out: share of them that it is scored on instead.
+
+    Raises:
+        ConfigError: it is said twice, or for nothing, or is more than a client takes in a step.
+    """
+    mechanism = setup.mechanism
+    if client_rows and mechanism is None:
+        raise ConfigError(
+            f"FP1141 --client-rows {client_rows} is what training under a privacy budget is planned by, and there is "
+            "none; leave it out, or give --privacy 'dp_sgd(epsilon=8)'"
+        )
+    rows = mechanism.public_rows if isinstance(mechanism, SumMechanism) else None
+    if mechanism is None or rows is None:
+        return client_rows and max(1, round(client_rows * (1 - held_out)))
+    if client_rows:
+        raise ConfigError(
+            f"FP1142 --client-rows {client_rows} and {mechanism.name}(rows={rows}) both say how many rows "
+            "there are; leave --client-rows out"
+        )
+    of_one = max(1, round(rows / setup.clients))
+    if of_one > MOST_CLIENT_ROWS:
+        raise ConfigError(
+            f"FP1143 {mechanism.name}(rows={rows}) are {of_one:,} rows for each of {setup.clients} clients, "
+            f"and a client takes {MOST_CLIENT_ROWS:,} in a step; give --privacy fewer rows, or more --clients"
+        )
+    return of_one
+
+
+def compute_exposure(setup: Setup, rows: int) -> Exposure:
+    """What the cost of a served run depends on.
+
+    Args:
+        setup: with a mechanism.
+        rows: of a client; 0: each knows its own number only.
+    """
+    config, mechanism, sampler = setup.config, setup.mechanism, create_served_population(setup)
+    assert mechanism is not None
+    ones = np.ones(setup.clients, np.int64)
+    share = sampler.size / setup.clients
+    summed_start = setup.has_private_start and isinstance(mechanism, SumMechanism)
+    return Exposure(
+        strategy=setup.strategy,
+        method=setup.method,
+        layout=setup.layout,
+        rows=max(1, rows) * ones,
+        steps=(setup.training.steps_for(rows) if rows else 1) * ones,
+        participations=(plan_participations(config.rounds, share) if rows else config.rounds) * ones,
+        batch_size=config.batch_size,
+        rounds=config.rounds,
+        cohort=sampler.size,
+        even=len(set(sampler.weights)) <= 1,
+        start=setup.has_private_start,
+        start_entries=entries(get_noised_shapes(setup)) if summed_start else 0,
+        trained=setup.trained_entries,
+        whitened=setup.whitened_directions if is_whitened(mechanism) else 0,
+    )
+
+
+def set_client_delta(setup: Setup) -> Setup:
+    """The setup with the delta that clients count at, where their shares of one noise are planned for all alike.
+
+    Of few clients the usual delta, a tenth of 1 / clients, is larger than the one that a client accepts. It would count
+    at its own, by which less noise pays for fewer rounds, and the run would end before its last one.
+    """
+    mechanism = setup.mechanism
+    if not isinstance(mechanism, SumMechanism) or mechanism.epsilon is None or mechanism.dp_delta is not None:
+        return setup
+    usual, accepted = mechanism.delta(compute_exposure(setup, 1)), EdgeOptions().max_delta
+    if usual <= accepted:
+        return setup
+    stated = replace(mechanism, dp_delta=accepted)
+    made = replace(setup, mechanism=stated, config=replace(setup.config, privacy=format_part(stated)))
+    return _add_note(
+        made,
+        f"the budget counts at dp_delta {accepted:g}, the largest that clients accept where they don't say, not at the "
+        f"{usual:.2g} that is usual for {mechanism.units(compute_exposure(setup, 1))} {mechanism.privacy_unit}s",
+    )
+
+
+def plan_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], head: str) -> Setup:
+    """The setup with what its mechanism plans for clients of so many rows; what is to be said of that is in its notes.
+
+    The share of the start is told with it: a client with other rows than most would work out another one.
+
+    Args:
+        setup: as the user says.
+        rows: that a client trains on; 0: nobody says.
+        groups: of clients that differ.
+        head: how the user says it starts.
+
+    Raises:
+        FedpeftError: what would not protect clients of so many rows, or does not go with what is planned.
+    """
+    mechanism = setup.mechanism
+    if mechanism is None or not mechanism.protects or mechanism.epsilon is None:
+        return setup
+    if not rows:
+        planned_by_rows = can_plan(setup) and isinstance(mechanism, PlansTraining)
+        return _add_note(setup, UNPLANNED) if planned_by_rows and mechanism.start != 1 else setup
+    mechanism.check(compute_exposure(setup, rows))
+    made = plan_training(setup, compute_exposure(setup, rows), groups, head)
+    federation, taken = compute_exposure(made, rows), made.mechanism
+    assert taken is not None
+    if (noise := taken.start_noise(federation)) is None:
+        return made
+    shared = replace(taken, start=taken.start_share(federation))
+    config = replace(made.config, privacy=format_part(shared))
+    made = replace(made, mechanism=shared, config=config)
+    each = taken.noises_updates  # else the book says it
+    return (
+        _add_note(made, f"for clients of {rows} rows {describe_spending(shared, federation, noise)}") if each else made
+    )
+
+
+def _add_note(setup: Setup, note: str) -> Setup:
+    return replace(setup, notes=(*setup.notes, note))

@@ -1,0 +1,187 @@
+"""What a server of real clients refuses of a run's settings, which a simulation may take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from fedpeft.aggregation.strategy import strategies
+from fedpeft.communication.downlink import explain_uncompared
+from fedpeft.communication.release import UNCOMPARED
+from fedpeft.config import RunConfig
+from fedpeft.data.datasets.clients import LANGUAGE
+from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
+from fedpeft.data.task_sequence import TaskSequence
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.models.task import TASKS
+from fedpeft.models.tasks.regression import Regression
+from fedpeft.parts import format_part
+from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_in
+from fedpeft.privacy.sum_mechanism import SumMechanism
+from fedpeft.spec import parse_spec
+from fedpeft.wiring.energy import EnergySettings
+from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.profiles import Profiles
+from fedpeft.wiring.sampling import build_aware_sampler
+from fedpeft.wiring.setup import Setup
+
+
+def check(config: RunConfig, options: ServeOptions) -> None:  # noqa: PLR0912
+    """Refuse what makes no sense with real clients.
+
+    Raises:
+        ConfigError, PrivacyError: says what, and what to do.
+    """
+    if config.attack:
+        raise ConfigError("FP1128 attack belongs to simulations: real clients keep their rows; leave it out")
+    for name in parse_measure(config.measure).simulated:
+        raise ConfigError(
+            f"FP1129 {name} belongs to simulations: real clients keep their rows; leave it out of --measure"
+        )
+    if build_aware_sampler(config.cohort) is not None:
+        raise ConfigError(
+            f"FP1130 --cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients "
+            "don't tell; give a number or a fraction"
+        )
+    if strategies.build(config.strategy).asks_clients:
+        raise ConfigError(
+            f"FP1131 {config.strategy} asks clients for sums over the rows that they train on, which real clients "
+            "don't answer; take fedit or rolora"
+        )
+    if config.grid != "cohort":
+        raise ConfigError("FP1132 grid says where simulated clients run, and these are real; leave it out")
+    if config.peft != "auto" and (needs := PEFT_METHODS.build(config.peft).own_machine):
+        raise ConfigError(f"FP1133 --peft {config.peft} {needs}, and real clients are on others; take bottleneck")
+    if not config.privacy:
+        return
+    mechanism, secure = parse_privacy(config.privacy), sums_in(config.privacy)
+    if secure is not None:
+        secure.check_lies()
+        if options.held_out:
+            raise PrivacyError(
+                "FP7021 --held-out has each client report losses on its own rows, one by one, which no sum hides; "
+                "leave it out, or evaluate on rows of the server's, with --eval-data"
+            )
+    if isinstance(mechanism, SecureSum):
+        return
+    if isinstance(mechanism, SumMechanism):
+        mechanism.check_remote()
+    if not mechanism.protects:
+        raise ConfigError(
+            f"FP1134 --privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave "
+            "it out, or take dp_sgd, local_dp or user_dp"
+        )
+    if mechanism.audit:
+        raise ConfigError(
+            "FP1135 audit=True attacks the rows of a simulation, and real clients keep theirs; leave it out"
+        )
+    if options.held_out and mechanism.silent:
+        raise PrivacyError(
+            "FP7022 --held-out lets clients report losses on their own rows, which epsilon does not cover; leave it "
+            f"out, or allow it with {mechanism.name}(raw_metrics=True, ...)"
+        )
+
+
+NAMED = ("regression", "multi_label", "seq2seq", TOKEN_LABELS, *LANGUAGE)
+"""Tasks that the option `task` names."""
+
+
+def check_task(options: ServeOptions) -> str:
+    """The task that the options name, as all clients are told it; empty: none.
+
+    Moments that an operator gives are known beforehand: no client's rows have been looked at.
+
+    Raises:
+        ConfigError: it is none that is named here, or regression without moments, or class names of numbers.
+    """
+    if not options.task:
+        return ""
+    kind = options.task.partition("(")[0].strip()
+    if kind not in NAMED:
+        raise ConfigError(
+            f"FP1499 --task {options.task!r} is none that has to be named; legal are 'regression(mean=50, "
+            "deviation=10)', multi_label, token_labels, seq2seq, causal_lm, instruction and dpo; one class a row goes "
+            "by --labels or --dataset"
+        )
+    task = TASKS.build(options.task)
+    if not task.targets and options.labels and kind != TOKEN_LABELS:
+        raise ConfigError(f"FP1137 --labels names classes, and {kind} has none; leave it out")
+    if isinstance(task, Regression):
+        if options.labels:
+            raise ConfigError("FP1138 --labels names classes, and regression has none; leave it out")
+        if not parse_spec(options.task).settings.keys() >= {"mean", "deviation"}:
+            raise ConfigError(
+                "FP1139 nobody sees the clients' numbers, so say what is known of them, roughly: --task "
+                "'regression(mean=50, deviation=10)'; the start of the head corrects the mean"
+            )
+        task = dataclasses.replace(task, known=True)
+    return format_part(task)
+
+
+def check_asked(setup: Setup) -> None:
+    """Refuse questions to clients that have no sum.
+
+    Raises:
+        PrivacyError: says which, and what to do.
+    """
+    if setup.secure_sum is not None and setup.measured.asks_clients(setup):
+        raise PrivacyError(
+            "FP7023 calibration of clients' rows takes several sums of one model, and a real client takes part in one "
+            f"a round under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it out "
+            "of --measure"
+        )
+
+
+def create_client_profiles(setup: Setup) -> Profiles:
+    """Return the clients' profiles, with the forms as each client works them out by itself.
+
+    Raises:
+        ConfigError: an alpha that a client's own settings do not give for its rank.
+        PrivacyError: what clients of a secure sum refuse, because in a sum all must do the same.
+    """
+    groups = setup.profiles.groups if isinstance(setup.profiles, Profiles) else [(p, 1) for p in setup.profiles]
+    made = []
+    for profile, count in groups:
+        if (form := profile.form) is not None:
+            own = setup.layout.get_form(form.rank)
+            if not math.isclose(own.alpha, form.alpha, rel_tol=1e-9):
+                raise ConfigError(
+                    f"FP1500 a profile has rank {form.rank} and alpha {form.alpha:g}; a real client takes no other "
+                    f"alpha than its settings give for that rank, {own.alpha:g}: leave alpha out of the profile"
+                )
+            profile = dataclasses.replace(profile, form=own)
+        if setup.secure_sum is not None and (profile.steps, profile.base, profile.adapter) != (0, "", "fp32"):
+            raise PrivacyError(
+                f"FP7121 under {setup.secure_sum.name} all clients do the same, so that none stands out in the sum; "
+                "leave local_steps, base and adapter out of the profiles (clients may join with --precision)"
+            )
+        made.append((profile, count))
+    if setup.secure_sum is not None:
+        why = explain_uncompared(setup.strategy, setup.layout, setup.downlink, setup.layout.form, setup.config.seed, 1)
+        energy = setup.measured.get(EnergySettings)
+        if energy is not None and energy.lean:
+            raise PrivacyError(
+                "FP7122 energy(lean=True) gives clients different numbers of local steps, and under "
+                f"{setup.secure_sum.name} all clients do the same; leave lean out"
+            )
+        if why:
+            raise PrivacyError(
+                f"FP7123 under {setup.secure_sum.name} clients compare the model that they are sent, and here "
+                f"{UNCOMPARED[why]}; take --downlink fp32, small, medium or tiny"
+            )
+    return Profiles(made)
+
+
+def check_tasks(tasks: TaskSequence | None) -> None:
+    """Refuse a sequence of tasks.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if tasks is not None:
+        raise ConfigError(
+            "FP1140 tasks that come one after the other belong to simulations: a real client's rows don't say which "
+            "task they are of; give --dataset one data set"
+        )

@@ -1,0 +1,212 @@
+"""A client's transcript: all that the server has told it of the rounds, checked before anything is done for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fedpeft.communication.messages import SUM_STEPS, Instruction
+from fedpeft.communication.release import (
+    UNCOMPARED,
+    compute_common_digest,
+    compute_instruction_digest,
+    select_own_fields,
+    write_released,
+)
+from fedpeft.deployment.client.instruction_policy import InstructionPolicy
+from fedpeft.deployment.identity.signing import RECORD, TASK, SignedStatement, Verifier
+from fedpeft.deployment.transcript.round_record import Chain, RoundRecord, TaskRecord, parse_record
+from fedpeft.deployment.transcript.signed_log import Line, SignedLog, encode_line
+from fedpeft.errors import RunError
+
+FILE = "transcript.jsonl"
+"""In a client's folder."""
+
+WRITTEN_TOGETHER = 256
+"""Records that a client who was away has not written yet, at most; all are, before a task is done."""
+
+
+MOST_BYTES = 256 << 20
+"""On a client's disk, of records and statements about tasks; tens of thousands of honest rounds have room in it."""
+
+
+def compute_record_limit(rounds: int) -> int:
+    """Records of a run, at most: some for each round, and again for each time that it is repeated."""
+    return 16 * (rounds + 16)
+
+
+class Transcript:
+    """What a server has told a client, in a file.
+
+    Args:
+        file: where it is kept.
+        run: of the federation.
+        settings: digest of what the client was told of it.
+        client: its name.
+        verifier: checks signatures; None: there is no TLS, and there are none.
+        most: records that are taken; more fill a disk.
+        policy: which records and instructions the client takes.
+
+    Raises:
+        RunError: the file can't be read, or says otherwise than the server does now.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        run: str,
+        settings: str,
+        client: str,
+        verifier: Verifier | None,
+        most: int,
+        policy: InstructionPolicy,
+    ) -> None:
+        self._log, self._policy = SignedLog(file), policy
+        self._client, self._verifier, self._most = client, verifier, most
+        self._chain = Chain(run, settings)
+        self._tasks: list[TaskRecord] = []  # of the record that was asked about last
+        self._trained: TaskRecord | None = None  # the last training
+        self._unwritten: list[Line] = []
+        self._log.mend()
+        self._bytes = self._log.size
+        for kind, statement in self._log.read():
+            try:
+                if kind == RECORD:
+                    self._chain.append(statement.content)
+                else:
+                    self._note(parse_record(TaskRecord, statement.content))
+            except RunError as error:
+                raise RunError(
+                    f"FP5116 what the server told this client before, in {file}, does not fit: {error}"
+                ) from None
+
+    def __len__(self) -> int:
+        """How many records are known."""
+        return len(self._chain.records)
+
+    def receive(self, statement: SignedStatement) -> None:
+        """The next record.
+
+        Raises:
+            RunError: it is not signed by the server, or can't follow those before it.
+        """
+        record = parse_record(RoundRecord, statement.content)
+        self._check_signature(RECORD, statement, record.time)
+        if len(self) >= self._most:
+            raise RunError(
+                f"FP5117 the server sends more records than its rounds can have; at most {self._most} are taken"
+            )
+        self._policy.check_record(record)
+        self._has_room(RECORD, statement)
+        self._chain.append(statement.content)
+        self._keep(RECORD, statement)
+        if len(self._unwritten) >= WRITTEN_TOGETHER:
+            self._write()
+
+    def accept(self, instruction: Instruction, statement: SignedStatement) -> Instruction:
+        """A task that fits what was recorded for all clients; returns it with the digests of its state and its record.
+
+        Raises:
+            RunError: it does not fit.
+        """
+        if not statement.content:
+            raise RunError(
+                "FP5118 the server sent a task without a statement about it; a server of this version makes one"
+            )
+        told = parse_record(TaskRecord, statement.content)
+        self._check_signature(TASK, statement, told.time)
+        if (told.run, told.client) != (self._chain.run, self._client):
+            raise RunError(
+                f"FP5119 the server's statement is about a task of {told.client!r} in {told.run!r}, not of this client"
+            )
+        if told.digest != compute_instruction_digest(instruction):
+            raise RunError("FP5120 the server sent another task than the one that it has made a statement about")
+        self._check_own(told, instruction)
+        repeated = not instruction.step and self._is_last_training(told)
+        record = self._record_of(told, SUM_STEPS if instruction.step else 1, repeated)
+        summed = instruction.kind == "sum" and record.kind in ("prepare", "train")
+        if (record.kind, record.round) != (record.kind if summed else instruction.kind, instruction.round):
+            raise RunError(
+                f"FP5121 the server sent a task to {instruction.kind} in round {instruction.round}, and has recorded "
+                f"{record.called}"
+            )
+        if not summed and (record.common, record.asks) != (compute_common_digest(instruction), instruction.asks):
+            raise RunError(
+                f"FP5122 the server sent other settings in {record.called} than it has recorded for all clients"
+            )
+        if not repeated and (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
+            self._has_room(TASK, statement)
+            self._keep(TASK, statement)
+            self._note(told)
+        self._write()
+        instruction = replace(instruction, released="", recorded=record.digest)
+        if instruction.kind in ("prepare", "sum"):
+            return instruction
+        name = self._policy.format_state_name(instruction)
+        if name not in record.states:
+            raise RunError(
+                f"FP5123 the server sent a model of {name} in {record.called}, and has recorded none of that form"
+            )
+        digest = record.states[name]
+        if digest in UNCOMPARED:
+            return instruction
+        return replace(instruction, released=write_released(digest, self._policy.smaller_states(instruction, record)))
+
+    def _check_own(self, told: TaskRecord, instruction: Instruction) -> None:
+        """Refuse a statement that does not show the client's own fields as they are, or a client's second id."""
+        if told.own != select_own_fields(instruction):
+            raise RunError(
+                "FP5248 the server's statement about a task does not show the form and the steps that it asks for"
+            )
+        before = self._tasks[-1].own["client"] if self._tasks and self._tasks[-1].own else instruction.client
+        if before != instruction.client:
+            raise RunError(
+                f"FP5249 the server calls this client {instruction.client}, and has called it {before} before"
+            )
+
+    def _has_room(self, kind: str, statement: SignedStatement) -> None:
+        if self._bytes + len(encode_line(kind, statement)) > MOST_BYTES:
+            raise RunError(f"FP5124 the server's records would take more than {MOST_BYTES >> 20} MB; no more are taken")
+
+    def _keep(self, kind: str, statement: SignedStatement) -> None:
+        self._bytes += len(encode_line(kind, statement))
+        self._unwritten.append((kind, statement))
+
+    def _note(self, told: TaskRecord) -> None:
+        self._tasks = [task for task in self._tasks if task.record == told.record] + [told]
+        position = self._chain.by_hash.get(told.record)
+        if position is not None and self._chain.records[position].kind == "train":
+            self._trained = told
+
+    def _write(self) -> None:
+        self._log.append(self._unwritten)
+        self._unwritten = []
+
+    def _is_last_training(self, told: TaskRecord) -> bool:
+        """Return whether a task is the last training once more; a server that was killed may have lost its report."""
+        last = self._trained
+        return last is not None and (last.record, last.digest) == (told.record, told.digest)
+
+    def _record_of(self, told: TaskRecord, most: int, repeated: bool) -> RoundRecord:
+        """The round of a task; a client's tasks never go back but for the last training, which may be `repeated` after
+        an evaluation, and it has one in each, or `most`."""
+        position = self._chain.by_hash.get(told.record)
+        if position is None:
+            raise RunError("FP5125 the server sent a task of a round that it has not recorded")
+        record = self._chain.records[position]
+        if not self._tasks or repeated:
+            return record
+        before = self._chain.by_hash.get(self._tasks[-1].record, -1)
+        if position < before:
+            raise RunError(
+                f"FP5126 the server went back to {record.called}, after {self._chain.records[before].called}"
+            )
+        digests = {told.digest} | {task.digest for task in self._tasks}
+        if position == before and len(digests) > most:
+            how_many = "two" if most == 1 else f"more than {most}"
+            raise RunError(f"FP5127 the server sent {how_many} different tasks in {record.called}")
+        return record
+
+    def _check_signature(self, kind: str, statement: SignedStatement, time: int) -> None:
+        if self._verifier is not None:
+            self._verifier.check(kind, statement, time)

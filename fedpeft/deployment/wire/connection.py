@@ -1,0 +1,282 @@
+"""The client's side of the wire: a channel to the server, tasks that come in, reports that go out."""
+
+from __future__ import annotations
+
+import random
+import socket
+import ssl
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from cryptography import x509
+
+from fedpeft import __version__
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.deployment.identity.certificates import check_authority
+from fedpeft.deployment.identity.credentials import Credentials, check_time
+from fedpeft.deployment.transcript.signed_log import UnwrittenError
+from fedpeft.deployment.transcript.transcript import Transcript
+from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.channel import KEEPALIVE, NAME_KEY
+from fedpeft.deployment.wire.parcel import IncomingParcel, decode_statement, split_into_parts
+from fedpeft.deployment.wire.v2_pb2_grpc import FederationStub
+from fedpeft.errors import PayloadError, RunError
+
+ANSWER_SECONDS = 30.0
+"""How long an unary call may take."""
+
+UPLOAD_SECONDS, SLOWEST = 600.0, 10_000.0
+"""How long a report may take: so many seconds, and more for what is slowly sent, in bytes a second."""
+
+OUTSIDE_ITS_TIME = (9, 10)
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
+INSTRUCTION_LIMIT = 1 << 26
+"""Bytes of a task's payloads that are taken where nothing is known of the model."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0
+"""Seconds between attempts to connect: doubled each time, and drawn at random below that, so that a thousand clients do
+not come back in the same moment."""
+
+FATAL = {
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+"""What trying again does not mend."""
+
+
+class LostError(Exception):
+    """The server is out of reach for now."""
+
+
+class UnkeptError(LostError):
+    """The server is there, and what it says can't be kept on this machine for now: its disk is full, say."""
+
+
+def _explain_error(error: grpc.RpcError) -> Exception:
+    code, details = error.code(), error.details() or ""
+    if code in FATAL:
+        return RunError(f"FP5044 the server refuses this client: {details}")
+    if code == grpc.StatusCode.ABORTED:
+        return RunError(f"FP5045 another process uses this client's name: {details}")
+    return LostError(details or code.name.lower())
+
+
+def yield_waits() -> Iterator[float]:
+    """Seconds to wait before each new attempt."""
+    longest = FIRST_WAIT
+    while True:
+        yield longest * (0.5 + random.random() / 2)
+        longest = min(LONGEST_WAIT, 2 * longest)
+
+
+@dataclass(frozen=True)
+class Link:
+    """How to reach the server.
+
+    Attributes:
+        address: HOST:PORT.
+        name: of the client.
+        credentials: None: no TLS.
+    """
+
+    address: str
+    name: str
+    credentials: Credentials | None
+
+    def open(self) -> Connection:
+        """A new connection; nothing is sent yet."""
+        options = [*KEEPALIVE, ("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        if self.credentials is None:
+            return Connection(grpc.insecure_channel(self.address, options), self.name)
+        own = self.credentials
+        secret = grpc.ssl_channel_credentials(own.authority, own.key, own.certificate)
+        return Connection(grpc.secure_channel(self.address, secret, options), self.name)
+
+    def diagnose(self) -> bool:
+        """Say why no connection comes about, as far as trying again would not mend it; returns whether that is known:
+        it is not while nobody answers.
+
+        gRPC reports a refused certificate as a closed socket; a TLS handshake of one's own tells more.
+
+        Raises:
+            RunError: one side speaks TLS and the other does not, the server's certificate is wrong, or it refuses the
+                client's, or that has expired meanwhile.
+        """
+        if self.credentials is None:
+            return self._diagnose_without_tls()
+        try:
+            with self._open_tls_connection(_create_client_context(self.credentials)) as secured:
+                heard = secured.recv(1)
+        except ssl.SSLCertVerificationError as error:
+            if error.verify_code in OUTSIDE_ITS_TIME:
+                check_authority(x509.load_pem_x509_certificate(self.credentials.authority))
+                raise RunError(
+                    f"FP5046 the certificate of {self.address} is refused: {error.verify_message}, by this machine's "
+                    f"clock ({datetime.now(UTC):%Y-%m-%d %H:%M} UTC); set the clock, or ask for a new server "
+                    "certificate"
+                ) from None
+            raise RunError(
+                f"FP5047 the certificate of {self.address} is refused: {error.verify_message}; it must be made by the "
+                "authority in ca.pem, for the name that --server gives"
+            ) from None
+        except ssl.SSLError as error:
+            if error.reason == "WRONG_VERSION_NUMBER":  # what was read is no greeting of TLS
+                raise RunError(
+                    f"FP5048 {self.address} does not speak TLS: the server runs with --insecure, or another program "
+                    "listens there; check --server, and have the server run with --certs"
+                ) from None
+            return False
+        except (OSError, ValueError):
+            return False
+        if not heard:
+            check_time(x509.load_pem_x509_certificate(self.credentials.certificate), "client")
+            raise RunError(
+                f"FP5049 {self.address} refuses this client's certificate: it is not one of the server's authority, or "
+                "has expired; ask for a new one, unless the server's clock is wrong"
+            )
+        return True
+
+    def _diagnose_without_tls(self) -> bool:
+        try:
+            with self._open_tls_connection(_create_probe_context()):
+                pass
+        except ssl.SSLError:  # who answers speaks something else, as a server without TLS does
+            return True
+        except (OSError, ValueError):
+            return False
+        raise RunError(
+            f"FP5050 {self.address} speaks TLS: leave --insecure out, and give --certs FOLDER, which whoever runs the "
+            "server hands over"
+        )
+
+    def _open_tls_connection(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """A TLS connection of one's own to the server, after the handshake."""
+        host, _, port = self.address.rpartition(":")
+        plain = socket.create_connection((host.strip("[]"), int(port)), timeout=5)
+        try:
+            return context.wrap_socket(plain, server_hostname=host.strip("[]"))
+        except BaseException:
+            plain.close()
+            raise
+
+
+def _create_probe_context() -> ssl.SSLContext:
+    """For a TLS handshake that shall only show whether somebody answers it; nothing is sent thereafter."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _create_client_context(own: Credentials) -> ssl.SSLContext:
+    """For a TLS handshake as the client; OSError: there is no room for a file, and ssl reads nothing else."""
+    context = ssl.create_default_context(cadata=own.authority.decode())
+    context.set_alpn_protocols(["h2"])
+    with tempfile.NamedTemporaryFile() as pair:  # mode 0600
+        pair.write(own.certificate + own.key)
+        pair.flush()
+        context.load_cert_chain(pair.name)
+    return context
+
+
+class Connection:
+    """A channel to the server; to be closed, as a context manager."""
+
+    def __init__(self, channel: grpc.Channel, name: str) -> None:
+        self._channel = channel
+        self._stub: Any = FederationStub(channel)  # type: ignore[no-untyped-call]
+        self._metadata = ((NAME_KEY, name),)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def describe(self) -> v2.Description:
+        """What the federation is about.
+
+        Raises:
+            LostError: the server is out of reach.
+            RunError: it refuses this client.
+        """
+        question = v2.Introduction(software=__version__)
+        try:
+            told: v2.Description = self._stub.Describe(question, timeout=ANSWER_SECONDS, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise _explain_error(error) from None
+        return told
+
+    def iterate_tasks(
+        self,
+        registration: v2.Registration,
+        limit: int = INSTRUCTION_LIMIT,
+        transcript: Transcript | None = None,
+        reached: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[str, Instruction]]:
+        """Tasks by name, until the server needs this client no more.
+
+        Args:
+            registration: what the client says of itself.
+            limit: the most bytes that the payloads of a task may have together.
+            transcript: checks and keeps what the server says of the rounds; None: nobody does (tests of the wire).
+            reached: is called once the server has taken this client in, which may be long before there is a task.
+
+        Raises:
+            LostError: the connection has gone.
+            UnkeptError: what the server says can't be kept for now.
+            RunError: the server refuses this client, contradicts itself, or sends what this version can't read.
+        """
+        if transcript is not None:
+            registration.records = len(transcript)
+        incoming: IncomingParcel | None = None
+        stream = self._stub.Tasks(registration, metadata=self._metadata)
+        try:
+            if any(key == NAME_KEY for key, _ in stream.initial_metadata() or ()):
+                reached()
+            for part in stream:
+                if part.HasField("finished"):
+                    return
+                if part.HasField("record") and transcript is not None:
+                    transcript.receive(decode_statement(part.record))
+                elif part.HasField("header"):
+                    incoming = IncomingParcel(Instruction, limit, part.header)
+                elif incoming is not None:
+                    incoming.add(part.chunk)
+                if incoming is not None and incoming.complete:
+                    task, instruction, statement = incoming.task, incoming.get_content(), incoming.statement
+                    incoming = None
+                    yield task, transcript.accept(instruction, statement) if transcript is not None else instruction
+        except grpc.RpcError as error:
+            raise _explain_error(error) from None
+        except UnwrittenError as error:
+            raise UnkeptError(str(error)) from None
+        except PayloadError as error:
+            raise RunError(f"FP5051 the server sent a task that can't be read: {error}") from None
+        finally:
+            stream.cancel()
+        raise LostError("the server closed the connection")
+
+    def submit(self, task: str, report: Report) -> str:
+        """Send a report; returns what became of it: taken, known or late.
+
+        Raises:
+            LostError: the connection has gone; the report can be sent again.
+            RunError: the server refuses this client.
+        """
+        try:
+            timeout = UPLOAD_SECONDS + report.bytes / SLOWEST
+            receipt = self._stub.Submit(split_into_parts(task, report), timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+                raise LostError("the server was restarted") from None
+            raise _explain_error(error) from None
+        return str(v2.Receipt.Verdict.Name(receipt.verdict)).lower()

@@ -1,0 +1,214 @@
+"""What someone who gets an adapter should know of how it was made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedpeft.data.model_config import load_model_config
+from fedpeft.data.partition import PartitionStatistics
+from fedpeft.data.rows import DATASETS
+from fedpeft.plugin_files import hash_own_code
+from fedpeft.reporting.console import format_bytes, format_measure
+from fedpeft.reporting.exports.transformers_folder import create_processor
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.phrases import count_of
+from fedpeft.reporting.target_lines import list_card_lines
+from fedpeft.wiring.measurements import trust_lines
+from fedpeft.wiring.section_lines import section_lines
+
+
+def describe_loading(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
+    """How others load it, with what has to be imported before; of `gguf` with llama.cpp."""
+    if gguf:
+        beside = "" if whole else _describe_base(run)
+        beside += beside and ", whose values `export --gguf --gguf-base` writes"
+        return f"`llama-cli -m {'model.gguf' if whole else 'BASE.gguf --lora adapter.gguf'}`{beside}"
+    config = type(load_model_config(run.model_directory))
+    told = _describe_loading(run, whole)
+    if not hash_own_code(config) or told.startswith(("`python -m fedpeft", "`fedpeft")):
+        return told
+    file = Path(sys.modules[config.__module__].__file__ or config.__module__).name
+    return f"{told}; before that import {file}, which registers {config.__name__}"
+
+
+def _describe_loading(run: FinishedRun, whole: bool) -> str:
+    if run.task.compares and run.is_image_model:
+        return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
+    if run.task.describes:
+        return "`python -m fedpeft.predict RUN PICTURE`, or `fedpeft.open_run(RUN).model()`"
+    pairs = run.task.translates
+    language = "AutoModelForSeq2SeqLM" if pairs else "AutoModelForCausalLM"
+    auto = "AutoModel" if run.labels is not None or run.task.compares else language
+    if whole and pairs:
+        return "`transformers.AutoModelForSeq2SeqLM.from_pretrained(FOLDER)`"
+    if whole and run.labels is None:
+        return '`transformers.pipeline("text-generation", FOLDER)`'
+    if whole and run.is_image_model and create_processor(run) is not None:
+        return (
+            '`transformers.pipeline("image-classification", FOLDER, trust_remote_code=True)(PICTURE)`, after a look '
+            "into `modeling_mean_pooled.py`, `image_processing_squares.py` and `square_pictures.py`, which it runs"
+        )
+    if whole and run.is_image_model:
+        return "`transformers.AutoModelForImageClassification.from_pretrained(FOLDER, trust_remote_code=True)`"
+    if whole:
+        return (
+            '`transformers.pipeline("text-classification", FOLDER, trust_remote_code=True)(TEXT, truncation=True)`, '
+            "after a look into `modeling_mean_pooled.py`, which it runs"
+        )
+    if (run.files / "method.json").is_file():
+        asked = "PICTURE" if run.is_image_model else '"text"'
+        return f"`python -m fedpeft.predict RUN {asked}`; the `peft` library does not have this method"
+    held, beside = _format_quantization_argument(run), _describe_base(run)
+    if beside and not held:
+        beside += ", which transformers does not make as it was: `fedpeft.open_run(RUN).model()` does"
+    base = f"{auto}.from_pretrained(BASE, dtype=torch.float32{held})"
+    return f'`peft.PeftModel.from_pretrained({base}, "adapter")`{beside}'
+
+
+def _describe_base(run: FinishedRun) -> str:
+    """A clause about the base that an adapter was trained beside; empty where that is as it comes."""
+    few_bits = run.method.base_precision
+    return few_bits and f"; it was trained and scored beside a base in {few_bits}"
+
+
+def _format_quantization_argument(run: FinishedRun) -> str:
+    """An argument that has transformers hold the base as `fedpeft.models.quantized` does; empty: there is none."""
+    if run.method.base_precision != "nf4":
+        return ""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    known = MODEL_MAPPING.get(type(load_model_config(run.model_directory)), None)
+    if getattr(known, "_keep_in_fp32_modules", True):  # here all are in few bits
+        return ""
+    settings = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
+    return f", quantization_config=BitsAndBytesConfig({settings})"
+
+
+def format_front_matter(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
+    """What a hub reads of the card, as YAML between lines of dashes."""
+    from huggingface_hub import ModelCardData
+
+    in_peft = not whole and not (run.files / "method.json").is_file()
+    kind = "text2text-generation" if run.task.translates else "text-generation"
+    kind = f"{'image' if run.is_image_model else 'text'}-classification" if run.labels is not None else kind
+    data: Any = ModelCardData(
+        base_model=_find_hub_name(run.origin.name),
+        license=run.origin.license or None,
+        library_name=None if gguf else "transformers" if whole else "peft" if in_peft else "fedpeft",
+        pipeline_tag="feature-extraction" if run.task.compares else "image-to-text" if run.task.describes else kind,
+        tags=["fedpeft", "federated-learning", run.method.name],
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _find_hub_name(name: str) -> str | None:
+    """The name of a base, where a hub could have it: a card with any other, as that of two towers, is refused there."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
+    """The card of a finished run, as Markdown; what it is exported as may be `gguf`."""
+    summary, config, method = run.summary, run.config, run.method
+    whole = merged or method.whole_model
+    measure, digits = (run.task.metric, 4) if run.task.metric != "perplexity" else ("perplexity", 3)
+    quality = summary.get("perplexity" if measure == "perplexity" else "accuracy")
+    partition = summary.get("partition") or {}
+    epsilon = summary.get("epsilon")
+    probe = summary.get("baseline_accuracy")
+    traffic = f"{format_bytes(summary['uplink_bytes'])} up and {format_bytes(summary['downlink_bytes'])} down"
+    rows = {
+        "base model": run.origin.name,
+        "method": f"`{config.peft}`, {summary['parameters']:,} trained parameters" + (", merged" if merged else ""),
+        "data": f"{DATASETS.replace_paths(config.dataset, name_of)}, {count_of(summary['clients'], 'client')}"
+        + (f", `{config.partition}`" if partition else ""),
+        "partition": str(PartitionStatistics(**partition)) if partition else None,
+        "federation": f"{count_of(summary['rounds'], 'round')} of {count_of(summary['cohort'], 'client')}, "
+        f"`{config.strategy}`",
+        "seed": config.seed,
+        "bytes": f"{traffic} in all (`{config.codec}`)",
+        "privacy": "none: the updates were not noised, and the adapter may tell of the rows it was trained on"
+        if epsilon is None
+        else f"epsilon {epsilon:.3g} at delta {summary['dp_delta']:.1g}",
+        measure.replace("_", " "): "not measured: the server had no rows"
+        if quality is None
+        else f"{format_measure(quality, digits)} ({summary.get('accuracy_of') or 'test rows'})",
+        "frozen base, linear probe": None if probe is None else f"{probe:.4f}",
+        **list_card_lines(summary.get("targets")),
+        "calibration error": _describe_calibration(summary, whole),
+        **trust_lines(summary),
+        **section_lines(summary.get("hooks")),
+        "versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
+        "to load it": describe_loading(run, whole, gguf),
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    title = "Model" if whole else "Adapter"
+    return "\n".join(
+        [
+            format_front_matter(run, whole, gguf),
+            f"# {title} from federated fine-tuning",
+            "",
+            "Made by fedpeft: many clients trained it on rows that stayed with them.",
+            "",
+            "| | |",
+            "|---|---|",
+            *lines,
+            "",
+            _describe_readout(run, "`modeling_mean_pooled.py`, a linear layer" if whole else "`head.safetensors`"),
+        ]
+    )
+
+
+def _describe_readout(run: FinishedRun, head: str) -> str:
+    """What the model's last hidden states are read by; empty of a language model."""
+    if run.task.compares:
+        return "Both sides are the mean of the last hidden states, and compared by their cosine.\n"
+    if run.task.describes:
+        return (
+            "`head.safetensors` leads from the patches' last hidden states of the frozen image encoder to embeddings, "
+            "which the language model with the adapter reads before a caption.\n"
+        )
+    said = {
+        "numbers": f"The number ({', '.join(run.labels or [])}, in its own unit) is that of",
+        "labels": "Each label is said where its logit is above 0, by",
+    }.get(run.task.targets, "The class is that of")
+    blocks = run.method.reads_all_blocks
+    states = "hidden states of all blocks, each brought to length 1" if blocks else "last hidden states"
+    if run.labels is None:
+        return ""
+    return f"{said} {head} on the mean of the {states}.\n{_describe_image_input(run) if run.is_image_model else ''}"
+
+
+def _describe_image_input(run: FinishedRun) -> str:
+    """How a picture becomes what the model is fed."""
+    fed = create_processor(run)
+    if fed is None:
+        return ""
+    side, pixels = fed.side, fed.size["height"]
+    return (
+        f"\nA picture is turned as its camera says, scaled to a square of {side} pixels a side, the middle cut out, "
+        f"and brought to {pixels} x {pixels} pixels, normalised as ImageNet: `model_input(square(PICTURE, {side})[None]"
+        f", {pixels})` of `square_pictures.py` (in fedpeft: `fedpeft.data.square_pictures`). `transformers.pipeline` "
+        "makes grey pictures of 16 bits white before that; bring them to 8 bits first, by dividing by 257.\n"
+    )
+
+
+def name_of(path: str) -> str:
+    """The last part of a path of this machine; other names as they are."""
+    return Path(path).name if path.startswith((".", "~")) or Path(path).is_absolute() else path
+
+
+def _describe_calibration(summary: dict[str, object], whole: bool) -> str | None:
+    before, after = summary.get("calibration_error"), summary.get("calibration_error_scaled")
+    if not isinstance(before, float) or not isinstance(after, float):
+        return None
+    divided = f"{before:.4f}; {after:.4f} with logits divided by {summary['temperature']:.3g}"
+    return f"{divided}, as this head's are" if whole else divided

@@ -1,0 +1,391 @@
+"""Who computes: the worker processes of this machine, or actors of a cluster, and what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedpeft.answers.exam import Exam, Said
+from fedpeft.answers.generation import BATCH
+from fedpeft.clients.client import ClientPlan
+from fedpeft.clients.executor import Totals
+from fedpeft.clients.masking import MaskPlan
+from fedpeft.clients.pool import Pool, Worker, get_result
+from fedpeft.clients.ray_pool import RayPool, choose_worker_device, count_default_workers
+from fedpeft.clients.workbench import WorkPlan
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.data.cached_rows import load_cached_examples
+from fedpeft.data.partition import Shards
+from fedpeft.data.task_sequence import ClientTasks
+from fedpeft.errors import ConfigError, RunError
+from fedpeft.machine import cache
+from fedpeft.machine.hardware import count_usable_cores, get_gpu_name, list_accelerators
+from fedpeft.machine.shared_cache import VARIABLE
+from fedpeft.models import kernels
+from fedpeft.models.shared_tiles import fetch_missing_tiles
+from fedpeft.models.task import DTYPES, TASKS
+from fedpeft.parts import format_part
+from fedpeft.peft.adapter import State
+from fedpeft.privacy.engine import KEY
+from fedpeft.privacy.guard import ClientPrivacy
+from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
+from fedpeft.reporting.observer import Metrics, RunObserver
+from fedpeft.reporting.user_files import MODEL_FILES
+from fedpeft.wiring import catalogue
+from fedpeft.wiring.activation_cache import count_cached_blocks, is_pooled
+from fedpeft.wiring.setup import Setup
+
+T = TypeVar("T")
+
+TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
+"""How many clients train in one pass: as many as make about this many tokens a step."""
+
+JUDGED_ROWS = 256
+"""Validation rows that each step is judged by: harm shows on few, and a round stays as fast."""
+
+TILES_PER_CALL = 4
+
+NOBODY: Final = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on; a run that is continued keeps what it began with.
+
+    Attributes:
+        devices: what the workers share: "cuda:N", or "cpu".
+        workers: how many there are, at least 1.
+        kernel: how frozen products are computed.
+        cluster: address of the Ray cluster; empty: one that is started here; None: processes of this machine.
+    """
+
+    devices: tuple[str, ...]
+    workers: int
+    kernel: kernels.Kernel
+    cluster: str | None = None
+
+    @classmethod
+    def create(cls, setup: Setup, fixed: Mapping[str, Any], devices: Sequence[str] = ()) -> Machine:
+        """What the settings ask for, or what is there.
+
+        Args:
+            setup: of the run.
+            fixed: what the run began with; empty: it begins.
+            devices: none: all that there are.
+
+        Raises:
+            AssetError, RunError: there is no such cluster.
+        """
+        config, cluster = setup.config, setup.grid.cluster
+        asked = int(fixed.get("workers") or config.workers or setup.grid.spreads)
+        if not devices:
+            devices = (list_accelerators() or ["cpu"]) if cluster is None else [choose_worker_device(cluster, asked)]
+        gpus = [device for device in devices if device != "cpu"]
+        if setup.grid.spreads:
+            _check_spread(setup, asked, gpus)
+        if not asked:
+            asked = (len(gpus) or count_usable_cores()) if cluster is None else count_default_workers(cluster)
+        dtype = DTYPES[config.dtype]
+        kernel: kernels.Kernel = "native" if gpus else fixed.get("kernel", "")
+        if kernel not in kernels.list_kernels(dtype):  # a run that begins, or that began on another machine
+            kernel = kernels.choose(dtype)
+        return cls(tuple(devices), asked, kernel, cluster)
+
+    @property
+    def gpus(self) -> list[str]:
+        """Those among `devices`."""
+        return [device for device in self.devices if device != "cpu"]
+
+    @property
+    def threads(self) -> int:
+        """Of this process, once the workers have ended."""
+        return count_usable_cores() if self.gpus else self.workers
+
+    def pin(self, fixed: Mapping[str, Any], work: WorkPlan, folder: Path) -> dict[str, Any]:
+        """What the run stays with until its end, for checkpoints and the summary.
+
+        Raises:
+            RunError: a run that is continued finds other rows, or another model, than it began with.
+        """
+        for name, value in (("data", work.data_key), ("model", work.model_key)):
+            if fixed.get(name, value) != value:
+                raise RunError(
+                    f"FP5194 the run in {folder} can't be continued: its {name} has changed since it began; put back "
+                    "what was there, or start a new run"
+                )
+        return {
+            **fixed,
+            "workers": self.workers,
+            "kernel": self.kernel,
+            "torch": torch.__version__,
+            "cpu": kernels.get_cpu_name(),
+            "gpus": [get_gpu_name(device) for device in self.gpus],
+            "data": work.data_key,
+            "model": work.model_key,
+        }
+
+
+def _check_spread(setup: Setup, workers: int, gpus: Sequence[str]) -> None:
+    """Refuse a base over several GPUs where there are none, or where parts of it would be looked for on one.
+
+    Raises:
+        ConfigError: says what, and what to do.
+    """
+    if len(gpus) < 2:
+        raise ConfigError(
+            f"FP1397 spread deals a base out to several GPUs, and there are {len(gpus)}; leave it out of --grid"
+        )
+    if workers > 1:
+        raise ConfigError(
+            f"FP1398 spread has one worker on all GPUs, and --workers says {workers}; leave one of them out"
+        )
+    if setup.task.translates:
+        raise ConfigError("FP1399 spread deals out one stack of blocks, and seq2seq has two; leave it out of --grid")
+    if setup.task.encodes or setup.task.compares:
+        raise ConfigError(
+            "FP1400 spread is for language models; leave it out of --grid, and each GPU has a worker of its own"
+        )
+    if setup.mechanism is not None and setup.mechanism.per_example:
+        raise ConfigError(
+            f"FP1401 spread makes no gradients per example, which {setup.mechanism.name} needs; leave one out"
+        )
+
+
+def create_work_plan(
+    setup: Setup,
+    machine: Machine,
+    data_key: str,
+    folder: Path,
+    labels: NDArray[np.int64] | None = None,
+    holders: int = 0,
+) -> WorkPlan:
+    """What workers are told of the rows called `data_key`, in a run whose files are in `folder`.
+
+    `labels`: others than the data's own; `holders`: simulated clients that the rows lie on.
+    """
+    config = setup.config
+    per_example = setup.mechanism is not None and setup.mechanism.per_example
+    traced = per_example and setup.method.privacy == "vmap"
+    reusing = setup.grid.executor == "batched" and not traced  # methods without a batched form, too
+    reusing = reusing and not setup.grid.spreads
+    batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
+    batched = batched and setup.task.batched
+    if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
+        batched = False
+    lengths = load_cached_examples(data_key).lengths
+    tokens = float(lengths.mean()) if len(lengths) else setup.tokens
+    together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS
+    return WorkPlan(
+        task=setup.facts.task,
+        method=setup.peft,
+        model=setup.model_directory,
+        model_key=cache.hash_files(setup.model_directory, MODEL_FILES),
+        width=setup.width,
+        data_key=data_key,
+        classes=setup.facts.classes,
+        layout=setup.layout,
+        dtype=config.dtype,
+        executor="private" if per_example else "batched" if batched else "sequential",
+        clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
+        depth=count_cached_blocks(setup, lengths, holders) if reusing else 0,
+        pooled=reusing and is_pooled(setup) and not any(c.changes_loss for c in setup.drift.corrections),
+        kernel=machine.kernel if batched else "native",
+        threads=1,
+        device=machine.devices[0],
+        training=setup.training,
+        seed=config.seed,
+        residuals=folder / "base",
+        labels=labels,
+        spread=tuple(machine.gpus) if setup.grid.spreads else (),
+        plugins=tuple(plugin.recipe for plugin in catalogue.find_used_plugins(config)),
+        code=setup.code,
+    )
+
+
+def create_client_plan(
+    setup: Setup,
+    partition: Shards,
+    folder: Path,
+    held_out: float,
+    privacy: ClientPrivacy | None,
+    tasks: NDArray[np.int64] | None = None,
+) -> ClientPlan:
+    """What turns workers into clients, in a run whose files are in `folder`.
+
+    `held_out`: share of a client's rows that it does not train on, but is evaluated on; `tasks`: of the rows.
+    """
+    sequence = setup.facts.tasks
+    return ClientPlan(
+        partition=partition,
+        codec=str(setup.uplink),
+        downlink=str(setup.downlink),
+        start={} if setup.downlink.lossless else setup.start,
+        statistics=setup.statistics,
+        lossless=setup.lossless,
+        head=format_part(setup.head),
+        strategy=setup.config.strategy,
+        drift=str(setup.drift),
+        store=folder / "clients",
+        held_out=held_out,
+        privacy=privacy,
+        masks=_mask_plan(setup, folder),
+        met=None if sequence is None or tasks is None else ClientTasks(sequence, tasks),
+    )
+
+
+def _mask_plan(setup: Setup, folder: Path) -> MaskPlan | None:
+    """What clients need to know of sums under masks."""
+    secure = setup.secure_sum
+    if secure is None:
+        return None
+    noise = (secure, folder / KEY) if isinstance(secure, SharedNoise) else None
+    return MaskPlan(setup.config.privacy, setup.by_rows, setup.clients, noise=noise)
+
+
+class Workers:
+    """Those who compute, started when they are first needed.
+
+    Args:
+        work, clients: what they are told.
+        machine: how many there are, and where.
+        observer: is told how long work goes on.
+        validation: rows that the global model is evaluated on, (rows,); none: it can't be.
+    """
+
+    def __init__(
+        self,
+        work: WorkPlan,
+        clients: ClientPlan,
+        machine: Machine,
+        observer: RunObserver,
+        validation: NDArray[np.int64] = NOBODY,
+    ) -> None:
+        self.work = work
+        self.clients = clients
+        self.machine = machine
+        self.observer = observer
+        self.validation = validation
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The processes, or actors."""
+        machine = self.machine
+        if machine.cluster is not None:
+            cache.offer(self.work.model)
+            return RayPool(self.work, self.clients, machine.workers, machine.cluster)
+        return Pool(self.work, self.clients, machine.workers, machine.devices)
+
+    def start(self) -> None:
+        """Begin them, if they have not begun; returns once one of them is ready for work.
+
+        Raises:
+            RunError: a worker has died.
+        """
+        if "pool" in self.__dict__:
+            return
+        workers = self.machine.workers
+        self.observer.phase("starting the workers" if workers > 1 else "loading the model", 1)
+        calls = [self.pool.submit(Worker.is_ready) for _ in range(workers)]
+        get_result(next(_iterate_completed(calls)))
+
+    def freeze(self, data_key: str, depth: int, name: str, base: str = "") -> None:
+        """Compute what is missing of the frozen model's output on some rows, with all workers.
+
+        `base`: precision of the base that computes it; empty: the run's own.
+
+        Raises:
+            RunError: a worker has died, or writes into another cache.
+        """
+        cache.offer(cache.get_cache_directory() / f"rows-{data_key}")
+        missing = fetch_missing_tiles(self.work.set_precision(base).store(data_key, depth))
+        if not missing:
+            return
+        self.start()
+        self.observer.phase(name, len(missing))
+        calls = (
+            self.pool.submit(Worker.fill, data_key, depth, missing[i : i + TILES_PER_CALL], base)
+            for i in range(0, len(missing), TILES_PER_CALL)
+        )
+        for call in _iterate_completed(calls):
+            self.observer.advance(get_result(call))
+        if fetch_missing_tiles(self.work.set_precision(base).store(data_key, depth)):
+            raise RunError(
+                "FP5195 what the workers have computed of the rows is not in this machine's cache: on a cluster, "
+                f"FEDPEFT_CACHE must lie on a file system that all machines share, or {VARIABLE} name a storage"
+            )
+
+    def freeze_rows(self, bases: Sequence[str] = ()) -> None:
+        """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
+        for base in ("", *bases):
+            if not TASKS.build(self.work.task).encodes and not self.work.set_precision(base).depth:
+                continue
+            name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
+            self.freeze(self.work.data_key, self.work.set_precision(base).depth, name, base)
+
+    def evaluate(self, state: State, version: int) -> Metrics:
+        """The global state on the base of `version`: validation rows, the run's own precision, split over workers."""
+        totals = self.score(state, version, self.validation)
+        return Metrics(totals.mean_loss, totals.accuracy, predictions=totals.count)
+
+    def compute_validation_loss(self, state: State, version: int) -> float:
+        """As `evaluate`, on `JUDGED_ROWS` validation rows that lie evenly among them, or on all if they are fewer."""
+        stride = max(1, len(self.validation) // JUDGED_ROWS)
+        loss: float = self.score(state, version, self.validation[::stride][:JUDGED_ROWS]).mean_loss
+        return loss
+
+    def examine(self, exam: Exam, state: State, version: int) -> list[Said]:
+        """What the global state on the base of `version` says to questions, split over workers."""
+        shares = [exam.questions[i : i + BATCH] for i in range(0, len(exam.questions), BATCH)]
+        calls = [self.pool.submit(Worker.examine, replace(exam, questions=s), state, version) for s in shares]
+        return [said for call in calls for said in get_result(call)]
+
+    def score(self, state: State, version: int, rows: NDArray[np.int64], offsets: Tensor | None = None) -> Totals:
+        """A state on `rows` of the training data, with `offsets` (classes,) added to its logits."""
+        together = TASKS.build(self.work.task).compares  # by one worker, or the number of workers would tell
+        shares = np.array_split(rows[np.argsort(self._lengths[rows])], 1 if together else self.machine.workers * 2)
+        calls = [self.pool.submit(Worker.evaluate, state, share, version, offsets) for share in shares if len(share)]
+        return sum((get_result(call) for call in calls), Totals())
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        lengths: NDArray[np.int64] = load_cached_examples(self.work.data_key).lengths
+        return lengths
+
+    def answer(self, instruction: Instruction) -> Report:
+        """What one client answers."""
+        reports: list[Report] = get_result(self.pool.submit(Worker.handle, [instruction]))
+        return reports[0]
+
+    def check(self, instruction: Instruction) -> None:
+        """Refuse what a client can't carry out, before a ledger charges it.
+
+        Raises:
+            FedpeftError: says what.
+        """
+        if instruction.kind == "train":
+            get_result(self.pool.submit(Worker.check, instruction))
+
+    def close(self) -> None:
+        """End them."""
+        if "pool" in self.__dict__:
+            self.pool.close()
+
+
+def _iterate_completed(calls: Iterable[Future[T]]) -> Iterator[Future[T]]:
+    """Calls as they end: at once where a single worker, which is this process, has ended one before the next begins."""
+    running = []
+    for call in calls:
+        if call.done():
+            yield call
+        else:
+            running.append(call)
+    yield from as_completed(running)

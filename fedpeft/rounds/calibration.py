@@ -1,0 +1,27 @@
+"""Calibration on clients' own held-out rows, known to the server by sums alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedpeft.rounds.questions import Questions, SummedAnswers
+from fedpeft.trust.calibration import compare_answers, create_questions, find_federated_temperature
+from fedpeft.trust.question import Question, State
+
+
+def calibrate_on_clients(questions: Questions, bins: int) -> dict[str, Any]:
+    """`temperature`, how many `clients` have answered, and the model `before` and `after` it, on the same rows.
+
+    Raises:
+        ConfigError, RunError: see `Questions.ask`.
+    """
+    heard: list[SummedAnswers] = []
+
+    def ask(question: Question) -> State:
+        heard.append(questions.ask(question))
+        return heard[-1].total
+
+    temperature = find_federated_temperature(ask)
+    asked = create_questions(temperature, bins)
+    found = compare_answers([ask(question) for question in asked], asked)
+    return {"temperature": temperature, "clients": min(one.clients for one in heard), **found}

@@ -1,0 +1,344 @@
+"""The exchange before round 1: clients' statistics of their frozen features, from whose sum the head starts.
+
+Of a very large population some are asked (`fedpeft.rounds.sampling.select_measured_clients`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.markup import escape
+from torch import Tensor
+
+from fedpeft.aggregation.head_start import VARIANCE, check_solved
+from fedpeft.aggregation.update import Fold
+from fedpeft.clients.drift import SHARES
+from fedpeft.clients.label_shift import check_counts, compute_class_shares, find_label_skew
+from fedpeft.communication.decoding import decode
+from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.payload import Shape, count_entries
+from fedpeft.communication.release import Release, compute_common_digest
+from fedpeft.communication.round_plan import RoundPlan
+from fedpeft.errors import ConfigError, PayloadError, RunError
+from fedpeft.parts import name_of
+from fedpeft.peft.adapter import State
+from fedpeft.privacy.abilities import is_whitened
+from fedpeft.privacy.engine import PrivacyEngine
+from fedpeft.privacy.secure_sum.cohorts import FEWEST
+from fedpeft.privacy.secure_sum.contribution import BESIDE, Total, entries
+from fedpeft.privacy.secure_sum.coordinator import VoidError
+from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.reporting.observer import RoundResult
+from fedpeft.rounds.acceptance import check_report, check_statistics, describe_rejection
+from fedpeft.rounds.clock import Clock
+from fedpeft.rounds.exchange import Transport
+from fedpeft.rounds.masked_sum import WEIGHTS, MaskedSum
+from fedpeft.rounds.progress import ServerState
+from fedpeft.rounds.round_log import StartLog
+from fedpeft.rounds.sampling import select_measured_clients
+from fedpeft.rounds.traffic import Counters
+from fedpeft.wiring.setup import Setup
+
+
+def prepare(
+    setup: Setup,
+    clients: Transport,
+    fixed: dict[str, Any],
+    privacy: PrivacyEngine | None,
+    say: Callable[[str], None],
+    plan_start: Callable[[RoundPlan, ServerState], RoundPlan],
+    reported: Callable[[Report], None],
+) -> tuple[ServerState, StartLog]:
+    """Return the state before round 1, and the log of its preparation.
+
+    Args:
+        setup, clients: the run's.
+        fixed: what was probed at the start, kept in the checkpoint.
+        privacy: adds the server's noise; None: nothing is protected.
+        say: tells the user what the statistics lack.
+        plan_start: has hooks change the plan; privacy charges what the clients release, before they are asked.
+        reported: is called with each report, valid or not.
+
+    Raises:
+        RunError: no client has returned valid statistics.
+        ConfigError: they do not tell what the run needs to know.
+        PrivacyError: budgets do not allow the release.
+    """
+    log, state = StartLog(Clock()), dict(setup.start)
+    drift = setup.drift.start(state)
+    progress = ServerState(round=0, adapter=state, started=_copy(state), drift=drift, fixed=dict(fixed))
+    asks = setup.head.exchanges and "head.weight" in state
+    if not asks and (setup.secure_sum is None or setup.secure_sum.noisy):
+        if setup.secure_sum is not None:  # whose clients know C by themselves
+            progress = replace(progress, clip=1.0)
+        return progress, log
+    asked = setup.clients
+    plan = plan_start(RoundPlan(0, select_measured_clients(asked, setup.config.seed), kind="prepare"), progress)
+    if privacy is None and setup.secure_sum is None:
+        asked = len(plan.cohort)
+    rows: dict[int, int] = {}
+    counts: list[Tensor] = []
+    down, clip = 0, None
+    if setup.secure_sum is None:
+        rows, spent, total, counts = _collect_statistics(setup, clients, plan, privacy, reported)
+        missing = asked - len(rows)
+    else:
+        masked, summed = _collect_masked_statistics(setup, setup.secure_sum, clients, plan, asks, reported, say)
+        masked.tell(say)
+        clip = _first_clip(setup, setup.secure_sum, summed)
+        if summed is None:
+            asks, missing = False, asked
+        else:
+            total = _read_statistics(setup, setup.secure_sum, masked, summed, asks)
+            missing = asked - len(masked.arrived)
+            if setup.by_rows and setup.facts.tasks is None:  # a task's examples differ from round to round
+                progress = replace(progress, fixed=progress.fixed | {WEIGHTS: [summed.weight, len(masked.arrived)]})
+        spent, down = sum(masked.received.values()), sum(masked.sent.values())
+    told: State = {}
+    if asks:
+        state |= _compute_head(setup, total, say)
+        told = _compute_broadcast_tensors(setup, total, counts, say)
+    progress = replace(
+        progress,
+        adapter=state,
+        told=told,
+        started=_copy(state),
+        rows=rows,
+        counters=Counters(uplink_bytes=spent, downlink_bytes=down, prepare_bytes=spent),
+        clip=clip,
+    )
+    log.clock.note_step()
+    log.result = _create_result(progress, asked, 0 if _is_secret(privacy) else missing, log.clock.training_seconds)
+    return progress, log
+
+
+def _create_result(progress: ServerState, clients: int, missing: int, seconds: float) -> RoundResult:
+    """Return the line of rounds.jsonl about the preparation, without metrics."""
+    return RoundResult(
+        round=0,
+        clients=clients,
+        rejected=missing,
+        train_loss=None,
+        loss=None,
+        accuracy=None,
+        uplink_bytes=progress.counters.uplink_bytes,
+        downlink_bytes=progress.counters.downlink_bytes,
+        update_norm=0.0,
+        training_seconds=seconds,
+        seconds=seconds,
+    )
+
+
+def _compute_head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
+    """The head that the sums over all clients give."""
+    if hidden := setup.head.hidden(total):
+        names = setup.facts.label_names or ()
+        say(
+            f"{len(hidden)} classes drown in the noise of the start, which does not know them: "
+            f"{_list_names(names, hidden)}"
+        )
+    weight = setup.start["head.weight"]
+    head = setup.head.solve(total, weight.shape[1], weight.shape[0])
+    check_solved(setup.head, head, setup.start)
+    return {name: tensor.to(setup.start[name].dtype) for name, tensor in head.items()}
+
+
+def _compute_broadcast_tensors(
+    setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[str], None]
+) -> State:
+    """What of the sums over all clients each is told; `counts`: of each client that counts, its rows per class."""
+    if is_whitened(setup.mechanism):
+        return setup.head.whitening(total, setup.start["head.weight"].shape[1]).state
+    if not setup.drift.needs_shares:
+        return {}
+    least = setup.drift.least_skew
+    shares = setup.head.class_counts(total)
+    if not (shares.numel() or least):
+        raise ConfigError(
+            f"FP1406 label_shift needs the rows of each class, and the statistics of head={name_of(type(setup.head))} "
+            "do not tell them; take --head ridge, or leave it out of --drift"
+        )
+    if least:
+        skew = find_label_skew(counts, least)
+        if skew is None:
+            return {}
+        say(f"clients hold different classes (label skew {skew:.2f}): local steps are corrected for that (label_shift)")
+    return {SHARES: compute_class_shares(shares)}
+
+
+def _copy(state: State) -> State:
+    """Of its own memory, as safetensors wants what it saves."""
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _is_secret(privacy: PrivacyEngine | None) -> bool:
+    """Whether nobody may know which clients there are."""
+    return privacy is not None and privacy.mechanism.secret_cohort
+
+
+def _list_names(names: Sequence[str], of: Sequence[int]) -> str:
+    """The first few of these names."""
+    return ", ".join(names[i] for i in of[:5]) + (", ..." if len(of) > 5 else "")
+
+
+def _announce(clients: Transport) -> None:
+    """Tell all clients alike what some are about to be asked."""
+    asked = Instruction("prepare", 0, 0, b"")
+    clients.publish(lambda: Release("prepare", 0, common=compute_common_digest(asked)))
+
+
+def _collect_statistics(
+    setup: Setup, clients: Transport, plan: RoundPlan, privacy: PrivacyEngine | None, reported: Callable[[Report], None]
+) -> tuple[dict[int, int], int, State, list[Tensor]]:
+    """The rows of each client whose statistics are taken, the bytes of all, the sum of those taken, and where somebody
+    asks for them and the head tells them, their rows per class."""
+    outputs, width = setup.start["head.weight"].shape
+    count, most_rows = len(plan.cohort), clients.most_rows()
+    instructions = (
+        Instruction("prepare", 0, k, b"", base_precision=setup.profiles[k].base, attempt=plan.attempt)
+        for k in plan.cohort
+    )
+    _announce(clients)
+    rows: dict[int, int] = {}
+    spent, total, why = 0, Fold(), ""
+    counts: list[Tensor] = []
+    for report in clients.send_in_order(instructions, count, "prepare"):
+        spent += len(report.payload)
+        reported(report)
+        try:
+            check_report(report)
+            shapes = setup.head.shapes(width, outputs, report.rows)
+            statistics = decode(report.payload, shapes)
+            check_statistics(statistics, shapes, report.rows)
+            taken = setup.head.additive(statistics)
+            if setup.drift.needs_shares and (own := setup.head.class_counts(taken)).numel():
+                check_counts(own, report.rows)
+                counts.append(own)
+        except PayloadError as error:
+            why = why or describe_rejection(clients.called(report.client), str(error))
+            continue
+        if privacy is None:
+            total.add(taken, min(1.0, most_rows / report.rows))
+        else:
+            total.add(privacy.clip_statistics(taken), 1.0)
+        rows[report.client] = report.rows
+    if not rows:
+        head = name_of(type(setup.head))
+        raise RunError(
+            f"FP5197 none of {count} clients returned valid statistics for the start of the head, {head}; {why}"
+        )
+    sums = total.sums if privacy is None else privacy.finish_statistics(total.sums, plan.attempt)
+    return rows, spent, sums, counts
+
+
+def _collect_masked_statistics(
+    setup: Setup,
+    secure: SecureSum,
+    clients: Transport,
+    plan: RoundPlan,
+    asks: bool,
+    reported: Callable[[Report], None],
+    say: Callable[[str], None],
+) -> tuple[MaskedSum, Total | None]:
+    """Return the secure sum over all clients and its total; None: the sum is void, and the run begins without it.
+
+    There is a sum whatever the head, since it tells the clients' weights. If it fails before a vector has arrived, the
+    server tries again without the clients that failed first. Afterwards, clients take part in no second sum: the
+    difference of two sums would tell one client's statistics. The sum is then void, as in a round.
+
+    Raises:
+        RunError: no vector has arrived, or the run needs what the sum tells.
+    """
+    shapes = _summed_shapes(setup, secure, asks)
+    asked = [
+        Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base, attempt=plan.attempt)
+        for client in (plan.cohort if secure.noisy else clients.under_way(0) or clients.list_joined(setup.clients))
+    ]
+    size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)
+    while True:
+        _announce(clients)
+        masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=reported)
+        try:
+            return masked, masked.of(asked, "prepare", setup.by_rows)
+        except VoidError as error:
+            if masked.arrived and not (asks and (missed := _needs_statistics(setup))):
+                say(
+                    f"before round 1: {escape(str(error))}; the federation begins without what its clients' examples "
+                    "tell: the head keeps its start"
+                )
+                return masked, None
+            if clients.journal is not None:
+                clients.journal.forget()
+            if masked.arrived:
+                raise RunError(
+                    f"FP5252 the sum over the clients before round 1 is void, and {missed} needs it: {error}; begin "
+                    "another federation, without the client that has caused this"
+                ) from error
+            left = [instruction for instruction in asked if instruction.client in set(masked.sharing)]
+            if secure.noisy or not FEWEST <= len(left) < len(asked):
+                raise RunError(f"FP5198 there is no sum over the clients before round 1: {error}") from error
+            why = "; ".join(f"{clients.called(k)}: {masked.failed[k]}" for k in sorted(masked.failed)[:1])
+            say(f"before round 1: {escape(f'{error}; {why}')}; the server asks the other {len(left)} clients again")
+            asked = left
+
+
+def _needs_statistics(setup: Setup) -> str:
+    """Return the part that needs the clients' statistics before round 1; empty: the run can begin without them."""
+    if is_whitened(setup.mechanism):
+        return f"--privacy {setup.config.privacy}"
+    if setup.drift.needs_shares and not setup.drift.least_skew:
+        return f"--drift {setup.config.drift}"
+    if "head.weight" not in setup.strategy.trained(setup.layout, 1):
+        return f"--head {setup.config.head}"
+    return ""
+
+
+def _summed_shapes(setup: Setup, secure: SecureSum, asks: bool) -> dict[str, Shape]:
+    if secure.noisy:
+        return get_noised_shapes(setup)
+    return get_statistics_shapes(setup) if asks else {}
+
+
+def _read_statistics(setup: Setup, secure: SecureSum, masked: MaskedSum, total: Total, asks: bool) -> State:
+    """Return the sums over clients of the statistics for the head's start."""
+    sums = total.summed_statistics(_summed_shapes(setup, secure, asks))
+    if not secure.noisy:
+        return sums
+    variance = secure.variance(masked.told.clients, 0) * total.clients / masked.told.clients
+    return sums | {VARIANCE: torch.tensor([variance], dtype=torch.float64)}
+
+
+def _first_clip(setup: Setup, secure: SecureSum, total: Total | None) -> float:
+    """Return C of round 1. Without the sum before it, every client counts with one batch; C then grows by itself."""
+    if secure.noisy:
+        return 1.0
+    batch = setup.config.batch_size
+    rows = batch if total is None else round(total.rows / total.clients)
+    weight = total.weight / total.clients if total is not None else batch if setup.by_rows else 1.0
+    return secure.headroom * (secure.norm or _bound_update_norm(setup, rows)) * weight
+
+
+def get_statistics_shapes(setup: Setup) -> dict[str, Shape]:
+    """Of what the head's start adds up over clients."""
+    outputs, width = setup.start["head.weight"].shape
+    sent = setup.head.shapes(width, outputs, 1)
+    sums = setup.head.additive({name: torch.zeros(shape) for name, shape in sent.items()})
+    return {name: tuple(tensor.shape) for name, tensor in sums.items()}
+
+
+def get_noised_shapes(setup: Setup) -> dict[str, Shape]:
+    """Of what noise is added to before round 1."""
+    return {name: shape for name, shape in get_statistics_shapes(setup).items() if name != VARIANCE}
+
+
+def _bound_update_norm(setup: Setup, rows: int) -> float:
+    """The norm of a client's update in round 1 if each step moved every entry by its learning rate, as Adam's do."""
+    rate, steps = setup.schedule.get_rate(1), setup.training.steps_for(rows)
+    names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
+    sizes = {name: count_entries(setup.layout.shapes[name]) for name in names}
+    rates = {name: setup.training.optimizer.rate(name, rate) for name in names}
+    return float(steps * math.sqrt(sum(sizes[name] * rates[name] ** 2 for name in names)))

@@ -1,0 +1,114 @@
+"""Where tasks come one after the other: what happens between them, and how each task is done after each of them.
+
+A rule that goes by tasks may have clients asked for sums where a task begins and where it ends
+(`fedpeft.aggregation.task_rules`). Those answer that are at it on time (of very many, some); what is sent counts as
+what is sent before round 1 does. All of it is made from the last checkpoint, so a run that was killed between two tasks
+does it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedpeft.aggregation.task_rules import Moment, TaskStrategy, Turn
+from fedpeft.clients.executor import Totals
+from fedpeft.data.task_sequence import TaskSequence
+from fedpeft.peft.adapter import State
+from fedpeft.rounds.exchange import Transport
+from fedpeft.rounds.hooks import RoundHook
+from fedpeft.rounds.progress import ServerState
+from fedpeft.rounds.questions import Questions
+from fedpeft.rounds.round_log import RoundLog, StartLog
+from fedpeft.rounds.sampling import select_measured_clients
+from fedpeft.trust.question import parse_question
+from fedpeft.wiring.setup import Setup
+
+Score = Callable[[State, int, int, bool], Totals]
+"""Of a global state, on the base of a version, on held-out rows of a task; whether only its classes compete."""
+
+
+@dataclass(frozen=True)
+class TaskScheduler(RoundHook):
+    """Begins and ends tasks between rounds, and scores each task after each of them.
+
+    Attributes:
+        setup, clients: the run's.
+        sequence: of the tasks.
+        score: of a state on a task.
+        say: is told of answers that do not count.
+    """
+
+    setup: Setup
+    clients: Transport
+    sequence: TaskSequence
+    score: Score
+    say: Callable[[str], None] = lambda _: None
+
+    def after_start(self, state: ServerState, log: StartLog) -> ServerState:
+        """Score each task before round 1."""
+        log.lines["tasks.jsonl"] = self.build_lines(state)
+        return state
+
+    def before_round(self, state: ServerState) -> ServerState:
+        """Return the state in which a task begins, if one begins with the next round."""
+        following = state.round + 1
+        return self._ask_rule("begin", state, following) if self.sequence.schedule.is_task_start(following) else state
+
+    def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
+        """Return the state in which a task has ended, if this was its last round."""
+        last = self.sequence.schedule.is_task_end(after.round, self.setup.rounds)
+        return self._ask_rule("end", after, after.round) if last else after
+
+    def measure(self, state: ServerState, log: RoundLog) -> None:
+        """Score each task after a task's last round."""
+        log.lines["tasks.jsonl"] = self.build_lines(state)
+
+    def build_lines(self, progress: ServerState) -> list[dict[str, Any]]:
+        """What `tasks.jsonl` says of the state before round 1, and after each task's last round; else nothing."""
+        round_number, schedule = progress.round, self.sequence.schedule
+        if round_number and not schedule.is_task_end(round_number, self.setup.rounds):
+            return []
+        state, version = progress.reached, progress.residual.version
+        tasks = range(len(self.sequence.names))
+        among_all = [self.score(state, version, task, False) for task in tasks]
+        line = {
+            "round": round_number,
+            "task": schedule.get_current(round_number) if round_number else None,
+            "accuracy": [total.accuracy for total in among_all],
+            "loss": [total.mean_loss for total in among_all],
+        }
+        if self.setup.facts.classes:
+            line["accuracy_known_task"] = [self.score(state, version, task, True).accuracy for task in tasks]
+        return [line]
+
+    def _ask_rule(self, moment: Moment, progress: ServerState, round_number: int) -> ServerState:
+        rule = self.setup.strategy
+        if not isinstance(rule, TaskStrategy):
+            return progress
+        text, seed = rule.asked(moment, self.setup.layout), self.setup.config.seed
+        task, sums, counters = self.sequence.schedule.get_current(round_number), State(), progress.counters
+        if text:
+            schedule, everybody = self.sequence.schedule, list(range(self.setup.clients))
+            on_time = schedule.select_on_time(
+                select_measured_clients(len(everybody), seed), seed
+            ) or schedule.select_on_time(everybody, seed)
+            questions = Questions(self.setup, self.clients, progress, self.clients.most_rows(), self.say)
+            answered = questions.ask(parse_question(text), on_time, round_number)
+            sums = answered.total
+            counters = replace(
+                counters,
+                uplink_bytes=counters.uplink_bytes + answered.uplink_bytes,
+                prepare_bytes=counters.prepare_bytes + answered.uplink_bytes,
+                downlink_bytes=counters.downlink_bytes + answered.downlink_bytes,
+            )
+        turn = Turn(task, self.sequence.classes[task], self.setup.layout, progress.adapter, progress.learned, sums)
+        state, memory = rule.turned(moment, turn)
+        return replace(progress, adapter=state, learned=memory, counters=counters)
+
+
+def attach(setup: Setup, clients: Transport, score: Score | None, say: Callable[[str], None]) -> RoundHook | None:
+    """Return the hook of a run whose tasks come one after another."""
+    sequence = setup.facts.tasks
+    return None if sequence is None or score is None else TaskScheduler(setup, clients, sequence, score, say)

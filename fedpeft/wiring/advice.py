@@ -1,0 +1,134 @@
+"""What a run says before it starts: which settings suit clients like its own, and which never come to act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.config import RunConfig
+from fedpeft.data.partition import PartitionStatistics
+from fedpeft.errors import FedpeftError
+from fedpeft.privacy.sum_mechanism import SumMechanism
+from fedpeft.spec import parse_spec
+from fedpeft.wiring.auto_defaults import ADAPTER, FAR_APART, choose_method
+from fedpeft.wiring.checks.rules import check_label_shift, check_server
+from fedpeft.wiring.sampling import compute_cohort_size
+from fedpeft.wiring.setup import Setup
+
+MANY_CLASSES = 20
+"""Up to so many ridge has been a start that is at most 1.5 points lower, or is the higher one (docs/choosing.md)."""
+
+MANY = 1000
+"""Clients that are many: fewer of one step each have not been looked at."""
+
+
+def advise(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator[str]:
+    """Sentences, where there is something to say.
+
+    Args:
+        setup: of the run.
+        statistics: of the clients' rows.
+        most: steps of a client in a round, of the one that takes most.
+    """
+    if _has_label_skew(setup, statistics.label_distance):
+        yield (
+            f"clients hold different classes (label skew {statistics.label_distance:.2f}): where steps are undone, or "
+            "nothing is gained, try --drift label_shift"
+        )
+    one_step_each = statistics.clients >= MANY and _is_one_step(setup, round(statistics.rows_median))
+    if one_step_each and _can_use_adam(setup):
+        yield (
+            "most clients take one step a round, and a step of AdamW is as long for a gradient of few rows as for that "
+            "of all: plain steps at many small clients and Adam at the server have learned more (docs/choosing.md)"
+        )
+    if _can_train_head_alone(setup):
+        yield (
+            "a linear head on all blocks of the frozen base has learned more of images than lora, and takes a fraction "
+            "of its work: try --peft head2toe, too (docs/choosing.md)"
+        )
+    if _has_many_classes(setup):
+        yield (
+            f"there are {setup.facts.classes} classes: where some have far more rows than others, --head discriminant "
+            "starts higher than ridge, from the same sums (docs/choosing.md)"
+        )
+    if _has_unused_owners(setup.config):
+        owner = parse_spec(setup.config.dataset).settings["owner"]
+        yield (
+            f"the column {owner} says whose row it is, and the partition {setup.config.partition} does not go by it: "
+            "--partition natural --clients 0 makes a client of each owner"
+        )
+    if _is_one_client(setup, statistics.clients):
+        yield (
+            f"a round asks one client of {statistics.clients}, so that nothing is averaged: --cohort all asks all of "
+            "them"
+        )
+    yield from advise_on_steps(setup, most)
+
+
+def advise_on_steps(setup: Setup, most: int) -> Iterator[str]:
+    """What local steps never come to where a client takes `most` of them in a round, or fewer."""
+    optimizer = setup.training.optimizer
+    summed = isinstance(setup.mechanism, SumMechanism) and setup.mechanism.per_example
+    if not summed and optimizer.share(most - 1) <= 0.5:
+        told = "1 step" if most == 1 else f"{most} steps"
+        yield (
+            f"warmup={optimizer.warmup} of --optimizer begins anew in each round, and a round has {told} at "
+            f"most: none is taken at more than {optimizer.share(most - 1):.2f} of the learning rate"
+        )
+    for correction in setup.drift.corrections:
+        if most == 1 and correction.alternates:
+            yield (
+                f"{correction.name}'s factors take turns in the steps of a round, and with one step a round A never "
+                "moves"
+            )
+
+
+def _has_label_skew(setup: Setup, label_skew: float | None) -> bool:
+    """Whether label_shift may help; `label_skew`: mean total variation, 0 to 1, None where there are no classes."""
+    if label_skew is None or label_skew < FAR_APART or setup.drift.needs_shares or setup.secure_sum is not None:
+        return False
+    try:
+        check_label_shift(setup.task, setup.config.head, setup.head, setup.mechanism)
+    except FedpeftError:
+        return False
+    return True
+
+
+def _can_train_head_alone(setup: Setup) -> bool:
+    """Whether a user has named lora where nothing else speaks against the head that images get."""
+    config = replace(setup.config, head="auto")
+    return setup.method.name == ADAPTER and choose_method(config, setup.facts, ()) != ADAPTER
+
+
+def _has_many_classes(setup: Setup) -> bool:
+    """Whether the head starts from ridge regression on the labels of more classes than that is good for; a head on all
+    blocks is left alone, which images get where nothing is said of heads."""
+    of_classes = setup.task.targets == "classes" and setup.facts.classes > MANY_CLASSES
+    return of_classes and setup.head.fits_labels and not setup.method.reads_all_blocks
+
+
+def _has_unused_owners(config: RunConfig) -> bool:
+    """Whether a user has named a column of owners, and a partition that decides nothing by it."""
+    named = parse_spec(config.dataset).settings.get("owner")
+    return bool(named) and parse_spec(config.partition).name in ("dirichlet", "iid", "quantity")
+
+
+def _is_one_step(setup: Setup, rows: int) -> bool:
+    """Whether a client of so many rows takes one step, and not a plain one."""
+    return setup.training.steps_for(rows) == 1 and not setup.training.optimizer.plain
+
+
+def _is_one_client(setup: Setup, clients: int) -> bool:
+    """Whether the cohort is a share of the clients that comes to one client."""
+    is_share = isinstance(setup.config.cohort, float) and setup.mechanism is None
+    return is_share and clients > 1 and compute_cohort_size(setup.config.cohort, clients) == 1
+
+
+def _can_use_adam(setup: Setup) -> bool:
+    """Whether the server steps by the mean update, and could by Adam instead."""
+    try:
+        check_server(setup.strategy, SERVER_OPTIMIZERS.build("adam"))
+    except FedpeftError:
+        return False
+    return setup.mechanism is None and setup.optimizer.pace is not None

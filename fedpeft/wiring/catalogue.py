@@ -1,0 +1,304 @@
+"""Which flag takes which parts, and what a configuration uses of parts from outside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from fedpeft import plugins
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError
+from fedpeft.families import (
+    ATTACKS,
+    CORRECTIONS,
+    DATASETS,
+    GRIDS,
+    HEADS,
+    HOOKS,
+    LOCAL_OPTIMIZERS,
+    LOCAL_WORK,
+    MEASUREMENTS,
+    MECHANISMS,
+    MODELS,
+    PARTITIONS,
+    PEFT_METHODS,
+    PRECISION_RULES,
+    SAFEGUARDS,
+    SAMPLERS,
+    SERVER_NOISES,
+    SERVER_OPTIMIZERS,
+    SUMS,
+    TASKS,
+    codecs,
+    strategies,
+)  # fmt: skip
+from fedpeft.models.base_model import check_model
+from fedpeft.parts import Family, format_part
+from fedpeft.spec import split_outside_parentheses
+from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.sampling import build_aware_sampler
+
+if TYPE_CHECKING:
+    from fedpeft.data.task_sequence import TaskSequence
+    from fedpeft.rounds.user_hook import UserHook
+    from fedpeft.wiring.setup import Setup
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag whose value is a part, or several.
+
+    Attributes:
+        families: which the parts are of.
+        parse: what a text means; by default one part of the first family.
+        joined: what stands between parts, where there may be several; empty: there is one.
+        check: refuses a text as far as no part is imported for it; by default `Family.check` of each part.
+        optional: whether the text may be empty, which means that there is none.
+    """
+
+    families: tuple[Family[Any], ...]
+    parse: Callable[[Any], Any] | None = None
+    joined: str = ""
+    check: Callable[[str], None] | None = None
+    optional: bool = False
+
+    def parse_value(self, text: Any) -> Any:
+        """What a text means; None where it is empty and may be.
+
+        Raises:
+            ConfigError: unknown part or setting, wrong type, value out of range.
+        """
+        if self.optional and not text:
+            return None
+        return (self.parse or self.families[0].build)(text)
+
+    def check_early(self, text: Any) -> None:
+        """Refuse unknown parts, and settings that are not legal, as far as no part is imported for it.
+
+        Raises:
+            ConfigError: as `built`.
+        """
+        if not isinstance(text, str) or text.strip() in ("", "auto"):
+            return
+        if self.check is not None:
+            self.check(text)
+            return
+        for part in split_outside_parentheses(text, self.joined.strip()) if self.joined else [text]:
+            named = (family for family in self.families if family.parse_text(part).name in family.names)
+            next(named, self.families[0]).check(part)
+
+
+def _parse_drift(text: str) -> Any:
+    from fedpeft.clients.drift import parse_drift
+
+    return parse_drift("" if text == "auto" else text)
+
+
+def _parse_uplink(text: str) -> Any:
+    from fedpeft.communication.uplink import parse_uplink
+
+    return parse_uplink(text)
+
+
+def _parse_privacy(text: str) -> Any:
+    from fedpeft.privacy.secure_sum.sum import parse_privacy
+
+    return parse_privacy(text)
+
+
+def parse_hooks(text: str) -> tuple[UserHook, ...]:
+    """Return the hooks that `text` names, joined by "+".
+
+    Raises:
+        ConfigError: unknown hook or setting, value out of range, or the same hook twice.
+    """
+    hooks = tuple(HOOKS.build(spec) for spec in split_outside_parentheses(text, "+")) if text.strip() else ()
+    names = [hook.name for hook in hooks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"FP1512 --hook {text!r} names {', '.join(twice)} twice; name each hook once")
+    return hooks
+
+
+def _check_cohort(text: str) -> None:
+    """Leave a text that is no sampler's to `cohort_size`, which says what is legal."""
+    build_aware_sampler(text)
+
+
+FLAGS: Mapping[str, Flag] = {
+    "cohort": Flag((SAMPLERS,), build_aware_sampler, check=_check_cohort),
+    "dataset": Flag((DATASETS,)),
+    "partition": Flag((PARTITIONS,), lambda text: None if text == "auto" else PARTITIONS.build(text)),
+    "model": Flag((MODELS,), check=check_model),
+    "peft": Flag((PEFT_METHODS,), lambda text: None if text == "auto" else PEFT_METHODS.build(text), joined=" + "),
+    "head": Flag((HEADS,), lambda text: None if text == "auto" else HEADS.build(text)),
+    "strategy": Flag((strategies,)),
+    "server-optimizer": Flag((SERVER_OPTIMIZERS,)),
+    "safeguard": Flag((SAFEGUARDS,), lambda text: None if text == "auto" else SAFEGUARDS.build(text)),
+    "drift": Flag((CORRECTIONS,), _parse_drift, joined=" + "),
+    "local-work": Flag((LOCAL_WORK,)),
+    "optimizer": Flag((LOCAL_OPTIMIZERS,)),
+    "codec": Flag((codecs, PRECISION_RULES), _parse_uplink, joined=" | ", check=codecs.check),
+    "privacy": Flag((MECHANISMS, SUMS, SERVER_NOISES), _parse_privacy, optional=True),
+    "attack": Flag((ATTACKS,), optional=True),
+    "grid": Flag((GRIDS,)),
+    "measure": Flag((MEASUREMENTS,), parse_measure, joined=" + "),
+    "hook": Flag((HOOKS,), parse_hooks, joined=" + "),
+}
+"""The flags of `python -m fedpeft.simulate` whose values are parts."""
+
+FAMILIES: Mapping[str, tuple[Family[Any], ...]] = {name: flag.families for name, flag in FLAGS.items()}
+"""Which families a flag's parts are of."""
+
+
+def build_part(config: RunConfig, name: str) -> Any:
+    """What the setting `name` of a configuration means (`Flag.parse_value`)."""
+    return FLAGS[name.replace("_", "-")].parse_value(getattr(config, name))
+
+
+def check_parts(config: RunConfig) -> None:
+    """Refuse parts that are unknown, or have settings that are not legal; data set and model are not looked at.
+
+    Raises:
+        ConfigError: says what is legal.
+    """
+    for name in FLAGS:
+        if name not in ("dataset", "model"):
+            build_part(config, name.replace("-", "_"))
+
+
+def set_client_count(config: RunConfig, clients: int) -> RunConfig:
+    """The configuration with the number of clients in its strategy, where that counts on it.
+
+    Raises:
+        ConfigError: the strategy names another number.
+    """
+    strategy: Any = build_part(config, "strategy")
+    if not strategy.counts_clients:
+        return config
+    if strategy.clients not in (0, clients):
+        raise ConfigError(
+            f"FP1294 {config.strategy} names {strategy.clients} clients, and the run has {clients}; leave it out"
+        )
+    return replace(config, strategy=format_part(replace(strategy, clients=clients)))
+
+
+def set_task_schedule(config: RunConfig, tasks: TaskSequence | None) -> RunConfig:
+    """The configuration with the schedule of its tasks in its strategy, where that goes by it.
+
+    Raises:
+        ConfigError: the strategy needs tasks, and there are none; or it names another schedule.
+    """
+    strategy: Any = build_part(config, "strategy")
+    if not strategy.goes_by_tasks:
+        return config
+    name = config.strategy.partition("(")[0].strip()
+    if tasks is None:
+        raise ConfigError(
+            f"FP1295 {name} is a rule for tasks that come one after the other: take --dataset 'tasks(a, b)', or "
+            "'tasks(a, classes=2)', or another strategy"
+        )
+    told = {"tasks": tasks.schedule.tasks, "every": tasks.schedule.every, "late": tasks.schedule.late}
+    for setting, value in told.items():
+        given = getattr(strategy, setting)
+        if given not in (0, value):
+            raise ConfigError(
+                f"FP1296 {config.strategy} names {setting}={given}, and the data set has {value}; leave it out"
+            )
+    return replace(config, strategy=format_part(replace(strategy, **told)))
+
+
+ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS)
+"""Every family; a task is what a data set asks for, and has no flag."""
+
+
+def use(given: Iterable[str | Mapping[str, Any]], beside: Path | None = None) -> None:
+    """Load plugins, and see that all their parts have a name of their own.
+
+    Raises:
+        ConfigError: a plugin can't be loaded, or a name is taken already.
+    """
+    plugins.use(given, beside)
+    for family in ALL:
+        family.find_outside_parts()
+    for flag, families in FAMILIES.items():
+        names = [name for family in families for name in family.names]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f"FP1297 --{flag} would have two parts called {name!r}: give the plugin's another name"
+                )
+
+
+def find_used_plugins(config: RunConfig) -> list[plugins.Plugin]:
+    """The plugins that a configuration needs: those that were named, and the packages whose parts stand in it.
+
+    Raises:
+        ConfigError: one can't be loaded.
+    """
+    in_it = {
+        origin: None
+        for flag, families in FAMILIES.items()
+        for word in re.findall(r"\w+", str(getattr(config, flag.replace("-", "_"))))
+        for family in families
+        if (origin := family.find_outside_parts().get(word))
+    }
+    return list(dict.fromkeys([*plugins.list_named(), *in_it]))
+
+
+READ: Mapping[str, tuple[Family[Any], ...]] = {
+    **FAMILIES,
+    "downlink": FAMILIES["codec"],
+    "measure": (MEASUREMENTS, DATASETS),
+}
+"""Which families' parts can stand in the text of a setting, those that stand in another part's text with them."""
+
+
+def find_used_parts(config: RunConfig, **more: str) -> dict[str, plugins.Plugin]:
+    """The parts from outside that stand in a configuration, as `group.name`, and where each comes from.
+
+    Args:
+        config: the settings.
+        more: what they have come to mean: `task`, and `model` where the data set names it.
+
+    Raises:
+        ConfigError: a plugin can't be loaded.
+    """
+    texts = [(str(getattr(config, flag.replace("-", "_"))), families) for flag, families in READ.items()]
+    texts += [(more.get("task", ""), (TASKS,)), (more.get("model", ""), (MODELS,))]
+    found: dict[str, plugins.Plugin] = {}
+    for text, families in texts:
+        for family in families:
+            words, outside = re.findall(r"\w+", text), family.find_outside_parts()
+            found |= {f"{family.group}.{word}": outside[word] for word in words if word in outside}
+    return found
+
+
+def format_toml(config: RunConfig, parts: Mapping[str, plugins.Plugin] | None = None) -> str:
+    """A run's config.toml: its settings, and where its parts from outside came from.
+
+    Args:
+        config: the settings.
+        parts: those that the run uses (`find_used_parts`); None: all of the plugins that are named.
+    """
+    records = [
+        record for plugin in find_used_plugins(config) if (record := _record(plugin, parts))["parts"] or parts is None
+    ]
+    return config.to_toml() + ("\n" + tomli_w.dumps({"plugin": records}) if records else "")
+
+
+def format_setup_toml(setup: Setup) -> str:
+    """The config.toml of a run that is set up: of parts from outside those that it uses."""
+    parts = find_used_parts(setup.config, task=setup.facts.task, model=setup.model_name)
+    return format_toml(setup.config, parts)
+
+
+def _record(plugin: plugins.Plugin, parts: Mapping[str, plugins.Plugin] | None) -> dict[str, Any]:
+    """What is written down of a plugin: of `parts` its own; of objects in Python all, which were given for the run."""
+    if parts is None or plugin.source == plugins.IN_PYTHON:
+        return plugin.record
+    return plugin.record | {"parts": sorted(name for name, origin in parts.items() if origin == plugin)}

@@ -1,0 +1,42 @@
+"""What does not go with rules whose clients fall into groups (`fedpeft.aggregation.grouped_rules`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import name_of
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.setup import Setup
+
+
+def check_groups(setup: Setup) -> None:
+    """Refuse what counts on one state of all clients, and on nobody learning what single clients have sent.
+
+    Raises:
+        ConfigError, PrivacyError: says what, and what to do.
+    """
+    if not setup.strategy.groups:
+        return
+    name, uplink, mechanism = name_of(type(setup.strategy)), setup.uplink, setup.mechanism
+    if setup.secure_sum is not None:
+        raise PrivacyError(
+            f"FP7087 {name} finds its groups in what single clients send, and {setup.secure_sum.name} hides that; take "
+            "fedit"
+        )
+    if mechanism is not None and mechanism.protects:
+        raise PrivacyError(
+            f"FP7088 {name} tells each client by its model what single others have sent, and no mechanism accounts for "
+            "that; take fedit"
+        )
+    if not setup.downlink.lossless:
+        raise ConfigError(
+            f"FP1304 {name} sends each group a state of its own, and a lossy downlink sends how far one state of all "
+            "has moved; use --downlink fp32"
+        )
+    if uplink.has_memory:
+        raise ConfigError(
+            f"FP1305 {name} moves clients from a state of their own to a group's, in which a memory of dropped parts "
+            f"of their own has no meaning; use --codec {str(uplink.remove_memory())!r}"
+        )

@@ -1,0 +1,71 @@
+"""What losses need: those that compare rows with each other or answers with the base, and those of corrections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.errors import ConfigError, PrivacyError
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.setup import Setup
+
+
+def check_pairs(setup: Setup) -> None:
+    """Refuse steps in which a row is not compared with others, or is compared with fewer than it seems."""
+    config = setup.config
+    if config.batch_size < 2:
+        raise ConfigError(
+            "FP1306 a pair is told from the others of its batch: give --batch-size 2 or more, 16 for a start"
+        )
+    if setup.training.optimizer.rows_per_pass:
+        raise ConfigError(
+            "FP1307 rows_per_pass would compare the rows of each pass alone; leave it out of the optimizer, or give a "
+            "smaller --batch-size"
+        )
+    if setup.mechanism is not None and setup.mechanism.audit:
+        raise PrivacyError(
+            "FP7089 audits score rows one by one, and pairs are judged among all; leave audit out of --privacy"
+        )
+
+
+def check_reference(setup: Setup) -> None:
+    """A loss that compares with the base needs the base as it was; and gradients per example are of one sequence."""
+    name, private = setup.facts.task.partition("(")[0], setup.mechanism is not None and setup.mechanism.per_example
+    if private and not setup.task.per_example:
+        raise PrivacyError(
+            f"FP7090 {name} {setup.task.per_example_missing}, of which dp_sgd can't tell a row's gradient; take "
+            "user_dp or local_dp, which protect a client's whole update"
+        )
+    strategy = setup.strategy
+    if setup.task.reference and isinstance(strategy, GatherStrategy) and strategy.fills_base:
+        raise ConfigError(
+            f"FP1308 {name} compares with the base without adapter, and {setup.config.strategy} changes that base; "
+            "take flexlora"
+        )
+
+
+def check_changed_loss(setup: Setup) -> None:
+    """Refuse corrections with a loss of their own where what they move is not there, or is not protected.
+
+    Raises:
+        ConfigError, PrivacyError: says what, and what to do.
+    """
+    task = setup.facts.task.partition("(")[0]
+    for correction in (c for c in setup.drift.corrections if c.changes_loss):
+        if setup.facts.kind != "text" or setup.task.targets != "classes":
+            raise ConfigError(
+                f"FP1309 {correction.name} moves the tokens of texts that are classified, and this is {task} of "
+                f"{setup.facts.kind}s; leave it out of --drift"
+            )
+        draws = setup.strategy.counts_owned and setup.method.owned(setup.layout, setup.config.seed, 1, 0, steps=1)
+        if draws:
+            raise ConfigError(
+                f"FP1310 owned_mean counts the experts that adamix draws in two passes a step, and {correction.name} "
+                "makes more; take --strategy fedit, or leave it out of --drift"
+            )
+        if setup.mechanism is not None and setup.mechanism.per_example:
+            raise PrivacyError(
+                f"FP7091 {correction.name} has a loss of its own, which {setup.mechanism.name} makes no gradients per "
+                "example of; leave it out of --drift, or take user_dp"
+            )

@@ -1,0 +1,156 @@
+"""What does not go with privacy: what passes a mechanism by, undoes its clipping, or needs more than sums."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from fedpeft.aggregation.strategy import is_shared_sum, list_shared_sums, strategies
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import format_part, name_of
+from fedpeft.privacy.abilities import AddsServerNoise, is_whitened
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.secure_sum.sum import SecureSum
+from fedpeft.privacy.sum_mechanism import SumMechanism
+from fedpeft.wiring.profiles import list_distinct
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.setup import Setup
+
+
+def check_server_noise(setup: Setup) -> None:
+    """Refuse a server optimizer that takes out noise where the server adds none."""
+    if setup.optimizer.needs_noise and not isinstance(setup.mechanism, AddsServerNoise):
+        raise ConfigError(
+            f"FP1322 --server-optimizer {setup.config.server_optimizer} takes out noise that the server adds, and it "
+            "adds none here; leave corrected out, or take --privacy user_dp"
+        )
+
+
+def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
+    """Refuse what needs more of a client's update than that it is in a sum.
+
+    Raises:
+        PrivacyError: says what, and what to take instead.
+    """
+    config, name, strategy = setup.config, secure.name, setup.strategy
+    if setup.factor_view:
+        raise PrivacyError(
+            f"FP7099 {config.peft} is aggregated by weight changes, not by a sum that {name} could form; take the PEFT "
+            "method lora"
+        )
+    if not (strategy.sum_of_clients() and is_shared_sum(strategy, setup.layout)):
+        *others, last = [n for n in list_shared_sums(setup.layout) if strategies.part(n).sum_of_clients()]
+        take = f"take {', '.join(others)} or {last}" if others else f"take {last}"
+        raise PrivacyError(
+            f"FP7100 {name} lets the server see the sum of the updates alone, and {name_of(type(strategy))} needs more "
+            f"of them than that; {take}"
+        )
+    if config.codec != "fp32":
+        raise PrivacyError(
+            f"FP7101 {name} has a code of its own, integers on a grid that all clients have in common; "
+            f"leave --codec out, and give {name} other bits"
+        )
+    if len({profile.form for profile in list_distinct(setup.profiles)}) > 1:
+        raise PrivacyError(f"FP7102 {name} adds up vectors of one length; give all clients the same rank and alpha")
+    for correction in setup.drift.corrections:
+        if correction.travels:
+            raise PrivacyError(
+                f"FP7103 the states that {correction.name}'s clients send would be seen one by one; leave it out of "
+                "--drift"
+            )
+
+
+def check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
+    """Refuse rules and methods whose rounds the mechanism can't account for, or ConfigError says why."""
+    config = setup.config
+    if setup.strategy.asynchronous:
+        raise ConfigError(f"FP1323 {config.strategy} has no rounds with a cohort that privacy could be accounted for")
+    if mechanism.per_example and setup.training.optimizer.probes:
+        raise ConfigError(
+            f"FP1518 {config.privacy} clips the gradient of each example, and {config.optimizer} computes none; take "
+            "--optimizer adamw, or protect updates with user_dp or local_dp"
+        )
+    if isinstance(mechanism, SumMechanism) and mechanism.per_example:
+        _check_sums_of_gradients(mechanism, setup)
+    if setup.factor_view and not mechanism.noises_updates:
+        raise ConfigError(
+            f"FP1324 {config.peft} is aggregated by weight changes, not by a sum that {mechanism.name} could "
+            "bound; take the PEFT method lora, or dp_sgd"
+        )
+
+
+def _check_sums_of_gradients(mechanism: Mechanism, setup: Setup) -> None:
+    """Refuse what would act in local steps, or ConfigError says what, where clients send sums of gradients."""
+    config, work = setup.config, setup.training.work
+    default = next(f.default for f in dataclasses.fields(config) if f.name == "local_work")
+    if config.local_work != default and work.steps_for(10**6, config.batch_size) != 1:
+        raise ConfigError(
+            f"FP1325 {mechanism.name}(unit=rows) takes one step a round, with a sum over all clients; leave "
+            "--local-work out, and give more --rounds or a larger --batch-size"
+        )
+    if is_whitened(mechanism) and not setup.whitened_directions:
+        raise ConfigError(
+            "FP1326 whiten=True is for a head that is trained alone, from a start that tells how features vary, and "
+            f"this is --peft {config.peft} from --head {config.head}; take --peft linear_probe --head private_ridge, "
+            "where rows have one class each"
+        )
+    if setup.method.regularised:
+        raise ConfigError(
+            f"FP1327 {setup.method.name} adds a penalty in local steps, of which {mechanism.name}(unit=rows) has none; "
+            "take --peft lora or bottleneck"
+        )
+    if setup.drift.corrections:
+        raise ConfigError(
+            f"FP1328 {setup.drift.corrections[0].name} acts in local steps, of which {mechanism.name}(unit=rows) has "
+            "none; leave it out of --drift"
+        )
+
+
+def check_private_run(mechanism: Mechanism, setup: Setup) -> None:
+    """Refuse what would leave the clients beside the mechanism, or undo its clipping.
+
+    Any codec may follow noise, and any may precede the server's clipping, error feedback included. But precision that
+    the server sets by what it knows of the cohort lets one client change what the others contribute.
+
+    Raises:
+        PrivacyError: says what, and what to do.
+    """
+    config, head, uplink = setup.config, setup.head, setup.uplink
+    if setup.strategy.weighting == "rows":
+        raise PrivacyError(
+            "FP7104 weighting=rows would tell how many rows each client has, and let one client count for many; leave "
+            "it out (it is uniform under --privacy)"
+        )
+    if head.exchanges and not head.bounded:
+        raise PrivacyError(
+            f"FP7105 head={config.head} sends sums over the clients' rows that {mechanism.name} does not protect; use "
+            "--head zero, private_centroids or private_ridge"
+        )
+    for correction in setup.drift.corrections:
+        if correction.travels:
+            raise PrivacyError(
+                f"FP7106 the states that {correction.name}'s clients send come from unprotected rows; leave it out of "
+                "--drift"
+            )
+    if uplink.rules and not mechanism.noises_updates:
+        raise PrivacyError(
+            f"FP7107 the precision rule in --codec {str(uplink)!r} would let one client change what others contribute, "
+            f"which {mechanism.name} can't bound; name the codec alone"
+        )
+    for rule in uplink.rules:
+        if rule.reads_losses and mechanism.silent:
+            raise PrivacyError(
+                f"FP7108 {format_part(rule)} goes by the clients' losses, which they keep for themselves under "
+                f"{mechanism.name}; leave it out, or allow raw_metrics=True"
+            )
+    if setup.strategy.personal_pull is not None and mechanism.per_example:
+        raise PrivacyError(
+            f"FP7109 {name_of(type(setup.strategy))} trains a second model on the same rows, which {mechanism.name} "
+            "does not account for; take user_dp, or another strategy"
+        )
+    if setup.personal and mechanism.silent:
+        raise PrivacyError(
+            f"FP7110 {config.strategy} is evaluated by clients on their own rows, and these metrics are not protected; "
+            f"take another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"
+        )

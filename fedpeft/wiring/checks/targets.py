@@ -1,0 +1,41 @@
+"""What does not go with labels that are numbers, or several a row: what counts on one class each, or is unprotected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.models.tasks.classification import RowTask
+from fedpeft.models.tasks.regression import Regression
+from fedpeft.parts import name_of
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.setup import Setup
+
+
+def check_targets(setup: Setup) -> None:
+    """Refuse a task whose attributes don't say what is judged, what has no meaning without classes, and moments of rows
+    that nothing protects.
+
+    Raises:
+        ConfigError, PrivacyError: says what, and what to do.
+    """
+    task, mechanism = setup.task, setup.mechanism
+    who = f"the task {name_of(type(task))}"
+    if not isinstance(task.metric, str) or not task.metric.strip():
+        raise ConfigError(
+            f"FP1343 {who}: metric has to be what its headline number is called, and is {task.metric!r:.80}"
+        )
+    if task.targets and not isinstance(task, RowTask):
+        raise ConfigError(
+            f"FP1344 {who} has {task.targets} of whole rows (targets) and is not made from "
+            f"{RowTask.__module__}.RowTask, which knows how such rows are read and scored; make it from that class, or "
+            "leave targets out"
+        )
+    if task.targets not in ("numbers", "labels"):
+        return
+    if isinstance(task, Regression) and not task.known and mechanism is not None and mechanism.protects:
+        raise PrivacyError(
+            f"FP7112 the mean and deviation of the labels are sums over the rows, which {mechanism.name} does not "
+            "protect; say what is known of them beforehand: file(..., mean=50, deviation=10)"
+        )

@@ -1,0 +1,68 @@
+"""What does not go with tasks that come one after the other: what would be wrong, or unprotected, is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedpeft.aggregation.task_rules import TaskRanks
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.parts import name_of
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.setup import Setup
+
+
+def check_tasks(setup: Setup) -> None:
+    """Refuse what counts on all rows being there from the beginning, and sums over rows that nothing protects.
+
+    Raises:
+        ConfigError, PrivacyError: says what, and what to do.
+    """
+    rule, mechanism = setup.strategy, setup.mechanism
+    name = name_of(type(rule))
+    if rule.asks_clients and (mechanism is not None or setup.secure_sum is not None):
+        raise PrivacyError(
+            f"FP7113 {name} asks clients for sums over their rows, one by one, which --privacy does not cover; take "
+            "fedit"
+        )
+    if setup.facts.tasks is None:
+        return
+    _check_rule(setup)
+    if setup.personal:
+        raise ConfigError(
+            f"FP1346 with {name} each client has a model of its own, and tasks one after the other are scored on the "
+            "global one; take a strategy that shares all, such as fedit"
+        )
+    if setup.drift.needs_shares:
+        raise ConfigError(
+            "FP1347 label_shift knows the classes' shares among the rows of the first task only; leave it out of "
+            "--drift: with tasks a client's loss compares the classes of its task anyway"
+        )
+    if mechanism is not None and mechanism.per_example:
+        raise PrivacyError(
+            f"FP7114 {mechanism.name} counts on a client's rows being the same in every round, and with tasks they "
+            "change; take user_dp, which protects whatever rows a client has"
+        )
+
+
+def _check_rule(setup: Setup) -> None:
+    """Refuse what would move, or can't tell apart, what a rule that goes by tasks leaves alone."""
+    rule, optimizer = setup.strategy, setup.optimizer
+    name = name_of(type(rule))
+    if rule.goes_by_tasks and optimizer.keeps_state:
+        raise ConfigError(
+            f"FP1349 {name} leaves alone what belongs to other tasks, and the moments of a server optimizer would go "
+            "on moving it; use --server-optimizer sgd"
+        )
+    if not isinstance(rule, TaskRanks):
+        return
+    for correction in setup.drift.corrections:
+        if correction.keeps or correction.travels:
+            raise ConfigError(
+                f"FP1350 {correction.name} remembers factors from round to round, and with {name} a client trains "
+                "others in the next task; leave it out of --drift"
+            )
+    if setup.factor_view:
+        raise ConfigError(
+            f"FP1351 {name} gives each task ranks of its own, which {setup.method.name} has none of; take lora"
+        )

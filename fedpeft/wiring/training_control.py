@@ -1,0 +1,108 @@
+"""What validation rows decide in a run: whether a step counts, which state is kept, when to stop, and what is fitted.
+
+`auto` means: as much as is right. Under privacy validation rows decide nothing, unless they are public: which state is
+kept, which round is the last, and a temperature, would tell of rows that no epsilon covers. Nor do they judge a state
+where each client has tensors of its own, which the server can neither evaluate nor put back; nor with tasks one after
+the other, where they are rows of tasks to come as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedpeft.aggregation.safeguard import SAFEGUARDS, Safeguard
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.wiring.validation import Validation
+
+
+@dataclass(frozen=True)
+class TrainingControl:
+    """What is decided.
+
+    Attributes:
+        safeguard: judges each step; None: all count.
+        keep_best: whether the best state is the result, or the last.
+        patience: evaluations without a better state after which the run ends; 0: it takes all its rounds.
+        fits: whether what a finished model has of its own is fitted on these rows: a temperature, weights of prompts.
+    """
+
+    safeguard: Safeguard | None = None
+    keep_best: bool = False
+    patience: int = 0
+    fits: bool = True
+
+
+def build_training_control(
+    config: RunConfig,
+    validation: Validation,
+    private: bool,
+    personal: bool,
+    rows: bool = True,
+    tasks: bool = False,
+    noise_stays: bool = False,
+) -> TrainingControl:
+    """What a configuration lets validation rows decide.
+
+    Args:
+        config: checked settings.
+        validation: on the way.
+        private: whether a mechanism protects what clients hold.
+        personal: whether clients have tensors of their own.
+        rows: whether the server has validation rows.
+        tasks: whether there are tasks one after the other, so that these rows are those of tasks to come, too.
+        noise_stays: whether noise is as large however small updates are, so that steps are undone at the same rate.
+
+    Raises:
+        PrivacyError: the settings let rows decide that are not known to be public.
+        ConfigError: they ask for what can't be had here.
+    """
+    guard = None if config.safeguard == "auto" else SAFEGUARDS.build(config.safeguard)
+    asked = [
+        flag
+        for flag, given in (
+            (f"safeguard={config.safeguard}", guard is not None and guard.watches),
+            ("validation(keep=best)", validation.keep == "best"),
+            (f"validation(patience={validation.patience})", validation.patience > 0),
+        )
+        if given
+    ]
+    if validation.public and not private:
+        raise ConfigError(
+            "FP1389 validation(public=True) says what --privacy need not cover: give that, too, or leave it out"
+        )
+    hidden = private and not validation.public
+    if asked and hidden:
+        raise PrivacyError(
+            f"FP7116 {asked[0]} would let validation rows decide, which epsilon does not cover; leave it out, or say "
+            "that these rows are public with --measure 'validation(public=True)'"
+        )
+    if asked and personal:
+        raise ConfigError(
+            f"FP1390 {asked[0]} is of one global model, and with {config.strategy} each client has its own, which the "
+            "server can neither judge nor put back; leave it out"
+        )
+    if asked and not rows:
+        raise ConfigError(
+            f"FP1391 {asked[0]} needs validation rows at the server: give --eval-data without --held-out, or leave it "
+            "out"
+        )
+    if asked and tasks:
+        raise ConfigError(
+            f"FP1392 {asked[0]} would let rows of tasks decide that nobody has met yet; leave it out: with tasks all "
+            "steps count, and the last state is the result"
+        )
+    if hidden or personal or not rows or tasks:
+        return TrainingControl(fits=not hidden)
+    if config.safeguard == "auto":
+        guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
+    elif guard is not None and guard.lowers and noise_stays:
+        raise ConfigError(
+            f"FP1393 safeguard={config.safeguard} has clients train more gently after an undone step, and the noise of "
+            f"{config.privacy} stays as large: nothing would be heard above it; take undo(rate=1)"
+        )
+    if validation.patience and validation.keep == "last":
+        raise ConfigError(
+            "FP1394 patience waits for a better state than the best, and keep=last keeps none; leave one out"
+        )
+    return TrainingControl(guard if guard and guard.watches else None, validation.keep != "last", validation.patience)
