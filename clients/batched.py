@@ -176,7 +176,7 @@ class BatchedExecutor(Executor):
         self.dropout.clients = [
             (m, self.count_sequences(r), int(self.examples.lengths[r].max())) for m, r in zip(masks, rows, strict=False)
         ]
-        row_losses = jobs[0].losses(self.model, partial(self._compute_step_losses, shifts), batch)
+        row_losses = jobs[0].compute_losses(self.model, partial(self._compute_step_losses, shifts), batch)
         sums = (row_losses.sums * real).view(active, -1).sum(1)
         counts = (row_losses.counts * real).view(active, -1).sum(1)
         return sums / counts.clamp(min=1)  # rows of one token predict nothing

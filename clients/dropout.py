@@ -81,7 +81,7 @@ def replace_dropout(model: nn.Module, plan: DropoutPlan) -> None:
     `draw_from` something draw from it."""
     for parent in list(model.modules()):
         if callable(draw_from := getattr(parent, "draw_from", None)):
-            draw_from(plan.choices)
+            draw_from(plan.draw_choices)
             plan.draws = True
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Dropout) and child.training and child.p > 0:

@@ -151,7 +151,7 @@ class Workbench:
 
     def set_precision(self, base: str) -> Workbench:
         """The workbench of clients whose base has another precision (see `WorkPlan.set_precision`)."""
-        plan = self.plan.at(base)
+        plan = self.plan.set_precision(base)
         if plan is self.plan:
             return self
         if base not in self._others:

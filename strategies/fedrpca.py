@@ -117,7 +117,8 @@ def shrink_singular_values(X: Tensor, by: float) -> Tensor:
     squares, V = torch.linalg.eigh(X.T @ X)
     sizes = squares.clamp_min(0).sqrt()
     kept = (sizes - by).clamp_min(0) / sizes.clamp_min(by)
-    return X @ ((V * kept) @ V.T)
+    shrunk: Tensor = X @ ((V * kept) @ V.T)
+    return shrunk
 
 
 part = FedRPCA

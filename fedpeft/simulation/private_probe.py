@@ -46,7 +46,7 @@ def score_private_probe(simulation: Simulation) -> float | None:
     totals = [Fold() for _ in keys]
     for client in range(setup.clients):
         shard = simulation.select_training_rows(client)
-        own = head.statistics(train.features(shard), torch.from_numpy(labels[shard]).long(), classes)
+        own = head.statistics(train.read_features(shard), torch.from_numpy(labels[shard]).long(), classes)
         for key, total in zip(keys, totals, strict=True):
             total.add(release.take(release.protect(own, noise, key, (0, client))), 1.0)
     accuracies = []

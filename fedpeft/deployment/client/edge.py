@@ -157,7 +157,7 @@ class EdgeClient:
         self.config = self.setup.config
         machine = Machine.create(self.setup, {}, (self.device,))
         data_key = self.setup.tokenize_rows(self.rows, self.setup.tokens)
-        work = create_work_plan(self.setup, machine, data_key, folder).at(self.options.precision)
+        work = create_work_plan(self.setup, machine, data_key, folder).set_precision(self.options.precision)
         work = dataclasses.replace(work, threads=self.options.threads or os.cpu_count() or 1, clients_per_pass=1)
         self._check_model(work)
         self.protection = self._create_protection(work, machine.pin({}, work, folder))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.deployment.server import federation
-from fedpeft.deployment.transcript.transcript import announcements
+from fedpeft.deployment.transcript import announcements
 from fedpeft.privacy import engine
 from fedpeft.reporting import records, run_folder, user_files
 from fedpeft.rounds import ensemble

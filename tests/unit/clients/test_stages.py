@@ -57,7 +57,7 @@ class Bench:
         self.examples = SimpleNamespace(lengths=np.full(EXAMPLES, 4))
         self.jobs = []
 
-    def at(self, base):
+    def set_precision(self, base):
         return self
 
     def rebase(self, version):

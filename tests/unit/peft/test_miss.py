@@ -56,7 +56,7 @@ def test_it_has_half_the_numbers_of_lora_on_a_square_layer(tiny):
 def test_merging_keeps_the_answers(tiny):
     case = Case("miss(rank=5)", tiny)
     rows = np.arange(10)
-    expected = case.sequential.logits(case.start, rows)
+    expected = case.sequential.compute_logits(case.start, rows)
     case.sequential.load(case.start)
     case.model.requires_grad_(False)
     case.model.base = case.method.merged(case.model)
