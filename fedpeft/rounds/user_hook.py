@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RECORD: Final = "hooks.jsonl"
 """Record file of the hooks' lines."""
 
-DISCLOSED: Final = ("check", "open", "saved", "fingerprint", "ends", "measure", "section")
+DISCLOSED: Final = ("check", "open", "get_checkpoint", "fingerprint", "ends", "measure", "section")
 """Methods that a user's hook may override under `--privacy`. The others see or change what privacy protects."""
 
 

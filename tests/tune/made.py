@@ -98,7 +98,7 @@ class InProcess:
         summary = {"kept_round": result.round, "accuracy": result.accuracy, "seconds": 1.0, "parameters": 5}
         (run.folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
-    def ended(self) -> Mapping[Path, int]:
+    def collect_exit_codes(self) -> Mapping[Path, int]:
         codes, self._codes = self._codes, {}
         return codes
 

@@ -71,7 +71,7 @@ class Architecture:
     names: Any
 
     @classmethod
-    def from_config(cls, config: Any) -> Architecture:
+    def from_model_config(cls, config: Any) -> Architecture:
         """That of a model of transformers.
 
         Raises:
@@ -127,7 +127,7 @@ def write_adapter(run: FinishedRun, file: Path) -> None:
         ModelError: it is no plain LoRA of a language model, or the architecture has no GGUF adapters here.
         RunError: a file can't be read or written.
     """
-    architecture = Architecture.from_config(load_model_config(run.model_directory))
+    architecture = Architecture.from_model_config(load_model_config(run.model_directory))
     _check_language(run)
     try:
         config: dict[str, Any] = read_json(run.files / "adapter_config.json")
@@ -176,7 +176,7 @@ def write_model(run: FinishedRun, base: nn.Module, file: Path) -> None:
         RunError: the file can't be written.
     """
     model: Any = base
-    architecture = Architecture.from_config(model.config)
+    architecture = Architecture.from_model_config(model.config)
     _check_language(run)
     _check_base(architecture)
     tied = bool(model.config.tie_word_embeddings)

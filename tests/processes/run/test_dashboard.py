@@ -38,7 +38,7 @@ CUT = """[...document.querySelectorAll(".tiles b")].filter(
     e => e.getBoundingClientRect().right > e.parentElement.getBoundingClientRect().right).map(e => e.id)"""
 """Numbers that stick out of their tiles."""
 
-PAGE = Path(fedpeft.__file__).parent / "run" / "dashboard"
+PAGE = Path(fedpeft.__file__).parent / "reporting" / "dashboard"
 
 
 def result(number, **other):

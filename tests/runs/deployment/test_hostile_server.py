@@ -116,7 +116,7 @@ def test_a_task_is_no_larger_than_the_adapter_needs(asked_edge):
 def test_where_clients_are_silent_nothing_that_is_measured_leaves_them_whoever_adds_the_noise(
     federation, monkeypatch, raw, joules
 ):
-    monkeypatch.setattr(answers, "Meter", lambda: SimpleNamespace(joules=lambda: 7.0))
+    monkeypatch.setattr(answers, "Meter", lambda: SimpleNamespace(measure_joules=lambda: 7.0))
     made = federation(rounds=1, privacy=f"user_dp(noise_multiplier=1, raw_metrics={raw})")
     payload = parse_codec("fp32").encode(made.server.setup.start)
     instruction = Instruction("train", 1, 0, payload, learning_rate=1e-3, rank=2, alpha=32.0)

@@ -48,7 +48,7 @@ def test_tiles_of_another_machine_are_read_and_the_rest_is_missing(tmp_path, mon
     two.fill(1, base)
     one.fill(1, base)
     assert fetch_missing_tiles(two) == []
-    assert torch.equal(one.features(range(70)), two.features(range(70)))
+    assert torch.equal(one.read_features(range(70)), two.read_features(range(70)))
     if depth:
         assert torch.equal(one.read_hidden(range(70), 8), two.read_hidden(range(70), 8))
 

@@ -152,7 +152,7 @@ def test_a_tokenizer_of_byte_pairs_goes_with_the_base(tmp_path):
     )
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 0}))
-    architecture = Architecture.from_config(LlamaConfig(**SIZES))
+    architecture = Architecture.from_model_config(LlamaConfig(**SIZES))
     writer = gguf.GGUFWriter(str(tmp_path / "words.gguf"), "llama")
     _add_tokenizer(writer, tmp_path, architecture)
     writer.write_header_to_file()
@@ -190,10 +190,10 @@ def test_other_adapters_models_and_architectures_are_refused_by_name(finished_ru
 
     for config in (GPT2Config(), GPTNeoXConfig()):
         with refuses("FP4072", config.model_type):
-            Architecture.from_config(config)
+            Architecture.from_model_config(config)
     assert (
-        Architecture.from_config(LlamaConfig(**SIZES)).called("model.layers.1.mlp.up_proj.weight")
+        Architecture.from_model_config(LlamaConfig(**SIZES)).called("model.layers.1.mlp.up_proj.weight")
         == "blk.1.ffn_up.weight"
     )
     with refuses("FP4073"):
-        Architecture.from_config(LlamaConfig(**SIZES)).called("model.layers.1.mlp.other.weight")
+        Architecture.from_model_config(LlamaConfig(**SIZES)).called("model.layers.1.mlp.other.weight")

@@ -279,7 +279,7 @@ def test_a_task_waits_for_a_client_that_reconnects(door):
 
 def test_time_with_a_connection_and_without_a_task_is_no_time_without_a_connection(door):
     link, ended = door.link("edge-1"), []
-    edge = SimpleNamespace(registration=door.registration, instruction_limit=LIMIT, protection=None)
+    edge = SimpleNamespace(create_registration=door.registration, instruction_limit=LIMIT, protection=None)
     observer = SilentObserver()
     patience = Patience(1.0, observer)
     patience.lost(link, LostError("cut"))

@@ -57,7 +57,7 @@ def test_a_client_alone_whose_saving_was_killed_is_trained_anew(kept):
         kept.found._train_alone(3)
     kept.kill, kept.written = False, "2"
     folder = kept.found._train_alone(3)
-    assert folder == kept.found._folder("alone-3")
+    assert folder == kept.found._get_folder("alone-3")
     assert (folder / "adapter" / "method.json").read_text() == "2"
     assert written(folder) == 2
     assert [path.name for path in folder.parent.iterdir()] == ["alone-3"]
@@ -66,13 +66,13 @@ def test_a_client_alone_whose_saving_was_killed_is_trained_anew(kept):
 
 
 def test_a_clients_own_adapter_is_replaced_when_the_new_one_is_whole(kept):
-    folder = kept.found._own(1)
+    folder = kept.found._save_own(1)
     kept.kill, kept.written = True, "2"
     with pytest.raises(Killed):
-        kept.found._own(1)
+        kept.found._save_own(1)
     assert written(folder) == 1
     kept.kill = False
-    assert written(kept.found._own(1)) == 2
+    assert written(kept.found._save_own(1)) == 2
 
 
 def spoilt(adapter, spoil):
@@ -115,7 +115,7 @@ def test_the_mean_over_clients_is_of_what_each_of_them_has():
 
 def test_what_single_clients_have_only_the_owner_of_the_run_can_read(kept):
     """As the states of clients in the run's folder, which they are made of."""
-    for folder in (kept.found._own(1), kept.found._train_alone(3)):
+    for folder in (kept.found._save_own(1), kept.found._train_alone(3)):
         assert folder.stat().st_mode & 0o777 == 0o700
 
 

@@ -25,7 +25,7 @@ def case(tiny):
 def test_at_first_it_is_the_base_model(case, tiny):
     plain = Case("linear_probe", tiny)
     head = {name: tensor for name, tensor in case.first.items() if name.startswith("head.")}
-    expected = plain.sequential.logits(head, ROWS)
+    expected = plain.sequential.compute_logits(head, ROWS)
     for executor in (case.sequential, case.batched()):
         assert torch.allclose(executor.compute_logits(case.first, ROWS), expected, atol=1e-10)
 
@@ -59,12 +59,12 @@ def test_a_has_a_gradient_in_the_first_step(case, tiny):
 
 
 def test_with_its_adapters_off_it_is_the_base_model(case, tiny):
-    expected = Case("linear_probe", tiny).sequential.logits(
+    expected = Case("linear_probe", tiny).sequential.compute_logits(
         {n: t for n, t in case.start.items() if n.startswith("head.")}, ROWS
     )
-    moved = case.sequential.logits(case.start, ROWS)
+    moved = case.sequential.compute_logits(case.start, ROWS)
     with disable_adapters(case.model):
-        off = case.sequential.logits(case.start, ROWS)
+        off = case.sequential.compute_logits(case.start, ROWS)
     assert torch.allclose(off, expected, atol=1e-10)
     assert not torch.allclose(moved, expected, atol=1e-3)
 

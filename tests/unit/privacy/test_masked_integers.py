@@ -89,7 +89,7 @@ def test_entries_at_the_end_of_the_grid_do_not_wrap(clients, bits):
     spike = np.zeros(1024)
     spike[7] = 1.0
     for sign in (1, -1):
-        whole = integers.create_whole(turned_back(sign * spike, turns), turns, np.random.default_rng(0))
+        whole = integers.whole(turned_back(sign * spike, turns), turns, np.random.default_rng(0))
         assert whole[7] == sign * integers.levels
         assert abs(clients * int(whole[7])) < 2 ** (bits - 1)
 

@@ -61,7 +61,7 @@ def compares_names(node: ast.AST) -> bool:
     return texts and names
 
 
-@pytest.mark.parametrize("folder", ["run/checks", "privacy", "server", "attack"])
+@pytest.mark.parametrize("folder", ["wiring/checks", "privacy", "rounds", "attack"])
 def test_no_check_compares_the_name_of_a_part(folder):
     files = list((PACKAGE / folder).rglob("*.py"))
     assert files

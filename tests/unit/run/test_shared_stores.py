@@ -38,7 +38,7 @@ class Elsewhere:
 
 def test_a_cache_that_is_not_shared_is_one_sentence(observer):
     store = SimpleNamespace(missing=lambda: [0, 1])
-    work = SimpleNamespace(at=lambda _: SimpleNamespace(store=lambda *_: store))
+    work = SimpleNamespace(set_precision=lambda _: SimpleNamespace(store=lambda *_: store))
     workers = Workers(work, None, Machine(("cpu",), 1, "native"), observer)
     workers.__dict__["pool"] = Elsewhere()
     with refuses("FP5195"):
@@ -57,7 +57,7 @@ def test_a_worker_that_is_this_process_tells_how_far_it_is_as_it_goes(observer, 
             done.set_result(len(tiles))
             return done
 
-    work = SimpleNamespace(at=lambda _: SimpleNamespace(store=lambda *_: SimpleNamespace(missing=lambda: missing[:])))
+    work = SimpleNamespace(set_precision=lambda _: SimpleNamespace(store=lambda *_: SimpleNamespace(missing=lambda: missing[:])))
     workers = Workers(work, None, Machine(("cpu",), 1, "native"), observer)
     workers.__dict__["pool"] = Here()
     monkeypatch.setattr(observer, "advance", lambda tiles=1: told.append(f"{tiles} told"))

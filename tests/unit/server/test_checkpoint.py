@@ -159,7 +159,7 @@ ONE = {"x": torch.ones(2)}
 )
 def test_what_can_change_a_private_round_changes_the_digest(changed):
     """Clients train with what they are told; strategies aggregate by what they learned; precision rules read losses."""
-    assert replace(example(1), **changed).digest() != example(1).digest()
+    assert replace(example(1), **changed).compute_digest() != example(1).compute_digest()
 
 
 @pytest.mark.parametrize(
@@ -169,4 +169,4 @@ def test_what_can_change_a_private_round_changes_the_digest(changed):
     ids=lambda changed: next(iter(changed)),
 )  # fmt: skip
 def test_what_cannot_change_it_gives_no_second_charge(changed):
-    assert replace(example(1), **changed).digest() == example(1).digest()
+    assert replace(example(1), **changed).compute_digest() == example(1).compute_digest()

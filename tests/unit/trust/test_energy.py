@@ -92,7 +92,7 @@ class Seen:
     def weights(self):
         return np.ones(len(self.levels))
 
-    def intensity(self, round_number):
+    def get_intensity(self, round_number):
         return self.grid
 
 

@@ -1,1 +1,0 @@
-"""One run: how its parts go together, its folder, its records and its outcome."""
