@@ -22,7 +22,7 @@ from fedpeft.errors import PayloadError, RunError
 from fedpeft.machine import files
 from fedpeft.privacy.noise import read_key
 from fedpeft.privacy.secure_sum.announcement import Announcement
-from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
+from fedpeft.privacy.secure_sum.certificates import CertifiedRoster, Identity
 from fedpeft.privacy.secure_sum.collusion import explain_excess
 from fedpeft.privacy.secure_sum.contribution import Contribution
 from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster

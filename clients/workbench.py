@@ -30,12 +30,12 @@ from fedpeft.machine.cache import get_cache_directory
 from fedpeft.machine.memory import keep_freed
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.determinism import compute_deterministically
+from fedpeft.models.determinism_check import check_repeats
 from fedpeft.models.frozen_blocks import ActivationCache, cut_below, get_sequences, start_from_store
 from fedpeft.models.kernels import Kernel, install_fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
 from fedpeft.models.pooled_rows import PooledRows, create_pass_through
 from fedpeft.models.quantized import Precision, quantize
-from fedpeft.models.repeated import check_repeats
 from fedpeft.models.scoring import move_batch
 from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
 from fedpeft.models.spread import spread_model

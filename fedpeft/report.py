@@ -25,8 +25,8 @@ from fedpeft.parts import suggest_legal
 from fedpeft.reporting.command import run_command
 from fedpeft.reporting.run_folder import SEARCHS_JOURNAL
 from fedpeft.spec import split_outside_parentheses
-from fedpeft.studies.found import ResultFolders
 from fedpeft.studies.page import STUDYS_PAGE, PageSection, write_report
+from fedpeft.studies.result_folders import ResultFolders
 from fedpeft.studies.results import Result, select_latest
 from fedpeft.studies.sections import Section, assign_points, create_study_section, get_runs_baseline
 

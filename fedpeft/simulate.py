@@ -17,7 +17,7 @@ from rich.markup import escape
 from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
-from fedpeft.machine import kept_states
+from fedpeft.machine import activation_cache_limit
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
@@ -126,14 +126,14 @@ def simulate(  # noqa: PLR0913
     `dashboard` is the port of a page that shows it; empty: none. `grid` makes another Flower grid than the configured
     one, for a number of clients: inside a Flower app, Flower's. `on_round` is told of each finished round; where it
     returns True, the run ends with it. `begins` is told of the simulation before it begins. Where it is not `tested`,
-    it is scored on the validation rows, and no test row is seen (`fedpeft.simulation.untested`).
+    it is scored on the validation rows, and no test row is seen (`fedpeft.simulation.trial_score`).
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
     """
     started = time.perf_counter()
     with (
-        kept_states.keep_states(),
+        activation_cache_limit.keep_states(),
         ExitStack() as held,
         PeakMemory() as memory,
         show_dashboard(dashboard, folder, console) as live,
@@ -192,7 +192,7 @@ def _run(simulation: Simulation, records: Records, observer: ConsoleObserver, te
     user_files.record(records, user_files.find_own_files(config, simulation.workers.work.model_key, records.folder))
     _print_introduction(simulation, observer)
     if not tested:
-        from fedpeft.simulation.untested import run_trial
+        from fedpeft.simulation.trial_score import run_trial
 
         return run_trial(simulation, records)
     tokens = setup.tokens if rows.dataset.sampled else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.claims.verdicts import Evidence
 from fedpeft.errors import RunError
-from fedpeft.studies.found import match_to_study
+from fedpeft.studies.result_folders import match_to_study
 from fedpeft.studies.results import Result, ResultsFile, select_latest
 from fedpeft.studies.sections import Method, Section, create_study_section
 from fedpeft.studies.statistics import POINTS, pair_runs

@@ -18,7 +18,7 @@ from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.errors import PayloadError
 from fedpeft.machine.files import read
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
-from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
+from fedpeft.privacy.secure_sum.certificates import CertifiedRoster, Identity
 from fedpeft.privacy.secure_sum.contribution import Total
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.member import Member

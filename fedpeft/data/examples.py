@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpeft.machine import spooled
+from fedpeft.machine import growing_array
 from fedpeft.machine.mapped import leave
 
 Batch = dict[str, Tensor]
@@ -77,8 +77,8 @@ class TokenRows:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens per row, (rows,)."""
-        made = spooled.create_spool(np.int64)
-        for part in spooled.iterate_parts(len(self)):
+        made = growing_array.create_spool(np.int64)
+        for part in growing_array.iterate_parts(len(self)):
             made.append(np.diff(self.offsets[part.start : part.stop + 1]))
         leave(self.offsets)
         return made.create_array()

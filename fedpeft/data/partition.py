@@ -15,7 +15,7 @@ from scipy.special import entr  # type: ignore[import-untyped, unused-ignore]
 from fedpeft.data.rows import Rows
 from fedpeft.errors import DataError
 from fedpeft.families import PARTITIONS as PARTITIONS
-from fedpeft.machine import spooled
+from fedpeft.machine import growing_array
 from fedpeft.parts import name_of
 from fedpeft.seeds import create_generator
 
@@ -105,11 +105,14 @@ class Partition(Shards):
     @classmethod
     def from_assignment(cls, client_of_row: NDArray[np.integer], clients: int) -> Partition:
         """From int (rows,): the client of each row, or -1 for a row that stays unused."""
-        made = spooled.create_spool(np.int32)
-        for part in spooled.iterate_parts(len(client_of_row)):
+        made = growing_array.create_spool(np.int32)
+        for part in growing_array.iterate_parts(len(client_of_row)):
             made.append(client_of_row[part] + 1)  # the rows of nobody come first
         place = made.create_array()
-        order, sizes = spooled.sort_by_group(None, place, clients + 1), spooled.count_groups(place, clients + 1)
+        order, sizes = (
+            growing_array.sort_by_group(None, place, clients + 1),
+            growing_array.count_groups(place, clients + 1),
+        )
         return cls(order[sizes[0] :], np.concatenate(([0], np.cumsum(sizes[1:]))).astype(np.int64))
 
     @classmethod

@@ -15,7 +15,7 @@ from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import join_texts, take_texts
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.families import DATASETS as DATASETS
-from fedpeft.machine import spooled
+from fedpeft.machine import growing_array
 from fedpeft.spec import parse_spec
 
 Kind = Literal["text", "image"]
@@ -90,7 +90,7 @@ class Rows:
 
 def _take_rows(column: NDArray[Any], indices: NDArray[np.integer]) -> NDArray[Any]:
     flat = column.ndim == 1 and column.dtype.kind in "iufb" and indices.dtype.kind in "iu"
-    return spooled.take_rows(column, indices) if flat else column[indices]
+    return growing_array.take_rows(column, indices) if flat else column[indices]
 
 
 BINS = 10
@@ -114,7 +114,7 @@ def join_rows(first: Rows, second: Rows) -> Rows:
         if one is None or other is None:
             return None
         flat = one.ndim == other.ndim == 1 and one.dtype == other.dtype and one.dtype.kind in "iufb"
-        return spooled.concatenate([one, other]) if flat else np.concatenate([one, other])
+        return growing_array.concatenate([one, other]) if flat else np.concatenate([one, other])
 
     return Rows(
         inputs,
@@ -375,17 +375,17 @@ def split_test(rows: Rows, fraction: float, seed: int = 0) -> tuple[Rows, Rows]:
 def _sample_systematically(rows: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     total = len(rows)
     generator = np.random.default_rng(seed)
-    order = spooled.create_zeros(total, np.int64)
-    for part in spooled.iterate_parts(total):
+    order = growing_array.create_zeros(total, np.int64)
+    for part in growing_array.iterate_parts(total):
         order[part] = np.arange(part.start, part.stop)
     generator.shuffle(np.asarray(order))  # as `permutation` would, in place
     column: NDArray[Any] | None = rows.classes if rows.classes is not None else rows.owners
     if rows.tasks is not None:  # each task has its share, too
         within = np.zeros(total, np.int64) if column is None else np.unique(column, return_inverse=True)[1]
         column = rows.tasks * (int(within.max(initial=0)) + 1) + within
-    found, strata = (np.zeros(1), np.zeros(total, np.int8)) if column is None else spooled.find_unique(column)
-    order = spooled.sort_by_group(order, strata, len(found))
-    sizes = spooled.count_groups(strata, len(found))
+    found, strata = (np.zeros(1), np.zeros(total, np.int8)) if column is None else growing_array.find_unique(column)
+    order = growing_array.sort_by_group(order, strata, len(found))
+    sizes = growing_array.count_groups(strata, len(found))
     firsts = (np.cumsum(sizes) - sizes)[sizes > 0]  # of each stratum, along the order: never candidates
     candidates = total - len(firsts)
     if not 0 < count <= candidates:
@@ -397,6 +397,6 @@ def _sample_systematically(rows: Rows, count: int, seed: int) -> tuple[Rows, Row
     places = ((np.arange(count) + generator.random()) * step).astype(np.int64)  # among the candidates
     places += np.searchsorted(firsts - np.arange(len(firsts)), places, side="right")  # along the order
     held = np.sort(order[places])
-    taken_out = spooled.create_zeros(total, bool)
+    taken_out = growing_array.create_zeros(total, bool)
     taken_out[held] = True
-    return rows.take(spooled.find_unmarked(taken_out)), rows.take(held)
+    return rows.take(growing_array.find_unmarked(taken_out)), rows.take(held)

@@ -12,9 +12,9 @@ from typing import IO, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.machine import cache, spooled
+from fedpeft.machine import cache, growing_array
+from fedpeft.machine.growing_array import HELD, create_nameless_file
 from fedpeft.machine.mapped import PIECE, leave
-from fedpeft.machine.spooled import HELD, create_nameless_file
 
 BLOCK = 4096
 """Texts that are read together where all are read."""
@@ -86,7 +86,8 @@ class TextColumn(Sequence[str]):
         """The texts at `indices` (int, any length), in that order."""
         chosen = np.asarray(indices, np.int64)
         return TextColumn(
-            self.files, spooled.move_to_file(chosen) if self.rows is None else spooled.take_rows(self.rows, chosen)
+            self.files,
+            growing_array.move_to_file(chosen) if self.rows is None else growing_array.take_rows(self.rows, chosen),
         )
 
     def join_texts(self, others: Sequence[str]) -> TextColumn:
@@ -95,9 +96,9 @@ class TextColumn(Sequence[str]):
             return self
         more = others if isinstance(others, TextColumn) else TextColumn((_write_texts(others),))
         if more.files == self.files:
-            return TextColumn(self.files, spooled.concatenate([self._get_row_numbers(), more._get_row_numbers()]))
+            return TextColumn(self.files, growing_array.concatenate([self._get_row_numbers(), more._get_row_numbers()]))
         shifted = more._get_row_numbers() + sum(map(len, self.files))
-        return TextColumn((*self.files, *more.files), spooled.concatenate([self._get_row_numbers(), shifted]))
+        return TextColumn((*self.files, *more.files), growing_array.concatenate([self._get_row_numbers(), shifted]))
 
     def _get_row_numbers(self) -> NDArray[np.int64]:
         return np.arange(len(self)) if self.rows is None else self.rows
@@ -124,7 +125,7 @@ class TextWriter:
         self._texts: list[str] = []
         self._bytes = 0
         self._file: IO[bytes] | None = None
-        self._ends = spooled.create_spool(np.int64)
+        self._ends = growing_array.create_spool(np.int64)
         self._written = 0
         self._end = 0
 

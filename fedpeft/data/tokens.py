@@ -13,7 +13,7 @@ import numpy as np
 from fedpeft.data.examples import TaggedRows, TokenRows
 from fedpeft.data.model_config import describe_error, needs_remote_code
 from fedpeft.errors import ModelError
-from fedpeft.machine.spooled import GrowingArray, create_spool, iterate_parts
+from fedpeft.machine.growing_array import GrowingArray, create_spool, iterate_parts
 
 
 def load_tokenizer(model_directory: Path) -> Any:
@@ -84,7 +84,9 @@ def get_padding_id(tokenizer: Any) -> int:
 
 
 class TokenSpool:
-    """Takes the token ids of one row after the other; of many rows they lie in a file (`fedpeft.machine.spooled`)."""
+    """Takes the token ids of one row after the other; of many rows they lie in a file
+    (`fedpeft.machine.growing_array`).
+    """
 
     def __init__(self, padding: int, counted: bool = False) -> None:
         self._padding, self._counted = padding, counted

@@ -29,7 +29,7 @@ from fedpeft.data.rows import DATASETS, Dataset, Rows, split_test
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError, shorten_value
-from fedpeft.machine import spooled
+from fedpeft.machine import growing_array
 from fedpeft.parts import suggest_legal
 from fedpeft.spec import Spec
 
@@ -93,7 +93,7 @@ class Owners:
     def find_positions(self, names: Sequence[str]) -> NDArray[np.int32]:
         """Positions among other `names`, which hold all of these."""
         place = {name: i for i, name in enumerate(names)}
-        return spooled.take_rows(np.array([place[name] for name in self.names], np.int32), self.rows)
+        return growing_array.take_rows(np.array([place[name] for name in self.names], np.int32), self.rows)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def read(source: str, records: Records, names: Names) -> Table:
         DataError: no records; a column is missing (the message names those that exist), has no value or a wrong type.
     """
     texts = TextWriter()
-    owners, waiting = spooled.create_spool(np.int32), array_of_numbers("i")
+    owners, waiting = growing_array.create_spool(np.int32), array_of_numbers("i")
     known: dict[str, int] = {}
     labels = None if names.label is None else LabelColumn(names.label, names.label_type, names.form)
     complete = names.complete(records, source)
@@ -138,7 +138,7 @@ def read(source: str, records: Records, names: Names) -> Table:
                     f"{shorten_value(value)}"
                 )
             waiting.append(known.setdefault(str(value).strip(), len(known)))
-            if len(waiting) == spooled.ROWS:
+            if len(waiting) == growing_array.ROWS:
                 owners.append(waiting)
                 waiting = array_of_numbers("i")
     if not len(texts):

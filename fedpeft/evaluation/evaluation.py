@@ -21,7 +21,7 @@ from fedpeft.evaluation import flowertune
 from fedpeft.evaluation.contestants import BASE, Contestant, Contestants
 from fedpeft.evaluation.held_out import Measures, evaluate_held_out
 from fedpeft.evaluation.lm_eval import Tasks
-from fedpeft.machine import files, kept_states
+from fedpeft.machine import activation_cache_limit, files
 from fedpeft.machine.json_values import convert_to_plain
 from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.models.task import FederatedModel
@@ -180,7 +180,7 @@ class Evaluation:
         """The most tokens that the model reads."""
         return count_readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
 
-    @kept_states.keep_states()
+    @activation_cache_limit.keep_states()
     def evaluate(self) -> EvaluationResult:
         """The evaluation.
 

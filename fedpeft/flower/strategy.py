@@ -12,7 +12,7 @@
 
 Of the class, what aggregates is used: `configure_train` and `aggregate_train`, or `configure_fit` and `aggregate_fit`.
 Arguments of its `__init__` that are numbers, texts or truth values are settings. What it keeps between rounds is in the
-checkpoint (`fedpeft.flower.kept`). What it can't do here is refused by name, before the first round where that can be
+checkpoint (`fedpeft.flower.strategy_checkpoint`). What it can't do here is refused by name, before the first round where that can be
 seen. It sees factors, not what these do to the weights (`fedpeft.strategies.flower`).
 """
 
@@ -41,7 +41,7 @@ from fedpeft import seeds
 from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.aggregation.strategy import Aggregate, Read, RoundStrategy
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.flower.kept import pickle_unsaved, restore_values, save_values
+from fedpeft.flower.strategy_checkpoint import pickle_unsaved, restore_values, save_values
 from fedpeft.flower.their_calls import (
     Arrays,
     TrainedArrays,

@@ -34,7 +34,7 @@ class Disagreement(Measurement):
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
         """Describe what the kept adapter has learned, and evaluate it without leading directions."""
-        from fedpeft.rounds.learned import has_products, measure_causal_effect, summarize_run
+        from fedpeft.rounds.adapter_summary import has_products, measure_causal_effect, summarize_run
 
         found = summarize_run(run.setup, run.state, run.records.read("disagreement.jsonl"))
         state, residual = run.state.result
@@ -45,7 +45,7 @@ class Disagreement(Measurement):
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
         """Return how clients cancel each other, who stands apart, and what leading directions are worth."""
-        from fedpeft.rounds.learned import CAUSAL
+        from fedpeft.rounds.adapter_summary import CAUSAL
 
         lines = {}
         if section.get("cancelled") is not None:

@@ -24,7 +24,7 @@ from torch import Tensor, float64, nn
 
 from fedpeft.data.examples import Batch, Examples, PairRows, batch_by_length
 from fedpeft.errors import AssetError, ModelError
-from fedpeft.machine import files, kept_states
+from fedpeft.machine import activation_cache_limit, files
 from fedpeft.models.layers import find_blocks, get_reader
 from fedpeft.models.task import get_wide_dtype
 
@@ -181,7 +181,8 @@ class ActivationCache:
         """The tiles that are not computed yet; makes the files where they are missing.
 
         Raises:
-            AssetError: the disk, or the limit for such files, has no room for them (`fedpeft.machine.kept_states`), or
+            AssetError: the disk, or the limit for such files, has no room for them
+                (`fedpeft.machine.activation_cache_limit`), or
                 they are another user's.
         """
         done = self.folder / "tiles.done"
@@ -189,9 +190,9 @@ class ActivationCache:
         sizes["hidden.bin"] = int(self._offsets[-1]) * self._count_bytes(self.dtype) if self.depth else 0
         try:
             with FileLock(f"{self.folder}.lock"):  # runs that begin together must not empty each other's files
-                kept_states.hold(self.folder)
+                activation_cache_limit.hold(self.folder)
                 if not done.exists() or done.stat().st_size != len(self.tiles):
-                    kept_states.make_room(self.folder, sum(sizes.values()))
+                    activation_cache_limit.make_room(self.folder, sum(sizes.values()))
                     self._make_files(sizes)
                     done.write_bytes(bytes(len(self.tiles)))
         except PermissionError as error:
@@ -229,7 +230,7 @@ class ActivationCache:
 
     @cached_property
     def _files(self) -> dict[str, int]:
-        kept_states.hold(self.folder)
+        activation_cache_limit.hold(self.folder)
         opened = {name: os.open(self.folder / f"{name}.bin", os.O_RDWR) for name in ("features", "hidden")}
         weakref.finalize(self, _close, tuple(opened.values()))  # of a removed store they keep the disk's room
         return opened

@@ -7,8 +7,8 @@ from dataclasses import replace
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.machine.json_values import convert_to_plain
+from fedpeft.rounds.adapter_summary import has_products
 from fedpeft.rounds.hooks import RoundHook
-from fedpeft.rounds.learned import has_products
 from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.round_log import RoundLog
 from fedpeft.trust.disagreement import WatchingAggregator

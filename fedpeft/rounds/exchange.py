@@ -16,7 +16,7 @@ from fedpeft.communication.messages import Instruction, Report, answer_to, write
 from fedpeft.communication.release import Release
 from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.rounds.in_flight import InFlight
-from fedpeft.rounds.parked import ReportBuffer
+from fedpeft.rounds.report_buffer import ReportBuffer
 from fedpeft.rounds.sum_journal import SumJournal
 
 Early = Callable[[Report], None]

@@ -14,7 +14,7 @@ from fedpeft import seeds
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Rows
 from fedpeft.errors import DataError
-from fedpeft.machine import spooled
+from fedpeft.machine import growing_array
 from fedpeft.parts import setting
 
 
@@ -36,8 +36,8 @@ class Natural:
         """
         if rows.owners is None:
             raise DataError("FP3092 the natural partition needs owners, and these rows name none; name their column")
-        owners, owner_of_row = spooled.find_unique(rows.owners)
-        sizes = spooled.count_groups(owner_of_row, len(owners))
+        owners, owner_of_row = growing_array.find_unique(rows.owners)
+        sizes = growing_array.count_groups(owner_of_row, len(owners))
         if clients < 0:
             raise DataError(f"FP3093 the number of clients must be at least 1, or 0 for all owners, got {clients}")
         if clients > len(owners):
@@ -52,7 +52,7 @@ class Natural:
             kept = seeds.create_generator(seed, "partition natural").permutation(len(owners))[:clients]
         client_of_owner = np.full(len(owners), -1, np.int32)
         client_of_owner[np.sort(kept)] = np.arange(clients)
-        return Partition.from_assignment(spooled.take_rows(client_of_owner, owner_of_row), clients)
+        return Partition.from_assignment(growing_array.take_rows(client_of_owner, owner_of_row), clients)
 
 
 part = Natural

@@ -52,7 +52,7 @@ from fedpeft.models.task import TASKS
 from fedpeft.privacy.client_protection import FAILED, ClientProtection, state_digest
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy
-from fedpeft.privacy.secure_sum.certified import Identity
+from fedpeft.privacy.secure_sum.certificates import Identity
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.reporting.observer import RunObserver
 from fedpeft.reporting.workers import Machine, Workers, create_client_plan, create_work_plan

@@ -22,7 +22,7 @@ from fedpeft.deployment.identity.certificates import NAME, RevocationList, name_
 from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import read
-from fedpeft.privacy.secure_sum.certified import fingerprint
+from fedpeft.privacy.secure_sum.certificates import fingerprint
 
 LINE: Final = re.compile(f"([0-9a-f]{{64}}) ({NAME.pattern})")
 SHORTEST_HASH: Final = 16

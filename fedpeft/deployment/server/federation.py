@@ -55,7 +55,7 @@ from fedpeft.peft.adapter import AdapterShape
 from fedpeft.privacy.accounts import CommonAccounts, SumAccounts
 from fedpeft.privacy.declared_terms import DeclaredTerms
 from fedpeft.privacy.engine import PrivacyEngine
-from fedpeft.privacy.secure_sum.certified import CertifiedRoster
+from fedpeft.privacy.secure_sum.certificates import CertifiedRoster
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.reporting.final_score import Scorer

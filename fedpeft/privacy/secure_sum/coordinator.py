@@ -17,7 +17,7 @@ import numpy as np
 
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
-from fedpeft.privacy.secure_sum.certified import fingerprint
+from fedpeft.privacy.secure_sum.certificates import fingerprint
 from fedpeft.privacy.secure_sum.masks import check_public, dtype, packed, public, reduced, stream, unpacked
 from fedpeft.privacy.secure_sum.member import advertised, pairwise, witnessed
 from fedpeft.privacy.secure_sum.neighbours import Terms

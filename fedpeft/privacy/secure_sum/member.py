@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
-from fedpeft.privacy.secure_sum.certified import fingerprint
+from fedpeft.privacy.secure_sum.certificates import fingerprint
 from fedpeft.privacy.secure_sum.masks import KEY, agreed, dtype, packed, public, reduced, stream
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import Membership, PrivateKey, signature

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from fedpeft.machine import kept_states
-from fedpeft.machine.kept_states import VARIABLE, make_room
+from fedpeft.machine import activation_cache_limit
+from fedpeft.machine.activation_cache_limit import VARIABLE, make_room
 from tests.refusals import refuses
 from tests.unit.machine.test_kept_states import store
 
@@ -17,8 +17,8 @@ from tests.unit.machine.test_kept_states import store
 @pytest.fixture(autouse=True)
 def nothing_held(monkeypatch):
     held = {}
-    monkeypatch.setattr(kept_states, "_held", held)
-    monkeypatch.setattr(kept_states, "_going_on", [])
+    monkeypatch.setattr(activation_cache_limit, "_held", held)
+    monkeypatch.setattr(activation_cache_limit, "_going_on", [])
     yield held
     for lock in held.values():
         os.close(lock)
@@ -29,7 +29,7 @@ def test_what_another_process_uses_stays(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, "0.000003")
     used, idle = store(tmp_path, "a", 1000, 100), store(tmp_path, "b", 1000, 200)
     code = (
-        "import sys; from pathlib import Path; from fedpeft.machine.kept_states import hold\n"
+        "import sys; from pathlib import Path; from fedpeft.machine.activation_cache_limit import hold\n"
         "hold(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

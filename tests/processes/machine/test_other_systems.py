@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedpeft.__main__ import COMMANDS
-from fedpeft.machine import files, hardware, spooled
+from fedpeft.machine import files, growing_array, hardware
 
 LACKING = ("posix_fallocate", "sched_getaffinity", "fdatasync")
 """Functions of `os` that macOS lacks and a run uses elsewhere."""
@@ -39,8 +39,8 @@ def test_a_file_has_room_where_the_system_can_t_reserve_it(size, tmp_path, macos
 @pytest.mark.fast
 def test_large_arrays_lie_in_files_there_too(tmp_path, monkeypatch, macos):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
-    monkeypatch.setattr(spooled, "PIECE", 100)
-    made = spooled.create_zeros(1000, np.float32)
+    monkeypatch.setattr(growing_array, "PIECE", 100)
+    made = growing_array.create_zeros(1000, np.float32)
     assert isinstance(made, np.memmap)
     made[-1] = 3.0
     assert (made.sum(), len(made)) == (3.0, 1000)

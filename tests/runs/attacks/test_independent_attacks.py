@@ -32,7 +32,7 @@ from fedpeft.peft.saved_adapter import load, refuse_patterns
 from fedpeft.privacy.client_protection import OWN
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement
-from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
+from fedpeft.privacy.secure_sum.certificates import CertifiedRoster, Identity
 from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fedpeft.machine.beside import NICENESS, BackgroundProcess
+from fedpeft.machine.background_process import NICENESS, BackgroundProcess
 from fedpeft.machine.cache import get_cache_directory
 from tests.refusals import refuses
 

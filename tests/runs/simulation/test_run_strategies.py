@@ -17,7 +17,7 @@ from fedpeft.communication.base_residual import Residual, receive
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
-from fedpeft.machine import kept_states
+from fedpeft.machine import activation_cache_limit
 from fedpeft.models.quantized import quantize
 from fedpeft.peft.adapter import AdapterShape, LoraPair
 from fedpeft.peft.low_rank import LowRank
@@ -104,7 +104,7 @@ def test_the_first_control_variate_is_the_mean_gradient_of_the_round(tmp_path):
 @pytest.mark.parametrize("name", ["fedit", "flora", "fed_sb", "fedsa_lora"])
 def test_the_whole_command(name, tmp_path, monkeypatch):
     held = {}
-    monkeypatch.setattr(kept_states, "_held", held)
+    monkeypatch.setattr(activation_cache_limit, "_held", held)
     assert main(flags(tmp_path / "run", **settings(name, dtype="fp32"))) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert held == {}

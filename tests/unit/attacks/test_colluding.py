@@ -19,7 +19,7 @@ from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.secure_sum.announcement import Announcement
-from fedpeft.privacy.secure_sum.certified import Identity
+from fedpeft.privacy.secure_sum.certificates import Identity
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.collusion import count_tolerated, explain_excess
 from fedpeft.privacy.secure_sum.contribution import BESIDE

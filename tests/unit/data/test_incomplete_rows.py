@@ -14,7 +14,7 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.data.user_rows import Names, read
 from fedpeft.errors import ConfigError
-from fedpeft.machine import spooled
+from fedpeft.machine import growing_array
 from tests.refusals import refuses
 
 ROWS = [{"comment": f"text {i}", "verdict": "ab"[i % 2], "owner": f"p{i % 3}"} for i in range(60)]
@@ -70,8 +70,8 @@ def test_of_many_rows_a_few_are_named(tmp_path):
 def test_what_is_left_is_what_a_file_without_those_rows_holds(write, place, tmp_path, monkeypatch):
     if place == "disk":
         monkeypatch.setattr(user_rows, "TextWriter", lambda: TextWriter(held=-1))
-        monkeypatch.setattr(spooled, "PIECE", 64)
-        monkeypatch.setattr(spooled, "ROWS", 7)
+        monkeypatch.setattr(growing_array, "PIECE", 64)
+        monkeypatch.setattr(growing_array, "ROWS", 7)
     suffix = "csv" if write is table else "jsonl"
     all_rows, whole = write(tmp_path / f"messy.{suffix}", messy()), tmp_path / f"whole.{suffix}"
     write(whole, [row for i, row in enumerate(ROWS) if i not in LACKING])

@@ -12,8 +12,8 @@ from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Rows, join_rows, split_test, split_validation
 from fedpeft.data.tokens import compute_ends
 from fedpeft.data.user_rows import Names, read
-from fedpeft.machine import spooled
-from fedpeft.machine.spooled import (
+from fedpeft.machine import growing_array
+from fedpeft.machine.growing_array import (
     concatenate,
     count_groups,
     create_zeros,
@@ -29,8 +29,8 @@ GROUPS = arrays(np.int64, st.integers(1, 200), elements=st.integers(0, 9))
 @pytest.fixture(params=["memory", "disk"], autouse=True)
 def place(request, monkeypatch):
     if request.param == "disk":
-        monkeypatch.setattr(spooled, "PIECE", 64)
-        monkeypatch.setattr(spooled, "ROWS", 17)
+        monkeypatch.setattr(growing_array, "PIECE", 64)
+        monkeypatch.setattr(growing_array, "ROWS", 17)
     return request.param
 
 

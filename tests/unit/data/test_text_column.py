@@ -15,9 +15,9 @@ from fedpeft.data.inspection import check_rows
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_off_validation
 from fedpeft.data.text_column import TextColumn, TextWriter, join_texts, take_texts
-from fedpeft.machine import spooled
+from fedpeft.machine import growing_array
+from fedpeft.machine.growing_array import GrowingArray
 from fedpeft.machine.mapped import iterate_pieces
-from fedpeft.machine.spooled import GrowingArray
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 
@@ -67,7 +67,7 @@ def test_half_characters_come_back() -> None:
 @settings(max_examples=25, deadline=None)
 def test_a_spool_is_what_was_appended(parts: list[list[int]], held: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(spooled, "HELD", held)
+        patched.setattr(growing_array, "HELD", held)
         spool = GrowingArray(np.int32)
         for part in parts:
             spool.append(part)
@@ -95,7 +95,7 @@ def streamed(monkeypatch: pytest.MonkeyPatch):
 
     def stream() -> None:
         monkeypatch.setattr(user_rows, "TextWriter", lambda: TextWriter(held=-1))
-        monkeypatch.setattr(spooled, "HELD", 0)
+        monkeypatch.setattr(growing_array, "HELD", 0)
 
     return stream
 
@@ -152,7 +152,7 @@ def test_cached_arrays_of_a_file_are_those_of_numpy(tmp_path, monkeypatch: pytes
     from fedpeft.machine import cache
 
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
-    monkeypatch.setattr(spooled, "HELD", 0)
+    monkeypatch.setattr(growing_array, "HELD", 0)
     spool = GrowingArray(np.int32)
     spool.append(np.arange(700_000))  # more than a piece
     made = cache.load_arrays("rows", "x", lambda: {"mapped": spool.create_array(), "plain": np.arange(3)})

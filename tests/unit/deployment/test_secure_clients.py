@@ -19,7 +19,7 @@ from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.identity.pinned_roster import PinnedRoster
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement
-from fedpeft.privacy.secure_sum.certified import CertifiedRoster, Identity
+from fedpeft.privacy.secure_sum.certificates import CertifiedRoster, Identity
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution, Total
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member

@@ -19,7 +19,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement
-from fedpeft.privacy.secure_sum.certified import Identity
+from fedpeft.privacy.secure_sum.certificates import Identity
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise

@@ -27,8 +27,8 @@ from fedpeft.conformance.cohorts import (
     run_round,
 )
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.flower.kept import FORM, pickle_unsaved, restore_values, save_values
 from fedpeft.flower.strategy import wrapped
+from fedpeft.flower.strategy_checkpoint import FORM, pickle_unsaved, restore_values, save_values
 from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import pattern_of, refuses
 

@@ -14,8 +14,8 @@ import torch
 
 from fedpeft.data.examples import TokenRows
 from fedpeft.errors import AssetError
-from fedpeft.machine import kept_states
-from fedpeft.machine.kept_states import VARIABLE, hold, keep_states, make_room
+from fedpeft.machine import activation_cache_limit
+from fedpeft.machine.activation_cache_limit import VARIABLE, hold, keep_states, make_room
 from fedpeft.models.frozen_blocks import ActivationCache
 from tests.refusals import refuses
 
@@ -23,8 +23,8 @@ from tests.refusals import refuses
 @pytest.fixture(autouse=True)
 def nothing_held(monkeypatch):
     held = {}
-    monkeypatch.setattr(kept_states, "_held", held)
-    monkeypatch.setattr(kept_states, "_going_on", [])
+    monkeypatch.setattr(activation_cache_limit, "_held", held)
+    monkeypatch.setattr(activation_cache_limit, "_going_on", [])
     yield held
     for lock in held.values():
         os.close(lock)
@@ -76,7 +76,7 @@ def test_a_removal_that_is_cut_off_leaves_no_store_that_passes_for_whole(tmp_pat
         (folder / "hidden.bin").unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(kept_states.shutil, "rmtree", killed)
+    monkeypatch.setattr(activation_cache_limit.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         make_room(tmp_path / "frozen-new", 500)
     assert not (cut / "tiles.done").exists()
@@ -169,7 +169,7 @@ def test_files_of_a_store_that_nobody_has_any_more_are_closed(tmp_path):
 
 def test_without_the_variable_half_of_what_is_free_is_the_limit(tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    free = kept_states.shutil.disk_usage(tmp_path).free
+    free = activation_cache_limit.shutil.disk_usage(tmp_path).free
     make_room(tmp_path / "frozen-new", free // 4)
     with pytest.raises(AssetError, match=VARIABLE):
         make_room(tmp_path / "frozen-new", free)

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 import fedpeft
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.repeated import check_repeats
+from fedpeft.models.determinism_check import check_repeats
 from tests.refusals import refuses
 from tests.runs.models.test_shared_tiles import store
 

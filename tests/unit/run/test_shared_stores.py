@@ -57,7 +57,9 @@ def test_a_worker_that_is_this_process_tells_how_far_it_is_as_it_goes(observer, 
             done.set_result(len(tiles))
             return done
 
-    work = SimpleNamespace(set_precision=lambda _: SimpleNamespace(store=lambda *_: SimpleNamespace(missing=lambda: missing[:])))
+    work = SimpleNamespace(
+        set_precision=lambda _: SimpleNamespace(store=lambda *_: SimpleNamespace(missing=lambda: missing[:]))
+    )
     workers = Workers(work, None, Machine(("cpu",), 1, "native"), observer)
     workers.__dict__["pool"] = Here()
     monkeypatch.setattr(observer, "advance", lambda tiles=1: told.append(f"{tiles} told"))

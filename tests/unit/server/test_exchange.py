@@ -14,7 +14,7 @@ from fedpeft.communication.messages import Instruction, Report, read_instruction
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.rounds import parked
+from fedpeft.rounds import report_buffer
 from fedpeft.rounds.acceptance import DecodedReport, check_statistics
 from fedpeft.rounds.clock import Stopwatch
 from fedpeft.rounds.exchange import Transport
@@ -136,8 +136,8 @@ def test_reports_before_their_turn_are_shown_at_once_and_yielded_in_order():
 @pytest.mark.parametrize("held", [0, 5, 10**6])
 def test_what_waits_is_the_same_from_memory_and_from_the_disk(tmp_path, monkeypatch, held):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
-    monkeypatch.setattr(parked, "HELD", held)
-    waiting = parked.ReportBuffer()
+    monkeypatch.setattr(report_buffer, "HELD", held)
+    waiting = report_buffer.ReportBuffer()
     reports = [
         Report(client, 3, bytes([client]) * (3 + client), rows=client, correction=bytes([9]) * client)
         for client in range(4)

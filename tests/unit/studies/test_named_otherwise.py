@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.report import Command, create_sections
-from fedpeft.studies.found import ResultFolders
+from fedpeft.studies.result_folders import ResultFolders
 from fedpeft.studies.results import ResultsFile
 from fedpeft.studies.study_file import read_study
 from tests.studies.made import made_result

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from fedpeft import simulate
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.studies.found import ResultFolders, match_to_study
 from fedpeft.studies.process import Program, Start
+from fedpeft.studies.result_folders import ResultFolders, match_to_study
 from fedpeft.studies.results import (
     FAILED,
     FINISHED,

@@ -14,7 +14,7 @@ from fedpeft.config import RunConfig
 from fedpeft.reporting.command import format_command
 from fedpeft.reporting.summary import OWN_VALIDATION_ROWS
 from fedpeft.rounds.evaluation import OwnRows
-from fedpeft.simulation.untested import _build_quality
+from fedpeft.simulation.trial_score import _build_quality
 from fedpeft.tune import main
 from fedpeft.tuning.alike import check_tokens
 from fedpeft.tuning.search_file import read_search

@@ -8,7 +8,7 @@ from typing import IO
 
 from fedpeft.communication.messages import Report
 from fedpeft.machine import cache
-from fedpeft.machine.spooled import create_nameless_file
+from fedpeft.machine.growing_array import create_nameless_file
 
 HELD = 256 << 20
 """Bytes of reports that wait in memory."""
