@@ -12,8 +12,8 @@
 
 Of the class, what aggregates is used: `configure_train` and `aggregate_train`, or `configure_fit` and `aggregate_fit`.
 Arguments of its `__init__` that are numbers, texts or truth values are settings. What it keeps between rounds is in the
-checkpoint (`fedpeft.flower.strategy_checkpoint`). What it can't do here is refused by name, before the first round where that can be
-seen. It sees factors, not what these do to the weights (`fedpeft.strategies.flower`).
+checkpoint (`fedpeft.flower.strategy_checkpoint`). What it can't do here is refused by name, before the first round if
+possible. It sees factors, not what these do to the weights (`fedpeft.strategies.flower`).
 """
 
 from __future__ import annotations
