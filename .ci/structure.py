@@ -20,7 +20,7 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.comprehension, ast.match_case)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
-LOOPS = ("fedpeft/rounds/rounds.py", "fedpeft/rounds/rounds.py")
+LOOPS = tuple(f"fedpeft/{package}/rounds.py" for package in ("server", "rounds"))
 """Where the round loop is, in older and newer trees."""
 
 
