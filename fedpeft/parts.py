@@ -94,7 +94,11 @@ def setting(  # noqa: PLR0913
     Args:
         default: `dataclasses.MISSING` for a setting that must be given.
         help: the meaning, with the unit.
-        low, high, above, below, choices: the legal values.
+        low: the smallest legal number.
+        high: the largest legal number.
+        above: all legal numbers are larger.
+        below: all legal numbers are smaller.
+        choices: the legal values.
         path: whether the setting may name a file or folder.
         nested: the family of the part that the text, or each text of a tuple, describes.
         check: raises a ConfigError for an illegal text; it does not import torch.
