@@ -153,7 +153,7 @@ def _tell(stage: AttackStage, sent: Sent, recorded: Recorded) -> None:
 
         return otherwise
 
-    stage.replace(Broadcast, "instruction", instructed)
+    stage.replace(Broadcast, "create_instruction", instructed)
     stage.replace(Broadcast, "release", released)
 
 

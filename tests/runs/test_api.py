@@ -70,7 +70,7 @@ def test_a_run_predicts_and_evaluates(ended, capsys):
         ended.predict(text, new_tokens=0)
     table = ended.evaluate(rows=20)
     assert "global" in set(table["model"])
-    assert table["accuracy"].apply_middle(0, 1).all()
+    assert table["accuracy"].between(0, 1).all()
 
 
 def test_a_pandas_frame_is_a_data_set(tmp_path):

@@ -97,6 +97,6 @@ def test_nobody_reads_any_more(unbuffered):
 
 @pytest.mark.medium
 def test_a_broken_pipe_that_is_not_the_output_s_is_not_hidden():
-    code = "from fedpeft.reporting.command import run_command\ndef work(): raise BrokenPipeError\nexit_code(work)"
+    code = "from fedpeft.reporting.command import run_command\ndef work(): raise BrokenPipeError\nrun_command(work)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "BrokenPipeError" in done.stderr

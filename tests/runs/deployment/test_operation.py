@@ -98,7 +98,7 @@ def test_metrics_for_everybody_are_warned_of_and_name_no_client():
     said = []
     federation = SimpleNamespace(
         gateway=SimpleNamespace(
-            sessions=lambda: [
+            list_sessions=lambda: [
                 SimpleNamespace(member=Member("clinic-7"), received_bytes=5, sent_bytes=6, connected=1, task="")
             ],
             admission=SimpleNamespace(refused=0),

@@ -43,7 +43,7 @@ def test_an_error_is_raised_with_the_place_where_it_happened(told):
     try:
         with pytest.raises(ValueError, match=r"math domain error|nonnegative") as caught:
             beside.wait_for_result()
-        assert "beside.py" in "".join(caught.value.__notes__)
+        assert "background_process.py" in "".join(caught.value.__notes__)
         assert told.event.wait(300)
         assert not beside.lost
     finally:

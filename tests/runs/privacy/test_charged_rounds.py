@@ -79,15 +79,15 @@ def test_a_round_repeated_after_a_kill_is_the_same_and_charged_once(tmp_path, mo
     assert simulation.protection.epsilons()[0] <= simulation.setup.mechanism.epsilon
 
 
-@pytest.mark.parametrize("step", ["charge", "in_order", "add", "append", "commit"])
+@pytest.mark.parametrize("step", ["charge", "send_in_order", "add", "append", "commit"])
 def test_a_run_stopped_after_any_step_is_charged_for_all_that_it_released(tmp_path, monkeypatch, step):
     """In round 2: after the charge, the cohort's training, the first update's arrival, the records, the checkpoint."""
-    owner = {"charge": Ledger, "in_order": Transport, "append": Records, "add": ReportReceiver}.get(step, Server)
+    owner = {"charge": Ledger, "send_in_order": Transport, "append": Records, "add": ReportReceiver}.get(step, Server)
     whole, folder, given = getattr(owner, step), tmp_path / "run", {"privacy": "dp_sgd(epsilon=3, test_noise=True)"}
 
     def stop(self, *arguments):
         done = whole(self, *arguments)
-        if step == "in_order":
+        if step == "send_in_order":
             done = list(done)  # all have trained
         if len(charges(folder)) == 2:
             raise StopError

@@ -96,7 +96,7 @@ def test_who_stood_in_for_another_is_not_asked_again_at_its_own_turn(federation,
         done = made.server.direct.asked if hasattr(made.server, "direct") else []
         return [instruction.client for instruction in done if instruction.kind == "train"]
 
-    monkeypatch.setattr(made.server, "present", lambda: [k for k in everybody if k != first or asked()])
+    monkeypatch.setattr(made.server, "wait_for_present", lambda: [k for k in everybody if k != first or asked()])
     made.run()
     assert sorted(asked()) == everybody
     assert asked()[-1] == first

@@ -152,7 +152,7 @@ def test_what_exact_rules_put_into_the_base_reaches_every_precision(strategy, tm
     def look(workbench, rounds):
         results = train_on_own_bases(workbench, rounds)
         for asked in (client_round.instruction for client_round in rounds):
-            bench, version = workbench.at(asked.base_precision), asked.base
+            bench, version = workbench.set_precision(asked.base_precision), asked.base
             residual = ResidualFiles(bench.plan.residuals).get(version)
             for module in {pair.module for pair in bench.plan.layout.pairs}:
                 held = weight_of(bench.executor.get_frozen_layer(module))

@@ -43,7 +43,7 @@ def test_a_probe_beside_the_rounds_finds_what_one_before_them_does(tmp_path, mon
     assert cache.is_cached("probe", "of-tests")
     with begun(observer)[0] as again:  # which is read, and begins nothing
         assert again._beside is None
-        assert again.result() == (here.accuracy, here.predicted.tolist())
+        assert again.wait_for_result() == (here.accuracy, here.predicted.tolist())
 
 
 def test_a_probe_that_is_left_early_leaves_nothing(tmp_path, monkeypatch):

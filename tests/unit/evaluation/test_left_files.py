@@ -27,7 +27,7 @@ def kept(tmp_path, observer, monkeypatch):
     """Clients of a run that takes no time; `saves` files, and is killed before the second where it is told to be."""
     run = SimpleNamespace(folder=tmp_path / "run", config=SimpleNamespace(privacy=""), labels=None)
     found = Contestants(run, observer)
-    found.__dict__["simulation"] = SimpleNamespace(setup=None, client_state=lambda client: client)
+    found.__dict__["simulation"] = SimpleNamespace(setup=None, load_client_state=lambda client: client)
     state = SimpleNamespace(found=found, kill=False, trained=0, written="1")
 
     def save(_setup, _state, folder):

@@ -37,7 +37,7 @@ class Elsewhere:
 
 
 def test_a_cache_that_is_not_shared_is_one_sentence(observer):
-    store = SimpleNamespace(missing=lambda: [0, 1])
+    store = SimpleNamespace(find_missing_tiles=lambda: [0, 1])
     work = SimpleNamespace(set_precision=lambda _: SimpleNamespace(store=lambda *_: store))
     workers = Workers(work, None, Machine(("cpu",), 1, "native"), observer)
     workers.__dict__["pool"] = Elsewhere()
@@ -58,7 +58,7 @@ def test_a_worker_that_is_this_process_tells_how_far_it_is_as_it_goes(observer, 
             return done
 
     work = SimpleNamespace(
-        set_precision=lambda _: SimpleNamespace(store=lambda *_: SimpleNamespace(missing=lambda: missing[:]))
+        set_precision=lambda _: SimpleNamespace(store=lambda *_: SimpleNamespace(find_missing_tiles=lambda: missing[:]))
     )
     workers = Workers(work, None, Machine(("cpu",), 1, "native"), observer)
     workers.__dict__["pool"] = Here()
