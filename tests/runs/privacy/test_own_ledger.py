@@ -55,8 +55,8 @@ def test_each_client_chooses_the_noise_that_its_own_rows_and_limit_need(federati
     made.run()
     few, many = (edge.protection for edge in made.server.edges)
     assert few.engine.noise_multiplier > many.engine.noise_multiplier
-    assert 1 < few.spent() <= 2
-    assert 4 < many.spent() <= 8
+    assert 1 < few.compute_epsilon() <= 2
+    assert 4 < many.compute_epsilon() <= 8
     assert few.delta == pytest.approx(1e-3)
     assert made.server.protection.summary()["noise_multiplier"] == many.engine.noise_multiplier
 
