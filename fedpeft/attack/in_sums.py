@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -152,19 +152,47 @@ def sign_keys(terms: Terms, client: int, own: Credentials, keys: words.Keys) -> 
 # ------------------------------------------------------------------------------------------------------ asked for twice
 
 
+@dataclass(frozen=True)
+class HalfOpenSum:
+    """A sum after its first two steps, as the server sees it; all by client.
+
+    Attributes:
+        members: the clients.
+        keys: the keys that they advertised.
+        others: the ids of their peers.
+        sealed: their shares by peer, which only the peer can open.
+    """
+
+    members: dict[int, RemoteMember]
+    keys: dict[int, words.Keys]
+    others: dict[int, list[int]]
+    sealed: dict[int, dict[int, bytes]]
+
+    def ask_vector(self, client: int, peers: Sequence[int]) -> bytes:
+        """Return a client's masked vector, given the shares that these peers sealed for it."""
+        return self.members[client].add(words.write_sealed({p: self.sealed[p][client] for p in peers}))
+
+
+def open_sum(hands: SumAttacker) -> HalfOpenSum:
+    """Take the first two steps of a sum with the announced clients."""
+    ids = [*hands.work][:ANNOUNCED]
+    members = {i: RemoteMember(hands, i) for i in ids}
+    keys = {i: words.keys_of(member.keys()) for i, member in members.items()}
+    others = {i: [peer for peer in ids if peer != i] for i in ids}
+    sealed = {i: words.read_sealed(m.shares_for(words.write_peers({p: keys[p] for p in others[i]})))
+              for i, m in members.items()}  # fmt: skip
+    return HalfOpenSum(members, keys, others, sealed)
+
+
 def survivors_twice(stage: AttackStage) -> Outcome:
     """Have all sign that all survive, and after a restart that the victim does not: both of its secrets are given."""
 
     def work(hands: SumAttacker) -> None:
-        ids = [*hands.work][:ANNOUNCED]
-        members = {i: RemoteMember(hands, i) for i in ids}
-        keys = {i: words.keys_of(member.keys()) for i, member in members.items()}
-        others = {i: [peer for peer in ids if peer != i] for i in ids}
-        sealed = {i: words.read_sealed(m.shares_for(words.write_peers({p: keys[p] for p in others[i]})))
-                  for i, m in members.items()}  # fmt: skip
-        masked = {i: m.add(words.write_sealed({p: sealed[p][i] for p in others[i]})) for i, m in members.items()}
+        opened = open_sum(hands)
+        keys, others = opened.keys, opened.others
+        masked = {i: opened.ask_vector(i, others[i]) for i in opened.members}
         shares: Shares = {}
-        for survivors in (ids, others[VICTIM]):
+        for survivors in ([*opened.members], others[VICTIM]):
             told = words.write_ids(survivors)
             signed = {i: hands.try_step(i, 4, told) for i in survivors}
             for i in others[VICTIM]:
@@ -184,14 +212,10 @@ def vector_twice(stage: AttackStage) -> Outcome:
     """Ask the victim for its vector again, with fewer neighbors: the difference tells their masks."""
 
     def work(hands: SumAttacker) -> None:
-        ids = [*hands.work][:ANNOUNCED]
-        members = {i: RemoteMember(hands, i) for i in ids}
-        keys = {i: words.keys_of(member.keys()) for i, member in members.items()}
-        others = {i: [peer for peer in ids if peer != i] for i in ids}
-        sealed = {i: words.read_sealed(m.shares_for(words.write_peers({p: keys[p] for p in others[i]})))
-                  for i, m in members.items()}  # fmt: skip
-        for peers in (others[VICTIM], others[VICTIM][1:]):
-            members[VICTIM].add(words.write_sealed({p: sealed[p][VICTIM] for p in peers}))
+        opened = open_sum(hands)
+        near = opened.others[VICTIM]
+        for peers in (near, near[1:]):
+            opened.ask_vector(VICTIM, peers)
 
     take_over_round(stage, 1, ANNOUNCED, work)
     return stage.run()

@@ -24,6 +24,7 @@ from fedpeft.rounds.exchange import Transport
 from fedpeft.rounds.hooks import EndOfRun, RoundHook
 from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.round_log import RoundLog
+from fedpeft.rounds.user_hook import RECORD
 from fedpeft.wiring.setup import Setup
 
 SHARES: Final = (1.0, 0.75, 0.5, 0.375, 0.25)
@@ -110,7 +111,7 @@ class TrafficBudget(RoundHook):
             "bits_share": log.plan.bits_share,
             "left_out": self._dropped,
         }
-        log.lines.setdefault("hooks.jsonl", []).append(line)
+        log.lines.setdefault(RECORD, []).append(line)
 
     def section(self, state: ServerState) -> dict[str, Any]:
         """Return what of the budget is used, and what it has cost."""
