@@ -175,6 +175,7 @@ class ClientSide:
             training=plan.training.replace_steps(instruction.steps),
             learning_rate=instruction.learning_rate,
             form=form,
+            private=frozenset(layout.names[i] for i in instruction.private),
         )
         client_round = ClientRound(instruction, layout, job, apart, self._load(instruction))
         for stage in self.stages:

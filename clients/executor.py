@@ -109,6 +109,7 @@ class Job:
         privacy: how its rows are protected; None: not at all.
         walked: steps that the client has made in earlier rounds, after which this one continues; None: each round
             draws its rows anew.
+        private: names of trained tensors that stay with the client.
     """
 
     client: int
@@ -124,6 +125,7 @@ class Job:
     offsets: Tensor | None = None
     privacy: RowPrivacy | None = None
     walked: int | None = None
+    private: frozenset[str] = frozenset()
 
     @property
     def has_summed_gradients(self) -> bool:

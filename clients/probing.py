@@ -17,8 +17,10 @@ def directions(job: Job, layout: Layout, step: int) -> State:
     """Return the direction of a job's `step`, from 0, for each tensor that it trains, in the client's shapes.
 
     They are those of the codec `scalars`: its payload has the seed of the client's round, and tensors sorted by name.
+    Tensors that stay with the client come last, because the payload does not have them.
     """
-    names = sorted(job.trained & set(layout.names))
+    trained = job.trained & set(layout.names)
+    names = [*sorted(trained - job.private), *sorted(trained & job.private)]
     sizes = [job.received[name].numel() for name in names]
     seed = seeds.derive_seed(job.seed, "codec", job.round, job.client)
     signs = torch.from_numpy(direction(seed, step, sum(sizes)))

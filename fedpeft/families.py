@@ -264,8 +264,14 @@ MEASUREMENTS: Family[Measurement] = Family(
 )
 """All of them, by file name."""
 
-HOOKS: Family[UserHook] = Family("fedpeft.rounds.user_hooks", "hook", "hooks", kind="fedpeft.rounds.user_hook.UserHook")
-"""All of them; they come from plugins."""
+HOOKS: Family[UserHook] = Family(
+    "fedpeft.rounds.user_hooks",
+    "hook",
+    "hooks",
+    kind="fedpeft.rounds.user_hook.UserHook",
+    reserved=("budget_megabytes",),
+)
+"""All of them; they come from plugins. A reserved name is that of a built-in hook with a section."""
 
 SERVER_NOISES: Family[ServerNoise] = Family(
     "fedpeft.privacy.server_noises", "server noise", kind="fedpeft.privacy.server_noise.ServerNoise"

@@ -219,7 +219,7 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
     save(setup, kept, simulation.folder, residual)
     own = server.evaluate_own_rows(progress) if setup.personal else None
     evaluate = partial(simulation.workers.evaluate, version=0) if len(rows.validation) else None
-    findings = Findings(setup, simulation.begun)
+    findings = Findings(setup, simulation.begun, observer.say)
     findings.ask(TrainedRun(setup, progress, records, server, evaluate, simulation))
     private = score_private_probe(simulation)
     simulation.close()
@@ -229,7 +229,7 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
     save_predictions(simulation, score.scores, records)
     secret, lines = simulation.protection is not None, records.read("rounds.jsonl")
     disclosed = setup, kept, lines, rows.dataset.test, score
-    findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation), observer.say)
+    findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation))
     last = _score_last_state(simulation, progress) or score
     probe = begun.wait_for_result()
     quality = Quality(

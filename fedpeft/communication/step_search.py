@@ -255,7 +255,7 @@ class StepSearch:
         return self._search_exactly(budget, low, high)
 
     def _search_exactly(self, budget: float, low: float, high: float) -> float:
-        """`_within`, by looking at all entries."""
+        """Return the step whose cost is within the budget, by looking at all entries."""
         dear, cheap = self.estimate_cost(low), self.estimate_cost(high)
         if dear <= budget:
             return float(np.float32(low))

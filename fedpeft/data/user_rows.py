@@ -262,7 +262,7 @@ def build_dataset(
             *(() if train.labels is None else train.labels.notes),
             *(table.left_out for table in tables if table.left_out),
         ),
-        labels_of_rows=known.names is None and not _has_no_names(train.labels),
+        labels_of_rows=known.names is None and not _explain_missing_names(train.labels),
     )
 
 
@@ -283,7 +283,7 @@ def _encode_labels(
     """Label names, and each table's labels as numbers; the first table is the training rows'. `told`: see
     `KnownLabels`.
     """
-    if told is not None and (why := _has_no_names(tables[0])):
+    if told is not None and (why := _explain_missing_names(tables[0])):
         raise DataError(f"FP3156 {name}: labels={','.join(told)!r} names classes, and {why}; leave it out")
     if tables[0] is None:
         return None, [None] * len(tables)
@@ -307,8 +307,8 @@ def _encode_labels(
     return names, [find_positions(table.values, names, name, told=told is not None) for table in labels]
 
 
-def _has_no_names(labels: Labels | None) -> str:
-    """Why nobody can name what a column holds; empty: one can, and else names are those that occur."""
+def _explain_missing_names(labels: Labels | None) -> str:
+    """Return why nobody can name the values of a column; empty: they can be named, by default by those that occur."""
     if labels is None:
         return "these rows have no labels"
     if labels.kind == "number":

@@ -18,7 +18,7 @@ RECORD: Final = "parts"
 
 
 def add_parts(content: RecordDict, told: Sequence[str]) -> RecordDict:
-    """The content of a message to a node, and what the server tells of its parts (`told_parts` of `WHOLE_RUN`)."""
+    """The content of a message to a node, and what the server tells of its parts."""
     return RecordDict({**content, RECORD: ConfigRecord({RECORD: list(told)})})
 
 

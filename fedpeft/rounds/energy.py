@@ -112,13 +112,13 @@ class EnergyTracker:
         charge = np.where(plugged, 1.0, self.levels / np.where(plugged, 1.0, self.capacities))
         return np.maximum(1.0, np.ceil(whole * charge))
 
-    def compute_reduced_work(self, round_number: Sequence[int]) -> dict[int, int]:
+    def compute_reduced_work(self, clients: Sequence[int]) -> dict[int, int]:
         """The local steps of these clients where they follow the battery (after LeanFed, arXiv 2412.02289, whose
         clients leave rows out); empty: they do not, or none runs on one."""
         if not self.model.given.lean or not np.isfinite(self.capacities).any():
             return {}
         steps = self._count_steps(self.rows)
-        return {client: int(steps[client]) for client in round_number if np.isfinite(self.capacities[client])}
+        return {client: int(steps[client]) for client in clients if np.isfinite(self.capacities[client])}
 
     @property
     def seconds(self) -> Floats:

@@ -8,16 +8,13 @@ aggregator hands it on to the next hook.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.round_log import RoundLog, StartLog
-
-if TYPE_CHECKING:
-    from fedpeft.wiring.setup import Setup
 
 
 class EndOfRun(Exception):  # noqa: N818 - not an error
@@ -29,13 +26,6 @@ class RoundHook:
 
     name: ClassVar[str] = ""
     """Key of what the hook saves in the checkpoint and of its section; unique among hooks that have either."""
-
-    def check(self, setup: Setup) -> None:
-        """Refuse a run that the feature does not suit, before anything is trained.
-
-        Raises:
-            ConfigError, PrivacyError: states what does not fit, and what to do.
-        """
 
     def open(self, state: ServerState | None) -> None:
         """Begin: `state` is the checkpoint of a resumed run; None: the run is new."""

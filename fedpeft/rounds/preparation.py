@@ -265,7 +265,7 @@ def _collect_masked_statistics(
         try:
             return masked, masked.of(asked, "prepare", setup.by_rows)
         except VoidError as error:
-            if masked.arrived and not (asks and (missed := _needs_statistics(setup))):
+            if masked.arrived and not (asks and (missed := _find_part_with_statistics(setup))):
                 say(
                     f"before round 1: {escape(str(error))}; the federation begins without what its clients' examples "
                     "tell: the head keeps its start"
@@ -286,7 +286,7 @@ def _collect_masked_statistics(
             asked = left
 
 
-def _needs_statistics(setup: Setup) -> str:
+def _find_part_with_statistics(setup: Setup) -> str:
     """Return the part that needs the clients' statistics before round 1; empty: the run can begin without them."""
     if is_whitened(setup.mechanism):
         return f"--privacy {setup.config.privacy}"

@@ -54,7 +54,7 @@ class TrafficBudget(RoundHook):
         self.shares = SHARES if can_lower_bits(setup) else SHARES[:1]
         self.correction, self.left_out, self.fewer_bits = 1.0, 0, 0
         self._terms, self._predicted, self._dropped = "", 0.0, 0
-        self._uplink: dict[float, float] = {}
+        self._uplink: dict[tuple[float, frozenset[str]], float] = {}
 
     def open(self, state: ServerState | None) -> None:
         """Restore the counts and the correction."""
@@ -125,12 +125,13 @@ class TrafficBudget(RoundHook):
     def _predict(self, plan: RoundPlan, state: ServerState) -> dict[float, float]:
         """Return the bytes that a client costs in the next round, both ways, by share of the bits."""
         broadcast, clients = Broadcast(self.setup, state, self.remote, plan.steps), self.setup.clients
-        down = 0.0
+        down, shared = 0.0, broadcast.downlink.shared  # some strategies train other tensors in each round
         for share in self.shares:
-            if share not in self._uplink or not down:
+            if (share, shared) not in self._uplink or not down:
                 expected = broadcast.estimate_traffic(clients, share)
-                self._uplink[share], down = expected.uplink_bytes / clients, expected.downlink_bytes / clients
-        return {share: self.correction * (self._uplink[share] + down) for share in self.shares}
+                self._uplink[share, shared] = expected.uplink_bytes / clients
+                down = expected.downlink_bytes / clients
+        return {share: self.correction * (self._uplink[share, shared] + down) for share in self.shares}
 
 
 def count_bytes(state: ServerState) -> int:

@@ -7,6 +7,7 @@ mistake. A plugin is code with its user's rights, so they do not stop code that 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -44,6 +45,13 @@ class UserHook(RoundHook):
     def name(self) -> str:  # type: ignore[override]
         """The name on the command line."""
         return name_of(type(self))
+
+    def check(self, setup: Setup) -> None:
+        """Refuse a run that the hook does not suit, before anything is trained.
+
+        Raises:
+            ConfigError, PrivacyError: states what does not fit, and what to do.
+        """
 
     def open(self, state: ServerState | None) -> None:
         """Restore the memory."""
@@ -154,15 +162,16 @@ class GuardedHook(RoundHook):
         """Forward what is disclosed; the privacy hook comes before this one and removes the rest from the result."""
         disclosed: Any = DisclosedLog(log.result, {})
         self.hook.measure(self._disclose(state), disclosed)
-        log.lines.setdefault(RECORD, []).extend(disclosed.lines.get(RECORD, []))
+        lines = [check_json(line, f"a line of the hook {self.name}") for line in disclosed.lines.get(RECORD, [])]
+        log.lines.setdefault(RECORD, []).extend(line | {"hook": self.name} for line in lines)
 
     def section(self, state: ServerState) -> Mapping[str, Any] | None:
         """Forward what is disclosed."""
         return self.hook.section(self._disclose(state))
 
     def _disclose(self, state: ServerState) -> Any:
-        own = {name: saved for name, saved in state.hooks.items() if name == self.name}
-        return DisclosedState(state.round, state.adapter, own)
+        own = {name: copy.deepcopy(saved) for name, saved in state.hooks.items() if name == self.name}
+        return DisclosedState(state.round, dict(state.adapter), own)
 
 
 def attach(setup: Setup) -> tuple[RoundHook, ...]:

@@ -86,7 +86,7 @@ class Question(ABC):
         """The sums over some rows, `ROWS` included.
 
         Raises:
-            ConfigError: see `all_shapes`.
+            ConfigError: see `get_all_shapes`.
         """
         shapes = self.get_all_shapes(logits.shape[1])
         if not len(labels):

@@ -169,5 +169,8 @@ class Measurement:
 
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
-        """Return the lines of console, report and model card about the section of a finished run."""
+        """Return the lines of console, report and model card about the section of a finished run.
+
+        Only built-in measurements are asked. The section of a user's own has a line for each number.
+        """
         return section_lines({name_of(cls): section})

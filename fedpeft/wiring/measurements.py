@@ -16,7 +16,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import format_part, list_overrides
 from fedpeft.spec import split_outside_parentheses
 from fedpeft.wiring.measurement import DISCLOSED, MEASUREMENTS, Measurement, NewRun, ScoredRun, TrainedRun
-from fedpeft.wiring.section_lines import compute_section, section_lines
+from fedpeft.wiring.section_lines import compute_section, guard, section_lines
 from fedpeft.wiring.validation import Validation
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedpeft.wiring.setup import Setup
 
 M = TypeVar("M")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Measurements:
 
 def is_built_in(part: Measurement) -> bool:
     """Return whether a measurement is one of fedpeft's own."""
-    return part.name in MEASUREMENTS.own_names
+    return part.name in MEASUREMENTS.own_names and type(part) is MEASUREMENTS.part(part.name)
 
 
 @dataclass
@@ -94,17 +95,23 @@ class Findings:
         answers: the answers of clients and workers, by measurement.
         sections: sections of summary.json, by measurement.
         quality: fields of `fedpeft.reporting.summary.Quality`.
+        say: tells the user about a measurement that has failed.
+        failed: names of a user's measurements that have failed, and have no section.
     """
 
     setup: Setup
     begun: Mapping[str, Any]
+    say: Callable[[str], None]
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     sections: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
 
     def ask(self, run: TrainedRun) -> None:
         """Ask clients and workers, while they are connected."""
-        self.answers = {part.name: part.ask(run) for part in self.setup.measured.parts}
+        for part in self.setup.measured.parts:
+            answers = self._guard(part, partial(part.ask, run))
+            self.answers[part.name] = {} if answers is None else answers
 
     @property
     def temperature(self) -> float | None:
@@ -113,17 +120,31 @@ class Findings:
 
     def list_questions(self, temperature: float) -> list[Question]:
         """Return the questions about the test examples, in the order of the measurements."""
-        return [question for part in self.setup.measured.parts for question in part.test_questions(temperature)]
+        found: list[Question] = []
+        for part in self.setup.measured.parts:
+            found += self._guard(part, partial(part.test_questions, temperature)) or ()
+        return found
 
-    def compute(self, run: ScoredRun, say: Callable[[str], None]) -> None:
+    def _guard(self, part: Measurement, work: Callable[[], T]) -> T | None:
+        """Return the result of a step of a measurement; None: the step of a user's own has failed."""
+        if is_built_in(part):
+            return work()
+        result = guard(part.name, work, self.say)
+        if result is None:
+            self.failed.add(part.name)
+        return result
+
+    def compute(self, run: ScoredRun) -> None:
         """Compute the sections; in a run with privacy, a measurement of a user's own receives a `DisclosedRun`."""
         for part in self.setup.measured.parts:
+            if part.name in self.failed:
+                continue
             answers, whole = self.answers.get(part.name, {}), replace(run, begun=self.begun.get(part.name))
             if is_built_in(part):
                 section = part.compute(whole, answers)
             else:
                 given: Any = whole.disclose() if self.setup.protected else whole
-                section = compute_section(part.name, partial(part.compute, given, answers), say)
+                section = compute_section(part.name, partial(part.compute, given, answers), self.say)
             if section is not None and part.in_quality and is_built_in(part):
                 self.quality |= section
             elif section is not None:

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.markup import escape
 
 from fedpeft.machine.json_values import check_json
 from fedpeft.plugin_files import describe_error
 
+T = TypeVar("T")
 
-def compute_section(
-    name: str, compute: Callable[[], Mapping[str, Any] | None], say: Callable[[str], None]
-) -> Mapping[str, Any] | None:
-    """Return the section of a user's hook or measurement; None: it has none, or it has failed.
+
+def guard(name: str, work: Callable[[], T], say: Callable[[str], None]) -> T | None:
+    """Return what a user's hook or measurement gives after training; None: it has failed, and the user is told.
 
     A mistake in it must not cost the results of a finished run, which could not be resumed with another plugin.
     """
     try:
-        section = compute()
-        return None if section is None else check_json(section, "a section")
+        return work()
     except Exception as error:  # whatever a user's code raises
         say(f"[bold]note[/]    {escape(f'the section of {name} is left out: {describe_error(error)}')}")
         return None
+
+
+def compute_section(
+    name: str, compute: Callable[[], Mapping[str, Any] | None], say: Callable[[str], None]
+) -> Mapping[str, Any] | None:
+    """Return the section of a user's hook or measurement; None: it has none, or it has failed."""
+
+    def work() -> Mapping[str, Any] | None:
+        section = compute()
+        return None if section is None else check_json(section, "a section")
+
+    return guard(name, work, say)
 
 
 def section_lines(sections: Mapping[str, Mapping[str, Any]] | None) -> dict[str, str]:

@@ -205,7 +205,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     kept, residual = progress.result
     save(setup, kept, federation.folder, residual)
     own = server.evaluate_own_rows(progress) if federation.held_out else None
-    findings = Findings(setup, federation.begun)
+    findings = Findings(setup, federation.begun, observer.say)
     findings.ask(TrainedRun(setup, progress, records, server))
     gateway.close(FAREWELL)
     received, sent = gateway.count_wire_bytes()
@@ -213,7 +213,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     score = scorer.score(federation.folder, "scoring the saved adapter (fp32)") if scorer else None
     secret, test = federation.protection is not None, federation.rows.dataset.test if scorer else None
     disclosed = setup, kept, records.read("rounds.jsonl"), test, score
-    findings.compute(ScoredRun(*disclosed, federation.folder, records, None, secret), observer.say)
+    findings.compute(ScoredRun(*disclosed, federation.folder, records, None, secret))
     accuracy, loss, of = _summarize_result(own, score, setup.personal)
     quality = Quality(
         metric=setup.task.metric,

@@ -97,7 +97,7 @@ class Transcript:
                 f"FP5117 the server sends more records than its rounds can have; at most {self._most} are taken"
             )
         self._policy.check_record(record)
-        self._has_room(RECORD, statement)
+        self._check_room(RECORD, statement)
         self._chain.append(statement.content)
         self._keep(RECORD, statement)
         if len(self._unwritten) >= WRITTEN_TOGETHER:
@@ -135,7 +135,7 @@ class Transcript:
                 f"FP5122 the server sent other settings in {record.called} than it has recorded for all clients"
             )
         if not repeated and (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
-            self._has_room(TASK, statement)
+            self._check_room(TASK, statement)
             self._keep(TASK, statement)
             self._note(told)
         self._write()
@@ -164,7 +164,7 @@ class Transcript:
                 f"FP5249 the server calls this client {instruction.client}, and has called it {before} before"
             )
 
-    def _has_room(self, kind: str, statement: SignedStatement) -> None:
+    def _check_room(self, kind: str, statement: SignedStatement) -> None:
         if self._bytes + len(encode_line(kind, statement)) > MOST_BYTES:
             raise RunError(f"FP5124 the server's records would take more than {MOST_BYTES >> 20} MB; no more are taken")
 

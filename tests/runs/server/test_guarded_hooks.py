@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 
 from fedpeft import plugins
 from fedpeft.errors import PrivacyError
+from fedpeft.families import HOOKS
 from fedpeft.parts import setting
 from fedpeft.rounds.features import check_features
 from fedpeft.rounds.progress import Checkpoints, ServerState
-from fedpeft.rounds.user_hook import DISCLOSED, GuardedHook, UserHook, attach
+from fedpeft.rounds.traffic_budget import TrafficBudget
+from fedpeft.rounds.user_hook import DISCLOSED, RECORD, GuardedHook, UserHook, attach
 from fedpeft.wiring.catalogue import parse_hooks
 from tests.refusals import refuses
 from tests.runs.server.test_loop import LAST, ROUNDS, USER_DP, _charges, events, make_server, make_setup  # noqa: F401
@@ -205,3 +208,29 @@ def test_a_guarded_hook_hides_what_other_hooks_have_saved():
     assert disclosed.hooks == {}
     with pytest.raises(PrivacyError):
         _ = disclosed.in_flight
+
+
+@dataclass(frozen=True)
+class Editor(UserHook):
+    """A hook that changes what it reads, and writes a line in another's name."""
+
+    def measure(self, state, log):
+        """Remove a tensor, change the memory of the checkpoint, and write a line by hand."""
+        state.adapter.clear()
+        state.hooks[self.name]["seen"] = 2
+        log.lines[RECORD] = [{"round": 1, "hook": "another"}]
+
+
+@pytest.mark.fast
+def test_what_a_guarded_hook_changes_stays_with_the_hook():
+    guarded, log = GuardedHook(Editor()), SimpleNamespace(result=None, lines={})
+    adapter, hooks = {"x": 1}, {guarded.name: {"seen": 1}}
+    guarded.measure(SimpleNamespace(round=1, adapter=adapter, hooks=hooks), log)
+    assert adapter == {"x": 1}
+    assert hooks == {guarded.name: {"seen": 1}}
+    assert log.lines[RECORD] == [{"round": 1, "hook": guarded.name}]
+
+
+@pytest.mark.fast
+def test_a_hook_may_not_have_the_name_of_a_built_in_section():
+    assert HOOKS.find_hidden(TrafficBudget.name) == TrafficBudget.name

@@ -11,10 +11,11 @@ import torch
 
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.report import main as report
+from fedpeft.rounds import traffic_budget
 from fedpeft.rounds.features import check_features
 from fedpeft.rounds.private_rounds import PrivacyHook
 from fedpeft.rounds.progress import Checkpoints, ServerState
-from fedpeft.rounds.traffic_budget import MEGABYTE, TrafficBudget, count_bytes, draw_clients
+from fedpeft.rounds.traffic_budget import MEGABYTE, SHARES, TrafficBudget, count_bytes, draw_clients
 from fedpeft.simulate import main as simulate
 from tests.refusals import refuses
 from tests.runs.server.test_loop import CLIENTS, LAST, ROUNDS, events, make_server, make_setup  # noqa: F401
@@ -164,3 +165,23 @@ def test_a_simulation_lowers_bits_first_and_leaves_clients_out_then(tmp_path):
     page = tmp_path / "report.html"
     assert report([str(tmp_path / "0.35"), "--output", str(page)]) == 0
     assert "budget_megabytes: turns left out" in page.read_text()
+
+
+@fast
+def test_a_prediction_is_that_of_the_tensors_that_the_round_trains(monkeypatch):
+    """Some strategies train A in one round and B in the next, whose sizes differ."""
+
+    class Planned:
+        def __init__(self, setup, state, remote, steps):
+            self.size = {1: 1000, 2: 10}[state.round]
+            self.downlink = SimpleNamespace(shared=frozenset({f"tensors of round {state.round}"}))
+
+        def estimate_traffic(self, clients, share):
+            return SimpleNamespace(uplink_bytes=clients * self.size * share, downlink_bytes=clients * 5)
+
+    monkeypatch.setattr(traffic_budget, "Broadcast", Planned)
+    hook = TrafficBudget(make_setup(budget_megabytes=1.0), True, print)
+    hook.shares = SHARES
+    for number, size in ((1, 1000), (2, 10), (1, 1000)):
+        costs = hook._predict(RoundPlan(number, [0]), SimpleNamespace(round=number))
+        assert costs == {share: size * share + 5 for share in SHARES}

@@ -15,8 +15,8 @@ from fedpeft.parts import setting
 from fedpeft.report import main as report
 from fedpeft.rounds.hooks import RoundHook
 from fedpeft.simulate import main as simulate
-from fedpeft.wiring.measurement import DISCLOSED, DisclosedRun, Measurement, NewRun, ScoredRun
-from fedpeft.wiring.measurements import Findings, parse_measure
+from fedpeft.wiring.measurement import DISCLOSED, MEASUREMENTS, DisclosedRun, Measurement, NewRun, ScoredRun
+from fedpeft.wiring.measurements import Findings, Measurements, is_built_in, parse_measure
 from fedpeft.wiring.validation import Validation
 from tests.refusals import refuses
 from tests.runs.server.test_loop import make_server, make_setup
@@ -83,7 +83,8 @@ class Often(Validation):
 
 @pytest.fixture(autouse=True)
 def own():
-    with plugins.use_parts({"measurements": {"mine": Mine, "hooked": Hooked, "often": Often, "careless": Careless}}):
+    parts = {"mine": Mine, "hooked": Hooked, "often": Often, "careless": Careless, "fragile": Fragile}
+    with plugins.use_parts({"measurements": parts}):
         yield
 
 
@@ -100,8 +101,8 @@ def test_a_measurement_of_a_plugin_adds_its_section_to_summary_and_report(tmp_pa
 
 def find(setup, begun, say=print):
     """Return the sections of a run without clients."""
-    findings = Findings(setup, begun)
-    findings.compute(ScoredRun(setup, {}, [{"round": 1}], None, None, None, None), say)
+    findings = Findings(setup, begun, say)
+    findings.compute(ScoredRun(setup, {}, [{"round": 1}], None, None, None, None))
     return findings.sections
 
 
@@ -166,3 +167,47 @@ class Broken(Mine):
 def test_a_subclass_of_a_built_in_measurement_takes_its_place():
     assert parse_measure("often").validation.every == 1
     assert parse_measure("mine + often").validation.every == 1
+
+
+@dataclass(frozen=True)
+class Fragile(Measurement):
+    """A measurement whose steps after training fail."""
+
+    step: str = setting("ask", "which one")
+
+    def ask(self, run):
+        return {"x": 1 / (self.step != "ask")}
+
+    def test_questions(self, temperature):
+        return [] if self.step == "ask" else [1 / 0]
+
+    def compute(self, run, answers):
+        return {"x": 1.0}
+
+
+@dataclass(frozen=True)
+class Pretender(Measurement):
+    """A measurement that calls itself as a built-in one."""
+
+    @property
+    def name(self):
+        return "pooled"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("step", ["ask", "test_questions"])
+def test_a_step_after_training_that_fails_costs_the_section_alone(step):
+    said = []
+    setup = SimpleNamespace(measured=Measurements((Fragile(step),)), protected=False)
+    findings = Findings(setup, {}, said.append)
+    findings.ask(None)
+    assert findings.list_questions(1.0) == []
+    findings.compute(ScoredRun(setup, {}, [{"round": 1}], None, None, None, None))
+    assert findings.sections == {}
+    assert "division by zero" in said[0]
+
+
+@pytest.mark.fast
+def test_a_name_makes_no_measurement_a_built_in_one():
+    assert not is_built_in(Pretender())
+    assert is_built_in(MEASUREMENTS.build("pooled"))
