@@ -2,8 +2,7 @@
 
     python examples/minimal.py examples/shops.csv --text comment --label verdict --owner shop
 
-`python -m fedpeft.simulate` with the settings below computes the same adapter. So do a real server and real clients.
-fedpeft adds what this file lacks: processes and machines, codecs, privacy, other rules, resumed runs and reports.
+`python -m fedpeft.simulate` with the settings below computes the same adapter, as does a run with real clients.
 """
 
 import argparse
@@ -147,14 +146,15 @@ def run(table, is_test, text, label, owner, model_name):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", type=Path, help="a CSV file with a text, a class and an owner in each row")
+    table = argparse.FileType("r", encoding="utf-8")
+    parser.add_argument("table", type=table, help="a CSV file with a text, a class and an owner in each row")
     parser.add_argument("--text", default="text")
     parser.add_argument("--label", default="label")
     parser.add_argument("--owner", default="owner")
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="a BERT encoder")
     parser.add_argument("--output", type=Path, default=Path("adapter.safetensors"))
     given = parser.parse_args()
-    rows = list(csv.DictReader(given.table.open(encoding="utf-8")))
+    rows = list(csv.DictReader(given.table))
     every_fifth = np.arange(len(rows)) % 5 == 4
     adapter, _ = run(rows, every_fifth, given.text, given.label, given.owner, given.model)
     save_file(adapter, given.output)

@@ -35,7 +35,7 @@ from fedpeft.data.rows import Dataset
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import format_part, name_of
-from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.console import ConsoleObserver, silence_libraries
 from fedpeft.reporting.exports.hub import check_name, push
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.observer import RoundResult
@@ -116,6 +116,7 @@ class Run:
         from fedpeft.predict import predict_answers
 
         with _restore_process_state(), plugins.use_parts(self.parts):
+            silence_libraries()
             texts = [inputs] if isinstance(inputs, str) else list(inputs)
             return predict_answers(FinishedRun.read(self.folder), texts, new_tokens)
 
@@ -136,6 +137,7 @@ class Run:
         from fedpeft.evaluation.evaluation import Evaluation, EvaluationRequest
 
         with _restore_process_state(), plugins.use_parts(self.parts), ConsoleObserver(Console(quiet=True)) as observer:
+            silence_libraries()
             wanted = EvaluationRequest(rows=rows, own=own, alone=alone)
             found = Evaluation(FinishedRun.read(self.folder), wanted, observer).evaluate()
         return _build_frame([{"model": name, **measures} for name, measures in found.table.items()])
@@ -147,6 +149,7 @@ class Run:
             FedpeftError: the base model, or a part from outside that it needs, is not there.
         """
         with _restore_process_state(), plugins.use_parts(self.parts):
+            silence_libraries()
             finished = FinishedRun.read(self.folder)
             return finished.model(finished.base()).eval()
 

@@ -145,7 +145,7 @@ def suggest_legal(word: str, legal: Iterable[str]) -> str:
     names = sorted(legal)
     close = difflib.get_close_matches(word, names, n=1) or difflib.get_close_matches(word.lower(), names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}legal: {', '.join(names)}"
+    return f"{hint}legal: {', '.join(names)}" if names else "none is known: name the file that has it with --plugin"
 
 
 @cache
@@ -206,7 +206,7 @@ def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) 
             except OverflowError:  # a whole number of more than 308 digits
                 break
             if not math.isfinite(result):
-                break
+                raise ConfigError(f"FP1519 {label} must be a finite number, got {value!r}")
             return _check_bounds(label, result, bounds)
         elif plain is tuple and isinstance(value, (list, tuple)):
             element = next(iter(typing.get_args(option)), None)

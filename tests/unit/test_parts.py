@@ -83,7 +83,7 @@ def test_a_value_in_a_part_s_form_is_a_text_that_a_setting_has_to_take(text):
         ({"needed": 1.5}, ("FP1227", "int")),
         ({"needed": True}, ("FP1227", "int")),
         ({"needed": 1, "share": 0.0}, ("FP1227", "above 0")),
-        ({"needed": 1, "share": float("nan")}, ("FP1227", "float")),
+        ({"needed": 1, "share": float("nan")}, ("FP1519", "finite", float("nan"))),
         ({"needed": 1, "kind": "c"}, ("FP1227", "one of 'a', 'b")),
         ({"needed": 1, "shar": 0.5}, ("FP1225", "did you mean 'share")),
     ],

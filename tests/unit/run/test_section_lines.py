@@ -11,7 +11,7 @@ from fedpeft.wiring.section_lines import compute_section, section_lines
 def test_each_number_text_and_truth_value_has_a_line():
     section = {"seconds": 61.23456789, "is_spent": True, "rounds": 3, "why": "time", "absent": None, "each": [1, 2]}
     assert section_lines({"budget": section}) == {
-        "budget: seconds": "61.2346",
+        "budget: seconds": "61.23",
         "budget: is spent": "yes",
         "budget: rounds": "3",
         "budget: why": "time",
