@@ -8,7 +8,8 @@ keep nothing for a backward pass, so memory is that of an evaluation.
 
 The update of a round is a sum of the directions. With `--codec "scalars(steps=T) | cast(dtype=fp32)"` its T
 coefficients travel, 4 bytes a step, however large the adapter is; the server draws the directions itself. That is exact
-for plain steps at one learning rate, which `head_rate=1` and no drift correction give. Any other codec works as well.
+for plain steps at one learning rate, which `head_rate=1` and no drift correction give. Strategies that mask gradients,
+such as fslora, make it inexact. Any other codec works as well.
 
 Deviations from DeComFL, of which the abstract was read: each client has its own directions, while the paper's clients
 share them. The server sends the state, so the downlink stays as large as the adapter. The paper's clients rebuild the

@@ -24,6 +24,8 @@ from fedpeft.communication.steps import Context, Encoded, Plan, Signal, Transfor
 from fedpeft.parts import setting
 
 MOST = 256
+BLOCK = 1 << 16
+"""Entries whose products are added up in fp32."""
 
 STREAM = 1 << 32
 """Added to a direction's number: the streams of a codec's steps are those of their positions, which are small."""
@@ -39,6 +41,15 @@ def direction(seed: int, number: int, entries: int) -> Array:
     return 1 - 2 * np.unpackbits(bits, count=entries, bitorder="little").view(np.int8)
 
 
+def compute_gram(Z: Array) -> Array:
+    """Return Z Z^T, (T, T) in fp64, exactly: for signs Z (T, n), int8, sums in a block are whole numbers in fp32."""
+    gram = np.zeros((len(Z), len(Z)))
+    for start in range(0, Z.shape[1], BLOCK):
+        block = Z[:, start : start + BLOCK].astype(np.float32)
+        gram += block @ block.T
+    return gram
+
+
 @dataclass(frozen=True)
 class Scalars(Transform):
     """One coefficient for each of a few directions that both ends know."""
@@ -52,11 +63,11 @@ class Scalars(Transform):
         """Return the coefficients, (T,), of the nearest sum of directions; at most one for each entry."""
         entries = len(signal.values)
         count = min(self.steps, entries)
-        Z = np.zeros((count, entries), np.float32)  # whose products are whole numbers, and exact up to 2^24 entries
+        Z = np.zeros((count, entries), np.int8)
         for t in range(count):
             Z[t] = direction(context.seed, t, entries)
-        goal = np.array([float(np.dot(z, signal.values)) for z in Z.astype(signal.values.dtype, copy=False)])
-        found = scipy.linalg.lstsq((Z @ Z.T).astype(np.float64), goal, check_finite=False)[0] if count else goal
+        goal = np.array([float(np.dot(z.astype(signal.values.dtype), signal.values)) for z in Z])
+        found = scipy.linalg.lstsq(compute_gram(Z), goal, check_finite=False)[0] if count else goal
         return Encoded(Signal(found.astype(signal.values.dtype), ((count,),)), encode_varint(count))
 
     @classmethod

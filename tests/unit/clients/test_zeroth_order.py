@@ -11,7 +11,7 @@ from torch import nn
 
 from fedpeft import seeds
 from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.codecs.scalars import direction
+from fedpeft.communication.codecs.scalars import BLOCK, compute_gram, direction
 from fedpeft.communication.decoding import decode
 from fedpeft.conformance.peft_cases import Case, find_largest_difference
 from fedpeft.peft.adapter import AdapterShape
@@ -127,3 +127,8 @@ def test_it_starts_with_plain_steps():
     x.grad = torch.ones_like(x)
     optimizer.step()
     assert torch.allclose(x, before - 0.5)
+
+
+def test_products_of_directions_are_exact_across_blocks():
+    Z = np.stack([direction(3, t, 2 * BLOCK + 7) for t in range(5)])
+    assert np.array_equal(compute_gram(Z), Z.astype(np.int64) @ Z.astype(np.int64).T)
