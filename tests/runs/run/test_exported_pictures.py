@@ -59,7 +59,7 @@ def test_the_pipeline_of_an_exported_classifier_says_what_predict_says(method, s
     for file in (tmp_path / "turned.jpg", tmp_path / "grey.png", tmp_path / "pictures" / "red" / "1.png"):
         said = {one["label"]: one["score"] for one in classify(str(file))}
         expected = dict(zip(run.labels, compute_probabilities(run, base, str(file)).tolist(), strict=True))
-        assert said == pytest.approx(expected, abs=1e-5)
+        assert said == pytest.approx(expected, abs=1e-4)  # logits reach tens here, so fp32 rounds visibly
         fed = AutoImageProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
         with Image.open(file) as picture:
             pixels = fed(picture, return_tensors="np")["pixel_values"]

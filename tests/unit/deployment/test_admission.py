@@ -283,7 +283,7 @@ def test_a_server_that_can_not_begin_leaves_no_folder(flags, words, tmp_path, ca
         (["--server", "localhost"], ("FP1122",)),
         (["--server", "localhost:99999"], ("FP1122",)),
         (["--server", "localhost:8470", "--give-up", "-1"], ("FP1227", "give_up")),
-        (["--server", "localhost:8470", "--give-up", "nan"], ("FP1227", "give_up")),
+        (["--server", "localhost:8470", "--give-up", "nan"], ("FP1519", "give_up")),
     ],
 )
 def test_addresses_and_times_that_a_client_can_not_use(flags, words, tmp_path, capsys):
