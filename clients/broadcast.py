@@ -9,6 +9,7 @@ from fedpeft.clients.stages import ClientRound, ClientStage
 from fedpeft.clients.store import add_label, select_section
 
 from fedpeft.aggregation.factors import select_leading_ranks
+from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import Arrivals, start_for
@@ -58,7 +59,7 @@ class BroadcastStage(ClientStage):
         layout = self.layout
         if form is None or type(self.strategy).dispatch is not Strategy.dispatch or not self.arrivals.codec.lossless:
             return None
-        smaller = self.strategy.held_form(layout, layout.get_form(rank))
+        smaller = get_held_form(self.strategy, layout, layout.get_form(rank))
         if smaller is None or len({f.scale for f in (form, smaller, layout.form) if f is not None}) > 1:
             return None  # which rounds
         return select_leading_ranks(state, layout.replace_form(form).select(state), smaller)

@@ -22,6 +22,7 @@ from fedpeft.clients.store import ClientStore, load_kept_state
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft.aggregation.head_start import HEADS, compute_statistics
+from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.partition import Shards, split_held_out
@@ -162,7 +163,7 @@ class ClientSide:
         """Return the client's round, ready to be trained or evaluated; nothing is trained yet."""
         plan = self.bench.plan
         instruction.check_rank(plan.layout)
-        form = self.strategy.held_form(plan.layout, instruction.form)
+        form = get_held_form(self.strategy, plan.layout, instruction.form)
         layout = plan.layout.replace_form(form)
         rows, apart = self.choose_rows(instruction.client, instruction.round)
         job = Job(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from fedpeft.aggregation.abilities import Buffered
 from fedpeft.aggregation.strategy import RoundStrategy, Strategy
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import Codec
@@ -104,7 +105,7 @@ class Correction:
         if not self.travels:
             return
         rule = type(strategy).__name__
-        if strategy.asynchronous:
+        if isinstance(strategy, Buffered):
             raise ConfigError(
                 f"FP1003 {self.name} corrects against this round's other clients, and {rule} has no common round"
             )

@@ -13,7 +13,7 @@ from fedpeft.clients.workbench import Workbench
 
 from fedpeft import seeds
 from fedpeft.aggregation.head_start import HeadStart
-from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.strategy import Strategy, count_round_types
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.uplink import Uplink
@@ -89,7 +89,7 @@ class EncodedReports(Reports):
             memory=select_section(client_round.state, LABEL),
             bits=asked.bits,
             seed=seeds.derive_seed(job.seed, "codec", job.round, job.client),
-            turn=job.round // self.strategy.count_round_kinds(self.bench.plan.layout) + job.client,
+            turn=job.round // count_round_types(self.strategy, self.bench.plan.layout) + job.client,
         )
         ids = job.round, asked.attempt, job.client
         try:

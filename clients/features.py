@@ -20,6 +20,7 @@ from fedpeft.clients.tasks import TaskStage
 from fedpeft.clients.walk import WalkStage
 from fedpeft.clients.workbench import Workbench
 
+from fedpeft.aggregation.abilities import PersonalModel
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
@@ -59,6 +60,6 @@ def attach_features(bench: Workbench, plan: ClientPlan) -> tuple[tuple[ClientSta
         DriftStage(parse_drift(plan.drift), parse_codec(plan.lossless)),
         None if sampling is not None else WalkStage(bench),  # DP-SGD draws the examples of each step
         StrategyStage(strategy, work.layout, work.seed),
-        None if strategy.personal_pull is None else PersonalStage(strategy.personal_pull),
+        PersonalStage(strategy.get_personal_pull()) if isinstance(strategy, PersonalModel) else None,
     )
     return tuple(stage for stage in offered if stage is not None), reports

@@ -1,6 +1,6 @@
 """A client's own model beside the global one: trained in the same rounds, on the same batches, and held near it.
 
-Rules that want it say how strongly (`Strategy.personal_pull`). It is part of the client's own state, and stays there.
+The strategy states how near (`PersonalModel`). The model is part of the client's state and stays there.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
 from torch import Tensor
 
+from fedpeft.aggregation.abilities import FreezesTensors, PreparesStart, PullsSteps, SelectsUpdate, choose_ranks
 from fedpeft.aggregation.factors import RANK_AXIS, select_ranks
+from fedpeft.aggregation.owned_ranks import OwnedRanks, get_held_form
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.messages import Instruction
 from fedpeft.peft.adapter import Layout, State, subtract_states
@@ -65,9 +67,9 @@ class FrozenTensors(GradientTerm):
 
 @dataclass(frozen=True)
 class RulePull(Correction):
-    """What the rule itself adds to gradients (`Strategy.pull`)."""
+    """The term that the rule itself adds to gradients."""
 
-    strategy: Strategy
+    strategy: PullsSteps
     layout: Layout
     ranks: tuple[int, ...]
 
@@ -75,27 +77,34 @@ class RulePull(Correction):
         """By what the client was sent."""
 
         def pull(name: str, value: Tensor) -> Tensor | None:
-            return self.strategy.pull(self.layout.by_name[name], value, job.received[name], self.ranks)
+            return self.strategy.compute_pull(self.layout.by_name[name], value, job.received[name], self.ranks)
 
         return pull
 
 
 def prepare_job(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
     """The job as the rule has it, of a client that holds `layout` and of its ranks trains these (none: all)."""
-    return add_rule_corrections(replace(job, received=strategy.prepared(job.received, layout)), strategy, layout, ranks)
+    if isinstance(strategy, PreparesStart):
+        job = replace(job, received=strategy.prepare_start(job.received, layout))
+    return add_rule_corrections(job, strategy, layout, ranks)
 
 
 def add_rule_corrections(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
     """As `prepare_job`, of a job that is not made of what a server has sent."""
     acting: list[Correction] = []
-    if type(strategy).pull is not Strategy.pull:
+    if isinstance(strategy, PullsSteps):
         acting.append(RulePull(strategy, layout, ranks))
     if ranks:
         acting.append(OwnRanksOnly({t.name: RANK_AXIS[t.role] for t in layout.tensors if t.role in RANK_AXIS}, ranks))
-    if still := strategy.still(layout):
-        acting.append(FrozenTensors(still))
+    if isinstance(strategy, FreezesTensors):
+        acting.append(FrozenTensors(strategy.list_frozen(layout)))
     corrections = (*job.corrections, *(ActiveCorrection(correction, {}, {}) for correction in acting))
     return replace(job, corrections=corrections)
+
+
+def changes_steps(strategy: Strategy) -> bool:
+    """Return whether `add_rule_corrections` can add any, so that a trainer with steps of its own cannot take part."""
+    return isinstance(strategy, PullsSteps | OwnedRanks | FreezesTensors)
 
 
 def restrict_to_ranks(job: Job, result: Trained, layout: Layout, ranks: tuple[int, ...]) -> tuple[Job, Trained]:
@@ -126,12 +135,12 @@ class StrategyStage(ClientStage):
         layout, update = self.layout.replace_form(asked.form), result.state
         if not job.has_summed_gradients:
             update = subtract_states(client_round.exchanged(update), job.received)
-            update = self.strategy.contributed(update, job.received, result.state, layout)
-            update = self.strategy.submitted(update, layout, job.round)
+            if isinstance(self.strategy, SelectsUpdate):
+                update = self.strategy.select_update(update, job.received, result.state, layout)
         return replace(client_round, job=job, layout=layout, result=result, update=update)
 
     def _get_ranks(self, asked: Instruction) -> tuple[int, ...]:
         """Return the ranks that the client trains of those that it holds; empty: all."""
-        if self.strategy.held_form(self.layout, asked.form) == asked.form:
+        if get_held_form(self.strategy, self.layout, asked.form) == asked.form:
             return ()
-        return self.strategy.ranks(self.layout, asked.form, self.seed, asked.round, asked.client)
+        return choose_ranks(self.strategy, self.layout, asked.form, self.seed, asked.round, asked.client)

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedpeft import plugins
+from fedpeft.aggregation.shared_sums import is_sum_of_clients
 from fedpeft.aggregation.strategy import Strategy, strategies
 from fedpeft.answers.metric import METRICS
 from fedpeft.communication.codec import PRESETS
@@ -82,8 +83,8 @@ def build_overview(flags: list[str]) -> Table:
 
 
 def _sum_of_clients(strategy: type[Strategy]) -> str:
-    """Whether the rule goes with sums in which no single update is seen; what stays with clients does not."""
-    return "yes" if strategy.sum_of_clients() and strategy.private is Strategy.private else "no"
+    """Return whether the rule works with sums that hide single updates, in a word."""
+    return "yes" if is_sum_of_clients(strategy) else "no"
 
 
 def show(flag: str, cls: type, console: Console) -> None:

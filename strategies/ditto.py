@@ -29,14 +29,8 @@ class Ditto(LinearStrategy):
 
     needs_lora: ClassVar[bool] = False
 
-    @classmethod
-    def sum_of_clients(cls) -> bool:
-        """No: the clients' scores are wanted one by one."""
-        return False
-
-    @property
-    def personal_pull(self) -> float:
-        """lambda."""
+    def get_personal_pull(self) -> float:
+        """Return lambda."""
         return self.strength
 
 

@@ -25,10 +25,10 @@ from fedpeft.peft.adapter import AdapterShape, Layout
 class FedPLoRA(OwnedRanks):
     """The mean of each rank over the clients that trained it."""
 
-    def ranks(
+    def choose_ranks(
         self, layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int
     ) -> tuple[int, ...]:
-        """K_k, in ascending order."""
+        """Return K_k in ascending order."""
         return draw_ranks(layout, form, seed, round_number, client)
 
 

@@ -30,6 +30,7 @@ class FedSB(LinearStrategy):
 
     needs_lora: ClassVar[bool] = False
     mixed_ranks: ClassVar[bool] = True
+    adds_deltas: ClassVar[bool] = True
 
     def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse a method without R, and mixed ranks.
@@ -48,11 +49,6 @@ class FedSB(LinearStrategy):
         """The global state, with (s / s_k) R."""
         unit, R = _compute_unit(layout, form), find_cores(layout)
         return {name: tensor / unit if name in R else tensor.clone() for name, tensor in state.items()}
-
-    @classmethod
-    def sum_of_clients(cls) -> bool:
-        """With one rank and alpha for all, a contribution is the update as it is."""
-        return True
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """(s_k / s) delta of R; the head's delta as it is."""

@@ -17,13 +17,13 @@ Use it with `row_lora` if clients differ so much that a common start would hurt 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.errors import ConfigError
-from fedpeft.parts import setting
+from fedpeft.parts import format_part, setting
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 PAIRS = {".rest_A.weight": ".own_A.weight", ".rest_B.weight": ".own_B.weight"}
@@ -38,7 +38,18 @@ class FedALT(LinearStrategy):
 
     needs_lora: ClassVar[bool] = False
     arrives_whole: ClassVar[bool] = False
-    counts_clients: ClassVar[bool] = True
+
+    def set_client_count(self, clients: int) -> Self:
+        """Return the rule for a run with so many clients.
+
+        Raises:
+            ConfigError: `clients` names another number.
+        """
+        if self.clients not in (0, clients):
+            raise ConfigError(
+                f"FP1294 {format_part(self)} names {self.clients} clients, and the run has {clients}; leave it out"
+            )
+        return replace(self, clients=clients)
 
     def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse other adapters, weights by rows, and a client alone.
@@ -62,18 +73,18 @@ class FedALT(LinearStrategy):
         """All but the mean."""
         return frozenset(layout.names) - _map_means(layout).keys()
 
-    def still(self, layout: Layout) -> frozenset[str]:
-        """The others' mean."""
+    def list_frozen(self, layout: Layout) -> frozenset[str]:
+        """Return the names of the others' mean."""
         return frozenset(_map_means(layout))
 
-    def prepared(self, received: State, layout: Layout) -> State:
-        """(N S - own) / (N - 1)."""
+    def prepare_start(self, received: State, layout: Layout) -> State:
+        """Return the state with the others' mean, (N S - own) / (N - 1)."""
         n = self.clients
         means = {rest: (n * received[rest] - received[own]) / (n - 1) for rest, own in _map_means(layout).items()}
         return received | means
 
-    def contributed(self, delta: State, received: State, trained: State, layout: Layout) -> State:
-        """How own has moved, under the mean's names."""
+    def select_update(self, delta: State, received: State, trained: State, layout: Layout) -> State:
+        """Return the change of the client's own adapter, under the mean's names."""
         return {rest: trained[own] - received[own] for rest, own in _map_means(layout).items()}
 
     def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:

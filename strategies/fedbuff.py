@@ -32,9 +32,8 @@ class FedBuff(LinearStrategy):
     buffer: int = setting(10, "K: updates per step of the server (the paper's 10)", low=1)
     exponent: float = setting(0.5, "a in (1 + staleness)^-a (the paper's 1/2); 0: staleness does not matter", low=0)
 
-    @property
-    def asynchronous(self) -> int:
-        """The server steps after this many updates."""
+    def get_buffer_size(self) -> int:
+        """Return K."""
         return self.buffer
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:

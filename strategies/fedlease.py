@@ -36,7 +36,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from sklearn.metrics import silhouette_score
 
-from fedpeft.aggregation.grouped_rules import GroupedStrategy, Heard
+from fedpeft.aggregation.grouped_rules import GroupedRound, GroupedStrategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import setting
@@ -73,11 +73,11 @@ class FedLEASE(GroupedStrategy):
         others = {*_find_names(layout, ".others_A.weight"), *_find_names(layout, ".others_B.weight")}
         return frozenset(layout.names) - others
 
-    def prepared(self, received: State, layout: Layout) -> State:
-        """What was sent, if its slots are those of some number of experts, and the same in all layers.
+    def prepare_start(self, received: State, layout: Layout) -> State:
+        """Return what was sent, if the open slots fit a number of experts and are the same in all layers.
 
         Raises:
-            PayloadError: they are not.
+            PayloadError: they do not fit.
         """
         found = {tuple((received[name] < SHUT / 2).tolist()) for name in _find_names(layout, ".bias.weight")}
         room = (len(next(iter(found))) + 1) // 2
@@ -87,15 +87,15 @@ class FedLEASE(GroupedStrategy):
             )
         return received
 
-    def group(self, client: int, learned: State) -> str:
-        """Its cluster, itself, or that of all who have not been heard of."""
+    def find_group(self, client: int, learned: State) -> str:
+        """Return the name of the client's cluster, of the client alone, or of all newcomers."""
         if CLUSTERS in learned:
             where = dict(learned[CLUSTERS].tolist())
             return f"cluster/{where[client]}" if client in where else "newcomers"
         return f"alone/{client}" if f"alone/{client}/weight" in learned else "newcomers"
 
-    def of_group(self, group: str, state: State, learned: State, layout: Layout) -> State:
-        """Own expert, router and head of the group, the other clusters' experts, and as many slots as there are."""
+    def get_group_state(self, group: str, state: State, learned: State, layout: Layout) -> State:
+        """Return the group's expert, router and head, the other clusters' experts, and a slot for each expert."""
         kind, _, number = group.partition("/")
         if kind != "cluster":
             own = _select_section(learned, "start" if kind == "newcomers" else group, layout) or state
@@ -108,50 +108,52 @@ class FedLEASE(GroupedStrategy):
             sent[name] = _join_factors([e[name.replace(".others_B.", ".own_B.")] for e in experts], state[name], 1)
         return _shut(sent, layout, len(experts) + 1)
 
-    def regrouped(self, heard: Heard) -> tuple[State, State]:
-        """Keep what clients learn alone, form clusters of it, or take a step in each."""
-        learned = dict(heard.learned)
+    def regroup(self, received: GroupedRound) -> tuple[State, State]:
+        """Keep what clients learn alone, form clusters of it, or take a step in each cluster."""
+        learned = dict(received.learned)
         if CLUSTERS in learned:
-            _step_clusters(heard, learned)
+            _step_clusters(received, learned)
         else:
-            for update in heard.updates():
+            for update in received.updates():
                 learned |= _add_label(f"alone/{update.client}", _get_trained(update))
                 learned[f"alone/{update.client}/weight"] = torch.tensor(update.weight, dtype=torch.float64)
             if not learned:
                 raise ConfigError("FP1489 fedlease needs at least one update")
-            if heard.round >= self.warmup:
-                learned = self._form_clusters(heard, learned)
-        state = heard.state
+            if received.round >= self.warmup:
+                learned = self._form_clusters(received, learned)
+        state = received.state
         if CLUSTERS in learned:
-            state = self.of_group("cluster/0", state, learned, heard.layout)
+            state = self.get_group_state("cluster/0", state, learned, received.layout)
         return state, learned
 
-    def _form_clusters(self, heard: Heard, learned: State) -> State:
+    def _form_clusters(self, received: GroupedRound, learned: State) -> State:
         """What is kept of clusters, of what each client has learned alone."""
-        layout, trained = heard.layout, self.trained(heard.layout, heard.round)
+        layout, trained = received.layout, self.trained(received.layout, received.round)
         clients = sorted(int(name.split("/")[1]) for name in learned if name.endswith("/weight"))
         states = {k: _select_section(learned, f"alone/{k}", layout) for k in clients}
         facing = [_compute_directions(states[k], layout) for k in clients]
         labels = cluster_clients(compute_distances(facing), _count_experts(layout), self.clear)
-        kept = _add_label("start", {name: heard.state[name].clone() for name in heard.state if name in trained})
+        kept = _add_label("start", {name: received.state[name].clone() for name in received.state if name in trained})
         kept[CLUSTERS] = torch.tensor(list(zip(clients, labels, strict=True)), dtype=torch.int64)
         for c in range(max(labels) + 1):
             members = [i for i, label in enumerate(labels) if label == c]
             total = Fold()
             for i in members:
                 total.add(states[clients[i]], float(learned[f"alone/{clients[i]}/weight"]))
-            untrained = {name: heard.state[name].clone() for name in _find_names(layout, ".bias.weight")}  # slots open
+            untrained = {
+                name: received.state[name].clone() for name in _find_names(layout, ".bias.weight")
+            }  # slots open
             kept |= _add_label(f"cluster/{c}", total.mean() | untrained)
             means = {name: torch.stack([facing[i][name] for i in members]).mean(0) for name in facing[0]}
             kept |= _add_label(f"facing/{c}", means)
         return kept
 
 
-def _step_clusters(heard: Heard, learned: State) -> None:
+def _step_clusters(received: GroupedRound, learned: State) -> None:
     """One round of the clusters: a mean of each one's updates, and newcomers to where they belong."""
-    layout, where = heard.layout, dict(learned[CLUSTERS].tolist())
+    layout, where = received.layout, dict(learned[CLUSTERS].tolist())
     totals: dict[int, Fold] = {}
-    for update in heard.updates():
+    for update in received.updates():
         if update.client in where:
             totals.setdefault(where[update.client], Fold()).add(update.delta, update.weight)
         else:

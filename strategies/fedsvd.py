@@ -30,17 +30,17 @@ class FedSVD(FFALoRA):
 
     new_factors: ClassVar[bool] = True
 
-    def finish(self, state: State, layout: Layout, round_number: int) -> State:
-        """U S, V^T of each layer's B A."""
+    def finish(self, before: State, after: State, layout: Layout, round_number: int) -> State:
+        """Refactor each layer's B A as U S and V^T."""
         if round_number % self.every:
-            return state
-        after = dict(state)
+            return after
+        refactored = dict(after)
         for pair in layout.pairs:
             factors = compute_best_factors(
-                pair, compute_effective_weight(pair, state, get_lora_form(layout)), state, layout, "qr"
+                pair, compute_effective_weight(pair, after, get_lora_form(layout)), after, layout, "qr"
             )
-            after[pair.A], after[pair.B] = factors.A, factors.B
-        return after
+            refactored[pair.A], refactored[pair.B] = factors.A, factors.B
+        return refactored
 
 
 part = FedSVD

@@ -30,6 +30,7 @@ class FFALoRA(LinearStrategy):
     missing_ranks: str = declare_missing_ranks()
 
     mixed_ranks: ClassVar[bool] = True
+    adds_deltas: ClassVar[bool] = True
 
     def get_trained_factor(self, round_number: int) -> Role:
         """The factor that is trained in `round_number`; the other one is frozen and the same at all clients."""
@@ -43,11 +44,6 @@ class FFALoRA(LinearStrategy):
     def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:
         """The leading ranks; the trained factor carries s / s_k, so that the frozen one is the same at all clients."""
         return select_leading_ranks(state, layout, form, carrier=self.get_trained_factor(round_number))
-
-    @classmethod
-    def sum_of_clients(cls) -> bool:
-        """With one rank and alpha for all, a contribution is the update as it is."""
-        return True
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """The trained factor's change in the unit of the global scale, (s_k / s) delta_k, padded."""

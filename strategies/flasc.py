@@ -34,8 +34,8 @@ class FLASC(LinearStrategy):
         """The adapter's largest entries."""
         return keep_largest(super().dispatch(state, layout, form, round_number), layout, self.down)
 
-    def submitted(self, delta: State, layout: Layout, round_number: int) -> State:
-        """The delta's largest entries."""
+    def select_update(self, delta: State, received: State, trained: State, layout: Layout) -> State:
+        """Return the delta's largest entries."""
         return keep_largest(delta, layout, self.up)
 
 

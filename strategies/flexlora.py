@@ -46,6 +46,11 @@ class FlexLoRA(MixedRankStrategy):
 
     new_factors: ClassVar[bool] = True
 
+    @property
+    def fills_base(self) -> bool:
+        """Whether the remainder is kept."""
+        return self.remainder == "keep"
+
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """The best factors of dW*."""
         return self.compute_best(
@@ -54,7 +59,7 @@ class FlexLoRA(MixedRankStrategy):
 
     def compute_best(self, pair: LoraPair, matrix: LowRank, state: State, layout: Layout) -> Gathered:
         """The best factors of `matrix`, by this rule's settings."""
-        return compute_best_factors(pair, matrix, state, layout, self.svd, self.remainder == "keep", self.energy)
+        return compute_best_factors(pair, matrix, state, layout, self.svd, self.fills_base, self.energy)
 
 
 part = FlexLoRA

@@ -32,12 +32,11 @@ class FSLoRA(LinearStrategy):
     """The mean of the changes of random ranks."""
 
     mixed_ranks: ClassVar[bool] = True
-    moves_ranks: ClassVar[bool] = True
 
-    def ranks(
+    def choose_ranks(
         self, layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int
     ) -> tuple[int, ...]:
-        """I_k, in ascending order."""
+        """Return I_k in ascending order."""
         return draw_ranks(layout, form, seed, round_number, client)
 
     def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:

@@ -44,8 +44,8 @@ class HetLoRA(MixedRankStrategy):
         shares = tuple(n / total for n in norms) if total > 0 else cohort.shares
         return Gathered(*compute_mean_factors(pair, state, layout, cohort.replace_shares(shares)))
 
-    def next_form(self, update: Update, layout: Layout) -> AdapterShape | None:
-        """The form without the tail, scale unchanged, if training has shrunk the tail."""
+    def choose_next_form(self, update: Update, layout: Layout) -> AdapterShape | None:
+        """Return the form without the tail, at the same scale, if training has shrunk the tail."""
         form = update.form
         if form is None:
             return None

@@ -20,12 +20,12 @@ Use it for continual learning if earlier tasks must not change and second moment
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.task_rules import Moment, TaskRanks, Turn
+from fedpeft.aggregation.abilities import Moment
+from fedpeft.aggregation.task_rules import TaskBoundary, TaskRanks
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
 
@@ -44,25 +44,23 @@ class InfLoRA(TaskRanks):
         0.95, "share of a task's inputs that later tasks leave alone (paper: 0.95)", above=0, high=1
     )
 
-    asks_clients: ClassVar[bool] = True
-
     def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """All but A."""
         return frozenset(t.name for t in layout.tensors if t.role != "lora_A")
 
-    def asked(self, moment: Moment, layout: Layout) -> str:
-        """The inputs' second moments, where a task begins."""
+    def choose_question(self, moment: Moment, layout: Layout) -> str:
+        """Ask for the inputs' second moments when a task begins."""
         return "layer_inputs" if moment == "begin" else ""
 
-    def turned(self, moment: Moment, turn: Turn) -> tuple[State, State]:
-        """The task's A, and the next M, by the names of A."""
-        if moment == "end":
-            return turn.state, turn.memory
-        state, memory = dict(turn.state), dict(turn.memory)
-        rows = list(self.get_task_ranks(turn.layout, turn.task))
-        for pair in turn.layout.pairs:
+    def cross_boundary(self, boundary: TaskBoundary) -> tuple[State, State]:
+        """Return the state with the task's A, and the next M by the names of A, when a task begins."""
+        if boundary.moment == "end":
+            return boundary.state, boundary.memory
+        state, memory = dict(boundary.state), dict(boundary.memory)
+        rows = list(self.get_task_ranks(boundary.layout, boundary.task))
+        for pair in boundary.layout.pairs:
             A = state[pair.A].clone()
-            moments = unpack_symmetric(turn.sums[pair.A], pair.in_features)
+            moments = unpack_symmetric(boundary.sums[pair.A], pair.in_features)
             held = memory.get(pair.A, torch.zeros(pair.in_features, 0, dtype=torch.float64))
             design, memory[pair.A] = design_directions(moments, held, len(rows), self.energy)
             A[rows] = (LENGTH * design).to(A)

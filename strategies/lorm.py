@@ -21,11 +21,11 @@ Use it for continual learning if moments of the layers' inputs may travel in eac
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fedpeft.aggregation.abilities import Moment
 from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.parts import setting
@@ -41,12 +41,9 @@ class LoRM(GatherStrategy):
 
     moments: str = setting("diagonal", "of a layer's inputs, that clients send", choices=("diagonal", "full"))
 
-    asks_clients: ClassVar[bool] = True
-
-    @property
-    def asks(self) -> str:
-        """The inputs of each client's layers."""
-        return f"layer_inputs(diagonal={self.moments == 'diagonal'})"
+    def choose_question(self, moment: Moment, layout: Layout) -> str:
+        """Ask each client for the moments of its layers' inputs before it trains."""
+        return f"layer_inputs(diagonal={self.moments == 'diagonal'})" if moment == "train" else ""
 
     def get_trained_factor(self, round_number: int) -> Role:
         """B in odd rounds, A in even ones."""

@@ -11,7 +11,7 @@ Use it if scaled updates are the threat and clients with rare data must still co
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from fedpeft.parts import setting
 class NormBound(ReweighingStrategy):
     """The weighted mean of changes that are shortened to a common bound."""
 
-    surveys: ClassVar[Literal["nothing", "lengths", "products"]] = "lengths"
+    needs_products: ClassVar[bool] = False
 
     bound: float | None = setting(None, "C, the largest norm of a whole update; none: the cohort's median", above=0)
 

@@ -32,8 +32,8 @@ class OLoRA(TaskRanks):
 
     strength: float = setting(0.5, "of the penalty sum |A_i A_t^T| (paper's code: 0.5)", low=0)
 
-    def pull(self, spec: TensorSpec, value: Tensor, received: Tensor, ranks: tuple[int, ...]) -> Tensor | None:
-        """strength * sign(A_t A_old^T) A_old, in the rows of A_t."""
+    def compute_pull(self, spec: TensorSpec, value: Tensor, received: Tensor, ranks: tuple[int, ...]) -> Tensor | None:
+        """Return strength * sign(A_t A_old^T) A_old in the rows of A_t."""
         if spec.role != "lora_A" or not ranks or not ranks[0] or not self.strength:
             return None
         old = received[: ranks[0]].to(value)

@@ -18,8 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fedpeft.aggregation.abilities import Moment
 from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.task_rules import Moment, TaskStrategy, Turn
+from fedpeft.aggregation.task_rules import TaskBoundary, TaskStrategy
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import AdapterShape, Layout, State
@@ -37,7 +38,6 @@ class Prototypes(TaskStrategy):
 
     head: str = setting("centroids", "what is made of the sums", choices=("centroids", "ridge"))
 
-    asks_clients: ClassVar[bool] = True
     needs_lora: ClassVar[bool] = False
     makes_head: ClassVar[bool] = True
 
@@ -57,21 +57,21 @@ class Prototypes(TaskStrategy):
         """All but the head."""
         return frozenset(t.name for t in layout.tensors if t.role != "head")
 
-    def asked(self, moment: Moment, layout: Layout) -> str:
-        """The sums, at both moments."""
-        return f"class_sums(head={self.head}, width={layout.shapes['head.weight'][1]})"
+    def choose_question(self, moment: Moment, layout: Layout) -> str:
+        """Ask for class sums when a task begins and when it ends."""
+        return "" if moment == "train" else f"class_sums(head={self.head}, width={layout.shapes['head.weight'][1]})"
 
-    def turned(self, moment: Moment, turn: Turn) -> tuple[State, State]:
-        """The head of all classes met so far."""
-        classes, width = turn.layout.shapes["head.weight"]
+    def cross_boundary(self, boundary: TaskBoundary) -> tuple[State, State]:
+        """Return the state with the head of all classes met so far, and the sums of finished tasks."""
+        classes, width = boundary.layout.shapes["head.weight"]
         head: Any = HEADS.build(self.head)
-        now = head.additive(turn.sums)
-        before = {name.removeprefix(FINISHED): t for name, t in turn.memory.items() if name.startswith(FINISHED)}
+        now = head.additive(boundary.sums)
+        before = {name.removeprefix(FINISHED): t for name, t in boundary.memory.items() if name.startswith(FINISHED)}
         total = {name: tensor + before[name] if name in before else tensor for name, tensor in now.items()}
         solved = head.solve(total, width, classes)
         solved["head.bias"][head.class_counts(total) < 0.5] = UNMET * head.scale
-        state = turn.state | {name: tensor.to(turn.state[name].dtype) for name, tensor in solved.items()}
-        if moment == "end":
+        state = boundary.state | {name: tensor.to(boundary.state[name].dtype) for name, tensor in solved.items()}
+        if boundary.moment == "end":
             return state, {FINISHED + name: tensor for name, tensor in total.items()}
         kept = {FINISHED + name: tensor for name, tensor in before.items()}
         return state, kept

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from fedpeft.aggregation.factors import compute_best_factors, compute_effective_weight, compute_target, get_lora_form
 from fedpeft.aggregation.missing_ranks import MixedRankStrategy
-from fedpeft.aggregation.strategy import Aggregate, Read
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
@@ -51,20 +50,18 @@ class RankBudget(MixedRankStrategy):
             pair, compute_target(pair, self.complete_cohort(pair, state, layout, cohort)), state, layout, self.svd
         )
 
-    def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
-        """One round: all layers' factors, then the cut."""
-        made = super().aggregate(state, layout, read, round_number, seed)
+    def finish(self, before: State, after: State, layout: Layout, round_number: int) -> State:
+        """Set the ranks to 0 that do not fit into the budget."""
         if round_number <= self.warmup or not layout.pairs:
-            return made
+            return after
         pairs = layout.pairs
         costs = torch.tensor([pair.in_features + pair.out_features for pair in pairs]).double()
-        kept = allocate_ranks(
-            torch.stack([self._compute_worth(p, state, made.state, layout) for p in pairs]), costs, self.share
-        )
-        for pair, counts in zip(pairs, kept.to(made.state[pairs[0].A].dtype), strict=True):
-            made.state[pair.A] *= counts[:, None]
-            made.state[pair.B] *= counts
-        return made
+        worth = torch.stack([self._compute_worth(pair, before, after, layout) for pair in pairs])
+        kept = allocate_ranks(worth, costs, self.share)
+        cut = dict(after)
+        for pair, counts in zip(pairs, kept.to(after[pairs[0].A].dtype), strict=True):
+            cut[pair.A], cut[pair.B] = after[pair.A] * counts[:, None], after[pair.B] * counts
+        return cut
 
     def _compute_worth(self, pair: LoraPair, before: State, after: State, layout: Layout) -> Tensor:
         """Of each rank, (R,), fp64."""

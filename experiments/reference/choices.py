@@ -14,7 +14,10 @@ import torch
 
 from experiments.families.checkpoints import Family
 from experiments.reference.tables import format_rows
+from fedpeft.aggregation.abilities import AsksClients, PersonalModel, RankSchedule
+from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.aggregation.shared_sums import is_plain_sum, is_sum_of_clients
 from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, Strategy, strategies
 from fedpeft.errors import FedpeftError
 from fedpeft.models.task import TASKS
@@ -117,11 +120,10 @@ def compute_uplink(name: str) -> str:
 
 
 def _build_strategy_row(name: str, part: type[Strategy]) -> tuple[str, ...]:
-    own = part.private is not Strategy.private or part.personal_pull is not Strategy.personal_pull or part.groups
-    summed = part.sum_of_clients() and not own and not part.asks_clients
-    linear = part.plain_sum() and not part.asks_clients
-    remembers = not (part.new_factors or part.moves_ranks)
-    words = part.mixed_ranks, remembers, _has_optimizers(name), linear, summed, own
+    own = part.private is not Strategy.private or issubclass(part, PersonalModel | GroupedStrategy)
+    linear = is_plain_sum(part) and not issubclass(part, AsksClients)
+    remembers = not (part.new_factors or issubclass(part, RankSchedule))
+    words = part.mixed_ranks, remembers, _has_optimizers(name), linear, is_sum_of_clients(part), own
     return (f"`{name}`", _format_names(list_methods(name)), *map(_format_bool, words))
 
 

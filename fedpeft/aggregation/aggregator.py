@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, overload
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from fedpeft.aggregation.abilities import RemembersRounds
 from fedpeft.aggregation.grouped_rules import GroupedStrategy, read_received_updates
 from fedpeft.aggregation.server_optimizer import OptimizerState, ServerOptimizer
 from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
@@ -80,9 +81,9 @@ class LinearAggregator:
             ConfigError: what the optimizer, or the strategy, makes of it does not fit the state.
         """
         direction = self.strategy.pseudo_gradient(self.total, self.layout)
-        after, memory = self.optimizer.step(self.state, direction, memory)
-        check_made(self.optimizer, after, self.state, self.state, "server optimizer")
-        after = self.strategy.finish(after, self.layout, self.round)
+        stepped, memory = self.optimizer.step(self.state, direction, memory)
+        check_made(self.optimizer, stepped, self.state, self.state, "server optimizer")
+        after = self.strategy.finish(self.state, stepped, self.layout, self.round)
         check_made(self.strategy, after, self.state, self.state)
         return AggregationResult(after, memory)
 
@@ -113,27 +114,22 @@ class RoundAggregator:
         Raises:
             ConfigError: it is not the whole state.
         """
-        outcome = (
-            self._aggregate_groups(memory)
-            if isinstance(self.strategy, GroupedStrategy)
-            else self._aggregate_round(memory)
-        )
-        check_made(self.strategy, outcome.state, self.state, self.state)
+        result = self._aggregate(memory)
+        check_made(self.strategy, result.state, self.state, self.state)
         self.shelf.clear()
-        return outcome
+        return result
 
-    def _aggregate_round(self, memory: OptimizerState) -> AggregationResult:
-        made, memory = self.strategy.remembering(
-            self.state, self.layout, self.shelf.read, self.round, self.seed, memory
-        )
+    def _aggregate(self, memory: OptimizerState) -> AggregationResult:
+        rule, given = self.strategy, (self.state, self.layout, self.shelf.read, self.round, self.seed)
+        if isinstance(rule, GroupedStrategy):
+            received = read_received_updates(self.round, self.state, self.learned, self.layout, self.shelf.read, rule)
+            state, learned = rule.aggregate_groups(received)
+            return AggregationResult(state, memory, learned=learned)
+        if isinstance(rule, RemembersRounds):
+            made, memory = rule.aggregate_with_memory(*given, memory)
+        else:
+            made = rule.aggregate(*given)
         return AggregationResult(made.state, memory, made.residuals)
-
-    def _aggregate_groups(self, memory: OptimizerState) -> AggregationResult:
-        rule = self.strategy
-        assert isinstance(rule, GroupedStrategy)
-        heard = read_received_updates(self.round, self.state, self.learned, self.layout, self.shelf.read, rule)
-        state, learned = rule.aggregate_groups(heard)
-        return AggregationResult(state, memory, learned=learned)
 
 
 def create_aggregator(  # noqa: PLR0913

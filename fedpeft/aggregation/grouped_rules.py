@@ -1,11 +1,10 @@
-"""Rules under which clients fall into groups, each of which is sent a state of its own.
+"""Rules that divide clients into groups and send each group a state of its own.
 
-The server finds the groups, and what it knows of them it keeps (`Progress.learned`), in checkpoints. A client is told
-no group: it is sent a state in the layout's shapes, as under any rule, and so a simulation, a cluster and real machines
-need nothing more. It learns neither who else is in its group nor how many are.
+The server finds the groups and keeps what it has learned of them in checkpoints (`ServerState.learned`). A client
+receives a state in the layout's shapes, as with any rule. It learns neither its group nor the group's other members.
 
-Groups are found in what single clients send. Where only a sum may be seen, or a mechanism speaks for what the server
-releases, such rules are refused (`fedpeft.wiring.checks`).
+The server finds groups in single clients' updates. `fedpeft.wiring.checks` refuses such rules for secure sums and for
+privacy mechanisms.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from fedpeft.peft.adapter import Layout, State
 
 
 @dataclass(frozen=True)
-class Heard:
+class GroupedRound:
     """A round as a rule of groups sees it.
 
     Attributes:
         round: counted from 1.
-        state: the global one.
-        learned: what the rule keeps.
-        layout: of the trainable tensors.
-        updates: goes through all updates, decoded one at a time, in the order of client ids; at each call anew.
+        state: the global state.
+        learned: tensors that the rule keeps.
+        layout: the trainable tensors.
+        updates: yields all updates in the order of client ids, decoded one at a time; each call starts anew.
     """
 
     round: int
@@ -40,34 +39,33 @@ class Heard:
 
 
 class GroupedStrategy(RoundStrategy):
-    """A rule of groups."""
+    """A rule that divides clients into groups."""
 
-    groups: ClassVar[bool] = True
     arrives_whole: ClassVar[bool] = False
 
     @abstractmethod
-    def group(self, client: int, learned: State) -> str:
-        """What the state is called that a client is sent, given what the rule keeps; never empty."""
+    def find_group(self, client: int, learned: State) -> str:
+        """Return the name of a client's group, given the tensors that the rule keeps; never empty."""
 
     @abstractmethod
-    def of_group(self, group: str, state: State, learned: State, layout: Layout) -> State:
-        """That state, in the layout's shapes, in memory of its own or of the global `state`'s."""
+    def get_group_state(self, group: str, state: State, learned: State, layout: Layout) -> State:
+        """Return the state of a group in the layout's shapes; it may share memory with the global `state`."""
 
     @abstractmethod
-    def regrouped(self, heard: Heard) -> tuple[State, State]:
-        """After a round, the next global state, which newcomers may be sent, and what the rule keeps.
+    def regroup(self, received: GroupedRound) -> tuple[State, State]:
+        """Return the next global state, which newcomers may be sent, and the tensors that the rule keeps.
 
         Raises:
             ConfigError: no updates.
         """
 
-    def aggregate_groups(self, heard: Heard) -> tuple[State, State]:
-        """`regrouped`, in memory that is not the round's."""
-        state, learned = self.regrouped(heard)
+    def aggregate_groups(self, received: GroupedRound) -> tuple[State, State]:
+        """Call `regroup` and copy the state, so that it shares no memory with the round's."""
+        state, learned = self.regroup(received)
         return {name: tensor.clone() for name, tensor in state.items()}, learned
 
     def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
-        """The first round of all, of which nothing is known before."""
+        """Aggregate the first round, before which the rule keeps nothing."""
         return Aggregate(
             self.aggregate_groups(read_received_updates(round_number, state, {}, layout, read, self))[0], {}
         )
@@ -75,7 +73,7 @@ class GroupedStrategy(RoundStrategy):
 
 def read_received_updates(
     round_number: int, state: State, learned: State, layout: Layout, read: Read, strategy: GroupedStrategy
-) -> Heard:
-    """A round whose updates are read from where they wait."""
+) -> GroupedRound:
+    """Return a round that reads the waiting updates."""
     names = tuple(n for n in layout.names if n in strategy.trained(layout, round_number) - strategy.private(layout))
-    return Heard(round_number, state, learned, layout, lambda: iter(read(names)))
+    return GroupedRound(round_number, state, learned, layout, lambda: iter(read(names)))

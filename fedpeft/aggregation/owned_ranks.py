@@ -2,46 +2,38 @@
 
     a_j <- a_j + sum_{k: j in K_k} p_k da_kj / sum_{k: j in K_k} p_k,   b_j likewise; j that nobody trains stays
 
-with K_k the ranks of client k in the round (`Strategy.ranks`), as many as its form has. The others are part of what it
-computes, and its steps leave them alone.
+with K_k the ranks of client k in the round (`RankSchedule`), as many as its form has. A client also computes with the
+other ranks, but its steps leave them alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from fedpeft.aggregation.factors import get_lora_form, place_ranks, select_ranks
-from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.strategy import LinearStrategy, Strategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 
 @dataclass(frozen=True)
-class OwnedRanks(LinearStrategy):
+class OwnedRanks(LinearStrategy, ABC):
     """The mean of each rank over the clients that trained it."""
 
     mixed_ranks: ClassVar[bool] = True
-    moves_ranks: ClassVar[bool] = True
 
-    def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
-        """Refuse what has no factors.
-
-        Raises:
-            ConfigError: the PEFT method has none, or a client's rank exceeds the global one.
-        """
-        get_lora_form(layout)
-        super().check(layout, forms)
-
-    def held_form(self, layout: Layout, form: AdapterShape | None) -> AdapterShape | None:
-        """All ranks, whatever it trains."""
-        return layout.form
+    @abstractmethod
+    def choose_ranks(
+        self, layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int
+    ) -> tuple[int, ...]:
+        """Return K_k in ascending order; empty: all ranks. See `RankSchedule`."""
 
     def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:
-        """The changes of the client's ranks, and whose they are."""
+        """Add the changes of the client's ranks with its weight, and the weight to each of these ranks."""
         unit = update.scale / get_lora_form(layout).scale
         delta = {n: d * unit if layout.by_name[n].role == "lora_B" else d for n, d in update.delta.items()}
         owned = {name: torch.ones_like(tensor) for name, tensor in update.delta.items()}
@@ -52,8 +44,13 @@ class OwnedRanks(LinearStrategy):
         total.add_owned(place_ranks(delta, layout, update.ranks), owned, update.weight)
 
     def pseudo_gradient(self, total: Fold, layout: Layout) -> State:
-        """Sums over the owners' weights."""
+        """Return the sums over the owners' weights."""
         return total.compute_owner_mean()
+
+
+def get_held_form(strategy: Strategy, layout: Layout, form: AdapterShape | None) -> AdapterShape | None:
+    """Return the form in which a client that trains a `form` holds the global factors: with `OwnedRanks`, all ranks."""
+    return layout.form if isinstance(strategy, OwnedRanks) else form
 
 
 def find_owned_ranks(update: Update) -> tuple[int, ...]:

@@ -15,15 +15,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.changes import Changes
+from fedpeft.aggregation.changes import Changes, compute_squared_length
 from fedpeft.aggregation.factors import compute_best_factors, compute_effective_weight, get_lora_form
-from fedpeft.aggregation.strategy import GatherStrategy
+from fedpeft.aggregation.strategy import GatherStrategy, Read
 from fedpeft.aggregation.update import Cohort, Gathered, compute_weighted_sum
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State, TensorSpec
@@ -42,6 +42,11 @@ class RobustStrategy(GatherStrategy):
     mixed_ranks: ClassVar[bool] = True
     new_factors: ClassVar[bool] = True
 
+    @property
+    def fills_base(self) -> bool:
+        """Whether the remainder is kept."""
+        return self.remainder == "keep"
+
     @abstractmethod
     def combine(self, pair: LoraPair, cohort: Cohort) -> LowRank | None:
         """The combined change of one layer, (out, in); None: nobody's counts."""
@@ -56,7 +61,7 @@ class RobustStrategy(GatherStrategy):
         if combined is not None:
             after = stack([after, combined])
             del combined  # a cohort's worth of factors, and `after` is a copy
-        return compute_best_factors(pair, after, state, layout, self.svd, self.remainder == "keep")
+        return compute_best_factors(pair, after, state, layout, self.svd, self.fills_base)
 
     def gather_plain(self, spec: TensorSpec, state: State, cohort: Cohort) -> Tensor:
         """The global value plus the combined delta."""
@@ -76,10 +81,25 @@ def _is_finite(*tensors: Tensor) -> bool:
 class ReweighingStrategy(RobustStrategy):
     """sum_k c_k D_k, with coefficients c_k that depend on the inner products of the whole updates."""
 
-    surveys: ClassVar[Literal["nothing", "lengths", "products"]] = "products"
+    needs_products: ClassVar[bool] = True
+    """Whether the coefficients depend on all inner products, which take some hundred times as long as the lengths."""
+
+    def compute_shares(
+        self, pairs: Sequence[LoraPair], plain: Sequence[Sequence[TensorSpec]], read: Read
+    ) -> tuple[float, ...]:
+        """Return the coefficients, after a first pass over all layers."""
+        shares = super().compute_shares(pairs, plain, read)
+        survey = _compute_inner_products if self.needs_products else _compute_squared_lengths
+        return self.reweigh(shares, survey(pairs, plain, read, len(shares)))
 
     def reweigh(self, shares: tuple[float, ...], geometry: Tensor) -> tuple[float, ...]:
-        """The coefficients; 0 for updates that are not finite."""
+        """Return the coefficients; 0 for updates that are not finite.
+
+        Args:
+            shares: p_k.
+            geometry: (K, K), inner products of the clients' updates, summed over all layers: of the changes of the
+                effective weights for LoRA layers, of the deltas elsewhere. Off the diagonal 0 without `needs_products`.
+        """
         finite = geometry.diagonal().isfinite()
         result = torch.zeros(len(shares), dtype=torch.float64)
         if finite.any():
@@ -138,3 +158,30 @@ def compute_middle_mean(values: Tensor, trim: int) -> Tensor:
         ordered = voters.sort(dim=1).values
     ordered = ordered.T.reshape(values.shape)
     return ordered[trim : len(ordered) - trim].mean(dim=0)
+
+
+def _compute_inner_products(
+    pairs: Sequence[LoraPair], plain: Sequence[Sequence[TensorSpec]], read: Read, clients: int
+) -> Tensor:
+    """Compute all inner products of the updates, (K, K), fp64."""
+    geometry = torch.zeros(clients, clients, dtype=torch.float64)
+    for pair in pairs:
+        geometry += Changes.from_updates(pair, read((pair.A, pair.B))).compute_inner_products()
+    for specs in plain:
+        updates = read(tuple(t.name for t in specs))
+        flat = torch.stack([torch.cat([t.double().flatten() for t in u.delta.values()]) for u in updates])
+        geometry += flat @ flat.T
+    return geometry
+
+
+def _compute_squared_lengths(
+    pairs: Sequence[LoraPair], plain: Sequence[Sequence[TensorSpec]], read: Read, clients: int
+) -> Tensor:
+    """Compute the squared lengths of the updates on the diagonal of (K, K), fp64; the rest is 0."""
+    squares = torch.zeros(clients, dtype=torch.float64)
+    for pair in pairs:
+        squares += torch.stack([compute_squared_length(pair, update) for update in read((pair.A, pair.B))])
+    for specs in plain:
+        for k, update in enumerate(read(tuple(t.name for t in specs))):
+            squares[k] += sum(t.double().square().sum() for t in update.delta.values())
+    return squares.diag()

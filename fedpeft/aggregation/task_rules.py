@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+from fedpeft.aggregation.abilities import Moment
 from fedpeft.aggregation.factors import get_lora_form
 from fedpeft.aggregation.owned_ranks import OwnedRanks
 from fedpeft.aggregation.strategy import LinearStrategy
@@ -23,21 +24,22 @@ from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 
-Moment = Literal["begin", "end"]
-
 
 @dataclass(frozen=True)
-class Turn:
-    """What a rule knows where a task begins or ends.
+class TaskBoundary:
+    """The begin or the end of a task, as a rule sees it.
 
     Attributes:
-        task: which, from 0.
-        classes: of it; empty: there are none.
-        layout: of the trainable tensors.
-        state: the global one.
-        memory: what the rule has kept so far, by name; empty at first.
-        sums: what the clients have answered (`TaskStrategy.asked`), in fp64; empty: nothing was asked.
+        moment: "begin" or "end".
+        task: number of the task, from 0.
+        classes: classes of the task; empty: it has none.
+        layout: the trainable tensors.
+        state: the global state.
+        memory: tensors that the rule has kept so far, by name; empty at first.
+        sums: sums of the clients' answers (`AsksClients`), fp64; empty: nothing was asked.
     """
+
+    moment: Moment
 
     task: int
     classes: tuple[int, ...]
@@ -55,20 +57,17 @@ class TaskStrategy(LinearStrategy):
     every: int = setting(0, "rounds of a task; 0: as the data set says", low=0)
     late: int = setting(0, "the largest delay of a client in rounds, as the data set says", low=0)
 
-    goes_by_tasks: ClassVar[bool] = True
+    makes_head: ClassVar[bool] = False
+    """Whether the rule makes the head at the begin of each task, so that the run needs no start of the head."""
 
     @property
     def schedule(self) -> TaskSchedule:
-        """Which client is at which task when."""
+        """Schedule of the clients' tasks."""
         return TaskSchedule(max(1, self.tasks), max(1, self.every), self.late)
 
-    def asked(self, moment: Moment, layout: Layout) -> str:
-        """The question (`fedpeft.trust.question`) to the clients that are at a task; empty, the default: none."""
-        return ""
-
-    def turned(self, moment: Moment, turn: Turn) -> tuple[State, State]:
-        """The next global state, and what the rule keeps; by default both as they are."""
-        return turn.state, turn.memory
+    def cross_boundary(self, boundary: TaskBoundary) -> tuple[State, State]:
+        """Return the next global state, and the tensors that the rule keeps; by default leave both as they are."""
+        return boundary.state, boundary.memory
 
 
 @dataclass(frozen=True)
@@ -95,19 +94,19 @@ class TaskRanks(OwnedRanks, TaskStrategy):
                     "alphas out"
                 )
 
-    def whole_form(self, form: AdapterShape | None) -> AdapterShape | None:
-        """As many times the ranks as there are tasks, at the same scale."""
+    def get_whole_form(self, form: AdapterShape | None) -> AdapterShape | None:
+        """Return the form of the global factors: the ranks of all tasks, at the scale of a task's `form`."""
         return None if form is None else AdapterShape(form.rank * self.schedule.tasks, form.alpha * self.schedule.tasks)
 
     def get_task_ranks(self, layout: Layout, task: int) -> tuple[int, ...]:
-        """The ranks of a task."""
+        """Return the ranks of a task, counted from 0."""
         each = get_lora_form(layout).rank // self.schedule.tasks
         return tuple(range(task * each, (task + 1) * each))
 
-    def ranks(
+    def choose_ranks(
         self, layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int
     ) -> tuple[int, ...]:
-        """Those of the task that the client is at."""
+        """Return the ranks of the client's task in a round."""
         if form is None or form == layout.form:
             return ()
         return self.get_task_ranks(layout, self.schedule.get_client_task(client, round_number, seed))

@@ -28,7 +28,7 @@ class Update:
         owned: by name, how much of each entry the client has trained, in a shape that broadcasts (`PeftMethod.owned`);
             of other names: all of it.
         ranks: of the global factors, that the client holds, in its order; empty: the leading ones.
-        answer: to what the rule asks each client of a round (`Strategy.asks`), in fp64.
+        answer: to the question of the rule to each client of a round (`AsksClients`), fp64.
     """
 
     client: int

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.aggregation.strategy import is_shared_sum
+from fedpeft.aggregation.shared_sums import is_shared_sum
 from fedpeft.audit.canaries import FORM, CanaryAudit, create_layout, run
 from fedpeft.privacy.accountant import Event, rdp_epsilon
 from fedpeft.privacy.mechanism import CohortForm

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from fedpeft import seeds
+from fedpeft.aggregation.abilities import SelectsUpdate
 from fedpeft.aggregation.aggregator import create_aggregator
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import Strategy, strategies
@@ -305,7 +306,10 @@ class _Clients(_Pipeline):
         """A canary's update in a round; the next round has its opposite."""
         trained = self.strategy.trained(self.layout, round_number)
         update = {name: t for name, t in self.create_canary(client, self.sign(round_number)).items() if name in trained}
-        return self.strategy.submitted(update, self.layout, round_number)
+        if not isinstance(self.strategy, SelectsUpdate):
+            return update
+        after = self.start | {name: self.start[name] + tensor for name, tensor in update.items()}
+        return self.strategy.select_update(update, self.start, after, self.layout)
 
     @cache  # noqa: B019 - lives as long as the audit
     def _encode_canary(self, client: int, odd: int) -> bytes:

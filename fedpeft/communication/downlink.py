@@ -20,7 +20,10 @@ from typing import Final
 import numpy as np
 import torch
 
+from fedpeft.aggregation.abilities import choose_ranks
 from fedpeft.aggregation.factors import move_ranks_to_front
+from fedpeft.aggregation.grouped_rules import GroupedStrategy
+from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.base_residual import Residual
 from fedpeft.communication.codec import Codec, parse_codec
@@ -79,9 +82,9 @@ def explain_uncompared(
     Returns:
         One of `fedpeft.communication.release.UNCOMPARED`, or an empty text: they compare digests of it.
     """
-    if strategy.groups:
+    if isinstance(strategy, GroupedStrategy):
         return "groups"
-    if strategy.ranks(layout, form, seed, round_number, 0):
+    if choose_ranks(strategy, layout, form, seed, round_number, 0):
         return "ranks"
     return "" if codec.lossless or _get_quantizer(codec).chains else "lossy"
 
@@ -262,14 +265,14 @@ class Downlink:
         """The adapter for a `client` that has a `form` and holds a version (0: none of use)."""
         if not (self._chains and self._versions.get(form, held)):
             held = 0
-        ranks, whole = self._get_ranks(form, client), self._strategy.held_form(self._layout, form)
+        ranks, whole = self._get_ranks(form, client), get_held_form(self._strategy, self._layout, form)
         key = whole, held, newcomer and bool(self.private), () if whole != form else ranks
         if key not in self._packages:
             self._packages[key] = self._create_package(*key)
         return replace(self._packages[key], ranks=ranks)
 
     def _get_ranks(self, form: AdapterShape | None, client: int) -> tuple[int, ...]:
-        return self._strategy.ranks(self._layout, form, self._seed, self._round, client)
+        return choose_ranks(self._strategy, self._layout, form, self._seed, self._round, client)
 
     def get_digests(self, form: AdapterShape | None) -> dict[str, str]:
         """Return the digests of the states in a `form`, by `format_state_name`; in their place why clients can't

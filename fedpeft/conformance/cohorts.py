@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fedpeft.aggregation.abilities import SelectsUpdate, choose_ranks
 from fedpeft.aggregation.factors import move_ranks_to_front
 from fedpeft.aggregation.strategy import Aggregate, LinearStrategy, RoundStrategy, Strategy
 from fedpeft.aggregation.update import Fold, Update, check_made
@@ -68,14 +69,16 @@ def create_random_updates(
     trained = strategy.trained(layout, round_number)
     private = strategy.private(layout)
     for i, client in enumerate(clients):
-        ranks = strategy.ranks(layout, client.form, seed, round_number, i) if layout.pairs else ()
+        ranks = choose_ranks(strategy, layout, client.form, seed, round_number, i) if layout.pairs else ()
         received = strategy.dispatch(move_ranks_to_front(state, layout, ranks), layout, client.form, round_number)
         noise = create_random_state(
             layout.replace_form(client.form), seed * 10_000 + i, next(iter(state.values())).dtype
         )
         delta = {name: noise[name] * size for name in layout.names if name in trained - private}
-        submitted = strategy.submitted(delta, layout.replace_form(client.form), round_number)
-        updates.append(Update(i, client.weight, client.form, received, submitted, ranks=ranks))
+        if isinstance(strategy, SelectsUpdate):
+            after = received | {name: received[name] + noise[name] * size for name in trained}
+            delta = strategy.select_update(delta, received, after, layout.replace_form(client.form))
+        updates.append(Update(i, client.weight, client.form, received, delta, ranks=ranks))
     return updates
 
 
@@ -97,7 +100,7 @@ def run_round(
         check_made(strategy, total.sums, state, trained)
     step = strategy.pseudo_gradient(total, layout)
     stepped = {name: tensor + step[name] if name in step else tensor.clone() for name, tensor in state.items()}
-    return Aggregate(strategy.finish(stepped, layout, round_number), {})
+    return Aggregate(strategy.finish(state, stepped, layout, round_number), {})
 
 
 def _select_tensors(update: Update, names: Sequence[str]) -> Update:

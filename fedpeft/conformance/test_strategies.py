@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from fedpeft.aggregation.abilities import AdjustsRanks
 from fedpeft.aggregation.factors import compute_effective_weight
 from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy, strategies
 from fedpeft.aggregation.update import Update
@@ -232,4 +233,5 @@ def test_a_client_keeps_its_form_unless_asked_otherwise(case):
     strategy, layout, state = case
     (update,) = create_random_updates(strategy, state, layout, [Client(FORM)], 3)
     assert isinstance(update, Update)
-    assert strategy.next_form(update, layout) == FORM
+    if isinstance(strategy, AdjustsRanks):
+        assert strategy.choose_next_form(update, layout) == FORM

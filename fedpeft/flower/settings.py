@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from fedpeft.aggregation.strategy import can_fill_base, strategies
+from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import ConfigError
 from fedpeft.peft.family import PEFT_METHODS
@@ -28,7 +28,7 @@ def read_config(run_config: Mapping[str, Any]) -> RunConfig:
         typed["dtype"] = "fp32"
     config = build_config(typed, "the app's run config")
     strategy = strategies.build(config.strategy)
-    if can_fill_base(strategy):
+    if strategy.fills_base:
         raise ConfigError(
             f"FP1178 {config.strategy} puts a residual into the clients' base, which Flower's short-lived client "
             "processes do not keep; take fedit or flexlora, or python -m fedpeft.serve"

@@ -115,10 +115,10 @@ class FlowerRule(RoundStrategy):
         return state
 
     def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
-        """The first round of a strategy that has kept nothing."""
-        return self.remembering(state, layout, read, round_number, seed, {})[0]
+        """Aggregate the first round, before which the strategy has kept nothing."""
+        return self.aggregate_with_memory(state, layout, read, round_number, seed, {})[0]
 
-    def remembering(
+    def aggregate_with_memory(
         self, state: State, layout: Layout, read: Read, round_number: int, seed: int, memory: OptimizerState
     ) -> tuple[Aggregate, OptimizerState]:
         """The strategy's arrays in place of the trained tensors; the whole cohort is in memory.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
 from fedpeft.wiring.measurement import Measurement, ScoredRun
@@ -29,7 +28,7 @@ class Ensemble(Measurement):
         """Refuse tasks without classes, and states that share a changed base."""
         if setup.facts.task != "classification":
             raise ConfigError("FP1513 ensemble is that of classes; leave it out of --measure")
-        if isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
+        if setup.strategy.fills_base:
             raise ConfigError(
                 f"FP1316 {setup.config.strategy} puts part of what was learned into the base, which an ensemble's "
                 "states share; take flexlora"

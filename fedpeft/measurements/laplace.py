@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
 from fedpeft.wiring.measurement import Measurement, TrainedRun
@@ -40,7 +39,7 @@ class Laplace(Measurement):
             )
         if len({profile.form for profile in list_distinct(setup.profiles)}) > 1:
             raise ConfigError("FP1318 laplace adds up factors of one size; give all clients the same rank and alpha")
-        if isinstance(setup.strategy, GatherStrategy) and setup.strategy.fills_base:
+        if setup.strategy.fills_base:
             raise ConfigError(
                 f"FP1319 {setup.config.strategy} puts part of what was learned into the base; take flexlora"
             )

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any, Final
 
+from fedpeft.aggregation.abilities import AdjustsRanks, Buffered
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.factors import place_ranks
 from fedpeft.aggregation.head_start import VARIANCE
+from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.clients.drift import Drift, States
@@ -323,9 +325,10 @@ class ReportReceiver:
         self.aggregator.add(update)
         for correction, change in decoded.changes.items():
             self._changes.setdefault(correction, Fold()).add(change, 1.0)
-        after = self.strategy.next_form(update, self.layout)
-        if after is not None and after != update.form:
-            self.forms[report.client] = after
+        if isinstance(self.strategy, AdjustsRanks):
+            after = self.strategy.choose_next_form(update, self.layout)
+            if after is not None and after != update.form:
+                self.forms[report.client] = after
         self.accepted[report.client] = report.round
         self.rows[report.client] = report.rows
         self._losses[report.client] = report.loss, min(report.rows, self.most_rows)
@@ -366,7 +369,7 @@ class ReportReceiver:
             downlink_from=sent.package.base,
             base_precision=asked.base_precision or None,
             confidential=True if self.confidential else None,
-            staleness=self.round - report.round if self.strategy.asynchronous else None,
+            staleness=self.round - report.round if isinstance(self.strategy, Buffered) else None,
             used=None if self.silent else report.used or None,
             measured=None if self.silent else report.joules or None,
         )
@@ -379,7 +382,7 @@ class ReportReceiver:
             memory = self.estimates.load(report.client, sent.instruction.acknowledged) or {}
         delta, memory = self.uplink.receive(report.payload, layout.shapes, memory)
         received, ranks, form = sent.state, sent.package.ranks, sent.instruction.form
-        if (held := self.strategy.held_form(self.layout, form)) != form:
+        if (held := get_held_form(self.strategy, self.layout, form)) != form:
             delta, form = place_ranks(delta, self.layout, ranks), held
         check_update(delta, received, self.shared)
         check_widths(delta, received)

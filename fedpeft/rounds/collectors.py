@@ -12,6 +12,7 @@ from functools import partial
 
 from rich.markup import escape
 
+from fedpeft.aggregation.abilities import AsksClients, Buffered
 from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.update import Update
 from fedpeft.communication.round_plan import RoundPlan
@@ -101,7 +102,8 @@ class UpdateCollector(RoundHook, ABC):
 
     def _ask(self, log: RoundLog, before: ServerState) -> ClientAnswers | None:
         """Return the answers that the strategy wants before clients train; None: it asks nothing."""
-        text = self.setup.strategy.asks
+        rule = self.setup.strategy
+        text = rule.choose_question("train", self.setup.layout) if isinstance(rule, AsksClients) else ""
         if not text:
             return None
         questions = Questions(self.setup, self.transport, before, self.transport.most_rows(), self.observer.say)
@@ -157,7 +159,8 @@ class BufferedCollector(OrderedCollector):
     @property
     def enough(self) -> int:  # type: ignore[override]
         """Valid reports that end a round."""
-        return self.setup.strategy.asynchronous
+        assert isinstance(self.setup.strategy, Buffered)
+        return self.setup.strategy.get_buffer_size()
 
     def open(self, state: ServerState | None) -> None:
         """Take over the clients that were training when the server stopped."""
@@ -241,4 +244,4 @@ def choose_collector(setup: Setup) -> type[UpdateCollector]:
     """Return the class of a run's collector."""
     if setup.secure_sum is not None:
         return MaskedCollector
-    return BufferedCollector if setup.strategy.asynchronous else OrderedCollector
+    return BufferedCollector if isinstance(setup.strategy, Buffered) else OrderedCollector

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fedpeft import seeds
+from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.downlink import Downlink, Package, SentState
 from fedpeft.communication.messages import Instruction, Kind
@@ -38,7 +39,7 @@ class Broadcast:
         self.setup, self.progress, self.remote, self.steps = setup, progress, remote, steps
         lossless = parse_codec(setup.lossless)
         self.downlink = self._create_downlink(progress.adapter)
-        self._of_groups: dict[str, Downlink] = {"": self.downlink}
+        self._of_groups: dict[str, Downlink] = {}
         shared = self.downlink.shared
         states = {label: {name: state[name] for name in shared} for label, state in progress.drift.items()}
         self.correction = setup.drift.encode(states, lossless)
@@ -142,9 +143,11 @@ class Broadcast:
     def _get_client_downlink(self, client: int) -> Downlink:
         """What is made of the state that a client is sent."""
         rule, progress = self.setup.strategy, self.progress
-        group = rule.group(client, progress.learned)
+        if not isinstance(rule, GroupedStrategy):
+            return self.downlink
+        group = rule.find_group(client, progress.learned)
         if group not in self._of_groups:
-            state = rule.of_group(group, progress.adapter, progress.learned, self.setup.layout)
+            state = rule.get_group_state(group, progress.adapter, progress.learned, self.setup.layout)
             self._of_groups[group] = self._create_downlink(state)
         return self._of_groups[group]
 

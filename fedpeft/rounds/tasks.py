@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedpeft.aggregation.task_rules import Moment, TaskStrategy, Turn
+from fedpeft.aggregation.abilities import AsksClients, Moment
+from fedpeft.aggregation.task_rules import TaskBoundary, TaskStrategy
 from fedpeft.clients.executor import Totals
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.peft.adapter import State
@@ -87,7 +88,9 @@ class TaskScheduler(RoundHook):
         rule = self.setup.strategy
         if not isinstance(rule, TaskStrategy):
             return progress
-        text, seed = rule.asked(moment, self.setup.layout), self.setup.config.seed
+        text, seed = "", self.setup.config.seed
+        if isinstance(rule, AsksClients):
+            text = rule.choose_question(moment, self.setup.layout)
         task, sums, counters = self.sequence.schedule.get_current(round_number), State(), progress.counters
         if text:
             schedule, everybody = self.sequence.schedule, list(range(self.setup.clients))
@@ -103,8 +106,9 @@ class TaskScheduler(RoundHook):
                 prepare_bytes=counters.prepare_bytes + answered.uplink_bytes,
                 downlink_bytes=counters.downlink_bytes + answered.downlink_bytes,
             )
-        turn = Turn(task, self.sequence.classes[task], self.setup.layout, progress.adapter, progress.learned, sums)
-        state, memory = rule.turned(moment, turn)
+        classes, layout = self.sequence.classes[task], self.setup.layout
+        boundary = TaskBoundary(moment, task, classes, layout, progress.adapter, progress.learned, sums)
+        state, memory = rule.cross_boundary(boundary)
         return replace(progress, adapter=state, learned=memory, counters=counters)
 
 

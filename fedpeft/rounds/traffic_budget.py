@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from fedpeft import seeds
+from fedpeft.aggregation.abilities import Buffered
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.privacy.mechanism import CohortForm
@@ -170,7 +171,7 @@ def check(setup: Setup) -> None:
             f"FP7128 --budget-megabytes leaves clients out of a round, and under --privacy {setup.config.privacy} its "
             "cohort is a secret, or must stay as it is drawn; leave --budget-megabytes out, or take dp_sgd or local_dp"
         )
-    if setup.strategy.asynchronous:
+    if isinstance(setup.strategy, Buffered):
         raise ConfigError(
             f"FP1514 {setup.config.strategy} waits for updates of clients that other rounds have asked, and "
             "--budget-megabytes plans whole rounds; leave it out, or take another strategy"

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedpeft.aggregation.abilities import choose_ranks
 from fedpeft.aggregation.factors import place_ranks
+from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker, get_result
 from fedpeft.clients.rule_half import add_rule_corrections
@@ -58,7 +60,7 @@ def train_one_alone(simulation: Simulation, client: int) -> State:
     steps = setup.profiles[client].steps
     training = setup.training.replace_steps(steps)
     rule, asked = setup.strategy, setup.profiles[client].form
-    held = rule.held_form(setup.layout, asked)
+    held = get_held_form(rule, setup.layout, asked)
     form = held if setup.layout.pairs else setup.layout.form  # no shorter prompt is one of the global length
     layout = setup.layout.replace_form(form)
     state = start_alone(simulation, client)
@@ -80,7 +82,7 @@ def train_one_alone(simulation: Simulation, client: int) -> State:
             form=form,
             walked=(round_number - 1) * training.steps_for(len(rows)) if training.walks else None,
         )
-        ranks = rule.ranks(setup.layout, asked, config.seed, round_number, client) if held != asked else ()
+        ranks = choose_ranks(rule, setup.layout, asked, config.seed, round_number, client) if held != asked else ()
         job = add_rule_corrections(job, rule, layout, ranks)
         state = state | get_result(simulation.workers.pool.submit(Worker.train, job)).state
         simulation.observer.advance(1)

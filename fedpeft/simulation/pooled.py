@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fedpeft import seeds
+from fedpeft.aggregation.abilities import Buffered
 from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker, get_result
 from fedpeft.peft.adapter import State
@@ -83,7 +84,8 @@ def train_on_pooled_rows(simulation: Simulation, start: State) -> tuple[State, f
         seen.append(_count_rows_per_round(setup, client, len(rows)))
         shared[apart] = False
     pooled = np.flatnonzero(shared)
-    heard = min(cohort, setup.strategy.asynchronous or cohort)  # clients whose work is in a step
+    rule = setup.strategy
+    heard = min(cohort, rule.get_buffer_size()) if isinstance(rule, Buffered) else cohort  # clients of one step
     piece = max(1, round(sum(seen) / setup.clients * heard))
     shuffled = np.concatenate(
         [

@@ -13,6 +13,8 @@ import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from fedpeft.aggregation.abilities import PreparesStart
+from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.label_shift import mask_other_classes
@@ -313,8 +315,12 @@ class Simulation:
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
         rule, layout = self.setup.strategy, self.setup.layout
-        sent = rule.of_group(rule.group(client, progress.learned), progress.reached, progress.learned, layout)
-        return rule.prepared(sent | select_section(own, "private") | select_section(own, PERSONAL), layout)
+        state = progress.reached
+        if isinstance(rule, GroupedStrategy):
+            group = rule.find_group(client, progress.learned)
+            state = rule.get_group_state(group, state, progress.learned, layout)
+        state = state | select_section(own, "private") | select_section(own, PERSONAL)
+        return rule.prepare_start(state, layout) if isinstance(rule, PreparesStart) else state
 
     def close(self) -> None:
         """End the workers."""

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from fedpeft.aggregation.abilities import CountsClients, is_personal
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.task_rules import TaskStrategy
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import USUAL
 from fedpeft.data.rows import get_default_head, get_default_partition
+from fedpeft.data.task_sequence import TaskSequence
+from fedpeft.errors import ConfigError
 from fedpeft.machine.hardware import has_fast_bf16, list_accelerators
 from fedpeft.models.task import Targets
+from fedpeft.parts import format_part
 from fedpeft.peft.adapter import Layout
 from fedpeft.privacy.abilities import can_plan_whitening
 from fedpeft.privacy.mechanism import Mechanism
@@ -63,7 +69,7 @@ def choose_drift(rule: Strategy, head: HeadStart, facts: DatasetInfo, layout: La
     models of their own are better off with what is likely among their own rows.
     """
     known = head.exchanges and not head.bounded and "head.weight" in layout.shapes
-    if facts.task == "classification" and facts.tasks is None and known and not rule.personal(layout):
+    if facts.task == "classification" and facts.tasks is None and known and not is_personal(rule, layout):
         return f"label_shift(least={FAR_APART})"
     return ""
 
@@ -93,7 +99,8 @@ def partition_of(config: RunConfig, targets: Targets) -> str:
 
 def _choose_head(config: RunConfig, targets: Targets) -> str:
     """How the head starts where the user does not say: as suits the rule or the data, as far as privacy allows."""
-    if build_part(config, "strategy").makes_head:
+    rule: Strategy = build_part(config, "strategy")
+    if isinstance(rule, TaskStrategy) and rule.makes_head:
         return "zero"
     private: Mechanism | SecureSum | None = build_part(config, "privacy")
     own = get_default_head(config.dataset)
@@ -112,3 +119,41 @@ def _choose_private_head(mechanism: Mechanism | SecureSum | None, targets: Targe
         return "zero"
     # Moments are worth their share of one noise if they tell how to whiten features; noise leaves most of directions.
     return "private_ridge(dimensions=512)" if can_plan_whitening(mechanism) else "private_centroids"
+
+
+def set_client_count(config: RunConfig, clients: int) -> RunConfig:
+    """Return the configuration with the number of clients in its strategy, if the strategy depends on it.
+
+    Raises:
+        ConfigError: the strategy names another number.
+    """
+    strategy: Strategy = build_part(config, "strategy")
+    if not isinstance(strategy, CountsClients):
+        return config
+    return replace(config, strategy=format_part(strategy.set_client_count(clients)))
+
+
+def set_task_schedule(config: RunConfig, tasks: TaskSequence | None) -> RunConfig:
+    """Return the configuration with the schedule of its tasks in its strategy, if the strategy depends on it.
+
+    Raises:
+        ConfigError: the strategy needs tasks, and there are none; or it names another schedule.
+    """
+    strategy: Strategy = build_part(config, "strategy")
+    if not isinstance(strategy, TaskStrategy):
+        return config
+    name = config.strategy.partition("(")[0].strip()
+    if tasks is None:
+        raise ConfigError(
+            f"FP1295 {name} is a rule for tasks that come one after the other: take --dataset 'tasks(a, b)', or "
+            "'tasks(a, classes=2)', or another strategy"
+        )
+    schedule = tasks.schedule
+    settings: dict[str, Any] = {"tasks": schedule.tasks, "every": schedule.every, "late": schedule.late}
+    for setting, value in settings.items():
+        given = getattr(strategy, setting)
+        if given not in (0, value):
+            raise ConfigError(
+                f"FP1296 {config.strategy} names {setting}={given}, and the data set has {value}; leave it out"
+            )
+    return replace(config, strategy=format_part(replace(strategy, **settings)))

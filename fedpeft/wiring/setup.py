@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpeft.aggregation.abilities import is_personal
 from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.task_rules import TaskRanks
 from fedpeft.aggregation.update import check_made
 from fedpeft.clients.drift import Drift
 from fedpeft.clients.local_training import LocalTraining, Schedule
@@ -41,8 +43,14 @@ from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum, sums_under
 from fedpeft.wiring.activation_cache import count_frozen_blocks
-from fedpeft.wiring.auto_defaults import choose_drift, choose_method, settle_config
-from fedpeft.wiring.catalogue import build_part, set_client_count, set_task_schedule
+from fedpeft.wiring.auto_defaults import (
+    choose_drift,
+    choose_method,
+    set_client_count,
+    set_task_schedule,
+    settle_config,
+)
+from fedpeft.wiring.catalogue import build_part
 from fedpeft.wiring.checks.together import check
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.grid import SimulationGrid
@@ -175,7 +183,9 @@ class Setup(ChosenParts):
         profiles = create_profiles(groups, facts.clients, given.form)
         chosen = choose_parts(config)
         forms = [profile.form for profile in list_distinct(profiles)]
-        peft = resize_method(config.peft, given, [*forms, *map(chosen.strategy.whole_form, forms)])
+        rule = chosen.strategy
+        whole = map(rule.get_whole_form, forms) if isinstance(rule, TaskRanks) else ()
+        peft = resize_method(config.peft, given, [*forms, *whole])
         method = PEFT_METHODS.build(peft)
         if task.targets in ("numbers", "labels"):
             chosen = replace(chosen, head=chosen.head.fitted(task.targets))
@@ -294,7 +304,7 @@ class Setup(ChosenParts):
     @cached_property
     def personal(self) -> bool:
         """Whether clients' models differ: tensors, or models, stay with them, or groups are sent their own."""
-        return self.strategy.personal(self.layout)
+        return is_personal(self.strategy, self.layout)
 
     @property
     def base_precisions(self) -> tuple[str, ...]:

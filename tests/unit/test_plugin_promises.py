@@ -23,6 +23,7 @@ from fedpeft.aggregation.aggregator import LinearAggregator
 from fedpeft.aggregation.head_start import compute_statistics
 from fedpeft.aggregation.heads.zero import Zero
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
+from fedpeft.aggregation.shared_sums import is_plain_sum
 from fedpeft.aggregation.strategy import (
     Aggregate,
     GatherStrategy,
@@ -51,6 +52,7 @@ from fedpeft.plugin_promises import hold, is_of_type
 from fedpeft.reporting.command import MISTAKE, run_command
 from fedpeft.simulation.hostile import compute_attacked_labels
 from fedpeft.wiring.catalogue import ALL
+from fedpeft.wiring.measurement import Measurement
 from tests.refusals import has_error, pattern_of, refuses
 
 LAYOUT = create_lora_layout([(7, 11)], AdapterShape(4, 8.0), head=(3, 5))
@@ -109,7 +111,7 @@ def test_what_is_made_of_a_rule_from_outside_is_held_once():
     assert Mine.contribution is held is not plain
     assert held.__wrapped__ is plain
     assert Mine.fold is LinearStrategy.fold
-    assert Mine.plain_sum()
+    assert is_plain_sum(Mine)
 
 
 def rule(**members):
@@ -129,14 +131,24 @@ def rule(**members):
             ("FP1258", "missing a required argument: 'share"),
         ),
         ({"contribution": 3}, ("FP1255", "contribution", "3")),
-        ({"asks": lambda self: "rows"}, ("FP1254", "property", "asks")),
-        ({"plain_sum": lambda cls: True}, ("FP1254", "classmethod", "plain_sum")),
-        ({"plain_sum": classmethod(lambda cls, layout: True)}, ("FP1258", "plain_sum", "(cls, layout)")),
+        ({"fills_base": lambda self: True}, ("FP1254", "property", "fills_base")),
     ],
 )
 def test_a_method_that_can_not_be_called_as_it_will_be_is_told_before_a_run(members, words):
     with refuses(*words):
         hold(rule(**members), Strategy, "mine")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (lambda cls, section: {}, ("FP1254", "classmethod", "lines")),
+        (classmethod(lambda cls: {}), ("FP1258", "lines", "(cls)")),
+    ],
+)
+def test_a_method_of_the_class_is_checked_before_a_run(lines, words):
+    with refuses(*words):
+        hold(rule(base=Measurement, lines=lines), Measurement, "mine")
 
 
 def test_a_correction_that_gives_no_pull_is_told_and_one_that_would_be_stretched():

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fedpeft.aggregation.strategy import can_fill_base, strategies
+from fedpeft.aggregation.strategy import strategies
 from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import LANGUAGE
 from fedpeft.data.images import count_patches, get_vision_config
@@ -227,7 +227,7 @@ def fit_to_memory(
     if options.precision or config.dtype == "fp64":
         return options
     strategy = strategies.build(config.strategy)
-    fills = can_fill_base(strategy)  # a dense R saves nothing
+    fills = strategy.fills_base  # a dense R saves nothing
     nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
     folder, learns = resolve_model(config.model), told.task.partition("(")[0]
     size, language = ModelSize.from_folder(folder, learns == "seq2seq"), learns in ("seq2seq", *LANGUAGE)

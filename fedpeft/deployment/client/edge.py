@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from fedpeft import __version__
-from fedpeft.aggregation.strategy import can_fill_base
 from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
@@ -173,7 +172,7 @@ class EdgeClient:
                 self.protection.begin_third = Masking(masks, clients.store, work.seed).begin_third
         self.policy = InstructionPolicy.from_setup(self.setup, self.options.rank)
         self.workers = Workers(work, clients, machine, observer)
-        self.bases = HeldBase(work.residuals, self.setup.layout.pairs, can_fill_base(self.setup.strategy))
+        self.bases = HeldBase(work.residuals, self.setup.layout.pairs, self.setup.strategy.fills_base)
 
     # -------------------------------------------------------------------------------------------------- what is checked
 

@@ -11,8 +11,8 @@ import torch
 from rich.markup import escape
 from torch import nn
 
-from fedpeft.aggregation.strategy import can_fill_base
 from fedpeft.clients.client import ClientPlan, ClientSide
+from fedpeft.clients.rule_half import changes_steps
 from fedpeft.clients.trainer import ProcessGroup, TrainerBench, TrainerExecutor, TrainerPlan
 from fedpeft.communication.base_residual import HeldBase
 from fedpeft.communication.messages import Instruction, Report
@@ -81,7 +81,7 @@ class TrainerEdge:
         reference = _create_reference(trainer.model, method)
         self.layout = method.layout(reference)
         _check_adapter(self.layout, model, self.config.peft)
-        if self.parts.strategy.is_steering(self.layout):
+        if changes_steps(self.parts.strategy):
             raise RunError(
                 f"FP5112 with {self.config.strategy} clients leave a part of what they hold alone, and a Trainer's "
                 "steps are its own; ask for another strategy, such as fedit"
@@ -95,7 +95,7 @@ class TrainerEdge:
         bench: Any = TrainerBench(plan, executor)
         self.side = ClientSide(bench, self._create_client_plan(method, reference, len(trainer.train_dataset)))
         self.rows = len(trainer.train_dataset)
-        self.bases = HeldBase(plan.residuals, self.layout.pairs, can_fill_base(self.parts.strategy))
+        self.bases = HeldBase(plan.residuals, self.layout.pairs, self.parts.strategy.fills_base)
 
     def _create_client_plan(self, method: PeftMethod, reference: FederatedModel, rows: int) -> ClientPlan:
         parts, start = self.parts, {}

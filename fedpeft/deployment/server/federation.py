@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from rich.markup import escape
 
 from fedpeft import __version__
+from fedpeft.aggregation.abilities import Buffered
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
@@ -316,9 +317,9 @@ class Federation:
         """Real clients."""
         # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others,
         # but for sums, which have too little noise without them.
-        summed, asynchronous = self.setup.secure_sum is not None, self.setup.strategy.asynchronous
-        quorum = 0.0 if asynchronous or (self.secret_cohort and not summed) else self.options.quorum
-        goes_on = summed or asynchronous > 0
+        summed, buffered = self.setup.secure_sum is not None, isinstance(self.setup.strategy, Buffered)
+        quorum = 0.0 if buffered or (self.secret_cohort and not summed) else self.options.quorum
+        goes_on = summed or buffered
         return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping, goes_on, self.options.patience)
 
     def server(self, records: Records) -> Server:

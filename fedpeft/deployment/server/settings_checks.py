@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from fedpeft.aggregation.abilities import AsksClients
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.downlink import explain_uncompared
 from fedpeft.communication.release import UNCOMPARED
@@ -45,7 +46,7 @@ def check(config: RunConfig, options: ServeOptions) -> None:  # noqa: PLR0912
             f"FP1130 --cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients "
             "don't tell; give a number or a fraction"
         )
-    if strategies.build(config.strategy).asks_clients:
+    if isinstance(strategies.build(config.strategy), AsksClients):
         raise ConfigError(
             f"FP1131 {config.strategy} asks clients for sums over the rows that they train on, which real clients "
             "don't answer; take fedit or rolora"

@@ -37,9 +37,9 @@ from typing import ClassVar, Self
 
 from scipy.stats import binom
 
+from fedpeft.aggregation.abilities import SelectsUpdate
 from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.server_optimizer import Pace
-from fedpeft.aggregation.strategy import Strategy
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State
@@ -200,7 +200,7 @@ class DistributedDP(SumMechanism):
             raise PrivacyError(
                 f"FP7060 {self.name} can't find gradients per example of the PEFT method {method}; take lora"
             )
-        if self.unit == "rows" and type(exposure.strategy).submitted is not Strategy.submitted:
+        if self.unit == "rows" and isinstance(exposure.strategy, SelectsUpdate):
             raise PrivacyError(
                 f"FP7061 {name} lets clients choose what they submit, and sums of gradients are sent whole"
             )

@@ -33,7 +33,8 @@ from scipy.linalg import solve_triangular
 
 from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.server_optimizer import OptimizerState, Pace
-from fedpeft.aggregation.strategy import LinearStrategy, Strategy, list_shared_sums, strategies
+from fedpeft.aggregation.shared_sums import is_plain_sum, list_shared_sums
+from fedpeft.aggregation.strategy import LinearStrategy, Strategy, count_round_types, strategies
 from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
@@ -112,7 +113,7 @@ class NoisySum:
         optimizer = at.optimizer.noised(related * (deviation / self.expected) ** 2)
         after, memory = optimizer.step(at.state, direction, memory)
         memory = memory if self.factor is None else remembered(memory, chain)
-        return AggregationResult(self.strategy.finish(after, at.layout, at.round), memory, clip=clip)
+        return AggregationResult(self.strategy.finish(at.state, after, at.layout, at.round), memory, clip=clip)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class UserDP(Mechanism):
         name = name_of(type(strategy))
         sums = list_shared_sums(exposure.layout)
         take = _one_of(sums)
-        if not strategy.plain_sum():
+        if not is_plain_sum(type(strategy)):
             raise PrivacyError(
                 f"FP7067 user_dp needs a strategy that adds up clients' contributions with equal weights, and {name} "
                 f"does not; {take}, or protect the updates themselves with dp_sgd or local_dp"
@@ -315,7 +316,7 @@ class UserDP(Mechanism):
 
 def _steady(strategy: Strategy, layout: Layout) -> bool:
     """Whether the same tensors are trained in all rounds, and mean the same."""
-    return strategy.count_round_kinds(layout) == 1 and not strategy.new_factors
+    return count_round_types(strategy, layout) == 1 and not strategy.new_factors
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedpeft.aggregation.task_rules import TaskStrategy
 from fedpeft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,5 +26,5 @@ def check_captions(setup: Setup) -> None:
             f"FP1300 head={setup.config.head} makes logits of classes, and a connector makes embeddings of images; "
             f"take --head '{START}' or zero"
         )
-    if setup.strategy.makes_head:
+    if isinstance(setup.strategy, TaskStrategy) and setup.strategy.makes_head:
         raise ConfigError(f"FP1301 {setup.config.strategy} is of classes, and captions have none; take fedit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of
 
@@ -17,7 +18,7 @@ def check_groups(setup: Setup) -> None:
     Raises:
         ConfigError, PrivacyError: says what, and what to do.
     """
-    if not setup.strategy.groups:
+    if not isinstance(setup.strategy, GroupedStrategy):
         return
     name, uplink, mechanism = name_of(type(setup.strategy)), setup.uplink, setup.mechanism
     if setup.secure_sum is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.errors import ConfigError, PrivacyError
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def check_reference(setup: Setup) -> None:
             "user_dp or local_dp, which protect a client's whole update"
         )
     strategy = setup.strategy
-    if setup.task.reference and isinstance(strategy, GatherStrategy) and strategy.fills_base:
+    if setup.task.reference and strategy.fills_base:
         raise ConfigError(
             f"FP1308 {name} compares with the base without adapter, and {setup.config.strategy} changes that base; "
             "take flexlora"

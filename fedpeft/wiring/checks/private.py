@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from fedpeft.aggregation.strategy import is_shared_sum, list_shared_sums, strategies
+from fedpeft.aggregation.abilities import Buffered, PersonalModel
+from fedpeft.aggregation.shared_sums import is_shared_sum, is_sum_of_clients, list_shared_sums
+from fedpeft.aggregation.strategy import strategies
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import format_part, name_of
 from fedpeft.privacy.abilities import AddsServerNoise, is_whitened
@@ -39,8 +41,8 @@ def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
             f"FP7099 {config.peft} is aggregated by weight changes, not by a sum that {name} could form; take the PEFT "
             "method lora"
         )
-    if not (strategy.sum_of_clients() and is_shared_sum(strategy, setup.layout)):
-        *others, last = [n for n in list_shared_sums(setup.layout) if strategies.part(n).sum_of_clients()]
+    if not (is_sum_of_clients(type(strategy)) and is_shared_sum(strategy, setup.layout)):
+        *others, last = [n for n in list_shared_sums(setup.layout) if is_sum_of_clients(strategies.part(n))]
         take = f"take {', '.join(others)} or {last}" if others else f"take {last}"
         raise PrivacyError(
             f"FP7100 {name} lets the server see the sum of the updates alone, and {name_of(type(strategy))} needs more "
@@ -64,7 +66,7 @@ def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
 def check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
     """Refuse rules and methods whose rounds the mechanism can't account for, or ConfigError says why."""
     config = setup.config
-    if setup.strategy.asynchronous:
+    if isinstance(setup.strategy, Buffered):
         raise ConfigError(f"FP1323 {config.strategy} has no rounds with a cohort that privacy could be accounted for")
     if mechanism.per_example and setup.training.optimizer.probes:
         raise ConfigError(
@@ -144,7 +146,7 @@ def check_private_run(mechanism: Mechanism, setup: Setup) -> None:
                 f"FP7108 {format_part(rule)} goes by the clients' losses, which they keep for themselves under "
                 f"{mechanism.name}; leave it out, or allow raw_metrics=True"
             )
-    if setup.strategy.personal_pull is not None and mechanism.per_example:
+    if isinstance(setup.strategy, PersonalModel) and mechanism.per_example:
         raise PrivacyError(
             f"FP7109 {name_of(type(setup.strategy))} trains a second model on the same rows, which {mechanism.name} "
             "does not account for; take user_dp, or another strategy"

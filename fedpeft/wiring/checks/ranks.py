@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from fedpeft.aggregation.abilities import RankSchedule
+from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
 from fedpeft.wiring.profiles import list_distinct
@@ -23,12 +25,12 @@ def check_ranks(setup: Setup) -> None:
         ConfigError: says what, and what to take instead.
     """
     strategy, uplink, forms = setup.strategy, setup.uplink, [profile.form for profile in list_distinct(setup.profiles)]
-    if uplink.has_memory and strategy.moves_ranks:
+    if uplink.has_memory and isinstance(strategy, RankSchedule):
         raise ConfigError(
             f"FP1329 {type(strategy).__name__} gives clients other ranks each round, in which a memory of dropped "
             f"parts of the last ones has no meaning; use --codec {str(uplink.remove_memory())!r}"
         )
-    if strategy.moves_ranks and not setup.downlink.lossless:
+    if isinstance(strategy, RankSchedule) and not setup.downlink.lossless:
         raise ConfigError(
             f"FP1330 {type(strategy).__name__} gives clients other ranks each round, and a lossy downlink sends how "
             "far each rank has moved in its place; use --downlink fp32"
@@ -44,7 +46,7 @@ def check_decay(
     Raises:
         ConfigError: says where to leave it out.
     """
-    held = ((strategy.held_form(layout, form), form) for form in forms)
+    held = ((get_held_form(strategy, layout, form), form) for form in forms)
     if optimizer.decays and any(whole and form and whole.rank > form.rank for whole, form in held):
         raise ConfigError(
             f"FP1331 weight_decay would shrink ranks that {name_of(type(strategy))} has clients hold and leave alone; "

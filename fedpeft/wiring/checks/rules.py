@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedpeft.aggregation.abilities import CountsClients, FreezesTensors
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
-from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, RoundStrategy, Strategy
+from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
 from fedpeft.clients.drift import Correction
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import ConfigError, PrivacyError
@@ -30,7 +31,7 @@ def check_method(
             f"FP1332 {strategy_name} loses what the parameters of {method.name} stand for together; "
             f"take --strategy {' or '.join(method.strategies)}"
         )
-    if isinstance(strategy, GatherStrategy) and strategy.fills_base and not method.residual:
+    if strategy.fills_base and not method.residual:
         raise ConfigError(
             f"FP1333 {strategy_name} puts what the factors can't hold into the base, which {method.name} does not "
             "allow; take flexlora"
@@ -52,7 +53,7 @@ def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
             f"FP1335 {name} computes the next factors itself, so there is no mean update that a server optimizer could "
             "step along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
         )
-    if strategy.counts_clients and not plain:
+    if isinstance(strategy, CountsClients) and not plain:
         raise ConfigError(
             f"FP1336 {name} keeps the mean over all clients, and a server optimizer would lead away from it; leave "
             "--server-optimizer at sgd with learning rate 1"
@@ -87,7 +88,8 @@ def check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> N
                 f"FP1339 {correction.name} acts on tensors called ...{ending}, and clients train none in every round; "
                 "leave it out, or take --peft lora with a strategy that trains both factors, such as fedit"
             )
-    if correction.travels and not trained - strategy.private(layout) - strategy.still(layout):
+    frozen = strategy.list_frozen(layout) if isinstance(strategy, FreezesTensors) else frozenset()
+    if correction.travels and not trained - strategy.private(layout) - frozen:
         raise ConfigError(
             f"FP1340 {correction.name} corrects what clients train and share, and with {name_of(type(strategy))} they "
             "share nothing that they train; leave it out"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedpeft.aggregation.task_rules import TaskRanks
+from fedpeft.aggregation.abilities import AsksClients
+from fedpeft.aggregation.task_rules import TaskRanks, TaskStrategy
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of
 
@@ -20,7 +21,7 @@ def check_tasks(setup: Setup) -> None:
     """
     rule, mechanism = setup.strategy, setup.mechanism
     name = name_of(type(rule))
-    if rule.asks_clients and (mechanism is not None or setup.secure_sum is not None):
+    if isinstance(rule, AsksClients) and (mechanism is not None or setup.secure_sum is not None):
         raise PrivacyError(
             f"FP7113 {name} asks clients for sums over their rows, one by one, which --privacy does not cover; take "
             "fedit"
@@ -49,7 +50,7 @@ def _check_rule(setup: Setup) -> None:
     """Refuse what would move, or can't tell apart, what a rule that goes by tasks leaves alone."""
     rule, optimizer = setup.strategy, setup.optimizer
     name = name_of(type(rule))
-    if rule.goes_by_tasks and optimizer.keeps_state:
+    if isinstance(rule, TaskStrategy) and optimizer.keeps_state:
         raise ConfigError(
             f"FP1349 {name} leaves alone what belongs to other tasks, and the moments of a server optimizer would go "
             "on moving it; use --server-optimizer sgd"

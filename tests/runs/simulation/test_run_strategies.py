@@ -235,7 +235,10 @@ def test_what_clients_are_sent_follows_their_rank_and_their_last_round(tmp_path)
 def test_clients_of_one_rank_are_given_ranks_of_their_own(tmp_path):
     given = settings("fslora", dtype="fp64", ranks="2*5,4*1", cohort="all", rounds=1)
     _, server, _ = trained(tmp_path / "run", **given)
-    sent = [server.setup.strategy.ranks(server.setup.layout, AdapterShape(2, 8.0), 3, 1, client) for client in range(5)]
+    sent = [
+        server.setup.strategy.choose_ranks(server.setup.layout, AdapterShape(2, 8.0), 3, 1, client)
+        for client in range(5)
+    ]
     assert len(set(sent)) > 1
     lines = Records(tmp_path / "run").read("clients.jsonl")
     assert [line["rank"] for line in lines] == [2] * 5 + [4]

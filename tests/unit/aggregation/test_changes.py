@@ -126,7 +126,7 @@ def test_an_update_of_nothing_has_no_say_whatever_its_factors(factor):
 def test_a_bound_on_lengths_needs_no_inner_products():
     state, updates, _ = cohort((4, 2, 3), 5)
     by_length = strategies.build("norm_bound")
-    by_products = type("All", (type(by_length),), {"surveys": "products"})()
+    by_products = type("All", (type(by_length),), {"needs_products": True})()
     one, other = (run_round(rule, state, layout, updates).state for rule in (by_length, by_products))
     for name in one:
         assert torch.allclose(one[name], other[name])

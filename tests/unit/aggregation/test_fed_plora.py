@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from fedpeft.clients.executor import RowPrivacy
 from fedpeft.clients.private import PrivateExecutor
-from fedpeft.clients.rule_half import prepare_job, restrict_to_ranks
+from fedpeft.clients.rule_half import changes_steps, prepare_job, restrict_to_ranks
 
 from fedpeft.aggregation.factors import place_ranks, select_ranks
+from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold
 from fedpeft.conformance.peft_cases import Case
@@ -44,10 +45,10 @@ def test_a_rank_that_nobody_trains_stays_and_equal_ranks_are_fedit():
     whole, _, _ = a_round("fed_plora", EQUAL, state=state)
     plain, _, _ = a_round("fedit", EQUAL, state=state)
     assert all(torch.allclose(whole.state[n], plain.state[n], atol=1e-12) for n in state)
-    assert strategy.held_form(layout, AdapterShape(1, 2.0)) == FORM
-    assert strategy.is_steering(layout), "which a Trainer refuses"
-    assert not strategies.build("fedit").is_steering(layout)
-    with refuses("FP1012"):
+    assert get_held_form(strategy, layout, AdapterShape(1, 2.0)) == FORM
+    assert changes_steps(strategy), "which a Trainer refuses"
+    assert not changes_steps(strategies.build("fedit"))
+    with refuses("FP1023"):
         strategy.check(Layout((layout.by_name["head.weight"],)), [])
 
 

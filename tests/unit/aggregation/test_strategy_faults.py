@@ -186,7 +186,7 @@ def kept_share(sparsify):
 
 def test_flasc_hands_in_the_share_it_says():
     flasc = strategies.build("flasc(up=0.1)")
-    assert kept_share(lambda delta, layout: flasc.submitted(delta, layout, 1)) == pytest.approx(0.1, abs=0.01)
+    assert kept_share(lambda delta, layout: flasc.select_update(delta, {}, {}, layout)) == pytest.approx(0.1, abs=0.01)
 
 
 def test_the_check_rejects_a_filter_that_never_matches():

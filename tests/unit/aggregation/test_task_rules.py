@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.aggregation.task_rules import Turn
+from fedpeft.aggregation.task_rules import TaskBoundary
 from fedpeft.aggregation.update import Cohort, Fold, Update
 from fedpeft.conformance.cohorts import create_lora_layout, create_random_state
 from fedpeft.peft.adapter import AdapterShape
@@ -32,7 +33,7 @@ def upper(matrix: torch.Tensor) -> torch.Tensor:
 
 def turn(rule, task, sums, state, memory=None, moment="begin"):
     classes = ((0, 1), (2, 3), (4,))[task]
-    return rule.turned(moment, Turn(task, classes, layout, state, memory or {}, sums))
+    return rule.cross_boundary(TaskBoundary(moment, task, classes, layout, state, memory or {}, sums))
 
 
 def update(client, weight, ranks, delta, answer=None):
@@ -44,12 +45,12 @@ def update(client, weight, ranks, delta, answer=None):
 
 def test_each_tasks_ranks_are_the_mean_of_the_clients_that_are_at_it():
     rule = strategies.build(f"o_lora(tasks={TASKS}, every=4, late=2)")
-    assert rule.whole_form(FORM) == WHOLE
-    assert rule.held_form(layout, FORM) == WHOLE
+    assert rule.get_whole_form(FORM) == WHOLE
+    assert get_held_form(rule, layout, FORM) == WHOLE
     total, sums, weights = Fold(), {}, {}
     met = set()
     for client in range(6):
-        ranks = rule.ranks(layout, FORM, 7, 5, client)  # the server's second task begins with round 5
+        ranks = rule.choose_ranks(layout, FORM, 7, 5, client)  # the server's second task begins with round 5
         met.add(ranks)
         own = {pair.A: drawn(RANK, IN), pair.B: drawn(OUT, RANK)}
         rule.fold(total, update(client, client + 1.0, ranks, own), state, layout)
@@ -80,11 +81,11 @@ def test_o_loras_pull_is_the_gradient_of_its_penalty():
     penalty = 0.3 * sum((A[old] @ A[new]).abs() for old in range(2) for new in (2, 3))
     [gradient] = torch.autograd.grad(penalty, A)
     spec = layout.by_name[pair.A]
-    pulled = rule.pull(spec, A.detach(), state[pair.A], (2, 3))
+    pulled = rule.compute_pull(spec, A.detach(), state[pair.A], (2, 3))
     assert torch.allclose(pulled[2:4], gradient[2:4], atol=1e-12)
     assert not pulled[[0, 1, 4, 5]].any(), "earlier tasks stand still"
-    assert rule.pull(spec, A.detach(), state[pair.A], (0, 1)) is None, "nothing is before the first"
-    assert rule.pull(layout.by_name[pair.B], state[pair.B], state[pair.B], (2, 3)) is None
+    assert rule.compute_pull(spec, A.detach(), state[pair.A], (0, 1)) is None, "nothing is before the first"
+    assert rule.compute_pull(layout.by_name[pair.B], state[pair.B], state[pair.B], (2, 3)) is None
 
 
 # ------------------------------------------------------------------------------------------------------------- InfLoRA
@@ -128,8 +129,8 @@ def test_inf_lora_has_no_direction_where_all_are_taken():
     assert not after[pair.A][RANK : 2 * RANK].any()
     assert memory[pair.A].shape == (IN, IN)
     assert rule.trained(layout, 1) == {pair.B, "head.weight", "head.bias"}
-    assert rule.asked("begin", layout) == "layer_inputs"
-    assert not rule.asked("end", layout)
+    assert rule.choose_question("begin", layout) == "layer_inputs"
+    assert not rule.choose_question("end", layout)
 
 
 # ---------------------------------------------------------------------------------------------------------- prototypes

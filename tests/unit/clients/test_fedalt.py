@@ -12,7 +12,7 @@ from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.peft.methods.row_lora import TwoLoras
 from fedpeft.simulation.simulation import Simulation
-from fedpeft.wiring.catalogue import set_client_count
+from fedpeft.wiring.auto_defaults import set_client_count
 from tests.refusals import refuses
 from tests.runs.simulation.test_run_strategies import settings
 
@@ -58,14 +58,14 @@ def test_the_server_holds_the_mean_of_all_and_clients_see_the_others(case):
     for cohort in ([0, 2], [2], [1, 2, 3], [0, 1, 2, 3], [3]):
         total, before = Fold(), list(owns)
         for client in cohort:
-            received = FEDALT.prepared({**state, **owns[client]}, layout)
+            received = FEDALT.prepare_start({**state, **owns[client]}, layout)
             for rest in layout.names:
                 if ".rest_" in rest:
                     others = [o[rest.replace(".rest_", ".own_")] for k, o in enumerate(before) if k != client]
                     assert torch.allclose(received[rest], sum(others) / 3, atol=1e-12)
             after = {n: t + torch.randn(t.shape, generator=generator, dtype=t.dtype) * (n in private)
                      for n, t in received.items()}  # fmt: skip
-            handed = FEDALT.contributed({}, received, after, layout)
+            handed = FEDALT.select_update({}, received, after, layout)
             assert handed.keys() == set(layout.names) - private
             FEDALT.fold(total, Update(client, 3.0 + client, None, received, handed), state, layout)
             owns[client] = {n: after[n] for n in private}

@@ -11,7 +11,7 @@ import torch
 from fedpeft.clients.rule_half import prepare_job
 from fedpeft.strategies.fedlease import CLUSTERS, cluster_clients, compute_distances
 
-from fedpeft.aggregation.grouped_rules import Heard
+from fedpeft.aggregation.grouped_rules import GroupedRound
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
 from fedpeft.config import RunConfig
@@ -83,7 +83,7 @@ def test_others_stand_still_executors_agree_and_wrong_slots_are_refused(case):
         bias = torch.zeros(5).index_fill(0, torch.tensor(shut), SHUT)
         wrong = {n: bias if ".bias." in n else t for n, t in case.start.items()}
         with refuses("FP6175", "3"):
-            rule.prepared(wrong, case.layout)
+            rule.prepare_start(wrong, case.layout)
 
 
 def slow_clusters(distance, most, clear):
@@ -156,13 +156,13 @@ def test_rounds_are_those_of_a_list_of_clients(case):  # noqa: C901
     for round_number, cohort in enumerate(([0, 1, 2], [2, 3, 4], [0, 1, 5], [1, 3, 5], [4]), 1):
         updates = []
         for k in cohort:
-            received = rule.of_group(rule.group(k, learned), state, learned, layout)
-            assert rule.prepared(received, layout) is received
+            received = rule.get_group_state(rule.find_group(k, learned), state, learned, layout)
+            assert rule.prepare_start(received, layout) is received
             check_received(round_number, k, received)
             jitter = {n: torch.randn(start[n].shape, generator=noise, dtype=torch.float64) for n in names}
             delta = {n: (pulls[kind[k]][n] + 0.1 * jitter[n]) * (".bias." not in n) for n in names}
             updates.append(Update(k, 1.0 + k, None, received, delta))
-        state, learned = rule.regrouped(Heard(round_number, state, learned, layout, lambda u=updates: iter(u)))
+        state, learned = rule.regroup(GroupedRound(round_number, state, learned, layout, lambda u=updates: iter(u)))
         if round_number <= 2:
             for u in updates:
                 alone[u.client], weights[u.client] = {n: u.trained(n) for n in names}, u.weight

@@ -148,7 +148,7 @@ class Probe(Correction):
 class Prepared(type(strategies.build("fedit"))):
     """A strategy whose clients start from one more than they have."""
 
-    def prepared(self, received, layout):
+    def prepare_start(self, received, layout):
         return {name: tensor + 1 for name, tensor in received.items()}
 
 

@@ -37,7 +37,7 @@ def test_clients_train_on_the_task_that_they_are_at(tmp_path):
             expected = min(max(0, round_number - 1 - delay) // 2, 2)
             assert set(train.tasks[rows]) == {expected}
             assert not len(held)
-            assert made.setup.strategy.ranks(
+            assert made.setup.strategy.choose_ranks(
                 made.setup.layout, made.setup.profiles[0].form, 3, round_number, client
             ) == (
                 2 * expected,
