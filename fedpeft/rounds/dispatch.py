@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from fedpeft import seeds
-from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.downlink import Downlink, Package, SentState
 from fedpeft.communication.messages import Instruction, Kind
 from fedpeft.communication.precision_rule import Situation
@@ -36,7 +35,7 @@ class Broadcast:
 
     def __init__(self, setup: Setup, progress: ServerState, remote: bool, steps: Mapping[int, int] = NO_STEPS) -> None:
         self.setup, self.progress, self.remote, self.steps = setup, progress, remote, steps
-        lossless = parse_codec(setup.lossless)
+        lossless = setup.lossless
         self.downlink = self._create_downlink(progress.adapter)
         self._of_groups: dict[str, Downlink] = {"": self.downlink}
         shared = self.downlink.shared
@@ -51,7 +50,7 @@ class Broadcast:
             setup.strategy,
             setup.layout,
             setup.downlink,
-            parse_codec(setup.lossless),
+            setup.lossless,
             state,
             setup.start,
             progress.versions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +38,12 @@ from fedpeft.families import (
     strategies,
 )  # fmt: skip
 from fedpeft.models.base_model import check_model
-from fedpeft.parts import Family, format_part
+from fedpeft.parts import Family
 from fedpeft.spec import split_outside_parentheses
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.sampling import build_aware_sampler
 
 if TYPE_CHECKING:
-    from fedpeft.data.task_sequence import TaskSequence
     from fedpeft.rounds.user_hook import UserHook
     from fedpeft.wiring.setup import Setup
 
@@ -158,58 +157,6 @@ FAMILIES: Mapping[str, tuple[Family[Any], ...]] = {name: flag.families for name,
 def build_part(config: RunConfig, name: str) -> Any:
     """What the setting `name` of a configuration means (`Flag.parse_value`)."""
     return FLAGS[name.replace("_", "-")].parse_value(getattr(config, name))
-
-
-def check_parts(config: RunConfig) -> None:
-    """Refuse parts that are unknown, or have settings that are not legal; data set and model are not looked at.
-
-    Raises:
-        ConfigError: says what is legal.
-    """
-    for name in FLAGS:
-        if name not in ("dataset", "model"):
-            build_part(config, name.replace("-", "_"))
-
-
-def set_client_count(config: RunConfig, clients: int) -> RunConfig:
-    """The configuration with the number of clients in its strategy, where that counts on it.
-
-    Raises:
-        ConfigError: the strategy names another number.
-    """
-    strategy: Any = build_part(config, "strategy")
-    if not strategy.counts_clients:
-        return config
-    if strategy.clients not in (0, clients):
-        raise ConfigError(
-            f"FP1294 {config.strategy} names {strategy.clients} clients, and the run has {clients}; leave it out"
-        )
-    return replace(config, strategy=format_part(replace(strategy, clients=clients)))
-
-
-def set_task_schedule(config: RunConfig, tasks: TaskSequence | None) -> RunConfig:
-    """The configuration with the schedule of its tasks in its strategy, where that goes by it.
-
-    Raises:
-        ConfigError: the strategy needs tasks, and there are none; or it names another schedule.
-    """
-    strategy: Any = build_part(config, "strategy")
-    if not strategy.goes_by_tasks:
-        return config
-    name = config.strategy.partition("(")[0].strip()
-    if tasks is None:
-        raise ConfigError(
-            f"FP1295 {name} is a rule for tasks that come one after the other: take --dataset 'tasks(a, b)', or "
-            "'tasks(a, classes=2)', or another strategy"
-        )
-    told = {"tasks": tasks.schedule.tasks, "every": tasks.schedule.every, "late": tasks.schedule.late}
-    for setting, value in told.items():
-        given = getattr(strategy, setting)
-        if given not in (0, value):
-            raise ConfigError(
-                f"FP1296 {config.strategy} names {setting}={given}, and the data set has {value}; leave it out"
-            )
-    return replace(config, strategy=format_part(replace(strategy, **told)))
 
 
 ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS)
