@@ -14,7 +14,6 @@ from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.conformance.peft_cases import (
     NAMES,
     OWN,
-    RULE,
     SMALL,
     SPECS,
     Case,

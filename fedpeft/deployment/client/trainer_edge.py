@@ -198,7 +198,7 @@ def _check_parts(description: v2.Description, parts: RunSpec) -> tuple[PeftMetho
             "with python -m fedpeft.join, or ask for user_dp"
         )
     if parts.method is None or parts.head is None:
-        raise RunError("the server's settings name no PEFT method; ask whoever runs the server for --peft lora")
+        raise RunError("FP5253 the server's settings name no PEFT method; ask whoever runs the server for --peft lora")
     return parts.method, parts.head
 
 
