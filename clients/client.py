@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fedpeft.clients.drift import Drift
 from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.features import attach_features
 from fedpeft.clients.masking import MaskPlan
@@ -21,10 +22,12 @@ from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
 from fedpeft.clients.store import ClientStore, load_kept_state
 from fedpeft.clients.workbench import Workbench
 
-from fedpeft.aggregation.head_start import HEADS, compute_statistics
+from fedpeft.aggregation.head_start import HeadStart, compute_statistics
 from fedpeft.aggregation.owned_ranks import get_held_form
-from fedpeft.aggregation.strategy import strategies
+from fedpeft.aggregation.strategy import Strategy
+from fedpeft.communication.codec import Codec
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.uplink import Uplink
 from fedpeft.data.partition import Shards, split_held_out
 from fedpeft.data.task_sequence import ClientTasks
 from fedpeft.errors import PayloadError
@@ -35,17 +38,18 @@ from fedpeft.privacy.guard import ClientPrivacy
 
 @dataclass(frozen=True)
 class ClientPlan:
-    """What turns a workbench into clients, as plain data.
+    """What turns a workbench into clients; it can be pickled.
 
     Attributes:
         partition: the clients' shards.
-        codec: what `--codec` says, of updates.
+        uplink: codec of updates.
         downlink: codec of the adapter on its way down.
         start: the seeded start of all tensors, which a lossy downlink counts from; empty without one.
         statistics: codec of what is sent before round 1.
         lossless: codec of the states of drift corrections.
         head: how the head starts.
-        strategy, drift: for the clients' half of them.
+        strategy: the aggregation rule, for the clients' half of it.
+        drift: the corrections of client drift.
         store: folder of the clients' own state between rounds.
         held_out: share of a client's rows that it does not train on, but is evaluated on.
         privacy: how what leaves a client is protected; None: not at all.
@@ -54,14 +58,14 @@ class ClientPlan:
     """
 
     partition: Shards
-    codec: str
-    downlink: str
+    uplink: Uplink
+    downlink: Codec
     start: State
-    statistics: str
-    lossless: str
-    head: str
-    strategy: str
-    drift: str
+    statistics: Codec
+    lossless: Codec
+    head: HeadStart
+    strategy: Strategy
+    drift: Drift
     store: Path
     held_out: float = 0.0
     privacy: ClientPrivacy | None = None
@@ -85,8 +89,8 @@ class ClientSide:
         """Attach the features of `plan`, with `more` stages around them."""
         self.bench = bench
         self.plan = plan
-        self.head = HEADS.build(plan.head)
-        self.strategy = strategies.build(plan.strategy)
+        self.head = plan.head
+        self.strategy = plan.strategy
         self.store = ClientStore(plan.store)
         features, self.reports = attach_features(bench, plan)
         self.stages = (*more, *features, self.reports)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedpeft.clients.broadcast import BroadcastStage
-from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.drift_states import DriftStage
 from fedpeft.clients.encoded_reports import EncodedReports
 from fedpeft.clients.label_shift import LabelShiftStage
@@ -21,10 +20,6 @@ from fedpeft.clients.walk import WalkStage
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft.aggregation.abilities import PersonalModel
-from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.strategy import strategies
-from fedpeft.communication.codec import parse_codec
-from fedpeft.communication.uplink import parse_uplink
 
 if TYPE_CHECKING:
     from fedpeft.clients.client import ClientPlan
@@ -40,11 +35,10 @@ def attach_features(bench: Workbench, plan: ClientPlan) -> tuple[tuple[ClientSta
     that the server asked for before a drift correction compares it. Tasks and privacy then take out of the report what
     the walk has counted. The reports come last: they only pass on what the stages leave.
     """
-    work, strategy, head = bench.plan, strategies.build(plan.strategy), HEADS.build(plan.head)
+    work, strategy, head = bench.plan, plan.strategy, plan.head
     guard = plan.privacy.guard() if plan.privacy else None
     if plan.masks is None:
-        uplink, statistics = parse_uplink(plan.codec), parse_codec(plan.statistics)
-        reports: Reports = EncodedReports(bench, uplink, statistics, head, strategy, guard)
+        reports: Reports = EncodedReports(bench, plan.uplink, plan.statistics, head, strategy, guard)
     else:
         reports = MaskedReports(bench, Masking(plan.masks, plan.store, work.seed), guard, head)
     sampling = None if guard is None else guard.mechanism.example_sampling
@@ -55,9 +49,9 @@ def attach_features(bench: Workbench, plan: ClientPlan) -> tuple[tuple[ClientSta
         else RowPrivacyStage(guard, sampling, reports.choose_rate, work, head),
         None if plan.met is None else TaskStage(plan.met, work.classes, work.seed),
         None if guard is not None and is_whitened(guard.mechanism) else LabelShiftStage(bench),
-        BroadcastStage(strategy, work.layout, parse_codec(plan.downlink), plan.start),
+        BroadcastStage(strategy, work.layout, plan.downlink, plan.start),
         OwnTensorsStage(),
-        DriftStage(parse_drift(plan.drift), parse_codec(plan.lossless)),
+        DriftStage(plan.drift, plan.lossless),
         None if sampling is not None else WalkStage(bench),  # DP-SGD draws the examples of each step
         StrategyStage(strategy, work.layout, work.seed),
         PersonalStage(strategy.get_personal_pull()) if isinstance(strategy, PersonalModel) else None,

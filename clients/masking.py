@@ -31,24 +31,24 @@ from fedpeft.privacy.secure_sum.neighbours import degree
 from fedpeft.privacy.secure_sum.notes import Notes
 from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.privacy.secure_sum.sum import SUMS, SecureSum
+from fedpeft.privacy.secure_sum.sum import SecureSum
 
 FILE = "secure_sum.member"
 
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """What clients need to know of secure sums, as plain data.
+    """What clients need for secure sums; it can be pickled.
 
     Attributes:
-        secure: as the user describes it.
+        secure: the secure sum.
         by_rows: whether a client weighs as many as it has rows.
         clients: how many there are.
         identity: of a real client; None: of simulated ones, whose keys everybody knows.
         noise: what clients add, and the file with the key that theirs is drawn from; None: nothing.
     """
 
-    secure: str
+    secure: SecureSum
     by_rows: bool
     clients: int
     identity: Identity | None = None
@@ -61,7 +61,7 @@ class Masking:
     def __init__(self, plan: MaskPlan, folder: Path, seed: int) -> None:
         self.by_rows, self.folder, self.seed = plan.by_rows, folder, seed
         self.noise, self.identity = plan.noise, plan.identity
-        self.secure: SecureSum = SUMS.build(plan.secure) if plan.noise is None else plan.noise[0]
+        self.secure = plan.secure
         self.roster: Membership
         if self.identity is None:
             self.roster = simulated_roster(seed, plan.clients)

@@ -1,7 +1,7 @@
 """What a worker process holds: the frozen base, the rows, and one executor that trains adapters on them.
 
 A simulation has one workbench per core (or GPU), a Ray worker has one, and so has an edge client. It is built from a
-`WorkPlan`, which is plain data.
+`WorkPlan`, which can be pickled.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ from fedpeft.models.quantized import Precision, quantize
 from fedpeft.models.scoring import move_batch
 from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
 from fedpeft.models.spread import spread_model
-from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
+from fedpeft.models.task import DTYPES, FederatedModel, Task
 from fedpeft.peft.adapter import AdapterShape, Layout, State
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.plugins import Recipe
 
@@ -51,10 +50,11 @@ KERNELS = "64"
 
 @dataclass(frozen=True)
 class WorkPlan:
-    """Everything a worker needs to know, as plain data.
+    """Everything that a worker needs; it can be pickled.
 
     Attributes:
-        task, method: the parts, as text.
+        task: the task of the data set.
+        method: the PEFT method.
         model: folder of the base model; `model_key` is a hash of its weights, `width` its hidden size.
         data_key: names the tokenised training rows in the cache.
         classes: number of classes (0: language modelling).
@@ -78,8 +78,8 @@ class WorkPlan:
         labels: other labels of the training rows (n,) than the data's; None: these.
     """
 
-    task: str
-    method: str
+    task: Task
+    method: PeftMethod
     model: Path
     model_key: str
     width: int
@@ -114,14 +114,13 @@ class WorkPlan:
         if base in DTYPES:
             return replace(self, dtype=base, kernel="native")
         quantized: Precision = "nf4" if base == "nf4" else "int8"
-        together = self.device != "cpu" and quantized == "int8" and PEFT_METHODS.build(self.method).batched_in_few_bits
+        together = self.device != "cpu" and quantized == "int8" and self.method.batched_in_few_bits
         executor = "sequential" if self.executor == "batched" and not together else self.executor
         return replace(self, precision=quantized, executor=executor, depth=0, pooled=False, kernel="native")
 
     def store(self, data_key: str, depth: int) -> ActivationCache:
         """The frozen model's output on the rows called `data_key`."""
-        method: PeftMethod = PEFT_METHODS.build(self.method)
-        more = {**method.base_as_read(self.precision), **self.code}
+        more = {**self.method.base_as_read(self.precision), **self.code}
         if self.device != "cpu":  # which rounds otherwise
             more["device"] = self.device.partition(":")[0]
         name = cache.compute_key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
@@ -142,8 +141,8 @@ class Workbench:
             compute_deterministically()
         self.plan = plan = replace(plan, model=cache.find_local_folder(plan.model))
         plugins.use(plan.plugins)
-        self.task: Task = TASKS.build(plan.task)
-        self.method: PeftMethod = PEFT_METHODS.build(plan.method)
+        self.task = plan.task
+        self.method = plan.method
         self._stores: dict[tuple[str, int], ActivationCache] = {}
         self._filled = False  # the frozen model's output on the training rows
         self._version = 0

@@ -22,7 +22,8 @@ from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_validation
 from fedpeft.rounds.progress import Checkpoints
-from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.run_spec import parse_run
 
 NAMES = ("a", "b", "c")
 SETTINGS = {
@@ -48,7 +49,7 @@ class Fleet:
         assert make_certificates(["--folder", str(folder / "certs"), "--clients", ",".join(names)]) == 0
         data = load_dataset("tiny")
         train, _ = split_validation(data.train, len(data.train) // 10)
-        config = settle_config(RunConfig(**self.settings))
+        config = resolve_auto(parse_run(RunConfig(**self.settings))).config
         partition = PARTITIONS.build(config.partition).split(train, len(names), config.seed)
         for k, name in enumerate(names):
             rows = [{"text": train.inputs[i], "label": data.label_names[train.labels[i]]} for i in partition.shard(k)]

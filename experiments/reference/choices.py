@@ -145,7 +145,7 @@ def list_methods(name: str) -> list[str]:
     found = []
     for peft, (method, layout) in create_layouts().items():
         try:
-            check_method(method, strategy, name, [method.form])
+            check_method(method, strategy, [method.form])
             if not method.factoring(layout):
                 strategy.check(layout, [method.form])
         except FedpeftError:

@@ -18,9 +18,8 @@ from fedpeft.clients.workbench import WorkPlan
 from experiments.speed.sides import Round, Variant, answer
 from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.examples import Examples
-from fedpeft.models.task import DTYPES, TASKS, find_trainable
+from fedpeft.models.task import DTYPES, find_trainable
 from fedpeft.peft.adapter import State
-from fedpeft.peft.family import PEFT_METHODS
 
 if TYPE_CHECKING:
     from experiments.speed.workload import Workload
@@ -31,10 +30,10 @@ class PlainClient:
 
     def __init__(self, plan: WorkPlan) -> None:
         torch.set_num_threads(1)
-        task = TASKS.build(plan.task)
+        task = plan.task
         base = task.base(plan.model, DTYPES[plan.dtype], attn_implementation="sdpa")  # as transformers has it
         self.model = task.model(base, plan.classes)
-        PEFT_METHODS.build(plan.method).attach(self.model, plan.dtype)
+        plan.method.attach(self.model, plan.dtype)
         self.parameters = find_trainable(self.model)
 
     def train(self, job: Job, examples: Examples) -> State:

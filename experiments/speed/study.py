@@ -23,7 +23,8 @@ from experiments.speed.workload import Case, Workload, count_operations, create_
 from fedpeft.config import RunConfig
 from fedpeft.models.kernels import measure_gemm_rates
 from fedpeft.models.task import DTYPES
-from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.sampling import compute_cohort_size
 
 VARIANTS = {
@@ -56,7 +57,7 @@ def create_cases(clients: int, rows: int, default_rows: int) -> list[Case]:
         for peft, where in (("lora(layers=2)", "two upper blocks"), ("lora(layers=0)", "all blocks"))
         for batch in (1, 4, 8)
     ]
-    run = settle_config(RunConfig())
+    run = resolve_auto(parse_run(RunConfig())).config
     cohort = compute_cohort_size(run.cohort, int(run.clients))
     name = f"default run: {run.dtype}, batch {run.batch_size}, {cohort} clients"
     default = Case(name, cohort, default_rows, run.batch_size, run.dtype)

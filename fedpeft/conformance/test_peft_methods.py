@@ -14,7 +14,6 @@ from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.conformance.peft_cases import (
     NAMES,
     OWN,
-    RULE,
     SMALL,
     SPECS,
     Case,
@@ -190,7 +189,7 @@ def test_sizes_are_mixed_or_refused(spec, tiny):
     method = case.method
     if not method.mixed_sizes:
         with pytest.raises(ConfigError, match="one size"):
-            check_method(method, case.strategy, RULE.get(method.name, "fedit"), [AdapterShape(2, 2.0)])
+            check_method(method, case.strategy, [AdapterShape(2, 2.0)])
         return
     if case.layout.form is None or spec.startswith("lora_sb"):
         pytest.skip("alphas may differ, ranks may not")

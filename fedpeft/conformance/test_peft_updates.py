@@ -97,4 +97,4 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
 def test_wrong_rules_are_refused_by_name(method, strategy, words):
     made = PEFT_METHODS.build(method)
     with pytest.raises(ConfigError, match=words):
-        check_method(made, strategies.build(strategy), strategy, [made.form])
+        check_method(made, strategies.build(strategy), [made.form])

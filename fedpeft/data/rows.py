@@ -275,7 +275,17 @@ def load_dataset(text: str) -> Dataset:
         AssetError: it can't be fetched.
         DataError: its rows can't be used.
     """
-    made = DATASETS.build(text).load()
+    return load_source(DATASETS.build(text), text)
+
+
+def load_source(source: Source, text: str) -> Dataset:
+    """Return the rows of a data set, checked; `text` names it in messages.
+
+    Raises:
+        AssetError: it can't be fetched.
+        DataError: its rows can't be used.
+    """
+    made = source.load()
     if not isinstance(made, Dataset):
         raise DataError(
             f"FP3145 load() of {text} returns {type(made).__name__}, and must return a fedpeft.data.rows.Dataset"

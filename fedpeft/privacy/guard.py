@@ -9,7 +9,7 @@ from pathlib import Path
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.abilities import ProtectsUpdates
-from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.noise import RunKey, read_key
 
 
@@ -49,16 +49,16 @@ class Guard:
 
 @dataclass(frozen=True)
 class ClientPrivacy:
-    """What clients need to know of the mechanism, as plain data: its text, the noise multipliers, and their key's file.
+    """What clients need for privacy, and can be pickled: the mechanism, noise multipliers, and the file of their key.
 
     On an edge machine the key is the client's own.
     """
 
-    mechanism: str
+    mechanism: Mechanism
     noise: float
     key: Path
     start: float | None = None
 
     def guard(self) -> Guard:
         """The mechanism at work."""
-        return Guard(MECHANISMS.build(self.mechanism), self.noise, lambda: read_key(self.key), self.start)
+        return Guard(self.mechanism, self.noise, lambda: read_key(self.key), self.start)

@@ -33,7 +33,6 @@ from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
 from fedpeft.models.task import DTYPES, FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.observer import RunObserver
 from fedpeft.reporting.target_lines import describe_undefined
 from fedpeft.trust.question import Question
@@ -51,7 +50,7 @@ def save(setup: Setup, state: State, folder: Path, residual: State | None = None
     if residual:
         effective = {p.module: effective_weight(p, state, get_lora_form(setup.layout)) for p in setup.layout.pairs}
         changes = saved_adapter.add_residual(effective, residual)
-    state, method = setup.method.as_saved(reference, state), PEFT_METHODS.build(setup.saved_peft)
+    state, method = setup.method.as_saved(reference, state), setup.saved_method
     own = setup.saved_peft if not (changes or method.in_peft or method.whole_model) else None
     name = get_origin(setup.model_name).name
     saved_adapter.save(folder, reference, state, setup.facts.label_names, changes, own, name)
@@ -139,12 +138,12 @@ class Scorer:
         setup = self.setup
         self.observer.enter(f"{name}: loading it")
         work = dataclasses.replace(
-            self.work.set_precision(base_precision), device=self._device, method=setup.saved_peft
+            self.work.set_precision(base_precision), device=self._device, method=setup.saved_method
         )
         torch.set_num_threads(self.threads)
         base = setup.task.base(setup.model_directory, DTYPES.get(base_precision, torch.float32)).to(work.device)
         quantize(base, work.precision or setup.method.base_precision)
-        PEFT_METHODS.build(setup.saved_peft).read(base)
+        setup.saved_method.read(base)
         base, test, held = self._load_model_and_rows(base, work, name)
         model = saved_adapter.load(folder, setup.task, base, setup.facts.classes).to(work.device)
         del base

@@ -32,8 +32,7 @@ from fedpeft.machine.hardware import count_usable_cores, get_gpu_name, list_acce
 from fedpeft.machine.shared_cache import VARIABLE
 from fedpeft.models import kernels
 from fedpeft.models.shared_tiles import fetch_missing_tiles
-from fedpeft.models.task import DTYPES, TASKS
-from fedpeft.parts import format_part
+from fedpeft.models.task import DTYPES
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy
@@ -185,8 +184,8 @@ def create_work_plan(
     tokens = float(lengths.mean()) if len(lengths) else setup.tokens
     together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS
     return WorkPlan(
-        task=setup.facts.task,
-        method=setup.peft,
+        task=setup.task,
+        method=setup.method,
         model=setup.model_directory,
         model_key=cache.hash_files(setup.model_directory, MODEL_FILES),
         width=setup.width,
@@ -226,14 +225,14 @@ def create_client_plan(
     sequence = setup.facts.tasks
     return ClientPlan(
         partition=partition,
-        codec=str(setup.uplink),
-        downlink=str(setup.downlink),
+        uplink=setup.uplink,
+        downlink=setup.downlink,
         start={} if setup.downlink.lossless else setup.start,
         statistics=setup.statistics,
         lossless=setup.lossless,
-        head=format_part(setup.head),
-        strategy=setup.config.strategy,
-        drift=str(setup.drift),
+        head=setup.head,
+        strategy=setup.strategy,
+        drift=setup.drift,
         store=folder / "clients",
         held_out=held_out,
         privacy=privacy,
@@ -248,7 +247,7 @@ def _mask_plan(setup: Setup, folder: Path) -> MaskPlan | None:
     if secure is None:
         return None
     noise = (secure, folder / KEY) if isinstance(secure, SharedNoise) else None
-    return MaskPlan(setup.config.privacy, setup.by_rows, setup.clients, noise=noise)
+    return MaskPlan(secure, setup.by_rows, setup.clients, noise=noise)
 
 
 class Workers:
@@ -326,7 +325,7 @@ class Workers:
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
         """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
         for base in ("", *bases):
-            if not TASKS.build(self.work.task).encodes and not self.work.set_precision(base).depth:
+            if not self.work.task.encodes and not self.work.set_precision(base).depth:
                 continue
             name = f"frozen layers{f' in {base}' if base else ''} (kept for later runs)"
             self.freeze(self.work.data_key, self.work.set_precision(base).depth, name, base)
@@ -350,7 +349,7 @@ class Workers:
 
     def score(self, state: State, version: int, rows: NDArray[np.int64], offsets: Tensor | None = None) -> Totals:
         """A state on `rows` of the training data, with `offsets` (classes,) added to its logits."""
-        together = TASKS.build(self.work.task).compares  # by one worker, or the number of workers would tell
+        together = self.work.task.compares  # by one worker, or the number of workers would tell
         shares = np.array_split(rows[np.argsort(self._lengths[rows])], 1 if together else self.machine.workers * 2)
         calls = [self.pool.submit(Worker.evaluate, state, share, version, offsets) for share in shares if len(share)]
         return sum((get_result(call) for call in calls), Totals())

@@ -11,7 +11,6 @@ import torch
 
 from fedpeft import seeds
 from fedpeft.aggregation.grouped_rules import GroupedStrategy
-from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.downlink import Downlink, Package, SentState
 from fedpeft.communication.messages import Instruction, Kind
 from fedpeft.communication.precision_rule import Situation
@@ -37,7 +36,7 @@ class Broadcast:
 
     def __init__(self, setup: Setup, progress: ServerState, remote: bool, steps: Mapping[int, int] = NO_STEPS) -> None:
         self.setup, self.progress, self.remote, self.steps = setup, progress, remote, steps
-        lossless = parse_codec(setup.lossless)
+        lossless = setup.lossless
         self.downlink = self._create_downlink(progress.adapter)
         self._of_groups: dict[str, Downlink] = {}
         shared = self.downlink.shared
@@ -52,7 +51,7 @@ class Broadcast:
             setup.strategy,
             setup.layout,
             setup.downlink,
-            parse_codec(setup.lossless),
+            setup.lossless,
             state,
             setup.start,
             progress.versions,

@@ -24,8 +24,6 @@ from fedpeft.models.quantized import quantize
 from fedpeft.models.scoring import score_batches
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.peft.method import PeftMethod
 from fedpeft.simulation.probe import fit_linear_probe
 from fedpeft.wiring.setup import Setup
 
@@ -77,7 +75,7 @@ def load_second_task(text: str, first: Dataset) -> Dataset:
 
 def measure_forgetting(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Forgetting:
     """The second task on the base, whose weights `model_key` names, and on the finished model in `folder`."""
-    method: PeftMethod = PEFT_METHODS.build(setup.saved_peft)
+    method = setup.saved_method
 
     def base() -> nn.Module:
         made = setup.task.base(setup.model_directory, torch.float32)

@@ -8,23 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft import seeds
-from fedpeft.clients.attack import ATTACKS, Attack
+from fedpeft.clients.attack import Attack
 from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.stages import ClientStage, TrainedRound
 from fedpeft.clients.workbench import Workbench
 from fedpeft.errors import ConfigError
-from fedpeft.parts import name_of
+from fedpeft.parts import format_part, name_of
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.simulation.rows import SimulatedRows
 
 
-def compute_attacked_labels(text: str, rows: SimulatedRows, seed: int) -> NDArray[np.int64] | None:
-    """All rows' labels, with those of hostile clients as the attack `text` changes them; None: it changes none.
+def compute_attacked_labels(attack: Attack, rows: SimulatedRows, seed: int) -> NDArray[np.int64] | None:
+    """Return all rows' labels, with those of hostile clients as the attack changes them; None: it changes none.
 
     Raises:
-        ConfigError: an unknown attack, or one that needs labels that there are not.
+        ConfigError: the attack needs labels that the rows do not have.
     """
-    attack = ATTACKS.build(text)
+    text = format_part(attack)
     if not attack.changes_labels:
         return None
     if rows.all.labels is None or rows.all.targets != "classes" or not rows.dataset.classes:
@@ -62,24 +62,26 @@ def _check_labels(attack: Attack, made: NDArray[np.int64], count: int, rows: Sim
 class HostilePlan(ClientPlan):
     """A plan of clients some of whom do what `attack` says."""
 
-    attack: str = ""
+    attack: Attack | None = None
 
     @classmethod
-    def from_plan(cls, plan: ClientPlan, attack: str, layout: Layout) -> HostilePlan:
+    def from_plan(cls, plan: ClientPlan, attack: Attack, layout: Layout) -> HostilePlan:
         """The plan, with hostile clients in it; `layout` is of what they train.
 
         Raises:
             ConfigError: the attack is about factors, and there are none.
         """
-        if ATTACKS.build(attack).needs_factors and not layout.pairs:
+        if attack.needs_factors and not layout.pairs:
             raise ConfigError(
-                f"FP1416 {attack} is about LoRA's factors, and what is trained here has none; take --peft lora"
+                f"FP1416 {format_part(attack)} is about LoRA's factors, and what is trained here has none; take "
+                "--peft lora"
             )
         return cls(**{field.name: getattr(plan, field.name) for field in fields(plan)}, attack=attack)
 
     def create_side(self, bench: Workbench) -> ClientSide:
         """The clients that one worker speaks for."""
-        return ClientSide(bench, self, [AttackStage(ATTACKS.build(self.attack), len(self.partition), bench.plan.seed)])
+        assert self.attack is not None
+        return ClientSide(bench, self, [AttackStage(self.attack, len(self.partition), bench.plan.seed)])
 
 
 class AttackStage(ClientStage):

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft import seeds
-from fedpeft.config import RunConfig
-from fedpeft.data.partition import PARTITIONS, Partition, Partitioner, PartitionStatistics, Shards, split
-from fedpeft.data.rows import Dataset, Rows, join_rows, load_dataset, split_off_validation
+from fedpeft.data.partition import Partition, Partitioner, PartitionStatistics, Shards, split
+from fedpeft.data.rows import Dataset, Rows, join_rows, load_source, split_off_validation
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import DataError
 from fedpeft.models.task import TASKS
-from fedpeft.wiring.auto_defaults import partition_of
+from fedpeft.wiring.auto_defaults import resolve_partition
 from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.run_spec import RunSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,30 +28,30 @@ class SimulatedRows:
         train: the training rows that clients have.
         held: the training rows that nobody has: for validation.
         partition: which of `train` are whose.
-        called: the partition's text.
+        spec: the run, with the partition that `auto` stands for.
     """
 
     dataset: Dataset
     train: Rows
     held: Rows
     partition: Shards
-    called: str
+    spec: RunSpec
 
     @classmethod
-    def load(cls, config: RunConfig, clients: int) -> SimulatedRows:
-        """Those that a configuration describes, on `clients` clients; 0: one per owner.
+    def load(cls, spec: RunSpec, clients: int) -> SimulatedRows:
+        """Load the rows of a run, on `clients` clients; 0: one per owner.
 
         Raises:
             FedpeftError: they can't be fetched, used, or split so.
         """
-        dataset = load_dataset(config.dataset)
-        called = partition_of(config, TASKS.build(dataset.task).targets)
-        partitioner = PARTITIONS.build(called)
+        dataset, seed = load_source(spec.dataset, spec.config.dataset), spec.config.seed
+        spec = resolve_partition(spec, TASKS.build(dataset.task).targets)
+        assert spec.partitioner is not None
         train, held = split_off_validation(dataset)
         if dataset.tasks is not None:
-            partition = split_by_task(partitioner, train, dataset.tasks, clients, config.seed)
-            return cls(dataset, train, held, partition, called)
-        return cls(dataset, train, held, split(partitioner, train, clients, config.seed), called)
+            partition = split_by_task(spec.partitioner, train, dataset.tasks, clients, seed)
+            return cls(dataset, train, held, partition, spec)
+        return cls(dataset, train, held, split(spec.partitioner, train, clients, seed), spec)
 
     @property
     def facts(self) -> DatasetInfo:

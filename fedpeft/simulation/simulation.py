@@ -49,12 +49,11 @@ from fedpeft.rounds.sampling import Population, Sampler, create_population
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, compute_attacked_labels
 from fedpeft.simulation.rows import SimulatedRows
-from fedpeft.wiring.catalogue import check_parts
 from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.measurement import NewRun
 from fedpeft.wiring.private_plan import note_unused_training, plan_training, restore_start_share
 from fedpeft.wiring.profiles import compute_chances, count_clients, keep_profiles, list_distinct, load_groups
-from fedpeft.wiring.sampling import build_aware_sampler, compute_cohort_size
+from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
 
 
@@ -82,19 +81,18 @@ class Simulation:
     ) -> None:
         self.folder = folder
         self.observer = observer
-        head = config.head
-        check_parts(config)
+        head, spec = config.head, parse_run(config)
         observer.phase("reading the rows", 1)
         groups = load_groups(config.ranks, config.clients, folder)
-        self.rows = SimulatedRows.load(config, count_clients(config.clients, groups))
-        config = replace(config, partition=self.rows.called)
+        self.rows = SimulatedRows.load(spec, count_clients(config.clients, groups))
+        config = self.rows.spec.config
         observer.phase("loading the model", 1)
         if config.privacy and self.rows.partition.resampled:
             raise PrivacyError(
                 f"FP7118 privacy={config.privacy} takes a row to be one client's, and under {config.partition} it is "
                 "many clients'; take another partition"
             )
-        self.setup = Setup.create(config, self.rows.facts, groups)
+        self.setup = Setup.create(self.rows.spec, self.rows.facts, groups)
         if self._held_out and self.rows.partition.resampled:
             scored = config.strategy if self.setup.personal else "calibration(rows=clients)"
             raise ConfigError(
@@ -103,7 +101,7 @@ class Simulation:
             )
         self.clients = self.setup.clients
         self.search = self.setup.personal and not tested
-        chosen = build_aware_sampler(config.cohort) is not None
+        chosen = self.setup.sampler is not None
         self.book = EnergyTracker(self.setup) if chosen or self.setup.measured.get(EnergySettings) is not None else None
         self.sampler = self._create_sampler()
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
@@ -151,23 +149,24 @@ class Simulation:
 
     def _create_sampler(self) -> Population:
         """What cohorts are drawn from."""
-        setup, size = self.setup, compute_cohort_size(self.setup.config.cohort, self.clients)
+        setup, size = self.setup, self.setup.compute_cohort_size(self.clients)
         return create_population(self.clients, size, compute_chances(setup.profiles), setup.mechanism)
 
     def _create_work_plan(self, machine: Machine) -> WorkPlan:
         data_key = self.setup.tokenize_rows(self.rows.all, self.setup.tokens)
-        attack = self.config.attack
-        labels = compute_attacked_labels(attack, self.rows, self.config.seed) if attack else None
+        attack = self.setup.attack
+        labels = None if attack is None else compute_attacked_labels(attack, self.rows, self.config.seed)
         plan = create_work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
         return replace(plan, clients_per_pass=min(plan.clients_per_pass, self.sampler.size))  # no room that stays empty
 
     def _create_client_plan(self) -> ClientPlan:
         privacy = None
-        if self.protection is not None:
+        if self.protection is not None and self.setup.mechanism is not None:
             own = self.protection
-            privacy = ClientPrivacy(self.setup.config.privacy, own.noise_multiplier, self.folder / KEY, own.start)
+            privacy = ClientPrivacy(self.setup.mechanism, own.noise_multiplier, self.folder / KEY, own.start)
         plan = create_client_plan(self.setup, self._shards, self.folder, self._held_out, privacy, self.rows.train.tasks)
-        return HostilePlan.from_plan(plan, self.config.attack, self.setup.layout) if self.config.attack else plan
+        attack = self.setup.attack
+        return plan if attack is None else HostilePlan.from_plan(plan, attack, self.setup.layout)
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:
@@ -277,7 +276,7 @@ class Simulation:
     @property
     def _chooser(self) -> Sampler:
         """Who draws the cohorts: all alike, or by what is known of clients."""
-        rule = build_aware_sampler(self.config.cohort)
+        rule = self.setup.sampler
         return (
             self.sampler if rule is None or self.book is None else AwarePopulation(rule, self.book, self.sampler.size)
         )

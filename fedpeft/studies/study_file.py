@@ -42,19 +42,16 @@ from fedpeft.errors import ConfigError
 from fedpeft.families import TASKS
 from fedpeft.parts import check_settings, setting, suggest_legal
 from fedpeft.wiring import early_checks
-from fedpeft.wiring.catalogue import FLAGS, build_part
 
 if TYPE_CHECKING:
     from fedpeft.models.task import Targets
+    from fedpeft.wiring.run_spec import RunSpec
 
 SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig))
 
 REPLACED_BY_A_PRESET = ("seeds", "margin", "seconds_per_run", "base", "axes", "baseline")
 
 TABLES = ("seeds", "base", "axes", "baseline", "presets", "plugin")
-
-CHECKED = tuple(name.replace("-", "_") for name in FLAGS if name not in ("dataset", "model", "attack"))
-"""Flags whose text is checked before anything runs: all but those that look for files."""
 
 
 @dataclass(frozen=True)
@@ -123,17 +120,17 @@ class Study:
         Raises:
             ConfigError: a setting is unknown or wrong, or two runs would be the same.
         """
-        from fedpeft.wiring.auto_defaults import settle_config
+        from fedpeft.wiring.auto_defaults import resolve_auto
 
         found: dict[RunConfig, PlannedRun] = {}
         targets = cache(_get_targets)
         for point, where, asked in self._asked():
             if self.precision and asked.dtype == "auto":
                 asked = dataclasses.replace(asked, dtype=self.precision)
-            config = settle_config(asked)
-            if config != settle_config(asked, "labels"):  # as it is where rows need not be read
-                config = settle_config(asked, targets(asked.dataset))
-            check_parts(config, where)
+            spec = parse_parts(asked, where)
+            config = resolve_auto(spec).config
+            if config != resolve_auto(spec, "labels").config:  # as it is where rows need not be read
+                config = resolve_auto(spec, targets(asked.dataset)).config
             if config in found:
                 raise ConfigError(
                     f"FP1422 {self.path}: {found[config].title} and {', '.join(point.values())} are the same run; "
@@ -195,18 +192,16 @@ def _placed(where: str) -> Iterator[None]:
         raise ConfigError(f"FP1074 {where}: {error}") from error
 
 
-def check_parts(config: RunConfig, where: str) -> None:
-    """See that the texts of a configuration describe parts; `where` it stands.
+def parse_parts(config: RunConfig, where: str) -> RunSpec:
+    """Return the parts that settings describe; `where` names the place of the settings in messages.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: a text describes no part.
     """
-    from fedpeft.communication.downlink import parse_downlink
+    from fedpeft.wiring.run_spec import parse_run
 
     with _placed(where):
-        for name in CHECKED:
-            build_part(config, name)
-        parse_downlink(config.downlink, "fp32", "fp32")
+        return parse_run(config)
 
 
 @dataclass(frozen=True)

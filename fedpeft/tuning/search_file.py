@@ -40,11 +40,11 @@ from typing import Any
 from fedpeft.config import RunConfig, build_config, read_toml, use_plugins
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import check_settings, setting, suggest_legal
-from fedpeft.studies.study_file import SETTINGS, check_early, check_parts
+from fedpeft.studies.study_file import SETTINGS, check_early, parse_parts
 from fedpeft.tuning.hybrids import HybridSpace, parse_hybrid_space
 from fedpeft.tuning.ranges import Choices, Draw, Searched, parse_searched
 from fedpeft.tuning.sampling import PRUNERS, SAMPLERS
-from fedpeft.wiring.catalogue import build_part, find_used_plugins
+from fedpeft.wiring.catalogue import find_used_plugins
 
 TABLES = ("budget", "base", "search", "hybrid", "plugin")
 
@@ -203,13 +203,10 @@ class Search:
         """
         for fixed in self._iterate_corners():
             check_early(self.build_corner(fixed), str(self.path))
-        from fedpeft.privacy.mechanism import Mechanism
-
         for fixed in self._iterate_corners():
             config = self.build_corner(fixed)
-            check_parts(config, str(self.path))
-            mechanism = build_part(config, "privacy")
-            if isinstance(mechanism, Mechanism) and mechanism.protects:
+            mechanism = parse_parts(config, str(self.path)).mechanism
+            if mechanism is not None and mechanism.protects:
                 raise PrivacyError(
                     f"FP7119 {self.path}: under privacy={config.privacy} every trial would be a release of its own, "
                     "which no epsilon here covers; search without privacy on rows that are public, or choose by hand"

@@ -18,6 +18,7 @@ from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.tuning.search_file import Budget, Search
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.profiles import count_clients, load_groups
+from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
 
 TYPICAL = 1e-3
@@ -52,7 +53,7 @@ class Sizes:
         key = (config.dataset, config.partition, config.clients, config.ranks)
         if key not in self._facts:
             groups = load_groups(config.ranks, config.clients, self._folder)
-            self._facts[key] = SimulatedRows.load(config, count_clients(config.clients, groups)).facts
+            self._facts[key] = SimulatedRows.load(parse_run(config), count_clients(config.clients, groups)).facts
         return self._facts[key]
 
     def count_blocks(self, config: RunConfig) -> int:
@@ -77,13 +78,13 @@ class Sizes:
 
     def _measure(self, config: RunConfig) -> Size:
         groups = load_groups(config.ranks, config.clients, self._folder)
-        setup = Setup.create(config, self.facts(config), groups)
+        setup = Setup.create(parse_run(config), self.facts(config), groups)
         names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
         noise = seeds.create_torch_generator(0, "size", 0)
         update = {
             t.name: TYPICAL * torch.randn(t.shape, generator=noise) for t in setup.layout.tensors if t.name in names
         }
-        if setup.lossless == "fp64":
+        if config.dtype == "fp64":
             update = {name: tensor.double() for name, tensor in update.items()}
         payload, _ = setup.uplink.encode(update, {}, bits=0, seed=0, trained=setup.start, layout=setup.layout)
         return Size(setup.layout.numel, len(payload))

@@ -15,7 +15,6 @@ from fedpeft.models.layers import find_lowest_block
 from fedpeft.models.readout import AllBlocks
 from fedpeft.models.task import DTYPES, Task
 from fedpeft.peft.adapter import Layout
-from fedpeft.wiring.sampling import compute_cohort_size
 
 if TYPE_CHECKING:
     from fedpeft.wiring.setup import Setup
@@ -65,6 +64,6 @@ def count_cached_blocks(setup: Setup, lengths: np.ndarray, holders: int) -> int:
 def count_visits(setup: Setup, rows: int) -> float:
     """How often a run trains on each row of a client of `rows` rows, on average."""
     training, config = setup.training, setup.config
-    drawn = config.rounds * compute_cohort_size(config.cohort, setup.clients) / setup.clients
+    drawn = config.rounds * setup.compute_cohort_size(setup.clients) / setup.clients
     steps = training.steps_for(rows)
     return float(drawn * min(steps * training.batch_size / rows, steps))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
@@ -11,9 +10,8 @@ from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.spec import parse_spec
-from fedpeft.wiring.auto_defaults import ADAPTER, FAR_APART, choose_method
+from fedpeft.wiring.auto_defaults import ADAPTER, FAR_APART, can_train_head_alone
 from fedpeft.wiring.checks.rules import check_label_shift, check_server
-from fedpeft.wiring.sampling import compute_cohort_size
 from fedpeft.wiring.setup import Setup
 
 MANY_CLASSES = 20
@@ -97,8 +95,7 @@ def _has_label_skew(setup: Setup, label_skew: float | None) -> bool:
 
 def _can_train_head_alone(setup: Setup) -> bool:
     """Whether a user has named lora where nothing else speaks against the head that images get."""
-    config = replace(setup.config, head="auto")
-    return setup.method.name == ADAPTER and choose_method(config, setup.facts, ()) != ADAPTER
+    return setup.method.name == ADAPTER and can_train_head_alone(setup, setup.facts, ())
 
 
 def _has_many_classes(setup: Setup) -> bool:
@@ -122,7 +119,7 @@ def _is_one_step(setup: Setup, rows: int) -> bool:
 def _is_one_client(setup: Setup, clients: int) -> bool:
     """Whether the cohort is a share of the clients that comes to one client."""
     is_share = isinstance(setup.config.cohort, float) and setup.mechanism is None
-    return is_share and clients > 1 and compute_cohort_size(setup.config.cohort, clients) == 1
+    return is_share and clients > 1 and setup.compute_cohort_size(clients) == 1
 
 
 def _can_use_adam(setup: Setup) -> bool:

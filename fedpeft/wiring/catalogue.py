@@ -159,17 +159,6 @@ def build_part(config: RunConfig, name: str) -> Any:
     return FLAGS[name.replace("_", "-")].parse_value(getattr(config, name))
 
 
-def check_parts(config: RunConfig) -> None:
-    """Refuse parts that are unknown, or have settings that are not legal; data set and model are not looked at.
-
-    Raises:
-        ConfigError: says what is legal.
-    """
-    for name in FLAGS:
-        if name not in ("dataset", "model"):
-            build_part(config, name.replace("-", "_"))
-
-
 ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS)
 """Every family; a task is what a data set asks for, and has no flag."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fedpeft.answers.exam import Exam, select_fitting
 from fedpeft.answers.metric import parse_metrics
 from fedpeft.answers.questions import QuestionForm, parse_question, read_questions
-from fedpeft.data.rows import Rows, get_template, limit_rows
+from fedpeft.data.rows import Rows, limit_rows
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
@@ -53,7 +53,7 @@ def make_exam(asked: Evaluate, setup: Setup, validation: Rows, say: Callable[[st
         ConfigError, DataError: there are no questions, or none that the model can read.
     """
     if asked.questions:
-        template = get_template(setup.config.dataset) or setup.facts.template
+        template = getattr(setup.dataset, "template", None) or setup.facts.template
         form = QuestionForm(setup.task.asks, template, setup.task.translates)
         found = read_questions(asked.questions, form)[: asked.rows or None]
     elif len(validation):

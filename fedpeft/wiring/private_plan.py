@@ -30,7 +30,8 @@ from fedpeft.privacy.training_plans import PlansTraining
 from fedpeft.wiring.auto_defaults import ADAPTER
 from fedpeft.wiring.checks.together import check
 from fedpeft.wiring.profiles import ProfileTable
-from fedpeft.wiring.setup import Setup, choose_parts
+from fedpeft.wiring.run_spec import parse_run
+from fedpeft.wiring.setup import Setup
 
 LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
 """What is planned where all of it is left at its default."""
@@ -126,7 +127,7 @@ def plan_training(setup: Setup, federation: Exposure, groups: Sequence[ProfileTa
         if "head.weight" not in setup.layout.shapes and isinstance(mechanism, PlansTraining):
             raise _create_noise_error(setup, mechanism.count_trainable_entries(federation))
         config = dataclasses.replace(config, peft=_choose_head_method(setup))
-        trained = Setup.create(config, setup.facts, groups)
+        trained = Setup.create(parse_run(config), setup.facts, groups)
         federation = dataclasses.replace(
             federation, method=trained.method, layout=trained.layout, trained=trained.trained_entries
         )
@@ -138,23 +139,21 @@ def plan_training(setup: Setup, federation: Exposure, groups: Sequence[ProfileTa
     if not mechanism.trains(federation):
         if config.peft != OF_IMAGES or head != "auto" or config.head == DIRECTIONS:
             return trained
-        return Setup.create(dataclasses.replace(config, head=DIRECTIONS), setup.facts, groups)
+        return Setup.create(parse_run(dataclasses.replace(config, head=DIRECTIONS)), setup.facts, groups)
     if not isinstance(mechanism, PlansTraining):
         return setup
     training = mechanism.plan_training(federation, pace)
     not_whitened = "" if federation.whitened else _explain_no_whitening(trained, mechanism)
     _check_planned(trained, named is None or pace is not None, not_whitened)
-    config = dataclasses.replace(
-        config,
+    momentum = {"server_optimizer": f"momentum(beta={training.momentum})"} if training.momentum else {}
+    made = trained.change(
         batch_size=training.batch_size,
         local_work=f"steps(count={training.steps}, walk=False)",
         learning_rate=training.learning_rate,
         optimizer=training.optimizer,
         privacy=format_part(dataclasses.replace(training.mechanism, plan=False)),
+        **momentum,
     )
-    if training.momentum:
-        config = dataclasses.replace(config, server_optimizer=f"momentum(beta={training.momentum})")
-    made = dataclasses.replace(trained, **{**vars(choose_parts(config)), "config": config})
     check(made)
     return made
 
@@ -166,7 +165,8 @@ def _ask_all_clients(
     asks_all = isinstance(mechanism, PlansTraining) and mechanism.asks_all(federation)
     if not asks_all or not _is_default(setup.config, "cohort"):
         return setup, federation
-    return Setup.create(dataclasses.replace(setup.config, cohort="all"), setup.facts, groups), federation.asking_all()
+    config = dataclasses.replace(setup.config, cohort="all")
+    return Setup.create(parse_run(config), setup.facts, groups), federation.asking_all()
 
 
 def _create_noise_error(setup: Setup, heard: int) -> ConfigError:

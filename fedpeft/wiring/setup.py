@@ -1,7 +1,6 @@
-"""What a configuration makes, wherever clients are: parts, layout, start.
+"""The parts of a run that fit each other, the layout of its adapter and its start.
 
-This is the only place where a configuration's texts become objects. Which rows there are, and whose, it is told as
-`DatasetInfo`; on what is computed, it does not know.
+A setup knows its data as `DatasetInfo`. It does not depend on where clients run.
 """
 
 from __future__ import annotations
@@ -10,23 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedpeft.aggregation.abilities import is_personal
+from fedpeft.aggregation.abilities import CountsClients, is_personal
 from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.head_start import HeadStart
-from fedpeft.aggregation.server_optimizer import ServerOptimizer
-from fedpeft.aggregation.strategy import Strategy
-from fedpeft.aggregation.task_rules import TaskRanks
+from fedpeft.aggregation.task_rules import TaskRanks, TaskStrategy
 from fedpeft.aggregation.update import check_made
-from fedpeft.clients.drift import Drift
-from fedpeft.clients.local_training import LocalTraining, Schedule
-from fedpeft.communication.codec import Codec
-from fedpeft.communication.downlink import parse_downlink
-from fedpeft.communication.uplink import Uplink, find_preset, parse_uplink
+from fedpeft.clients.local_training import Schedule
+from fedpeft.communication.codec import Codec, parse_codec
+from fedpeft.communication.uplink import find_preset
 from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.rows import Rows
+from fedpeft.data.task_sequence import TaskSequence
+from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
 from fedpeft.models.base_model import count_readable_tokens, resolve_model
 from fedpeft.models.layers import get_innermost, unwrap
@@ -34,120 +31,53 @@ from fedpeft.models.loading import Say, ignore_message
 from fedpeft.models.quantized import quantize
 from fedpeft.models.readout import get_width
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task, get_adapter_dtype
+from fedpeft.parts import format_part, name_of
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import Factoring
 from fedpeft.peft.family import PEFT_METHODS, resize_method
 from fedpeft.peft.method import PeftMethod, WeightChanges, create_start
 from fedpeft.plugin_files import hash_own_code
 from fedpeft.privacy.exposure import trains_head_alone
-from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.secure_sum.sum import SecureSum, sums_under
 from fedpeft.wiring.activation_cache import count_frozen_blocks
-from fedpeft.wiring.auto_defaults import (
-    choose_drift,
-    choose_method,
-    set_client_count,
-    set_task_schedule,
-    settle_config,
-)
-from fedpeft.wiring.catalogue import build_part
+from fedpeft.wiring.auto_defaults import choose_drift, choose_method, resolve_auto
 from fedpeft.wiring.checks.together import check
 from fedpeft.wiring.dataset_info import DatasetInfo
-from fedpeft.wiring.grid import SimulationGrid
-from fedpeft.wiring.measurements import Measurements
 from fedpeft.wiring.profiles import AUTO, Profile, ProfileTable, choose_ranks, create_profiles, list_distinct
+from fedpeft.wiring.run_spec import RunSpec
 from fedpeft.wiring.training_control import TrainingControl, build_training_control
 
-if TYPE_CHECKING:
-    from fedpeft.rounds.user_hook import UserHook
-
 
 @dataclass(frozen=True)
-class ChosenParts:
-    """The parts that texts of the configuration describe by themselves, whatever the data are; see `Setup`."""
-
-    strategy: Strategy
-    optimizer: ServerOptimizer
-    uplink: Uplink
-    downlink: Codec
-    lossless: str
-    head: HeadStart
-    training: LocalTraining
-    drift: Drift
-    mechanism: Mechanism | None
-    secure_sum: SecureSum | None
-    grid: SimulationGrid
-    measured: Measurements
-    hooks: tuple[UserHook, ...]
-
-
-def choose_parts(config: RunConfig) -> ChosenParts:
-    """The parts of settled settings.
-
-    Raises:
-        FedpeftError: a text that describes no part.
-    """
-    lossless = "fp64" if config.dtype == "fp64" else "fp32"
-    uplink = parse_uplink(lossless if config.codec == "fp32" else config.codec)
-    head: HeadStart = build_part(config, "head")
-    private: Mechanism | SecureSum | None = build_part(config, "privacy")
-    return ChosenParts(
-        training=build_local_training(config),
-        optimizer=build_part(config, "server_optimizer"),
-        strategy=build_part(config, "strategy"),
-        drift=build_part(config, "drift"),
-        grid=build_part(config, "grid"),
-        measured=build_part(config, "measure"),
-        hooks=build_part(config, "hook"),
-        uplink=uplink,
-        downlink=parse_downlink(config.downlink, config.codec, lossless),
-        lossless=lossless,
-        head=head if uplink.codec.lossless else head.compact(),
-        mechanism=private if isinstance(private, Mechanism) else None,
-        secure_sum=sums_under(private),
-    )
-
-
-@dataclass(frozen=True)
-class Setup(ChosenParts):
-    """The parts of a run, which go together.
+class Setup(RunSpec):
+    """The parts of a run, which fit each other; see also `RunSpec`.
 
     Attributes:
-        config: the settings; its dtype is never `auto`.
-        facts: of the data.
-        task, model_directory: what is learned, and the folder of the frozen base.
-        peft, method: the PEFT method of the largest form, as text and as a part.
-        layout: of the trainable tensors.
-        start: the initial global state, which anybody can make from the seed.
-        strategy, optimizer: how the server aggregates, and what it does with the mean update.
-        uplink, downlink: how updates are encoded, and how the model is.
-        lossless: the codec of everything else, "fp32" or "fp64".
-        head: how the head starts.
-        training: local training.
-        drift: what is done about clients that drift apart.
-        mechanism: of privacy; None: no protection.
-        secure_sum: how updates are added up where nobody may see one; None: the server sees each.
-        grid: where simulated clients run.
-        measured: what is found out beside the end.
-        hooks: features of a user's own in the round loop.
-        profiles: of each client, in the order of ids.
-        factor_view: how the strategy sees the tensors, where they are not exchanged as factors.
-        weight_changes: what a state changes in the base's weights, where aggregation is not exact and its error is
-            recorded.
-        parameters: of the base with the adapter, all of them.
-        width: of the base's hidden states.
-        frozen_blocks: index of the lowest block with an adapter; 0 also where a pass can't start there.
+        method: the PEFT method at the size of the largest client.
+        head: the start of the head.
+        facts: what is known of the data.
+        task: the task of the data set.
+        model_directory: folder of the frozen base.
+        peft: the text of `method`.
+        layout: the trainable tensors.
+        start: the initial global state, which any machine can compute from the seed.
+        profiles: one profile per client, in the order of ids.
+        factor_view: how the strategy sees tensors that are not exchanged as factors; None: they are.
+        weight_changes: the change of the base's weights by a state, if aggregation is not exact and its error is
+            recorded; else None.
+        parameters: number of entries of the base with the adapter.
+        width: size of the base's hidden states.
+        frozen_blocks: index of the lowest block with an adapter; 0 if a pass can't start there.
         readable: the most tokens of a text that the model reads, in whole steps of padding.
-        notes: what loading the base has given occasion to say.
-        code: what tells the user's own code that the base is computed by (`fedpeft.plugin_files.hash_own_code`).
+        notes: remarks about the base for the user.
+        code: what identifies the user's own code that computes the base (`fedpeft.plugin_files.hash_own_code`).
     """
 
-    config: RunConfig
+    method: PeftMethod
+    head: HeadStart
     facts: DatasetInfo
     task: Task
     model_directory: Path
     peft: str
-    method: PeftMethod
     layout: Layout
     start: State
     profiles: Sequence[Profile]
@@ -161,53 +91,48 @@ class Setup(ChosenParts):
     code: Mapping[str, str]
 
     @classmethod
-    def create(cls, config: RunConfig, facts: DatasetInfo, groups: Sequence[ProfileTable] = ()) -> Setup:
-        """The setup of a configuration, checked.
+    def create(cls, spec: RunSpec, facts: DatasetInfo, groups: Sequence[ProfileTable] = ()) -> Setup:
+        """Return the setup of a run, checked.
 
         Args:
-            config: checked settings.
-            facts: of the data.
-            groups: of clients that differ; none: all are alike.
+            spec: the settings, as `parse_run` returns them.
+            facts: what is known of the data.
+            groups: groups of clients that differ; none: all clients are alike.
 
         Raises:
             FedpeftError: settings that do not fit each other, the data or the model.
         """
-        tasks = None if facts.tasks is None else facts.tasks.adapt_to_rounds(config.rounds)
+        tasks = None if facts.tasks is None else facts.tasks.adapt_to_rounds(spec.config.rounds)
         facts = replace(facts, tasks=tasks)
         task: Task = TASKS.build(facts.task)
-        if config.peft == "auto":
-            config = replace(config, peft=choose_method(config, facts, groups))
-        config = set_task_schedule(set_client_count(settle_config(config, task.targets), facts.clients), tasks)
-        given: PeftMethod = build_part(config, "peft")
-        groups = choose_ranks(groups, given.form) if config.ranks == AUTO else groups
-        profiles = create_profiles(groups, facts.clients, given.form)
-        chosen = choose_parts(config)
+        if spec.method is None:
+            spec = spec.change(peft=choose_method(spec, facts, groups))
+        spec = _set_task_schedule(_set_client_count(resolve_auto(spec, task.targets), facts.clients), tasks)
+        assert spec.method is not None
+        assert spec.head is not None
+        groups = choose_ranks(groups, spec.method.form) if spec.config.ranks == AUTO else groups
+        profiles = create_profiles(groups, facts.clients, spec.method.form)
         forms = [profile.form for profile in list_distinct(profiles)]
-        rule = chosen.strategy
+        rule = spec.strategy
         whole = map(rule.get_whole_form, forms) if isinstance(rule, TaskRanks) else ()
-        peft = resize_method(config.peft, given, [*forms, *whole])
-        method = PEFT_METHODS.build(peft)
-        if task.targets in ("numbers", "labels"):
-            chosen = replace(chosen, head=chosen.head.fitted(task.targets))
-        model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
+        peft = resize_method(spec.config.peft, spec.method, [*forms, *whole])
+        method = spec.method if peft == spec.config.peft else PEFT_METHODS.build(peft)
+        head = spec.head.fitted(task.targets) if task.targets in ("numbers", "labels") else spec.head
+        model_directory = resolve_model(facts.default_model if spec.config.model == "auto" else spec.config.model)
         notes: list[str] = []
-        reference = load_adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
+        reference = load_adapted_model(task, model_directory, method, spec.config.dtype, facts.classes, notes.append)
         task.check(reference)
         layout: Layout = method.layout(reference)
-        if config.drift == "auto":
-            protected = chosen.mechanism is not None or chosen.secure_sum is not None
-            drift = "" if protected else choose_drift(chosen.strategy, chosen.head, facts, layout)
-            config = replace(config, drift=drift)
-            chosen = replace(chosen, drift=build_part(config, "drift"))
-        plain_base = unwrap(reference.base)
+        if spec.config.drift == "auto":
+            protected = spec.mechanism is not None or spec.secure_sum is not None
+            spec = spec.change(drift="" if protected else choose_drift(spec.strategy, head, facts, layout))
+        config, plain_base = spec.config, unwrap(reference.base)
         setup = cls(
-            **vars(chosen),
-            config=config,
+            **{**vars(spec), "method": method, "head": head},
             facts=facts,
             task=task,
             model_directory=model_directory,
             peft=peft,
-            method=method,
             layout=layout,
             start=_start(method, reference, config),
             profiles=profiles,
@@ -291,10 +216,8 @@ class Setup(ChosenParts):
         Raises:
             ConfigError, PrivacyError: they can't, or must not.
         """
-        private = self.mechanism is not None and self.mechanism.protects
-        stays = private and self.mechanism is not None and not self.mechanism.per_example
-        config, validation, tasks = self.config, self.measured.validation, self.facts.tasks is not None
-        return build_training_control(config, validation, private, self.personal, self.facts.judged, tasks, stays)
+        tasks = self.facts.tasks is not None
+        return build_training_control(self, self.personal, self.facts.judged, tasks)
 
     @property
     def model_name(self) -> str:
@@ -313,14 +236,21 @@ class Setup(ChosenParts):
         return tuple(base for base in given if base not in ("", self.config.dtype))
 
     @property
-    def statistics(self) -> str:
-        """The codec of what is sent before round 1."""
-        return self.lossless if self.uplink.codec.lossless else self.head.codec(find_preset(self.config.codec))
+    def statistics(self) -> Codec:
+        """The codec of what clients send before round 1."""
+        if self.uplink.codec.lossless:
+            return self.lossless
+        return parse_codec(self.head.codec(find_preset(self.config.codec)))
 
     @property
     def saved_peft(self) -> str:
-        """The PEFT method of the finished adapter, as it is saved."""
+        """The text of the PEFT method of the finished adapter, as it is saved."""
         return self.method.saved_as or self.peft
+
+    @cached_property
+    def saved_method(self) -> PeftMethod:
+        """The PEFT method of the finished adapter, as it is saved."""
+        return PEFT_METHODS.build(self.method.saved_as) if self.method.saved_as else self.method
 
     def model(self, say: Say = ignore_message) -> FederatedModel:
         """The base with a fresh adapter, in the run's precision."""
@@ -386,12 +316,40 @@ def _get_weight_changes(method: PeftMethod, reference: FederatedModel, layout: L
     return changes
 
 
-def build_local_training(config: RunConfig) -> LocalTraining:
-    """Local training as a configuration describes it.
+def _set_client_count(spec: RunSpec, clients: int) -> RunSpec:
+    """Return the run with the number of clients in its strategy, if the strategy counts them.
 
     Raises:
-        ConfigError: unknown amount of work, optimizer or setting.
+        ConfigError: the strategy names another number.
     """
-    return LocalTraining(
-        config.batch_size, build_part(config, "local_work"), config.learning_rate, build_part(config, "optimizer")
-    )
+    if not isinstance(spec.strategy, CountsClients):
+        return spec
+    return spec.change(strategy=format_part(spec.strategy.set_client_count(clients)))
+
+
+def _set_task_schedule(spec: RunSpec, tasks: TaskSequence | None) -> RunSpec:
+    """Return the run with the schedule of its tasks in its strategy, if the strategy goes by tasks.
+
+    Raises:
+        ConfigError: the strategy needs tasks and there are none, or it names another schedule.
+    """
+    strategy = spec.strategy
+    if not isinstance(strategy, TaskStrategy):
+        return spec
+    if tasks is None:
+        raise ConfigError(
+            f"FP1295 {name_of(type(strategy))} is a rule for tasks that come one after the other: take --dataset "
+            "'tasks(a, b)', or 'tasks(a, classes=2)', or another strategy"
+        )
+    schedule: dict[str, Any] = {
+        "tasks": tasks.schedule.tasks,
+        "every": tasks.schedule.every,
+        "late": tasks.schedule.late,
+    }
+    for setting, value in schedule.items():
+        given = getattr(strategy, setting)
+        if given not in (0, value):
+            raise ConfigError(
+                f"FP1296 {spec.config.strategy} names {setting}={given}, and the data set has {value}; leave it out"
+            )
+    return spec.change(strategy=format_part(replace(strategy, **schedule)))

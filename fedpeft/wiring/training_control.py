@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedpeft.aggregation.safeguard import SAFEGUARDS, Safeguard
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.wiring.validation import Validation
+from fedpeft.wiring.run_spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -33,31 +32,22 @@ class TrainingControl:
     fits: bool = True
 
 
-def build_training_control(
-    config: RunConfig,
-    validation: Validation,
-    private: bool,
-    personal: bool,
-    rows: bool = True,
-    tasks: bool = False,
-    noise_stays: bool = False,
-) -> TrainingControl:
+def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tasks: bool = False) -> TrainingControl:
     """What a configuration lets validation rows decide.
 
     Args:
-        config: checked settings.
-        validation: on the way.
-        private: whether a mechanism protects what clients hold.
+        spec: the run.
         personal: whether clients have tensors of their own.
         rows: whether the server has validation rows.
         tasks: whether there are tasks one after the other, so that these rows are those of tasks to come, too.
-        noise_stays: whether noise is as large however small updates are, so that steps are undone at the same rate.
 
     Raises:
         PrivacyError: the settings let rows decide that are not known to be public.
         ConfigError: they ask for what can't be had here.
     """
-    guard = None if config.safeguard == "auto" else SAFEGUARDS.build(config.safeguard)
+    config, validation, guard, mechanism = spec.config, spec.measured.validation, spec.safeguard, spec.mechanism
+    private = mechanism is not None and mechanism.protects
+    noise_stays = private and mechanism is not None and not mechanism.per_example  # however small updates are
     asked = [
         flag
         for flag, given in (
@@ -94,9 +84,9 @@ def build_training_control(
         )
     if hidden or personal or not rows or tasks:
         return TrainingControl(fits=not hidden)
-    if config.safeguard == "auto":
+    if guard is None:
         guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
-    elif guard is not None and guard.lowers and noise_stays:
+    elif guard.lowers and noise_stays:
         raise ConfigError(
             f"FP1393 safeguard={config.safeguard} has clients train more gently after an undone step, and the noise of "
             f"{config.privacy} stays as large: nothing would be heard above it; take undo(rate=1)"
@@ -105,4 +95,4 @@ def build_training_control(
         raise ConfigError(
             "FP1394 patience waits for a better state than the best, and keep=last keeps none; leave one out"
         )
-    return TrainingControl(guard if guard and guard.watches else None, validation.keep != "last", validation.patience)
+    return TrainingControl(guard if guard.watches else None, validation.keep != "last", validation.patience)

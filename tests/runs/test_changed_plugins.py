@@ -27,6 +27,7 @@ from fedpeft.simulate import main as simulate
 from fedpeft.simulate import parse
 from fedpeft.wiring import catalogue
 from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
 from tests.conftest import forget_plugins
 from tests.refusals import refuses
@@ -286,7 +287,9 @@ def test_what_is_kept_of_rows_is_told_apart_by_the_code_that_made_it(tmp_path, m
         plugins.use([str(file)])
         task = TASKS.build("own")
         assert hash_own_code(type(task)) == hash_own_code(type("Wrapped", (type(task),), {"__module__": "fedpeft.x"}))
-        setup = Setup.create(RunConfig(dtype="fp32"), DatasetInfo("text", "own", ("a", "b"), "tiny", clients=3))
+        setup = Setup.create(
+            parse_run(RunConfig(dtype="fp32")), DatasetInfo("text", "own", ("a", "b"), "tiny", clients=3)
+        )
         found.append((setup.code["code"], setup.tokenize_rows(Rows(["a text"], np.zeros(1, np.int64)), 16)))
     assert found[0] == found[1] != found[2]
     assert found[0][1] != found[2][1]

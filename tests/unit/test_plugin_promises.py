@@ -45,6 +45,7 @@ from fedpeft.conformance.cohorts import (
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.families import ATTACKS
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, create_start
@@ -200,7 +201,7 @@ def relabelled(made, sizes):
     shards = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     rows = SimpleNamespace(all=dataset.train, dataset=dataset, partition=Partition.from_shards(shards))
     with plugins.use_parts({"attacks": {"mine": Mine}}):
-        return compute_attacked_labels("mine(fraction=1.0)", rows, 0)
+        return compute_attacked_labels(ATTACKS.build("mine(fraction=1.0)"), rows, 0)
 
 
 @pytest.mark.parametrize(

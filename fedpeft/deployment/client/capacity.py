@@ -23,8 +23,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fedpeft.aggregation.strategy import strategies
-from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import LANGUAGE
 from fedpeft.data.images import count_patches, get_vision_config
 from fedpeft.data.model_config import load_model_config
@@ -34,10 +32,8 @@ from fedpeft.errors import ModelError, RunError
 from fedpeft.machine.files import check_regular_file
 from fedpeft.machine.hardware import get_free_memory, has_fast_bf16, list_accelerators
 from fedpeft.models.base_model import resolve_model
-from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.reporting.observer import RunObserver
+from fedpeft.wiring.run_spec import RunSpec
 
 WEIGHT_BYTES = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "int8": 1.01, "nf4": 0.53}
 """Bytes a weight takes, scales included."""
@@ -202,21 +198,20 @@ def parse_device(text: str) -> str:
     raise RunError(f"FP5020 {text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}")
 
 
-def has_common_batch_size(config: RunConfig) -> bool:
+def has_common_batch_size(spec: RunSpec) -> bool:
     """Whether the batch size is all clients' alike, as privacy divides by it, whatever fits into one's memory."""
-    mechanism = parse_privacy(config.privacy) if config.privacy else None
-    sampling = mechanism.example_sampling if isinstance(mechanism, Mechanism) else None
+    sampling = None if spec.mechanism is None else spec.mechanism.example_sampling
     return sampling is not None and sampling.divides_alike
 
 
 def fit_to_memory(
-    options: EdgeOptions, config: RunConfig, told: v2.Description, device: str, observer: RunObserver
+    options: EdgeOptions, spec: RunSpec, told: v2.Description, device: str, observer: RunObserver
 ) -> EdgeOptions:
     """The options, with what is left to this machine chosen by the free memory of `device`.
 
     Args:
         options: the client's own choices.
-        config: what the client takes of the server's settings, with its choices.
+        spec: what the client takes of the server's settings, with its choices.
         told: what the server describes, checked.
         device: "cpu" or "cuda:N".
         observer: is told what has been chosen.
@@ -224,20 +219,20 @@ def fit_to_memory(
     Raises:
         FedpeftError: there is no such model here.
     """
+    config = spec.config
     if options.precision or config.dtype == "fp64":
         return options
-    strategy = strategies.build(config.strategy)
-    fills = strategy.fills_base  # a dense R saves nothing
+    fills = spec.strategy.fills_base  # a dense R saves nothing
     nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
     folder, learns = resolve_model(config.model), told.task.partition("(")[0]
     size, language = ModelSize.from_folder(folder, learns == "seq2seq"), learns in ("seq2seq", *LANGUAGE)
     tokens = count_patches(told.side, folder)[0] ** 2 + 1 if told.side else told.tokens
     tokens *= 2 if learns == "dpo" else 1  # two answers are a row
     free = get_free_memory(device)
-    few_bits = ("int8", *nf4) if PEFT_METHODS.build(config.peft).few_bits and not fills else ()
+    few_bits = ("int8", *nf4) if spec.method is not None and spec.method.few_bits and not fills else ()
     slow = config.dtype == "bf16" and not has_fast_bf16(device)
     dtype = "fp32" if slow else config.dtype
-    choice = choose(size, free, dtype, config.batch_size, tokens, language, few_bits, has_common_batch_size(config))
+    choice = choose(size, free, dtype, config.batch_size, tokens, language, few_bits, has_common_batch_size(spec))
     precision = choice.precision or ("fp32" if slow else "")
     if not choice.fits:
         observer.say(

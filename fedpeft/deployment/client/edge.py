@@ -24,7 +24,7 @@ from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.config import RunConfig, build_config
+from fedpeft.config import build_config
 from fedpeft.data import cached_rows
 from fedpeft.data.datasets.clients import read_first_record
 from fedpeft.data.label_columns import AND
@@ -55,8 +55,9 @@ from fedpeft.privacy.secure_sum.certificates import Identity
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.reporting.observer import RunObserver
 from fedpeft.reporting.workers import Machine, Workers, create_client_plan, create_work_plan
-from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.auto_defaults import resolve_auto
 from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.run_spec import RunSpec, parse_run
 from fedpeft.wiring.setup import Setup
 
 
@@ -83,8 +84,8 @@ class SingleClientPartition(Partition):
         return self.indices
 
 
-def build_settings(description: v2.Description, options: EdgeOptions) -> RunConfig:
-    """What a client takes of the server's settings, with its own choices.
+def build_settings(description: v2.Description, options: EdgeOptions) -> RunSpec:
+    """Return what a client takes of the server's settings, with its own choices.
 
     Raises:
         RunError: the server's settings are not ones that a client takes.
@@ -92,10 +93,11 @@ def build_settings(description: v2.Description, options: EdgeOptions) -> RunConf
     """
     config = parse_shared_settings(description.config)
     check_all_told(description.parts, config)
+    spec = parse_run(config)
     chosen: dict[str, Any] = {"workers": 1, "cohort": "all"}
     if options.model:
         chosen["model"] = options.model
-    if options.batch_size and has_common_batch_size(config):
+    if options.batch_size and has_common_batch_size(spec):
         raise ConfigError(
             f"FP1118 --batch-size {options.batch_size} would scale this client's updates: under {config.privacy} all "
             f"clients divide by the federation's {config.batch_size}, and rate says how many rows join a step; leave "
@@ -103,7 +105,8 @@ def build_settings(description: v2.Description, options: EdgeOptions) -> RunConf
         )
     if options.batch_size:
         chosen["batch_size"] = options.batch_size
-    return build_config(dataclasses.asdict(config) | chosen, "the command line")
+    build_config(dataclasses.asdict(config) | chosen, "the command line")
+    return spec.change(**chosen)
 
 
 class EdgeClient:
@@ -143,16 +146,17 @@ class EdgeClient:
         self.ledgers = ledgers
         self.observer = observer
         self.device = parse_device(options.device)
-        told, names = settle_config(build_settings(description, options)), tuple(description.labels)
-        self.options = fit_to_memory(options, told, description, self.device, observer)
+        spec, names = build_settings(description, options), tuple(description.labels)
+        self.options = fit_to_memory(options, resolve_auto(spec), description, self.device, observer)
         form = build_form(description, options)
         targets = TASKS.build(form.task).targets
         self.rows = form.read(
             data, names or None, targets, options.file_format, lambda note: observer.say(escape(note))
         )[0]
-        config = build_settings(description, self.options)
-        facts = DatasetInfo(form.kind, description.task, names or None, config.model, clients=1)
-        self.setup = Setup.create(config, facts)
+        if self.options.batch_size:
+            spec = spec.change(batch_size=self.options.batch_size)
+        facts = DatasetInfo(form.kind, description.task, names or None, spec.config.model, clients=1)
+        self.setup = Setup.create(spec, facts)
         self.config = self.setup.config
         machine = Machine.create(self.setup, {}, (self.device,))
         data_key = self.setup.tokenize_rows(self.rows, self.setup.tokens)
@@ -224,7 +228,7 @@ class EdgeClient:
         # Without a ledger here the noise is the server's: what is measured on the rows stays here all the same.
         noise = 0.0 if self.protection is None else self.protection.engine.noise_multiplier
         start = None if self.protection is None else self.protection.engine.start
-        return ClientPrivacy(self.config.privacy, noise, self.folder / KEY, start)
+        return ClientPrivacy(self.setup.mechanism, noise, self.folder / KEY, start)
 
     def _create_mask_plan(self, credentials: Credentials | None) -> MaskPlan:
         """With whom the client adds up its updates under masks, and what it signs with.
@@ -241,8 +245,9 @@ class EdgeClient:
         limits = self.options.fewest, self.options.collude
         identity = Identity(self.description.run, own.key, own.certificate, own.authority, pinned, *limits)
         secure = self.setup.secure_sum
+        assert secure is not None
         noise = (secure, self.folder / KEY) if isinstance(secure, SharedNoise) else None
-        return MaskPlan(self.config.privacy, self.setup.by_rows, int(self.config.clients), identity, noise)
+        return MaskPlan(secure, self.setup.by_rows, int(self.config.clients), identity, noise)
 
     def _compute_state_digest(self, instruction: Instruction) -> bytes:
         """A digest of what an answer depends on beside the instruction."""

@@ -22,7 +22,8 @@ from fedpeft.communication.release import UNCOMPARED, format_form, format_state_
 from fedpeft.deployment.transcript.round_record import DIGEST, RoundRecord
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import AdapterShape, Layout
-from fedpeft.wiring.setup import ChosenParts, Setup
+from fedpeft.wiring.run_spec import RunSpec
+from fedpeft.wiring.setup import Setup
 
 SUMMED: Final = frozenset(
     {
@@ -49,7 +50,7 @@ class InstructionPolicy:
     """
 
     layout: Layout
-    parts: ChosenParts
+    parts: RunSpec
     seed: int
     mixed: bool
     rank: int = 0

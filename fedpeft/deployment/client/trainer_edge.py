@@ -11,12 +11,13 @@ import torch
 from rich.markup import escape
 from torch import nn
 
+from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.clients.client import ClientPlan, ClientSide
+from fedpeft.clients.drift import Drift
 from fedpeft.clients.rule_half import changes_steps
 from fedpeft.clients.trainer import ProcessGroup, TrainerBench, TrainerExecutor, TrainerPlan
 from fedpeft.communication.base_residual import HeldBase
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.answers import check_evaluation, check_question, report_missing_state
 from fedpeft.deployment.client.edge import SingleClientPartition
 from fedpeft.deployment.client.instruction_policy import InstructionPolicy
@@ -30,15 +31,13 @@ from fedpeft.machine import cache
 from fedpeft.models.base_model import find_local_folder
 from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.models.tasks.causal_lm import LanguageModel
-from fedpeft.parts import format_part
 from fedpeft.peft.adapter import Layout
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.reporting.observer import RunObserver
-from fedpeft.wiring.auto_defaults import settle_config
-from fedpeft.wiring.setup import ChosenParts, choose_parts
+from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.run_spec import RunSpec, parse_run
 
 
 class TrainerEdge:
@@ -72,12 +71,12 @@ class TrainerEdge:
         self.description = description
         self.folder = folder
         self.observer = observer
-        self.config = settle_config(parse_shared_settings(description.config))
-        check_all_told(description.parts, self.config)
-        self.parts = choose_parts(self.config)
-        _check_parts(description, self.parts, self.config)
+        told = parse_shared_settings(description.config)
+        check_all_told(description.parts, told)
+        self.parts = resolve_auto(parse_run(told))
+        self.config = self.parts.config
+        method, head = _check_parts(description, self.parts)
         model: Any = LanguageModel(trainer.model)
-        method: PeftMethod = PEFT_METHODS.build(self.config.peft)
         reference = _create_reference(trainer.model, method)
         self.layout = method.layout(reference)
         _check_adapter(self.layout, model, self.config.peft)
@@ -93,11 +92,13 @@ class TrainerEdge:
         plan = TrainerPlan(self.layout, self.parts.training, seed, dtype, folder / "base", device)
         executor = TrainerExecutor(trainer, model, train, ranks, self.layout, self.config.learning_rate)
         bench: Any = TrainerBench(plan, executor)
-        self.side = ClientSide(bench, self._create_client_plan(method, reference, len(trainer.train_dataset)))
+        self.side = ClientSide(bench, self._create_client_plan(method, head, reference, len(trainer.train_dataset)))
         self.rows = len(trainer.train_dataset)
         self.bases = HeldBase(plan.residuals, self.layout.pairs, self.parts.strategy.fills_base)
 
-    def _create_client_plan(self, method: PeftMethod, reference: FederatedModel, rows: int) -> ClientPlan:
+    def _create_client_plan(
+        self, method: PeftMethod, head: HeadStart, reference: FederatedModel, rows: int
+    ) -> ClientPlan:
         parts, start = self.parts, {}
         if not parts.downlink.lossless:
             start = method.start(reference, self.config.seed)
@@ -109,17 +110,17 @@ class TrainerEdge:
             start = parts.strategy.start(start, self.layout, self.config.seed)
         return ClientPlan(
             partition=SingleClientPartition(np.arange(rows), np.array([0, rows])),
-            codec=str(parts.uplink),
-            downlink=str(parts.downlink),
+            uplink=parts.uplink,
+            downlink=parts.downlink,
             start=start,
             statistics=parts.lossless,
             lossless=parts.lossless,
-            head=format_part(parts.head),
-            strategy=self.config.strategy,
-            drift="",
+            head=head,
+            strategy=parts.strategy,
+            drift=Drift(),
             store=self.folder / "clients",
             # The noise is the server's: what is measured on the rows stays here all the same.
-            privacy=ClientPrivacy(self.config.privacy, 0.0, self.folder / KEY) if parts.mechanism else None,
+            privacy=ClientPrivacy(parts.mechanism, 0.0, self.folder / KEY) if parts.mechanism else None,
         )
 
     def _check_weights(self, model: Any) -> None:
@@ -173,17 +174,17 @@ class TrainerEdge:
             )
 
 
-def _check_parts(description: v2.Description, parts: ChosenParts, config: RunConfig) -> None:
-    """Refuse what needs more of a client than to train between receiving and sending."""
+def _check_parts(description: v2.Description, parts: RunSpec) -> tuple[PeftMethod, HeadStart]:
+    """Return the PEFT method and head; refuse settings that need more of a client than training."""
     if description.task != "causal_lm":
         raise RunError(
             f"FP5114 the federation is one of {description.task.partition('(')[0]}; a Trainer can join those of causal "
             "language models"
         )
-    if config.drift:
+    if parts.drift.corrections:
         raise RunError(
-            f"FP5115 the federation corrects clients' gradients (--drift {config.drift}), and a Trainer's steps are "
-            "its own; ask for a run without --drift"
+            f"FP5115 the federation corrects clients' gradients (--drift {parts.config.drift}), and a Trainer's "
+            "steps are its own; ask for a run without --drift"
         )
     mechanism, secure = parts.mechanism, parts.secure_sum
     if secure is not None:
@@ -196,6 +197,9 @@ def _check_parts(description: v2.Description, parts: ChosenParts, config: RunCon
             f"FP7026 the federation's {mechanism.name} protects rows on the client, which a Trainer does not do; join "
             "with python -m fedpeft.join, or ask for user_dp"
         )
+    if parts.method is None or parts.head is None:
+        raise RunError("FP5253 the server's settings name no PEFT method; ask whoever runs the server for --peft lora")
+    return parts.method, parts.head
 
 
 def _create_reference(model: Any, method: PeftMethod) -> FederatedModel:

@@ -77,6 +77,7 @@ from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.measurement import NewRun
 from fedpeft.wiring.profiles import Profile, count_clients, keep_profiles, load_groups
+from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
 
 ROSTER = "roster.json"
@@ -108,7 +109,8 @@ class Federation:
         events: Events,
         signer: Signer | None = None,
     ) -> None:
-        check(config, options)
+        spec = parse_run(config)
+        check(spec, options)
         self.folder = folder
         self.observer = observer
         self.options = options
@@ -122,7 +124,7 @@ class Federation:
         # where clients' rows judge, the last state is seen
         judged = len(self.rows.validation) > 0 and not options.held_out
         facts = DatasetInfo.from_dataset(self.rows.dataset, clients, judged)
-        setup = Setup.create(config, facts, groups)
+        setup = Setup.create(spec, facts, groups)
         self.held_out = options.held_out or (HELD_OUT if setup.personal or setup.measured.asks_clients(setup) else 0.0)
         rows = count_known_rows(setup, options.client_rows, self.held_out)
         if not (folder / "config.toml").exists():  # a run that goes on has its plan there

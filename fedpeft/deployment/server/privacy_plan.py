@@ -26,7 +26,6 @@ from fedpeft.rounds.preparation import get_noised_shapes
 from fedpeft.rounds.sampling import Population, create_population
 from fedpeft.wiring.private_plan import can_plan, plan_training
 from fedpeft.wiring.profiles import ProfileTable, compute_chances
-from fedpeft.wiring.sampling import compute_cohort_size
 from fedpeft.wiring.setup import Setup
 
 UNPLANNED = (
@@ -37,7 +36,7 @@ UNPLANNED = (
 
 def create_served_population(setup: Setup) -> Population:
     """What cohorts of a served run are drawn from."""
-    size = compute_cohort_size(setup.config.cohort, setup.clients)
+    size = setup.compute_cohort_size(setup.clients)
     return create_population(setup.clients, size, compute_chances(setup.profiles), setup.mechanism)
 
 

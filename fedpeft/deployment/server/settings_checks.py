@@ -6,10 +6,8 @@ import dataclasses
 import math
 
 from fedpeft.aggregation.abilities import AsksClients
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.downlink import explain_uncompared
 from fedpeft.communication.release import UNCOMPARED
-from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import LANGUAGE
 from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
 from fedpeft.data.task_sequence import TaskSequence
@@ -18,46 +16,41 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.regression import Regression
 from fedpeft.parts import format_part
-from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_in
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.spec import parse_spec
 from fedpeft.wiring.energy import EnergySettings
-from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.profiles import Profiles
-from fedpeft.wiring.sampling import build_aware_sampler
+from fedpeft.wiring.run_spec import RunSpec
 from fedpeft.wiring.setup import Setup
 
 
-def check(config: RunConfig, options: ServeOptions) -> None:  # noqa: PLR0912
+def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
     """Refuse what makes no sense with real clients.
 
     Raises:
         ConfigError, PrivacyError: says what, and what to do.
     """
-    if config.attack:
+    config, mechanism, secure = spec.config, spec.mechanism, spec.secure_sum
+    if spec.attack is not None:
         raise ConfigError("FP1128 attack belongs to simulations: real clients keep their rows; leave it out")
-    for name in parse_measure(config.measure).simulated:
+    for name in spec.measured.simulated:
         raise ConfigError(
             f"FP1129 {name} belongs to simulations: real clients keep their rows; leave it out of --measure"
         )
-    if build_aware_sampler(config.cohort) is not None:
+    if spec.sampler is not None:
         raise ConfigError(
             f"FP1130 --cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients "
             "don't tell; give a number or a fraction"
         )
-    if isinstance(strategies.build(config.strategy), AsksClients):
+    if isinstance(spec.strategy, AsksClients):
         raise ConfigError(
             f"FP1131 {config.strategy} asks clients for sums over the rows that they train on, which real clients "
             "don't answer; take fedit or rolora"
         )
     if config.grid != "cohort":
         raise ConfigError("FP1132 grid says where simulated clients run, and these are real; leave it out")
-    if config.peft != "auto" and (needs := PEFT_METHODS.build(config.peft).own_machine):
+    if spec.method is not None and (needs := spec.method.own_machine):
         raise ConfigError(f"FP1133 --peft {config.peft} {needs}, and real clients are on others; take bottleneck")
-    if not config.privacy:
-        return
-    mechanism, secure = parse_privacy(config.privacy), sums_in(config.privacy)
     if secure is not None:
         secure.check_lies()
         if options.held_out:
@@ -65,7 +58,7 @@ def check(config: RunConfig, options: ServeOptions) -> None:  # noqa: PLR0912
                 "FP7021 --held-out has each client report losses on its own rows, one by one, which no sum hides; "
                 "leave it out, or evaluate on rows of the server's, with --eval-data"
             )
-    if isinstance(mechanism, SecureSum):
+    if mechanism is None:
         return
     if isinstance(mechanism, SumMechanism):
         mechanism.check_remote()

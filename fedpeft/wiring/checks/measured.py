@@ -8,7 +8,6 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of
 from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.profiles import list_distinct
-from fedpeft.wiring.sampling import build_aware_sampler
 
 if TYPE_CHECKING:
     from fedpeft.wiring.setup import Setup
@@ -26,7 +25,7 @@ def check_measured(setup: Setup) -> None:
 
 def _check_sampler(setup: Setup) -> None:
     """Refuse samplers that would choose by what nobody knows, or that privacy can't be accounted for."""
-    rule, profiles = build_aware_sampler(setup.config.cohort), list_distinct(setup.profiles)
+    rule, profiles = setup.sampler, list_distinct(setup.profiles)
     name = name_of(type(rule)) if rule is not None else ""
     by_energy = rule is not None and rule.needs_energy
     if setup.measured.get(EnergySettings) is None and (by_energy or any(profile.battery_wh for profile in profiles)):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedpeft.aggregation.abilities import CountsClients, FreezesTensors
 from fedpeft.aggregation.head_start import HeadStart
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS, ServerOptimizer
+from fedpeft.aggregation.server_optimizer import Pace, ServerOptimizer
 from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
 from fedpeft.clients.drift import Correction
 from fedpeft.communication.uplink import Uplink
@@ -18,14 +18,13 @@ from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 
 
-def check_method(
-    method: PeftMethod, strategy: Strategy, strategy_name: str, forms: Sequence[AdapterShape | None]
-) -> None:
+def check_method(method: PeftMethod, strategy: Strategy, forms: Sequence[AdapterShape | None]) -> None:
     """Refuse strategies and sizes that are not right for the PEFT method.
 
     Raises:
         ConfigError: which, and what to take instead.
     """
+    strategy_name = name_of(type(strategy))
     if method.strategies and strategy_name not in method.strategies:
         raise ConfigError(
             f"FP1332 {strategy_name} loses what the parameters of {method.name} stand for together; "
@@ -47,7 +46,7 @@ def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
         ConfigError: says why, and what to take instead.
     """
     name = type(strategy).__name__
-    plain = optimizer == SERVER_OPTIMIZERS.build("sgd")
+    plain = not optimizer.keeps_state and optimizer.pace == Pace()
     if isinstance(strategy, RoundStrategy) and not plain:
         raise ConfigError(
             f"FP1335 {name} computes the next factors itself, so there is no mean update that a server optimizer could "
@@ -58,7 +57,7 @@ def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
             f"FP1336 {name} keeps the mean over all clients, and a server optimizer would lead away from it; leave "
             "--server-optimizer at sgd with learning rate 1"
         )
-    if _has_new_factors(strategy) and not plain and type(optimizer).__name__ != "SGD":
+    if _has_new_factors(strategy) and optimizer.keeps_state:
         raise ConfigError(
             f"FP1337 {name} turns the factors after each round, and the moments of a server optimizer would belong to "
             "the factors before; use --server-optimizer sgd"
@@ -104,10 +103,8 @@ def check_label_shift(task: Task, name: str, head: HeadStart, mechanism: Mechani
         PrivacyError: a row would change the loss of a client's other rows.
     """
     if task.targets != "classes":
-        name = name_of(type(task))
-        has = {"regression": "numbers have", "multi_label": "rows with several labels have"}
-        has |= dict.fromkeys(("causal_lm", "instruction", "dpo"), "a language model has")
-        what = has.get(name, f"rows of {name} have")
+        has = {"numbers": "numbers have", "labels": "rows with several labels have"}
+        what = has.get(task.targets, f"rows of {name_of(type(task))} have")
         raise ConfigError(f"FP1341 label_shift corrects for shares of the rows' classes, and {what} none; leave it out")
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(

@@ -31,7 +31,7 @@ def check(setup: Setup) -> None:
     check_groups(setup)
     check_memory(strategy, setup.uplink)
     check_ranks(setup)
-    check_method(setup.method, strategy, config.strategy.partition("(")[0].strip(), forms)
+    check_method(setup.method, strategy, forms)
     if not setup.factor_view:
         strategy.check(setup.layout, forms)
     check_server(strategy, setup.optimizer)
@@ -42,7 +42,7 @@ def check(setup: Setup) -> None:
     _ = setup.training_control  # says what validation rows can't decide
     _check_recomputing(setup)
     check_reference(setup)
-    if setup.facts.task == "token_labels" and setup.head.exchanges:
+    if setup.facts.classes and not setup.task.targets and setup.head.exchanges:
         raise ConfigError(
             f"FP1352 head={config.head} starts from features of whole rows, and here each word has a label; take "
             "--head zero"

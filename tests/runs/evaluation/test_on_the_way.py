@@ -23,6 +23,7 @@ from fedpeft.simulate import main
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.measurement import NewRun
 from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
 from tests.refusals import refuses
 
@@ -89,7 +90,7 @@ def test_who_can_t_be_asked_is_told_so(task, measure, settings, words):
     model = "tiny" if task == "classification" else "tiny_lm"
     config = RunConfig(measure=measure, clients=4, dtype="fp32", **settings)
     with refuses(*words):
-        Setup.create(config, DatasetInfo("text", task, names, model, clients=4))
+        Setup.create(parse_run(config), DatasetInfo("text", task, names, model, clients=4))
 
 
 @pytest.mark.fast

@@ -14,6 +14,7 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.models.drawn_whitening import compute_whitening
 from fedpeft.simulate import main as simulate
 from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
 
 RUN = (
@@ -43,7 +44,7 @@ def test_a_run_saves_a_plain_probe_that_says_the_same(tmp_path):
     saved = load_file(folder / "adapter" / "head.safetensors")
     data = load_dataset("digits")
     setup = Setup.create(
-        RunConfig(dataset="digits", model="tiny_vision", peft="whitened_probe", clients=4, dtype="fp32"),
+        parse_run(RunConfig(dataset="digits", model="tiny_vision", peft="whitened_probe", clients=4, dtype="fp32")),
         DatasetInfo.from_dataset(data, 4, judged=True),
     )
     model = setup.model()

@@ -277,8 +277,9 @@ def test_what_does_not_go_with_labels_of_words_is_refused(made_names, tmp_path):
 
 @pytest.mark.fast
 def test_a_data_set_says_how_it_lies_and_how_its_head_starts():
-    from fedpeft.wiring.auto_defaults import settle_config
+    from fedpeft.wiring.auto_defaults import resolve_auto
+    from fedpeft.wiring.run_spec import parse_run
 
-    config = settle_config(RunConfig(dataset="sample(of=code_names, rows=100)", peft="lora"))
+    config = resolve_auto(parse_run(RunConfig(dataset="sample(of=code_names, rows=100)", peft="lora"))).config
     assert (config.partition, config.head) == ("natural", "zero")
     assert Dataset("d", "text", "token_labels", Rows(["a"]), Rows(["a"]), LABELS, "minilm").classes == len(LABELS)

@@ -14,7 +14,8 @@ from fedpeft.data.partition import PartitionStatistics
 from fedpeft.simulate import main
 from fedpeft.wiring import advice
 from fedpeft.wiring.advice import advise_on_steps
-from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.run_spec import parse_run
 
 RUN = ["--dataset", "tiny", "--tokens", "16", "--clients", "8", "--rounds", "1", "--local-work", "steps(1)",
        "--workers", "1"]  # fmt: skip
@@ -96,7 +97,7 @@ def test_steps_at_the_server_are_advised_where_many_clients_take_one_each(more, 
 def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partition, said):
     statistics = PartitionStatistics(8, 3, 3, 3, 0, None, None)
     for dataset, owners in (("file(path='a.csv', owner=shop)", True), ("file:a.csv", False)):
-        config = settle_config(RunConfig(dataset=dataset, partition=partition))
+        config = resolve_auto(parse_run(RunConfig(dataset=dataset, partition=partition))).config
         parts = {"training": LocalTraining(), "mechanism": None, "secure_sum": None, "drift": parse_drift("")}
         kind, method = SimpleNamespace(kind="text", task="classification", classes=2), SimpleNamespace(name="lora")
         task = SimpleNamespace(targets="classes")

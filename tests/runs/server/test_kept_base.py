@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fedpeft.communication.base_residual import ResidualFiles, receive
-from fedpeft.communication.codec import parse_codec
 from fedpeft.reporting.observer import Metrics
 from fedpeft.rounds.best_state import BestState
 from fedpeft.rounds.questions import select_kept_state
@@ -36,7 +35,7 @@ def test_whatever_base_clients_hold_they_get_the_kept_one(run, kept, tmp_path):
     best = BestState(kept, Metrics(1.0, 0.5), progress.adapter, bases[kept] if kept else {})
     asked = select_kept_state(replace(progress, best=best), ResidualFiles(tmp_path))
     assert asked.residual.version == 4
-    codec = parse_codec(setup.lossless)
+    codec = setup.lossless
     for held in range(4):
         payload = asked.residual.encode_payload(held, setup.layout.pairs, codec)
         found = receive(bases[held], payload, setup.layout.pairs)

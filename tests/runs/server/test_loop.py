@@ -38,7 +38,8 @@ from fedpeft.rounds.progress import Checkpoints, RunStore, ServerState
 from fedpeft.rounds.rounds import Server
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.profiles import Profile
-from fedpeft.wiring.setup import Setup, choose_parts
+from fedpeft.wiring.run_spec import parse_run
+from fedpeft.wiring.setup import Setup
 
 pytestmark = pytest.mark.fast("the order of events in the round loop")
 
@@ -52,13 +53,11 @@ def make_setup(**settings) -> Setup:
     """Return a setup without a model: what the loop reads of it does not need one."""
     config = RunConfig(**{**PLAIN, "clients": CLIENTS, "rounds": ROUNDS, **settings})
     return Setup(
-        **vars(choose_parts(config)),
-        config=config,
+        **{**vars(parse_run(config)), "method": PEFT_METHODS.build("lora")},
         facts=DatasetInfo("text", "classification", ("one", "two"), "tiny", CLIENTS, judged=True),
         task=TASKS.build("classification"),
         model_directory=Path(),
         peft="lora",
-        method=PEFT_METHODS.build("lora"),
         layout=LAYOUT,
         start={"head.weight": torch.zeros(2, 3)},
         profiles=[Profile(None)] * CLIENTS,

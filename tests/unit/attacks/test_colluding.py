@@ -125,7 +125,7 @@ def test_a_client_refuses_sums_that_its_own_share_could_read(tmp_path, collude, 
     authority.ensure()
     own = Credentials.load_client(authority.client("edge-0"))
     identity = Identity("run", own.key, own.certificate, own.authority, collude=collude)
-    client = Masking(MaskPlan("secure_sum", False, 1000, identity), tmp_path / "client", 3)
+    client = Masking(MaskPlan(SECURE, False, 1000, identity), tmp_path / "client", 3)
     told = Announcement(bytes(16), announced, 10, BESIDE, 1.0).to_bytes()
     report = client.answer(Instruction("sum", 1, 0, b"", step=1, said=told))
     assert bool(report.error) == refused

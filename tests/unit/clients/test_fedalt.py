@@ -12,7 +12,6 @@ from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.peft.methods.row_lora import TwoLoras
 from fedpeft.simulation.simulation import Simulation
-from fedpeft.wiring.auto_defaults import set_client_count
 from tests.refusals import refuses
 from tests.runs.simulation.test_run_strategies import settings
 
@@ -89,4 +88,3 @@ def test_what_would_spoil_the_mean_is_said(given, words, tmp_path, observer):
     config = RunConfig(**{**settings("fedalt"), **given})
     with refuses(*words):
         Simulation(config, tmp_path, observer)
-    assert set_client_count(RunConfig(), 7) == RunConfig()

@@ -18,6 +18,7 @@ from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.wiring import activation_cache
 from fedpeft.wiring.dataset_info import DatasetInfo
+from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
 from tests.unit.clients.test_packing import TASK, executors, jobs, made_rows
 
@@ -56,7 +57,7 @@ def test_a_model_that_adds_positions_on_the_way_in_is_read_from_its_tokens():
 @pytest.fixture(scope="module")
 def setup():
     config = RunConfig(dataset="tiny_lm", clients=10, peft=SPEC, dtype="fp32", rounds=20, cohort=0.2)
-    return Setup.create(config, DatasetInfo("text", "causal_lm", None, "tiny_lm", clients=10))
+    return Setup.create(parse_run(config), DatasetInfo("text", "causal_lm", None, "tiny_lm", clients=10))
 
 
 @pytest.mark.parametrize(

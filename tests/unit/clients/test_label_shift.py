@@ -22,7 +22,6 @@ from fedpeft.clients.pool import Worker
 from rich.console import Console
 
 from fedpeft.aggregation.head_start import HEADS
-from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
@@ -165,7 +164,7 @@ def test_a_client_with_one_class_does_not_move_the_model(tiny, executor):
 )
 def test_clients_refuse_shares_that_a_server_should_not_send(tmp_path, more, error, words):
     simulation = Simulation(RunConfig(**{**TINY, "drift": "", **more}), tmp_path, QUIET)
-    codec = parse_codec(simulation.setup.lossless)
+    codec = simulation.setup.lossless
     shares = codec.encode({SHARES: torch.ones(max(2, simulation.setup.facts.classes))})
     asked = Instruction("train", 1, 0, codec.encode(simulation.setup.start), learning_rate=1e-3, told=shares)
     with pytest.raises(error, match=pattern_of(*words)):

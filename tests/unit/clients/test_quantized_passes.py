@@ -62,11 +62,12 @@ def test_what_exact_rules_put_into_the_base_lies_beside_the_codes(both):
 
 def test_where_bases_are_in_few_bits_gpus_train_many_at_once_and_cpus_one():
     names = dict.fromkeys(WorkPlan.__dataclass_fields__)
-    plan = WorkPlan(**names | {"dtype": "bf16", "executor": "batched", "precision": "", "depth": 2, "method": "lora"})
+    lora, ia3 = PEFT_METHODS.build("lora"), PEFT_METHODS.build("ia3")
+    plan = WorkPlan(**names | {"dtype": "bf16", "executor": "batched", "precision": "", "depth": 2, "method": lora})
     assert replace(plan, device="cpu").set_precision("int8").executor == "sequential"
     assert replace(plan, device="cuda:0").set_precision("int8").executor == "batched"
     assert replace(plan, device="cuda:0").set_precision("nf4").executor == "sequential"
     assert replace(plan, device="cuda:0").set_precision("int8").depth == 0
-    assert replace(plan, device="cuda:0", method="ia3").set_precision("nf4").executor == "sequential", (
+    assert replace(plan, device="cuda:0", method=ia3).set_precision("nf4").executor == "sequential", (
         "nobody has tried it"
     )

@@ -26,15 +26,20 @@ from fedpeft.clients.store import ClientStore
 from fedpeft.clients.tasks import TaskStage
 from fedpeft.clients.walk import WalkStage
 
+from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.communication.uplink import parse_uplink
 from fedpeft.data.partition import Partition
 from fedpeft.data.task_sequence import ClientTasks, TaskSchedule, TaskSequence
 from fedpeft.errors import PayloadError, RunError
+from fedpeft.families import ATTACKS
 from fedpeft.peft.adapter import Layout, TensorSpec
 from fedpeft.privacy.guard import ClientPrivacy
-from fedpeft.simulation.hostile import ATTACKS, AttackStage
+from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.privacy.secure_sum.sum import SUMS
+from fedpeft.simulation.hostile import AttackStage
 from tests.refusals import refuses
 
 LAYOUT = Layout((TensorSpec("head.weight", (2, 3), "head", "head"), TensorSpec("head.bias", (2,), "head", "head")))
@@ -94,9 +99,10 @@ def events(monkeypatch):
 def make_side(folder, events=(), executor="sequential", more=(), privacy="", **settings) -> ClientSide:
     """Return the clients of a worker without a model."""
     plan = ClientPlan(
-        partition=Partition.from_shards([np.arange(EXAMPLES)]), codec="fp32", downlink="fp32", start={},
-        statistics="fp32", lossless="fp32", head="zero", strategy="fedit", drift="", store=folder / "clients",
-        privacy=ClientPrivacy(privacy, 0.0, folder / "key") if privacy else None,
+        partition=Partition.from_shards([np.arange(EXAMPLES)]), uplink=parse_uplink("fp32"),
+        downlink=parse_codec("fp32"), start={}, statistics=parse_codec("fp32"), lossless=parse_codec("fp32"),
+        head=HEADS.build("zero"), strategy=strategies.build("fedit"), drift=Drift(), store=folder / "clients",
+        privacy=ClientPrivacy(MECHANISMS.build(privacy), 0.0, folder / "key") if privacy else None,
     )  # fmt: skip
     return ClientSide(Bench(events, executor), replace(plan, **settings), more)
 
@@ -123,7 +129,9 @@ def attack() -> AttackStage:
 
 
 def test_features_have_one_order(tmp_path):
-    side = make_side(tmp_path, more=[attack()], privacy="user_dp(noise_multiplier=1)", strategy="ditto", met=TASKS)
+    side = make_side(
+        tmp_path, more=[attack()], privacy="user_dp(noise_multiplier=1)", strategy=strategies.build("ditto"), met=TASKS
+    )
     assert names_of(side) == ORDER
 
 
@@ -218,7 +226,7 @@ def test_each_constraint_of_the_order_is_one(tmp_path, monkeypatch, first, secon
 
 
 def test_a_state_is_kept_before_the_update_leaves(tmp_path, events):
-    masks = MaskPlan("secure_sum", by_rows=False, clients=5)
+    masks = MaskPlan(SUMS.build("secure_sum"), by_rows=False, clients=5)
     make_side(tmp_path, events, masks=masks).handle([ask(step=3)])
     assert events == ["train", "keep", "send under masks"]
 
@@ -248,13 +256,13 @@ def test_a_refusal_comes_before_any_work(tmp_path, events):
 def test_an_answer_that_was_given_is_given_again_without_training(tmp_path, events, monkeypatch):
     before = Report(0, 1, b"as before")
     monkeypatch.setattr(Masking, "get_repeated_report", lambda self, instruction: before)
-    side = make_side(tmp_path, events, masks=MaskPlan("secure_sum", by_rows=False, clients=5))
+    side = make_side(tmp_path, events, masks=MaskPlan(SUMS.build("secure_sum"), by_rows=False, clients=5))
     assert side.handle([ask(step=3)]) == [before]
     assert events == []
 
 
 def test_a_model_of_its_own_is_trained_in_a_second_pass_and_stays(tmp_path, events):
-    side = make_side(tmp_path, events, strategy="ditto")
+    side = make_side(tmp_path, events, strategy=strategies.build("ditto"))
     (report,) = side.handle([ask()])
     assert events == ["train", "train", "keep"]
     state = side.store.load(0, 1, tidy=False)

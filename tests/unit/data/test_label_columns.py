@@ -16,6 +16,7 @@ from fedpeft.data.rows import BINS, assign_quantile_bins, load_dataset, split_va
 from fedpeft.errors import DataError
 from fedpeft.models.task import TASKS
 from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import refuses
 from tests.targets import LABELS, prices, rows_of, tagged
 
@@ -233,10 +234,15 @@ def test_rows_without_classes_are_spread_iid_by_default(tmp_path):
     several, prices_too = tagged(tmp_path / "t.jsonl"), prices(tmp_path / "p.csv")
     plain = f"file(path={str(several)!r}, label=None)"
     for dataset in (f"file:{several}", f"sample(of='file:{several}', rows=8)", plain):
-        assert SimulatedRows.load(RunConfig(dataset=dataset), 4).called == "iid"
-    assert SimulatedRows.load(RunConfig(dataset=f"file(path={str(prices_too)!r}, label=price)"), 4).called == USUAL
+        assert SimulatedRows.load(parse_run(RunConfig(dataset=dataset)), 4).spec.config.partition == "iid"
+    assert (
+        SimulatedRows.load(
+            parse_run(RunConfig(dataset=f"file(path={str(prices_too)!r}, label=price)")), 4
+        ).spec.config.partition
+        == USUAL
+    )
     with refuses("FP3089"):
-        SimulatedRows.load(RunConfig(dataset=f"file:{several}", partition="dirichlet"), 4)
+        SimulatedRows.load(parse_run(RunConfig(dataset=f"file:{several}", partition="dirichlet")), 4)
 
 
 def test_test_rows_have_labels_of_the_training_rows_kind(tmp_path):

@@ -13,7 +13,8 @@ from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS, Partition, Shards, fill_empty_clients, split
 from fedpeft.data.rows import Rows, load_dataset, split_validation
 from fedpeft.errors import DataError
-from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import refuses
 
 
@@ -175,7 +176,7 @@ def test_impossible_requests_are_one_sentence(spec: str, clients: int, rows: Row
 @pytest.mark.parametrize("name", ["office", "tiny_lm", "tiny_pairs", "tiny_seq2seq"])
 def test_rows_without_labels_lie_with_their_owners_where_a_run_does_not_say(name: str) -> None:
     assert load_dataset(name).train.labels is None
-    text = settle_config(RunConfig(dataset=name)).partition
+    text = resolve_auto(parse_run(RunConfig(dataset=name))).config.partition
     assert PARTITIONS.build(text).split(load_dataset(name).train, 0, 0).sizes.min() > 0
 
 

@@ -16,7 +16,8 @@ from fedpeft.config import RunConfig
 from fedpeft.data.record_files import read_records
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import DataError
-from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.run_spec import parse_run
 from tests.tagged import LABELS, sentences, write_conll, write_jsonl
 
 WORD = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=6).filter(
@@ -159,6 +160,8 @@ def test_check_counts_words_by_label_and_a_run_starts_its_head_at_zero(tmp_path)
     tags = np.concatenate([json.loads(row)["tags"] for row in data.test.inputs])
     assert f"{(tags == 1).sum():,}" in next(line for line in told.splitlines() if "test" in line)
     assert "token labels" in told
-    config = settle_config(RunConfig(dataset=f"file:{path}", peft="lora"), "")
+    config = resolve_auto(parse_run(RunConfig(dataset=f"file:{path}", peft="lora")), "").config
     assert (config.head, config.partition) == ("zero", "iid")
-    assert settle_config(RunConfig(dataset=f"file:{tmp_path / 'gone.csv'}", peft="lora")).head == "ridge"
+    assert (
+        resolve_auto(parse_run(RunConfig(dataset=f"file:{tmp_path / 'gone.csv'}", peft="lora"))).config.head == "ridge"
+    )

@@ -9,6 +9,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data.rows import DATASETS, load_dataset, split_off_validation
 from fedpeft.data.task_sequence import ClientTasks, TaskSchedule
 from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import refuses
 
 
@@ -71,12 +72,12 @@ def test_paths_of_named_sets_are_found():
 
 def test_every_client_meets_every_task():
     config = RunConfig(dataset="tasks('tiny(classes=6)', classes=2)", partition="dirichlet(alpha=0.1)")
-    rows = SimulatedRows.load(config, 7)
+    rows = SimulatedRows.load(parse_run(config), 7)
     rows.partition.check(len(rows.train))
     for client in range(7):
         assert set(rows.train.tasks[rows.partition.shard(client)]) == {0, 1, 2}
     with refuses("FP3176", "1", "class 0, class 1", "FP3087 400"):
-        SimulatedRows.load(config, 400)
+        SimulatedRows.load(parse_run(config), 400)
 
 
 def test_a_schedule_says_who_is_where():

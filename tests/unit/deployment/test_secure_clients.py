@@ -301,7 +301,7 @@ def test_sums_that_have_become_too_few(clients, lost):
 
 def test_a_server_that_announces_more_clients_than_it_asks(tmp_path):
     """With 2 neighbours each, 3 in a ring see no others; that 2 more survive is the server's word."""
-    secure = "secure_sum(neighbours=2)"
+    secure = SUMS.build("secure_sum(neighbours=2)")
     authority = Authority(tmp_path / "certs", 1)
     authority.ensure()
     sides = []
@@ -310,7 +310,7 @@ def test_a_server_that_announces_more_clients_than_it_asks(tmp_path):
         identity = Identity("run", own.key, own.certificate, own.authority, fewest=CLIENTS)
         sides.append(Masking(MaskPlan(secure, False, CLIENTS, identity), tmp_path / str(k), TINY["seed"]))
     asked = Asked(SimpleNamespace(run="run", edges=sides))
-    terms = asked.told.terms(SUMS.build(secure), TINY["seed"], 0, "run")
+    terms = asked.told.terms(secure, TINY["seed"], 0, "run")
     asked.at, asked.ids = Coordinator(terms, {0: [1, 2], 1: [0, 2], 2: [0, 1]}), [0, 1, 2]
     asked.at.arrived = lambda: words.write_ids(range(CLIENTS))
     for side in sides:

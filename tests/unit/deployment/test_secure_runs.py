@@ -18,6 +18,7 @@ from fedpeft.deployment.wire.session import Session
 from fedpeft.join import main as join
 from fedpeft.rounds.sum_journal import SumJournal
 from fedpeft.serve import main as serve
+from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import has_error, refuses
 
 
@@ -50,7 +51,7 @@ def test_a_threshold_that_lies_get_around_is_refused_by_clients_too():
     parse_shared_settings('privacy = "secure_sum"\nclients = 3')
     with refuses("FP7081"):
         parse_shared_settings('privacy = "secure_sum(threshold=0.6)"\nclients = 3')
-    check(RunConfig(privacy="secure_sum(threshold=0.67)"), ServeOptions())
+    check(parse_run(RunConfig(privacy="secure_sum(threshold=0.67)")), ServeOptions())
 
 
 def test_without_tls_there_are_no_secure_sums(tmp_path, capsys):

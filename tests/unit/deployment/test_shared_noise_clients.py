@@ -24,6 +24,7 @@ from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid
+from fedpeft.wiring.run_spec import parse_run
 from tests.conftest import SilentObserver
 from tests.here import Federation
 from tests.refusals import has_error, refuses
@@ -63,7 +64,7 @@ class Asked:
         for k in self.ids:
             own = Credentials.load_client(authority.client(f"edge-{k}"))
             identity = Identity("run", own.key, own.certificate, own.authority)
-            plan = MaskPlan("", False, 100, identity, (self.sums, folder / KEY))
+            plan = MaskPlan(self.sums, False, 100, identity, (self.sums, folder / KEY))
             self.sides.append(Masking(plan, folder / str(k), 1))
         self.told = Announcement(b"n" * 16, announced, 6, BESIDE, 1.0)
         self.terms = self.told.terms(self.sums, 1, 1, "run")
@@ -146,7 +147,7 @@ def test_what_clients_refuse_of_a_server_s_settings():
     ):
         with refuses(*says):
             parse_shared_settings(f'privacy = "{privacy}"\nclients = 3')
-    check(RunConfig(privacy="distributed_dp(epsilon=8, unit=clients)"), ServeOptions())
+    check(parse_run(RunConfig(privacy="distributed_dp(epsilon=8, unit=clients)")), ServeOptions())
 
 
 def test_a_share_of_colluding_clients_means_nothing_elsewhere(federation):

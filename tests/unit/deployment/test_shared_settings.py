@@ -12,7 +12,8 @@ from fedpeft.deployment.client.edge import EdgeClient, build_settings
 from fedpeft.deployment.client.shared_settings import LEFT, REFUSED, TAKEN, parse_shared_settings
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.run_spec import parse_run
 from tests.conftest import SilentObserver
 from tests.refusals import refuses
 
@@ -74,8 +75,8 @@ def test_a_setting_is_taken_or_left_or_refused(name):
 
 def test_a_client_s_own_choices_come_first():
     told = v2.Description(config=RunConfig(model="tiny", batch_size=8, cohort=2).to_toml())
-    assert build_settings(told, EdgeOptions()).batch_size == 8
-    chosen = build_settings(told, EdgeOptions(model="minilm", batch_size=2))
+    assert build_settings(told, EdgeOptions()).config.batch_size == 8
+    chosen = build_settings(told, EdgeOptions(model="minilm", batch_size=2)).config
     assert (chosen.model, chosen.batch_size, chosen.cohort, chosen.workers) == ("minilm", 2, "all", 1)
 
 
@@ -86,14 +87,14 @@ def test_a_batch_size_that_all_divide_by_is_no_client_s_own_to_choose(monkeypatc
         rate: RunConfig(model="tiny", peft="lora", dtype="fp32", privacy=f"dp_sgd(epsilon=8{rate})") for rate in rates
     }
     told = {rate: v2.Description(config=config.to_toml()) for rate, config in runs.items()}
-    assert build_settings(told[""], options).batch_size == 2
+    assert build_settings(told[""], options).config.batch_size == 2
     with refuses("FP1118", "--batch-size 2"):
         build_settings(told[", rate=0.5"], options)
     monkeypatch.setattr(capacity, "get_free_memory", lambda _: 1.0)
     for rate, rows in (("", 1), (", rate=0.5", 0)):
-        config = build_settings(told[rate], EdgeOptions())
+        spec = build_settings(told[rate], EdgeOptions())
         description = v2.Description(tokens=32, task="classification")
-        assert capacity.fit_to_memory(EdgeOptions(), config, description, "cpu", SilentObserver()).batch_size == rows
+        assert capacity.fit_to_memory(EdgeOptions(), spec, description, "cpu", SilentObserver()).batch_size == rows
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,10 @@ def test_the_data_set_that_a_server_names_is_not_loaded(federation, observer):
     told.config = changed.to_toml()
     options = EdgeOptions(device="cpu", threads=1)
     edge = EdgeClient(told, made.folder / "0.jsonl", made.folder / "edge-0", made.folder / "ledgers", observer, options)
-    assert (edge.config.dataset, edge.config.partition) == (RunConfig().dataset, settle_config(RunConfig()).partition)
+    assert (edge.config.dataset, edge.config.partition) == (
+        RunConfig().dataset,
+        resolve_auto(parse_run(RunConfig())).config.partition,
+    )
     assert len(edge.rows) == 40
 
 

@@ -11,7 +11,8 @@ from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, RunError
-from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.run_spec import parse_run
 from tests.here import Federation
 from tests.tagged import LABELS, sentences, write_conll
 
@@ -24,7 +25,7 @@ def test_a_server_s_own_rows_and_settings(tmp_path):
     assert (found.dataset.label_names, len(found.validation)) == (LABELS, 20)
     config = add_form(RunConfig(), WORDS)
     assert config.model == "minilm"
-    assert settle_config(RunConfig(dataset=config.dataset, peft="lora")).head == "zero"
+    assert resolve_auto(parse_run(RunConfig(dataset=config.dataset, peft="lora"))).config.head == "zero"
     of_data = ServersRows.load(RunConfig(dataset=f"file:{conll}"), ServeOptions(eval_data="dataset"))
     assert (of_data.form.task, of_data.dataset.label_names) == ("token_labels", LABELS)
 

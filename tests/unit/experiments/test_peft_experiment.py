@@ -14,7 +14,8 @@ from fedpeft.config import read_config
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.studies.results import Result
 from fedpeft.studies.study_file import read_study
-from fedpeft.wiring.auto_defaults import settle_config
+from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.run_spec import parse_run
 
 OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora", "expert_lora"}
 OF_PICTURES = {name for name in PEFT_METHODS.names if PEFT_METHODS.part(name).of_pictures}
@@ -52,10 +53,10 @@ def test_what_is_fused_was_trained_as_its_row_is_but_on_another_task():
     ]
     for file in files:
         assert f"stage_one/{file.name} --output experiments/peft_methods/stage_one/runs/{file.stem}\n" in readme
-        config = settle_config(read_config(file))
+        config = resolve_auto(parse_run(read_config(file))).config
         assert config.dataset == file.stem
         same = {"partition": config.partition, "dataset": config.dataset, "measure": config.measure}
-        assert config == settle_config(replace(target, **same))
+        assert config == resolve_auto(parse_run(replace(target, **same))).config
     assert {f.stem for f in files} == {"reviews", "code_types"}
 
 

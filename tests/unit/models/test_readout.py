@@ -163,11 +163,14 @@ def test_a_head_on_all_blocks_forgets_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("peft", "send"), [("head2toe", "factor"), ("lora + head2toe", "factor"), ("lora", "moments")])
 def test_a_wide_head_starts_from_factors(peft, send):
-    from fedpeft.wiring.auto_defaults import settle_config
+    from fedpeft.wiring.auto_defaults import resolve_auto
+    from fedpeft.wiring.run_spec import parse_run
 
     settings = RunConfig(dataset="tiny", peft=peft)
-    assert ("send=factor" in settle_config(settings).head) == (send == "factor")
-    assert "factor" not in settle_config(RunConfig(dataset="tiny", peft=peft, privacy="secure_sum")).head
+    assert ("send=factor" in resolve_auto(parse_run(settings)).config.head) == (send == "factor")
+    assert (
+        "factor" not in resolve_auto(parse_run(RunConfig(dataset="tiny", peft=peft, privacy="secure_sum"))).config.head
+    )
 
 
 def test_methods_that_do_not_compose_stay_apart():

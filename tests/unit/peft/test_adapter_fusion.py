@@ -18,6 +18,7 @@ from fedpeft.models.task import find_trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.adapter_fusion import Fusion, compute_identity_pull
+from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import refuses
 
 BOTH = "adapter_fusion(runs=('{finished}/0', '{finished}/1'), width=5)"
@@ -129,6 +130,6 @@ def test_what_does_not_go_together_is_said(tiny, tmp_path):
 def test_real_clients_are_spared_folders_of_the_server():
     config = RunConfig(peft="adapter_fusion(runs='runs/a')")
     with refuses("FP1133"):
-        check(config, ServeOptions())
+        check(parse_run(config), ServeOptions())
     with refuses("FP5094", "FP5093", "reads finished runs in folders of this machine"):
         parse_shared_settings(replace(config, clients=2).to_toml())

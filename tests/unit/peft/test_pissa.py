@@ -72,13 +72,13 @@ def test_with_its_adapters_off_it_is_the_base_model(case, tiny):
 def test_other_ranks_are_refused(case):
     form = replace(case.layout.form, rank=2)
     with refuses("FP1334"):
-        check_method(case.method, case.strategy, "fedit", [form, case.layout.form])
+        check_method(case.method, case.strategy, [form, case.layout.form])
 
 
 @pytest.mark.parametrize("strategy", ["flexlora", "rank_budget", "hetlora", "flasc", "flora"])
 def test_rules_that_may_drop_a_part_of_the_weight_are_refused(case, strategy):
     with refuses("FP1332", strategy, "pissa"):
-        check_method(case.method, strategies.build(strategy), strategy, [case.layout.form])
+        check_method(case.method, strategies.build(strategy), [case.layout.form])
 
 
 def test_a_cut_to_the_leading_ranks_keeps_what_is_learned(case):

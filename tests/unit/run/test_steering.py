@@ -9,7 +9,7 @@ from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.config import RunConfig
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
-from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.training_control import TrainingControl, build_training_control
 from tests.refusals import refuses
 
@@ -17,10 +17,11 @@ TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 3,
 QUIET = ConsoleObserver(Console(quiet=True))
 
 
-def decided(private=False, personal=False, rows=True, noise_stays=False, **given):
-    config = RunConfig(**given)
-    validation = parse_measure(config.measure).validation
-    return build_training_control(config, validation, private, personal, rows, noise_stays=noise_stays)
+PRIVATE = {"privacy": "dp_sgd(noise_multiplier=4)"}
+
+
+def decided(personal=False, rows=True, **given):
+    return build_training_control(parse_run(RunConfig(**given)), personal, rows)
 
 
 def test_auto_decides_as_much_as_is_right():
@@ -29,12 +30,12 @@ def test_auto_decides_as_much_as_is_right():
     assert decided(measure="validation(every=1, patience=3)", safeguard="none") == TrainingControl(None, True, 3)
     for case in ({"personal": True}, {"rows": False}):
         assert decided(**case) == TrainingControl()
-    assert decided(private=True) == decided(private=True, personal=True) == TrainingControl(fits=False)
-    assert decided(private=True, measure="validation(every=1, public=True)") == TrainingControl(Undo(), True, 0)
+    assert decided(**PRIVATE) == decided(**PRIVATE, personal=True) == TrainingControl(fits=False)
+    assert decided(**PRIVATE, measure="validation(every=1, public=True)") == TrainingControl(Undo(), True, 0)
 
 
 def test_under_noise_that_stays_as_large_steps_are_undone_at_the_same_rate(tmp_path):
-    public = {"private": True, "noise_stays": True, "measure": "validation(every=1, public=True)"}
+    public = {"privacy": "user_dp(noise_multiplier=4)", "measure": "validation(every=1, public=True)"}
     assert decided(**public).safeguard == decided(**public, safeguard="undo(rate=1)").safeguard == Undo(rate=1)
     assert decided(**public, safeguard="none").safeguard is None
     with refuses("FP1393"):
@@ -56,13 +57,13 @@ def test_under_noise_that_stays_as_large_steps_are_undone_at_the_same_rate(tmp_p
 )
 def test_what_can_not_or_may_not_be_decided_is_refused(asked):
     with refuses("FP7116"):
-        decided(private=True, **asked)
+        decided(**PRIVATE, **asked)
     with refuses("FP1390"):
         decided(personal=True, **asked)
     with refuses("FP1391"):
         decided(rows=False, **asked)
     public = asked.get("measure", "validation(every=1)")[:-1] + ", public=True)"
-    decided(private=True, **asked | {"measure": public})
+    decided(**PRIVATE, **asked | {"measure": public})
 
 
 @pytest.mark.parametrize(

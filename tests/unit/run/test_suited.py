@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.wiring.auto_defaults import choose_method, settle_config
+from fedpeft.wiring.auto_defaults import choose_method, resolve_auto
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.profiles import ProfileTable
+from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
 
 IMAGES = DatasetInfo("image", "classification", ("a", "b"), "tiny_vision", clients=3)
@@ -32,8 +33,8 @@ TEXTS = DatasetInfo("text", "classification", ("a", "b"), "tiny", clients=3)
 )
 def test_images_with_classes_get_a_head_on_all_blocks_unless_something_is_said_of_adapters(facts, settings, method):
     config = RunConfig(**settings)
-    assert choose_method(config, facts, []) == method
-    ranked = choose_method(config, facts, [ProfileTable(count=3, rank=4)])
+    assert choose_method(parse_run(config), facts, []) == method
+    ranked = choose_method(parse_run(config), facts, [ProfileTable(count=3, rank=4)])
     assert ranked == "lora"
 
 
@@ -59,13 +60,16 @@ LANGUAGE = DatasetInfo("text", "causal_lm", None, "tiny_lm", clients=3)
     ],
 )
 def test_losses_are_corrected_for_classes_that_lie_apart_where_these_are_known(facts, settings, drift):
-    setup = Setup.create(RunConfig(**settings), facts)
+    setup = Setup.create(parse_run(RunConfig(**settings)), facts)
     assert (setup.config.drift, str(setup.drift)) == (drift, drift)
 
 
 def test_the_head_of_a_method_that_is_not_known_yet_is_not_chosen_either():
-    assert (settle_config(RunConfig()).peft, settle_config(RunConfig()).head) == ("auto", "auto")
-    assert settle_config(RunConfig(peft="lora")).head == "ridge"
+    assert (resolve_auto(parse_run(RunConfig())).config.peft, resolve_auto(parse_run(RunConfig())).config.head) == (
+        "auto",
+        "auto",
+    )
+    assert resolve_auto(parse_run(RunConfig(peft="lora"))).config.head == "ridge"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,6 @@ def test_the_head_of_a_method_that_is_not_known_yet_is_not_chosen_either():
     ids=["images", "texts"],
 )
 def test_a_setup_names_what_was_chosen(facts, peft, head):
-    setup = Setup.create(RunConfig(), facts)
+    setup = Setup.create(parse_run(RunConfig()), facts)
     assert (setup.config.peft, setup.config.head, setup.method.name) == (peft, head, peft)
-    assert Setup.create(RunConfig(peft="lora(layers=1)"), facts).config.peft == "lora(layers=1)"
+    assert Setup.create(parse_run(RunConfig(peft="lora(layers=1)")), facts).config.peft == "lora(layers=1)"

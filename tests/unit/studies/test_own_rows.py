@@ -8,6 +8,7 @@ from pathlib import Path
 from fedpeft import plugins
 from fedpeft.config import RunConfig
 from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.wiring.run_spec import parse_run
 from tests.unit.studies.test_study import BASE, study
 
 OWN_ROWS = """
@@ -46,4 +47,6 @@ def test_rows_lie_as_in_a_simulation_where_a_study_does_not_say(tmp_path: Path) 
     with plugins.use_parts({}):
         partitions = [run.config.partition for run in study(tmp_path, text).plan_runs()]
         assert partitions == ["iid", "dirichlet(alpha=0.5)", "iid", "iid", "iid"]
-        assert partitions == [SimulatedRows.load(RunConfig(dataset=name, clients=6), 6).called for name in sets]
+        assert partitions == [
+            SimulatedRows.load(parse_run(RunConfig(dataset=name, clients=6)), 6).spec.config.partition for name in sets
+        ]

@@ -27,7 +27,7 @@ from fedpeft.studies.results import (
 from fedpeft.studies.runner import RunProcess, Schedule, Workplace, count_fitting_jobs
 from fedpeft.studies.study_file import Study, read_study
 from fedpeft.study import load, main
-from fedpeft.wiring.catalogue import build_part
+from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import has_error, refuses
 from tests.runs.deployment.test_full_disk import full_disk
 
@@ -157,8 +157,7 @@ def test_every_study_that_was_not_run_yet_can_be_run_beside_the_others() -> None
         assert made.seconds_per_run
         assert made.question
         for run in made.plan_runs():
-            for name in ("cohort", "measure", "strategy", "peft", "codec", "privacy"):
-                build_part(run.config, name)
+            parse_run(run.config)
 
 
 # ------------------------------------------------------------------------------------------ results that are there
