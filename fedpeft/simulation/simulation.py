@@ -313,7 +313,7 @@ class Simulation:
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
         rule, layout = self.setup.strategy, self.setup.layout
-        sent = rule.of_group(rule.group(client, progress.learned), progress.reached, progress.learned, layout)
+        sent = rule.of_group(rule.group(client, progress.learned), progress.reached_state, progress.learned, layout)
         return rule.prepared(sent | select_section(own, "private") | select_section(own, PERSONAL), layout)
 
     def close(self) -> None:
