@@ -1,7 +1,7 @@
-"""Clients that try to spoil a federation, to measure what robust rules are worth. For simulations only.
+"""Hostile clients, which measure how much a robust strategy is worth. For simulations only.
 
-An attack acts at the places where a hostile client could: on the labels it trains with, on the update it hands in, and
-on the number of rows it claims. Which clients are hostile is drawn from the run's seed.
+An attack acts where a hostile client could: on the labels that it trains with, on the update that it hands in, and on
+the number of examples that it claims. The run's seed decides which clients are hostile.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class Attack:
     """Whether the attackers' training labels are changed."""
 
     needs_factors: ClassVar[bool] = False
-    """Whether it is about LoRA's factors, and does nothing to what has none."""
+    """Whether the attack needs LoRA factors and leaves all other tensors alone."""
 
     def attackers(self, clients: int, seed: int) -> frozenset[int]:
-        """The ids of the hostile clients."""
+        """Return the ids of the hostile clients: `fraction` of `clients`, drawn from `seed`."""
         order = seeds.create_generator(seed, "attackers").permutation(clients)
         return frozenset(int(c) for c in order[: round(self.fraction * clients)])
 
     def relabel(self, labels: np.ndarray, classes: int) -> np.ndarray:
-        """The labels that an attacker trains with, instead of its own (n,)."""
+        """Return the labels (n,) that an attacker trains with in place of its own."""
         return labels
 
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
-        """What an attacker hands in, instead of its delta to what it `received`."""
+        """Return what an attacker hands in, in place of its `delta` to the `received` state."""
         return delta
 
     def rows(self, rows: int) -> int:
-        """How many rows an attacker says it has."""
+        """Return the number of examples that an attacker claims, given its true number."""
         return rows

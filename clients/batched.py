@@ -1,10 +1,12 @@
-"""Many clients in one pass over one shared frozen base.
+"""Training of many clients in one pass over one shared frozen base.
 
-Every linear layer becomes a fast frozen one, every adapted layer a stacked one (see `fedpeft.peft.stacked_layers`), and
-one fused optimizer steps over the stacks. The sum of the clients' mean losses is minimised, so each client's gradient
-is that of its own mean loss. Clients with more steps come first in a group: when the others are done, their parameters
-have been copied out and their rows leave the pass. Clients of lower LoRA rank are padded with zeros to the global rank:
-the padding's gradients are zero, so it stays zero and changes nothing.
+Every linear layer becomes a fast frozen one, every adapted layer a stacked one (see `fedpeft.peft.stacked_layers`). One
+fused optimizer steps over the stacks. The loss is the sum of the clients' mean losses, so each client's gradient is
+that of its own mean loss.
+
+Clients with more steps come first in a group. When a client is done, its parameters are copied out and its examples
+leave the pass. Clients of lower LoRA rank are padded with zeros to the global rank. The padding's gradients are zero,
+so it stays zero and changes nothing.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class BatchedExecutor(Executor):
         clients: int,
         kernel: Kernel,
     ) -> None:
+        """Replace the layers of `model` by stacked ones for `clients` clients."""
         self.model = model
         self.task = task
         self.examples = examples
@@ -75,7 +78,7 @@ class BatchedExecutor(Executor):
         self.model.to(device)
 
     def _create_packed_tokens(self) -> PackedTokens | None:
-        """What lets the base work without padding, where it and all adapters can."""
+        """Return what lets the base work without padding; None: the base or an adapter can't."""
         inside = [m for m in self.model.base.modules() if isinstance(m, StackedLayer)]
         self._activate(1)
         if not all(layer.packs for layer in inside) or not can_pack_tokens(self.model.base):
@@ -86,7 +89,7 @@ class BatchedExecutor(Executor):
         return packed
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
-        """Groups of `clients` jobs with similar numbers of steps; results in the order of the jobs."""
+        """Yield the results in the order of the jobs; groups of `clients` jobs have similar numbers of steps."""
         self.try_packing(jobs)
         plans = [job.create_batches(self.examples.lengths) for job in jobs]
         order = sorted(range(len(jobs)), key=lambda j: -len(plans[j]))
@@ -98,7 +101,7 @@ class BatchedExecutor(Executor):
         yield from (results[j] for j in range(len(jobs)))
 
     def _train_fitting(self, jobs: list[Job], plans: list[list[np.ndarray]]) -> list[Trained]:
-        """The first of these jobs, as many as a GPU's memory holds at once; from then on no pass has more clients."""
+        """Train the first of these jobs, as many as a GPU's memory holds at once; later passes have no more clients."""
         while True:
             try:
                 return self._train(jobs, plans)
@@ -116,7 +119,7 @@ class BatchedExecutor(Executor):
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         self._load(jobs)
         most = job.training.optimizer.max_norm
-        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate)
+        optimizer, warmup = job.training.optimizer.create_optimizer(chosen, job.learning_rate)
         pulls = [j.collect_pulls({name: p[k] for name, p in chosen.items()}) for k, j in enumerate(jobs)]
         given = [j.offsets for j in jobs if j.offsets is not None]
         offsets = torch.stack(given) if given else None
@@ -133,7 +136,7 @@ class BatchedExecutor(Executor):
             of_step = partial(self._mean_losses, jobs[:active], step, rows, batch, real, shifts)
             optimizer.zero_grad(set_to_none=True)
             if job.training.optimizer.probes:
-                client_losses = self._probed(chosen, jobs[:active], step, of_step)
+                client_losses = self._probe_slopes(chosen, jobs[:active], step, of_step)
             else:
                 client_losses = of_step(masks)
                 client_losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -181,7 +184,7 @@ class BatchedExecutor(Executor):
         counts = (row_losses.counts * real).view(active, -1).sum(1)
         return sums / counts.clamp(min=1)  # rows of one token predict nothing
 
-    def _probed(
+    def _probe_slopes(
         self,
         chosen: Mapping[str, nn.Parameter],
         jobs: Sequence[Job],
@@ -204,7 +207,7 @@ class BatchedExecutor(Executor):
         return self.task.step_losses(self.model, batch, shifts)
 
     def load(self, state: State, form: AdapterShape | None = None) -> None:
-        """Make the first place in the stack the only one, with `state` in it, padded with zeros."""
+        """Put `state`, padded with zeros, into the first place of the stack, and make that the only active one."""
         self._activate(1)
         self._scale([form or self.layout.form])
         with torch.no_grad():
@@ -213,7 +216,7 @@ class BatchedExecutor(Executor):
                 place.copy_(pad_ranks(tensor, place))
 
     def get_frozen_layer(self, module: str) -> nn.Module:
-        """The layer inside the stack."""
+        """Return the frozen layer inside the stack at `module`."""
         layer: nn.Module = self.model.base.get_submodule(module).base_layer  # type: ignore[assignment]
         return layer
 
@@ -242,13 +245,13 @@ class BatchedExecutor(Executor):
 
 
 def assign_rows(real: Tensor, clients: int) -> Tensor:
-    """Which of `clients` each row of a pass belongs to, (rows,); -1: it is padding, as `real` (rows,) says."""
+    """Return the client of each sequence of a pass, (rows,), from 0; -1 for padding, where `real` (rows,) is False."""
     whose = torch.arange(clients, device=real.device).repeat_interleave(len(real) // clients)
     return whose.masked_fill(~real, -1)
 
 
 def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Sequence[Pull]) -> None:
-    """Add to the gradients of the job in place `k` what its corrections say, and turn them."""
+    """Add the corrections' terms to the gradients of the job in place `k`, then let the corrections turn them."""
     for pull in pulls:
         for name, parameter in parameters.items():
             assert parameter.grad is not None  # of every parameter that can be stacked

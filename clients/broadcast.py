@@ -1,4 +1,4 @@
-"""What the server sends to a client: decoded, compared with the server's record, in the client's adapter precision."""
+"""The broadcast, decoded, compared with the server's record, and rounded to the client's adapter precision."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class BroadcastStage(ClientStage):
     """
 
     def __init__(self, strategy: Strategy, layout: Layout, codec: Codec, start: State) -> None:
+        """Hold the strategy, the layout and the seeded start, and prepare to decode with `codec`."""
         self.strategy, self.layout, self.start = strategy, layout, start
         self.arrivals = Arrivals(codec)
 
@@ -38,10 +39,10 @@ class BroadcastStage(ClientStage):
         return not self.arrivals.codec.lossless
 
     def begin(self, client_round: ClientRound) -> ClientRound:
-        """Return the round with what has arrived.
+        """Return the round with the decoded adapter as its received state.
 
         Raises:
-            PayloadError: it can't be decoded, or is not what the server has recorded for all clients.
+            PayloadError: the payload can't be decoded, or differs from what the server has recorded for all clients.
         """
         asked, layout, state = client_round.instruction, client_round.layout, client_round.state
         start = start_for(self.strategy, self.start, self.layout, asked.form) if self.start else self.start
@@ -52,14 +53,14 @@ class BroadcastStage(ClientStage):
         return replace(client_round, job=job, state=state | add_label(LABEL, sent.moved))
 
     def _shrink(self, form: AdapterShape | None, state: State, rank: int) -> State | None:
-        """Return what a client of a smaller rank is sent, given the `state` in this client's `form`.
+        """Return what the server sends to a client of a smaller rank, given the `state` in this client's `form`.
 
-        None: the rule sends it more than leading ranks, or the codec rounds each form separately.
+        None: the rule sends more than the leading ranks, or the codec rounds each adapter shape separately.
         """
         layout = self.layout
         if form is None or type(self.strategy).dispatch is not Strategy.dispatch or not self.arrivals.codec.lossless:
             return None
         smaller = get_held_form(self.strategy, layout, layout.get_form(rank))
         if smaller is None or len({f.scale for f in (form, smaller, layout.form) if f is not None}) > 1:
-            return None  # which rounds
+            return None  # different scales round differently
         return select_leading_ranks(state, layout.replace_form(form).select(state), smaller)

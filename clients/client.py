@@ -1,7 +1,7 @@
-"""The client's half of a round: decode, train, clip and noise (where privacy asks for it), encode.
+"""The client's half of a round: decode, train, clip and add noise if privacy asks for it, encode.
 
-The same code runs in a simulation's workers, on an edge machine and inside a Flower ClientApp. Many instructions are
-handled at once, because the batched executor trains many clients in one pass; an edge client handles one.
+The same code runs in a simulation's workers, on an edge machine and inside a Flower ClientApp. It handles many
+instructions at once, because the batched executor trains many clients in one pass. An edge client handles one.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class ClientPlan:
         statistics: codec of what is sent before round 1.
         lossless: codec of the states of drift corrections.
         head: how the head starts.
-        strategy: the aggregation rule, for the clients' half of it.
-        drift: the corrections of client drift.
+        strategy: the run's strategy, for the clients' half of it.
+        drift: the run's drift corrections, for the clients' half of them.
         store: folder of the clients' own state between rounds.
-        held_out: share of a client's rows that it does not train on, but is evaluated on.
+        held_out: share of a client's examples that it is evaluated on and does not train on.
         privacy: how what leaves a client is protected; None: not at all.
-        masks: how it is masked, so that only sums are seen; None: not at all.
-        met: which task a client is at when, and of which its rows are; None: there is one task.
+        masks: how it is masked, so that the server sees only sums; None: not at all.
+        met: the task of each client over time, and the task of each example; None: there is one task.
     """
 
     partition: Shards
@@ -73,7 +73,7 @@ class ClientPlan:
     met: ClientTasks | None = None
 
     def create_side(self, bench: Workbench) -> ClientSide:
-        """The clients that one worker speaks for."""
+        """Return the clients that one worker speaks for."""
         return ClientSide(bench, self)
 
 
@@ -101,7 +101,7 @@ class ClientSide:
         """Return one report per instruction, in order; all instructions are of one kind and round.
 
         Raises:
-            PayloadError: a kind that this version does not know, several kinds, or illegal values.
+            PayloadError: an unknown kind of instruction, several kinds, or illegal values.
             PrivacyError: the server asks for what the client's settings do not allow.
         """
         for instruction in instructions:
@@ -119,14 +119,14 @@ class ClientSide:
         return [next(answered) if report is None else report for report in replayed]
 
     def check(self, instruction: Instruction) -> None:
-        """Refuse a training that can't be carried out; nothing is trained, so that a ledger need not charge it yet."""
+        """Refuse a training that can't be carried out. Nothing is trained, so a ledger need not charge it yet."""
         self._begin(instruction)
 
     def choose_rows(self, client: int, round_number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the examples that a client trains on in a round, and those it holds out of all tasks, as indices.
+        """Return the examples that a client trains on in a round, and those that it holds out of all tasks, as indices.
 
         Raises:
-            DataError: it has none to train on.
+            DataError: the client has no examples to train on.
         """
         rows, apart = split_held_out(
             self.plan.partition.shard(client), self.plan.held_out, self.bench.plan.seed, client
@@ -156,7 +156,7 @@ class ClientSide:
         rows, _ = self.choose_rows(instruction.client, instruction.round)
 
         def measure() -> State:
-            features, labels = self.bench.set_precision(instruction.base_precision).regressed(rows)
+            features, labels = self.bench.set_precision(instruction.base_precision).load_regression_data(rows)
             return compute_statistics(
                 self.head, features, labels, self.bench.plan.layout.shapes["head.weight"], len(rows)
             )
@@ -188,7 +188,7 @@ class ClientSide:
         return client_round
 
     def _load(self, instruction: Instruction) -> State:
-        """Return the client's own state; empty: it has none yet, or keeps none."""
+        """Return the client's own state; empty if it keeps none or has none yet."""
         if not self._keeps(instruction):
             return {}
         return load_kept_state(self.store, instruction, self.reports.uses_newest_state) or {}

@@ -1,4 +1,4 @@
-"""The Kronecker factors of a model's LoRA matrices on rows, as sums (`fedpeft.trust.kronecker`)."""
+"""Kronecker factors of a model's LoRA matrices on a client's examples, as sums (`fedpeft.trust.kronecker`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedpeft.trust.kronecker import name_sums
 
 
 def find_lora_layers(model: FederatedModel) -> dict[str, nn.Linear]:
-    """The linear layers that hold LoRA's A and B, by the canonical names of their weights."""
+    """Return the linear layers that hold LoRA's A and B, by the canonical names of their weights."""
     from peft.tuners.lora import LoraLayer
 
     found: dict[str, nn.Linear] = {}
@@ -30,7 +30,7 @@ def find_lora_layers(model: FederatedModel) -> dict[str, nn.Linear]:
 
 @contextmanager
 def record_layer_values(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """While this is open, a forward pass leaves what went into each layer, and what came out of it."""
+    """Record the input and the output of each layer in every forward pass while the context is open."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(name: str) -> Any:
@@ -48,9 +48,9 @@ def record_layer_values(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, 
 
 
 def compute_kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> State:
-    """By `name_sums`, sum a a^T and sum_c p(c) g g^T over the tokens of all rows; `tokens` (1,), `loss` (1,) in nats.
+    """Sum a a^T and sum_c p(c) g g^T over the tokens of all examples, under the names of `name_sums`.
 
-    Positions that the mask leaves out are no tokens.
+    Also return `tokens` (1,) and the summed `loss` (1,) in nats. Positions outside the mask do not count.
     """
     linears = find_lora_layers(model)
     names = name_sums({name: linear.weight.shape for name, linear in linears.items()})
@@ -82,7 +82,7 @@ def compute_kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> S
 
 
 def select_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The tokens that count, (tokens, d) in fp64; positions before the mask's (of a prompt) count, too."""
+    """Return the tokens that count, (tokens, d) in fp64; positions of a prompt, before the mask's, count, too."""
     if mask is None or values.ndim < 3:
         return values.reshape(-1, values.shape[-1]).double().cpu()
     extra = values.shape[1] - mask.shape[1]
@@ -91,7 +91,7 @@ def select_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def compute_logit_gradients(model: FederatedModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits (classes,) of a batch of one row, and their gradients by LoRA matrix, (classes, out, in); fp64."""
+    """Return the logits (classes,) of one example, and their gradients by LoRA matrix, (classes, out, in); fp64."""
     linears = find_lora_layers(model)
     weights = [linear.weight for linear in linears.values()]
     with torch.enable_grad():

@@ -1,11 +1,11 @@
-"""Corrections of client drift: what is done about clients whose local steps lead them to optima of their own.
+"""Corrections of client drift: local steps that lead clients to different optima.
 
     --drift "fedprox(mu=0.01) + scaffold + label_shift"
 
-A correction adds something to the gradients of a client's local steps. It may keep a state with each client, and one
-with the server, which then goes down with the model while the changes of the clients' states come up. Both halves are
-in one file of `fedpeft.clients.corrections`; several corrections act one after another. In a message all that travels
-is one payload.
+A correction adds a term to the gradients of a client's local steps. It may keep a state with each client, and one with
+the server. The server's state then goes down with the model, and the changes of the clients' states come up. Both
+halves are in one file of `fedpeft.clients.corrections`; several corrections act one after another. All states of a
+message are one payload.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
     from fedpeft.models.task import FederatedModel, RowLosses
 
 SHARES = "shares"
-"""What the classes' shares among all rows are called in a payload."""
+"""Name of the class shares among all examples in a payload."""
 
 Pull = Callable[[str, Tensor], Tensor | None]
-"""Of a parameter's name and value: what is added to its gradient, in its shape; None: nothing."""
+"""Returns what is added to a parameter's gradient, given its name and value, in its shape; None: nothing."""
 
 
 def compute_pull(pull: Pull, name: str, value: Tensor) -> Tensor | None:
-    """What a pull, which may be anybody's, adds to the gradient of a parameter.
+    """Return what a pull, possibly a plugin's, adds to the gradient of a parameter.
 
     Raises:
-        ConfigError: it would be stretched to fit.
+        ConfigError: the pull has another shape, which would be broadcast.
     """
     more = pull(name, value)
     if more is not None and more.shape != value.shape:
@@ -59,48 +59,50 @@ def compute_pull(pull: Pull, name: str, value: Tensor) -> Tensor | None:
 
 
 States = Mapping[str, State]
-"""By a correction's name."""
+"""States by the name of their correction."""
 
 
 class Correction:
     """One correction. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     keeps: ClassVar[bool] = False
-    """Whether a client has a state of its own, from round to round."""
+    """Whether a client keeps a state for it from round to round."""
 
     travels: ClassVar[bool] = False
-    """Whether the server has one, too: it goes down to the clients, and the changes of theirs come up."""
+    """Whether the server keeps a state for it, too. It goes down to the clients, and the changes of theirs come up."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    """How names of trained tensors end of which there must be some, for it to have anything to act on."""
+    """Endings of tensor names. At least one trained tensor must have one of them, or the correction can't act."""
 
     alternates: ClassVar[bool] = False
-    """Whether there are steps that not all tensors take (`moves`)."""
+    """Whether some tensors skip some steps (`moves`)."""
 
     needs_shares: ClassVar[bool] = False
-    """Whether it acts on the loss instead of the gradients: clients are told the classes' shares among all rows."""
+    """Whether it acts on the loss instead of the gradients: clients receive the class shares among all examples."""
 
     least: float = 0.0
-    """Of those: the label skew from which on they act, 0 to 1 (`fedpeft.clients.label_shift.label_skew`)."""
+    """Smallest label skew at which class shares act, 0 to 1 (`fedpeft.clients.label_shift.label_skew`)."""
 
     changes_loss: ClassVar[bool] = False
-    """Whether local steps have another loss (`around`), which gradients per example are not made of."""
+    """Whether local steps use another loss (`around`), for which no gradients per example exist."""
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """The name on the command line."""
         return name_of(type(self))
 
     def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[AdapterShape | None]) -> None:
-        """Refuse what the correction would be wrong with; by default, where states travel, what they lose meaning in.
+        """Refuse settings under which the correction would be wrong.
+
+        By default, refuse strategies and adapter shapes under which exchanged states lose their meaning.
 
         Args:
-            strategy: of the server.
-            training: of the clients.
-            forms: of the clients' adapters.
+            strategy: the server's strategy.
+            training: the clients' local training.
+            forms: the clients' adapter shapes.
 
         Raises:
-            ConfigError: says what, and what to do.
+            ConfigError: the settings do not fit this correction; the message has a remedy.
         """
         if not self.travels:
             return
@@ -120,64 +122,67 @@ class Correction:
             )
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
-        """What is added to the gradients of a job's steps.
+        """Return the pull that is added to the gradients of a job's steps.
 
         Args:
-            job: what the client does; `job.received` is what it starts from, on the device that trains.
-            server: the server's state, of the tensors that updates hold; empty where none travels.
-            own: the client's state, of each tensor after the last recorded round that had it; empty at first.
+            job: the client's work; `job.received` is what it starts from, on the device that trains.
+            server: the server's state, for the tensors of updates; empty if no state travels.
+            own: the client's state, for each tensor after the last recorded round that had it; empty at first.
         """
         raise NotImplementedError
 
     def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
-        """The losses of a step, given how those of a batch are computed; by default these."""
+        """Return the losses of a step, given how those of a batch are computed; by default the latter."""
         return losses(batch)
 
     def moves(self, name: str, step: int) -> bool:
-        """Whether a tensor takes a round's `step`, from 0; by default all take all."""
+        """Return whether a tensor takes a round's `step`, from 0; by default each tensor takes every step."""
         return True
 
-    def clipped(self, name: str, samples: Tensor) -> Tensor:
-        """Of a tensor's gradients per example, (rows, ...), what has a say in their clipping; by default all."""
+    def mask_for_clipping(self, name: str, samples: Tensor) -> Tensor:
+        """Return the part of a tensor's gradients per example, (rows, ...), that counts in clipping; by default all."""
         return samples
 
     def direction(self, name: str, gradient: Tensor) -> Tensor | None:
-        """What a step takes for a tensor's gradient, where rows are protected a noised one; None, the default: that."""
+        """Return the gradient that a step uses for a tensor, given its own one; None, the default: that one.
+
+        Under DP-SGD the given gradient is the noised one.
+        """
         return None
 
     def noise_left(self, name: str) -> float:
-        """Share of the variance of independent noise in a tensor's gradient that `direction` leaves; by default 1."""
+        """Return the share of the variance of a gradient's independent noise that `direction` leaves; by default 1."""
         return 1.0
 
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
-        """The client's next state; by default there is none."""
+        """Return the client's next state; by default none."""
         return {}
 
     def start(self, state: State) -> State:
-        """The server's state before round 1, given the initial global `state`; where it travels, zeros."""
+        """Return the server's state before round 1, given the global `state`: zeros if it travels, else none."""
         return {name: tensor.new_zeros(tensor.shape) for name, tensor in state.items()} if self.travels else {}
 
     def step(self, server: State, changes: Fold, clients: int) -> State:
-        """The server's next state; by default it stays.
+        """Return the server's next state; by default it stays.
 
         Args:
-            server: as it was sent to the clients.
-            changes: of the states of those whose updates were taken, each with weight 1; at least one.
-            clients: how many there are, in a round or not.
+            server: the state that clients received.
+            changes: of the states of clients whose updates were accepted, each with weight 1; at least one.
+            clients: number of all clients, in a round or not.
         """
         return server
 
 
 @dataclass(frozen=True)
 class ActiveCorrection:
-    """A correction in one job: with the server's state and the client's."""
+    """A correction in one job, with the server's state and the client's."""
 
     correction: Correction
     server: State
     own: State
 
     def begin(self, job: Job) -> Pull:
-        """See `Correction.begin`; its states go to where the job's tensors are."""
+        """Return the correction's pull, with its states on the device of the job's tensors."""
         device = next(iter(job.received.values())).device
         server, own = ({name: t.to(device) for name, t in state.items()} for state in (self.server, self.own))
         return self.correction.begin(job, server, own)
@@ -191,50 +196,51 @@ class Drift:
 
     @property
     def keeps(self) -> bool:
-        """Whether clients have states of their own."""
+        """Whether clients keep states for a correction."""
         return any(c.keeps for c in self.corrections)
 
     @property
     def travels(self) -> bool:
-        """Whether states go down, and changes come up."""
+        """Whether states go down and changes come up."""
         return any(c.travels for c in self.corrections)
 
     @property
     def needs_shares(self) -> bool:
-        """Whether clients are told the classes' shares among all rows."""
+        """Whether clients receive the class shares among all examples."""
         return any(c.needs_shares for c in self.corrections)
 
     @property
     def least_skew(self) -> float:
-        """The label skew from which on clients are told these shares."""
+        """The smallest label skew at which clients receive these shares."""
         return min((c.least for c in self.corrections if c.needs_shares), default=0.0)
 
     def has_corrected_losses(self, told: Collection[str]) -> bool | None:
-        """Whether clients' losses are corrected, given what they are told; None: nobody asked for it."""
+        """Return whether clients' losses are corrected, given the broadcast tensors; None: no correction does so."""
         return SHARES in told if self.needs_shares else None
 
     def __str__(self) -> str:
+        """Return the corrections as on the command line."""
         return " + ".join(map(format_part, self.corrections))
 
     # ----------------------------------------------------------------------------------------------- the server's half
 
     def start(self, state: State) -> States:
-        """The server's states before round 1."""
+        """Return the server's states before round 1."""
         return {c.name: c.start(state) for c in self.corrections if c.travels}
 
     def step(self, server: States, changes: Mapping[str, Fold], clients: int) -> States:
-        """The server's states after a round, see `Correction.step`."""
+        """Return the server's states after a round; see `Correction.step`."""
         return {c.name: c.step(server[c.name], changes[c.name], clients) for c in self.corrections if c.travels}
 
     # ------------------------------------------------------------------------------------------------ the client's half
 
     def select_corrections(self, server: States, own: States) -> tuple[ActiveCorrection, ...]:
-        """The corrections in a job, with the states that belong to it."""
+        """Return the corrections of a job, with the states that belong to it."""
         pulling = (c for c in self.corrections if not c.needs_shares)
         return tuple(ActiveCorrection(c, server.get(c.name, {}), own.get(c.name, {})) for c in pulling)
 
     def after(self, job: Job, result: Trained) -> tuple[States, States]:
-        """A client's next states, and the changes that it tells the server."""
+        """Return a client's next states, and their changes for the server."""
         states: dict[str, State] = {}
         changes: dict[str, State] = {}
         for acting in job.corrections:
@@ -250,15 +256,15 @@ class Drift:
     # ----------------------------------------------------------------------------------------------------- what travels
 
     def encode(self, states: States, codec: Codec) -> bytes:
-        """The one payload of states, or of changes; empty where nothing travels."""
+        """Return one payload of states, or of changes; empty if nothing travels."""
         flat = flatten_states(states)
         return codec.encode(flat) if flat else b""
 
     def decode(self, payload: bytes, shapes: Mapping[str, Shape]) -> States:
-        """What `encode` was given, of tensors of these shapes.
+        """Return what `encode` was given, for tensors of these shapes.
 
         Raises:
-            PayloadError: the payload is not one of this run's corrections.
+            PayloadError: the payload does not fit the corrections of this run.
         """
         if not self.travels:
             if payload:
@@ -272,12 +278,12 @@ class Drift:
 
 
 def flatten_states(states: States) -> State:
-    """States in one, by the name of the correction, a slash, and the name of the tensor."""
+    """Merge states into one, by the correction's name, a slash, and the tensor's name."""
     return {f"{label}/{name}": tensor for label, state in states.items() for name, tensor in state.items()}
 
 
 def unflatten_states(flat: State) -> dict[str, State]:
-    """The inverse of `flatten_states`."""
+    """Split what `flatten_states` has merged."""
     states: dict[str, State] = {}
     for name, tensor in flat.items():
         label, _, rest = name.partition("/")
@@ -286,7 +292,7 @@ def unflatten_states(flat: State) -> dict[str, State]:
 
 
 def parse_drift(text: str) -> Drift:
-    """The corrections that `text` names, joined by "+"; none where it is empty.
+    """Return the corrections that `text` names, joined by "+"; none if it is empty.
 
     Raises:
         ConfigError: unknown correction or setting, value out of range, or the same correction twice.

@@ -1,4 +1,4 @@
-"""The client's half of drift corrections: what they do in its training, and the states that they keep with it."""
+"""The client's half of drift corrections: their part in training, and the states that they keep."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ class DriftStage(ClientStage):
     """The corrections of a run; `codec` encodes what travels."""
 
     def __init__(self, drift: Drift, codec: Codec) -> None:
+        """Hold the corrections and the codec."""
         self.drift, self.codec = drift, codec
 
     def keeps(self, instruction: Instruction) -> bool:
-        """Return whether a correction has a state with the client."""
+        """Return whether a correction keeps a state with the client."""
         return self.drift.keeps
 
     def begin(self, client_round: ClientRound) -> ClientRound:
-        """Return the round with the corrections at work, on the server's states and the client's.
+        """Return the round with its corrections, bound to the server's and the client's states.
 
         Raises:
-            PayloadError: the server's states are not those of these corrections.
+            PayloadError: the server's states do not fit these corrections.
         """
         job, shapes = client_round.job, client_round.layout.shapes
         shared = {name: shapes[name] for name in job.trained - client_round.private}

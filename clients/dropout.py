@@ -1,9 +1,9 @@
-"""Dropout whose masks belong to a client: drawn from that client's generator, whatever it is batched with. So are other
-random choices of an adapter's layers.
+"""Dropout masks that belong to a client: drawn from its own generator, whatever it is batched with.
 
-torch's own dropout draws from one global stream, so a client's mask would depend on who was trained before it and
-on how far its batch was padded. Here a mask is drawn for the client's own rows and tokens. Entries that it does not
-reach are kept as they are: padding, for which it is all the same, and positions that a method has put beside a row's.
+The same holds for other random choices of an adapter's layers. Dropout in torch draws from one global stream, so a
+client's mask would depend on who was trained before it and on how far its batch was padded. Here a mask is drawn for
+the client's own examples and tokens. Entries outside the mask are kept as they are: padding, where dropout has no
+effect, and positions that a method adds to an example.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from fedpeft.models.checkpointing import remember
 
 @dataclass
 class DropoutPlan:
-    """Who is in the pass: per client its generator, rows and longest row; empty outside training: no dropout.
+    """The clients of a pass: for each its generator, examples and longest example; empty: no dropout.
 
-    Where rows are protected, each of them stands for itself: a client of one row.
+    It is empty outside training. Under example-level privacy each example counts as a client of its own.
 
     Attributes:
-        routes: per client what this step's other choices are drawn from, whatever rows are in a pass; empty outside
-            training: there are none.
-        draws: whether a layer has such choices.
-        places: where each row lies, per client; empty: row i is sequence i. Masks are the same ones either way.
+        routes: for each client the generator of this step's other choices, whatever examples are in the pass; empty
+            outside training.
+        draws: whether a layer makes such choices.
+        places: where each example lies, for each client; empty: example i is sequence i. Masks are the same in both
+            cases.
     """
 
     clients: list[tuple[np.random.Generator, int, int]] = field(default_factory=list)
@@ -37,11 +38,11 @@ class DropoutPlan:
     draws: bool = False
 
     def draw_choices(self, count: int) -> list[int]:
-        """For each client in the pass one of `count`, from 0; none outside training."""
+        """Draw one of `count` choices, from 0, for each client of the pass; none outside training."""
         return [int(generator.integers(count)) for generator in self.routes]
 
     def stop(self) -> None:
-        """Training is over: nothing is dropped, and nothing chosen."""
+        """Forget the clients of the pass: from now on no entry is dropped and no choice is drawn."""
         self.clients, self.places, self.routes = [], [], []
 
 
@@ -49,16 +50,17 @@ class ClientDropout(nn.Module):
     """Drops entries of (K * b, T, d) with probability p and scales the rest by 1 / (1 - p)."""
 
     def __init__(self, p: float, plan: DropoutPlan) -> None:
+        """Hold the dropout probability `p`, 0 to 1, and the plan to follow."""
         super().__init__()
         self.p = p
         self.plan = plan
 
     def _get_generators(self) -> list[np.random.Generator]:
-        """The clients' generators; in a block that is computed again, as they were before."""
+        """Return the clients' generators; a block that is computed again gets them in their earlier state."""
         return remember(self, lambda: [generator for generator, *_ in self.plan.clients])
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Return `x` with entries dropped, in the same shape."""
         if not self.plan.clients:
             return x
         _, tokens, width = x.shape
@@ -69,7 +71,7 @@ class ClientDropout(nn.Module):
             drawn = generator.random((rows, longest, width), dtype=np.float32)
             kept = torch.from_numpy((drawn >= self.p) / (1 - self.p))
             if not self.plan.places:
-                factors[k, :rows, :longest] = kept[:, :tokens]  # of a row's two texts a layer sees one
+                factors[k, :rows, :longest] = kept[:, :tokens]  # a layer sees one of an example's two texts
                 continue
             for row, (sequence, start, length) in enumerate(self.plan.places[k]):
                 factors[k, sequence, start : start + length] = kept[row, :length]
@@ -77,8 +79,10 @@ class ClientDropout(nn.Module):
 
 
 def replace_dropout(model: nn.Module, plan: DropoutPlan) -> None:
-    """Replace every active dropout of an adapter (the base model's are off) by one that follows `plan`; layers that
-    `draw_from` something draw from it."""
+    """Replace every active dropout of an adapter by one that follows `plan`.
+
+    The base model's dropout is off. Layers with a method `draw_from` draw their choices from the plan.
+    """
     for parent in list(model.modules()):
         if callable(draw_from := getattr(parent, "draw_from", None)):
             draw_from(plan.draw_choices)

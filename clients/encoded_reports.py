@@ -1,4 +1,4 @@
-"""Reports of clients whose updates the server sees one by one: protected by noise if asked for, and encoded."""
+"""Reports of clients whose updates the server sees one at a time: noised if privacy asks for it, and encoded."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ LABEL = "feedback"
 
 
 class EncodedReports(Reports):
-    """A report is one payload, with the memory of what its codec drops.
+    """Reports as one payload each, with the memory of what its codec drops.
 
     Args:
+        bench: the worker's workbench.
         uplink: encodes updates.
         statistics: encodes statistics before round 1.
-        head: says how much each of these statistics matters.
-        strategy: says which kinds of rounds take turns.
+        head: weights these statistics by importance.
+        strategy: counts the kinds of rounds that take turns.
         guard: the privacy mechanism; None: there is none.
     """
 
@@ -45,6 +46,7 @@ class EncodedReports(Reports):
         strategy: Strategy,
         guard: Guard | None,
     ) -> None:
+        """Hold the parts that protect and encode reports."""
         self.bench, self.uplink, self.statistics = bench, uplink, statistics
         self.head, self.strategy, self.guard = head, strategy, guard
 
@@ -56,7 +58,7 @@ class EncodedReports(Reports):
         """Refuse steps of secure sums.
 
         Raises:
-            PrivacyError: the instruction is one.
+            PrivacyError: the instruction is such a step.
         """
         if instruction.kind == "sum" or (is_summand(instruction) and instruction.step):
             refuse_form(instruction, "for a secure sum")
@@ -81,8 +83,8 @@ class EncodedReports(Reports):
         job, asked, result = client_round.job, client_round.instruction, client_round.result
         own = LocalUpdate(
             client_round.update,
-            client_round.exchanged(job.received),
-            client_round.exchanged(result.state),
+            client_round.select_exchanged(job.received),
+            client_round.select_exchanged(result.state),
             client_round.layout,
         )
         encoding = Encoding(

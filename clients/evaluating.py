@@ -1,4 +1,4 @@
-"""A client's answers about its own held-out rows: loss and accuracy, or the sums that a question asks for."""
+"""A client's answers about its held-out examples: loss and accuracy, or the sums that a question asks for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedpeft.trust.questions.class_sums import ClassSums
 from fedpeft.trust.questions.layer_inputs import LayerInputs
 
 SUMS = "fp64"
-"""The codec of sums: what clients' parts are rounded to, their total would miss."""
+"""Codec of sums. It is lossless, because a total would miss what rounding takes from its parts."""
 
 
 def evaluate_client(bench: Workbench, client_round: ClientRound) -> Report:
@@ -31,7 +31,7 @@ def evaluate_client(bench: Workbench, client_round: ClientRound) -> Report:
     A question about the model itself is answered with the examples that the client trains on.
 
     Raises:
-        PayloadError: a question that this version does not know, or that a language model has no answer to.
+        PayloadError: an unknown question, or one that a language model can't answer.
     """
     instruction, rows, job = client_round.instruction, client_round.held_out, client_round.job
     bench = bench.set_precision(instruction.base_precision)
@@ -54,12 +54,12 @@ def evaluate_client(bench: Workbench, client_round: ClientRound) -> Report:
 
 
 def compute_contribution(bench: Workbench, client_round: ClientRound) -> Contribution:
-    """Return the sums over the client's held-out examples as what it adds to a secure sum.
+    """Return the sums over the client's held-out examples as its contribution to a secure sum.
 
-    Without such examples they are zeros, and the client has no weight.
+    Without such examples the sums are zeros, and the client has no weight.
 
     Raises:
-        PayloadError: see `evaluate_client`; no question is asked, or a number is larger than masks allow.
+        PayloadError: see `evaluate_client`; the question can't be summed, or a number exceeds what masks allow.
     """
     instruction, rows, job = client_round.instruction, client_round.held_out, client_round.job
     question = parse_question(instruction.asks)

@@ -1,15 +1,15 @@
 """Gradients per example: every trained parameter gets `grad_sample` of shape (B, *parameter), for DP-SGD to clip.
 
-The loss of an example is its own mean over what it predicts (one class, or its tokens), never a mean over the batch,
-which would couple examples. Two routes, chosen by the PEFT method:
+The loss of an example is its own mean over what it predicts (one class, or its tokens). It is never a mean over the
+batch, which would couple examples. The PEFT method chooses one of two routes:
 
     hooks   Opacus' rules for the modules that hold trained parameters, from what goes into each of them and the
             gradient of what comes out; the gradients that plain training needs, over the batch, are not computed
     vmap    torch.func.vmap(grad) of the whole model; attention gets a 4-D mask made from the 2-D one, because what
             transformers makes of a 2-D mask depends on its values, which vmap can't trace
 
-`check` is always run: a parameter without a gradient per example, or with one of another length than the batch, would
-be trained without protection, or not at all.
+`check` always runs. It refuses a parameter whose gradients per example are missing or have another length than the
+batch: that parameter would be trained without protection, or not at all.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.peft.method import PrivacyRoute
 
 Chosen = Mapping[str, nn.Parameter]
-"""The parameters that are trained, by canonical name."""
+"""The trained parameters by canonical name."""
 
 
 def compute_row_means(losses: RowLosses) -> Tensor:
-    """The loss of each example, (B,): its own mean; 0 where it predicts nothing."""
+    """Return the loss of each example, (B,): its own mean; 0 if it predicts nothing."""
     return losses.sums / losses.counts.clamp(min=1)
 
 
@@ -42,6 +42,7 @@ class ExampleGradients:
     """Fills `grad_sample` of the chosen parameters of one model."""
 
     def __init__(self, model: FederatedModel, task: Task, route: PrivacyRoute) -> None:
+        """Hold the model and the route; raise a PrivacyError if the PEFT method has no route."""
         if route == "refused":
             raise PrivacyError("FP7005 this PEFT method has no gradients per example; take lora")
         self.model, self.task, self.route = model, task, route
@@ -49,13 +50,13 @@ class ExampleGradients:
 
     @contextmanager
     def attach_hooks(self, chosen: Chosen) -> Iterator[ExampleGradients]:
-        """While this is open, `fill` works; the parameters outside `chosen` must not require gradients."""
+        """Enable `fill` while the context is open; parameters outside `chosen` must not require gradients."""
         attach = self._attach_hooks if self.route == "hooks" else self._replace_masks
         with attach(chosen):
             yield self
 
     def fill(self, batch: Batch, chosen: Chosen) -> Tensor:
-        """Set `grad_sample` of every chosen parameter; returns the losses (B,)."""
+        """Set `grad_sample` of every chosen parameter, and return the losses (B,)."""
         return self._compute_by_hooks(batch, chosen) if self.route == "hooks" else self._compute_by_vmap(batch, chosen)
 
     @contextmanager
@@ -130,8 +131,10 @@ class ExampleGradients:
 
 
 def _expand_mask(module: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, Any]:
-    """Turn a mask (B, T) into a boolean one, (B, 1, 1, T) or for causal models (B, 1, T, T); an encoder's before a
-    decoder is of the first kind."""
+    """Turn a mask (B, T) into a boolean one: (B, 1, 1, T), or (B, 1, T, T) for causal models.
+
+    An encoder in front of a decoder gets the first shape.
+    """
     mask = given.get("attention_mask")
     if mask is None or mask.dim() != 2:
         return arguments, given
@@ -143,16 +146,16 @@ def _expand_mask(module: nn.Module, arguments: tuple[Any, ...], given: dict[str,
 
 
 def set_empty_gradients(chosen: Chosen) -> None:
-    """What a step without a single example has: gradients per example of length 0."""
+    """Give each parameter gradients per example of length 0, for a step without examples."""
     for parameter in chosen.values():
         parameter.grad_sample = parameter.detach().new_zeros(0, *parameter.shape)  # type: ignore[attr-defined]
 
 
 def check(chosen: Chosen, rows: int) -> None:
-    """Every chosen parameter has a gradient for each of `rows` examples.
+    """Check that every chosen parameter has a gradient for each of `rows` examples.
 
     Raises:
-        PrivacyError: names those that do not.
+        PrivacyError: names a parameter that has none.
     """
     wrong = {}
     for name, parameter in chosen.items():
@@ -169,10 +172,10 @@ def check(chosen: Chosen, rows: int) -> None:
 
 
 def zero_nonfinite_gradients(chosen: Chosen) -> None:
-    """Set to zero what is not finite in the gradients per example: no factor could clip it.
+    """Set non-finite gradients per example to zero, because no factor could clip them.
 
-    A hostile server could send a state under which one row's gradient overflows; what is not a number would pass
-    clipping and noise, and tell that the row is there.
+    A hostile server could send a state under which one example's gradient overflows. NaN would pass clipping and noise,
+    and so reveal that the example is there.
     """
     for parameter in chosen.values():
         parameter.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
-"""Local training, as every executor must do it: what a job is, which rows make which batch, which optimizer steps.
+"""Local training as every executor must do it: jobs, batches and optimizer steps.
 
-A client's update depends only on (seed, round, client, its rows): every draw below has its own generator.
+A client's update depends only on (seed, round, client, its examples): every draw below has its own generator.
 """
 
 from __future__ import annotations
@@ -33,49 +33,53 @@ from fedpeft.peft.method import ROUTES, Pulls
 from fedpeft.privacy.noise import RunKey
 
 WINDOW = 8
-"""Rows are sorted by length within windows of this many batches, so that padding costs little; batches are then
-taken in random order."""
+"""Batches per window. Within a window, examples are sorted by length, so that padding costs little.
+
+Batches are then taken in random order.
+"""
 
 
 EVALUATION_BATCH = 32
-"""Rows per forward pass of an evaluation."""
+"""Examples per forward pass of an evaluation."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over predictions: loss, correct ones, and how many there were."""
+    """Sums over predictions: loss, number correct, and number of predictions."""
 
     loss: float = 0.0
     correct: float = 0.0
     count: float = 0.0
 
     def __add__(self, other: Totals) -> Totals:
+        """Return the sums of both."""
         return Totals(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
 
     @property
     def mean_loss(self) -> float:
-        """Loss per prediction."""
+        """The loss per prediction, in nats."""
         return self.loss / self.count
 
     @property
     def accuracy(self) -> float:
-        """Share of correct predictions."""
+        """The share of correct predictions, 0 to 1."""
         return self.correct / self.count
 
 
 @dataclass(frozen=True)
 class RowPrivacy:
-    """How a job's rows are protected.
+    """How a job's examples are protected.
 
     Attributes:
-        clip: C, the largest norm of one row's gradient.
-        noise: z; the noise has standard deviation z C.
-        rate: q, the probability with which a row joins a step.
-        key: what coins and noise come from.
-        attempt: of the round.
-        expected: rows that a step's sum is divided by; None: rate x the client's rows.
-        summed: whether there is one step, whose result is the sum of the clipped gradients; others add noise to it.
-        whitening: of the features of a head, whose gradients are clipped as those of one on these; None: as they are.
+        clip: C, the clipping norm of one example's gradient.
+        noise: z, the noise multiplier; the noise has standard deviation z C.
+        rate: q, the probability with which an example joins a step.
+        key: the source of coins and noise.
+        attempt: attempt of the round.
+        expected: number of examples that a step's sum is divided by; None: rate x the client's examples.
+        summed: whether the job is one step whose result is the sum of the clipped gradients; others add noise to it.
+        whitening: of the features of a head, whose gradients are clipped as those of one on these; None: features as
+            they are.
     """
 
     clip: float
@@ -88,7 +92,7 @@ class RowPrivacy:
     whitening: Whitening | None = None
 
     def divisor(self, rows: int) -> float:
-        """What a step's sum over a client of `rows` rows is divided by."""
+        """Return the divisor of a step's sum, for a client of `rows` examples."""
         return self.rate * rows if self.expected is None else self.expected
 
 
@@ -97,18 +101,20 @@ class Job:
     """One client's work in one round.
 
     Attributes:
-        client, round, seed: what the client's randomness derives from.
-        rows: indices of its rows in the examples at hand.
-        received: the state it starts from, as decoded.
+        client: id of the client; its randomness derives from `seed`, `round` and this.
+        round: number of the round.
+        seed: the run's seed.
+        rows: indices of its examples in the examples at hand.
+        received: the decoded state that it starts from.
         trained: names of the tensors that it trains; the others stay as received.
-        training: settings.
-        learning_rate: of this round.
+        training: settings of local training.
+        learning_rate: learning rate of this round.
         form: LoRA rank and alpha.
-        corrections: of the client's drift.
-        offsets: added to the logits, (classes,) (`fedpeft.clients.label_shift`); None: nothing is.
-        privacy: how its rows are protected; None: not at all.
-        walked: steps that the client has made in earlier rounds, after which this one continues; None: each round
-            draws its rows anew.
+        corrections: the client's drift corrections.
+        offsets: added to the logits, (classes,) (`fedpeft.clients.label_shift`); None: nothing is added.
+        privacy: how its examples are protected; None: not at all.
+        walked: steps that the client has made in earlier rounds, after which this one continues; None: each round draws
+            its examples anew.
         private: names of trained tensors that stay with the client.
     """
 
@@ -129,37 +135,40 @@ class Job:
 
     @property
     def has_summed_gradients(self) -> bool:
-        """Whether what comes out of it is a sum of gradients, and no state."""
+        """Whether the job results in a sum of gradients instead of a state."""
         return self.privacy is not None and self.privacy.summed
 
     def collect_pulls(self, parameters: Mapping[str, Tensor]) -> list[Pull]:
-        """What its corrections add to the gradients of `parameters`, which hold what was received; in order."""
+        """Return the pulls of its corrections, in order, for `parameters` that hold what was received."""
         if not self.corrections:
             return []
         start = {name: view_leading_part(p.detach(), self.received[name]).clone() for name, p in parameters.items()}
         return [acting.begin(replace(self, received=start)) for acting in self.corrections]
 
     def find_still_tensors(self, names: Iterable[str], step: int) -> list[str]:
-        """Those of the tensors that stand still in a step, from 0."""
+        """Return the names of the tensors that stand still in a `step`, from 0."""
         acting = [a.correction for a in self.corrections if a.correction.alternates]
         return [name for name in names if not all(correction.moves(name, step) for correction in acting)]
 
     def compute_noise_variance(self, name: str) -> float:
-        """Of the noise in each entry of a tensor's gradient as its steps take it, inside its edges; 0: none."""
+        """Return the noise variance in each entry of a tensor's gradient as its steps use it; 0: no noise.
+
+        It holds for entries away from the edges of a smoothed gradient.
+        """
         if self.privacy is None or self.has_summed_gradients:
             return 0.0
         deviation = self.privacy.noise * self.privacy.clip / self.privacy.divisor(len(self.rows))
         left = math.prod(acting.correction.noise_left(name) for acting in self.corrections)
         return float(deviation**2 * left)
 
-    def clipped(self, name: str, samples: Tensor) -> Tensor:
-        """Of a tensor's gradients per example, (rows, ...), what its corrections give a say in the clipping."""
+    def mask_for_clipping(self, name: str, samples: Tensor) -> Tensor:
+        """Return the part of a tensor's gradients per example, (rows, ...), that counts in clipping."""
         for acting in self.corrections:
-            samples = acting.correction.clipped(name, samples)
+            samples = acting.correction.mask_for_clipping(name, samples)
         return samples
 
     def correct_gradient(self, name: str, gradient: Tensor) -> Tensor | None:
-        """What its corrections make of a tensor's gradient, in its shape; None: they leave it as it is."""
+        """Return a tensor's gradient as its corrections change it, in its shape; None: they leave it as it is."""
         made = None
         for acting in self.corrections:
             turned = acting.correction.direction(name, gradient if made is None else made)
@@ -167,22 +176,22 @@ class Job:
         return made
 
     def compute_losses(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
-        """Of a step, as its corrections would have them."""
+        """Return the losses of a step, with its corrections' own losses in effect."""
         for acting in self.corrections:
             if acting.correction.changes_loss:
                 losses = partial(acting.correction.around, model, losses)
         return losses(batch)
 
     def create_dropout_generator(self, *step: int) -> np.random.Generator:
-        """What the client's dropout masks are drawn from, where its rows are not protected; of one `step`, if given."""
+        """Return the generator of the client's dropout masks for unprotected examples; of one `step`, if given."""
         return seeds.create_generator(self.seed, "dropout", self.round, self.client, *step)
 
     def route_generator(self, step: int) -> np.random.Generator:
-        """What an adapter's random choices are drawn from in a `step`, from 0: pass after pass, layer after layer."""
+        """Return the generator of an adapter's random choices in a `step`, from 0, in the order of its layers."""
         return seeds.create_generator(self.seed, ROUTES, self.round, self.client, step)
 
     def create_batches(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Row indices of each step; `lengths` are tokens per row of the examples.
+        """Return the example indices of each step; `lengths` are tokens per example.
 
         Batches are near-uniform in length. The last batch of a pass may be smaller.
         """
@@ -196,8 +205,10 @@ class Job:
         return batches[:steps]
 
     def _walk(self, lengths: np.ndarray, start: int, end: int) -> list[np.ndarray]:
-        """The batches of the steps `start` to `end` of an endless walk: pass after pass, each in an order of its own,
-        whatever rounds they fall into."""
+        """Return the batches of the steps `start` to `end` of an endless walk over the client's examples.
+
+        The walk makes pass after pass, each in its own order, whatever rounds the steps fall into.
+        """
         of_a_pass = -(-len(self.rows) // self.training.batch_size)
         first, last = start // of_a_pass, max(0, end - 1) // of_a_pass
         batches: list[np.ndarray] = []
@@ -206,7 +217,7 @@ class Job:
         return batches[start - first * of_a_pass : end - first * of_a_pass]
 
     def _pass(self, random: np.random.Generator, lengths: np.ndarray) -> list[np.ndarray]:
-        """All rows once."""
+        """Return batches that hold all examples once."""
         size = self.training.batch_size
         order = self.rows[random.permutation(len(self.rows))]
         one_pass: list[np.ndarray] = []
@@ -217,7 +228,7 @@ class Job:
         return [one_pass[i] for i in random.permutation(len(one_pass))]
 
     def count_used_rows(self, lengths: np.ndarray) -> int:
-        """Distinct rows of a walk, the steps of this round included; 0 where each round draws its rows anew."""
+        """Count the distinct examples of a walk, with this round's; 0 if each round draws its examples anew."""
         if self.walked is None:
             return 0
         steps = self.walked + self.training.steps_for(len(self.rows))
@@ -226,7 +237,7 @@ class Job:
 
 
 def collect_penalties(model: nn.Module) -> Pulls:
-    """The pulls of a model's layers, by the canonical names of the tensors."""
+    """Return the pulls of a model's layers, by the canonical names of the tensors."""
     return {
         get_canonical_name(f"{path}.{name}"): pull
         for path, module in model.named_modules()
@@ -235,34 +246,34 @@ def collect_penalties(model: nn.Module) -> Pulls:
 
 
 def view_leading_part(parameter: Tensor, like: Tensor) -> Tensor:
-    """The part of `parameter` that a client of smaller size holds, in the shape of `like`; it shares its memory."""
+    """Return a view of the part of `parameter` that a client of smaller size holds, in the shape of `like`."""
     parameter = parameter if parameter.ndim == like.ndim else parameter.reshape(like.shape)
     return parameter[tuple(slice(0, n) for n in like.shape)]
 
 
 def copy_leading_part(tensor: Tensor, like: Tensor) -> Tensor:
-    """A CPU copy of the leading part of `tensor`, in the shape of `like`: what a client of smaller size holds.
+    """Return a CPU copy of the leading part of `tensor`, in the shape of `like`: what a client of smaller size holds.
 
-    A parameter may hold the numbers in another shape than they are exchanged in (a vector as a matrix of one row).
+    A parameter may hold the numbers in another shape than the exchanged one (a vector as a matrix of one row).
     """
     return view_leading_part(tensor, like).cpu().clone()
 
 
 def copy_leading_parts(tensors: Mapping[str, Tensor], like: State) -> State:
-    """`copy_leading_part` of all `tensors`, which lie on one device."""
+    """Return `copy_leading_part` of all `tensors`, which lie on one device."""
     return dict(
         zip(tensors, copy_to_cpu([view_leading_part(t, like[name]) for name, t in tensors.items()]), strict=True)
     )
 
 
 def expand_to_parameter(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """`tensor` as `parameter` holds it: the reverse of `copy_leading_part`, with zeros for what the client lacks."""
+    """Return `tensor` as `parameter` holds it, with zeros for missing ranks: the reverse of `copy_leading_part`."""
     return pad_ranks(tensor, parameter) if tensor.ndim == parameter.ndim else tensor.reshape(parameter.shape)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out of a job: the trained tensors, the mean loss over its steps, steps and rows."""
+    """The result of a job: trained tensors, mean loss over its steps, number of steps and of examples."""
 
     client: int
     state: State
@@ -275,7 +286,7 @@ class Executor(ABC):
     """Trains jobs on one device. Results are in the order of the jobs.
 
     Attributes:
-        packed: lets the base work without padding; None: it can't, or some of the layers.
+        packed: lets the base work without padding; None: the base or some of the layers can't.
     """
 
     packed: PackedTokens | None = None
@@ -285,30 +296,30 @@ class Executor(ABC):
     examples: Examples
 
     def try_packing(self, jobs: Sequence[Job]) -> None:
-        """Find out whether the model `packs`, with what the first job trains in it; before there is any dropout."""
+        """Find out whether the model `packs`, with what the first job trains in it, before dropout begins."""
         if jobs and "packs" not in self.__dict__:
             self.load(jobs[0].received, jobs[0].form)
             _ = self.packs
 
     @cached_property
     def packs(self) -> bool:
-        """Whether short rows of a step may share a sequence; without padding they have no need to."""
+        """Whether short examples of a step may share a sequence. Without padding they need not."""
         unlabelled = isinstance(self.examples, TokenRows) and self.examples.labels is None
         return self.packed is None and unlabelled and self.task.packs(self.model)
 
     def count_sequences(self, rows: np.ndarray) -> int:
-        """How many sequences these rows are in a pass."""
+        """Return the number of sequences that these examples form in a pass."""
         return len(rows) * int(getattr(self.examples, "sequences", 1))
 
     def create_step_batch(self, rows: Sequence[np.ndarray]) -> tuple[Batch, Tensor, list[list[Place]]]:
-        """The batch of a step in which each client trains on its `rows`: equally many sequences each.
+        """Return the batch of a step in which each client trains on its `rows`: equally many sequences for each.
 
-        Short rows share sequences where that makes them fewer. Else a row is one, and who has fewer rows repeats its
-        first.
+        Short examples share sequences if that saves some. Otherwise an example is one sequence, and a client with fewer
+        examples repeats its first one.
 
         Returns:
-            The batch; which sequences count (sequences,); and per client where its rows lie, empty where they are not
-            packed.
+            The batch; which sequences count (sequences,); and for each client where its examples lie, empty unless they
+            are packed.
         """
         device = next(self.model.parameters()).device
         own = [self.examples.lengths[r] for r in rows]
@@ -328,16 +339,16 @@ class Executor(ABC):
 
     @abstractmethod
     def load(self, state: State, form: AdapterShape | None = None) -> None:
-        """Put one state into the model; `form` is the size it has, None: the global one."""
+        """Put one state into the model; `form` is its adapter shape, None: the global one."""
 
     @abstractmethod
     def get_frozen_layer(self, module: str) -> nn.Module:
-        """The frozen layer, with its `weight`, below the adapter at `module`."""
+        """Return the frozen layer, with its `weight`, below the adapter at `module`."""
 
     def set_residual(self, residual: State) -> None:
-        """Make the weight of each adapted layer W0 + R, with R by module; layers without one get W0 back.
+        """Set the weight of each adapted layer to W0 + R, with R by module; layers without a residual get W0 back.
 
-        Layers in few bits keep R beside their codes: rounded to their grid it would be lost.
+        Quantized layers keep R beside their codes, because rounding to their grid would lose it.
         """
         plain: dict[str, Tensor] = self.__dict__.setdefault("_plain", {})
         for module in plain.keys() | residual.keys():
@@ -357,9 +368,9 @@ class Executor(ABC):
     def evaluate(
         self, state: State, rows: np.ndarray, form: AdapterShape | None = None, offsets: Tensor | None = None
     ) -> Totals:
-        """Loss and correct predictions of the model with `state` on `rows`, which are batched by length alone.
+        """Return loss and correct predictions of the model with `state` on `rows`, batched by length alone.
 
-        `form` as in `load`; `offsets` (classes,) are added to logits.
+        `form` is as in `load`; `offsets` (classes,) are added to logits.
         """
         self.load(state, form)
         device = next(self.model.parameters()).device
@@ -374,7 +385,10 @@ class Executor(ABC):
         return Totals(*totals.cpu().tolist())
 
     def compute_logits(self, state: State, rows: np.ndarray, form: AdapterShape | None = None) -> Tensor:
-        """Logits of the model with `state` on `rows`, (rows, classes) in fp64, in their order; `form` as in `load`."""
+        """Return the logits of the model with `state`, (rows, classes) in fp64, in the order of `rows`.
+
+        `form` is as in `load`.
+        """
         self.load(state, form)
         device = next(self.model.parameters()).device
         found: list[Tensor] = [torch.empty(0)] * len(rows)

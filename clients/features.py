@@ -28,12 +28,12 @@ from fedpeft.privacy.abilities import is_whitened
 
 
 def attach_features(bench: Workbench, plan: ClientPlan) -> tuple[tuple[ClientStage, ...], Reports]:
-    """Return the stages of the clients that one worker speaks for, and how they answer.
+    """Return the stages of the clients that one worker speaks for, and how they report.
 
-    The order matters. `begin` calls it downward: what stayed with the client replaces what arrived; the strategy's
-    corrections act after those of the drift. `finish` calls it upward. The strategy narrows an update to the ranks
-    that the server asked for before a drift correction compares it. Tasks and privacy then take out of the report what
-    the walk has counted. The reports come last: they only pass on what the stages leave.
+    The order matters. `begin` calls it downward: what stayed with the client replaces what arrived, and the strategy's
+    corrections act after those of the drift. `finish` calls it upward. The strategy narrows an update to the ranks that
+    the server asked for before a drift correction compares it. Tasks and privacy then remove the walk's counts from the
+    report. The reports come last: they only pass on what the stages leave.
     """
     work, strategy, head = bench.plan, plan.strategy, plan.head
     guard = plan.privacy.guard() if plan.privacy else None

@@ -1,14 +1,15 @@
-"""Local training that is blind to which classes a client happens to hold.
+"""Local training that does not depend on which classes a client happens to hold.
 
-Where clients differ in how often they see a class, and not in what its rows look like, Bayes' rule says (Saerens,
-Latinne and Decaestecker, 2002), with pi_k the class shares of client k and pi those of all rows:
+Suppose that clients differ in how often they see a class, and not in what its examples look like. Let pi_k be the class
+shares of client k and pi those of all examples. Bayes' rule then gives (Saerens, Latinne and Decaestecker, 2002)
 
     p_k(y | x)  ~  p(y | x) pi_k(y) / pi(y)
 
-So client k minimises the cross-entropy of logits + log(pi_k / pi): the model that is best for all rows together is then
-best for each client, and clients have no reason to drift. (Logit adjustment, Menon et al., arXiv 2007.07314; on clients
-of a federation, with other offsets, FedLC, Zhang et al., ICML 2022.) Nothing pushes a class that a client lacks, and a
-client with one class has no loss, a gradient of exactly zero and an update of zero, which no optimizer can blow up.
+So client k minimizes the cross-entropy of logits + log(pi_k / pi). The model that is best for all examples together is
+then best for each client, and clients have no reason to drift. (Logit adjustment, Menon et al., arXiv 2007.07314; on
+clients of a federation, with other offsets, FedLC, Zhang et al., ICML 2022.) Nothing pushes a class that a client
+lacks. A client with one class has no loss, a gradient of exactly zero and an update of zero, which no optimizer can
+blow up.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from fedpeft.clients.workbench import Workbench
 
 OUT = -1e4
-"""What is added to the logit of a class that a loss does not compare: its probability is then exactly 0."""
+"""Offset of the logit of a class that a loss does not compare: the class's probability is then exactly 0."""
 
 
 def mask_other_classes(classes: Sequence[int], of: int) -> Tensor | None:
-    """What is added to logits, (of,), so that these classes alone are compared; None: all are, where there are none."""
+    """Return offsets (of,) with which a loss compares only these classes; None: `classes` is empty."""
     if not classes:
         return None
     added = torch.full((of,), OUT)
@@ -42,34 +43,37 @@ def mask_other_classes(classes: Sequence[int], of: int) -> Tensor | None:
 
 
 SINGLE = 0.98
-"""Share of a class from which on a client has no other: codecs add errors."""
+"""Share of a class above which a client counts as having no other: codecs add errors."""
 
 
 def check_counts(counts: Tensor, rows: int) -> None:
-    """Refuse class counts that no client of so many rows has.
+    """Refuse class counts that no client with this many examples can have.
 
     Args:
-        counts: (classes,), as they arrived: codecs may have doubled them.
-        rows: that the client reports.
+        counts: (classes,), as they arrived; codecs may have doubled them.
+        rows: number of examples that the client reports.
 
     Raises:
-        PayloadError: says what is wrong.
+        PayloadError: the counts and the number of examples contradict each other.
     """
     if float(counts.sum()) > 2 * rows + 1 or float(counts.min()) < -rows:
         raise PayloadError(f"FP6009 statistics of {float(counts.sum()):g} rows in classes, and the client has {rows}")
 
 
 def compute_class_shares(counts: Tensor) -> Tensor:
-    """Class shares pi, (classes,), fp32, from rows per class, each counted as at least one: codecs add errors."""
+    """Return class shares pi, (classes,), fp32, from examples per class.
+
+    Each class counts as at least one example, because codecs add errors.
+    """
     rows = counts.double().clamp_min(1.0)
     return (rows / rows.sum()).float()
 
 
 def label_skew(counts: Sequence[Tensor]) -> float:
-    """Mean over clients of the total variation between their class shares and those of all rows, 0 to 1.
+    """Return the label skew: mean total variation between a client's and the global class shares, 0 to 1.
 
     Args:
-        counts: rows per class of each client, (classes,), each with at least one row.
+        counts: examples per class of each client, (classes,), each with at least one example.
     """
     total = torch.stack([own.double() for own in counts]).sum(0)
     apart = [float((own / own.sum() - total / total.sum()).abs().sum()) / 2 for own in (c.double() for c in counts)]
@@ -77,7 +81,7 @@ def label_skew(counts: Sequence[Tensor]) -> float:
 
 
 def compute_chance_skew(counts: Sequence[Tensor]) -> float:
-    """The label skew to be expected if each client's rows were drawn from all rows.
+    """Return the label skew to expect if each client's examples were drawn from all examples.
 
     The mean absolute deviation of a binomial number is 2 (1 - p)^(n - k) p^(k + 1) (k + 1) C(n, k + 1), k = floor(n p)
     (De Moivre; Diaconis and Zabell, Statistical Science 1991).
@@ -95,10 +99,10 @@ def compute_chance_skew(counts: Sequence[Tensor]) -> float:
 
 
 def find_label_skew(counts: Sequence[Tensor], least: float) -> float | None:
-    """The clients' label skew where it is at least `least` and speaks of them; None: the loss stays as it is.
+    """Return the clients' label skew if it is at least `least` and meaningful; None: the loss stays as it is.
 
-    It does not where it is less than twice what chance gives clients of few rows, nor where most have a single class:
-    these would have nothing left to learn from.
+    It is not meaningful if it is less than twice what chance gives clients with few examples. Nor is it if most clients
+    have a single class: these would have nothing left to learn from.
     """
     known = [own.double().clamp_min(0.0) for own in counts]
     known = [own for own in known if float(own.sum()) >= 0.5]
@@ -110,14 +114,14 @@ def find_label_skew(counts: Sequence[Tensor], least: float) -> float | None:
 
 
 def compute_offsets(labels: Tensor, shares: Tensor) -> Tensor:
-    """log(pi_k / pi), (classes,): what is added to a client's logits; minus infinity for classes that it lacks.
+    """Return log(pi_k / pi), (classes,), the offsets of a client's logits; minus infinity for classes that it lacks.
 
     Args:
-        labels: of the client's rows, (n,), n at least 1.
+        labels: labels of the client's examples, (n,), n at least 1.
         shares: pi, (classes,).
 
     Raises:
-        PayloadError: the shares are no positive numbers that sum to 1.
+        PayloadError: the shares are not positive numbers that sum to 1.
     """
     if not (bool((shares > 0).all()) and abs(float(shares.double().sum()) - 1) < 1e-3):
         raise PayloadError("FP6010 the server's class shares are not positive numbers that sum to 1")
@@ -126,16 +130,17 @@ def compute_offsets(labels: Tensor, shares: Tensor) -> Tensor:
 
 
 class LabelShiftStage(ClientStage):
-    """Adds to a client's logits what the server's class shares make of its labels."""
+    """Adds offsets to a client's logits, from the server's class shares and the client's labels."""
 
     def __init__(self, bench: Workbench) -> None:
+        """Hold the workbench, whose labels the offsets depend on."""
         self.bench = bench
 
     def begin(self, client_round: ClientRound) -> ClientRound:
         """Return the round with offsets, if the server sends class shares.
 
         Raises:
-            PayloadError: they are no class shares, or there are no classes.
+            PayloadError: the payload contains no class shares, or the task has no classes.
         """
         asked, classes = client_round.instruction, self.bench.plan.classes
         if asked.kind != "train" or not asked.told:

@@ -21,7 +21,7 @@ from fedpeft.parts import name_of, setting
 
 
 def get_zero_variance(name: str) -> float:
-    """Of a tensor's gradient without noise: its variance."""
+    """Return 0, the noise variance of a tensor's gradient without noise."""
     return 0.0
 
 
@@ -31,16 +31,16 @@ class LocalOptimizer(ABC):
 
     warmup: int = setting(
         0,
-        "steps over which a round's learning rate rises: the optimizer starts anew, and AdamW's first steps are blind",
+        "steps over which a round's learning rate rises; AdamW's moments are empty when a round begins",
         low=0,
     )
     max_norm: float = setting(0.0, "clip the gradient of a step to this norm; 0: no clipping", low=0)
-    rows_per_pass: int = setting(0, "of a step, with their gradients added up: less memory; 0: all in one pass", low=0)
-    checkpointing: bool = setting(False, "blocks are computed again on the way back: less memory, a third more time")
+    rows_per_pass: int = setting(0, "examples per pass of a step; fewer need less memory; 0: all in one pass", low=0)
+    checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory, a third more time")
     head_rate: float = setting(0.1, "learning rate of the head, relative to the adapter's; 0 keeps it", low=0)
     schedule: str = setting(
         "linear",
-        "learning rate over rounds; annealing: a cosine that has reached its floor in the last round",
+        "learning rate over rounds; annealing: a cosine that reaches its floor in the last round",
         choices=("constant", "linear", "cosine", "annealing"),
     )
     floor: float = setting(0.0, "share of the learning rate that a schedule ends at", low=0, high=1)
@@ -50,7 +50,7 @@ class LocalOptimizer(ABC):
 
     @property
     def probes(self) -> float:
-        """Distance at which two losses are computed for a step, instead of a gradient; 0, the default: a gradient."""
+        """Distance between the two points whose losses make a step; 0, the default: a step uses a gradient."""
         return 0.0
 
     @property
@@ -60,23 +60,23 @@ class LocalOptimizer(ABC):
 
     @abstractmethod
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """A new optimizer of torch over groups of parameters, each with its `lr`."""
+        """Return a new optimizer of torch over groups of parameters, each with its `lr`."""
 
-    def told(self, optimizer: torch.optim.Optimizer, variances: Mapping[nn.Parameter, float]) -> None:  # noqa: B027
-        """Tell a new optimizer the variance of the noise in each entry of its gradients; by default it is not used."""
+    def set_noise_variances(self, optimizer: torch.optim.Optimizer, variances: Mapping[nn.Parameter, float]) -> None:  # noqa: B027
+        """Give a new optimizer the variance of the noise in each entry of its gradients; by default it is not used."""
 
-    def started(
+    def create_optimizer(
         self,
         parameters: Mapping[str, nn.Parameter],
         learning_rate: float,
         variance: Callable[[str], float] = get_zero_variance,
     ) -> tuple[Any, LambdaLR]:
-        """A new optimizer over parameters by canonical name, and its warm-up; their state ends with the round.
+        """Return a new optimizer over parameters by canonical name, and its warm-up; their state ends with the round.
 
-        `variance`: of the noise in each entry of a parameter's gradient.
+        `variance` returns the noise variance in each entry of a parameter's gradient, given its name.
 
         Raises:
-            ConfigError: it is one whose steps ask for the loss again.
+            ConfigError: its steps ask for the loss again.
         """
         head = [p for name, p in parameters.items() if name.startswith("head.")]
         adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
@@ -92,17 +92,17 @@ class LocalOptimizer(ABC):
                 f"FP1008 the local optimizer {name_of(type(self))} makes a {type(optimizer).__name__}, which asks for "
                 "the loss several times a step; a step here has one gradient: take an optimizer that needs no closure"
             )
-        self.told(optimizer, {p: variance(name) for name, p in parameters.items()})
+        self.set_noise_variances(optimizer, {p: variance(name) for name, p in parameters.items()})
         return optimizer, LambdaLR(optimizer, self.share)
 
     def rate(self, name: str, learning_rate: float) -> float:
-        """The learning rate of one tensor."""
+        """Return the learning rate of one tensor."""
         return learning_rate * self.head_rate if name.startswith("head.") else learning_rate
 
     def share(self, step: int) -> float:
-        """Of the learning rate that a round's `step`, from 0, is taken with."""
+        """Return the share of the learning rate that a round's `step`, from 0, uses."""
         return min(1.0, (step + 1) / (self.warmup + 1))
 
     def count_full_steps(self, steps: int) -> float:
-        """How many steps at the full rate a round's first `steps` are worth: less than that under warm-up."""
+        """Return how many steps at the full rate a round's first `steps` are worth: fewer under warm-up."""
         return sum(self.share(step) for step in range(steps))

@@ -1,4 +1,4 @@
-"""How a client trains between receiving and sending: how much, with which optimizer, and the rate over the rounds."""
+"""A client's training between receiving and sending: local work, optimizer, and the learning rate over the rounds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fedpeft.parts import format_part
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a client trains in a round.
+    """A client's training in a round.
 
     Attributes:
-        batch_size: rows per step, at least 1.
+        batch_size: examples per step, at least 1.
         work: how many steps.
         learning_rate: of the optimizer, above 0.
         optimizer: what steps.
@@ -31,11 +31,15 @@ class LocalTraining:
 
     @property
     def walks(self) -> bool:
-        """Whether a client has to know how many steps it has made before."""
+        """Whether a client must remember how many steps it has made."""
         return self.work.walks
 
     def steps_for(self, rows: int) -> int:
-        """Local steps of a round on a shard of `rows` rows."""
+        """Return the local steps of a round on a shard of `rows` examples.
+
+        Raises:
+            ConfigError: the local work sets fewer steps than it may.
+        """
         steps = self.work.steps_for(rows, self.batch_size)
         if rows and steps < self.work.least:
             raise ConfigError(
@@ -44,7 +48,7 @@ class LocalTraining:
         return steps
 
     def split_into_passes(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The rows of a step (n,), pass by pass."""
+        """Split the examples of a step (n,) into passes."""
         size = self.optimizer.rows_per_pass or len(rows)
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
@@ -55,7 +59,7 @@ class LocalTraining:
         return replace(self, work=LOCAL_WORK.build(f"steps(count={count}, walk={self.work.walks_by_steps})"))
 
     def set_passes(self, count: float) -> LocalTraining:
-        """The same, with `count` passes over the rows."""
+        """Return the same training with `count` passes over the examples."""
         return replace(self, work=LOCAL_WORK.build(f"epochs({count})"))
 
 
@@ -65,12 +69,12 @@ class Schedule:
 
     Attributes:
         learning_rate: the highest, above 0.
-        rounds: of the run, at least 1.
+        rounds: number of rounds of the run, at least 1.
         shape: `constant`, `linear`, `cosine` or `annealing`. Annealing is SGDR's equation 5 without restarts
-            (Loshchilov and Hutter, arXiv 1608.03983) at t = round, as FlowerTune has it; the others begin at t = 0,
-            and reach the floor behind the last round.
+            (Loshchilov and Hutter, arXiv 1608.03983) at t = round, as FlowerTune has it. The others begin at t = 0, and
+            reach the floor after the last round.
         floor: the lowest rate, as a share of the highest, 0 to 1.
-        repeats: whether it begins anew after so many rounds, as each task of a sequence wants it.
+        repeats: whether it begins anew every `rounds` rounds, for each task of a sequence.
     """
 
     learning_rate: float
@@ -80,7 +84,7 @@ class Schedule:
     repeats: bool = False
 
     def get_rate(self, round_number: int) -> float:
-        """The learning rate of `round_number`, from 1."""
+        """Return the learning rate of `round_number`, from 1."""
         if self.shape == "constant":
             return self.learning_rate
         round_number = (round_number - 1) % self.rounds + 1 if self.repeats else round_number

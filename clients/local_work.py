@@ -1,7 +1,7 @@
 """How much a client trains between receiving and sending.
 
---local-work "epochs(1.0)"      passes over its rows
---local-work "steps(10)"        steps of the optimizer, each round's behind those of the last one
+--local-work "epochs(1.0)"      passes over its examples
+--local-work "steps(10)"        steps of the optimizer; each round's follow those of the last one
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from fedpeft.families import LOCAL_WORK as LOCAL_WORK
 
 
 class LocalWork(ABC):
-    """One way to say it. Subclasses are frozen dataclasses; their fields are the user's settings."""
+    """One unit of local work. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     least: ClassVar[int] = 1
-    """The fewest steps that it may say; 0: what trains may have a number of its own."""
+    """The fewest steps that it may set; 0: the trainer may have its own number."""
 
     @property
     def walks(self) -> bool:
-        """Whether each round continues where the client's last one stopped, so that all its rows have their turn."""
+        """Whether each round continues where the client's last one stopped, so that all its examples take part."""
         return False
 
     @property
     def walks_by_steps(self) -> bool:
-        """The same of clients that are told a number of steps of their own."""
+        """Whether clients that receive their own number of steps continue in the same way."""
         return True
 
     @abstractmethod
     def steps_for(self, rows: int, batch_size: int) -> int:
-        """Local steps of a round on a shard of `rows` rows, at least `least`."""
+        """Return the local steps of a round on a shard of `rows` examples, at least `least`."""

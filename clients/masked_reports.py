@@ -22,22 +22,23 @@ from fedpeft.privacy.sum_mechanism import SumMechanism
 
 
 class MaskedReports(Reports):
-    """The third step of a sum is the answer to a server that asks to prepare, to evaluate or to train.
+    """Reports under masks: the third step of a sum answers a server that asks to prepare, to evaluate or to train.
 
     Args:
         masking: the client's half of secure sums.
         guard: the privacy mechanism; None: there is none.
-        head: says which statistics can be summed.
+        head: decides which statistics can be summed.
     """
 
     parallel: ClassVar[bool] = False
 
     def __init__(self, bench: Workbench, masking: Masking, guard: Guard | None, head: HeadStart) -> None:
+        """Hold the workbench, the masks, the privacy mechanism and the head."""
         self.bench, self.masking, self.guard, self.head = bench, masking, guard, head
 
     @property
     def answers(self) -> Mapping[str, Answer]:
-        """The steps of a sum in which a client says nothing of its examples."""
+        """The steps of a sum that reveal nothing of the client's examples."""
         return {"sum": self._take_steps}
 
     def _take_steps(self, instructions: Sequence[Instruction]) -> list[Report]:
@@ -45,7 +46,7 @@ class MaskedReports(Reports):
 
     @property
     def uses_newest_state(self) -> bool:
-        """A real client does: the server must not choose among its states."""
+        """True for a real client: the server must not choose among its states."""
         return self.masking.identity is not None
 
     def choose_rate(self, own: float) -> float:
@@ -53,24 +54,24 @@ class MaskedReports(Reports):
         return self.masking.compute_rate(own)
 
     def replay(self, instruction: Instruction) -> Report | None:
-        """Return a real client's last answer, if it is asked the same; `Masking.answer` also repeats steps."""
+        """Return a real client's last answer if the instruction is the same; `Masking.answer` also repeats steps."""
         return None if instruction.kind == "sum" else self.masking.get_repeated_report(instruction)
 
     def check(self, instruction: Instruction) -> None:
-        """Refuse to say without masks what is to be summed.
+        """Refuse to send without masks what the server may only see as a sum.
 
         Raises:
             PrivacyError: the instruction is not a step of a sum, or asks a real client a question.
         """
         if instruction.asks and self.masking.identity is not None:
             raise PrivacyError(
-                "FP7001 the server asks a real client a question, which it answers no sums under masks to"
+                "FP7001 the server asks a real client a question; a real client answers no questions under masks"
             )
         if instruction.kind != "sum" and not (is_summand(instruction) and instruction.step == VECTORS):
             refuse_form(instruction, "without masks")
 
     def report_statistics(self, instruction: Instruction, rows: int, measure: Callable[[], State]) -> Report:
-        """Return the sums for the start under masks; a sum that announces none is about the numbers of examples."""
+        """Return the statistics for the start under masks; a sum that announces none counts the examples."""
 
         def contribute(announced: Announcement) -> Contribution:
             asked = announced.numbers > BESIDE or announced.size
@@ -95,5 +96,5 @@ class MaskedReports(Reports):
         return self.masking.add(client_round.instruction, lambda _: given)
 
     def _get_weight(self, rows: int) -> float:
-        """Return the weight that a client applies itself."""
+        """Return the weight that a client applies to its own update."""
         return float(rows) if self.masking.by_rows else 1.0

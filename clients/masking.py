@@ -1,11 +1,11 @@
 """A client's half of secure sums: the five steps of a round (`fedpeft.privacy.secure_sum.member`), one at a time.
 
-Between steps a member lies in the client's folder, where nobody else may read: a simulation's workers are processes,
-and any of them may take a client's next step. The last step, and a step that fails, removes its secrets.
+Between steps a member lies in the client's folder, which only its owner can read. A simulation's workers are processes,
+and any of them may take a client's next step. The last step, and a step that fails, removes the member's secrets.
 
-A real client keeps its last answer, too. Asked the same again, by a server that was restarted, it answers the same; and
-once its vector may have left it, it takes part in no other sum of that round: two, with one client more or less, would
-tell that client's update.
+A real client also keeps its last answer. If a restarted server repeats its question, the client repeats its answer.
+Once its vector may have left it, it takes part in no other sum of that round: two sums with one client more or less
+would reveal that client's update.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class MaskPlan:
 
     Attributes:
         secure: the secure sum.
-        by_rows: whether a client weighs as many as it has rows.
-        clients: how many there are.
-        identity: of a real client; None: of simulated ones, whose keys everybody knows.
-        noise: what clients add, and the file with the key that theirs is drawn from; None: nothing.
+        by_rows: whether a client weighs as much as it has examples.
+        clients: number of all clients.
+        identity: of a real client; None: of simulated ones, whose keys are public.
+        noise: the noise that clients add, and the file with the key that theirs is drawn from; None: no noise.
     """
 
     secure: SecureSum
@@ -59,6 +59,7 @@ class Masking:
     """The members that one worker speaks for; their states lie in `folder`."""
 
     def __init__(self, plan: MaskPlan, folder: Path, seed: int) -> None:
+        """Choose the roster: simulated keys from `seed`, or a real client's certificates."""
         self.by_rows, self.folder, self.seed = plan.by_rows, folder, seed
         self.noise, self.identity = plan.noise, plan.identity
         self.secure = plan.secure
@@ -69,7 +70,11 @@ class Masking:
             self.roster = CertifiedRoster(self.identity, plan.clients)
 
     def answer(self, instruction: Instruction) -> Report:
-        """A step other than the third: what the member says, or why it has dropped out."""
+        """Take a step other than the third, and return the member's message, or why it has dropped out.
+
+        Raises:
+            PayloadError: the instruction is not one of these steps, or asks for more than a step.
+        """
         if (before := self.get_repeated_report(instruction)) is not None:
             return before
         plain = Instruction("sum", instruction.round, instruction.client, b"", recorded=instruction.recorded)
@@ -89,28 +94,30 @@ class Masking:
         return self._report(instruction, lambda: self._go_on(instruction, steps[instruction.step]))
 
     def add(self, instruction: Instruction, made: Callable[[Announcement], Contribution]) -> Report:
-        """The third step: the contribution under masks, and nothing else that the client knows.
+        """Take the third step: send the contribution under masks, and nothing else that the client knows.
 
-        `made`: the contribution, as the sum is announced.
+        Args:
+            instruction: the server's third step.
+            made: returns the contribution, given the sum's announcement.
         """
 
-        def masked() -> bytes:
+        def add_masks() -> bytes:
             told = self._load_notes(instruction).told
             client, round_number = instruction.client, instruction.round
             given, secret = made(told), self._create_noise_generator(instruction)
             numbers = given.integers(told, self.secure, self.seed, round_number, client, secret)
             return self._go_on(instruction, lambda member: member.vector(instruction.said, numbers))
 
-        return self._report(instruction, masked)
+        return self._report(instruction, add_masks)
 
     def begin_third(self, instruction: Instruction) -> None:
-        """Before a ledger is charged for a real client's third step: refuse what the member would not take, and any
-        other third step of this sum from now on.
+        """Refuse a third step that the member would not take, before a real client's ledger is charged for it.
 
-        So a server is charged for what it asks of a sum that the client's neighbours are in, once, whatever it says.
+        From now on refuse any other third step of this sum. So a server is charged once for what it asks of a sum that
+        the client's neighbors are in, whatever it sends.
 
         Raises:
-            PayloadError: says what.
+            PayloadError: the step is not one of this sum, or differs from the one that was answered.
         """
         asked = _compute_digest(replace(instruction, attempt=0))
         try:
@@ -126,7 +133,7 @@ class Masking:
         self._write(instruction, replace(notes, sent=True, asked=asked, answer=b""))
 
     def get_repeated_report(self, instruction: Instruction) -> Report | None:
-        """The answer of a real client that was asked the very same the last time; None: it was not."""
+        """Return a real client's last answer if the instruction is the same as then; None: it is not."""
         if self.identity is None:
             return None
         notes = self._load_kept(instruction)
@@ -142,11 +149,11 @@ class Masking:
             return Report(instruction.client, instruction.round, b"", error=str(error))
 
     def compute_rate(self, own: float) -> float:
-        """With which each of a client's rows joins a round: as the sums say of all clients' rows, or its own."""
+        """Return the probability with which each example joins a round: that of the sum, or the client's `own`."""
         return own if self.noise is None else self.noise[0].rate
 
     def _create_noise_generator(self, instruction: Instruction) -> np.random.Generator | None:
-        """What a client's share of noise is drawn from: anew in each attempt, each of which is one sum."""
+        """Return the generator of a client's share of noise, new for each attempt, because each attempt is one sum."""
         if self.noise is None:
             return None
         _, key = self.noise
@@ -162,13 +169,16 @@ class Masking:
         return keys
 
     def _check_first(self, instruction: Instruction, told: Announcement, identity: Identity) -> None:
-        """Refuse a real client's second sum of a round, and sums of too few."""
+        """Refuse a real client's second sum of a round, and sums of too few clients.
+
+        Raises:
+            PayloadError: names the number that is too small, and the server's remedy.
+        """
         before, round_number = self._load_kept(instruction), instruction.round
         if before is not None and (round_number < before.round or (round_number == before.round and before.sent)):
             raise PayloadError(
-                f"FP6014 a second sum of round {round_number} is asked for after one of round {before.round} "
-                f"that has this "
-                "client's part: the two could tell its update from the others'; a client takes part in one a round"
+                f"FP6014 the server asks for a second sum of round {round_number} after one of round {before.round} "
+                "that has this client's part: together they could reveal its update; a client joins one sum a round"
             )
         if told.clients < identity.fewest:
             raise PayloadError(
@@ -182,13 +192,13 @@ class Masking:
         if self.noise is not None and neighbours < told.clients - 1:
             raise PayloadError(
                 f"FP6016 each client sees {neighbours} others of {told.clients} in a sum, and counts on the noise of "
-                f"all; the server has to be run with mask_neighbours={told.clients - 1} or more, or a smaller cohort"
+                f"all; run the server with mask_neighbours={told.clients - 1} or more, or with a smaller cohort"
             )
-        if neighbours + 1 < identity.fewest:  # of others a client knows what the server says, and nothing else
+        if neighbours + 1 < identity.fewest:  # the client has only the server's word for clients that it does not see
             raise PayloadError(
-                f"FP6017 each client has {neighbours} neighbours in a secure sum of {told.clients}, and sees no "
-                f"others; this client takes part in sums of {identity.fewest} or more (--fewest): the server has to be "
-                f"run with neighbours={identity.fewest - 1} or more"
+                f"FP6017 each client sees {neighbours} others in a secure sum of {told.clients}; this client takes "
+                f"part in sums of {identity.fewest} or more (--fewest): run the server with "
+                f"`neighbours={identity.fewest - 1}` or more"
             )
 
     def _go_on(self, instruction: Instruction, step: Callable[[Member], bytes]) -> bytes:
@@ -214,7 +224,7 @@ class Masking:
         return Member(client, terms, identity.private_key, self.roster, identity.shown, fewest, wary)
 
     def _get_file(self, instruction: Instruction) -> Path:
-        """A real client has one, whatever id the server calls it by."""
+        """Return the member's file; a real client has one file, whatever id the server uses for it."""
         if self.identity is not None:
             return self.folder / FILE
         return self.folder / f"{instruction.client:06d}" / FILE
@@ -236,7 +246,7 @@ class Masking:
             ) from error
 
     def _end(self, instruction: Instruction) -> None:
-        """The client's part in the sum is over; a real one remembers that it had one."""
+        """End the client's part in the sum; a real client remembers that it had one."""
         if self.identity is None:
             self._get_file(instruction).unlink(missing_ok=True)
             return
@@ -245,10 +255,10 @@ class Masking:
             self._write(instruction, replace(notes, member=b""))
 
     def _load_kept(self, instruction: Instruction) -> Notes | None:
-        """What was written last; None: nothing.
+        """Return the notes that were written last; None: there are none.
 
         Raises:
-            RunError: it can't be read.
+            RunError: the file can't be read.
         """
         file = self._get_file(instruction)
         try:

@@ -25,7 +25,7 @@ def train_on_own_bases(bench: Workbench, rounds: Sequence[ClientRound]) -> list[
 
 
 def _hold(client_round: ClientRound, result: Trained) -> Trained:
-    """Return the result with the adapter in the client's precision; a sum of gradients is none."""
+    """Return the result with the adapter in the client's precision; a sum of gradients stays as it is."""
     if client_round.job.has_summed_gradients:
         return result
     return replace(result, state=round_to_precision(result.state, client_round.instruction.adapter_precision))

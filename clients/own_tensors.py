@@ -11,14 +11,14 @@ from fedpeft.communication.decoding import check_whole
 from fedpeft.communication.messages import Instruction
 
 LABEL = "private"
-"""Section of the client's state that holds them."""
+"""Section of the client's state that holds these tensors."""
 
 
 class OwnTensorsStage(ClientStage):
-    """Completes what arrived with what stayed here, and keeps that back from the update."""
+    """Completes what arrived with what stayed on the client, and keeps the latter out of the update."""
 
     def keeps(self, instruction: Instruction) -> bool:
-        """Return whether some tensors stay."""
+        """Return whether some tensors stay on the client."""
         return bool(instruction.private)
 
     def begin(self, client_round: ClientRound) -> ClientRound:

@@ -1,6 +1,6 @@
 """A client's own model beside the global one: trained in the same rounds, on the same batches, and held near it.
 
-The strategy states how near (`PersonalModel`). The model is part of the client's state and stays there.
+`PersonalModel` sets how strongly. The model is part of the client's own state, and stays there.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from fedpeft.communication.messages import Instruction
 from fedpeft.peft.adapter import State
 
 PERSONAL = "personal"
-"""What a client calls it among its own state."""
+"""Section of the client's state that holds its own model."""
 
 
 @dataclass(frozen=True)
 class GlobalPull(Correction):
-    """The pull to the global model, which is the server's state here."""
+    """The pull to the global model, which stands in for the server's state here."""
 
     strength: float
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
-        """lambda (v - w)."""
+        """Return the pull lambda (v - w), with w the global model."""
 
         def pull(name: str, value: Tensor) -> Tensor:
             return self.strength * (value - server[name])
@@ -37,16 +37,17 @@ class GlobalPull(Correction):
 
 
 def create_personal_job(job: Job, own: State, strength: float) -> Job:
-    """The training of a client's `own` model, beside that of the global one; empty: it starts from that."""
+    """Return the training of a client's `own` model beside that of the global one; empty: start from the global one."""
     return replace(
         job, received=job.received | own, corrections=(ActiveCorrection(GlobalPull(strength), job.received, {}),)
     )
 
 
 class PersonalStage(ClientStage):
-    """Trains a client's own model in a second pass, and has it evaluated in place of the global one."""
+    """Trains a client's own model in a second pass, and evaluates it in place of the global one."""
 
     def __init__(self, strength: float) -> None:
+        """Hold `strength`, the factor lambda of the pull."""
         self.strength = strength
 
     def keeps(self, instruction: Instruction) -> bool:

@@ -1,7 +1,7 @@
 """Worker processes of one machine: each holds one workbench, and gets whole groups of clients to train.
 
-Workers are forked from a server process that has imported everything and done nothing else, so that they start fast
-and share the libraries' memory. A worker whose parent dies ends itself.
+Workers are forked from a server process that has imported everything and done nothing else. So they start fast and
+share the libraries' memory. A worker ends when its parent dies.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ class Worker:
     """A workbench with the clients it speaks for."""
 
     def __init__(self, work: WorkPlan, clients: ClientPlan) -> None:
+        """Load the workbench and the clients that it speaks for."""
         self.bench = Workbench(work)
         self.clients = clients.create_side(self.bench)
 
     def is_ready(self) -> bool:
-        """It has begun."""
+        """Return True as soon as the worker has started."""
         return True
 
     def handle(self, instructions: Sequence[Instruction]) -> list[Report]:
@@ -68,17 +69,18 @@ class Worker:
         return next(self.bench.executor.train([job]))
 
     def fill(self, data_key: str, depth: int, tiles: list[int], base: str = "") -> int:
-        """Compute tiles of the frozen model's output, for a base of the precision `base` (see
-        `WorkPlan.set_precision`).
+        """Compute tiles of the frozen model's output, for a base of the precision `base`.
+
+        `WorkPlan.set_precision` lists the precisions.
         """
         return self.bench.set_precision(base).fill(data_key, depth, tiles)
 
     def evaluate(self, state: State, rows: np.ndarray, version: int, offsets: torch.Tensor | None = None) -> Totals:
-        """Evaluate a state, on the base of `version`, on training rows, with `offsets` (classes,) added to logits."""
+        """Evaluate a state, on the base of `version`, on examples, with `offsets` (classes,) added to logits."""
         return self.bench.evaluate(state, rows, version, offsets=offsets)
 
     def examine(self, exam: Exam, state: State, version: int) -> list[Said]:
-        """What a state, on the base of `version`, says to questions."""
+        """Return the answers of a state, on the base of `version`, to the questions of an exam."""
         bench = self.bench.create_whole()
         bench.rebase(version)
         bench.executor.load(state)
@@ -86,16 +88,17 @@ class Worker:
 
 
 class RemoteWorker(Worker):
-    """A worker in another process: what is told it holds parts from outside, so their plugins are loaded before."""
+    """A worker in another process. It loads the plugins first, because its arguments may hold their parts."""
 
     def __init__(self, recipes: Sequence[Recipe], plans: bytes, device: str = "") -> None:
+        """Load the plugins of `recipes`, then the pickled `plans`; `device` replaces the plan's, if given."""
         plugins.use(recipes)
         work, clients = pickle.loads(plans)
         super().__init__(replace(work, device=device or work.device), clients)
 
 
 def pack_plans(work: WorkPlan, clients: ClientPlan) -> tuple[tuple[Recipe, ...], bytes]:
-    """What `RemoteWorker` is made of."""
+    """Return the arguments of `RemoteWorker`."""
     return work.plugins, pickle.dumps((work, clients))
 
 
@@ -103,6 +106,7 @@ class Pool:
     """`workers` processes, or with one worker this process itself; they share `devices` evenly."""
 
     def __init__(self, work: WorkPlan, clients: ClientPlan, workers: int, devices: Sequence[str]) -> None:
+        """Start the processes; with one worker, load it here."""
         self.workers = workers
         self._local: Worker | None = None
         self._processes: ProcessPoolExecutor | None = None
@@ -139,7 +143,11 @@ class Pool:
 
 
 def get_result(future: Future[T]) -> T:
-    """The result of a submitted call; the death of a worker is one clear error."""
+    """Return the result of a submitted call; the death of a worker becomes one clear error.
+
+    Raises:
+        RunError: the worker died, or the GPU has no memory left.
+    """
     try:
         return future.result()
     except BrokenProcessPool as error:
@@ -152,7 +160,7 @@ def get_result(future: Future[T]) -> T:
 
 
 def create_worker_error() -> RunError:
-    """A worker's death, as one clear error."""
+    """Return the error for the death of a worker."""
     return RunError(
         "FP5004 a worker process died (often: out of memory; try fewer --workers or a smaller --batch-size); "
         "continue from the last finished round with --resume"

@@ -1,11 +1,11 @@
-"""Imported once by the process that workers are forked from, so that they share it."""
+"""Imports for the process that workers are forked from, so that they share its memory."""
 
 import gc
 import signal
 import warnings
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle, in the workers as well
-warnings.filterwarnings("ignore", category=FutureWarning)  # of a library to another: no user's matter
+warnings.filterwarnings("ignore", category=FutureWarning)  # from one library about another; users can't act on it
 
 import peft  # noqa: E402, F401
 import transformers  # noqa: E402, F401

@@ -21,9 +21,10 @@ from fedpeft.privacy.sum_mechanism import SumMechanism
 
 
 class PrivacyStage(ClientStage):
-    """Takes out of a report what a client measures on its examples."""
+    """Removes what a client measures on its examples from its report."""
 
     def __init__(self, guard: Guard) -> None:
+        """Hold the guard's mechanism."""
         self.mechanism = guard.mechanism
 
     def finish(self, client_round: TrainedRound) -> TrainedRound:
@@ -41,8 +42,8 @@ class RowPrivacyStage(ClientStage):
         guard: the mechanism, its noise and its key.
         sampling: how examples join a step.
         rate: returns the probability with which an example joins a step, given the client's own one.
-        work: says which executor trains.
-        head: says in which directions features are whitened.
+        work: names the executor that trains.
+        head: chooses the directions in which features are whitened.
     """
 
     def __init__(
@@ -53,11 +54,12 @@ class RowPrivacyStage(ClientStage):
         work: WorkPlan,
         head: HeadStart,
     ) -> None:
+        """Hold the parts that the settings of DP-SGD come from."""
         self.guard, self.mechanism, self.sampling = guard, guard.mechanism, sampling
         self.rate, self.work, self.head = rate, work, head
 
     def begin(self, client_round: ClientRound) -> ClientRound:
-        """Return the round with what DP-SGD must know.
+        """Return the round with the settings of DP-SGD.
 
         Raises:
             PayloadError: the server sends other whitening directions than the head has.
@@ -67,7 +69,7 @@ class RowPrivacyStage(ClientStage):
         told = asked.told if asked.kind == "train" else b""
         if told and not is_whitened(mechanism):
             raise PrivacyError(
-                "FP7003 the server asks for a loss in which a row changes that of others; it is not protected"
+                "FP7003 the server asks for a loss in which one example changes that of others; it is not protected"
             )
         if self.work.executor != "private":
             raise PrivacyError(f"FP7004 {mechanism.name} needs the executor with gradients per example")
@@ -80,11 +82,11 @@ class RowPrivacyStage(ClientStage):
             attempt=asked.attempt,
             summed=isinstance(mechanism, SumMechanism),
             expected=self.sampling.divisor(size, rows),
-            whitening=self._whitening(asked),
+            whitening=self._decode_whitening(asked),
         )
         return replace(client_round, job=replace(job, privacy=privacy))
 
-    def _whitening(self, asked: Instruction) -> Whitening | None:
+    def _decode_whitening(self, asked: Instruction) -> Whitening | None:
         """Return how features are whitened; None: they are not."""
         if not is_whitened(self.mechanism) or asked.kind != "train":
             return None

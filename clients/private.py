@@ -1,13 +1,13 @@
 """DP-SGD in a client's local training: Poisson batches, gradients per example, clipping and noise by Opacus.
 
-The loop is the sequential executor's. What differs is where a step's gradient comes from: each row joins with
-probability q, the clipped gradients are summed, noise is added, and the sum is divided by the expected number of rows.
-A step that no row has joined is a step of noise alone. All randomness that privacy rests on comes from the client's
-secret key, never from the run's seed. Where noise is added to a sum over clients, there is one step, and what comes out
-of it is the sum of the clipped gradients itself.
+The loop is the sequential executor's; only the gradient of a step differs. Each example joins with probability q, the
+clipped gradients are summed, noise is added, and the sum is divided by the expected number of examples. A step that no
+example has joined is a step of noise alone. All randomness that privacy rests on comes from the client's secret key,
+never from the run's seed. If noise is added to a sum over clients, there is one step, and its result is the sum of the
+clipped gradients itself.
 
-A row's dropout mask belongs to (step, row): were masks drawn one after another, a row that joins would move the masks
-of all rows after it, and neighbouring sums would differ by far more than C.
+An example's dropout mask belongs to (step, example). If masks were drawn one after another, an example that joins would
+move the masks of all later ones. Neighboring sums would then differ by far more than C.
 """
 
 from __future__ import annotations
@@ -39,15 +39,14 @@ from fedpeft.peft.method import PrivacyRoute
 from fedpeft.privacy.noise import gaussian
 
 ROWS_PER_PASS: Final = 32
-"""Whose gradients are held at once where they are summed."""
+"""Number of examples whose gradients are held at once when they are summed."""
 
 
 class SecretNoise(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer, its noise drawn from a secret stream instead of a torch generator (see
-    `fedpeft.privacy.noise`).
+    """Opacus' optimizer, its noise drawn from a secret stream instead of a torch generator.
 
-    `held` says of a parameter what of it the client holds: a client of lower rank is padded with zeros, which get no
-    noise, or they would be trained along.
+    The stream is described in `fedpeft.privacy.noise`. `held` maps a parameter to the tensor that the client holds. A
+    client of lower rank is padded with zeros, which get no noise, or they would be trained along.
     """
 
     def __init__(
@@ -58,6 +57,7 @@ class SecretNoise(DPOptimizer):  # type: ignore[misc]
         stream: np.random.Generator,
         held: Mapping[nn.Parameter, Tensor] | None = None,
     ):
+        """Set the noise multiplier and clipping norm from `privacy`, and divide sums by `expected`."""
         super().__init__(
             optimizer,
             noise_multiplier=privacy.noise,
@@ -68,7 +68,7 @@ class SecretNoise(DPOptimizer):  # type: ignore[misc]
         self.held = held or {}
 
     def add_noise(self) -> None:
-        """Sum of clipped gradients + z C gauss."""
+        """Set each gradient to the sum of clipped gradients + z C gauss."""
         for parameter in self.params:
             _check_processed_flag(parameter.summed_grad)
             own = self.held.get(parameter, parameter)
@@ -83,10 +83,11 @@ class PrivateExecutor(SequentialExecutor):
     def __init__(
         self, model: FederatedModel, task: Task, examples: Examples, layout: Layout, route: PrivacyRoute
     ) -> None:
+        """Prepare gradients per example; raise a PrivacyError if examples can't have separate dropout masks."""
         super().__init__(model, task, examples, layout)
         if route == "vmap" and any(isinstance(module, ClientDropout) for module in model.modules()):
             raise PrivacyError(
-                "FP7008 dp_sgd draws a dropout mask for each row by itself, which this PEFT method's gradients per "
+                "FP7008 dp_sgd draws a separate dropout mask for each example, which this PEFT method's gradients per "
                 "example don't allow; take dropout=0, or lora alone"
             )
         self.per_example = ExampleGradients(model, task, route)
@@ -127,18 +128,17 @@ class PrivateExecutor(SequentialExecutor):
                 private.zero_grad(set_to_none=True)
                 losses = self._fill(rows, chosen)
                 check(chosen, len(rows))
-                for name in job.find_still_tensors(
-                    chosen, step
-                ):  # which is not released, and has no say in the clipping
+                # A tensor that stands still is not released, so it must not count in the clipping.
+                for name in job.find_still_tensors(chosen, step):
                     chosen[name].grad_sample.zero_()  # type: ignore[attr-defined]
                 for name, parameter in chosen.items():
-                    vars(parameter)["grad_sample"] = job.clipped(name, vars(parameter)["grad_sample"])
+                    vars(parameter)["grad_sample"] = job.mask_for_clipping(name, vars(parameter)["grad_sample"])
                 zero_nonfinite_gradients(chosen)
                 private.pre_step()
                 yield losses.sum() / max(1, len(rows))
 
     def _sum_gradients(self, job: Job, privacy: RowPrivacy) -> Trained:
-        """The sum over the drawn rows of their gradients, each clipped to C; fp64, and zero where no row is drawn."""
+        """Sum the gradients of the drawn examples, each clipped to C; fp64, and zero if no example is drawn."""
         self.load(job.received, job.form)
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
@@ -167,12 +167,12 @@ class PrivateExecutor(SequentialExecutor):
         return Trained(job.client, own, 0.0, 1, len(job.rows))
 
     def _set_own_masks(self, rows: np.ndarray, privacy: RowPrivacy, ids: tuple[int, ...]) -> None:
-        """A dropout mask for each row; `ids`: round, attempt, client, step."""
+        """Give each example its own dropout mask; `ids`: round, attempt, client, step."""
         lengths = self.examples.lengths
         self.dropout.clients = [(privacy.key.stream("dropout", *ids, row), 1, int(lengths[row])) for row in rows]
 
     def _fill(self, rows: np.ndarray, chosen: Chosen) -> Tensor:
-        """The gradients per example of these rows; returns their losses."""
+        """Fill the gradients per example of these examples, and return their losses."""
         if not len(rows):
             set_empty_gradients(chosen)
             return torch.zeros(1, device=self.device)
@@ -180,6 +180,9 @@ class PrivateExecutor(SequentialExecutor):
 
 
 def compute_clipping_factors(gradients: Iterable[Tensor], clip: float) -> Tensor:
-    """What takes the gradients of each row, all of its tensors (rows, ...) together, to a norm of at most `clip`."""
+    """Return the factors (rows,) that scale each example's gradients to a joint norm of at most `clip`.
+
+    `gradients` are the tensors of a model, (rows, ...) each; the norm of an example is over all of them together.
+    """
     squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0)
     return (clip / squares.sqrt().clamp(min=clip)).clamp(max=1.0)

@@ -1,9 +1,9 @@
 """Workers as Ray actors, on this machine or a cluster: the same workers, and the same groups, as those of a pool.
 
-Each actor holds one workbench: the base model is loaded once. A group whose actor dies is run again by a new one, or,
-where a lost machine leaves no room for it, by one of the others; clients derive all that is random from the round and
-their ids, so the result is the same. On a cluster the run's folder and the cache (FEDPEFT_CACHE) must be on a file
-system that all machines share; the cache may be each machine's own where FEDPEFT_SHARED_CACHE names object storage.
+Each actor holds one workbench, so the base model is loaded once. If an actor dies, a new one runs its group again, or
+one of the others if a lost machine leaves no room. The result is the same, because clients derive all randomness from
+the round and their ids. On a cluster the run's folder and the cache (FEDPEFT_CACHE) must be on a file system that all
+machines share. Each machine may have its own cache if FEDPEFT_SHARED_CACHE names object storage.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from fedpeft.machine.processes import restore_sigterm
 T = TypeVar("T")
 
 ATTEMPTS = 3
-"""How often a group is run before a run is given up: what kills three actors will kill a fourth."""
+"""Times that a group is run before the run is given up: what kills three actors will kill a fourth."""
 
 PATIENCE = 300.0
-"""Seconds that a new actor may take to be there; where a cluster is short of machines, it waits."""
+"""Seconds that a new actor may take to start; it waits while the cluster is short of machines."""
 
 
 def connect(address: str) -> dict[str, float]:
-    """Join the cluster at `address` ("auto": the one running here), or start one; returns its CPUs and GPUs.
+    """Join the cluster at `address` ("auto": the one running here), or start one; return its CPUs and GPUs.
 
     Raises:
         AssetError: ray is not installed.
@@ -44,7 +44,7 @@ def connect(address: str) -> dict[str, float]:
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # of its own it lets all else on the machine go first
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default gives way to all else on the machine
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if address:
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "address": address}
@@ -66,32 +66,33 @@ def connect(address: str) -> dict[str, float]:
 
 
 def _check_address(address: str) -> None:
-    """OSError at once where nobody listens: Ray itself tries for minutes."""
+    """Raise an OSError at once if nobody listens at `address`; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def count_default_workers(address: str) -> int:
-    """One worker per GPU of the cluster, or per CPU where there are none."""
+    """Return one worker per GPU of the cluster, or per CPU if it has no GPU."""
     resources = connect(address)
     return max(1, int(resources["GPU"] or resources["CPU"]))
 
 
 def choose_worker_device(address: str, workers: int) -> str:
-    """What `workers` workers (0: by default) of the cluster compute on: "cuda", where each has a GPU, or "cpu"."""
+    """Return what `workers` workers (0: the default number) compute on: "cuda" if each has a GPU, else "cpu"."""
     gpus = int(connect(address)["GPU"])
     return "cuda" if gpus >= max(1, workers) else "cpu"
 
 
 class RayPool(Pool):
-    """`workers` actors.
+    """A pool of `workers` actors.
 
     Raises:
         RunError: there is no cluster, or it has no room for them.
     """
 
     def __init__(self, work: WorkPlan, clients: ClientPlan, workers: int, address: str) -> None:
+        """Join the cluster at `address` and create the actors."""
         self.workers = workers
         resources = connect(address)
         gpus = work.device != "cpu"
@@ -137,7 +138,7 @@ class RayPool(Pool):
                 self._idle.put(actor)
 
     def _take_idle_actor(self) -> Any:
-        """An actor that does nothing, as soon as there is one."""
+        """Return an actor that does nothing, as soon as there is one."""
         actor = self._idle.get()
         if actor is None:
             self._idle.put(None)  # whoever else waits
@@ -145,7 +146,7 @@ class RayPool(Pool):
         return actor
 
     def _replace_actor(self) -> Any:
-        """A new actor instead of one that has died; where there is no room for it, one of the others."""
+        """Return a new actor instead of one that has died, or one of the others if there is no room for it."""
         import ray
 
         made = self._create_actor()

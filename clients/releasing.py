@@ -1,4 +1,4 @@
-"""What leaves a client of its update: clipped, noised, encoded, in this order."""
+"""What leaves a client: its update, clipped, noised and encoded, in this order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client's half of a strategy: what a client trains of what it holds, and what of that it hands in."""
+"""The client's half of a strategy: which part of its adapter a client trains, and which part it hands in."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from fedpeft.peft.adapter import Layout, State, subtract_states
 
 
 class GradientTerm(Correction):
-    """Nothing is added to gradients."""
+    """A correction that adds nothing to gradients."""
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
-        """Nothing."""
+        """Return a pull that adds nothing."""
         return lambda name, value: None
 
 
 @dataclass(frozen=True)
 class OwnRanksOnly(GradientTerm):
-    """Steps leave the ranks of factors alone that are not the client's.
+    """Keeps steps away from the ranks of factors that the client does not train.
 
     Attributes:
-        axes: by the names of the factors, which axis is that of ranks.
-        ranks: that are the client's.
+        axes: for each factor, by name, the axis of its ranks.
+        ranks: the ranks that the client trains.
     """
 
     axes: Mapping[str, int]
     ranks: tuple[int, ...]
 
-    def clipped(self, name: str, samples: Tensor) -> Tensor:
-        """Those of the client's ranks."""
+    def mask_for_clipping(self, name: str, samples: Tensor) -> Tensor:
+        """Return the gradients with zeros in all but the client's ranks."""
         return self._keep_own_ranks(samples, self.axes[name] + 1) if name in self.axes else samples
 
     def direction(self, name: str, gradient: Tensor) -> Tensor | None:
-        """Zero in the other ranks."""
+        """Return the gradient with zeros in all but the client's ranks."""
         return self._keep_own_ranks(gradient, self.axes[name]) if name in self.axes else None
 
     def _keep_own_ranks(self, tensor: Tensor, axis: int) -> Tensor:
@@ -54,27 +54,27 @@ class OwnRanksOnly(GradientTerm):
 
 @dataclass(frozen=True)
 class FrozenTensors(GradientTerm):
-    """Steps leave whole tensors alone."""
+    """Keeps steps away from whole tensors."""
 
     names: frozenset[str]
 
     alternates = True
 
     def moves(self, name: str, step: int) -> bool:
-        """The others do."""
+        """Return whether a tensor is not frozen."""
         return name not in self.names
 
 
 @dataclass(frozen=True)
 class RulePull(Correction):
-    """The term that the rule itself adds to gradients."""
+    """The strategy's own term of gradients (`PullsSteps`)."""
 
     strategy: PullsSteps
     layout: Layout
     ranks: tuple[int, ...]
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
-        """By what the client was sent."""
+        """Return the strategy's pull toward the received state."""
 
         def pull(name: str, value: Tensor) -> Tensor | None:
             return self.strategy.compute_pull(self.layout.by_name[name], value, job.received[name], self.ranks)
@@ -83,14 +83,17 @@ class RulePull(Correction):
 
 
 def prepare_job(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
-    """The job as the rule has it, of a client that holds `layout` and of its ranks trains these (none: all)."""
+    """Return the job as the strategy prepares it, for a client that holds `layout`.
+
+    `ranks` are those of its ranks that the client trains; empty: all.
+    """
     if isinstance(strategy, PreparesStart):
         job = replace(job, received=strategy.prepare_start(job.received, layout))
     return add_rule_corrections(job, strategy, layout, ranks)
 
 
 def add_rule_corrections(job: Job, strategy: Strategy, layout: Layout, ranks: tuple[int, ...]) -> Job:
-    """As `prepare_job`, of a job that is not made of what a server has sent."""
+    """Add the strategy's corrections, as `prepare_job` does, to a job that does not start from a broadcast."""
     acting: list[Correction] = []
     if isinstance(strategy, PullsSteps):
         acting.append(RulePull(strategy, layout, ranks))
@@ -108,7 +111,7 @@ def changes_steps(strategy: Strategy) -> bool:
 
 
 def restrict_to_ranks(job: Job, result: Trained, layout: Layout, ranks: tuple[int, ...]) -> tuple[Job, Trained]:
-    """Job and result of a client that sends these ranks only, as if it held no others; none: as they are."""
+    """Return job and result of a client that sends only these `ranks`, as if it held no others; empty: unchanged."""
     if not ranks:
         return job, result
     received = select_ranks(job.received, layout, ranks)
@@ -119,10 +122,11 @@ class StrategyStage(ClientStage):
     """The client's half of a strategy; `layout` is the global one, `seed` the run's."""
 
     def __init__(self, strategy: Strategy, layout: Layout, seed: int) -> None:
+        """Hold the strategy, the global layout and the run's seed."""
         self.strategy, self.layout, self.seed = strategy, layout, seed
 
     def begin(self, client_round: ClientRound) -> ClientRound:
-        """Return the round in which the client trains as the strategy has it."""
+        """Return the round with the job as the strategy prepares it."""
         ranks = self._get_ranks(client_round.instruction)
         return replace(client_round, job=prepare_job(client_round.job, self.strategy, client_round.layout, ranks))
 
@@ -134,7 +138,7 @@ class StrategyStage(ClientStage):
         )
         layout, update = self.layout.replace_form(asked.form), result.state
         if not job.has_summed_gradients:
-            update = subtract_states(client_round.exchanged(update), job.received)
+            update = subtract_states(client_round.select_exchanged(update), job.received)
             if isinstance(self.strategy, SelectsUpdate):
                 update = self.strategy.select_update(update, job.received, result.state, layout)
         return replace(client_round, job=job, layout=layout, result=result, update=update)

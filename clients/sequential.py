@@ -29,14 +29,14 @@ from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 
 def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:
-    """Add to a gradient, which a parameter that the loss does not reach has none of."""
+    """Add `more` to a parameter's gradient, which may not exist yet if the loss does not reach the parameter."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     parameter.grad.add_(more)
 
 
 def _correct_gradients(parameters: Mapping[str, nn.Parameter], job: Job, step: int) -> None:
-    """Turn gradients as the job's corrections say, and drop those of what stands still."""
+    """Let the job's corrections turn the gradients, and drop those of tensors that stand still."""
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             turned = job.correct_gradient(name, view_leading_part(parameter.grad, job.received[name]))
@@ -47,9 +47,10 @@ def _correct_gradients(parameters: Mapping[str, nn.Parameter], job: Job, step: i
 
 
 class SequentialExecutor(Executor):
-    """Trains the model it is given, which carries the peft library's adapter."""
+    """Trains a model that carries the peft library's adapter, one client after another."""
 
     def __init__(self, model: FederatedModel, task: Task, examples: Examples, layout: Layout) -> None:
+        """Find the trainable parameters, and give dropout layers masks that belong to a client."""
         self.model = model
         self.task = task
         self.examples = examples
@@ -61,7 +62,7 @@ class SequentialExecutor(Executor):
         replace_dropout(model, self.dropout)
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
-        """One client at a time."""
+        """Yield the result of one job after another."""
         self.try_packing(jobs)
         for job in jobs:
             yield self._train(job)
@@ -77,7 +78,7 @@ class SequentialExecutor(Executor):
         self._scale(form or self.layout.form)
 
     def get_frozen_layer(self, module: str) -> nn.Module:
-        """The layer that peft has wrapped."""
+        """Return the frozen layer below peft's layer at `module`."""
         wrapped: Any = self.model.base
         layer: nn.Module = wrapped.get_base_model().get_submodule(module).get_base_layer()
         return layer
@@ -97,7 +98,9 @@ class SequentialExecutor(Executor):
         chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in chosen)
-        optimizer, warmup = job.training.optimizer.started(chosen, job.learning_rate, job.compute_noise_variance)
+        optimizer, warmup = job.training.optimizer.create_optimizer(
+            chosen, job.learning_rate, job.compute_noise_variance
+        )
         pulls = job.collect_pulls(chosen)
         losses = []
         for step, loss in enumerate(self._iterate_steps(job, chosen, optimizer)):
@@ -123,7 +126,7 @@ class SequentialExecutor(Executor):
     def _iterate_steps(
         self, job: Job, chosen: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> Iterator[Tensor]:
-        """Fill the gradients of one step after another; yields each step's loss."""
+        """Fill the gradients of one step after another, and yield each step's loss."""
         masks = job.create_dropout_generator()
         for step, rows in enumerate(job.create_batches(self.examples.lengths)):
             optimizer.zero_grad(set_to_none=True)
@@ -141,7 +144,7 @@ class SequentialExecutor(Executor):
                 counts = counts + losses.counts.sum()
                 own = losses.sums.sum()
                 sums = sums + own.detach()
-                # Of one pass the mean is known; of several their sum is divided when the last one is in.
+                # The mean of one pass is known; the sum of several passes is divided when the last one is in.
                 (own if len(parts) > 1 else own / counts.clamp(min=1)).backward()  # type: ignore[no-untyped-call]
             counts = counts.clamp(min=1)  # rows of one token predict nothing
             for parameter in chosen.values() if len(parts) > 1 else ():
@@ -150,19 +153,19 @@ class SequentialExecutor(Executor):
             yield sums / counts
 
     def _losses(self, job: Job, step: int, rows: np.ndarray, masks: np.random.Generator) -> RowLosses:
-        """The losses of rows of a step; `masks`: what dropout draws from."""
+        """Return the losses of examples in a step; `masks` is the generator of dropout."""
         self.dropout.routes = [job.route_generator(step)] if self.dropout.draws else []
         self.dropout.clients = [(masks, self.count_sequences(rows), int(self.examples.lengths[rows].max()))]
         batch, _, self.dropout.places = self.create_step_batch([rows])
         return job.compute_losses(self.model, lambda b: self.task.step_losses(self.model, b, job.offsets), batch)
 
     def _mean_loss(self, job: Job, step: int, parts: Sequence[np.ndarray]) -> Tensor:
-        """The mean loss of a step's rows, with masks that are the step's own."""
+        """Return the mean loss of a step's examples, with dropout masks that belong to this step."""
         masks = job.create_dropout_generator(step)
         losses = [self._losses(job, step, rows, masks) for rows in parts]
         counts = torch.stack([of.counts.sum() for of in losses]).sum()
         return torch.stack([of.sums.sum() for of in losses]).sum() / counts.clamp(min=1)
 
     def batch(self, rows: object) -> Batch:
-        """A padded batch on the model's device."""
+        """Return a padded batch on the model's device."""
         return {name: move_tensor(t, self.device) for name, t in self.examples.batch(rows).items()}  # type: ignore[arg-type]

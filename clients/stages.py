@@ -1,8 +1,8 @@
 """What a feature may do in a client's half of a round: the base class of all stages.
 
 A feature overrides the methods that it needs and holds its whole part of the client in one module. `begin` calls the
-stages in the order that `fedpeft.clients.features` fixes, `finish` in the reverse order: the first stage sees what
-all others make of an update.
+stages in the order that `fedpeft.clients.features` fixes, `finish` in the reverse order: the first stage sees what all
+others make of an update.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ClientRound:
         """Names of the tensors that stay with the client."""
         return frozenset(self.layout.names[i] for i in self.instruction.private)
 
-    def exchanged(self, state: State) -> State:
+    def select_exchanged(self, state: State) -> State:
         """Return the tensors of `state` that do not stay with the client."""
         private = self.private
         return {name: tensor for name, tensor in state.items() if name not in private}
@@ -64,7 +64,7 @@ class TrainedRound(ClientRound):
         result: outcome of local training.
         update: the tensors that the client contributes.
         correction: encoded changes of the states of its drift corrections.
-        used: distinct examples that the client has trained on; 0: it does not tell.
+        used: distinct examples that the client has trained on; 0: it does not report them.
         hand_in: returns what the client hands in, given the protected update.
     """
 
@@ -122,7 +122,7 @@ class Reports(ClientStage, ABC):
 
     @property
     def answers(self) -> Mapping[str, Answer]:
-        """The kinds of instructions that only such clients know; by default none."""
+        """The handlers of instructions that only such clients accept, by kind; by default none."""
         return {}
 
     @property
@@ -171,9 +171,11 @@ def is_summand(instruction: Instruction) -> bool:
 
 
 def refuse_form(instruction: Instruction, how: str) -> NoReturn:
-    """Refuse an instruction whose answer would have another form than the client's settings set; `how`: which one.
+    """Refuse an instruction whose answer would have another form than the client's settings allow.
+
+    `how` names the form in the error.
 
     Raises:
         PrivacyError: always.
     """
-    raise PrivacyError(f"FP7002 the server asks a client to {instruction.kind} {how}, which its settings don't say")
+    raise PrivacyError(f"FP7002 the server asks a client to {instruction.kind} {how}, which its settings do not allow")

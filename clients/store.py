@@ -1,11 +1,11 @@
 """A client's own state between rounds (error feedback, control variates, private factors), versioned by round.
 
-State is staged under the round in which it was made. It becomes valid when the server says, in its next instruction
-to this client, that it has recorded that round; a version that the server never acknowledged is never read. So a
-kill, a rejected payload or a lost reply applies nothing twice, and a resumed run finds what it had.
+State is staged under the round in which it was made. It becomes valid when the server's next instruction to this client
+acknowledges that round. A version that the server never acknowledged is never read. So a kill, a rejected payload or a
+lost reply applies nothing twice, and a resumed run finds its state.
 
-All clients are in one SQLite file, so that a million of them are no million folders. Which of them have a state says
-who took part, and what is in it is theirs: nobody else may read it.
+All clients are in one SQLite file, because a million folders would be too many. The file reveals who took part, and its
+content is private: nobody else may read it.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from fedpeft.peft.adapter import State
 
 
 def select_section(state: State, label: str) -> State:
-    """The part of a client's state that is called `label` (its names begin with it and a slash), without the label."""
+    """Return the section `label` of a client's state: the names below the label and a slash, without them."""
     start = f"{label}/"
     return {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
 
 
 def add_label(label: str, part: State) -> State:
-    """The inverse of `select_section`: `part` as part of a client's state."""
+    """Return `part` as the section `label` of a client's state: the inverse of `select_section`."""
     return {f"{label}/{name}": tensor for name, tensor in part.items()}
 
 
 def load_kept_state(store: ClientStore, instruction: Instruction, summed: bool) -> State | None:
-    """Return what a client has kept of the rounds before, None if that is nothing.
+    """Return what a client has kept of earlier rounds; None: nothing.
 
     Args:
         store: of the client's states.
-        instruction: what it is asked.
+        instruction: the server's instruction.
         summed: whether the client is a real one in a secure sum. There the server does not choose among its states: it
-            goes on from its newest one. The acknowledged one only has the version that the model may build on, and what
-            that leads to is compared.
+            goes on from its newest one. From the acknowledged one it only takes the broadcast that the next one builds
+            on, and what that leads to is compared.
 
     Raises:
         GoneError, RunError: see `ClientStore.load`.
     """
-    client, train = instruction.client, instruction.kind == "train"  # which proves that the server has stored its round
+    client, train = instruction.client, instruction.kind == "train"  # proves that the server stored its round
     newest = store.find_newest(client, instruction.round) if summed else 0
     state = store.load(client, instruction.acknowledged, tidy=train, beside=newest)
     if not summed:
@@ -62,7 +62,7 @@ def load_kept_state(store: ClientStore, instruction: Instruction, summed: bool) 
 FILE = "states.sqlite"
 
 PATIENCE = 300.0
-"""Seconds that a process waits for others which are writing."""
+"""Seconds that a process waits for others that are writing."""
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS states (
@@ -80,17 +80,18 @@ class ClientStore:
 
     folder: Path
     _recorded: dict[int, tuple[int, int]] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """By client, the rounds whose states stay when the next one comes: the one that the server has stored safely, and
-    another that the client goes by itself."""
+    """The two rounds of each client whose states stay at the next `stage`.
+
+    These are the one that the server has stored safely, and the one that the client itself continues from.
+    """
 
     @property
     def file(self) -> Path:
-        """Where all states are."""
+        """The file that holds all states."""
         return self.folder / FILE
 
     def stage(self, client: int, round_number: int, state: State) -> None:
-        """Store `state` as that of `round_number`, whole or not at all; an earlier attempt of the same round is
-        replaced.
+        """Store `state` as that of `round_number`, whole or not at all; replace an earlier attempt of the same round.
 
         Raises:
             RunError: the disk is full or can't be written.
@@ -111,14 +112,14 @@ class ClientStore:
             raise RunError(f"FP5001 the state of client {client} can't be written to {self.file}: {error}") from error
 
     def load(self, client: int, acknowledged: int, tidy: bool = True, beside: int = 0) -> State | None:
-        """The state of round `acknowledged`, None where the client has no acknowledged one.
+        """Return the state of round `acknowledged`; None: that is round 0, which has no state.
 
-        Versions other than that and the one of the round `beside` are removed with the next `stage` if `tidy`, which is
-        right only for a round that the server has stored safely.
+        With `tidy`, the next `stage` removes all versions other than this one and the one of the round `beside`. Set it
+        only for a round that the server has stored safely.
 
         Raises:
             GoneError: the server acknowledged a round whose state is gone.
-            RunError: it is damaged.
+            RunError: the state is damaged.
         """
         if tidy:
             self._recorded[client] = acknowledged, beside
@@ -136,7 +137,7 @@ class ClientStore:
             raise RunError(f"FP5010 the state of client {client} in {self.file} can't be read: {error}") from error
 
     def find_newest(self, client: int, before: int) -> int:
-        """Return the last round before another one of which there is a state, acknowledged or not; 0 if there is none.
+        """Return the last round before `before` that has a state, acknowledged or not; 0 if there is none.
 
         Raises:
             RunError: the file can't be read.
@@ -153,10 +154,10 @@ class ClientStore:
             raise RunError(f"FP5010 the state of client {client} in {self.file} can't be read: {error}") from error
 
     def read_content(self, client: int, round_number: int) -> bytes | None:
-        """The state of a round as it is stored; None where there is none, as of round 0.
+        """Return the state of a round as it is stored; None: there is none, as for round 0.
 
         Raises:
-            RunError: it can't be read.
+            RunError: the file can't be read.
         """
         try:
             # The file may have been begun and hold nothing, not even a table: after a kill, or on a full disk.
@@ -177,7 +178,7 @@ class ClientStore:
 
     @contextmanager
     def _open_database(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose changes are on the disk, all of them, once it is closed; none, if there was an error."""
+        """Open a connection whose changes are all on disk once it is closed, or none of them if there was an error."""
         with closing(sqlite3.connect(self.file, PATIENCE)) as database:
             database.execute("PRAGMA journal_mode = TRUNCATE")  # unlike WAL it works on shared file systems, too
             database.execute("PRAGMA synchronous = FULL")

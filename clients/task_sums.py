@@ -1,4 +1,4 @@
-"""Sums over a client's rows that are of the model itself, and not of its logits, for rules that go by tasks."""
+"""Sums over a client's examples for task-aware rules: of the model's inner values, and not of its logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from fedpeft.trust.questions.layer_inputs import LayerInputs
 
 
 def compute_input_moments(model: FederatedModel, batches: Iterable[Batch], question: LayerInputs) -> State:
-    """By the name of each lora_A, sum x x^T over the tokens of all rows, as the question wants it."""
+    """Return sum x x^T over the tokens of all examples for each lora_A, by name: the upper triangle or the diagonal.
+
+    `question.diagonal` selects the diagonal.
+    """
     linears = {name: layer for name, layer in find_lora_layers(model).items() if name.endswith(".lora_A.weight")}
     sums: dict[str, Tensor] = {}
     for batch in batches:
@@ -33,7 +36,7 @@ def compute_input_moments(model: FederatedModel, batches: Iterable[Batch], quest
 
 
 def compute_class_sums(model: FederatedModel, batches: Iterable[Batch], question: ClassSums, classes: int) -> State:
-    """The statistics of a head on the model's features of all rows."""
+    """Return the statistics of a head on the model's features of all examples."""
     total: State = {}
     for batch in batches:
         with torch.no_grad():

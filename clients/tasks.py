@@ -16,18 +16,21 @@ class TaskStage(ClientStage):
     """The tasks of a run with `classes` classes and a `seed`; 0 classes: language modeling."""
 
     def __init__(self, tasks: ClientTasks, classes: int, seed: int) -> None:
+        """Hold the tasks, the number of classes and the seed."""
         self.tasks, self.classes, self.seed = tasks, classes, seed
 
     def choose_rows(self, rows: np.ndarray, client: int, round_number: int) -> np.ndarray:
         """Return the examples of the client's current task.
 
         Raises:
-            DataError: it has none.
+            DataError: the client has none.
         """
         current = self.tasks.get_current(rows, client, round_number, self.seed)
         if not len(current):
             name = self.tasks.sequence.names[self.tasks.at(client, round_number, self.seed)]
-            raise DataError(f"FP3001 client {client} has no row of the task {name} to train on; give clients more rows")
+            raise DataError(
+                f"FP3001 client {client} has no example of the task {name} to train on; give clients more examples"
+            )
         return current
 
     def begin(self, client_round: ClientRound) -> ClientRound:

@@ -1,8 +1,8 @@
 """A client whose local training is a Trainer's (of transformers or trl): its own optimizer, data and callbacks.
 
 Between receiving and sending, `trainer.train()` runs as the script has set it up. Everything else of a client
-(`fedpeft.clients.client`) is as ever: what is decoded, kept between rounds, encoded and sent. Under torchrun one
-process speaks to the server, and tells the others what to train.
+(`fedpeft.clients.client`) is unchanged: what is decoded, kept between rounds, encoded and sent. Under torchrun one
+process speaks to the server, and sends the others their training orders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 LONGEST_WAIT = timedelta(days=30)
-"""How long processes wait for the one that waits for the server."""
+"""How long the other processes wait for the one that speaks to the server."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class TrainingOrder:
     """What all processes of a script train.
 
     Attributes:
-        state, form: what they start from.
+        state: the state that they start from.
+        form: adapter shape of `state`.
         trained: names of the tensors that change.
         rate: share of the script's learning rate.
-        steps: 0: as the script says.
-        seed: of the round's random numbers.
+        steps: number of steps; 0: the script's own number.
+        seed: seed of the round's random numbers.
     """
 
     state: State
@@ -52,15 +53,16 @@ class TrainingOrder:
 
 
 class ProcessGroup:
-    """The processes of a script; one alone where torch.distributed is not in use."""
+    """The processes of a script; a single one if torch.distributed is not in use."""
 
     def __init__(self) -> None:
+        """Join the other processes in a group of their own."""
         self.many = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
         self.first = not self.many or distributed.get_rank() == 0
         self._group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT) if self.many else None
 
     def tell(self, order: TrainingOrder | None) -> TrainingOrder | None:
-        """What the first process gives, in all of them; None: there is nothing more to do."""
+        """Broadcast the first process's order, and return it in all of them; None: there is nothing more to do."""
         if not self.many:
             return order
         said = [order]
@@ -76,8 +78,8 @@ class TrainerExecutor(SequentialExecutor):
         model: around the trainer's.
         train: the trainer's own method.
         ranks: the processes.
-        layout: of what is exchanged; processes that don't speak to the server need none.
-        rate: the federation's learning rate, which the script's stands for.
+        layout: the exchanged tensors; only the process that speaks to the server needs it.
+        rate: the federation's learning rate, which corresponds to the script's.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class TrainerExecutor(SequentialExecutor):
         layout: Layout | None = None,
         rate: float = 1.0,
     ) -> None:
+        """Hold the trainer, and note whether it creates its optimizer."""
         self.trainer = trainer
         self.model = model
         self.parameters = find_trainable(model)
@@ -100,12 +103,12 @@ class TrainerExecutor(SequentialExecutor):
 
     @property
     def layout(self) -> Layout:  # type: ignore[override]
-        """Of what is exchanged."""
-        assert self._layout is not None, "of the process that speaks to the server"
+        """The exchanged tensors."""
+        assert self._layout is not None, "only the process that speaks to the server has a layout"
         return self._layout
 
     def train(self, jobs: Sequence[Job]) -> Iterator[Trained]:
-        """One after another.
+        """Yield the result of one job after another.
 
         Raises:
             ConfigError: a job needs the gradients of single steps.
@@ -133,7 +136,7 @@ class TrainerExecutor(SequentialExecutor):
             yield Trained(job.client, state, loss, made, len(job.rows))
 
     def carry_out(self, order: TrainingOrder) -> tuple[float, int]:
-        """A round's training, in this process; the mean loss and the number of steps."""
+        """Carry out a round's training in this process; return the mean loss and the number of steps."""
         from transformers import set_seed
 
         trainer, args = self.trainer, self.trainer.args
@@ -165,31 +168,31 @@ class TrainerExecutor(SequentialExecutor):
 
 
 class ScriptWork(LocalWork):
-    """The trainer's own number of steps, on rows in its own order."""
+    """The trainer's own number of steps, on examples in its own order."""
 
     walks_by_steps = False
     least = 0
 
     def steps_for(self, rows: int, batch_size: int) -> int:
-        """0: it is not ours to say."""
+        """Return 0: the trainer sets its number of steps."""
         return 0
 
 
 class OwnRows:
-    """Rows that only the trainer reads."""
+    """Stand-in for examples that only the trainer reads."""
 
     lengths = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
 class TrainerPlan:
-    """What a client is told of its work (see `fedpeft.clients.workbench.WorkPlan`, whose names these are).
+    """A client's work plan; its attributes have the names of `fedpeft.clients.workbench.WorkPlan`.
 
     Attributes:
         layout: the trainable tensors.
         training: settings of local training; those of the script take their place.
         seed: of the federation.
-        dtype: of the base, as the federation says.
+        dtype: data type of the base that the federation sets.
         residuals: folder of what exact rules have put into the base.
         device: that the script's model is on.
     """
@@ -208,13 +211,14 @@ class TrainerBench:
     """A workbench (`fedpeft.clients.workbench.Workbench`) around a trainer."""
 
     def __init__(self, plan: TrainerPlan, executor: TrainerExecutor) -> None:
+        """Hold the plan, with the script's own number of steps."""
         self.plan = replace(plan, training=replace(plan.training, work=ScriptWork()))
         self.executor = executor
         self.examples = OwnRows()
         self._version = 0
 
     def set_precision(self, base: str) -> TrainerBench:
-        """Itself: the base is as the script has loaded it.
+        """Return this bench: the base stays as the script has loaded it.
 
         Raises:
             PayloadError: the server asks for another precision.
@@ -232,5 +236,5 @@ class TrainerBench:
             self._version = version
 
     def evaluate(self, *_: Any) -> Totals:
-        """Nothing: no rows are held out here."""
+        """Return empty totals: a trainer holds out no examples."""
         return Totals()

@@ -1,4 +1,4 @@
-"""Tensors between the CPU and another device: in few copies, which a GPU does not wait for.
+"""Copies of tensors between the CPU and another device: few of them, which do not block on a GPU.
 
 A copy from or to a GPU costs about ten microseconds beside its bytes, and one from ordinary memory makes the CPU wait.
 """
@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 def move_tensor(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on a device; what is computed with it there waits for the copy, the CPU does not."""
+    """Copy a CPU tensor to a device; computations there wait for the copy, the CPU does not."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def put(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy CPU tensors into tensors of the same shapes; autograd must not be looking."""
+    """Copy CPU tensors into tensors of the same shapes; autograd must be off."""
     for own in _group_by_device(targets):
         _put([targets[i] for i in own], [values[i] for i in own])
 
 
 def _group_by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Which of them lie on each device; of a base on several there is more than one."""
+    """Return the indices of the tensors on each device; a base on several devices gives several groups."""
     found: dict[torch.device, list[int]] = {}
     for i, tensor in enumerate(tensors):
         found.setdefault(tensor.device, []).append(i)
@@ -45,7 +45,7 @@ def _put(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def copy_to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """CPU copies, each of its own memory; from another device in one copy for each dtype."""
+    """Copy tensors to the CPU, each with its own memory; from another device in one copy for each dtype."""
     found: dict[int, Tensor] = {}
     for own in _group_by_device(tensors):
         found |= zip(own, _copy_from_device([tensors[i] for i in own]), strict=True)

@@ -1,4 +1,4 @@
-"""A walk: each round goes on in a client's examples where its last round stopped, so that all have their turn."""
+"""A walk: each round continues in a client's examples where its last round stopped, so that all take part."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from fedpeft.clients.workbench import Workbench
 from fedpeft.communication.messages import Instruction
 
 STEPS = "walk/steps"
-"""Name of the number of steps that a client has made, in its state."""
+"""Name, in a client's state, of the number of steps that it has made."""
 
 
 class WalkStage(ClientStage):
     """Counts a client's steps over all rounds."""
 
     def __init__(self, bench: Workbench) -> None:
+        """Hold the workbench, whose plan and examples the count depends on."""
         self.bench = bench
 
     def keeps(self, instruction: Instruction) -> bool:
@@ -25,13 +26,13 @@ class WalkStage(ClientStage):
         return self.bench.plan.training.replace_steps(instruction.steps).walks
 
     def begin(self, client_round: ClientRound) -> ClientRound:
-        """Return the round with the steps made before, also if this round itself does not walk."""
+        """Return the round with the number of earlier steps, also if this round itself does not walk."""
         before = client_round.state.get(STEPS)
         walked = int(before) if before is not None else 0 if client_round.job.training.walks else None
         return replace(client_round, job=replace(client_round.job, walked=walked))
 
     def finish(self, client_round: TrainedRound) -> TrainedRound:
-        """Return the round with the steps made by now, and the distinct examples that they took."""
+        """Return the round with the number of steps so far, and of the distinct examples that they used."""
         job = client_round.job
         if job.walked is None:
             return client_round

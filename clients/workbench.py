@@ -1,4 +1,4 @@
-"""What a worker process holds: the frozen base, the rows, and one executor that trains adapters on them.
+"""What a worker process holds: the frozen base, the examples, and one executor that trains adapters on them.
 
 A simulation has one workbench per core (or GPU), a Ray worker has one, and so has an edge client. It is built from a
 `WorkPlan`, which can be pickled.
@@ -45,7 +45,7 @@ from fedpeft.peft.method import PeftMethod
 from fedpeft.plugins import Recipe
 
 KERNELS = "64"
-"""Of oneDNN, to keep at once: it keeps 1024 by itself, each with scratch memory, one for every shape of a product."""
+"""Number of oneDNN kernels to keep. The default, 1024, costs scratch memory for each shape of a product."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,27 @@ class WorkPlan:
         task: the task of the data set.
         method: the PEFT method.
         model: folder of the base model; `model_key` is a hash of its weights, `width` its hidden size.
-        data_key: names the tokenised training rows in the cache.
-        classes: number of classes (0: language modelling).
+        data_key: name of the tokenized training set in the cache.
+        classes: number of classes (0: language modeling).
         layout: the trainable tensors.
-        dtype: of the base: "bf16", "fp32" or "fp64".
+        dtype: data type of the base: "bf16", "fp32" or "fp64".
         executor: "batched", "sequential", or "private": sequential with DP-SGD.
         clients_per_pass: K of the batched executor.
-        depth: index of the lowest block with an adapter, where the frozen part below it is reused; 0: no reuse.
-        pooled: whether rows are read as their pooled features, and there is no other reuse.
+        depth: index of the lowest block with an adapter if the activation cache holds the output of the blocks below;
+            0: no cache.
+        pooled: whether examples are read as their pooled features, in place of any other use of the cache.
         kernel: how frozen products are computed.
         threads: of torch, per worker.
         device: "cpu" or "cuda:N".
         training: settings of local training.
-        seed: of the run.
+        seed: seed of the run.
         residuals: folder of what exact rules have put into the base, by version
             (`fedpeft.communication.base_residual`).
         spread: devices that the base's blocks lie on, `device` first; empty: all of it is on `device`.
-        precision: in how few bits the frozen layers are held; empty: in `dtype`.
+        precision: number format of the quantized frozen layers; empty: they are in `dtype`.
         plugins: what the parts from outside are loaded from.
-        code: what tells the user's own code that the base is computed by; empty: there is none.
-        labels: other labels of the training rows (n,) than the data's; None: these.
+        code: what identifies the user's own code that computes the base; empty: there is none.
+        labels: other labels (n,) of the training set than the data's; None: the data's.
     """
 
     task: Task
@@ -104,10 +105,10 @@ class WorkPlan:
     pooled: bool = False
 
     def set_precision(self, base: str) -> WorkPlan:
-        """The plan for a base of another precision: fp32, bf16, int8 or nf4; empty: the run's own.
+        """Return the plan for a base of another precision: fp32, bf16, int8 or nf4; empty: the run's own.
 
-        On a CPU a base in few bits is trained on one client after another, and so are nf4, and methods whose layers of
-        many clients are not made for it.
+        On a CPU a quantized base trains one client after another. So do nf4, and methods whose batched layers do not
+        support quantization.
         """
         if base in ("", self.dtype):
             return self
@@ -119,7 +120,7 @@ class WorkPlan:
         return replace(self, precision=quantized, executor=executor, depth=0, pooled=False, kernel="native")
 
     def store(self, data_key: str, depth: int) -> ActivationCache:
-        """The frozen model's output on the rows called `data_key`."""
+        """Return the activation cache of the examples under `data_key`, for the blocks below `depth`."""
         more = {**self.method.base_as_read(self.precision), **self.code}
         if self.device != "cpu":  # which rounds otherwise
             more["device"] = self.device.partition(":")[0]
@@ -134,6 +135,7 @@ class Workbench:
     """The loaded state of one worker."""
 
     def __init__(self, plan: WorkPlan) -> None:
+        """Set up torch for this process; models and data are loaded when they are first used."""
         torch.set_num_threads(plan.threads)
         keep_freed()
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
@@ -144,12 +146,12 @@ class Workbench:
         self.task = plan.task
         self.method = plan.method
         self._stores: dict[tuple[str, int], ActivationCache] = {}
-        self._filled = False  # the frozen model's output on the training rows
+        self._filled = False  # the activation cache of the training set
         self._version = 0
         self._others: dict[str, Workbench] = {}
 
     def set_precision(self, base: str) -> Workbench:
-        """The workbench of clients whose base has another precision (see `WorkPlan.set_precision`)."""
+        """Return the workbench of clients whose base has another precision (see `WorkPlan.set_precision`)."""
         plan = self.plan.set_precision(base)
         if plan is self.plan:
             return self
@@ -158,7 +160,7 @@ class Workbench:
         return self._others[base]
 
     def create_sequential(self) -> Workbench:
-        """The workbench that trains one client after another: its model has the peft library's own layers."""
+        """Return the workbench that trains one client after another; its model has the peft library's own layers."""
         if self.plan.executor == "sequential":
             return self
         if "plain" not in self._others:
@@ -167,7 +169,7 @@ class Workbench:
 
     @cached_property
     def examples(self) -> Examples:
-        """The training rows."""
+        """The training set."""
         return self._relabel(load_cached_examples(self.plan.data_key))
 
     def _relabel(self, rows: Examples) -> Examples:
@@ -187,7 +189,7 @@ class Workbench:
         return base
 
     def store(self, data_key: str, depth: int) -> ActivationCache:
-        """The frozen model's output on the rows called `data_key`."""
+        """Return the activation cache of the examples under `data_key`, for the blocks below `depth`."""
         key = (data_key, depth)
         if key not in self._stores:
             self._stores[key] = self.plan.store(data_key, depth)
@@ -197,8 +199,10 @@ class Workbench:
         return self._stores[key]
 
     def fill(self, data_key: str, depth: int, tiles: list[int]) -> int:
-        """Compute tiles of a store, but those that others have computed meanwhile, before any adapter is attached;
-        return how many were asked for."""
+        """Compute tiles of the activation cache before any adapter is attached, and return how many were asked for.
+
+        Tiles that others have computed meanwhile are skipped.
+        """
         store = self.store(data_key, depth)
         if tiles:
             with PackedTokens(self.base) if self._can_pack else nullcontext():
@@ -209,7 +213,7 @@ class Workbench:
         return len(tiles)
 
     def fill_store(self) -> ActivationCache:
-        """What the frozen model computes of the training rows: all of it, also where this machine's cache lacks some.
+        """Return the activation cache of the training set, complete even if this machine's cache lacked parts.
 
         The workers of a machine begin at different tiles, and so share them.
         """
@@ -224,7 +228,7 @@ class Workbench:
 
     @cached_property
     def _can_pack(self) -> bool:
-        """Whether the frozen base can do without padding."""
+        """Whether the frozen base can work without padding."""
         return can_pack_tokens(self.base)
 
     @cached_property
@@ -237,7 +241,7 @@ class Workbench:
         if plan.depth:
             rows = self._relabel(start_from_store(load_cached_examples(plan.data_key), self.fill_store()))
         base = self.base
-        del self.base  # the executor changes its layers; what it does not need of it is freed
+        del self.base  # the executor changes its layers; the rest is freed
         if plan.depth:
             base = cut_below(base, plan.depth)
         if plan.pooled:
@@ -259,7 +263,7 @@ class Workbench:
         return SequentialExecutor(model, self.task, rows, plan.layout)
 
     def create_whole(self) -> Workbench:
-        """The workbench whose model reads tokens, and writes them: all of the base, with the peft library's layers."""
+        """Return the workbench whose model reads and writes tokens: all of the base, with the peft library's layers."""
         if self.plan.executor == "sequential" and not self.plan.depth and not self.plan.pooled:
             return self
         if "whole" not in self._others:
@@ -269,17 +273,20 @@ class Workbench:
         return self._others["whole"]
 
     def get_labels(self, rows: np.ndarray) -> torch.Tensor:
-        """The classes of training rows, (rows,); of a batch's labels where there are none (language modelling)."""
+        """Return the classes of examples, (rows,); in language modeling, a batch's labels."""
         labels = getattr(self.examples, "labels", None)
         return self.examples.batch(rows)["labels"] if labels is None else torch.from_numpy(labels[rows])
 
     def features(self, rows: np.ndarray) -> torch.Tensor:
-        """The frozen model's pooled features of training rows, (rows, width)."""
+        """Return the frozen model's pooled features of examples, (rows, width)."""
         return self.fill_store().read_features(rows)
 
-    def regressed(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a head in closed form is the regression of: features (rows, width) and classes or numbers (rows,), which
-        labels a row has, bool (rows, labels), or targets (rows, outputs) where the task has some of its own."""
+    def load_regression_data(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features and targets that a closed-form head is fitted to.
+
+        Features are (rows, width). Targets are classes or numbers (rows,), or which labels an example has, bool (rows,
+        labels). If the task defines its own targets, they are (rows, outputs).
+        """
         if not self.task.describes:
             labels = self.get_labels(rows)
             return self.features(rows), labels > 0 if self.task.targets == "labels" else labels
@@ -302,7 +309,9 @@ class Workbench:
         form: AdapterShape | None = None,
         offsets: torch.Tensor | None = None,
     ) -> Totals:
-        """Loss and correct predictions of the model with `state` of a `form`, on the base of `version`, on rows;
-        `offsets` (classes,) are added to its logits."""
+        """Return loss and correct predictions of the model with `state` on `rows`.
+
+        `version` selects the base, `form` is the adapter shape; `offsets` (classes,) are added to the logits.
+        """
         self.rebase(version)
         return self.executor.evaluate(state, rows, form, offsets)

@@ -306,7 +306,7 @@ def _score_last_state(simulation: Simulation, progress: ServerState) -> FinalSco
         return None
     folder = simulation.folder / "last"
     folder.mkdir(exist_ok=True)
-    save(simulation.setup, progress.reached, folder, progress.residual.total)
+    save(simulation.setup, progress.reached_state, folder, progress.residual.total)
     return simulation.scorer.score(folder, "scoring the last state on the test rows (fp32)")
 
 

@@ -1,4 +1,4 @@
-"""Passes over a client's rows: who has more rows takes more steps."""
+"""Passes over a client's examples: a client with more examples takes more steps."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class Epochs(LocalWork):
-    """Passes over a client's rows."""
+    """Local work as a number of passes over the client's examples."""
 
     passes: float = setting(
-        1.0, "over the client's rows in a round; a fraction trains on a part", above=0, high=1_000_000
+        1.0, "passes over the client's examples in a round; a fraction uses part of them", above=0, high=1_000_000
     )
 
     argument: ClassVar[str] = "passes"
 
     def steps_for(self, rows: int, batch_size: int) -> int:
-        """As many as the passes need, at least 1."""
+        """Return the steps that `passes` passes over `rows` examples need, at least 1."""
         return max(1, round(self.passes * -(-rows // batch_size)))
 
 

@@ -1,4 +1,4 @@
-"""Steps of the local optimizer: as many at each client, however many rows it has."""
+"""Steps of the local optimizer: the same number at each client, however many examples it has."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class Steps(LocalWork):
-    """Steps of the local optimizer."""
+    """Local work as a number of optimizer steps."""
 
-    count: int = setting(dataclasses.MISSING, "steps of a round", low=1, high=1_000_000)
+    count: int = setting(dataclasses.MISSING, "steps per round", low=1, high=1_000_000)
 
-    walk: bool = setting(True, "continue where the last round stopped; False: each round draws its rows anew")
+    walk: bool = setting(True, "continue where the last round stopped; False: each round reshuffles the examples")
 
     argument: ClassVar[str] = "count"
 
     @property
     def walks(self) -> bool:
-        """As it is set."""
+        """Whether each round continues where the last one stopped: the setting `walk`."""
         return self.walk
 
     @property
     def walks_by_steps(self) -> bool:
-        """As it is set."""
+        """Whether a client with its own number of steps continues, too: the setting `walk`."""
         return self.walk
 
     def steps_for(self, rows: int, batch_size: int) -> int:
-        """The same for all."""
+        """Return `count`, whatever the number of examples."""
         return self.count
 
 

@@ -1,7 +1,7 @@
 """Other factors of the same product:  B <- B G, A <- G^-1 A with G = c Q and Q a random rotation.
 
-Harmless for a rule that reads effective weights, ruinous for one that averages factors. Where only one of the two
-factors is handed in, the attack can't be made and the update stays as it is.
+The attack is harmless for a rule that reads effective weights, and ruinous for one that averages factors. It needs both
+factors: if a client hands in only one of them, the update stays as it is.
 """
 
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ class FactorRescaling(Attack):
     needs_factors: ClassVar[bool] = True
 
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
-        """Deltas to B G and G^-1 A."""
+        """Return the deltas that lead to the factors B G and G^-1 A."""
         changed = dict(delta)
         for pair in layout.pairs:
             if pair.A in delta and pair.B in delta:
-                A, B = received[pair.A] + delta[pair.A], received[pair.B] + delta[pair.B]
-                square = torch.randn(len(A), len(A), generator=generator, dtype=torch.float64)
-                Q = torch.linalg.qr(square).Q.to(A.dtype)
-                changed[pair.A] = Q.T @ A / self.factor - received[pair.A]
-                changed[pair.B] = B @ Q * self.factor - received[pair.B]
+                lora_a, lora_b = received[pair.A] + delta[pair.A], received[pair.B] + delta[pair.B]
+                square = torch.randn(len(lora_a), len(lora_a), generator=generator, dtype=torch.float64)
+                rotation = torch.linalg.qr(square).Q.to(lora_a.dtype)
+                changed[pair.A] = rotation.T @ lora_a / self.factor - received[pair.A]
+                changed[pair.B] = lora_b @ rotation * self.factor - received[pair.B]
         return changed
 
 

@@ -14,7 +14,7 @@ class LabelFlip(Attack):
     changes_labels: ClassVar[bool] = True
 
     def relabel(self, labels: np.ndarray, classes: int) -> np.ndarray:
-        """classes - 1 - y."""
+        """Return classes - 1 - y for each label y."""
         return classes - 1 - labels
 
 

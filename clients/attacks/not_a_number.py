@@ -1,4 +1,4 @@
-"""An update of NaN: one such number in a mean, and the global model is gone. The server refuses it."""
+"""An update of NaN, which would spoil any mean and so the global model. The server refuses it."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from fedpeft.peft.adapter import Layout, State
 
 @dataclass(frozen=True)
 class NotANumber(Attack):
-    """NaN everywhere."""
+    """NaN in every entry of the update."""
 
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
-        """NaN."""
+        """Return NaN in the shapes of `delta`."""
         return {name: torch.full_like(tensor, float("nan")) for name, tensor in delta.items()}
 
 

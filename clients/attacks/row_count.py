@@ -1,4 +1,4 @@
-"""A lie about the number of rows:  n <- c n, so that a mean weighted by rows follows the attacker.
+"""A false number of examples:  n <- c n, so that a mean weighted by examples follows the attacker.
 
 Uniform weighting and the rules that count clients are immune. With `flip` the update also points the wrong way.
 """
@@ -14,17 +14,17 @@ from fedpeft.peft.adapter import Layout, State
 
 @dataclass(frozen=True)
 class RowCount(Attack):
-    """More rows than there are."""
+    """A claim of more examples than the client has."""
 
-    factor: int = setting(1000, "c: how many times more rows are claimed", low=1)
+    factor: int = setting(1000, "c: how many times more examples are claimed", low=1)
     flip: bool = setting(True, "also hand in the negative of the update")
 
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
-        """-delta, if the update is flipped."""
+        """Return -delta if `flip` is set, else `delta`."""
         return {name: -tensor for name, tensor in delta.items()} if self.flip else delta
 
     def rows(self, rows: int) -> int:
-        """c n."""
+        """Return c n for the true number n."""
         return self.factor * rows
 
 

@@ -1,4 +1,4 @@
-"""A scaled update, by which one client outweighs all (Bagdasaryan et al., arXiv 1807.00459):  delta <- c delta."""
+"""A scaled update that outweighs those of all others (Bagdasaryan et al., arXiv 1807.00459):  delta <- c delta."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ from fedpeft.peft.adapter import Layout, State
 class ScaledUpdate(Attack):
     """A multiple of the update."""
 
-    factor: float = setting(10.0, "c: how often the update is taken", above=0)
+    factor: float = setting(10.0, "c: factor of the update", above=0)
 
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
-        """c delta."""
+        """Return c delta."""
         return {name: self.factor * tensor for name, tensor in delta.items()}
 
 

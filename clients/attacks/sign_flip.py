@@ -13,10 +13,10 @@ from fedpeft.peft.adapter import Layout, State
 class SignFlip(Attack):
     """The negative of the update."""
 
-    strength: float = setting(1.0, "c: how often the update is taken", above=0)
+    strength: float = setting(1.0, "c: factor of the reversed update", above=0)
 
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
-        """-c delta."""
+        """Return -c delta."""
         return {name: -self.strength * tensor for name, tensor in delta.items()}
 
 

@@ -1,10 +1,10 @@
-"""Adversarial local training: each step also sees its rows with their tokens moved to where the loss is larger.
+"""Adversarial local training: each step also sees its examples with their tokens moved to where the loss is larger.
 
     loss = (L(x) + L(x + d)) / 2,   d_t = e g_t / norm(g_t),   g the gradient of L at the tokens' vectors x
 
-One step of the attack of Miyato et al. (ICLR 2017, arXiv 1605.07725), on each token; e is a share of the mean norm of
-the row's word vectors. It is no correction of drift: it stands here because it acts in local steps. A step takes twice
-the time, and more: words are moved before the first block, so that what frozen blocks make of a row is never kept.
+This is one step of the attack of Miyato et al. (ICLR 2017, arXiv 1605.07725), on each token; e is a share of the mean
+norm of the example's word vectors. It does not correct drift: it is here because it acts in local steps. A step takes
+at least twice the time. Words are moved before the first block, so the activation cache can't serve this training.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from fedpeft.trust.attacked import get_embedding, shift_embeddings
 
 @dataclass(frozen=True)
 class Adversarial(Correction):
-    """Local steps on rows and on what is worse for the model beside them."""
+    """Local steps on the examples and on their adversarial neighbors."""
 
     strength: float = setting(0.05, "e: how far a token is moved, as a share of the mean norm", above=0, high=1)
 
     changes_loss: ClassVar[bool] = True
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
-        """Nothing is added."""
+        """Return a pull that adds nothing to the gradients."""
         return lambda name, value: None
 
     def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
-        """The mean of the losses on the rows as they are, and moved."""
+        """Return the mean of the losses on the examples as they are, and moved."""
         layer, mask = get_embedding(model), batch["attention_mask"]
         with torch.no_grad():
             vectors = layer(batch["input_ids"])
@@ -50,11 +50,11 @@ class Adversarial(Correction):
         return RowLosses((plain.sums + worse.sums) / 2, plain.counts, plain.correct)
 
     def _step(self, losses: RowLosses, at: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
-        """d, for the vectors (rows, tokens, width) at which the losses were computed."""
+        """Return d, for the vectors (rows, tokens, width) at which the losses were computed."""
         (gradient,) = torch.autograd.grad(losses.sums.sum(), [at], retain_graph=True)
         mask = mask[..., None].to(vectors.dtype)
         norms = vectors.detach().norm(dim=-1, keepdim=True) * mask
-        radius = self.strength * norms.sum(1, keepdim=True) / mask.sum(1, keepdim=True)  # no row knows of others
+        radius = self.strength * norms.sum(1, keepdim=True) / mask.sum(1, keepdim=True)  # within an example
         length = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         step: Tensor = radius * gradient / length * mask
         return step.to(vectors.dtype)

@@ -1,8 +1,8 @@
-"""FedProx (Li et al., arXiv 1812.06127): a penalty keeps a client near what it was sent.
+"""FedProx (Li et al., arXiv 1812.06127): a penalty keeps a client near what it received.
 
-    minimise  F_k(y) + mu / 2 |y - x|^2,        so  g <- g + mu (y - x)
+    minimize  F_k(y) + mu / 2 |y - x|^2,        so  g <- g + mu (y - x)
 
-The server does nothing: nothing travels. mu = 0 is FedAvg.
+The server takes no part and no extra state travels. mu = 0 is FedAvg.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FedProx(Correction):
     mu: float = setting(0.01, "strength of the penalty mu/2 |x - received|^2 (paper: 0.001 to 1)", low=0)
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
-        """mu (y - x)."""
+        """Return the pull mu (y - x), with x the received state."""
 
         def pull(name: str, value: Tensor) -> Tensor:
             return self.mu * (value - job.received[name])

@@ -1,15 +1,16 @@
-"""LA-LoRA: the two factors take turns within a round, and their gradients are smoothed (Liu, Miao, Xi, Liu, ICLR 2026,
-arXiv 2602.19926).
+"""LA-LoRA: the two factors take turns within a round, and their gradients are smoothed.
+
+Source: Liu, Miao, Xi, Liu, ICLR 2026, arXiv 2602.19926.
 
     odd local steps:   B moves, A stands still;      even steps:  A moves, B stands still;     the head always moves
     g <- w * g,  w = [1, 4, 6, 4, 1] / 16, along the features (of B: out, of A: in)
 
-Where both factors move in one step under differential privacy, the noise of one multiplies that of the other; here a
-step clips, noises and moves one. Smoothing comes after the noise, so it is free: neighbouring features share what there
-is of a signal, and their noise averages out. B goes first, since it starts at 0 and A has no gradient then.
+If both factors move in one step under differential privacy, the noise of one multiplies that of the other. Here a step
+clips, noises and moves one. Smoothing comes after the noise, so it costs no privacy. Neighboring features share the
+signal, and their noise averages out. B goes first, since it starts at 0 and A has no gradient then.
 
-Deviations: at its ends a row is continued by its last value; the paper's optional scaling of B's gradient by (A A^T)^-1
-is left out. Nothing travels. With AdamW a factor's moments wait while it stands still.
+Deviations: at its ends a row is continued by its last value. The paper's optional scaling of B's gradient by (A A^T)^-1
+is left out. No extra state travels. With AdamW a factor's moments wait while it stands still.
 """
 
 from __future__ import annotations
@@ -40,27 +41,27 @@ class LALoRA(Correction):
     alternates: ClassVar[bool] = True
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
-        """Nothing is added."""
+        """Return a pull that adds nothing to the gradients."""
         return lambda name, value: None
 
     def moves(self, name: str, step: int) -> bool:
-        """B in the first step, A in the second, and so on; others in all."""
+        """Return whether a tensor moves: B in even steps (from 0), A in odd ones, all others always."""
         return not name.endswith(A if step % 2 == 0 else B)
 
     def direction(self, name: str, gradient: Tensor) -> Tensor | None:
-        """A factor's gradient, smoothed."""
+        """Return a factor's smoothed gradient; None for other tensors and without smoothing."""
         if not self.smooth or not name.endswith((A, B)):
             return None
         return smooth_rows(gradient) if name.endswith(A) else smooth_rows(gradient.T).T
 
     def noise_left(self, name: str) -> float:
-        """Of a factor what the weights' squares add up to."""
+        """Return the share of the noise variance that smoothing leaves: sum w^2 for a factor, 1 for other tensors."""
         smooths = self.smooth and name.endswith((A, B))
         return sum(weight**2 for weight in KERNEL) / sum(KERNEL) ** 2 if smooths else 1.0
 
 
 def smooth_rows(rows: Tensor) -> Tensor:
-    """Each row of (r, n), convolved."""
+    """Convolve each row of (r, n) with the kernel."""
     kernel = torch.tensor([[KERNEL]], dtype=rows.dtype, device=rows.device) / sum(KERNEL)
     return conv1d(pad(rows[:, None], (2, 2), mode="replicate"), kernel)[:, 0]
 

@@ -1,8 +1,8 @@
-"""Label shift: clients train on logits + log(own class shares / all rows' class shares).
+"""Label shift: clients train on logits + log(own class shares / all examples' class shares).
 
-What is added, and why, is in `fedpeft.clients.label_shift`. The server sends the shares of all rows, which it knows
-from the statistics before round 1; nothing else travels, and gradients are those of the shifted loss. With `least` it
-sends them only where clients' classes lie so far apart, and else the loss stays as it is.
+`fedpeft.clients.label_shift` explains the offsets. The server computes the class shares of all examples from the
+statistics before round 1 and sends them; no other state travels. Gradients are those of the shifted loss. With `least`
+it sends the shares only if the label skew is at least that large; otherwise the loss stays as it is.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class LabelShift(Correction):
-    """Local training that is blind to which classes a client happens to hold."""
+    """Local training that does not depend on which classes a client happens to hold."""
 
     needs_shares: ClassVar[bool] = True
 
     least: float = setting(
         0.0,
-        "label skew from which on it acts: mean total variation between a client's class shares and those of all rows, "
+        "smallest label skew at which it acts: mean total variation between a client's and the global class shares, "
         "0 to 1",
         low=0,
         high=1,

@@ -3,8 +3,8 @@
     client   y <- y - eta_t (g(y) - c_k + c),     c_k <- c_k - c + (x - y) / (sum_t eta_t)       ("option II")
     server   c <- c + (1 / N) sum_k (the change of c_k), over the clients of the round, of N in all
 
-where the paper has one eta, and so steps * eta; with warm-up the first steps are shorter. c_k estimates the client's
-own gradient, c the mean over all clients. With FedProx, g includes the penalty's gradient.
+The paper has one eta, and so steps * eta in the denominator; with warm-up the first steps are shorter. c_k estimates
+the client's own gradient, c the mean over all clients. With FedProx, g includes the penalty's gradient.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Scaffold(Correction):
     travels: ClassVar[bool] = True
 
     def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[AdapterShape | None]) -> None:
-        """Also refuse steps from which no gradient can be read.
+        """Also refuse optimizers whose gradients can't be read off their steps.
 
         Raises:
-            ConfigError: says what, and what to do.
+            ConfigError: the base class refuses the settings, or the optimizer is not plain SGD without `max_norm`.
         """
         super().check(strategy, training, forms)
         if not training.optimizer.plain or training.optimizer.max_norm:
@@ -44,7 +44,7 @@ class Scaffold(Correction):
             )
 
     def begin(self, job: Job, server: State, own: State) -> Pull:
-        """c - c_k."""
+        """Return the pull c - c_k."""
         correction = compute_control_difference(server, own)
 
         def pull(name: str, value: Tensor) -> Tensor | None:
@@ -53,7 +53,7 @@ class Scaffold(Correction):
         return pull
 
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
-        """The next c_k: the mean gradient of the round without the correction."""
+        """Return the next c_k: the mean gradient of the round without the correction."""
         variate, optimizer = {}, job.training.optimizer
         for name, correction in compute_control_difference(server, own).items():
             rate = optimizer.rate(name, job.learning_rate)
@@ -67,13 +67,13 @@ class Scaffold(Correction):
         return variate
 
     def step(self, server: State, changes: Fold, clients: int) -> State:
-        """c + (1 / N) sum of the changes."""
+        """Return c + (1 / N) sum of the changes of c_k."""
         share = changes.weight / clients
         return server | {name: server[name] + share * change for name, change in changes.mean().items()}
 
 
 def compute_control_difference(server: State, own: State) -> State:
-    """c - c_k, for the tensors of c."""
+    """Return c - c_k for the tensors of c; a missing c_k counts as 0."""
     return {name: c - own[name] if name in own else c for name, c in server.items()}
 
 

@@ -15,15 +15,15 @@ from fedpeft.parts import setting
 class AdamW(LocalOptimizer):
     """Adam with decoupled weight decay."""
 
-    weight_decay: float = setting(0.0, "decoupled", low=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay", low=0)
 
     @property
     def decays(self) -> bool:
-        """With weight decay."""
+        """Whether weight decay is on."""
         return self.weight_decay > 0
 
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Of torch, fused."""
+        """Return torch's fused AdamW."""
         return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
 
 

@@ -1,5 +1,6 @@
-"""Local Muon: factors move along their orthogonalized momentum (Liu et al., arXiv 2510.27403; Takezawa et al., arXiv
-2509.26337; the step itself: Jordan et al., 2024).
+"""Local Muon: factors move along their orthogonalized momentum.
+
+Sources: Liu et al., arXiv 2510.27403; Takezawa et al., arXiv 2509.26337; the step itself: Jordan et al., 2024.
 
     M <- momentum M + g,   X <- X - lr 0.2 sqrt(max(m, n)) orthogonal(M)   for each LoRA factor X (m, n)
 
@@ -9,12 +10,12 @@ orthogonal(M) is close to U V^T of M = U S V^T. It is computed by five Newton-Sc
 
 They bring all but the smallest singular values to 0.7..1.2.
 The factor 0.2 sqrt(max(m, n)) gives entries about the size of AdamW's steps (Liu et al., arXiv 2502.16982), so learning
-rates carry over. Padded ranks are zero in M, stay zero, and change nothing: clients of mixed ranks train as alone.
+rates carry over. Padded ranks are zero in M, stay zero, and change nothing: clients of mixed ranks train as if alone.
 All other tensors, such as the head, take AdamW steps, as is usual with Muon. Momentum and moments are new each round.
 
-This is the local step of both FedMuon papers, without what they add against drift: the first sends momenta and mixes
-the last global step into each local one, the second keeps control variates. Combine Muon with `--drift fedprox`, which
-acts on the gradient before it enters the momentum. The first paper was read as an abstract and a third party's
+This is the local step of both FedMuon papers, without what they add against drift. The first sends momenta and mixes
+the last global step into each local one; the second keeps control variates. Combine Muon with `--drift fedprox`, which
+acts on the gradient before it enters the momentum. We read the first paper as an abstract and a third party's
 equations, the second as an abstract and its introduction.
 """
 
@@ -39,16 +40,16 @@ STEPS = 5
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalize(M: Tensor) -> Tensor:
+def orthogonalize(momentum: Tensor) -> Tensor:
     """Return the matrices (..., m, n) with singular values near 1; singular values of 0 stay 0."""
-    tall = M.shape[-2] > M.shape[-1]
-    X = M.mT if tall else M
-    X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp_min(torch.finfo(X.dtype).tiny)
+    tall = momentum.shape[-2] > momentum.shape[-1]
+    wide = momentum.mT if tall else momentum
+    wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
     for _ in range(STEPS):
-        gram = X @ X.mT
-        X = A * X + (B * gram + C * gram @ gram) @ X
-    found: Tensor = X.mT if tall else X
-    return found
+        gram = wide @ wide.mT
+        wide = A * wide + (B * gram + C * gram @ gram) @ wide
+    result: Tensor = wide.mT if tall else wide
+    return result
 
 
 class MuonOrAdam(torch.optim.Optimizer):
@@ -61,6 +62,7 @@ class MuonOrAdam(torch.optim.Optimizer):
     factors: frozenset[nn.Parameter]
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float, betas: tuple[float, float]) -> None:
+        """Hold the settings as defaults of the groups; `factors` is empty at first."""
         super().__init__(groups, {"momentum": momentum, "betas": betas, "eps": 1e-8})
         self.factors = frozenset()
 
@@ -100,14 +102,14 @@ class Muon(LocalOptimizer):
     """Orthogonalized momentum for LoRA factors, AdamW for other tensors."""
 
     momentum: float = setting(0.95, "share of the last M that is kept", low=0, below=1)
-    beta1: float = setting(0.9, "of AdamW: share of the last first moment that is kept", low=0, below=1)
-    beta2: float = setting(0.999, "of AdamW: share of the last second moment that is kept", low=0, below=1)
+    beta1: float = setting(0.9, "AdamW's share of the last first moment that is kept", low=0, below=1)
+    beta2: float = setting(0.999, "AdamW's share of the last second moment that is kept", low=0, below=1)
 
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return the optimizer, which `started` tells the factors."""
+        """Return the optimizer, which `create_optimizer` tells the factors."""
         return MuonOrAdam(groups, self.momentum, (self.beta1, self.beta2))
 
-    def started(
+    def create_optimizer(
         self,
         parameters: Mapping[str, nn.Parameter],
         learning_rate: float,
@@ -118,7 +120,7 @@ class Muon(LocalOptimizer):
         Raises:
             ConfigError: no parameter is a LoRA factor.
         """
-        optimizer, warmup = super().started(parameters, learning_rate, variance)
+        optimizer, warmup = super().create_optimizer(parameters, learning_rate, variance)
         optimizer.factors = frozenset(p for name, p in parameters.items() if name.endswith(FACTORS))
         if not optimizer.factors:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent, plain: a step is the gradient times the learning rate."""
+"""Plain stochastic gradient descent: a step is the gradient times the learning rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SGD(LocalOptimizer):
     plain: ClassVar[bool] = True
 
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Of torch."""
+        """Return torch's SGD."""
         return torch.optim.SGD(groups)
 
 

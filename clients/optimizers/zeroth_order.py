@@ -1,5 +1,6 @@
-"""Zeroth-order steps: the slope along a random direction, from two losses and no backward pass (Malladi et al., MeZO,
-arXiv 2305.17333; in federations Li et al., DeComFL, arXiv 2405.15861).
+"""Zeroth-order steps: the slope along a random direction, from two losses and no backward pass.
+
+Sources: Malladi et al., MeZO, arXiv 2305.17333; in federations Li et al., DeComFL, arXiv 2405.15861.
 
     g_t = (L(x + e z_t) - L(x - e z_t)) / 2 e,   x <- x - lr g_t z_t,   z_t random signs from a seed that the server has
 
@@ -11,7 +12,7 @@ coefficients travel, 4 bytes a step, however large the adapter is; the server dr
 for plain steps at one learning rate, which `head_rate=1` and no drift correction give. Strategies that mask gradients,
 such as fslora, make it inexact. Any other codec works as well.
 
-Deviations from DeComFL, of which the abstract was read: each client has its own directions, while the paper's clients
+Deviations from DeComFL, of which we read the abstract: each client has its own directions, while the paper's clients
 share them. The server sends the state, so the downlink stays as large as the adapter. The paper's clients rebuild the
 state from the scalars of all rounds. Dropout draws the same masks for both losses.
 
@@ -33,14 +34,14 @@ from fedpeft.parts import setting
 class ZerothOrder(LocalOptimizer):
     """Plain steps along random directions, by the slopes between two losses."""
 
-    distance: float = setting(1e-3, "e: how far the two points lie from the parameters in each entry", above=0)
+    distance: float = setting(1e-3, "e: distance of the two points from the parameters, in each entry", above=0)
     head_rate: float = setting(1.0, "learning rate of the head, relative to the adapter's; 0 keeps it", low=0)
 
     plain: ClassVar[bool] = True
 
     @property
     def probes(self) -> float:
-        """The distance."""
+        """The setting `distance`."""
         return self.distance
 
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

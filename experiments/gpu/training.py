@@ -146,7 +146,7 @@ class PlainLoop:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(job.received[name])
-        optimizer, warmup = job.training.optimizer.started(self.parameters, job.learning_rate)
+        optimizer, warmup = job.training.optimizer.create_optimizer(self.parameters, job.learning_rate)
         losses = []
         for rows in job.create_batches(self.examples.lengths):
             batch = {name: t.to(self.device) for name, t in self.examples.batch(rows).items()}

@@ -41,7 +41,7 @@ class PlainClient:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(job.received[name])
-        optimizer, warmup = job.training.optimizer.started(self.parameters, job.learning_rate)
+        optimizer, warmup = job.training.optimizer.create_optimizer(self.parameters, job.learning_rate)
         for rows in job.create_batches(examples.lengths):
             batch = examples.batch(rows)
             loss = F.cross_entropy(self.model(batch), batch["labels"])

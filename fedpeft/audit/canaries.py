@@ -210,7 +210,7 @@ class _Pipeline:
             strategy,
             self.uplink,
             private or plain,
-            reported=self.protection.heard,
+            note_report=self.protection.heard,
             confidential=True,
             silent=self.protection.mechanism.silent,
         )

@@ -1,7 +1,7 @@
-"""What the server takes of its clients' reports: the others are left out of the round and counted as rejected.
+"""Checks of clients' reports: refused ones are left out of the round and counted as rejected.
 
-Whatever the strategy, numbers that are not finite, or that no training could have made, would spoil the global model
-for everyone; so they are dropped before any rule sees them. What is merely hostile is the robust rules' business.
+Numbers that are not finite, or that no training could have made, would spoil the global model under any strategy. So
+they are dropped before a strategy sees them. Updates that are merely hostile are left to the robust strategies.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from fedpeft.peft.adapter import AdapterShape, Layout, State, compute_norm
 from fedpeft.privacy.secure_sum.contribution import LOSS_ROUNDING
 
 ABSURD = 1000.0
-"""An update may be this many times as long as 1 + the norm of what the client was sent; honest ones stay below 1."""
+"""Largest accepted norm of an update, over 1 + the norm of what the client received; honest ones stay below 1."""
 
 DECODED = 256 << 20
-"""Bytes of decoded updates that wait for their turn; what comes beyond them is decoded when it is."""
+"""Bytes of decoded updates that wait for their turn; further updates are decoded when their turn comes."""
 
 MOST_JOULES = 1e9
-"""That a client may say a round has taken: 278 kWh."""
+"""Most joules that a client may report for a round: 278 kWh."""
 
 WORST_LOSS = 1e6
-"""A mean loss above this one is a training that has diverged, or a lie that would hide the others' losses."""
+"""Largest accepted mean loss. Above it, training has diverged, or the client lies to hide the others' losses."""
 
 MOST_TIMES: Final = 100.0
 """A training loss counts as at most this many times the cohort's median or 1, whichever is larger."""
 
 
 def assume_all_trained(round_number: int, client: int, steps: int) -> State:
-    """A client has trained all that it holds, in every step."""
+    """Return no tensors: the client has trained all that it holds, in every step."""
     return {}
 
 
 def check_report(report: Report, least_loss: float = 0.0) -> None:
-    """Refuse a report that says of itself that it failed, or whose numbers make no sense.
+    """Refuse a report that states its own failure, or whose numbers are impossible.
 
     Args:
-        report: a client's.
+        report: a client's report.
         least_loss: `Task.least_loss`.
 
     Raises:
-        PayloadError: why.
+        PayloadError: names the failure, or the impossible number.
     """
     report.raise_error()
     if report.rows < 1:
@@ -77,18 +77,25 @@ def check_report(report: Report, least_loss: float = 0.0) -> None:
 
 
 def describe_rejection(called: str, reason: str) -> str:
-    """Why nothing of a client was taken, for a sentence on a terminal: some of it may be a stranger's words."""
+    """Return a terminal sentence about why a client's report was refused, without control characters.
+
+    Part of the reason may come from the client.
+    """
     said = "".join(letter if letter.isprintable() else " " for letter in reason)
     return f"{called}: {said[:200]}"
 
 
 def check_evaluation(report: Report, predictions: int, numbers: bool = False, least_loss: float = 0.0) -> None:
-    """Refuse an evaluation that no rows can have led to; `predictions` is the most that a row can have.
+    """Refuse an evaluation that no examples can have led to.
 
-    Of `numbers`, what is right is 1 - squared error of each row, and may be below 0.
+    Args:
+        report: a client's report.
+        predictions: the most predictions that one example can have.
+        numbers: whether the task predicts numbers. `correct` is then the sum of 1 - squared error and may be negative.
+        least_loss: `Task.least_loss`.
 
     Raises:
-        PayloadError: why.
+        PayloadError: names the impossible number.
     """
     check_report(report, least_loss)
     least = -WORST_LOSS * report.count if numbers else 0
@@ -99,12 +106,13 @@ def check_evaluation(report: Report, predictions: int, numbers: bool = False, le
 
 
 def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) -> None:
-    """Refuse statistics for the head's start that are not those asked for, or that no `rows` rows can have.
+    """Refuse statistics for the head's start that were not asked for, or that `rows` examples can't have.
 
-    They are sums over rows of products of features, so nothing above rows x the square of an absurdly long feature.
+    They are sums over examples of products of features. So their norm is at most `rows` times the square of an absurdly
+    long feature.
 
     Raises:
-        PayloadError: why.
+        PayloadError: names what is wrong with them.
     """
     if statistics.keys() != shapes.keys():
         raise PayloadError(f"FP6154 statistics called {sorted(statistics)} instead of {sorted(shapes)}")
@@ -118,11 +126,12 @@ def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) 
 
 
 def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
-    """Refuse an update, or a change of a drift correction's state, that holds other tensors than `asked`, is not
-    finite, or is absurdly large against what the client `received`.
+    """Refuse an update, or a change of a drift correction's state, that can't be one.
+
+    It holds other tensors than `asked`, is not finite, or is absurdly large compared with what the client `received`.
 
     Raises:
-        PayloadError: why.
+        PayloadError: names what is wrong with it.
     """
     if delta.keys() != asked:
         raise PayloadError(f"FP6157 an update of {len(delta)} tensors instead of the {len(asked)} asked for")
@@ -133,12 +142,12 @@ def check_update(delta: State, received: State, asked: frozenset[str]) -> None:
 
 
 def check_widths(delta: State, received: State) -> None:
-    """Refuse an update whose numbers are of another width than those that the client `received`.
+    """Refuse an update whose numbers have another width than those that the client `received`.
 
-    A payload says itself how wide its numbers are, and those of one client must not decide how a sum is rounded.
+    A payload states how wide its numbers are, and one client must not decide how a sum is rounded.
 
     Raises:
-        PayloadError: which they are.
+        PayloadError: names the tensor and both widths.
     """
     for name, tensor in delta.items():
         if tensor.dtype != received[name].dtype:
@@ -147,21 +156,21 @@ def check_widths(delta: State, received: State) -> None:
 
 @dataclass(frozen=True)
 class ClientResult:
-    """A client's part in a round: what `clients.jsonl` holds a line of.
+    """A client's part in a round: one line of `clients.jsonl`.
 
     Attributes:
-        round: that it was asked in.
-        client: its id; of real clients roster.json has the names.
-        rank: of its LoRA factors; None: it has none.
-        rows, loss: None where clients report nothing that they have measured on their rows.
-        steps, seconds: None where they say nothing of their work.
-        downlink_from: the version that the payload builds on; 0: the start; None: nothing.
+        round: number of the round in which it was asked.
+        client: its id; roster.json lists the names of real clients.
+        rank: rank of its LoRA factors; None: it has none.
+        rows, loss: None if clients report nothing that they measure on their examples.
+        steps, seconds: None if clients do not report their work.
+        downlink_from: version that the payload builds on; 0: the start; None: nothing.
         base_precision: None: the run's own.
-        confidential: in runs with privacy.
+        confidential: True in runs with privacy.
         staleness: steps that the server has taken since it asked; None: in synchronous rounds.
-        rejected: why the update was left out; None: it was taken.
-        used: distinct rows that the client has trained on up to now; None where it does not say.
-        joules: of training, waiting, and traffic up and down (`fedpeft.wiring.energy`); None: nobody counts.
+        rejected: why the update was left out; None: it was accepted.
+        used: distinct examples that the client has trained on so far; None: it does not report them.
+        joules: of training, waiting, and traffic up and down (`fedpeft.wiring.energy`); None: not counted.
         measured: joules of training that the client has measured itself; None: it has not.
     """
 
@@ -184,14 +193,14 @@ class ClientResult:
     measured: float | None = None
 
     def line(self) -> dict[str, Any]:
-        """As a line of JSON; the last six only where they say something."""
+        """Return the result as a line of JSON; the last six fields only if they are set."""
         optional = ("confidential", "staleness", "rejected", "used", "joules", "measured")
         return {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
 
 
 @dataclass
 class ClientAnswers:
-    """Those of each client, how many count, and what asking and answering cost in bytes."""
+    """The answer of each client, how many count, and what asking and answering cost in bytes."""
 
     by_client: dict[int, State] = field(default_factory=dict)
     clients: int = 0
@@ -201,7 +210,7 @@ class ClientAnswers:
 
 @dataclass(frozen=True)
 class DecodedReport:
-    """A report, checked and decoded: its update and the server's copy of the client's memory, or why it is refused."""
+    """A checked and decoded report: its update and the server's copy of the client's memory, or why it is refused."""
 
     update: Update | None = None
     memory: State = field(default_factory=dict)
@@ -210,45 +219,45 @@ class DecodedReport:
 
     @property
     def bytes(self) -> int:
-        """Of what it holds beside what the client was sent."""
+        """Size of its tensors, without what the client received."""
         states = (self.update.delta if self.update else {}, self.memory, *self.changes.values())
         return sum(tensor.nbytes for state in states for tensor in state.values())
 
 
 def ignore_report(report: Report) -> None:
-    """Take no note of a report."""
+    """Ignore a report."""
 
 
 @dataclass
 class ReportReceiver:
-    """Takes a round's reports: checks and decodes each, and hands its update on; says why it refuses one.
+    """Receives a round's reports: checks and decodes each, hands its update on, and notes why it refuses one.
 
     Attributes:
-        round: of the server.
-        layout: of the trainable tensors, at the global rank.
+        round: number of the server's round.
+        layout: the trainable tensors, at the global rank.
         shared: names of the tensors that updates hold.
-        strategy: may change the form of a client whose update is taken.
+        strategy: may change the adapter shape of a client whose update is accepted.
         uplink: how updates are encoded.
         aggregator: takes the updates.
-        by_rows: whether p_k is proportional to a client's rows, or else equal.
-        most_rows: a client with more of them weighs as if it had so many.
-        reported: is called with each report, valid or not.
+        by_rows: whether p_k is proportional to a client's examples, or else equal.
+        most_rows: example count at which a client's weight is capped.
+        note_report: is called with each report, valid or not.
         confidential: whether the run has privacy.
         silent: whether losses and numbers of examples are secret.
-        estimates: the server's copies of its clients' memories, where the uplink wants them.
-        drift: the corrections of the clients' drift.
-        states: of the server's drift corrections, as clients were sent them.
-        results: of each report.
-        accepted: per client whose update was taken, the round that it was asked in.
-        rejected: the clients whose update was not.
-        spent: how many refused because their privacy budgets are spent.
-        forms: that clients have from now on, where they change.
-        rows: of each client whose update was taken.
-        owned: of a round, a client and its steps, what of its update it has trained
+        estimates: the server's copies of its clients' memories, if the uplink needs them.
+        drift: the clients' drift corrections.
+        states: states of the server's drift corrections, as clients received them.
+        results: one for each report.
+        accepted: for each client whose update was accepted, the round in which it was asked.
+        rejected: the clients whose update was refused.
+        spent: number of clients that refused because their privacy budgets are spent.
+        forms: new adapter shapes of clients, if they change.
+        rows: example count of each client whose update was accepted.
+        owned: returns the tensors of its update that a client has trained, given round, client and steps
             (`PeftMethod.compute_owned_shares`).
-        uplink_parameters: of all updates.
-        passed_on: bytes of what members of a secure sum say to each other, on their way down.
-        answers: to what the rule has asked each client before it trained; None: nothing.
+        uplink_parameters: number of parameters in all updates.
+        passed_on: bytes that members of a secure sum send each other, on their way down.
+        answers: each client's answers to the strategy's question before training; None: there was no question.
         least_loss: see `Task`.
     """
 
@@ -260,7 +269,7 @@ class ReportReceiver:
     aggregator: Aggregator
     by_rows: bool = False
     most_rows: float = math.inf
-    reported: Callable[[Report], None] = ignore_report
+    note_report: Callable[[Report], None] = ignore_report
     confidential: bool = False
     silent: bool = False
     estimates: ClientStore | None = None
@@ -285,8 +294,10 @@ class ReportReceiver:
     def create_early_decoder(
         self, sent: Mapping[int, SentState], working: AbstractContextManager[None]
     ) -> Callable[[Report], None]:
-        """What decodes a report of a client that was `sent` something before it is its turn to be added, while others
-        are still awaited; `working` goes around it."""
+        """Return a decoder of reports whose turn to be added has not come, while others are still awaited.
+
+        `sent` is what each client received; the decoder works inside `working`.
+        """
 
         def decode(report: Report) -> None:
             if self._waiting < DECODED:
@@ -306,8 +317,8 @@ class ReportReceiver:
             return DecodedReport(refused=str(error))
 
     def add(self, report: Report, sent: SentState) -> Update | None:
-        """Take the report of a client on what it was `sent`; returns its update, None where it is left out."""
-        self.reported(report)
+        """Add a client's report on what it was `sent`; return its update, or None if it is refused."""
+        self.note_report(report)
         self.spent += report.spent
         self.uplink_parameters += self.layout.replace_form(sent.instruction.form).numel if report.payload else 0
         result = self._result(report, sent)
@@ -336,21 +347,23 @@ class ReportReceiver:
         return update
 
     def add_mean(self, update: Update, loss: float, rows: float, clients: Sequence[int]) -> None:
-        """Take the weighted mean of these clients' updates, of which nothing else is known but their loss and rows."""
+        """Add the weighted mean of these clients' updates, of which only loss and example count are known."""
         self.aggregator.add(update)
         self.accepted |= dict.fromkeys(clients, self.round)
         self.uplink_parameters += len(clients) * self.layout.numel
-        if not math.isnan(loss):  # of losses that can't be
+        if not math.isnan(loss):  # impossible losses are not recorded
             self._losses[clients[0]] = loss, rows
 
     @property
     def lost(self) -> set[int]:
-        """The clients that have nothing left of earlier rounds."""
+        """The clients that have lost all state of earlier rounds."""
         return {result.client for result in self.results if result.rejected == LOST}
 
     def explain_rejections(self, called: Callable[[int], str]) -> str:
-        """Why nothing of the first client that was left out has been taken, by what it is `called`, and how many others
-        were; empty: none was."""
+        """Return why the first refused client was refused, and how many others were; empty: none was.
+
+        `called` returns a client's name, given its id.
+        """
         left = [result for result in self.results if result.rejected]
         others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         return describe_rejection(called(left[0].client), left[0].rejected or "") + others if left else ""
@@ -376,7 +389,7 @@ class ReportReceiver:
         )
 
     def _update(self, report: Report, sent: SentState, layout: Layout) -> tuple[Update, State]:
-        """The update, and the server's copy of the client's memory."""
+        """Return the update, and the server's copy of the client's memory."""
         check_report(report, self.least_loss)
         memory: State = {}
         if self.estimates is not None and self.uplink.has_server_memory:
@@ -398,7 +411,7 @@ class ReportReceiver:
         return Update(report.client, weight, form, received, delta, staleness, ranks, owned, answer), memory
 
     def _decode_drift_changes(self, report: Report, layout: Layout) -> States:
-        """The changes of the states of a client's drift corrections, checked as an update is, as wide as the states."""
+        """Return the changes of a client's drift states, checked like an update, and as wide as the states."""
         made: dict[str, State] = {}
         sent = self.drift.decode(report.correction, {name: layout.shapes[name] for name in self.shared})
         for correction, change in sent.items():
@@ -409,7 +422,7 @@ class ReportReceiver:
 
     @property
     def train_loss(self) -> float | None:
-        """The mean over the rows of the accepted clients; None: there are none, or they don't tell.
+        """Mean training loss over the examples of the accepted clients; None: there are none, or losses are secret.
 
         A loss above `most_loss` counts as `most_loss`.
         """
@@ -420,11 +433,11 @@ class ReportReceiver:
 
     @property
     def most_loss(self) -> float:
-        """The largest loss that counts, by the median of the accepted clients' losses; see `MOST_TIMES`."""
+        """The largest loss that counts, from the median of the accepted clients' losses; see `MOST_TIMES`."""
         return MOST_TIMES * max(1.0, median(loss for loss, _ in self._losses.values()))
 
     @property
-    def overstated(self) -> dict[int, float]:
+    def overstated_losses(self) -> dict[int, float]:
         """The losses above `most_loss`, by client."""
         if self.silent or not self._losses:
             return {}
@@ -432,5 +445,5 @@ class ReportReceiver:
         return {client: loss for client, (loss, _) in self._losses.items() if loss > most}
 
     def compute_next_drift(self, clients: int) -> States:
-        """The states of the server's drift corrections after the round, of a run with so many clients."""
+        """Return the states of the server's drift corrections after the round, for a run with `clients` clients."""
         return self.drift.step(self.states, self._changes, clients) if self.accepted else self.states

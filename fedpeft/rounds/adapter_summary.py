@@ -1,4 +1,4 @@
-"""What a run's adapter has learned, and where its clients disagreed: what summary.json holds of it."""
+"""What a run's adapter has learned, and where its clients disagreed: the adapter's part of summary.json."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fedpeft.trust.spectra import LARGEST, compute_spectra, decompose, remove_le
 from fedpeft.wiring.setup import Setup
 
 CAUSAL = ("as it is", "without the leading direction", "shrunk to the same norm")
-"""What the causal check compares."""
+"""The variants that the causal check compares."""
 
 
 def has_products(setup: Setup) -> bool:
-    """Whether what an adapter adds to a layer is the product of its two factors, and nothing else."""
+    """Return whether a layer's weight changes by the product of two adapter factors, and by nothing else."""
     plain = type(setup.method).weight_changes is PeftMethod.weight_changes
     return bool(setup.layout.pairs) and setup.layout.form is not None and plain
 
 
 def summarize_run(setup: Setup, progress: ServerState, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Spectra of the kept state, by module, and what the last line of disagreement.jsonl says of the clients."""
+    """Return spectra of the kept state, by module, and the clients' part of the last line of disagreement.jsonl."""
     found: dict[str, Any] = {}
     if has_products(setup):
         made = compute_spectra(decompose(progress.result[0], setup.layout), load_base_weights(setup))
@@ -35,7 +35,7 @@ def summarize_run(setup: Setup, progress: ServerState, lines: Sequence[Mapping[s
 
 
 def summarize_clients(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The clients of one round: shares, groups, places in the plane, and advice."""
+    """Summarize the clients of one round: shares, groups, places in the plane, and advice."""
     cosines, clients = restore_cosines(line).numpy(), tuple(line["clients"])
     groups = find_groups(cosines)
     return {
@@ -54,7 +54,7 @@ def summarize_clients(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_base_weights(setup: Setup) -> dict[str, Any]:
-    """W0 of the adapted layers that are small enough, in fp32, by module."""
+    """Return W0 of the adapted layers that are small enough, in fp32, by module."""
     if setup.method.base_precision:
         return {}
     model = setup.model()
@@ -67,7 +67,10 @@ def load_base_weights(setup: Setup) -> dict[str, Any]:
 def measure_causal_effect(
     setup: Setup, state: State, evaluate: Callable[[State], Metrics]
 ) -> dict[str, dict[str, float]]:
-    """Loss and accuracy on the validation rows: as it is, without each layer's leading direction, and shrunk alike."""
+    """Return validation loss and accuracy of the state and of its two edits.
+
+    The edits remove each layer's leading direction, or shrink the layer to the same norm.
+    """
     states = (state, remove_leading(state, setup.layout), shrink_alike(state, setup.layout))
     found = {name: evaluate(edited) for name, edited in zip(CAUSAL, states, strict=True)}
     return {name: {"loss": metrics.loss, "accuracy": metrics.accuracy} for name, metrics in found.items()}

@@ -1,4 +1,7 @@
-"""The best state of a run on the validation rows, the start included: who keeps it never ends below the start there."""
+"""The best state of a run on the validation set, the start included.
+
+A run that keeps it never ends below the start on this set.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,21 @@ from fedpeft.peft.adapter import State
 from fedpeft.reporting.observer import Metrics
 
 A_ROW = 1.5
-"""More rows than one that are right, in floating point."""
+"""Difference in the number of correct examples that exceeds one, in floating point."""
 
 CLEARLY_LOWER = 0.9
-"""Ratio of two validation losses up to which the lower one is more than chance (`experiments/harm`)."""
+"""Ratio of two validation losses below which the lower one is lower by more than chance (`experiments/harm`)."""
 
 _ROUND, _SINCE, _LOSS, _ACCURACY = "round", "since", "loss", "accuracy"
 
 
 @dataclass(frozen=True)
 class BestState:
-    """A state with what it has reached.
+    """A state with its validation metrics.
 
     Attributes:
         round: after which it was the global state; 0: the start.
-        metrics: on the validation rows.
+        metrics: on the validation set.
         adapter: the global state.
         residual: what was in the base then, by module.
         since: evaluations after it that found nothing better.
@@ -39,9 +42,9 @@ class BestState:
     since: int = 0
 
     def after(self, other: BestState, by_accuracy: bool) -> BestState:
-        """The better of this and a later one: by accuracy and, where that is equal, loss; or by loss alone.
+        """Return the better of this and a later state: by accuracy and then loss, or by loss alone.
 
-        By accuracy the start has to be beaten clearly, see `_is_better_than_start`.
+        By accuracy, a later state must beat the start clearly; see `_is_better_than_start`.
         """
         judged = by_accuracy and self.round == 0 and not math.isnan(self.metrics.accuracy)
         if judged and not _is_better_than_start(self.metrics, other.metrics):
@@ -51,7 +54,7 @@ class BestState:
         return replace(self, since=self.since + 1)
 
     def to_tensors(self) -> State:
-        """As tensors by name, for a checkpoint: copies, since it holds the last state, too."""
+        """Return the state as tensors by name; copies, since a checkpoint also holds the last state."""
         numbers = {
             _ROUND: self.round,
             _SINCE: self.since,
@@ -64,7 +67,7 @@ class BestState:
 
     @classmethod
     def from_tensors(cls, state: State) -> BestState | None:
-        """From what `state` returned; None where there is nothing."""
+        """Return the state that `to_tensors` has written; None: the tensors are empty."""
         if not state:
             return None
         parts: dict[str, State] = {"adapter": {}, "residual": {}}
@@ -77,17 +80,17 @@ class BestState:
 
 
 def summarize_validation(best: BestState | None) -> dict[str, Any]:
-    """What the state that a run keeps has on the validation rows, for its summary; empty: it keeps the last one."""
+    """Return the validation metrics of the state that a run keeps, for its summary; empty: it keeps the last one."""
     return {"validation_loss": best.metrics.loss, "validation_accuracy": best.metrics.accuracy} if best else {}
 
 
 def _is_better_than_start(start: Metrics, later: Metrics) -> bool:
     """Return whether a later state is better than the start by more than chance.
 
-    The start comes in closed form from all clients' rows. A later state replaces it if at least two rows more are right
-    (one, if their number is not known), or if no fewer are right and the loss is lower by at least a tenth. The
-    standard error of a difference of one row is a row. States whose losses were lower by less than a tenth had fewer
-    right test rows (`experiments/harm`).
+    The start comes in closed form from all clients' examples. A later state replaces it if at least two more examples
+    are right (one, if their number is not known). It also does so if no fewer are right and the loss is lower by at
+    least a tenth. The standard error of a difference of one example is one example. States whose losses were lower by
+    less than a tenth were right on fewer test examples (`experiments/harm`).
     """
     more = (later.accuracy - start.accuracy) * (later.predictions or math.inf)
     lower = later.loss < start.loss and later.loss <= CLEARLY_LOWER * start.loss
@@ -96,4 +99,4 @@ def _is_better_than_start(start: Metrics, later: Metrics) -> bool:
 
 def _get_quality(metrics: Metrics, by_accuracy: bool) -> tuple[float, ...]:
     quality = (metrics.accuracy, -metrics.loss) if by_accuracy else (-metrics.loss,)
-    return tuple(-math.inf if math.isnan(value) else value for value in quality)  # else nothing was ever better
+    return tuple(-math.inf if math.isnan(value) else value for value in quality)  # nothing compares as better than NaN

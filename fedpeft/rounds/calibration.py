@@ -1,4 +1,4 @@
-"""Calibration on clients' own held-out rows, known to the server by sums alone."""
+"""Calibration on clients' own held-out examples, of which the server sees only sums."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedpeft.trust.question import Question, State
 
 
 def calibrate_on_clients(questions: Questions, bins: int) -> dict[str, Any]:
-    """`temperature`, how many `clients` have answered, and the model `before` and `after` it, on the same rows.
+    """Return the `temperature`, the number of `clients`, and the model `before` and `after`, on the same examples.
 
     Raises:
         ConfigError, RunError: see `Questions.ask`.

@@ -40,10 +40,11 @@ class UpdateCollector(RoundHook, ABC):
         setup: the parts of the run.
         transport: how the server reaches its clients.
         store: the files of the run.
-        observer: is told about clients whose update is left out.
+        observer: receives messages about clients whose update is left out.
     """
 
     def __init__(self, setup: Setup, transport: Transport, store: RunStore, observer: Observer) -> None:
+        """Hold the parts of the run."""
         self.setup, self.transport, self.store, self.observer = setup, transport, store, observer
 
     def collect(self, log: RoundLog, before: ServerState, aggregator: Aggregator) -> AggregationResult:
@@ -60,7 +61,7 @@ class UpdateCollector(RoundHook, ABC):
             aggregator=aggregator,
             by_rows=setup.by_rows,
             most_rows=self.transport.most_rows(),
-            reported=log.reported,
+            note_report=log.note_report,
             confidential=setup.mechanism is not None and setup.mechanism.protects,
             silent=setup.mechanism is not None and setup.mechanism.silent,
             estimates=self.store.estimates,
@@ -93,7 +94,7 @@ class UpdateCollector(RoundHook, ABC):
         why = log.received.explain_rejections(self.transport.called)
         if why and log.received.accepted and self.transport.remote and not log.plan.secret:
             self.observer.say(f"round {log.plan.number} without {escape(why)}")
-        for client, loss in log.received.overstated.items():
+        for client, loss in log.received.overstated_losses.items():
             if not log.plan.secret:
                 self.observer.say(
                     f"round {log.plan.number}: {escape(self.transport.called(client))} states a training loss of "
@@ -101,7 +102,7 @@ class UpdateCollector(RoundHook, ABC):
                 )
 
     def _ask(self, log: RoundLog, before: ServerState) -> ClientAnswers | None:
-        """Return the answers that the strategy wants before clients train; None: it asks nothing."""
+        """Return the answers that the strategy asks for before clients train; None: it has no question."""
         rule = self.setup.strategy
         text = rule.choose_question("train", self.setup.layout) if isinstance(rule, AsksClients) else ""
         if not text:
@@ -114,7 +115,7 @@ class OrderedCollector(UpdateCollector):
     """Waits for the whole cohort and folds its updates in client order."""
 
     enough = 0
-    """Valid reports that end a round; 0: those of the whole cohort."""
+    """Valid reports that end a round; 0: all clients of the cohort answer."""
 
     def receive(self, log: RoundLog, before: ServerState) -> AggregationResult:
         """Fold the updates in client order."""
@@ -129,7 +130,7 @@ class OrderedCollector(UpdateCollector):
     def _finish(self, log: RoundLog, before: ServerState) -> AggregationResult:
         """Step along the accepted updates; without any, keep the state.
 
-        Real clients that fail, or lie, must not end the federation of the others.
+        Real clients that fail or lie must not end the federation of the others.
 
         Raises:
             RunError: no update is valid, and either all clients took part or the run is a simulation.
@@ -154,7 +155,7 @@ class BufferedCollector(OrderedCollector):
     """Steps as soon as enough updates have arrived, whichever clients they come from (FedBuff)."""
 
     resent = 0
-    """Bytes that a server that was restarted has sent to real clients again, until a round counts them."""
+    """Bytes that a restarted server has sent to real clients again, until a round counts them."""
 
     @property
     def enough(self) -> int:  # type: ignore[override]
@@ -166,7 +167,7 @@ class BufferedCollector(OrderedCollector):
         """Take over the clients that were training when the server stopped."""
         if state is not None and state.round < self.setup.rounds:
             resent = self.transport.resume(state.in_flight)
-            self.resent = resent if self.transport.remote else 0  # a simulation is that of one without a restart
+            self.resent = resent if self.transport.remote else 0  # a simulation counts as if there was no restart
 
     def measure_traffic(self, log: RoundLog) -> Traffic:
         """Return the bytes of a round, and what was sent again before it."""
@@ -174,13 +175,13 @@ class BufferedCollector(OrderedCollector):
         return replace(traffic, downlink_bytes=traffic.downlink_bytes + resent)
 
     def select(self, plan: RoundPlan, state: ServerState) -> RoundPlan:
-        """Ask idle clients only, as many as bring those at work to the size of the cohort."""
+        """Ask idle clients only, as many as it takes for a full cohort to be at work."""
         if plan.kind == "prepare":
             return plan
         return replace(plan, cohort=self.transport.select_idle(plan.cohort, self.setup.config.seed, plan.number))
 
     def before_commit(self, state: ServerState) -> ServerState:
-        """Save who is at work."""
+        """Save which clients are at work."""
         return replace(state, in_flight=self.transport.in_flight)
 
 
@@ -193,7 +194,7 @@ class MaskedCollector(UpdateCollector):
         assert clip is not None  # from the sum before round 1
         shapes = {name: setup.layout.shapes[name] for name in setup.layout.names if name in received.shared}
         size, working = entries(shapes), log.clock.aggregating
-        seed, heard = setup.config.seed, log.reported
+        seed, heard = setup.config.seed, log.note_report
         masked = MaskedSum(self.transport, self.secure, seed, number, size, BESIDE, clip, working, heard)
         weights = before.fixed.get(WEIGHTS, ())
         try:

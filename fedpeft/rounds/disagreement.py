@@ -19,6 +19,7 @@ class DisagreementHook(RoundHook):
     """Compares the updates of each round, and writes disagreement.jsonl."""
 
     def __init__(self, setup: Setup) -> None:
+        """Hold the parts of the run."""
         self.setup = setup
 
     def aggregator(self, inner: Aggregator, plan: RoundPlan, state: ServerState) -> Aggregator:

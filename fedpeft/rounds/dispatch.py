@@ -1,4 +1,4 @@
-"""What each client of a round is sent: its instruction, and what it therefore starts from."""
+"""What each client of a round receives: its instruction, and the state that it starts from."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ class Broadcast:
     """What the server sends in a round.
 
     Args:
-        setup: the run's.
-        progress: before the round.
-        remote: whether clients are on other machines, and what goes into the base is sent to them.
-        steps: local steps of some clients, instead of what their profiles say.
+        setup: the parts of the run.
+        progress: the server state before the round.
+        remote: whether clients are on other machines, which then receive what goes into the base.
+        steps: local steps of some clients, in place of those in their profiles.
     """
 
     def __init__(self, setup: Setup, progress: ServerState, remote: bool, steps: Mapping[int, int] = NO_STEPS) -> None:
+        """Encode what all clients receive alike."""
         self.setup, self.progress, self.remote, self.steps = setup, progress, remote, steps
         lossless = setup.lossless
         self.downlink = self._create_downlink(progress.adapter)
@@ -45,7 +46,7 @@ class Broadcast:
         self.told = lossless.encode(progress.told) if progress.told else b""
 
     def _create_downlink(self, state: State) -> Downlink:
-        """What is made of the global state, or of a group's."""
+        """Return the downlink of the global state, or of a group's state."""
         setup, progress = self.setup, self.progress
         return Downlink(
             setup.strategy,
@@ -61,7 +62,7 @@ class Broadcast:
         )
 
     def create_tasks(self, plan: RoundPlan) -> list[SentState]:
-        """What each client that takes part in a round is sent."""
+        """Return what each client of a round receives."""
         bits = self.setup.uplink.compute_bits(self._build_situation(plan.cohort))
         if plan.bits_share < 1:
             bits = {k: plan.bits_share * bits.get(k, self.setup.uplink.codec.bits) for k in plan.cohort}
@@ -76,7 +77,7 @@ class Broadcast:
     def create_instruction(
         self, kind: Kind, client: int, round_number: int, bits: float = 0.0, attempt: int = 0
     ) -> Instruction:
-        """What a client is asked; the fields are those of `Instruction`."""
+        """Return a client's instruction; the arguments are fields of `Instruction`."""
         down, profile = self.downlink, self.setup.profiles[client]
         form, last = self.form(client), self.progress.acknowledged.get(client, 0)
         return Instruction(
@@ -97,7 +98,7 @@ class Broadcast:
         )
 
     def _build_common_fields(self, kind: Kind, round_number: int) -> dict[str, Any]:
-        """The fields that all clients of a round are sent alike."""
+        """Return the fields that are the same for all clients of a round."""
         down = self.downlink
         return {
             "learning_rate": self.get_learning_rate(round_number),
@@ -109,9 +110,9 @@ class Broadcast:
         }
 
     def release(self, kind: Kind, round_number: int, asks: str = "") -> Release:
-        """What all clients of a round are told alike; of every form that a client has, whoever is asked.
+        """Return what all clients of a round receive alike, with the state of each adapter shape that a client has.
 
-        States of groups are not compared: a client is not told which others have the same.
+        States of groups are not compared: a client does not learn which others are in its group.
         """
         forms = {self.form(client) for client in range(self.setup.clients)}
         base = self.progress.residual.total
@@ -127,12 +128,12 @@ class Broadcast:
         )
 
     def get_learning_rate(self, round_number: int) -> float:
-        """The clients' of a round."""
+        """Return the clients' learning rate in a round."""
         rate: float = self.setup.schedule.get_rate(round_number) * self.progress.standing.rate
         return rate
 
     def form(self, client: int) -> AdapterShape | None:
-        """LoRA rank and alpha of a client, as they are now."""
+        """Return the current LoRA rank and alpha of a client."""
         return self.progress.forms.get(client, self.setup.profiles[client].form)
 
     def _create_package(self, client: int) -> Package:
@@ -140,7 +141,7 @@ class Broadcast:
         return self._get_client_downlink(client).create_package(self.form(client), held, newcomer, client)
 
     def _get_client_downlink(self, client: int) -> Downlink:
-        """What is made of the state that a client is sent."""
+        """Return the downlink of the state that a client receives."""
         rule, progress = self.setup.strategy, self.progress
         if not isinstance(rule, GroupedStrategy):
             return self.downlink
@@ -154,7 +155,7 @@ class Broadcast:
         return tuple(i for i, name in enumerate(self.setup.layout.names) if name in names)
 
     def _build_situation(self, cohort: Sequence[int]) -> Situation:
-        """What precision rules go by; clients whose rows are not known yet count as average ones."""
+        """Return what precision rules depend on; clients with an unknown number of examples count as average ones."""
         rows, weights = self.progress.rows, dict.fromkeys(cohort, 1.0)
         if self.setup.by_rows:
             known = all(client in rows for client in cohort) or not rows

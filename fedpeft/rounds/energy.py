@@ -1,8 +1,8 @@
-"""What clients use, round by round: joules, grams, and what is left in their batteries.
+"""Energy use of clients, round by round: joules, grams of CO2, and battery levels.
 
-A client whose battery does not last for a round that it is asked in drops out of it: nothing of it arrives, and its
-battery is empty. Batteries are full before round 1 and are charged between rounds. All of it follows from declared
-numbers and the lines of clients.jsonl, which a run that is continued reads again.
+A client whose battery does not last for a round drops out of it: no update arrives, and its battery is empty. Batteries
+are full before round 1 and are charged between rounds. All of it follows from declared numbers and the lines of
+clients.jsonl, which a resumed run reads again.
 """
 
 from __future__ import annotations
@@ -34,21 +34,27 @@ from fedpeft.wiring.setup import Setup
 Floats = NDArray[np.float64]
 
 DROPPED = "its battery does not last for the round"
-"""Why nothing has come of a client."""
+"""Why a client sends no update."""
 
 MOST_CLIENTS = 100
-"""Whose joules stand in summary.json, the first ones; clients.jsonl has all."""
+"""Number of clients, the first ones, whose joules summary.json lists; clients.jsonl has all."""
 
 SECONDS_PER_HOUR = 3600.0
 
 BYTES_PER_NUMBER = 4
-"""Of an update and of the model, as they are predicted: without compression."""
+"""Bytes of each number of an update and of the model in predictions, which assume no compression."""
 
 
 @dataclass(frozen=True)
 class RoundEnergy:
-    """Of all clients of a round; `grams` of CO2, 0: nobody says how clean their power is. `measured`: joules that the
-    server's machine has used meanwhile (of a simulation: all of it); None: it does not say."""
+    """Energy of all clients of a round.
+
+    Attributes:
+        spent: their joules.
+        grams: grams of CO2; 0: no profile or setting states how clean the power is.
+        measured: joules that the server's machine has used meanwhile (in a simulation, for everything); None: not
+            measured.
+    """
 
     spent: EnergyUse
     grams: float
@@ -57,12 +63,12 @@ class RoundEnergy:
 
 @dataclass
 class EnergyTracker:
-    """The clients of a run.
+    """The energy and batteries of the clients of a run.
 
     Attributes:
-        setup: of the run, whose measurement of energy says what profiles leave open; without one nothing is used, and
-            the book is for a sampler that goes by losses or rows.
-        losses, rows: as each client told the last time, (clients,); not a number: not yet.
+        setup: the run's; its energy measurement sets what profiles leave open. Without one no energy is used, and the
+            tracker serves a sampler that depends on losses or example counts.
+        losses, rows: as each client last reported them, (clients,); NaN: not yet.
         levels: joules in each battery, (clients,); infinite: plugged in.
     """
 
@@ -76,6 +82,7 @@ class EnergyTracker:
     _measured: float = 0.0
 
     def __post_init__(self) -> None:
+        """Begin with full batteries and unknown losses and example counts."""
         self.model = EnergyModel(self.setup.measured.get(EnergySettings) or EnergySettings())
         self.losses, self.rows = (np.full(self.setup.clients, np.nan) for _ in range(2))
         self.levels = self.capacities.copy()
@@ -83,7 +90,7 @@ class EnergyTracker:
     # --------------------------------------------------------------------------------------------- what samplers see
 
     def _collect_from_profiles(self, value: Any) -> Floats:
-        """A number of each client's profile, (clients,)."""
+        """Return a number from each client's profile, (clients,)."""
         profiles: Sequence[Profile] = self.setup.profiles
         groups = profiles.groups if isinstance(profiles, Profiles) else [(profile, 1) for profile in profiles]
         return np.repeat([float(value(p)) for p, _ in groups], [count for _, count in groups])
@@ -99,7 +106,7 @@ class EnergyTracker:
         return self._collect_from_profiles(lambda p: p.participation)
 
     def _count_steps(self, rows: Floats) -> Floats:
-        """Local steps of each client, (clients,), with so many rows; who has not told them has as many as the mean."""
+        """Return the local steps of each client, (clients,); an unknown example count counts as the mean."""
         known = rows[np.isfinite(rows)]
         guessed = np.where(np.isfinite(rows), rows, known.mean() if len(known) else 1.0)
         sizes, place = np.unique(np.rint(guessed).astype(np.int64), return_inverse=True)
@@ -113,8 +120,10 @@ class EnergyTracker:
         return np.maximum(1.0, np.ceil(whole * charge))
 
     def compute_reduced_work(self, clients: Sequence[int]) -> dict[int, int]:
-        """The local steps of these clients where they follow the battery (after LeanFed, arXiv 2412.02289, whose
-        clients leave rows out); empty: they do not, or none runs on one."""
+        """Return the local steps of these clients if they follow the battery; empty: they do not, or none runs on one.
+
+        After LeanFed, arXiv 2412.02289, whose clients leave examples out.
+        """
         if not self.model.given.lean or not np.isfinite(self.capacities).any():
             return {}
         steps = self._count_steps(self.rows)
@@ -127,21 +136,26 @@ class EnergyTracker:
 
     @property
     def uses(self) -> Floats:
-        """Joules that a round is predicted to take of each client's battery, (clients,)."""
+        """Predicted joules that a round takes from each client's battery, (clients,)."""
         sent = BYTES_PER_NUMBER * self.setup.layout.numel
         traffic = self._collect_from_profiles(lambda p: self.model.predict_joules(p, 0, sent, sent))
         return self.seconds * self._collect_from_profiles(self.model.get_watts) + traffic
 
     def get_intensity(self, round_number: int) -> Floats:
-        """Grams of CO2 per kWh where each client is, (clients,)."""
+        """Return the grams of CO2 per kWh at each client's location, (clients,)."""
         return self._collect_from_profiles(lambda p: self.model.get_intensity(p, round_number))
 
     # ------------------------------------------------------------------------------------------------------- a round
 
     def replay(self, lines: Iterable[Mapping[str, Any]], rows: Mapping[int, int], round_number: int) -> None:
-        """Take over from `round_number`: the lines of clients.jsonl so far, and the `rows` that clients have told.
+        """Restore the tracker after `round_number`.
 
-        An asynchronous run takes an update `staleness` rounds after it has asked for it.
+        Args:
+            lines: the lines of clients.jsonl so far.
+            rows: example counts that clients have reported.
+            round_number: the last finished round.
+
+        An asynchronous run receives an update `staleness` rounds after it has asked for it.
         """
         by_round: dict[int, list[Mapping[str, Any]]] = {}
         for line in lines:
@@ -154,14 +168,14 @@ class EnergyTracker:
         self._record_rows(rows)
 
     def open(self, plan: RoundPlan) -> RoundPlan:
-        """The round with those who can take part in it; the others drop out."""
+        """Return the round with the clients whose battery lasts; the others drop out."""
         uses = self.uses
         self._dropped = [k for k in plan.cohort if self.levels[k] < uses[k]]
         self._measured = self._meter.measure_joules() or 0.0
         return replace(plan, cohort=[k for k in plan.cohort if k not in set(self._dropped)])
 
     def begin(self, round_number: int, rows: Mapping[int, int]) -> None:
-        """Before a round: hear the `rows` that clients have told, which samplers see, and charge batteries."""
+        """Prepare a round: note the `rows` that clients have reported, which samplers use, and charge batteries."""
         self._record_rows(rows)
         if round_number == self._round + 1 and round_number > 1:
             charge = (
@@ -171,10 +185,10 @@ class EnergyTracker:
         self._round = round_number
 
     def account(self, results: list[ClientResult], round_number: int) -> RoundEnergy | None:
-        """What the round has taken; `results` then say so of each client, and who has dropped out. None: nobody asks.
+        """Return the energy of a round, and add it and dropped clients to `results`; None: it is not measured.
 
-        Nobody has taken more steps than it was asked for, or is waited for beyond the next round, and of a report that
-        was refused nothing else counts: a liar would empty the batteries of all who wait, or fill its own.
+        No client counts more steps than it was asked for, and waiting ends with the next round. Only these numbers of a
+        refused report count. Otherwise a liar would empty the batteries of all who wait, or fill its own.
         """
         if self.setup.measured.get(EnergySettings) is None:
             for result in results:
@@ -234,16 +248,17 @@ class EnergyHook(RoundHook):
     """Charges batteries between rounds, leaves out clients whose battery is too low, and accounts for each round."""
 
     def __init__(self, book: EnergyTracker, records: Records) -> None:
+        """Hold the tracker and the record files."""
         self.book, self.records = book, records
         self.spent: RoundEnergy | None = None
 
     def open(self, state: ServerState | None) -> None:
-        """Read again what clients have used before the server was restarted."""
+        """Restore what clients used before the server was restarted."""
         if state is not None:
             self.book.replay(self.records.read("clients.jsonl"), state.rows, state.round)
 
     def fingerprint(self) -> str:
-        """Return which batteries are too low for a round, and the steps that the others allow."""
+        """Return the clients whose battery is too low for a round, and the steps that the others allow."""
         everyone = range(len(self.book.levels))
         low = np.flatnonzero(self.book.levels < self.book.uses).tolist()
         steps = self.book.compute_reduced_work(everyone)
@@ -262,7 +277,7 @@ class EnergyHook(RoundHook):
         return replace(plan, steps=self.book.compute_reduced_work(plan.cohort))
 
     def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
-        """Account for what the clients have used; it is used even if the step is undone."""
+        """Account for the energy that the clients have used, even if the step is undone."""
         self.spent = self.book.account(log.received.results, log.plan.number)
         return after
 
@@ -280,9 +295,10 @@ class EnergyHook(RoundHook):
 def summarize_energy(
     clients: Iterable[Mapping[str, Any]], rounds: Iterable[Mapping[str, Any]], pue: float
 ) -> dict[str, Any] | None:
-    """For summary.json, from the lines of clients.jsonl and rounds.jsonl: joules by kind, grams, and who dropped out.
+    """Return the energy section of summary.json: joules by kind, grams, and how often clients dropped out.
 
-    None: nobody has counted. `dropped` is a number of turns, `measured` what the server's machine says of itself.
+    `clients` and `rounds` are the lines of clients.jsonl and rounds.jsonl. None: nothing was counted. `measured` is
+    what the server's machine measured itself.
     """
     counted = [line for line in clients if line.get("joules") or line.get("rejected") == DROPPED]
     if not counted:
@@ -309,33 +325,32 @@ def summarize_energy(
 
 @dataclass(frozen=True)
 class AwarePopulation:
-    """A sampler of cohorts that goes by what the book knows."""
+    """A sampler whose cohorts depend on the energy tracker."""
 
     rule: AwareSampler
     book: EnergyTracker
     size: int
 
     def draw(self, seed: int, round_number: int) -> list[int]:
-        """The cohort of a round (from 1), ascending; empty where nobody's battery lasts.
+        """Return the cohort of a round (from 1), ascending; empty if no battery lasts.
 
         Raises:
-            ConfigError: the rule, which may be anybody's, names who is none, somebody twice, or more than `size`.
+            ConfigError: the sampler, possibly a plugin's, returns an invalid id, one id twice, or more than `size` ids.
         """
         chosen, clients = self.rule.choose(self.book, self.size, seed, round_number), len(self.book.levels)
         if wrong := _describe_invalid_cohort(chosen, clients, self.size):
             raise ConfigError(
                 f"FP1405 the sampler {name_of(type(self.rule))} chooses {wrong} in round {round_number}; choose "
-                f"has to give "
                 f"at most {self.size} different ids, each a whole number from 0 to {clients - 1}"
             )
         return sorted(map(int, chosen))
 
 
 def _describe_invalid_cohort(chosen: Sequence[int], clients: int, size: int) -> str:
-    """What in a choice keeps it from being a cohort of at most `size` of so many clients; empty: nothing."""
+    """Return why a choice is not a cohort of at most `size` out of `clients` clients; empty: it is one."""
     strange = [k for k in chosen if isinstance(k, bool) or not (isinstance(k, Integral) and 0 <= k < clients)]
     if strange:
-        return f"what is no client's id, {strange[:5]!s:.80},"
+        return f"ids that no client has, {strange[:5]!s:.80},"
     if twice := [int(k) for k, times in Counter(chosen).items() if times > 1]:
         return f"clients more than once, {twice[:5]},"
     return f"{len(chosen)} clients" if len(chosen) > size else ""

@@ -1,4 +1,4 @@
-"""`--measure ensemble` in the round loop: keep the last global states on the disk."""
+"""`--measure ensemble` in the round loop: keep the last global states on disk."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class EnsembleHook(RoundHook):
     """Keeps the global state after each of the `last` rounds, by round number, in `folder`."""
 
     def __init__(self, folder: Path, last: int) -> None:
+        """Hold the folder and the number of states to keep."""
         self.folder, self.last = folder, last
 
     def before_commit(self, state: ServerState) -> ServerState:

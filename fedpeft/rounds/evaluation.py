@@ -1,6 +1,7 @@
-"""How models do: on the server's held-out rows, or on the clients' own.
+"""Evaluation of models: on the server's held-out examples, or on the clients' own.
 
-Clients' own models: each client counts equally, however many rows it has. The global model: each prediction does.
+For clients' own models each client counts equally, however many examples it has. For the global model each prediction
+counts equally.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fedpeft.rounds.sampling import select_measured_clients
 from fedpeft.wiring.setup import Setup
 
 HELD_OUT = 0.2
-"""Share of each client's rows that it is evaluated on and does not train on, where clients have models of their own."""
+"""Share of each client's examples that it is evaluated on and does not train on, if clients have their own models."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,15 @@ class OwnRows:
 
 
 def summarize_own_rows(reports: Sequence[Report], most_weight: float = 0.0) -> OwnRows:
-    """The summary of the clients' reports; 0 clients and not-a-number where nobody has held-out rows.
+    """Summarize the clients' reports; without held-out examples, return 0 clients and NaN.
 
-    `most_weight`: a client counts at most as much as so many median clients, whatever it says of its rows; 0: no limit.
+    `most_weight` caps a client's weight at that many median clients, whatever it reports; 0: no cap.
     """
     heard = [r for r in reports if r.count > 0]
     if not heard:
         return OwnRows(math.nan, math.nan, math.nan, 0, math.nan, math.nan)
     most = most_weight * statistics.median_low(r.count for r in heard) or math.inf
-    believed = [min(1.0, most / r.count) for r in heard]  # shares of what each says
+    believed = [min(1.0, most / r.count) for r in heard]  # the accepted share of each reported count
     predictions = sum(r.count * share for r, share in zip(heard, believed, strict=True))
     accuracies = sorted(r.correct / r.count for r in heard)
     return OwnRows(
@@ -70,7 +71,7 @@ def summarize_own_rows(reports: Sequence[Report], most_weight: float = 0.0) -> O
 
 
 Evaluate = Callable[[State, int], Metrics | None]
-"""Metrics of a global state on the base of a version (`fedpeft.communication.base_residual`)."""
+"""Returns the metrics of a global state on the base of a version (`fedpeft.communication.base_residual`)."""
 
 
 class EvaluationHook(RoundHook):
@@ -80,12 +81,13 @@ class EvaluationHook(RoundHook):
         setup: the parts of the run.
         transport: how the server reaches clients, who evaluate on their own held-out examples.
         evaluate: evaluates a state on the server's examples; None: it has none, and clients evaluate it.
-        say: is told about evaluations that do not count.
+        say: receives messages about evaluations that do not count.
     """
 
     def __init__(
         self, setup: Setup, transport: Transport, evaluate: Evaluate | None, say: Callable[[str], None]
     ) -> None:
+        """Hold the parts that evaluate."""
         self.setup, self.transport, self.evaluate, self.say = setup, transport, evaluate, say
 
     def after_start(self, state: ServerState, log: StartLog) -> ServerState:
@@ -107,7 +109,7 @@ class EvaluationHook(RoundHook):
     def _compute_metrics(self, state: ServerState) -> Metrics | None:
         """Return the metrics of the global state, or of each client's model if they differ."""
         if self.evaluate and not self.setup.personal:
-            return self.evaluate(state.reached, state.residual.version)
+            return self.evaluate(state.reached_state, state.residual.version)
         own = ask_own_rows(self.setup, self.transport, state, self.say)
         if not own.clients:
             return None
@@ -122,7 +124,7 @@ def ask_own_rows(setup: Setup, transport: Transport, state: ServerState, say: Ca
     This traffic serves measurement and is not counted.
     """
     if AVERAGE in state.memory:
-        state = replace(state, adapter=state.reached, versions=Versions(), held={})  # sent whole
+        state = replace(state, adapter=state.reached_state, versions=Versions(), held={})  # sent whole
     sent = Broadcast(setup, state, transport.remote)
     asked = select_measured_clients(setup.clients, setup.config.seed)
     transport.publish(lambda: sent.release("evaluate", state.round))

@@ -17,6 +17,7 @@ class ExactnessHook(RoundHook):
     """Measures the aggregation error of each round."""
 
     def __init__(self, setup: Setup) -> None:
+        """Hold the parts of the run."""
         self.setup = setup
 
     def aggregator(self, inner: Aggregator, plan: RoundPlan, state: ServerState) -> Aggregator:

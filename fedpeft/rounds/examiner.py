@@ -15,14 +15,14 @@ from fedpeft.rounds.round_log import RoundLog
 
 @dataclass(frozen=True)
 class Examiner(RoundHook):
-    """Asks the global model what `--measure evaluate` wants, every few rounds.
+    """Asks the global model the questions of `--measure evaluate`, every few rounds.
 
     Attributes:
         exam: the questions.
-        every: rounds between two times.
-        rounds: of the run; the last one is always examined.
-        answers: what a global state on the base of a version says to them.
-        say: is told the measures.
+        every: number of rounds between two exams.
+        rounds: number of rounds of the run; the last one always has an exam.
+        answers: returns the answers of a global state on the base of a version.
+        say: receives the measures.
     """
 
     exam: Exam
@@ -42,8 +42,8 @@ class Examiner(RoundHook):
         log.lines["evaluations.jsonl"] = [line]
 
     def build_line(self, progress: ServerState) -> dict[str, Any]:
-        """Of evaluations.jsonl: the round, the measures, and each question with its right answers and what was said."""
-        said = self.answers(self.exam, progress.reached, progress.residual.version)
+        """Return the line of evaluations.jsonl: round, measures, and each question with right and given answers."""
+        said = self.answers(self.exam, progress.reached_state, progress.residual.version)
         asked = [
             {"question": question.asked, "right": list(question.right), "said": texts[0]}
             for question, texts in zip(self.exam.questions, said, strict=True)

@@ -1,4 +1,4 @@
-"""Asking clients and hearing from them over a Flower `Grid`: all of a cohort in order, or whoever answers first."""
+"""Messages to clients and their reports over a Flower `Grid`: a cohort in order, or the first to answer."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fedpeft.rounds.sum_journal import SumJournal
 Early = Callable[[Report], None]
 
 WAVE = 128
-"""Clients with an instruction outstanding at any time: bounds what waits to be folded in client order."""
+"""Most clients with an outstanding instruction: it bounds what waits to be folded in client order."""
 
 
 def format_client(client: int) -> str:
-    """What a client is called where it has no name of its own."""
+    """Return the display name of a client without its own name."""
     return f"client {client}"
 
 
@@ -58,16 +58,16 @@ class Transport:
     """The clients at the other end of a grid.
 
     Attributes:
-        grid: who carries the messages.
-        answered: is told (phase, clients that have answered, clients expected), first of none.
+        grid: carries the messages.
+        answered: is called with (phase, clients that have answered, clients expected), first with 0.
         remote: whether clients are on other machines.
-        announce: is told what clients are told alike, before any of them is, and returns the digest of its content;
-            None: nobody wants to know.
+        announce: receives what all clients are told alike, before any client does, and returns its digest; None: the
+            run keeps no transcripts.
         journal: of secure sums of real clients; None: a server that is killed asks for another sum.
-        called: what a client is called on a terminal, by its id.
+        called: returns a client's display name, given its id.
         members: what the server knows of clients that have joined.
         most_rows: returns the cap on the example count that a client is weighted by.
-        outstanding: by client, what it was sent to train on and whose report has not been returned yet.
+        outstanding: for each client whose report has not been returned yet, what it was sent to train on.
         arrived: reports of an asynchronous run that wait for the next step.
         pending: the instructions that have not been answered yet, by message.
         recorded: the digest that `announce` returned last; empty: nothing was announced.
@@ -96,8 +96,10 @@ class Transport:
     ) -> Iterator[tuple[Report, SentState]]:
         """Send the instructions of a round of training, and yield each report with what its client was sent.
 
-        `buffer`: how many good ones are waited for, of whoever has been asked; 0: all, in order. `early` is shown each
-        report that has come before its turn.
+        Args:
+            sent: what each client of the round receives.
+            buffer: number of valid reports to wait for, from any client that was asked; 0: all, in order.
+            early: receives each report that has come before its turn.
         """
         self.outstanding |= {s.instruction.client: s for s in sent}
         instructions = [s.instruction for s in sent]
@@ -114,7 +116,7 @@ class Transport:
         return InFlight(tuple(self.outstanding.values()), tuple(self.arrived))
 
     def resume(self, in_flight: InFlight) -> int:
-        """Take over the clients that were in flight; those that have not answered are sent their instructions again.
+        """Restore the clients that were in flight, and send those without an answer their instructions again.
 
         Returns:
             The bytes that are sent again.
@@ -131,8 +133,8 @@ class Transport:
     ) -> Iterator[Report]:
         """Send the instructions, a wave at a time, and yield the reports in the order of the instructions.
 
-        What an asynchronous run has asked before, and comes meanwhile, waits for the next step; a client that still
-        trains is asked once it has answered, since it does one thing at a time.
+        Answers to earlier instructions of an asynchronous run wait for the next step. A client that still trains is
+        asked once it has answered, since it does one thing at a time.
         """
         done = 0
         self.answered(phase, done, total)
@@ -160,9 +162,9 @@ class Transport:
                     yield turn
 
     def _receive_first(self, instructions: Sequence[Instruction], enough: int, phase: str) -> Iterator[Report]:
-        """Send the instructions, and yield the next reports of whoever has been asked, until `enough` of them are good.
+        """Send the instructions, and yield reports of any client that was asked, until `enough` of them are valid.
 
-        They come in the order of arrival, and are yielded in the order of client ids.
+        They are taken in the order of arrival, and yielded in the order of client ids.
         """
         taken, good = list[Report](), 0
         self.answered(phase, good, enough)
@@ -177,16 +179,16 @@ class Transport:
         yield from sorted(taken, key=lambda report: report.client)
 
     def under_way(self, round_number: int) -> list[int]:
-        """Whom a server that was restarted has asked for the secure sum of a round; empty: for none."""
+        """Return the clients that a restarted server had asked for the secure sum of a round; empty: there is none."""
         return self.journal.load_cohort(round_number) if self.journal is not None else []
 
     def list_joined(self, clients: int) -> list[int]:
-        """Ids of those of so many clients that are known by now."""
+        """Return the ids, out of `clients` clients, of those that have joined by now."""
         nodes = set(self.grid.get_node_ids())
         return [client for client in range(clients) if get_node_id(client) in nodes]
 
     def select_idle(self, cohort: Sequence[int], seed: int, round_number: int) -> list[int]:
-        """Of a cohort drawn for an asynchronous step, as many as bring those asked to that number again."""
+        """Return idle clients of an asynchronous step's cohort, so many that a full cohort is at work."""
         idle = [client for client in cohort if client not in self.outstanding]
         seeds.create_generator(seed, "idle", round_number).shuffle(idle)
         return sorted(idle[: max(0, len(cohort) - len(self.outstanding))])
@@ -196,7 +198,7 @@ class Transport:
             self.arrived.extend(report for _, report in self._pull())
 
     def _push(self, wave: Sequence[Instruction]) -> frozenset[str]:
-        """The ids of the messages that have been sent."""
+        """Send a wave of instructions, and return the ids of their messages."""
         messages = [
             self.grid.create_message(write_record(i), MESSAGE_TYPES[i.kind], get_node_id(i.client), str(i.round))
             for i in wave
@@ -206,8 +208,7 @@ class Transport:
         return frozenset(sent)
 
     def _pull(self) -> Iterator[tuple[str, Report]]:
-        """What has been answered, with the id of the message that has asked; a reply that is no report on what was
-        asked becomes a failed one."""
+        """Yield each answer with the id of the message that it answers; an invalid reply becomes a failed report."""
         for message in self.grid.pull_messages(set(self.pending)):
             identifier = message.metadata.reply_to_message_id
             asked = self.pending.pop(identifier, None)

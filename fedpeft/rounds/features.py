@@ -44,7 +44,7 @@ class RunParts:
         setup: the parts that the settings name.
         transport: how the server reaches its clients.
         store: the files of the run.
-        observer: is told how the run goes on.
+        observer: receives messages about the run.
         model: what the server can do with a global state itself.
         begun: what the measurements loaded before training, by name.
         privacy: the mechanism with its ledger; None: the run has none.
@@ -64,10 +64,13 @@ class RunParts:
 def attach_features(run: RunParts) -> tuple[RoundHook, ...]:
     """Return the hooks of a run.
 
-    The order matters: privacy replaces the aggregator that exactness wraps; a buffered collector picks idle clients,
-    and the traffic budget leaves clients out, before privacy charges them; energy leaves clients out after the charge;
-    a step is undone before a sum adapts its reach, a task ends, or the state is evaluated and kept. Hooks of a user's
-    own come last, after privacy has removed what a run does not disclose.
+    The order matters:
+
+    - Privacy replaces the aggregator that exactness wraps.
+    - A buffered collector picks idle clients, and the traffic budget leaves clients out, before privacy charges them.
+      Energy leaves clients out after the charge.
+    - A step is undone before a sum adapts its reach, a task ends, or the state is evaluated and kept.
+    - A user's own hooks come last, after privacy has removed what a run does not disclose.
     """
     setup, transport, store, observer, model = run.setup, run.transport, run.store, run.observer, run.model
     say = observer.say
@@ -89,7 +92,7 @@ def attach_features(run: RunParts) -> tuple[RoundHook, ...]:
 
 
 def check_features(setup: Setup) -> None:
-    """Refuse a run that one of its features does not suit.
+    """Refuse a run that one of its features can't serve.
 
     Raises:
         ConfigError, PrivacyError: from the feature.

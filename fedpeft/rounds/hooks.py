@@ -25,7 +25,7 @@ class RoundHook:
     """A feature of the round loop; every method does nothing by default."""
 
     name: ClassVar[str] = ""
-    """Key of what the hook saves in the checkpoint and of its section; unique among hooks that have either."""
+    """Key of the hook's part of the checkpoint and of its section; unique among hooks that have either."""
 
     def open(self, state: ServerState | None) -> None:
         """Begin: `state` is the checkpoint of a resumed run; None: the run is new."""
@@ -35,7 +35,7 @@ class RoundHook:
         return {}
 
     def fingerprint(self) -> str:
-        """Return what of the hook can change the outcome of the next round, as a part of the state's digest.
+        """Return the hook's part of the state's digest: what can change the outcome of the next round.
 
         A changed digest turns a repeated private round into a new attempt with a new charge.
         """
@@ -65,7 +65,7 @@ class RoundHook:
         """Return an aggregator that wraps or replaces `inner`."""
         return inner
 
-    def reported(self, report: Report) -> None:
+    def note_report(self, report: Report) -> None:
         """Take note of a report, as soon as it has arrived; it may be refused later."""
 
     def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:

@@ -1,7 +1,7 @@
 """The clients that train while an asynchronous server steps: part of the checkpoint.
 
-Without it a resumed server would forget what these clients were sent and what they have answered, and would ask
-others. Payloads and states that several clients share are written once.
+Without it, a resumed server would not have what these clients received and answered, and would ask others. Payloads and
+states that several clients share are written once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAIN = "plain"
 
 @dataclass(frozen=True)
 class InFlight:
-    """The clients that have an instruction and whose update is in no step yet.
+    """The clients that have an instruction and whose update is not in a step yet.
 
     Attributes:
         sent: what each of them was sent, in the order of sending.
@@ -66,7 +66,7 @@ class InFlight:
 
     @classmethod
     def from_tensors(cls, state: State) -> InFlight:
-        """Return what `state` was made from."""
+        """Return the clients in flight that `to_tensors` has written."""
         if not state:
             return cls()
         plain = json.loads(_convert_to_bytes(state[PLAIN]))

@@ -1,4 +1,4 @@
-"""The best state and patience in the round loop: keep the best state, and stop once nothing is gained any more."""
+"""The best state and patience in the round loop: keep the best state, and stop once nothing improves any more."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class KeepBest(RoundHook):
     """Keeps the state with the best evaluation, and ends the run once patience is over."""
 
     def __init__(self, setup: Setup) -> None:
+        """Hold the parts of the run."""
         self.setup = setup
 
     def ends(self, state: ServerState) -> str:
@@ -23,7 +24,7 @@ class KeepBest(RoundHook):
         patience = self.setup.training_control.patience
         if state.best is None or not 0 < patience <= state.best.since:
             return ""
-        return f"nothing was gained in {patience} evaluations: the run ends here"
+        return f"nothing has improved in {patience} evaluations: the run ends here"
 
     def after_start(self, state: ServerState, log: StartLog) -> ServerState:
         """Keep the start as the best state so far."""
@@ -36,7 +37,7 @@ class KeepBest(RoundHook):
     def _remember(self, state: ServerState, metrics: Metrics | None) -> ServerState:
         if metrics is None:
             return state
-        evaluated = BestState(state.round, metrics, state.reached, state.residual.total)
+        evaluated = BestState(state.round, metrics, state.reached_state, state.residual.total)
         by_accuracy = self.setup.task.metric == "accuracy"
         return replace(state, best=state.best.after(evaluated, by_accuracy) if state.best else evaluated)
 

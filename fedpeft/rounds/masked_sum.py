@@ -1,6 +1,6 @@
-"""The server's half of a secure sum: it asks the cohort five times, and learns what all of its answers come to.
+"""The server's half of a secure sum: it asks the cohort five times, and learns the sum of the answers.
 
-Whoever fails in a step has dropped out of the sum. One whose masked vector has arrived is in it all the same.
+A client that fails in a step has dropped out of the sum. If its masked vector has already arrived, it still counts.
 """
 
 from __future__ import annotations
@@ -38,27 +38,28 @@ from fedpeft.rounds.traffic import Traffic
 from fedpeft.wiring.setup import Setup
 
 WEIGHTS = "summed weights"
-"""Name of what a checkpoint keeps of the sum before round 1: the clients' weights, and how many clients there were."""
+"""Key in the checkpoint of what the sum before round 1 tells: the clients' total weight, and their number."""
 
 VECTORS = 3
-"""The step that brings the vectors."""
+"""Number of the step in which clients send their vectors."""
 
 
 class MaskedSum:
-    """One sum.
+    """One secure sum.
 
     Args:
-        clients: how they are reached.
+        clients: transport to the clients.
         secure: the settings.
-        seed, round: the run's, and 0 before round 1.
+        seed: the run's seed.
+        round_number: number of the round; 0 before round 1.
         size, numbers, clip: see `Announcement`.
         working: entered while the server computes, and left while it waits.
-        heard: is told each report, also those that say why there is no answer; None: nobody wants to know.
+        heard: receives each report, also of failures; None: nothing does.
 
     Attributes:
-        sent, received: bytes, by client, without what else step 3 brings.
+        sent, received: bytes of each client, without what step 3 carries beside the sum.
         failed: why a client dropped out before its vector had arrived.
-        arrived: whose vectors are in the sum.
+        arrived: the clients whose vectors are in the sum.
         warnings: sentences about clients that have lied, for the user.
     """
 
@@ -74,6 +75,7 @@ class MaskedSum:
         working: AbstractContextManager[object] | None = None,
         heard: Callable[[Report], None] | None = None,
     ) -> None:
+        """Hold the settings of the sum; nothing is sent yet."""
         self.clients, self.secure, self.seed, self.round = clients, secure, seed, round_number
         self.size, self.numbers, self.clip = size, numbers, clip
         self.working, self.journal, self.heard = working or nullcontext(), clients.journal, heard
@@ -91,16 +93,17 @@ class MaskedSum:
         start: Sequence[float] = (),
         losses: Losses = ANY_LOSS,
     ) -> Total:
-        """The sum of what these instructions' clients make of them.
+        """Return the sum of these clients' answers to their instructions.
 
         Args:
-            asked, phase: see `Transport`.
-            by_rows: whether clients weigh as many as their examples, or 1 each; None: neither.
-            start: weights of the sum before round 1, and of how many clients; empty: nothing to compare with.
+            asked: the instructions, one for each client.
+            phase: name of the phase, for `Transport.answered`.
+            by_rows: whether clients weigh as much as they have examples, or 1 each; None: neither.
+            start: total weight in the sum before round 1, and its number of clients; empty: nothing to compare with.
             losses: the possible mean training losses.
 
         Raises:
-            VoidError: too many have dropped out.
+            VoidError: too many clients have dropped out.
         """
         if len(asked) < FEWEST:
             raise VoidError(f"FP6161 {len(asked)} clients are asked; a secure sum takes {FEWEST} or more")
@@ -157,8 +160,8 @@ class MaskedSum:
         return checked
 
     @property
-    def sharing(self) -> list[int]:
-        """Who has shared its secrets, and was asked for its vector."""
+    def sharing_clients(self) -> list[int]:
+        """The clients that have shared their secrets, and were asked for their vectors."""
         return sorted(self.at.sealed) if self.sent else []
 
     def tell(self, say: Callable[[str], None]) -> None:
@@ -178,7 +181,7 @@ class MaskedSum:
         return [Instruction("sum", self.round, client, b"") for client in clients]
 
     def _announce(self, cohort: list[int]) -> Announcement:
-        """What the cohort is told alike: before the server was restarted, if it was, or now."""
+        """Return what the cohort is told alike: what a server announced before its restart, or a new announcement."""
         told = Announcement(os.urandom(16), len(cohort), self.size, self.numbers, self.clip)
         if self.journal is None:
             return told
@@ -196,7 +199,7 @@ class MaskedSum:
         take: Callable[[int, bytes], None],
         phase: str,
     ) -> list[int]:
-        """Ask for a step, unless it was finished before the server was restarted; returns whose answers are taken."""
+        """Ask for a step, unless it was finished before a restart; return the clients with valid answers."""
         step = self.journal.step(number) if self.journal else None
         if step is None:
             step = self._ask(number, asked, said, take, phase)
@@ -248,7 +251,10 @@ class MaskedSum:
         return step
 
     def create_results(self, sent: Sequence[SentState], void: str, confidential: bool = False) -> list[ClientResult]:
-        """What is told of each client: bytes, and why it is left out; `void`: why there is no sum, or empty."""
+        """Return the result of each client: bytes, and why it is left out.
+
+        `void` states why there is no sum; empty: there is one.
+        """
         return [
             ClientResult(
                 round=self.round,
@@ -272,11 +278,15 @@ class MaskedSum:
 def compute_step(
     total: Total, setup: Setup, learning_rate: float, shapes: Mapping[str, Shape], dtype: torch.dtype, told: State
 ) -> State:
-    """The mean update that a sum tells; where it is one of gradients, minus their mean times the learning rate.
+    """Return the mean update of a sum; for a sum of gradients, minus their mean times the learning rate.
 
     Args:
-        total, setup, learning_rate, shapes, dtype: of the round.
-        told: what clients were (`Progress.told`).
+        total: the sum.
+        setup: the parts of the run.
+        learning_rate: of the round.
+        shapes: of the summed tensors.
+        dtype: of the result.
+        told: tensors that clients received (`ServerState.told`).
     """
     secure = setup.secure_sum
     if not isinstance(secure, SharedNoise):
@@ -291,7 +301,7 @@ def compute_step(
 
 
 def compute_masked_traffic(expected: Traffic, setup: Setup, dispatch: Broadcast) -> Traffic:
-    """The traffic that is `expected` of a secret cohort, its updates as masked integers; without keys and shares."""
+    """Return the expected traffic of a secret cohort with updates as masked integers, without keys and shares."""
     assert setup.secure_sum is not None
     clients, size = expected.uplink_parameters / setup.layout.numel, setup.layout.select(dispatch.downlink.shared).numel
     return replace(expected, uplink_bytes=round(clients * size * setup.secure_sum.bits / 8))

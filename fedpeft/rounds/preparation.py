@@ -1,6 +1,6 @@
-"""The exchange before round 1: clients' statistics of their frozen features, from whose sum the head starts.
+"""The exchange before round 1: clients send statistics of their frozen features, and the head starts from their sum.
 
-Of a very large population some are asked (`fedpeft.rounds.sampling.select_measured_clients`).
+In a very large population, only some clients are asked (`fedpeft.rounds.sampling.select_measured_clients`).
 """
 
 from __future__ import annotations
@@ -51,21 +51,22 @@ def prepare(
     privacy: PrivacyEngine | None,
     say: Callable[[str], None],
     plan_start: Callable[[RoundPlan, ServerState], RoundPlan],
-    reported: Callable[[Report], None],
+    note_report: Callable[[Report], None],
 ) -> tuple[ServerState, StartLog]:
     """Return the state before round 1, and the log of its preparation.
 
     Args:
-        setup, clients: the run's.
-        fixed: what was probed at the start, kept in the checkpoint.
+        setup: the parts of the run.
+        clients: transport to the clients.
+        fixed: run constants that were measured at the start, for the checkpoint.
         privacy: adds the server's noise; None: nothing is protected.
-        say: tells the user what the statistics lack.
+        say: receives messages about what the statistics lack.
         plan_start: has hooks change the plan; privacy charges what the clients release, before they are asked.
-        reported: is called with each report, valid or not.
+        note_report: is called with each report, valid or not.
 
     Raises:
         RunError: no client has returned valid statistics.
-        ConfigError: they do not tell what the run needs to know.
+        ConfigError: the statistics lack what the run needs.
         PrivacyError: budgets do not allow the release.
     """
     log, state = StartLog(Clock()), dict(setup.start)
@@ -73,7 +74,7 @@ def prepare(
     progress = ServerState(round=0, adapter=state, started=_copy(state), drift=drift, fixed=dict(fixed))
     asks = setup.head.exchanges and "head.weight" in state
     if not asks and (setup.secure_sum is None or setup.secure_sum.noisy):
-        if setup.secure_sum is not None:  # whose clients know C by themselves
+        if setup.secure_sum is not None:  # its clients know C without a sum
             progress = replace(progress, clip=1.0)
         return progress, log
     asked = setup.clients
@@ -84,10 +85,10 @@ def prepare(
     counts: list[Tensor] = []
     down, clip = 0, None
     if setup.secure_sum is None:
-        rows, spent, total, counts = _collect_statistics(setup, clients, plan, privacy, reported)
+        rows, spent, total, counts = _collect_statistics(setup, clients, plan, privacy, note_report)
         missing = asked - len(rows)
     else:
-        masked, summed = _collect_masked_statistics(setup, setup.secure_sum, clients, plan, asks, reported, say)
+        masked, summed = _collect_masked_statistics(setup, setup.secure_sum, clients, plan, asks, note_report, say)
         masked.tell(say)
         clip = _first_clip(setup, setup.secure_sum, summed)
         if summed is None:
@@ -134,12 +135,12 @@ def _create_result(progress: ServerState, clients: int, missing: int, seconds: f
 
 
 def _compute_head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
-    """The head that the sums over all clients give."""
+    """Return the head that is computed from the sums over all clients."""
     if hidden := setup.head.hidden(total):
         names = setup.facts.label_names or ()
         say(
-            f"{len(hidden)} classes drown in the noise of the start, which does not know them: "
-            f"{_list_names(names, hidden)}"
+            f"{len(hidden)} classes have fewer examples than the noise of the start hides, so the head begins without "
+            f"them: {_list_names(names, hidden)}"
         )
     weight = setup.start["head.weight"]
     head = setup.head.solve(total, weight.shape[1], weight.shape[0])
@@ -150,7 +151,10 @@ def _compute_head(setup: Setup, total: State, say: Callable[[str], None]) -> Sta
 def _compute_broadcast_tensors(
     setup: Setup, total: State, counts: Sequence[Tensor], say: Callable[[str], None]
 ) -> State:
-    """What of the sums over all clients each is told; `counts`: of each client that counts, its rows per class."""
+    """Return the broadcast tensors, computed from the sums over all clients.
+
+    `counts` holds the examples per class of each client that counts.
+    """
     if is_whitened(setup.mechanism):
         return setup.head.whitening(total, setup.start["head.weight"].shape[1]).state
     if not setup.drift.needs_shares:
@@ -159,8 +163,8 @@ def _compute_broadcast_tensors(
     shares = setup.head.class_counts(total)
     if not (shares.numel() or least):
         raise ConfigError(
-            f"FP1406 label_shift needs the rows of each class, and the statistics of head={name_of(type(setup.head))} "
-            "do not tell them; take --head ridge, or leave it out of --drift"
+            f"FP1406 label_shift needs the number of examples per class, which the statistics of "
+            f"head={name_of(type(setup.head))} do not contain; take --head ridge, or leave label_shift out of --drift"
         )
     if least:
         skew = find_label_skew(counts, least)
@@ -171,31 +175,40 @@ def _compute_broadcast_tensors(
 
 
 def _copy(state: State) -> State:
-    """Of its own memory, as safetensors wants what it saves."""
+    """Return copies with their own memory, which safetensors requires."""
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def _is_secret(privacy: PrivacyEngine | None) -> bool:
-    """Whether nobody may know which clients there are."""
+    """Return whether cohort membership is secret."""
     return privacy is not None and privacy.mechanism.secret_cohort
 
 
 def _list_names(names: Sequence[str], of: Sequence[int]) -> str:
-    """The first few of these names."""
+    """Return the first five of these names."""
     return ", ".join(names[i] for i in of[:5]) + (", ..." if len(of) > 5 else "")
 
 
 def _announce(clients: Transport) -> None:
-    """Tell all clients alike what some are about to be asked."""
+    """Announce the question of the preparation to all clients."""
     asked = Instruction("prepare", 0, 0, b"")
     clients.publish(lambda: Release("prepare", 0, common=compute_common_digest(asked)))
 
 
 def _collect_statistics(
-    setup: Setup, clients: Transport, plan: RoundPlan, privacy: PrivacyEngine | None, reported: Callable[[Report], None]
+    setup: Setup,
+    clients: Transport,
+    plan: RoundPlan,
+    privacy: PrivacyEngine | None,
+    note_report: Callable[[Report], None],
 ) -> tuple[dict[int, int], int, State, list[Tensor]]:
-    """The rows of each client whose statistics are taken, the bytes of all, the sum of those taken, and where somebody
-    asks for them and the head tells them, their rows per class."""
+    """Collect the clients' statistics.
+
+    Returns:
+        The example counts of clients whose statistics are accepted; the bytes of all reports; the sum of the accepted
+        statistics; and the examples per class of each accepted client, if the drift correction needs them and the head
+        provides them.
+    """
     outputs, width = setup.start["head.weight"].shape
     count, most_rows = len(plan.cohort), clients.most_rows()
     instructions = (
@@ -208,7 +221,7 @@ def _collect_statistics(
     counts: list[Tensor] = []
     for report in clients.send_in_order(instructions, count, "prepare"):
         spent += len(report.payload)
-        reported(report)
+        note_report(report)
         try:
             check_report(report)
             shapes = setup.head.shapes(width, outputs, report.rows)
@@ -241,17 +254,17 @@ def _collect_masked_statistics(
     clients: Transport,
     plan: RoundPlan,
     asks: bool,
-    reported: Callable[[Report], None],
+    note_report: Callable[[Report], None],
     say: Callable[[str], None],
 ) -> tuple[MaskedSum, Total | None]:
     """Return the secure sum over all clients and its total; None: the sum is void, and the run begins without it.
 
-    There is a sum whatever the head, since it tells the clients' weights. If it fails before a vector has arrived, the
-    server tries again without the clients that failed first. Afterwards, clients take part in no second sum: the
-    difference of two sums would tell one client's statistics. The sum is then void, as in a round.
+    There is a sum whatever the head, since it provides the clients' weights. If it fails before a vector has arrived,
+    the server tries again without the clients that failed first. Afterwards, clients take part in no second sum: the
+    difference of two sums would reveal one client's statistics. The sum is then void, as in a round.
 
     Raises:
-        RunError: no vector has arrived, or the run needs what the sum tells.
+        RunError: no vector has arrived, or the run needs the sum.
     """
     shapes = _summed_shapes(setup, secure, asks)
     asked = [
@@ -261,14 +274,14 @@ def _collect_masked_statistics(
     size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)
     while True:
         _announce(clients)
-        masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=reported)
+        masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=note_report)
         try:
             return masked, masked.of(asked, "prepare", setup.by_rows)
         except VoidError as error:
             if masked.arrived and not (asks and (missed := _find_part_with_statistics(setup))):
                 say(
-                    f"before round 1: {escape(str(error))}; the federation begins without what its clients' examples "
-                    "tell: the head keeps its start"
+                    f"before round 1: {escape(str(error))}; the federation begins without statistics of its clients' "
+                    "examples: the head keeps its start"
                 )
                 return masked, None
             if clients.journal is not None:
@@ -278,7 +291,7 @@ def _collect_masked_statistics(
                     f"FP5252 the sum over the clients before round 1 is void, and {missed} needs it: {error}; begin "
                     "another federation, without the client that has caused this"
                 ) from error
-            left = [instruction for instruction in asked if instruction.client in set(masked.sharing)]
+            left = [instruction for instruction in asked if instruction.client in set(masked.sharing_clients)]
             if secure.noisy or not FEWEST <= len(left) < len(asked):
                 raise RunError(f"FP5198 there is no sum over the clients before round 1: {error}") from error
             why = "; ".join(f"{clients.called(k)}: {masked.failed[k]}" for k in sorted(masked.failed)[:1])
@@ -313,7 +326,10 @@ def _read_statistics(setup: Setup, secure: SecureSum, masked: MaskedSum, total: 
 
 
 def _first_clip(setup: Setup, secure: SecureSum, total: Total | None) -> float:
-    """Return C of round 1. Without the sum before it, every client counts with one batch; C then grows by itself."""
+    """Return C of round 1.
+
+    Without the sum before it, every client counts with one batch; C then grows from round to round.
+    """
     if secure.noisy:
         return 1.0
     batch = setup.config.batch_size
@@ -323,7 +339,7 @@ def _first_clip(setup: Setup, secure: SecureSum, total: Total | None) -> float:
 
 
 def get_statistics_shapes(setup: Setup) -> dict[str, Shape]:
-    """Of what the head's start adds up over clients."""
+    """Return the shapes of the statistics that the head's start sums over clients."""
     outputs, width = setup.start["head.weight"].shape
     sent = setup.head.shapes(width, outputs, 1)
     sums = setup.head.additive({name: torch.zeros(shape) for name, shape in sent.items()})
@@ -331,12 +347,12 @@ def get_statistics_shapes(setup: Setup) -> dict[str, Shape]:
 
 
 def get_noised_shapes(setup: Setup) -> dict[str, Shape]:
-    """Of what noise is added to before round 1."""
+    """Return the shapes of the statistics that receive noise before round 1."""
     return {name: shape for name, shape in get_statistics_shapes(setup).items() if name != VARIANCE}
 
 
 def _bound_update_norm(setup: Setup, rows: int) -> float:
-    """The norm of a client's update in round 1 if each step moved every entry by its learning rate, as Adam's do."""
+    """Return the norm of a first update whose steps move every entry by its learning rate, as in Adam."""
     rate, steps = setup.schedule.get_rate(1), setup.training.steps_for(rows)
     names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
     sizes = {name: count_entries(setup.layout.shapes[name]) for name in names}

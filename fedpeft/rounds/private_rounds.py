@@ -24,10 +24,11 @@ class PrivacyHook(RoundHook):
         setup: the parts of the run.
         engine: the mechanism, its ledger and its key.
         transport: reports how many clients have answered, unless the cohort is secret.
-        say: is told about spent budgets.
+        say: receives messages about spent budgets.
     """
 
     def __init__(self, setup: Setup, engine: PrivacyEngine, transport: Transport, say: Callable[[str], None]) -> None:
+        """Hold the engine; under a secret cohort, hide how many clients have answered."""
         self.setup, self.engine, self.transport, self.say = setup, engine, transport, say
         if engine.mechanism.secret_cohort:
             transport.answered = _hide_training(transport.answered)
@@ -41,7 +42,7 @@ class PrivacyHook(RoundHook):
         self.engine.open(resumed=state is not None)
 
     def ends(self, state: ServerState) -> str:
-        """Return why the run ends: the start leaves no budget for rounds."""
+        """Return why the run ends: the start has used the whole budget."""
         return "" if self.engine.trains else "the start has the whole privacy budget: the run ends before round 1"
 
     def select(self, plan: RoundPlan, state: ServerState) -> RoundPlan:
@@ -49,7 +50,7 @@ class PrivacyHook(RoundHook):
 
         Raises:
             EndOfRun: no budget allows another round.
-            PrivacyError: somebody's budget does not, and the run is not told to leave such clients out.
+            PrivacyError: a client's budget is spent, and the settings do not allow leaving such clients out.
         """
         if plan.kind == "prepare":
             start = self.engine.enter_start(plan.digest())
@@ -59,7 +60,7 @@ class PrivacyHook(RoundHook):
             raise EndOfRun(f"the privacy budget is spent after {state.round} rounds: the run ends here")
         if charged.spent:
             named = ", ".join(map(self.transport.called, charged.spent))
-            who = "somebody whom coins have drawn" if self.engine.has_secret_draws else named
+            who = "a randomly drawn client" if self.engine.has_secret_draws else named
             self.say(f"round {plan.number}: the privacy budget of {who} is spent; it sits out")
         mechanism = self.engine.mechanism
         return replace(
@@ -79,14 +80,15 @@ class PrivacyHook(RoundHook):
         )
         return private or inner
 
-    def reported(self, report: Report) -> None:
-        """Charge what a real client says that it has spent."""
+    def note_report(self, report: Report) -> None:
+        """Charge the budget that a real client reports as spent."""
         self.engine.heard(report)
 
     def measure(self, state: ServerState, log: RoundLog) -> None:
-        """Take out of the record what may not be told.
+        """Remove from the record what must stay secret.
 
-        The server judges updates without noise if it adds the noise itself, so that their number is private.
+        The server judges updates without noise if it adds the noise itself, so the number of rejected updates is
+        private.
         """
         if not self.engine.mechanism.noises_updates:
             log.result = replace(log.result, rejected=0)
@@ -95,7 +97,7 @@ class PrivacyHook(RoundHook):
 
 
 def _hide_training(answered: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    """Return a listener that hears nothing of training, whose cohort is secret."""
+    """Return a listener that ignores training, whose cohort is secret."""
 
     def listen(phase: str, done: int, total: int) -> None:
         if phase != "train":

@@ -1,10 +1,10 @@
-"""The server between two rounds, and what a killed run continues from: one file a round, written whole or not at all.
+"""The server state between two rounds, and its checkpoint: one file a round, written whole or not at all.
 
-A checkpoint is a safetensors file; what is not a tensor is JSON in its header. It also holds the lengths of the
-record files at that moment, and the round's own lines: they are written to the record files once the checkpoint is on
-the disk, and again on resume. So nothing is told of a round that could still come out differently, and at most the
-running round is lost. A checksum over all of it finds what a disk has changed. It says who took part, so nobody else
-may read it.
+A checkpoint is a safetensors file; what is not a tensor is JSON in its header. It also holds the lengths of the record
+files at that moment, and the round's own lines. These lines are written to the record files once the checkpoint is on
+disk, and again on resume. So no file reports a round that could still come out differently, and at most the running
+round is lost. A checksum over all of it detects damage on disk. The file reveals who took part, so nobody else may read
+it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from fedpeft.rounds.traffic import Counters
 VERSION = 5
 
 OF_CLIENTS = ("acknowledged", "held", "rows", "rejections")
-"""The attributes of a `ServerState` that are a number per client: in a checkpoint, arrays of ids and numbers."""
+"""Attributes of a `ServerState` with a number per client; a checkpoint stores them as arrays of ids and numbers."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,26 @@ class ServerState:
     Attributes:
         round: the last finished round; 0 after the preparation.
         adapter: the global state.
-        started: the state before round 1, with the head that the clients' statistics gave.
-        memory: of the server optimizer, states by name.
+        started: the state before round 1, with the head from the clients' statistics.
+        memory: state of the server optimizer, by name.
         residual: what exact strategies have put into the base.
         drift: the states of the server's drift corrections, by name (`fedpeft.clients.drift`).
-        forms: LoRA rank and alpha of the clients whose form the strategy has changed.
-        acknowledged: per client that took part, the last recorded round.
-        held: per client that took part, the version of the state that it holds; 0: none of use.
-        versions: of the state that clients hold.
-        rows: of the clients that have been heard of.
-        rejections: per client, how many of its updates were left out: its reputation.
+        forms: LoRA rank and alpha of the clients whose adapter shape the strategy has changed.
+        acknowledged: for each client that took part, the last recorded round.
+        held: for each client that took part, the version of the state that it holds; 0: none of use.
+        versions: versions of the state that clients hold.
+        rows: example counts of the clients that have reported.
+        rejections: for each client, how many of its updates were refused: its reputation.
         losses: the mean training loss of each round.
         counters: running totals.
         offsets: lengths of the record files in bytes, without `lines`.
         lines: what the last round adds to each record file.
-        fixed: what was probed at the start and must stay (kernel, workers, threads).
-        clip: the clipping norm of the next round, where user-level privacy adapts it.
-        told: of the sums before round 1 what clients are told, too (`Instruction.told`).
-        standing: what the safeguard knows.
-        best: the best state so far on the validation rows, where it is kept.
-        learned: what a rule that goes by tasks remembers of earlier ones, or a rule of groups of these.
+        fixed: run constants that were measured at the start and must stay (kernel, workers, threads).
+        clip: the clipping norm of the next round, if user-level privacy adapts it.
+        told: broadcast tensors, from the sums before round 1 (`Instruction.told`).
+        standing: state of the safeguard.
+        best: the best state so far on the validation set, if the run keeps it.
+        learned: what a task-aware or group strategy remembers of earlier rounds.
         in_flight: the clients of an asynchronous run that train meanwhile.
         lowered: the last round whose undone step lowered the clients' learning rate; 0: none.
         hooks: what each hook of the loop saves, by its name.
@@ -103,14 +103,15 @@ class ServerState:
     def after(
         self, outcome: AggregationResult, taken: ReportReceiver, made: Mapping[AdapterShape | None, bytes], clients: int
     ) -> ServerState:
-        """The server after a round.
+        """Return the server state after a round.
 
         Args:
-            outcome, taken: what the round has led to, and its reports.
+            outcome: the aggregation result of the round.
+            taken: the reports of the round.
             made: the round's new versions (`Downlink.made`).
-            clients: how many there are.
+            clients: number of all clients.
         """
-        round_number, lost = self.round + 1, dict.fromkeys(taken.lost, 0)  # whoever has nothing left is a newcomer
+        round_number, lost = self.round + 1, dict.fromkeys(taken.lost, 0)  # a client without state is a newcomer
         new = {client: 0 if client in taken.forms else asked for client, asked in taken.accepted.items()}
         held = self.held | new | lost
         rejected = {client: self.rejections.get(client, 0) + 1 for client in taken.rejected}
@@ -133,34 +134,32 @@ class ServerState:
         )
 
     def undo_step(self, after: ServerState, standing: SafeguardState) -> ServerState:
-        """The server where the step to `after` does not count: what clients told of themselves stays, momentum goes."""
+        """Return the state without the step to `after`: keep what clients reported, drop momentum."""
         told: dict[str, Any] = {"round": after.round, "rows": after.rows, "rejections": after.rejections}
-        lost = {
-            client: 0 for client, round_number in after.acknowledged.items() if not round_number
-        }  # newcomers, all the same
+        lost = {client: 0 for client, round_number in after.acknowledged.items() if not round_number}  # newcomers
         told |= {"acknowledged": self.acknowledged | lost, "held": self.held | lost}
         return replace(self, standing=standing, memory=drop_momentum(self.memory), **told)
 
     @property
-    def reached(self) -> State:
-        """What would be the result now: the global state, or the average of all where the server takes one."""
+    def reached_state(self) -> State:
+        """What would be the result now: the global state, or the average of all states if the server keeps one."""
         return self.memory.get(AVERAGE, self.adapter)
 
     @property
     def result(self) -> tuple[State, State]:
-        """What the run has led to: the state and, by module, what is in the base; the best of both, or the last."""
-        return (self.best.adapter, self.best.residual) if self.best else (self.reached, self.residual.total)
+        """The result of the run: the best or the last state, and what is then in the base, by module."""
+        return (self.best.adapter, self.best.residual) if self.best else (self.reached_state, self.residual.total)
 
     @property
     def kept_round(self) -> int:
-        """After which round the state of `result` was the global one."""
+        """The round after which the state of `result` was the global one."""
         return self.best.round if self.best else self.round
 
     def compute_digest(self, *fingerprints: str) -> str:
-        """Return a digest of all that the next round's outcome is a function of, `fingerprints` of hooks included.
+        """Return a digest of all that the next round's outcome depends on, with the `fingerprints` of hooks.
 
-        Left out are `rows`, which weigh nothing under privacy (batteries have a fingerprint), and `held`, which decides
-        how a state is sent but not which one arrives
+        It leaves out `rows`, which have no weight under privacy (batteries have a fingerprint). It also leaves out
+        `held`, which decides how a state is sent but not which one arrives
         (`test_every_version_leads_to_the_same_bits`).
         """
         forms, acknowledged = sorted(self.forms.items()), sorted(self.acknowledged.items())
@@ -175,7 +174,7 @@ class ServerState:
         return _compute_checksum(repr(plain) + "".join(fingerprints), tensors)
 
     def to_bytes(self) -> bytes:
-        """As a checkpoint."""
+        """Return the state as the bytes of a checkpoint."""
         tensors = {
             f"{kind}/{name}": tensor.contiguous()
             for kind, state in (
@@ -201,10 +200,10 @@ class ServerState:
 
     @classmethod
     def read(cls, path: Path) -> ServerState:
-        """From a checkpoint.
+        """Read a checkpoint.
 
         Raises:
-            RunError: it can't be read, or is another version's.
+            RunError: it can't be read, or another version has written it.
         """
         try:
             with safe_open(files.check_regular_file(path), framework="pt") as file:
@@ -225,14 +224,14 @@ class ServerState:
             )
         try:
             return cls._from_plain(plain, tensors)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # of a header that a hand has written
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # a header that was edited by hand
             raise RunError(
-                f"FP5202 the checkpoint {path} can't be read: it is no state of a run ({error!r})"
+                f"FP5202 the checkpoint {path} can't be read: its header has other fields ({error!r})"
             ) from error
 
     @classmethod
     def _from_plain(cls, plain: dict[str, Any], tensors: State) -> ServerState:
-        """From what `to_bytes` has written."""
+        """Return the state that `to_bytes` has written."""
         of_clients = select_section(tensors, "clients")
         for name in OF_CLIENTS:
             plain[name] = _convert_to_mapping(select_section(of_clients, name))
@@ -259,11 +258,11 @@ class ServerState:
 
 
 TENSORS = ("adapter", "started", "memory", "residual", "drift", "versions", "told", "best", "learned", "in_flight")
-"""The attributes of a `ServerState` that a checkpoint holds as tensors."""
+"""Attributes of a `ServerState` that a checkpoint holds as tensors."""
 
 
 def _convert_to_arrays(numbers: Mapping[int, int]) -> State:
-    """A number per client as tensors, in the order of the mapping."""
+    """Return a number per client as tensors, in the order of the mapping."""
     return {
         "ids": torch.tensor(list(numbers), dtype=torch.int64),
         "values": torch.tensor(list(numbers.values()), dtype=torch.int64),
@@ -271,7 +270,7 @@ def _convert_to_arrays(numbers: Mapping[int, int]) -> State:
 
 
 def _convert_to_mapping(arrays: State) -> dict[int, int]:
-    """The inverse of `_convert_to_arrays`."""
+    """Return what `_convert_to_arrays` was given."""
     return dict(zip(arrays["ids"].tolist(), arrays["values"].tolist(), strict=True))
 
 
@@ -286,7 +285,7 @@ def _compute_checksum(header: str, tensors: State) -> str:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run; the newest is kept, and the one before it until the newest is safe."""
+    """The checkpoints of one run; the newest is kept, and the previous one until the newest is safe."""
 
     folder: Path
 
@@ -294,7 +293,7 @@ class Checkpoints:
         """Write the state of the server after a round.
 
         Raises:
-            RunError: the disk is full or can't be written; the checkpoint before stays valid.
+            RunError: the disk is full or can't be written; the previous checkpoint stays valid.
         """
         try:
             files.make_private_folder(self.folder)
@@ -308,11 +307,11 @@ class Checkpoints:
 
     @property
     def exists(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a checkpoint."""
         return any(self.folder.glob("*.safetensors"))
 
     def load(self) -> ServerState | None:
-        """The newest checkpoint; None where there is none.
+        """Return the newest checkpoint; None: there is none.
 
         Raises:
             RunError: it can't be read.
@@ -323,14 +322,14 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class RunStore:
-    """What a server keeps on the disk.
+    """The files of a server.
 
     Attributes:
         records: the lines of rounds and clients.
         checkpoints: of its progress.
         bases: where clients on this machine read what has been put into the base.
-        estimates: its copies of its clients' memories, where the uplink wants them (EF21).
-        waiting: where updates wait that a strategy wants all at once.
+        estimates: its copies of its clients' memories, if the uplink needs them (EF21).
+        waiting: folder of updates that wait for a strategy that takes them all at once.
     """
 
     records: Records
@@ -341,7 +340,7 @@ class RunStore:
 
     @classmethod
     def from_records(cls, records: Records) -> RunStore:
-        """In the folder of a run's records."""
+        """Return the store in the folder of a run's records."""
         folder = records.folder
         return cls(
             records,
@@ -352,14 +351,14 @@ class RunStore:
         )
 
     def restore(self, progress: ServerState | None) -> None:
-        """Make the other files those that were there when `progress` was saved; None: none were."""
+        """Restore the other files as they were when `progress` was saved; None: remove their content."""
         self.records.cut(progress.offsets if progress else {})
         if progress is not None:
             self._tell(progress)
             self.bases.put(progress.residual.version, progress.residual.total)
 
     def commit(self, progress: ServerState) -> None:
-        """A round counts once its checkpoint is on the disk, and is told of only then."""
+        """Record a round: it counts, and is reported, once its checkpoint is on disk."""
         self.records.sync()
         self.checkpoints.save(replace(progress, offsets=self.records.get_offsets()))
         self._tell(progress)

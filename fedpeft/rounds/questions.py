@@ -1,7 +1,8 @@
-"""Questions to clients about their own held-out rows, whose answers are sums: nobody else sees a row, or a prediction.
+"""Questions to clients about their own held-out examples. The answers are sums, so nobody else sees an example.
 
-A client that answers what no rows can have is left out, and one with more rows than it may weigh counts as if it had so
-many, as before round 1. Under masks (`fedpeft.rounds.masked_sum`) no answer is seen, and only their sum can be checked.
+An answer that no examples can have is left out. A client with more examples than the cap counts as if it had that many,
+as before round 1. Under masks (`fedpeft.rounds.masked_sum`) the server sees only the sum of the answers, and only that
+can be checked.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fedpeft.wiring.setup import Setup
 
 @dataclass(frozen=True)
 class SummedAnswers:
-    """The sums over all clients' rows, how many clients they are of, and what asking and answering cost in bytes."""
+    """Sums over all clients' examples, the number of clients, and what asking and answering cost in bytes."""
 
     total: State
     clients: int
@@ -45,19 +46,20 @@ class SummedAnswers:
 
     @property
     def rows(self) -> float:
-        """How many rows they are over."""
+        """Number of examples in the sums."""
         return float(self.total[ROWS])
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Asks clients of the model that `progress` has led to.
+    """Asks clients about the model of the server state `progress`.
 
     Attributes:
-        setup, clients: the run's.
-        progress: its state is what the clients look at (`select_kept_state`).
-        most_rows: that a client may weigh.
-        say: is told of answers that do not count.
+        setup: the parts of the run.
+        clients: transport to the clients.
+        progress: its state is the one that clients use (`select_kept_state`).
+        most_rows: cap on the example count that a client is weighted by.
+        say: receives messages about answers that do not count.
     """
 
     setup: Setup
@@ -67,17 +69,18 @@ class Questions:
     say: Callable[[str], None] = lambda _: None
 
     def ask(self, question: Question, cohort: Sequence[int] = (), round_number: int | None = None) -> SummedAnswers:
-        """The sum of the answers, of very many clients of some (`sampling.measured`). What is measurement does not
-        count its bytes.
+        """Return the sum of the answers of all clients, or of some in a very large population.
+
+        The bytes of pure measurements do not count as traffic of the run.
 
         Args:
-            question: what is asked.
-            cohort: who is asked; empty: all, or so many.
-            round_number: that clients are to think they are in, by which they know their task; None: the last one.
+            question: the question.
+            cohort: the clients to ask; empty: all, or as many as `select_measured_clients` returns.
+            round_number: round by which clients choose their task; None: the last one.
 
         Raises:
             ConfigError: the answers would be too long.
-            RunError: nobody has answered.
+            RunError: no client has answered.
         """
         cohort = cohort or select_measured_clients(self.setup.clients, self.setup.config.seed)
         round_number = self.progress.round if round_number is None else round_number
@@ -89,10 +92,10 @@ class Questions:
         return SummedAnswers(total.sums, found.clients, found.downlink_bytes, found.uplink_bytes)
 
     def ask_each(self, question: Question, cohort: Sequence[int], round_number: int) -> ClientAnswers:
-        """The answers of each client of a cohort that has given one, and what they cost.
+        """Return the answer of each client of a cohort that has given one, and what the answers cost.
 
         Raises:
-            ConfigError, RunError: as of `ask`.
+            ConfigError, RunError: see `ask`.
         """
         found = ClientAnswers()
         for report, answer in self._ask(question, cohort, round_number, found):
@@ -102,13 +105,13 @@ class Questions:
     def _ask(
         self, question: Question, cohort: Sequence[int], round_number: int, found: ClientAnswers
     ) -> Iterator[tuple[Report, State]]:
-        """The answers that count; what all of them cost is added to `found`."""
+        """Yield the answers that count, and add the bytes of all answers to `found`."""
         shapes = self._get_shapes(question)
         instructions = self._create_instructions(question, cohort, round_number)
         found.downlink_bytes = sum(len(i.payload) + len(i.residual) for i in instructions)
         for report in self.clients.send_in_order(instructions, len(cohort), "evaluate"):
             found.uplink_bytes += len(report.payload)
-            if not report.rows and report.error in ("", NOT_JOINED):  # it holds no rows out, or is not there
+            if not report.rows and report.error in ("", NOT_JOINED):  # it has no held-out examples, or is not there
                 continue
             try:
                 answer = _answer(report, question, shapes)
@@ -126,7 +129,7 @@ class Questions:
     def _ask_under_masks(
         self, secure: SecureSum, question: Question, cohort: Sequence[int], round_number: int
     ) -> SummedAnswers:
-        """The sums as numbers of one secure sum (`fedpeft.privacy.secure_sum.integers`), each to its unit."""
+        """Return the sums from one secure sum (`fedpeft.privacy.secure_sum.integers`), each to its unit."""
         shapes = self._get_shapes(question)
         masked = MaskedSum(self.clients, secure, self.setup.config.seed, round_number, 0, entries(shapes) + BESIDE, 1.0)
         instructions = self._create_instructions(question, cohort, round_number)
@@ -144,14 +147,18 @@ class Questions:
         return question.get_all_shapes(self.setup.facts.classes, matrices)
 
     def _create_instructions(self, question: Question, cohort: Sequence[int], round_number: int) -> list[Instruction]:
-        """Announced, where clients are to be told alike."""
+        """Return the instructions, after announcing them if the run keeps transcripts."""
         sent = Broadcast(self.setup, self.progress, self.clients.remote)
         self.clients.publish(lambda: sent.release("evaluate", round_number, question.text))
         return [replace(sent.create_instruction("evaluate", k, round_number), asks=question.text) for k in cohort]
 
 
 def _answer(report: Report, question: Question, shapes: dict[str, tuple[int, ...]]) -> State:
-    """The sums in a report, or PayloadError: no rows can have them."""
+    """Return the sums in a report.
+
+    Raises:
+        PayloadError: no examples can have these sums.
+    """
     check_report(report)
     answer = decode(report.payload, shapes)
     if answer.keys() != shapes.keys():
@@ -161,10 +168,10 @@ def _answer(report: Report, question: Question, shapes: dict[str, tuple[int, ...
 
 
 def select_kept_state(progress: ServerState, bases: ResidualFiles) -> ServerState:
-    """The run as if the state that it keeps were its last one, sent to clients whole, and its base among `bases`.
+    """Return the run as if the state that it keeps were its last one, and write its base to `bases`.
 
-    What is in the base then has the number of the next round, under which nothing else is; where rounds that are not
-    kept have put something in, clients that hold it are told that it is nothing.
+    The kept base gets the number of the next round, which is free. Rounds that are not kept may have put a residual
+    into other modules; clients that hold it then receive zeros. Clients receive the whole state.
     """
     state, kept = progress.result
     if progress.kept_round == progress.round and AVERAGE not in progress.memory:

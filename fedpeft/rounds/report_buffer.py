@@ -1,4 +1,4 @@
-"""Reports that have come before their turn: in memory up to a bound, what the others hold in a file."""
+"""Reports that have come before their turn: in memory up to a bound, the rest in a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HELD = 256 << 20
 
 @dataclass
 class ReportBuffer:
-    """By client, until it is their turn; memory does not depend on how many wait."""
+    """Reports by client, until their turn comes; memory does not depend on how many wait."""
 
     held: int = 0
     _reports: dict[int, Report] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class ReportBuffer:
         self._reports[report.client] = report
 
     def take(self, client: int) -> Report | None:
-        """A client's report, which is not kept any longer; None: it has not come."""
+        """Return a client's report, and forget it; None: it has not come."""
         report = self._reports.pop(client, None)
         if report is None or client not in self._places:
             self.held -= report.bytes if report is not None else 0

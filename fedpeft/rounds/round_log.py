@@ -41,7 +41,7 @@ class RoundLog:
         plan: the cohort and its terms.
         broadcast: makes what each client receives.
         clock: the times of the round.
-        reported: is called with each report, valid or not.
+        note_report: is called with each report, valid or not.
         sent: what each client of the cohort receives.
         received: the reports, and which updates were accepted.
         aggregation: what the accepted updates lead to.
@@ -54,7 +54,7 @@ class RoundLog:
     plan: RoundPlan
     broadcast: Broadcast
     clock: Clock
-    reported: Callable[[Report], None]
+    note_report: Callable[[Report], None]
     sent: list[SentState] = field(default_factory=list)
     received: ReportReceiver = field(init=False)
     aggregation: AggregationResult = field(init=False)

@@ -1,12 +1,13 @@
 """One federation, start to end: the file to read first.
 
     prepare   ask every client for statistics of its frozen features; the head starts from their sum
-    round     sample a cohort, send each client the global adapter in its form, let it train,
+    round     sample a cohort, send each client the global adapter in its shape, let it train,
               fold the updates in client order, let the server optimizer step, evaluate, record, checkpoint
 
-The server talks to clients through a Flower `Grid` and knows nothing of how they run: the same loop drives a
-simulation, a Ray cluster and real machines. After each round a checkpoint is written; a killed run continues from it
-with identical results. Cross-cutting features attach as hooks (`fedpeft.rounds.hooks`); the loop knows none of them.
+The server reaches clients through a Flower `Grid` and does not depend on where they run: the same loop drives a
+simulation, a Ray cluster and real machines. After each round it writes a checkpoint; a killed run continues from it
+with identical results. Cross-cutting features attach as hooks (`fedpeft.rounds.hooks`); the loop depends on none of
+them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Prepare = Callable[
 
 
 def never_stop() -> bool:
-    """Nobody asks a run to stop."""
+    """Return False: nothing stops the run early."""
     return False
 
 
@@ -54,11 +55,11 @@ class Server:
         transport: how the server reaches its clients.
         sampler: draws the cohorts.
         store: the files of the run.
-        observer: is told how the run goes on.
+        observer: receives messages about the run.
         hooks: the features of the run in their order (`fedpeft.rounds.features`); one of them is the collector.
-        prepare: returns the state before round 1, and the log of its preparation, given what changes its plan and what
-            takes note of reports.
-        stopping: asked before each round whether the run should end here; it can be resumed.
+        prepare: returns the state before round 1 and the log of its preparation, given a function that changes its plan
+            and one that receives reports.
+        stopping: called before each round; returns whether the run should end here. It can be resumed.
     """
 
     def __init__(
@@ -72,12 +73,13 @@ class Server:
         prepare: Prepare,
         stopping: Callable[[], bool] = never_stop,
     ) -> None:
+        """Hold the parts of the run, and find the collector among the hooks."""
         self.setup, self.transport, self.sampler, self.store = setup, transport, sampler, store
         self.observer, self.hooks, self.prepare, self.stopping = observer, hooks, prepare, stopping
         (self.collector,) = (hook for hook in hooks if isinstance(hook, UpdateCollector))
 
     def run(self) -> ServerState:
-        """Do all rounds that are left, and return the state that they lead to."""
+        """Run all rounds that are left, and return the state that they lead to."""
         saved = self.store.checkpoints.load()
         self.store.restore(saved)
         for hook in self.hooks:
@@ -100,7 +102,7 @@ class Server:
         return state
 
     def round(self, plan: RoundPlan, before: ServerState) -> tuple[ServerState, RoundLog]:
-        """Do one round, and return the state after it and its log."""
+        """Run one round, and return the state after it and its log."""
         broadcast = Broadcast(self.setup, before, self.transport.remote, plan.steps)
         log = RoundLog(plan, broadcast, Clock(), self.note_report)
         self.transport.publish(lambda: broadcast.release("train", plan.number))
@@ -174,7 +176,7 @@ class Server:
     def note_report(self, report: Report) -> None:
         """Have the hooks take note of a report."""
         for hook in self.hooks:
-            hook.reported(report)
+            hook.note_report(report)
 
     def complete(self, state: ServerState) -> ServerState:
         """Return the state to save, once hooks have written what must exist before the checkpoint."""

@@ -23,6 +23,7 @@ class FiniteSteps(RoundHook):
     """Ends a run without a safeguard if a step leads to a state that is not finite."""
 
     def __init__(self, setup: Setup) -> None:
+        """Hold the parts of the run."""
         self.setup = setup
 
     def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
@@ -51,6 +52,7 @@ class SafeguardHook(RoundHook):
         validation_loss: ValidationLoss,
         say: Callable[[str], None],
     ) -> None:
+        """Hold the safeguard and the loss that it judges by."""
         self.setup, self.store, self.guard = setup, store, guard
         self.validation_loss, self.say = validation_loss, say
 

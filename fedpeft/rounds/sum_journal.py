@@ -1,10 +1,10 @@
-"""What the server of real clients has heard in the secure sum that is under way, step by step, on its disk.
+"""The server's journal of a running secure sum of real clients, step by step, on disk.
 
-A client takes part in one sum a round. So a server that is killed in the middle of one goes on with it where it stood:
-steps that were finished are read here, and those asked in the others answer the same again.
+A client takes part in one sum a round. So a server that is killed during a sum continues that one. It reads finished
+steps from here, and clients that are asked again in the other steps give the same answer.
 
     FOLDER/announced   round, cohort and announcement
-    FOLDER/1 ... 5     what came of each step that was finished
+    FOLDER/1 ... 5     the outcome of each finished step
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ STEPS = ("5", "4", "3", "2", "1")
 
 @dataclass(frozen=True)
 class OpenSum:
-    """A sum that was begun.
+    """A sum that has begun.
 
     Attributes:
-        round: of it; 0: before round 1.
-        cohort: who is asked.
+        round: its round; 0: before round 1.
+        cohort: the clients that are asked.
         told: what they are told alike.
     """
 
@@ -40,13 +40,13 @@ class OpenSum:
 
 @dataclass
 class Step:
-    """What came of one step.
+    """The outcome of one step.
 
     Attributes:
-        answers: by client; of the third step none, as their sum is kept.
+        answers: by client; empty for the third step, whose sum is kept.
         total: that sum (`Coordinator.summed`).
-        taken: whose answers were good.
-        failed: why others have not.
+        taken: the clients whose answers were valid.
+        failed: why the others failed.
         sent, received: bytes, by client.
     """
 
@@ -60,10 +60,10 @@ class Step:
 
 @dataclass(frozen=True)
 class SumJournal:
-    """The sum that is under way.
+    """The running sum.
 
     Attributes:
-        folder: where it is kept; made with the first sum.
+        folder: where it is kept; created with the first sum.
         run: name of the federation.
     """
 
@@ -71,7 +71,7 @@ class SumJournal:
     run: str
 
     def load_opened(self, round_number: int) -> OpenSum | None:
-        """The sum of a round, if it was begun.
+        """Return the sum of a round, if it has begun.
 
         Raises:
             RunError: the file can't be read.
@@ -86,7 +86,7 @@ class SumJournal:
         return found if found.round == round_number else None
 
     def load_cohort(self, round_number: int) -> list[int]:
-        """Whom a server that was restarted has asked for the sum of a round; empty: it has not begun.
+        """Return the clients that were asked for the sum of a round before a restart; empty: it has not begun.
 
         Raises:
             RunError: the file can't be read.
@@ -95,7 +95,7 @@ class SumJournal:
         return [] if opened is None else list(opened.cohort)
 
     def begin(self, opened: OpenSum) -> None:
-        """Another sum begins; the one before is forgotten.
+        """Begin another sum, and forget the previous one.
 
         Raises:
             RunError: the disk is full, or can't be written.
@@ -107,7 +107,7 @@ class SumJournal:
             files.replace(self.folder / ANNOUNCED, json.dumps(stored).encode(), private=True)
 
     def forget(self) -> None:
-        """The sum has come to nothing, and is not gone on with.
+        """Forget the sum, which has failed and is not continued.
 
         Raises:
             RunError: the files can't be removed.
@@ -115,12 +115,12 @@ class SumJournal:
         if not self.folder.exists():
             return
         with files.raise_write_errors(self.folder):
-            for name in (*STEPS, ANNOUNCED):  # from the last one on: what is left is the beginning of a sum, or none
+            for name in (*STEPS, ANNOUNCED):  # backward: what an interruption leaves is the start of a sum
                 (self.folder / name).unlink(missing_ok=True)
             files.sync(self.folder)
 
     def step(self, number: int) -> Step | None:
-        """What came of a step of the sum; None: it was not finished.
+        """Return the outcome of a step of the sum; None: it was not finished.
 
         Raises:
             RunError: the file can't be read.
@@ -142,7 +142,7 @@ class SumJournal:
         return Step(answers, total, stored["taken"], failed, Counter(sent), Counter(received))
 
     def finish(self, number: int, step: Step) -> None:
-        """A step is over.
+        """Record a finished step.
 
         Raises:
             RunError: the disk is full, or can't be written.
@@ -164,6 +164,6 @@ class SumJournal:
 
     def _create_damage_error(self, name: str, error: Exception) -> RunError:
         return RunError(
-            f"FP5208 what was heard of a secure sum in {self.folder / name} can't be read ({error}); bring it back "
-            "from a copy, or remove the folder: the round is then void for clients that have sent their part of it"
+            f"FP5208 the journal of a secure sum in {self.folder / name} can't be read ({error}); bring it back from a "
+            "copy, or remove the folder: the round is then void for clients that have sent their part of it"
         )

@@ -1,9 +1,8 @@
-"""Where tasks come one after the other: what happens between them, and how each task is done after each of them.
+"""Continual learning in the round loop: what happens between tasks, and each task's score after each of them.
 
-A rule that goes by tasks may have clients asked for sums where a task begins and where it ends
-(`fedpeft.aggregation.task_rules`). Those answer that are at it on time (of very many, some); what is sent counts as
-what is sent before round 1 does. All of it is made from the last checkpoint, so a run that was killed between two tasks
-does it again.
+A task-aware strategy may ask clients for sums when a task begins and when it ends (`fedpeft.aggregation.task_rules`).
+Only clients that reach the task on schedule are asked (a sample of large populations). This traffic counts like that
+before round 1. All of it is computed from the last checkpoint, so a run that was killed between two tasks repeats it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from fedpeft.trust.question import parse_question
 from fedpeft.wiring.setup import Setup
 
 Score = Callable[[State, int, int, bool], Totals]
-"""Of a global state, on the base of a version, on held-out rows of a task; whether only its classes compete."""
+"""Returns totals on held-out examples, given state, base version, task, and whether only the task's classes compete."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,11 @@ class TaskScheduler(RoundHook):
     """Begins and ends tasks between rounds, and scores each task after each of them.
 
     Attributes:
-        setup, clients: the run's.
-        sequence: of the tasks.
-        score: of a state on a task.
-        say: is told of answers that do not count.
+        setup: the parts of the run.
+        clients: transport to the clients.
+        sequence: the tasks in their order.
+        score: scores a state on a task.
+        say: receives messages about answers that do not count.
     """
 
     setup: Setup
@@ -67,11 +67,11 @@ class TaskScheduler(RoundHook):
         log.lines["tasks.jsonl"] = self.build_lines(state)
 
     def build_lines(self, progress: ServerState) -> list[dict[str, Any]]:
-        """What `tasks.jsonl` says of the state before round 1, and after each task's last round; else nothing."""
+        """Return the lines of `tasks.jsonl` before round 1 and after each task's last round; otherwise none."""
         round_number, schedule = progress.round, self.sequence.schedule
         if round_number and not schedule.is_task_end(round_number, self.setup.rounds):
             return []
-        state, version = progress.reached, progress.residual.version
+        state, version = progress.reached_state, progress.residual.version
         tasks = range(len(self.sequence.names))
         among_all = [self.score(state, version, task, False) for task in tasks]
         line = {

@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass, replace
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a round's messages come to.
+    """Totals over a round's messages.
 
-    `base_bytes` is the part of `downlink_bytes` that brings clients' bases up to date, `uplink_parameters` counts the
-    adapters' parameters of all updates.
+    Attributes:
+        uplink_bytes: bytes from clients to the server.
+        downlink_bytes: bytes from the server to clients.
+        base_bytes: part of `downlink_bytes` that brings clients' bases up to date.
+        uplink_parameters: number of adapter parameters in all updates.
     """
 
     uplink_bytes: int = 0
@@ -21,8 +24,13 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Counters:
-    """Running totals of a run, as in `Traffic`; `prepare_bytes` are those of `uplink_bytes` before round 1 and between
-    tasks, `rejected` the updates left out."""
+    """Running totals of a run, as in `Traffic`.
+
+    Attributes:
+        prepare_bytes: part of `uplink_bytes` before round 1 and between tasks.
+        rejected: number of refused updates.
+        round_seconds: seconds of all rounds.
+    """
 
     uplink_bytes: int = 0
     downlink_bytes: int = 0
@@ -33,6 +41,6 @@ class Counters:
     round_seconds: float = 0.0
 
     def after(self, traffic: Traffic, rejected: int, seconds: float) -> Counters:
-        """With one more round."""
+        """Return the totals with one more round."""
         more = asdict(traffic) | {"rejected": rejected, "round_seconds": seconds}
         return replace(self, **{name: getattr(self, name) + value for name, value in more.items()})

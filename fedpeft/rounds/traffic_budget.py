@@ -35,7 +35,7 @@ MOST: Final = 2.0
 """Factor by which earlier rounds raise a prediction at most: a client that sends too much must not end the run."""
 
 MEGABYTE: Final = 1_000_000
-"""Bytes."""
+"""Number of bytes."""
 
 
 class TrafficBudget(RoundHook):
@@ -44,12 +44,13 @@ class TrafficBudget(RoundHook):
     Args:
         setup: the parts of the run.
         remote: whether the clients are on other machines.
-        say: tells the user about clients that are left out.
+        say: receives messages about clients that are left out.
     """
 
     name: ClassVar[str] = "budget_megabytes"
 
     def __init__(self, setup: Setup, remote: bool, say: Callable[[str], None]) -> None:
+        """Hold the budget, and find out whether updates can be sent in fewer bits."""
         self.setup, self.remote, self.say = setup, remote, say
         self.budget = setup.config.budget_megabytes * MEGABYTE
         self.shares = SHARES if can_lower_bits(setup) else SHARES[:1]
@@ -115,7 +116,7 @@ class TrafficBudget(RoundHook):
         log.lines.setdefault(RECORD, []).append(line)
 
     def section(self, state: ServerState) -> dict[str, Any]:
-        """Return what of the budget is used, and what it has cost."""
+        """Return the used part of the budget, and what the limit has cost."""
         return {
             "megabytes": self.setup.config.budget_megabytes,
             "used_megabytes": count_bytes(state) / MEGABYTE,
@@ -161,7 +162,7 @@ def check(setup: Setup) -> None:
     """Refuse a budget for rounds whose clients the server must not choose, or cannot.
 
     Raises:
-        ConfigError, PrivacyError: states what does not fit, and what to do.
+        ConfigError, PrivacyError: names what does not fit, and a remedy.
     """
     if not setup.config.budget_megabytes:
         return

@@ -1,4 +1,4 @@
-"""A hook of a user's own: a part of a plugin that `--hook` attaches to the round loop.
+"""A user's own hook: a part of a plugin that `--hook` attaches to the round loop.
 
 Without privacy and secure sums, it may override every method of `RoundHook`. With one of them, it reads what the run
 discloses and nothing else: see `DISCLOSED`, `DisclosedState` and `DisclosedLog`. These limits prevent disclosures by
@@ -33,7 +33,7 @@ DISCLOSED: Final = ("check", "open", "get_checkpoint", "fingerprint", "ends", "m
 
 @dataclass(frozen=True)
 class UserHook(RoundHook):
-    """A hook of a user's own; subclasses are frozen dataclasses whose fields are the user's settings.
+    """A user's own hook; subclasses are frozen dataclasses whose fields are the user's settings.
 
     Attributes:
         memory: what the hook remembers from round to round, as JSON values; a resumed run finds it again.
@@ -47,10 +47,10 @@ class UserHook(RoundHook):
         return name_of(type(self))
 
     def check(self, setup: Setup) -> None:
-        """Refuse a run that the hook does not suit, before anything is trained.
+        """Refuse a run that the hook can't serve, before anything is trained.
 
         Raises:
-            ConfigError, PrivacyError: states what does not fit, and what to do.
+            ConfigError, PrivacyError: names what does not fit, and a remedy.
         """
 
     def open(self, state: ServerState | None) -> None:
@@ -135,6 +135,7 @@ class GuardedHook(RoundHook):
     """A user's hook in a run with privacy: it receives disclosed states and logs only."""
 
     def __init__(self, hook: UserHook) -> None:
+        """Hold the user's hook."""
         self.hook = hook
 
     @property
@@ -143,30 +144,30 @@ class GuardedHook(RoundHook):
         return self.hook.name
 
     def open(self, state: ServerState | None) -> None:
-        """Forward what is disclosed."""
+        """Forward the disclosed state."""
         self.hook.open(None if state is None else self._disclose(state))
 
     def get_checkpoint(self) -> dict[str, Any]:
-        """Forward."""
+        """Forward the call."""
         return self.hook.get_checkpoint()
 
     def fingerprint(self) -> str:
-        """Forward."""
+        """Forward the call."""
         return self.hook.fingerprint()
 
     def ends(self, state: ServerState) -> str:
-        """Forward what is disclosed."""
+        """Forward the disclosed state."""
         return self.hook.ends(self._disclose(state))
 
     def measure(self, state: ServerState, log: RoundLog) -> None:
-        """Forward what is disclosed; the privacy hook comes before this one and removes the rest from the result."""
+        """Forward the disclosed state and log; the privacy hook has already removed the rest from the result."""
         disclosed: Any = DisclosedLog(log.result, {})
         self.hook.measure(self._disclose(state), disclosed)
         lines = [check_json(line, f"a line of the hook {self.name}") for line in disclosed.lines.get(RECORD, [])]
         log.lines.setdefault(RECORD, []).extend(line | {"hook": self.name} for line in lines)
 
     def section(self, state: ServerState) -> Mapping[str, Any] | None:
-        """Forward what is disclosed."""
+        """Forward the disclosed state."""
         return self.hook.section(self._disclose(state))
 
     def _disclose(self, state: ServerState) -> Any:

@@ -314,7 +314,7 @@ class Simulation:
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}
         rule, layout = self.setup.strategy, self.setup.layout
-        state = progress.reached
+        state = progress.reached_state
         if isinstance(rule, GroupedStrategy):
             group = rule.find_group(client, progress.learned)
             state = rule.get_group_state(group, state, progress.learned, layout)

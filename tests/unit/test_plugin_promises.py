@@ -184,7 +184,7 @@ def test_a_local_optimizer_whose_steps_ask_for_the_loss_again_is_named():
             return torch.optim.LBFGS([p for group in groups for p in group["params"]])
 
     with refuses("FP1008", "LBFGS"):
-        Newton().started({"head.weight": torch.nn.Parameter(torch.ones(2, 3))}, 0.1)
+        Newton().create_optimizer({"head.weight": torch.nn.Parameter(torch.ones(2, 3))}, 0.1)
 
 
 def relabelled(made, sizes):

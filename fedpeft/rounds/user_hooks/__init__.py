@@ -1,1 +1,1 @@
-"""Hooks that `--hook` attaches, one per file; today all of them come from plugins."""
+"""Hooks that `--hook` attaches, one per file; so far all of them come from plugins."""

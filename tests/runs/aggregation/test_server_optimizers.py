@@ -18,15 +18,15 @@ def test_what_is_asked_of_an_averaged_run_is_asked_of_the_average(tmp_path, monk
     given = settings("fedper", server_optimizer="averaged(decay=0.99)", learning_rate=0.02, rounds=3)
     simulation, server, progress = trained(tmp_path / "run", **given)
     bare = replace(progress, memory={})
-    last, average = (server.evaluate_own_rows(p) for p in (bare, replace(bare, adapter=progress.reached)))
+    last, average = (server.evaluate_own_rows(p) for p in (bare, replace(bare, adapter=progress.reached_state)))
     assert last != average == server.evaluate_own_rows(progress)
     own = simulation.load_client_state(0)
     shared = [n for n in own if n not in simulation.setup.strategy.private(simulation.setup.layout)]
-    assert all(torch.equal(own[n], progress.reached[n]) for n in shared)
-    assert select_kept_state(progress, server.store.bases).adapter is progress.reached
+    assert all(torch.equal(own[n], progress.reached_state[n]) for n in shared)
+    assert select_kept_state(progress, server.store.bases).adapter is progress.reached_state
     saved = []
     monkeypatch.setattr(final_score, "save", lambda _setup, state, *_: saved.append(state))
     unscored = SimpleNamespace(score=lambda *_: None)
     seen = SimpleNamespace(setup=simulation.setup, folder=simulation.folder, scorer=unscored)
     _score_last_state(seen, replace(progress, best=BestState(1, Metrics(1.0, 0.5), bare.adapter, {})))
-    assert saved == [progress.reached]
+    assert saved == [progress.reached_state]

@@ -95,7 +95,7 @@ def test_the_final_evaluation_contradicts_no_record_of_its_round(federation):
     made = federation(measure="validation(every=1)", **given)
     server = made.server.server(Records(made.folder / "server"))
     progress = made.server.train(server)
-    assert not torch.equal(progress.adapter["head.weight"], progress.reached["head.weight"])
+    assert not torch.equal(progress.adapter["head.weight"], progress.reached_state["head.weight"])
     assert server.evaluate_own_rows(progress).clients == 2
     with refuses("FP1391", "keep=best", "--held-out"):
         federation(measure="validation(every=1, keep=best)", **given)

@@ -213,7 +213,7 @@ def test_a_run_whose_patience_is_over_draws_and_charges_nothing(tmp_path, events
     server.run()
     assert events.count("draw") == 1
     assert events[-1] == "told", "nothing happens after the round that ends the run"
-    assert server.observer.sentences == ["nothing was gained in 1 evaluations: the run ends here"]
+    assert server.observer.sentences == ["nothing has improved in 1 evaluations: the run ends here"]
 
 
 def test_a_resumed_run_whose_patience_is_over_draws_nothing_either(tmp_path, events):
@@ -306,7 +306,7 @@ class Recorder(RoundHook):
         self.events.append("aggregator")
         return inner
 
-    def reported(self, report):
+    def note_report(self, report):
         self.events.append(f"reported {report.client}")
 
     def after_step(self, before, after, log):

@@ -18,7 +18,7 @@ KEY = RunKey(b"0123456789abcdef0123456789abcdef")
 
 def steps(spec: str, gradients, variance=0.0, rate=0.1):
     parameter = nn.Parameter(torch.tensor(gradients[0], dtype=torch.float64) * 0)
-    optimizer, _ = LOCAL_OPTIMIZERS.build(spec).started({"w": parameter}, rate, lambda name: variance)
+    optimizer, _ = LOCAL_OPTIMIZERS.build(spec).create_optimizer({"w": parameter}, rate, lambda name: variance)
     for gradient in gradients:
         parameter.grad = torch.tensor(gradient, dtype=torch.float64)
         optimizer.step()
@@ -64,7 +64,7 @@ def test_a_constant_signal_in_noise_moves_all_entries_alike_as_adam_without_nois
 
 def test_a_parameter_that_rests_keeps_its_moments():
     one, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-    optimizer, _ = LOCAL_OPTIMIZERS.build("adam_bc").started({"a": one, "b": other}, 0.1)
+    optimizer, _ = LOCAL_OPTIMIZERS.build("adam_bc").create_optimizer({"a": one, "b": other}, 0.1)
     one.grad, other.grad = torch.ones(1), None
     optimizer.step()
     assert one.item() != 0

@@ -296,7 +296,7 @@ def test_a_control_variate_is_the_mean_gradient_whatever_the_warmup(warmup):
     gradient, correction = torch.tensor([0.5, -2.0]), torch.tensor([0.25, 1.0])
     training, steps = local_training(optimizer=f"sgd(head_rate=1.0, warmup={warmup})"), 8
     parameter = torch.nn.Parameter(torch.zeros(2))
-    optimizer, schedule = training.optimizer.started({"x": parameter}, 0.4)
+    optimizer, schedule = training.optimizer.create_optimizer({"x": parameter}, 0.4)
     for _ in range(steps):
         parameter.grad = gradient + correction
         optimizer.step()
@@ -313,7 +313,7 @@ def test_a_control_variate_is_the_mean_gradient_whatever_the_warmup(warmup):
 
 def test_the_learning_rate_of_a_round_rises_over_the_warmup():
     parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    optimizer, warmup = local_training(optimizer="sgd(warmup=3)").optimizer.started({"x": parameter}, 0.4)
+    optimizer, warmup = local_training(optimizer="sgd(warmup=3)").optimizer.create_optimizer({"x": parameter}, 0.4)
     moved = []
     for _ in range(5):
         before = parameter.item()

@@ -42,7 +42,7 @@ def test_steps_by_hand():
     factor, head = nn.Parameter(drawn(4, 30)), nn.Parameter(drawn(6, seed=1))
     start, plain = factor.detach().clone(), nn.Parameter(head.detach().clone())
     names = {"x.lora_A.weight": factor, "head.bias": head}
-    optimizer, _ = LOCAL_OPTIMIZERS.build("muon(momentum=0.5, head_rate=1.0)").started(names, 0.1)
+    optimizer, _ = LOCAL_OPTIMIZERS.build("muon(momentum=0.5, head_rate=1.0)").create_optimizer(names, 0.1)
     reference = torch.optim.Adam([plain], lr=0.1)
     gradients = [drawn(4, 30, seed=2), drawn(4, 30, seed=3)]
     for step, g in enumerate(gradients):

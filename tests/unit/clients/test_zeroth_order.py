@@ -123,7 +123,7 @@ def test_of_other_updates_only_the_projection_arrives():
 def test_it_starts_with_plain_steps():
     x = nn.Parameter(drawn(3))
     before = x.detach().clone()
-    optimizer, _ = LOCAL_OPTIMIZERS.build("zeroth_order").started({"x": x}, 0.5)
+    optimizer, _ = LOCAL_OPTIMIZERS.build("zeroth_order").create_optimizer({"x": x}, 0.5)
     x.grad = torch.ones_like(x)
     optimizer.step()
     assert torch.allclose(x, before - 0.5)

@@ -140,7 +140,7 @@ def test_who_sat_out_is_not_told_where_coins_draw(tmp_path):
     assert book.summary()["privacy"]["sat_out"] is None
 
 
-@pytest.mark.parametrize(("cohort", "who"), [(6, "somebody whom coins have drawn"), (CLIENTS, "place 0")])
+@pytest.mark.parametrize(("cohort", "who"), [(6, "a randomly drawn client"), (CLIENTS, "place 0")])
 def test_nor_does_the_screen_name_who_sits_out_there(cohort, who, tmp_path):
     plain = opened(tmp_path / "plain", cohort=cohort)
     once = epsilon({plain.accounts.cost_of_round([0])[0][0]: 1}, plain.delta)

@@ -33,7 +33,7 @@ def test_a_client_alone_trains_on_its_rows_in_every_round(tmp_path, observer):
         state = train_one_alone(simulation, 2)
         setup, worker = simulation.setup, simulation.workers.pool.submit(lambda worker: worker).result()
         rows = simulation.rows.partition.shard(2)
-        features, labels = worker.bench.regressed(rows)
+        features, labels = worker.bench.load_regression_data(rows)
         weight = setup.start["head.weight"]
         means = {int(y): features[labels == y].double().mean(0) for y in labels.unique()}
         started = worker.clients.head.solve(

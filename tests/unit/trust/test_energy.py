@@ -157,19 +157,18 @@ class Chosen(AwareSampler):
 
 
 def test_a_sampler_of_one_s_own_names_clients_that_there_are_each_once():
-    for ids, words in [
-        ((0, 0, 1), "clients more than once, [0],"),
-        ((*range(12), np.int64(11)), "clients more than once, [11],"),
-        ((0, 12), "what is no client's id, [12],"),
-        ((-1, 0), "what is no client's id, [-1],"),
-        ((0.0, 1.0), "what is no client's id, [0.0, 1.0],"),
-        ((*range(12), "0"), "what is no client's id, ['0'],"),
-        ((True, False), "what is no client's id, [True, False],"),
+    for ids, wrong in [
+        ((0, 0, 1), "[0]"),
+        ((*range(12), np.int64(11)), "[11]"),
+        ((0, 12), "[12]"),
+        ((-1, 0), "[-1]"),
+        ((0.0, 1.0), "[0.0, 1.0]"),
+        ((*range(12), "0"), "['0']"),
+        ((True, False), "[True, False]"),
         ((0, 1, 2, 3), "4 clients"),
     ]:
-        with pytest.raises(ConfigError) as told:
+        with refuses("FP1405", wrong, "round 4", 3):
             AwarePopulation(Chosen(3, ids), seen(), 3).draw(0, 4)
-        assert f"chooses {words} in round 4; choose has to give at most 3 different ids, each" in str(told.value)
     cohort = AwarePopulation(Chosen(3, (2, np.int64(1))), seen(), 3).draw(0, 1)
     assert cohort == [1, 2]
     assert all(type(client) is int for client in cohort)
