@@ -129,7 +129,7 @@ class StepSearch:
         return classify_slices(self.rms / step, used)
 
     def count_levels(self, step: float) -> Array:
-        """How often each level -reach ... reach occurs in each class, (CLASSES, 2 reach + 1); step above 0."""
+        """Return how often each level -reach ... reach occurs in each class, (CLASSES, 2 reach + 1); step above 0."""
         return self._count_classes(step)[1]
 
     def _count_classes(self, step: float) -> tuple[Array, Array]:
@@ -153,7 +153,7 @@ class StepSearch:
         return self._found
 
     def count_by_size(self, step: float) -> Array:
-        """How often |q| is 0 ... reach; step above 0."""
+        """Return how often |q| is 0 ... reach; step above 0."""
         return _fold_signs(self.count_levels(step).sum(axis=0))
 
     def compute_moments(self, step: float, ratios: Array) -> tuple[Array, Array]:

@@ -63,7 +63,7 @@ class Expected:
 
 
 def count_symbols(values: Array, length: int) -> Array:
-    """How often 0, 1, 2, ... occur in integers (n,), of 16 bits below 2^15; at least `length` counts."""
+    """Return how often 0, 1, 2, ... occur in integers (n,), of 16 bits below 2^15; at least `length` counts."""
     if values.dtype == np.uint16:
         values = values.view(np.int16)
     counts: Array = torch.bincount(torch.from_numpy(values), minlength=length).numpy()  # numpy's takes twice as long
@@ -78,7 +78,7 @@ def sum_weights(values: Array, weights: Array, length: int) -> Array:
 
 @lru_cache(maxsize=1024)
 def count_per_word(alphabet: int) -> int:
-    """How many symbols below `alphabet` (2 to 2^32) fit into 64 bits."""
+    """Return how many symbols below `alphabet` (2 to 2^32) fit into 64 bits."""
     count = 1
     while alphabet ** (count + 1) <= 1 << 64:
         count += 1

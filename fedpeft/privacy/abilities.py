@@ -1,7 +1,8 @@
-"""What some mechanisms can do beside accounting. Code asks for an ability, never for the mechanism's name.
+"""Optional abilities of privacy mechanisms, beside accounting.
 
-`fedpeft.privacy.sum_mechanism` has the ability to share noise in sums under masks, `fedpeft.privacy.training_plans` the
-ability to plan how clients train.
+Code asks for an ability, never for a mechanism's name. Two more abilities have modules of their own:
+`fedpeft.privacy.sum_mechanism` shares noise in sums under masks, and `fedpeft.privacy.training_plans` plans how clients
+train.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServerRound:
-    """A round at the server, for a mechanism that aggregates: the parts, and what its randomness comes from."""
+    """A round at the server, for a mechanism that aggregates: its parts and the source of its randomness."""
 
     strategy: Strategy
     optimizer: ServerOptimizer
@@ -39,7 +40,7 @@ class ServerRound:
 
 @runtime_checkable
 class AddsServerNoise(Protocol):
-    """The server clips updates and adds the noise."""
+    """A mechanism whose server clips updates and adds the noise."""
 
     def aggregator(self, at: ServerRound, exposure: Exposure) -> Aggregator:
         """Return what takes the updates of a round instead of the strategy's own aggregator."""
@@ -47,31 +48,34 @@ class AddsServerNoise(Protocol):
 
 @runtime_checkable
 class RelatesNoise(Protocol):
-    """The noise of a round at the server depends on that of earlier rounds."""
+    """A mechanism whose server noise depends on the noise of earlier rounds."""
 
     def noise_factor(self, exposure: Exposure) -> np.ndarray | None:
-        """Return what relates the noise of rounds (`fedpeft.privacy.server_noise`), (rounds, rounds); None: nothing."""
+        """Return the matrix F that relates the noise of rounds (`fedpeft.privacy.server_noise`), (rounds, rounds).
+
+        None: the noise of each round is independent.
+        """
 
 
 @runtime_checkable
 class ProtectsUpdates(Protocol):
-    """A client clips and noises its whole update before it hands it in."""
+    """A mechanism whose clients clip and noise their whole updates before they send them."""
 
     def protect_update(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """Return what a client hands in instead of its update; `ids` are round, attempt and client."""
+        """Return what a client sends instead of its update; `ids` are round, attempt and client."""
 
 
 @runtime_checkable
 class WhitensFeatures(Protocol):
-    """Gradients can be clipped, and summed, as those of a head on whitened features."""
+    """A mechanism that can clip and sum gradients in the coordinates of a head on whitened features."""
 
     @property
     def whitens(self) -> bool:
-        """Whether the settings ask for it."""
+        """Whether the settings ask for whitening."""
 
     @property
     def plans_whitening(self) -> bool:
-        """Whether plans ask for it if the start tells how features vary."""
+        """Whether plans ask for whitening if the start reports how features vary."""
 
 
 def is_whitened(mechanism: Mechanism | None) -> bool:
@@ -80,5 +84,5 @@ def is_whitened(mechanism: Mechanism | None) -> bool:
 
 
 def can_plan_whitening(mechanism: Mechanism | None) -> bool:
-    """Return whether plans whiten features if the start tells how they vary."""
+    """Return whether plans whiten features if the start reports how they vary."""
     return isinstance(mechanism, WhitensFeatures) and mechanism.plans_whitening

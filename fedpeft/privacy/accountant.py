@@ -1,15 +1,17 @@
-"""What a sequence of noisy releases costs: epsilon at a given delta, and the noise that a given epsilon needs.
+"""The cost of a sequence of noisy releases: epsilon at a given delta, and the noise that a given epsilon needs.
 
-A release is a Poisson-subsampled Gaussian: each unit is in with probability q, what it adds has norm at most C, the sum
-gets noise of standard deviation z C. Equal releases are merged into one event; events are composed numerically by their
-privacy loss random variables (PRV; Gopi et al., arXiv 2106.02848), as Opacus implements it, and its upper bound is
-reported. Neighbours are add/remove: one unit more or less.
+A release is a Poisson-subsampled Gaussian. Each unit joins with probability q, its contribution has norm at most C, and
+the sum gets noise of standard deviation z C. Equal releases are merged into one event. Events are composed numerically
+by their privacy loss random variables (PRV; Gopi et al., arXiv 2106.02848), as Opacus implements it; its upper bound is
+reported. Neighboring data sets differ by one unit (add or remove).
 
-RDP is 11 to 22 % looser. It is used where "surely within the budget" is the question, because it costs nothing, for
-Skellam noise (`fedpeft.privacy.skellam`), of which divergences are known and privacy losses are not, and for deltas so
-small that PRV's rounding would count (`ROUNDING`).
+RDP is 11 to 22 % looser, but costs nothing. Three cases use it:
 
-Opacus is imported where it is used: it costs half a second and 20 MB that a run without privacy need not pay.
+- "Is this surely within the budget?"
+- Skellam noise (`fedpeft.privacy.skellam`), whose divergences are known and whose privacy losses are not.
+- Deltas so small that the rounding of PRV would matter (`ROUNDING`).
+
+Functions import Opacus when they need it: the import takes half a second and 20 MB, which a run without privacy saves.
 """
 
 from __future__ import annotations
@@ -30,31 +32,33 @@ if TYPE_CHECKING:
     from opacus.accountants import PRVAccountant
 
 ERROR = 0.01
-"""Absolute error of a reported epsilon up to 5; above, `RELATIVE_ERROR`. Both only ever raise it."""
+"""Absolute error of a reported epsilon up to 5; above, `RELATIVE_ERROR` applies. Both only raise epsilon."""
 
 RELATIVE_ERROR = 0.002
 
 LARGEST = 1000.0
-"""A larger epsilon protects nobody and is not computed in full: RDP's bound is reported instead."""
+"""A larger epsilon protects nobody, so RDP's bound is reported instead of PRV's."""
 
 SMALLEST_DELTA, ROUNDING = 1e-11, 2.0**-48
-"""Below the first, or the second times the releases, RDP's bound is reported: PRV composes by Fourier transforms, whose
-rounding is an absolute error of delta that grows with the releases (1e-16 of each, measured with Gaussian noise), so
-that its epsilon would be below the exact one."""
+"""RDP's bound is reported if delta is below `SMALLEST_DELTA`, or below `ROUNDING` times the number of releases.
+
+PRV composes by Fourier transforms. Their rounding is an absolute error of delta, which grows with the releases (1e-16
+for each, measured with Gaussian noise). So PRV's epsilon would be below the exact one.
+"""
 
 MOST_RELEASES = 1_000_000
-"""More take seconds and gigabytes to compose, so RDP's bound is reported instead; no run comes near."""
+"""With more releases PRV needs seconds and gigabytes, so RDP's bound is reported instead. No run comes near."""
 
 
 class Event(NamedTuple):
-    """One kind of release.
+    """One type of release.
 
     Attributes:
         noise: multiplier z, at least 0.
-        rate: with which a unit is in it, above 0, at most 1.
-        rounding: c; 0: the noise is Gaussian. Above: Skellam's on a grid, whose Renyi divergence of each whole order
-            a > 1 is at most a / (2 z^2) + c a^2 (a - 1).
-        share: with which, by a secret coin that the release may tell, the unit's client takes part at all.
+        rate: probability with which a unit joins, above 0, at most 1.
+        rounding: c; 0: the noise is Gaussian. Above 0: Skellam noise on a grid, whose Renyi divergence of each whole
+            order a > 1 is at most a / (2 z^2) + c a^2 (a - 1).
+        share: probability with which the unit's client takes part at all, by a secret coin that the release may reveal.
     """
 
     noise: float
@@ -64,17 +68,17 @@ class Event(NamedTuple):
 
 
 Events = Mapping[Event, int]
-"""How often each kind of release has happened."""
+"""The number of releases of each type."""
 
 
 def gaussian(events: Events) -> bool:
-    """Whether all noise is Gaussian."""
+    """Return whether all noise is Gaussian."""
     return not any(event.rounding or event.share < 1 for event in events)
 
 
 @lru_cache(maxsize=1 << 16)
 def _rdp_at(event: Event, order: float) -> float:
-    """Of a release with Gaussian noise."""
+    """Compute the Renyi divergence of a release with Gaussian noise at one order."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
     return float(compute_rdp(q=event.rate, noise_multiplier=event.noise, steps=1, orders=float(order)))
@@ -82,12 +86,18 @@ def _rdp_at(event: Event, order: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _rdp_at_whole(event: Event) -> np.ndarray:
-    """Of any release, at `WHOLE_ORDERS`."""
+    """Compute the Renyi divergences of any release at `WHOLE_ORDERS`."""
     return rdp_of_sampled(event.noise, event.rate, event.rounding, event.share)
 
 
 def _bound(orders: Sequence[float], rdp: Iterable[np.ndarray], delta: float) -> tuple[float, float]:
-    """The least epsilon that one of the orders bounds, and that order, from what each release costs at all of them."""
+    """Return the least epsilon that one of the orders bounds, and that order.
+
+    Args:
+        orders: Renyi orders.
+        rdp: the cost of each release at all orders, (orders,) each.
+        delta: the delta that epsilon is stated at.
+    """
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
     with warnings.catch_warnings():
@@ -97,10 +107,11 @@ def _bound(orders: Sequence[float], rdp: Iterable[np.ndarray], delta: float) -> 
 
 
 def _least(spent: Events, delta: float) -> float:
-    """Of all orders; of Gaussian noise those between whole ones, which are slow series, only beside the best whole one.
+    """Return the least epsilon that any order bounds.
 
-    Nothing is lost: with t = a - 1, t D_a is convex, and so is t times the bound, which is that and t log t - (1 + t)
-    log(1 + t) + log(1 / delta). So the bound falls up to its least, and rises from there.
+    For Gaussian noise, orders between whole ones are slow series. They are tried only next to the best whole order,
+    which loses nothing: with t = a - 1, t D_a is convex. So is t times the bound, which is t D_a + t log t - (1 + t)
+    log(1 + t) + log(1 / delta). So the bound falls to its minimum and then rises.
     """
     if not gaussian(spent):
         return _bound(WHOLE_ORDERS, (_rdp_at_whole(event) * steps for event, steps in spent.items()), delta)[0]
@@ -120,9 +131,9 @@ def _least(spent: Events, delta: float) -> float:
 
 
 def rdp_epsilon(events: Events, delta: float) -> float:
-    """An upper bound of `epsilon` that costs nothing; infinite without noise, 0 without releases.
+    """Return an upper bound of `epsilon` that costs nothing; infinite without noise, 0 without releases.
 
-    Also infinite where the numbers are beyond what floats can hold: an account must not end a run.
+    It is also infinite if the numbers exceed what floats can hold: an account must not end a run.
     """
     spent = {event: steps for event, steps in events.items() if steps}
     if not spent:
@@ -138,21 +149,27 @@ def rdp_epsilon(events: Events, delta: float) -> float:
 
 
 def epsilon(events: Events, delta: float) -> float:
-    """Epsilon of all releases together at `delta` (above 0, below 1), an upper bound; infinite without noise.
+    """Return an upper bound of epsilon for all releases together; infinite without noise.
 
-    By PRV, or by RDP if one is not Gaussian or `delta` is too small for PRV.
+    PRV computes it. RDP computes it if a release is not Gaussian, or if `delta` is too small for PRV.
+
+    Args:
+        events: the releases.
+        delta: above 0, below 1.
     """
     return _epsilon(tuple(sorted((event, steps) for event, steps in events.items() if steps)), delta)
 
 
 def _prv_accountant() -> PRVAccountant:
-    """Opacus' accountant, whose domain is found by `rdp_epsilon`: the same least of the same orders, in a fraction of
-    the time."""
+    """Return an accountant of Opacus that finds its domain with `rdp_epsilon`.
+
+    That finds the same minimum over the same orders in a fraction of the time.
+    """
     from opacus.accountants import PRVAccountant
     from opacus.accountants.analysis.prv.domain import Domain
 
     class Accountant(PRVAccountant):  # type: ignore[misc]
-        """With another way to its domain (Gopi et al., remark 5.6)."""
+        """Accountant that computes its domain in another way (Gopi et al., remark 5.6)."""
 
         def _get_domain(
             self, prvs: Sequence[Any], num_self_compositions: Sequence[int], eps_error: float, delta_error: float
@@ -189,17 +206,19 @@ def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
 
 
 def is_within(events: Events, delta: float, budget: float) -> bool:
-    """Whether epsilon is at most `budget`."""
+    """Return whether epsilon is at most `budget`."""
     return rdp_epsilon(events, delta) <= budget or epsilon(events, delta) <= budget
 
 
 def noise_for(budget: float, delta: float, rate: float, steps: int, before: Events = MappingProxyType({})) -> float:
-    """The smallest noise multiplier, to 0.5 %, that keeps `steps` releases at sampling rate `rate` within `budget`.
+    """Return the smallest noise multiplier, to 0.5 %, that keeps all releases within a budget.
 
     Args:
-        budget, delta: epsilon at delta, of all releases together.
-        rate, steps: of the releases whose noise is asked for.
-        before: what is released beside them.
+        budget: epsilon of all releases together, above 0.
+        delta: the delta that epsilon is stated at, above 0, below 1.
+        rate: sampling rate of the releases whose noise is computed, above 0, at most 1.
+        steps: number of these releases.
+        before: further releases that count toward the budget.
 
     Raises:
         PrivacyError: no noise multiplier up to a million is enough.
@@ -220,7 +239,8 @@ def noise_for(budget: float, delta: float, rate: float, steps: int, before: Even
     def exactly(noise: float) -> bool:
         return is_within(all_with(noise), delta, budget)
 
-    enough = exactly if before else loosely  # where RDP's bound of what came before is above the budget, none would be
+    # RDP's bound of the earlier releases alone may exceed the budget; then no noise would ever be enough.
+    enough = exactly if before else loosely
     high = 1.0
     while not enough(high):
         high *= 2
@@ -231,14 +251,14 @@ def noise_for(budget: float, delta: float, rate: float, steps: int, before: Even
     if before:
         return smallest(exactly, 1e-2, high)[1]
     _, loose = smallest(loosely, 1e-3, high)
-    low = 0.8 * loose  # where RDP is at its loosest, the exact answer is lower still
+    low = 0.8 * loose  # the exact answer is even lower if RDP is at its loosest
     while low > 1e-2 and exactly(low):
         low, loose = 0.8 * low, low
     return smallest(exactly, low, loose)[1]
 
 
 def together(*parts: Events) -> dict[Event, int]:
-    """All releases of several accounts in one."""
+    """Merge the releases of several accounts into one."""
     found: dict[Event, int] = {}
     for part in parts:
         for event, steps in part.items():

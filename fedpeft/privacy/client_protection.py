@@ -1,32 +1,33 @@
 """The protection of a real client's own examples: its ledger, on its own disk, under a key that never leaves it.
 
-The server is not trusted with anything that epsilon depends on. The client chooses its noise for its own examples, or
-takes the multiplier that the settings name and computes its cost. It counts the steps that it is asked for, and refuses
-what its mechanism does not cover. Whatever is asked is charged, and synced, before any row is read for it:
+Epsilon depends on nothing that the server must be trusted with. The client chooses its noise for its own examples, or
+takes the multiplier in the settings and computes its cost. It counts the steps that the server asks for, and refuses
+what its mechanism does not cover. Every charge is written and synced before any example is read:
 
     asked before, and answered    the stored answer, bit for bit; no charge
     the last charge, unanswered   a kill came between charge and answer, so nothing left: the same noise, no new charge
-    anything else                 a charge and new noise, or, where the budget does not allow it, a refusal
+    anything else                 a charge and new noise, or a refusal if the budget does not allow it
 
-Training is charged, and so is the one release of sums over rows that a private start asks
-for: a second one is refused, whatever the budget. An evaluation is free where the settings let clients tell losses
-(raw_metrics, which epsilon does not cover). Every other kind is refused, known or not.
+Training is charged. So is the single release of sums over examples for a private start: the client refuses a second
+one, whatever the budget. An evaluation is free if the settings let clients report losses (raw_metrics, which epsilon
+does not cover). The client refuses every other task, known or not.
 
-So a kill between any two steps, a server that goes back in time, or one that asks twice what is almost the same, can
-only make the ledger say too much. Noise is never used for two inputs.
+So three events can only make the ledger overstate the spending: a kill between any two steps, a server that goes back
+in time, and a server that asks almost the same twice. Noise is never used for two inputs.
 
-If a client's noise is a share of that in sums under masks, what a sum costs depends on all who are in it. So noise
-multiplier, grid and rates follow from the settings that all have in common, and a client's own limits decide how often
-it takes part. It relies on no word of the server's:
+In sums under masks each client adds a share of the noise, so the cost of a sum depends on all of its clients. Then
+noise multiplier, grid and rates follow from the common settings, and a client's own limits decide how often it takes
+part. It does not rely on the server:
 
-    noise       the grid is its own; those whose grids differ are in different sums (`SecureSum.grid_digest`)
+    noise       each client computes the grid; clients with different grids are in different sums
+                (`SecureSum.grid_digest`)
     others      it takes masks off sums with enough survivors whose certificates it has seen (`Member.wary`)
     colluding   it counts without the noise of a share of them: the federation's, or its own if that is larger
-    charges     a sum is charged when the client's examples are read for it, once: after it is sure that it is one which
-                its neighbours, whose signatures it has seen, are in. What a server can still waste is one charge for
-                each round that it has enough of them begin
+    charges     a sum is charged once, when the client's examples are read for it: after the client is sure that
+                neighbors whose signatures it has seen are in the same sum. A server can still waste one charge for
+                each round that it makes enough clients begin
 
-The share of noise and the coins of examples come from the client's key (`fedpeft.privacy.noise`).
+The client's key gives its share of the noise and the coins of its examples (`fedpeft.privacy.noise`).
 """
 
 from __future__ import annotations
@@ -66,25 +67,29 @@ VECTORS = 3
 """The step of a sum in which examples are read."""
 
 FAILED = "training has failed here; the client's own log says why"
-"""What the server learns where a library has failed: its message may tell something of the rows, or of the machine."""
+"""The error that the server receives if a library fails: the library's own message might reveal examples or paths."""
 
 
 def plan_participations(rounds: int, share: float) -> int:
-    """How often a client should expect to be asked in `rounds` rounds that draw a `share` of the clients (0 to 1).
+    """Return how many rounds a client should expect to take part in: the mean plus two standard deviations.
 
-    The mean and two standard deviations; who is asked more often stops when its budget is spent.
+    A client that the server asks more often stops when its budget is spent.
+
+    Args:
+        rounds: rounds of the run.
+        share: share of the clients that a round draws, 0 to 1.
     """
     mean = rounds * share
     return max(1, min(rounds, math.ceil(mean + 2 * math.sqrt(mean * (1 - share)))))
 
 
 def limit_mechanism(given: Mechanism, units: int, max_epsilon: float | None, max_delta: float) -> Mechanism:
-    """The federation's mechanism with a client's own limits.
+    """Return the federation's mechanism with a client's own limits.
 
     Args:
-        given: as the server describes it.
+        given: the mechanism as the server describes it.
         units: the number that delta must be small against.
-        max_epsilon: the client's own budget, where the federation's is larger or missing; None: the federation's.
+        max_epsilon: the client's own budget, if the federation's is larger or missing; None: the federation's.
         max_delta: the largest delta that the client accepts.
 
     Raises:
@@ -93,7 +98,7 @@ def limit_mechanism(given: Mechanism, units: int, max_epsilon: float | None, max
     if given.dp_delta is not None and given.dp_delta > max_delta:
         raise PrivacyError(
             f"FP7029 the federation states epsilon at dp_delta={given.dp_delta:g}, and this client accepts "
-            f"{max_delta:g} at most; say --max-delta to accept more"
+            f"{max_delta:g} at most; give a larger --max-delta to accept that"
         )
     budgets = [budget for budget in (given.epsilon, max_epsilon) if budget is not None]
     delta = given.dp_delta if given.dp_delta is not None else min(0.1 / units, max_delta)
@@ -102,7 +107,7 @@ def limit_mechanism(given: Mechanism, units: int, max_epsilon: float | None, max
 
 @dataclass(frozen=True)
 class Answers:
-    """The last answer that was released, in one file: it is given again to whoever asks the same again."""
+    """The last released answer, in one file: a repeated question gets the same answer again."""
 
     file: Path
 
@@ -120,7 +125,11 @@ class Answers:
             raise PrivacyError(f"FP7030 the answer can't be kept in {self.file}: {error.strerror}") from error
 
     def find(self, fingerprint: str) -> Report | None:
-        """The answer that was given to this; None: another one, or none, was the last."""
+        """Return the stored answer to this question; None: the last answer was to another one, or there is none.
+
+        Raises:
+            PrivacyError: the file can't be read.
+        """
         try:
             head, _, payload = read(self.file).partition(b"\n")
             found: dict[str, Any] = parse_json(head)
@@ -137,12 +146,12 @@ class ClientProtection:
     """A client's protection of its own examples.
 
     Args:
-        engine: what it has spent in this run, and what a task costs; opened here.
-        lifetime: the ledger of all runs on these examples, which the client's own limit is for.
+        engine: the spending of this run and the cost of a task; opened here.
+        lifetime: the ledger of all runs on these examples, which the client's own limit applies to.
 
     Attributes:
-        begin_third: is told of a sum's third step before it is charged (`fedpeft.clients.masking`), and refuses it with
-            a PayloadError; None: the client is in no sum.
+        begin_third: called with a sum's third step before that is charged (`fedpeft.clients.masking`); it rejects the
+            step with a PayloadError. None: the client takes part in no sum.
 
     Raises:
         PrivacyError: the ledger was begun on other terms, or earlier runs on these examples have spent the client's own
@@ -150,6 +159,7 @@ class ClientProtection:
     """
 
     def __init__(self, engine: PrivacyEngine, lifetime: LifetimeLedger) -> None:
+        """Open the ledger, add its charges to the lifetime ledger, and check that a first round is affordable."""
         self.engine, self.lifetime = engine, lifetime
         self.begin_third: Callable[[Instruction], None] | None = None
         self.answers = Answers(engine.folder / ANSWER)
@@ -214,12 +224,13 @@ class ClientProtection:
     # -------------------------------------------------------------------------------------------------------- a task
 
     def check(self, instruction: Instruction) -> None:
-        """Reject all but what the mechanism covers: training, a private start, evaluations if losses may be told.
+        """Reject all tasks but those that the mechanism covers.
 
-        A client in sums rejects all but steps of sums.
+        It covers training, a private start, and evaluations if clients may report losses. A client in sums rejects
+        everything but steps of sums.
 
         Raises:
-            PrivacyError: says what.
+            PrivacyError: the mechanism does not cover the task; the message names the task.
         """
         kind = instruction.kind
         if kind == "sum" and self.in_sums:
@@ -235,7 +246,7 @@ class ClientProtection:
             what = unprotected.get(kind, f"something called {kind[:40]!r}")
             raise PrivacyError(f"FP7034 the server asks for {what}, which {self.mechanism.name} does not protect")
         if self.in_sums and instruction.step != VECTORS:
-            raise PrivacyError(f"FP7085 the server asks a client to {kind} without masks, which its settings don't say")
+            raise PrivacyError(f"FP7085 the server asks a client to {kind} without masks, which the settings forbid")
 
     def answer(
         self,
@@ -244,15 +255,15 @@ class ClientProtection:
         work: Callable[[Instruction], Report],
         check: Callable[[Instruction], None],
     ) -> Report:
-        """Return the report on a task; one that is charged is checked, charged, done, kept, in this order.
+        """Return the report on a task. A charged task is checked, charged, done and stored, in this order.
 
-        A client that can't take part in a sum says so in its first step.
+        If a client can't take part in a sum, its answer to the first step reports that.
 
         Args:
-            instruction: what is asked; its attempt is the server's, and nobody here sees it.
-            state: a digest of what of the client's own state the answer depends on.
+            instruction: the task; its attempt is the server's own and is ignored here.
+            state: a digest of the part of the client's state that the answer depends on.
             work: does the work, given the instruction with the client's own attempt.
-            check: refuses what can't be done, and leaves nothing behind.
+            check: rejects tasks that can't be done, and changes nothing.
 
         Raises:
             PrivacyError: the mechanism does not cover the task, or the ledger or the answer can't be stored.
@@ -287,7 +298,7 @@ class ClientProtection:
         report = work(replace(instruction, attempt=attempt))
         if report.correction:
             raise PrivacyError("FP7036 the states of a drift correction would leave the client without protection")
-        # The number of steps tells how many rows there are, which is private where the whole client is.
+        # The number of steps reveals the number of examples, which is private if the unit is the whole client.
         steps = 0 if self.mechanism.privacy_unit == "client" else report.steps
         report = replace(report, steps=steps, charged=self.ledger.releases(OWN))
         if not report.error:
@@ -295,11 +306,11 @@ class ClientProtection:
         return report
 
     def _begin_third(self, instruction: Instruction) -> None:
-        """Reject, before the charge, what would fail after it: a third step of no sum, or the second of one.
+        """Reject a sum's third step, before its charge, if it would fail afterwards.
 
         Raises:
             PayloadError: the sum refuses the step.
-            PrivacyError: the client is in no sum.
+            PrivacyError: the client takes part in no sum.
         """
         if not self.in_sums:
             return
@@ -334,15 +345,15 @@ class ClientProtection:
 def make_client_engine(
     mechanism: Mechanism, common: Mechanism, exposure: Exposure, folder: Path, identity: str, seed: int
 ) -> PrivacyEngine:
-    """Return the engine of a client that adds noise to what it releases.
+    """Return the engine of a client that adds noise to its releases.
 
     Args:
-        mechanism: with the client's own limits (`limit_mechanism`), and the share of others that it takes to collude.
-        common: the mechanism as the server describes it; what it says must not change within a run.
-        exposure: as if all clients were like this one; in sums, that of the federation in the settings.
-        folder: of the client's state in this federation.
+        mechanism: with the client's own limits (`limit_mechanism`), and the share of colluding clients that it assumes.
+        common: the mechanism as the server describes it, which must not change within a run.
+        exposure: as if all clients were like this one; in sums, the exposure of the federation in the settings.
+        folder: folder of the client's state in this federation.
         identity: what else an answer depends on (settings, examples, model, machine, versions), in any form.
-        seed: of the run, for test noise.
+        seed: seed of the run, for test noise.
 
     Raises:
         PrivacyError: the settings would not protect, or the ledger was begun on other terms.
@@ -367,7 +378,7 @@ def make_client_engine(
 
 
 def _settle_own(mechanism: Mechanism, exposure: Exposure, ledger: Path) -> NoiseLevels:
-    """Return noise and delta as when the client joined first, whatever its limits and examples are now."""
+    """Return noise and delta as they were when the client first joined, whatever its limits and examples are now."""
     begun = terms_in(ledger)
     if begun is None:
         return settle_levels(mechanism, exposure)
@@ -379,7 +390,7 @@ def _settle_own(mechanism: Mechanism, exposure: Exposure, ledger: Path) -> Noise
 
 
 def _settle_share(mechanism: Mechanism, common: Mechanism, exposure: Exposure, ledger: Path) -> NoiseLevels:
-    """Return the noise of all clients; delta stays as it was when the client joined first."""
+    """Return the noise of all clients; delta stays as it was when the client first joined."""
     check_mechanism(mechanism)
     common.check(exposure)
     mechanism.check(exposure)
@@ -402,7 +413,7 @@ def _read_number(begun: Mapping[str, Any], name: str, ledger: Path) -> float:
 
 
 def state_digest(state: bytes | None, *files: Path) -> bytes:
-    """A digest of a client's stored state, if it has one, and of the files that are there."""
+    """Return a digest of a client's stored state, if there is one, and of the files that exist."""
     digest = hashlib.sha256(f"state {state is None} {len(state or b'')} ".encode() + (state or b""))
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""What a real client declares of its own noise, delta and budget when it registers."""
+"""The noise, delta and budget that a real client declares when it registers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ LEAST_NOISE, MOST_NOISE = 0.01, 1e6
 LEAST_RATE = 1e-12
 LEAST_DELTA = 1e-15
 MOST_RELEASES = 1_000_000
-"""The most releases of a participation. Within these bounds epsilon can be computed; no federation is near them."""
+"""The most releases of one participation. Epsilon can be computed within these bounds; no federation comes near."""
 
 
 @dataclass(frozen=True)
 class DeclaredTerms:
-    """What a client declares.
+    """The terms that a client declares.
 
     Attributes:
-        noise, rate: noise multiplier (0, or 0.01 to a million) and sampling rate (1e-12 to 1) of a release.
-        releases: of one participation, 1 to a million.
-        delta: that its epsilon is stated at, at least 1e-15 and below 1.
+        noise: noise multiplier of a release, 0, or 0.01 to a million.
+        rate: sampling rate of a release, 1e-12 to 1.
+        releases: releases of one participation, 1 to a million.
+        delta: the delta that its epsilon is stated at, at least 1e-15, below 1.
         budget: the largest epsilon that it spends, above 0; None: any.
-        start: noise multiplier of its one release before round 1, as `noise`; None: there is none.
+        start: noise multiplier of its one release before round 1, with the range of `noise`; None: there is none.
 
     Raises:
-        RunError: something else.
+        RunError: a value is out of its range.
     """
 
     noise: float
@@ -37,6 +38,7 @@ class DeclaredTerms:
     start: float | None = None
 
     def __post_init__(self) -> None:
+        """Check the ranges, within which epsilon can be computed."""
         for what, value, good, legal in (
             ("a noise multiplier", self.noise, self.noise == 0 or LEAST_NOISE <= self.noise <= MOST_NOISE,
              f"0, or {LEAST_NOISE:g} to {MOST_NOISE:g}"),
@@ -50,5 +52,5 @@ class DeclaredTerms:
         ):  # fmt: skip
             if not good:
                 raise RunError(
-                    f"FP5161 the client declares {what} of {value:g}, of which no epsilon follows; legal: {legal}"
+                    f"FP5161 the client declares {what} of {value:g}, which has no computable epsilon; legal: {legal}"
                 )

@@ -1,9 +1,9 @@
-"""A privacy mechanism at work in one run: who may still take part, what is charged, and what can be claimed at the end.
+"""A privacy mechanism at work in one run: who may still take part, what is charged, and the final claims.
 
-One engine serves all runs. Two values decide what differs between them: the accounts (`fedpeft.privacy.accounts`), and
-the noise source (`fedpeft.privacy.noise_sources`). `enter` opens a round: it computes what the round would cost,
-leaves out clients whose budget is spent (or refuses), charges the ledger, and only then returns who is asked. The
-charge is on the disk before any instruction is sent.
+One engine serves all runs. Two values decide what differs between runs: the accounts (`fedpeft.privacy.accounts`), and
+the noise source (`fedpeft.privacy.noise_sources`). `enter` opens a round. It computes the cost of the round, leaves out
+clients whose budget is spent (or refuses), charges the ledger, and only then returns the cohort. The charge is on the
+disk before any instruction is sent.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ from fedpeft.privacy.sum_mechanism import SumMechanism
 
 LEDGER = "ledger.jsonl"
 KEY = "privacy.key"
-"""The run's files of these names; the key is nobody's but the run's."""
+"""Names of the files in the run's folder. The key belongs to the run alone."""
 
 EACH_ITS_OWN = "each client's own"
-"""What the first line of a ledger contains instead of a noise that each real client has for itself."""
+"""Placeholder in the first line of a ledger for noise that each real client chooses for itself."""
 
 
 class PrivacyEngine:
     """The mechanism, its ledger and its key.
 
     Args:
-        mechanism: as the user describes it.
+        mechanism: the mechanism, as the user describes it.
         exposure: what costs depend on.
-        folder: the run's; the ledger and the key lie in it.
-        identity: what else a round's outcome depends on (settings, data, versions), in any form.
-        seed: of the run.
+        folder: folder of the run, which holds the ledger and the key.
+        identity: everything else that a round's outcome depends on (settings, data, versions), in any form.
+        seed: seed of the run.
         accounts: whose budget is spent, at which delta, and what releases cost.
         noise_source: who adds the noise.
-        labels_of_rows: whether the names of classes are those that protected rows happen to have.
+        labels_of_rows: whether the class names are those that happen to occur in protected examples.
         more_terms: further fields of the first line of the ledger.
 
     Attributes:
-        sat_out: clients that were left out since their budget is spent.
+        sat_out: clients that were left out because their budget is spent.
         finished: clients whose own ledgers allow no more.
     """
 
@@ -76,6 +76,7 @@ class PrivacyEngine:
         labels_of_rows: bool = False,
         more_terms: Mapping[str, Any] | None = None,
     ) -> None:
+        """Hold the parts and the noise levels; `open` opens the ledger and the key."""
         self.mechanism, self.exposure, self.folder = mechanism, exposure, folder
         self.identity, self.seed, self.labels_of_rows = identity, seed, labels_of_rows
         self.accounts, self.noise_source, self.more_terms = accounts, noise_source, more_terms or {}
@@ -128,35 +129,35 @@ class PrivacyEngine:
     # ------------------------------------------------------------------------------------------------------- a round
 
     def enter_start(self, state: str) -> RoundPlan:
-        """Charge the release before round 1, and return who is asked.
+        """Charge the release before round 1, and return the cohort.
 
         Args:
-            state: a digest of what the run starts from.
+            state: a digest of the state that the run starts from.
 
         Raises:
-            PrivacyError: a budget does not allow it, since an earlier release had other inputs, and the run is not to
-                go on without such clients.
+            PrivacyError: an earlier release had other inputs, so that a budget does not allow this one, and the run may
+                not continue without such clients.
         """
         return self.noise_source.charge_start(self, state)
 
     def enter(self, round_number: int, state: str, drawn: Sequence[int]) -> RoundPlan | None:
-        """Charge a round, and return who is asked.
+        """Charge a round, and return the cohort.
 
         Args:
             round_number: from 1.
-            state: a digest of what the round starts from.
-            drawn: the clients that the sampler has drawn, ascending; a secret cohort is drawn by the key instead.
+            state: a digest of the state that the round starts from.
+            drawn: the clients that the sampler has drawn, ascending; the key draws a secret cohort instead.
 
         Returns:
             The plan. None: no budget allows another round.
 
         Raises:
-            PrivacyError: the round would exceed a budget, and the run is not to go on without such clients.
+            PrivacyError: the round would exceed a budget, and the run may not continue without such clients.
         """
         return self.noise_source.charge_round(self, round_number, state, drawn)
 
     def heard(self, report: Report) -> None:
-        """Adopt what a client's own ledger says if that is more, and remember a spent budget."""
+        """Adopt the charges that a client's own ledger reports, if there are more, and remember a spent budget."""
         accounts, client = self.accounts, report.client
         if not accounts.is_declared(client):
             return
@@ -200,7 +201,7 @@ class PrivacyEngine:
     # ------------------------------------------------------------------------------------------- noise at the server
 
     def clip_statistics(self, statistics: State) -> State:
-        """Return what of a client's statistics for the start goes into the sum."""
+        """Return the part of a client's statistics for the start that goes into the sum."""
         return self.mechanism.start_release.take(statistics)
 
     def finish_statistics(self, total: State, attempt: int) -> State:
@@ -219,7 +220,7 @@ class PrivacyEngine:
         attempt: int,
         clip: float | None,
     ) -> Aggregator | None:
-        """Return what takes the round's updates if the mechanism acts at the server."""
+        """Return the aggregator of the round's updates if the mechanism acts at the server; else None."""
         if not isinstance(self.mechanism, AddsServerNoise):
             return None
         clip = self.mechanism.clip if clip is None else clip
@@ -235,7 +236,7 @@ class PrivacyEngine:
 
     @property
     def has_secret_draws(self) -> bool:
-        """Whether secret coins decide who is in a round, so that nobody may know who was: not if all are asked."""
+        """Whether secret coins draw the cohort, so that nobody may know it; not if all clients are asked."""
         return self.mechanism.secret_cohort and self.exposure.cohort < self.exposure.clients
 
     # ----------------------------------------------------------------------------------------------------- the claims
@@ -329,7 +330,12 @@ def make_engine(
     """Return the engine of a run that draws all of its noise: a simulation, or a server that adds noise itself.
 
     Args:
-        mechanism, exposure, folder, identity, seed, labels_of_rows: see `PrivacyEngine`.
+        mechanism: the mechanism, as the user describes it.
+        exposure: what costs depend on.
+        folder: folder of the run, which holds the ledger and the key.
+        identity: everything else that a round's outcome depends on, in any form.
+        seed: seed of the run.
+        labels_of_rows: whether the class names are those that happen to occur in protected examples.
 
     Raises:
         PrivacyError: the settings would not protect.

@@ -1,4 +1,4 @@
-"""What the cost of a private run depends on."""
+"""The facts of a run that its privacy cost depends on."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from fedpeft.peft.method import PeftMethod
 
 @dataclass(frozen=True)
 class Exposure:
-    """What the cost of a run depends on; none of it is learned from the data's content.
+    """The facts that the cost of a run depends on; none of them is learned from the content of the data.
 
     Attributes:
-        strategy, method, layout: the parts.
-        rows: training rows of each client, (clients,).
+        strategy: the strategy.
+        method: the PEFT method.
+        layout: the tensors of the adapter.
+        rows: number of examples of each client, (clients,).
         steps: local steps of each client in a round, (clients,).
         participations: rounds that each client is planned to take part in, (clients,).
-        batch_size: expected rows of a local step.
-        rounds: planned.
+        batch_size: expected number of examples in a local step.
+        rounds: planned rounds.
         cohort: expected number of clients in a round.
         even: whether all clients have the same chance of being drawn.
-        start: whether the head starts from a noisy release of every client's rows, before round 1.
-        start_entries: numbers that this release has, without those that tell of its noise.
-        trained: entries that are trained in a round, the fewest and the most.
-        length: of the features that the head reads, in units of what plans were made for.
-        whitened: directions in which features are whitened, and alone lead the head; 0: they are as they are.
+        start: whether the head starts from a noisy release of every client's statistics, before round 1.
+        start_entries: size of this release, without the entry that reports its noise.
+        trained: fewest and most entries that a round trains.
+        length: norm of the features that the head reads, relative to the norm that plans were made for.
+        whitened: number of whitened feature directions, which alone update the head; 0: features are not whitened.
     """
 
     strategy: Strategy
@@ -50,7 +52,7 @@ class Exposure:
 
     @property
     def clients(self) -> int:
-        """How many there are."""
+        """The number of clients."""
         return len(self.rows)
 
     @property
@@ -60,17 +62,17 @@ class Exposure:
 
     @property
     def noised_entries(self) -> int:
-        """Entries that the noise of a round counts in at most; that in others of a whitened head is left out."""
+        """The most entries in which the noise of a round counts; a whitened head ignores the noise in other entries."""
         if self.whitened:
             return self.layout.shapes["head.weight"][0] * (self.whitened + 1)
         return self.trained[1]
 
     def asking_all(self) -> Exposure:
-        """The same with all clients in each round."""
+        """Return a copy in which every round asks all clients."""
         everyone = np.full(self.clients, self.rounds)
         return replace(self, cohort=self.clients, participations=everyone)
 
 
 def trains_head_alone(strategy: Strategy, layout: Layout) -> bool:
-    """Whether each round trains a head, all of it, and nothing else."""
+    """Return whether each round trains the whole head and nothing else."""
     return all(strategy.trained(layout, round_number) == {WEIGHT, BIAS} for round_number in range(1, 5))

@@ -1,4 +1,4 @@
-"""The mechanism at a client: what clips and noises an update before it leaves."""
+"""The mechanism at a client: it clips an update and adds noise before the update leaves."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from fedpeft.privacy.noise import RunKey, read_key
 
 @dataclass(frozen=True)
 class Guard:
-    """A mechanism where updates leave a client; `key` is read when something is released, as it may be made late.
+    """A mechanism at the point where updates leave a client.
 
-    `start` is the noise multiplier of what is released before round 1; None: nothing is.
+    Attributes:
+        mechanism: the mechanism.
+        noise: noise multiplier of updates.
+        key: returns the key; it is called at each release, because the key may be made late.
+        start: noise multiplier of the release before round 1; None: there is none.
     """
 
     mechanism: Mechanism
@@ -26,19 +30,25 @@ class Guard:
     start: float | None = None
 
     def protect_update(self, update: State, ids: tuple[int, int, int]) -> State:
-        """The update, clipped and noised where the mechanism does that to whole updates.
+        """Return the update, clipped and noised if the mechanism does that to whole updates.
 
-        `ids`: round, attempt and client, whose noise it is.
+        Args:
+            update: the client's update.
+            ids: round, attempt and client, which select the noise.
         """
         if not isinstance(self.mechanism, ProtectsUpdates):
             return update
         return self.mechanism.protect_update(update, self.noise, self.key(), ids)
 
     def protect_statistics(self, statistics: State, ids: tuple[int, int]) -> State:
-        """What a client sends of its statistics before round 1; `ids`: attempt and client, whose noise it is.
+        """Return what a client sends of its statistics before round 1.
+
+        Args:
+            statistics: the client's statistics.
+            ids: attempt and client, which select the noise.
 
         Raises:
-            PrivacyError: nothing is to be released before round 1.
+            PrivacyError: the settings allow no release before round 1.
         """
         if not self.mechanism.noises_updates:
             return statistics
@@ -49,9 +59,15 @@ class Guard:
 
 @dataclass(frozen=True)
 class ClientPrivacy:
-    """What clients need for privacy, and can be pickled: the mechanism, noise multipliers, and the file of their key.
+    """The settings of a mechanism that clients need; they can be pickled.
 
     On an edge machine the key is the client's own.
+
+    Attributes:
+        mechanism: the mechanism.
+        noise: noise multiplier of updates.
+        key: file of the key.
+        start: noise multiplier of the release before round 1; None: there is none.
     """
 
     mechanism: Mechanism
@@ -60,5 +76,5 @@ class ClientPrivacy:
     start: float | None = None
 
     def guard(self) -> Guard:
-        """The mechanism at work."""
+        """Build the guard that applies the mechanism."""
         return Guard(self.mechanism, self.noise, lambda: read_key(self.key), self.start)

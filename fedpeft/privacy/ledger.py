@@ -1,17 +1,17 @@
-"""The privacy ledger: what has been spent, one account per unit of privacy, over all rounds and resumes.
+"""The privacy ledger: the spending of one account per privacy unit, over all rounds and resumes.
 
-A charge is written and synced to disk before anything is computed from the data of its round, so whatever stops the
-run in between can only make the ledger say too much. Nothing is ever taken back: the file is only appended to.
+A charge is written and synced to disk before anything is computed from the data of its round. So whatever stops the run
+in between can only make the ledger overstate the spending. The file is append-only: no charge is ever taken back.
 
-A round that is repeated after a kill with identical inputs releases identical bits and is charged once: it keeps its
-attempt, and with it its noise. With any other input the same noise would betray the difference, so that is a new
-attempt with new noise and a new charge. The fingerprint of a round's inputs tells the two apart.
+A round that is repeated after a kill with identical inputs releases identical bits and is charged once. It keeps its
+attempt, and thus its noise. With any other input the same noise would reveal the difference. So such a round is a new
+attempt with new noise and a new charge. The fingerprint of a round's inputs distinguishes the two cases.
 
     {"version": 1, "unit": "client", "dp_delta": 0.001, ...}                            first line
     {"round": 3, "attempt": 0, "fingerprint": "...", "charges": [[7, 1.2, 0.05, 10]]}   unit, z, q, releases
 
-A charge of Skellam noise has a fifth number, c (`fedpeft.privacy.accountant.Event`). A line names under "spent" who was
-left out of it because of a spent budget, if anybody was.
+A charge of Skellam noise has a fifth number, c (`fedpeft.privacy.accountant.Event`). If the round left out clients
+because their budget is spent, "spent" lists them.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ POPULATION = -1
 """The account of all clients together."""
 
 Charges = Mapping[int, tuple[Event, int]]
-"""By account (a client's id, or POPULATION): the kind of release, and how many."""
+"""The type and number of releases of each account (a client's id, or POPULATION)."""
 
 
 class Ledger:
     """The accounts in one file.
 
     Args:
-        path: the file; made where it is missing.
-        terms: what the charges mean (unit, delta, ...); a ledger is never continued on other terms.
+        path: the file, which is created if it is missing.
+        terms: the meaning of the charges (unit, delta, ...); a ledger is never continued on other terms.
 
     Attributes:
-        spent: what each account has spent.
-        left_out: the accounts that were ever left out, as their budgets were spent.
+        spent: the spending of each account.
+        left_out: the accounts that were ever left out because their budgets were spent.
         newest: the fingerprint of the last charge; empty: there is none.
 
     Raises:
@@ -53,6 +53,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, terms: Mapping[str, Any]) -> None:
+        """Read the accounts in the file, or begin a new file with these terms."""
         self.path = path
         self.spent: dict[int, dict[Event, int]] = {}
         self.left_out: set[int] = set()
@@ -61,13 +62,13 @@ class Ledger:
         self._lines: list[Mapping[str, Any]] = []
         header = {"version": VERSION, **terms}
         if path.exists() and not path.is_file():
-            raise PrivacyError(f"FP7041 the privacy ledger {path} is no file; put it back, or start a new run")
+            raise PrivacyError(f"FP7041 the privacy ledger {path} is not a file; put it back, or start a new run")
         if not path.exists() or not self._read(header):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write(header)
 
     def _read(self, header: Mapping[str, Any]) -> bool:
-        """Read the accounts; False where the file has not even a first line."""
+        """Read the accounts; return False if the file lacks even a first line."""
         try:
             with open(self.path, "r+b") as file:
                 content = file.read()
@@ -106,42 +107,46 @@ class Ledger:
         self._lines.append(line)
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        """Append a line, and return only once it is on the disk; where it does not fit, no part of it stays."""
+        """Append a line, and return only when it is on the disk; if it does not fit, no part of it stays."""
         try:
             append(self.path, json.dumps(line).encode() + b"\n", private=True)
         except OSError as error:
             raise PrivacyError(f"FP7045 the privacy ledger {self.path} can't be written: {error.strerror}") from error
 
     def list_charges(self) -> Iterator[tuple[int, str, list[tuple[Event, int]]]]:
-        """All charges, oldest first: round, fingerprint, and the kinds of release with their numbers."""
+        """Yield all charges, oldest first: round, fingerprint, and the types of release with their numbers."""
         for line in self._lines:
             yield int(line["round"]), str(line["fingerprint"]), [_release(*charge) for _, *charge in line["charges"]]
 
     def releases(self, account: int) -> int:
-        """How many releases an account has been charged with, of whatever kind."""
+        """Return the number of releases of any type that an account was charged with."""
         return sum(self.spent.get(account, {}).values())
 
     def after(self, account: int, event: Event, count: int) -> dict[Event, int]:
-        """What an account would have spent after one more charge."""
+        """Return the spending of an account after one more charge."""
         events = dict(self.spent.get(account, {}))
         events[event] = events.get(event, 0) + count
         return events
 
     def attempt(self, round_number: int, fingerprint: str) -> int | None:
-        """The attempt of a round that was charged with these very inputs; None: that would be a new one."""
+        """Return the attempt of a round that was charged with these inputs; None: it would be a new one."""
         tried = [fingerprint for fingerprint, _ in self._attempts.get(round_number, [])]
         return tried.index(fingerprint) if fingerprint in tried else None
 
     def attempts(self, round_number: int) -> int:
-        """How often a round was charged."""
+        """Return how often a round was charged."""
         return len(self._attempts.get(round_number, []))
 
     def accounts(self, round_number: int, attempt: int) -> frozenset[int]:
-        """The accounts that an attempt of a round was charged to."""
+        """Return the accounts that an attempt of a round was charged to."""
         return self._attempts[round_number][attempt][1]
 
     def asked(self, before: int) -> Mapping[int, int]:
-        """In how many of the rounds from 1 to `before` (without it) each account was charged, or left out as spent."""
+        """Count the rounds in which each account was charged, or left out because its budget was spent.
+
+        Args:
+            before: rounds from 1 up to this one count, without it.
+        """
         rounds: dict[int, set[int]] = {}
         for line in self._lines:
             if 0 < int(line["round"]) < before:
@@ -150,9 +155,15 @@ class Ledger:
         return Counter(account for accounts in rounds.values() for account in accounts)
 
     def charge(self, round_number: int, fingerprint: str, charges: Charges, left_out: Collection[int] = ()) -> int:
-        """Charge a round before its work begins; returns its attempt, counted from 0.
+        """Charge a round before its work begins, and return its attempt, counted from 0.
 
-        A round that was charged with this very fingerprint is not charged again. `left_out`: see the class.
+        A round that was charged with this fingerprint is not charged again.
+
+        Args:
+            round_number: the round, from 1; 0: the release before round 1.
+            fingerprint: a digest of the round's inputs.
+            charges: the releases of each account.
+            left_out: accounts that the round leaves out because their budgets are spent.
         """
         known = self.attempt(round_number, fingerprint)
         if known is not None:
@@ -170,7 +181,7 @@ class Ledger:
 
 
 def _changed(begun: object, now: Mapping[str, Any]) -> str:
-    """What is said otherwise in the terms of a ledger, of which anything may have been read."""
+    """Describe how the terms of a ledger, which may have any form, differ from the present ones."""
     if not isinstance(begun, dict):
         return f"{begun!r:.100}"
     names = [name for name in {**begun, **now} if begun.get(name) != now.get(name)]
@@ -178,15 +189,15 @@ def _changed(begun: object, now: Mapping[str, Any]) -> str:
 
 
 def _release(noise: float, rate: float, count: int, rounding: float = 0.0) -> tuple[Event, int]:
-    """A kind of release, and how many, as they stand in a charge."""
+    """Return the type and number of releases that a charge contains."""
     return Event(float(noise), float(rate), float(rounding)), int(count)
 
 
 def terms_in(path: Path) -> Mapping[str, Any] | None:
-    """The terms that the ledger in `path` was begun on; None: it has none yet.
+    """Return the terms that the ledger in `path` was begun on; None: it has none yet.
 
     Raises:
-        PrivacyError: it can't be read.
+        PrivacyError: the file can't be read.
     """
     try:
         first, end, _ = read(path).partition(b"\n")

@@ -1,14 +1,14 @@
-"""What has been released about one data set, by all runs of all federations that have trained on it on this machine.
+"""The releases about one data set, by all runs of all federations that have trained on it on this machine.
 
-A server names its runs, and could begin a new one whenever a budget is spent. So a client's own budget does not count
-by run: beside the ledger of the run (`fedpeft.privacy.client_protection`) every charge is written here, in a file for
-the data set, whoever the server is. The data set is told by its path: a copy under another name is another one.
+A server names its runs, and could begin a new one whenever a budget is spent. So a client's own budget does not apply
+to single runs. Beside the run's ledger (`fedpeft.privacy.client_protection`), every charge is written to a file for the
+data set, whoever the server is. The path identifies the data set: a copy under another name is another data set.
 
-    account 0    training rows: of every release
-    account 1    whole clients: of releases that hide all of a client's data, which hide each of its rows as well
+    account 0    examples: every release
+    account 1    whole clients: releases that hide all of a client's data, and so each of its examples as well
 
-A charge is written here first. A kill between the two books makes this one say too much, never too little; and what
-the ledger of a run holds is carried over when the run is opened, should this file be lost.
+A charge is written here first, so a kill between the two files can only make this one overstate the spending. If this
+file is lost, the charges in a run's ledger are copied back when the run is opened.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from fedpeft.privacy.accountant import Event, epsilon, is_within
 from fedpeft.privacy.ledger import Ledger
 
 SECONDS = 60.0
-"""How long to wait for another client of this machine that writes its own charge."""
+"""How long to wait, in seconds, for another client of this machine that writes its own charge."""
 
 ACCOUNTS = {"training row": (0,), "client": (0, 1)}
-"""Which accounts a release is charged to, by the unit that its mechanism hides."""
+"""The accounts that a release is charged to, by the privacy unit of its mechanism."""
 
 
 class LifetimeLedger:
-    """The book of one data set.
+    """The ledger of one data set.
 
     Args:
-        folder: of all such books.
-        data: the file with the rows.
-        unit: that the run's mechanism hides.
+        folder: folder of all such ledgers.
+        data: the file with the examples.
+        unit: the privacy unit of the run's mechanism.
         budget: the largest epsilon over all runs; None: any.
 
     Raises:
-        PrivacyError: the book can't be read or written.
+        PrivacyError: the ledger can't be read or written.
     """
 
     def __init__(self, folder: Path, data: Path, unit: str, budget: float | None) -> None:
+        """Hold the path of the ledger, the budget and the accounts of the unit; open nothing."""
         self.data = data.resolve()
         self.path = folder / f"{hashlib.sha256(str(self.data).encode()).hexdigest()[:16]}.jsonl"
         self.budget = budget
@@ -52,7 +53,7 @@ class LifetimeLedger:
 
     @contextmanager
     def _book(self) -> Iterator[Ledger]:
-        """The book, read anew, while nobody else reads or writes it."""
+        """Yield the ledger, read anew, while no other process reads or writes it."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock"), timeout=SECONDS):
@@ -63,7 +64,7 @@ class LifetimeLedger:
             raise PrivacyError(f"FP7045 the privacy ledger {self.path} can't be written: {error}") from error
 
     def carry(self, run: Ledger, known_noise: bool = False) -> None:
-        """Take over what a run's ledger holds, as far as it is not here yet; noise that is known counts as none."""
+        """Copy the charges of a run's ledger that are missing here; noise that is known counts as none."""
         with self._book() as book:
             for round_number, fingerprint, releases in run.list_charges():
                 if known_noise:
@@ -71,12 +72,14 @@ class LifetimeLedger:
                 self._write(book, round_number, fingerprint, releases)
 
     def charge(self, round_number: int, fingerprint: str, event: Event, count: int, delta: float) -> bool:
-        """Write a charge, or return False: it would exceed the budget. One that is here already is not written again.
+        """Write a charge, or return False: it would exceed the budget. A known charge is not written again.
 
         Args:
-            round_number, fingerprint: of the run's own ledger.
-            event, count: what is about to be released, and how often.
-            delta: that the budget is stated at.
+            round_number: round of the charge in the run's own ledger.
+            fingerprint: fingerprint of the charge in the run's own ledger.
+            event: the type of the coming releases.
+            count: their number.
+            delta: the delta that the budget is stated at.
         """
         with self._book() as book:
             known = book.attempt(round_number, fingerprint) is not None
@@ -90,12 +93,12 @@ class LifetimeLedger:
             book.charge(round_number, fingerprint, dict.fromkeys(self._accounts, (event, count)))
 
     def allows(self, event: Event, count: int, delta: float) -> bool:
-        """Whether the budget allows a charge, as the book stands."""
+        """Return whether the budget allows a charge, given the present ledger."""
         with self._book() as book:
             return self._affords(book, event, count, delta)
 
     def check(self, event: Event, count: int, delta: float) -> None:
-        """Refuse to begin a run that could not ask even once.
+        """Reject a run whose budget does not allow even one round.
 
         Raises:
             PrivacyError: the budget does not allow this charge.
@@ -106,23 +109,26 @@ class LifetimeLedger:
             if not self._affords(book, event, count, delta):
                 spent = max(epsilon(book.spent.get(own, {}), delta) for own in self._accounts)
                 raise PrivacyError(
-                    f"FP7048 of epsilon {self.budget:g} at dp_delta {delta:.2g} earlier runs on {self.data} have spent "
-                    f"{spent:.3g}, and what is left does not allow a single round; give a larger "
-                    "--max-epsilon if you accept that"
+                    f"FP7048 earlier runs on {self.data} have spent {spent:.3g} of epsilon {self.budget:g} at dp_delta "
+                    f"{delta:.2g}, and the rest does not allow a single round; give a larger --max-epsilon if you "
+                    "accept that"
                 )
 
     def _affords(self, book: Ledger, event: Event, count: int, delta: float) -> bool:
-        """Whether all that the charge is written to stays within the budget: what hides a client hides its rows, too,
-        and other runs may have released more of the rows than of the client."""
+        """Return whether every account that the charge is written to stays within the budget.
+
+        A release that hides a client also hides its examples, and other runs may have released more about the examples
+        than about the client.
+        """
         if self.budget is None:
             return True
         return all(is_within(book.after(own, event, count), delta, self.budget) for own in self._accounts)
 
     def spent_in(self, book: Ledger, delta: float) -> float:
-        """Epsilon of all runs, of the mechanism's own unit."""
+        """Return epsilon of all runs for the mechanism's own unit."""
         return epsilon(book.spent.get(self._accounts[-1], {}), delta)
 
     def spent(self, delta: float) -> float:
-        """Epsilon of all runs on these rows so far, at `delta`."""
+        """Return epsilon of all runs on these examples so far, at `delta`."""
         with self._book() as book:
             return self.spent_in(book, delta)

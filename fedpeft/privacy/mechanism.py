@@ -1,12 +1,13 @@
-"""What a privacy mechanism is: what it protects, where it clips and adds noise, and what that costs.
+"""The base class of privacy mechanisms: what they protect, where they clip and add noise, and what that costs.
 
-The order in a round is law:
+The order within a round is fixed:
 
     client clip -> client noise -> encode -> wire -> decode -> server clip -> sum -> server noise -> / (q N)
         -> the strategy's post-processing -> server optimizer
 
-A mechanism acts at some of these places. What follows its noise is post-processing and free; what precedes its clipping
-may be anything. It says what each round costs; the ledger (`fedpeft.privacy.ledger`) keeps the accounts.
+A mechanism acts at some of these places. Everything after its noise is post-processing and free; anything may happen
+before its clipping. The mechanism computes the cost of each round; the ledger (`fedpeft.privacy.ledger`) keeps the
+accounts.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.start_release import StartRelease
 
 HALF = 0.5
-"""Of the budget that start and training share, where both are worth something."""
+"""The share of the budget for the start if training is worth planning as well."""
 
 LEAST_SIGNAL = 30.0
-"""The least signal to noise of what rounds could release (`Mechanism.training_signal`) at which they are planned.
+"""The least signal-to-noise ratio of training (`Mechanism.training_signal`) at which rounds are planned.
 
-It is what it would be if all rows agreed, and after a good start their gradients hardly do.
+That ratio assumes that all examples agree. After a good start their gradients hardly do, so 1 would not be enough.
 """
 
 
 class CohortForm(Enum):
-    """What decides who is in a round.
+    """The rule that decides who is in a round.
 
     Attributes:
         DRAWN: the sampler, in public.
-        DEALT: the sampler, in public, so that clients come equally often.
-        TURNS: a fixed order: the same cohorts come round again.
-        SECRET: the run's secret, which draws each client by a coin of its own (Poisson).
+        DEALT: the sampler, in public, so that all clients take part equally often.
+        TURNS: a fixed order in which the same cohorts return.
+        SECRET: the run's key, which draws each client by a coin of its own (Poisson).
     """
 
     DRAWN = "drawn"
@@ -56,49 +57,49 @@ class CohortForm(Enum):
 
 @dataclass(frozen=True)
 class Mechanism(ABC):
-    """One mechanism. Subclasses are frozen dataclasses."""
+    """A privacy mechanism. Subclasses are frozen dataclasses."""
 
     epsilon: float | None = setting(None, "the budget; without noise_multiplier, noise is chosen to meet it", above=0)
     noise_multiplier: float | None = setting(None, "standard deviation of the noise, relative to sensitivity", low=0)
-    clip: float = setting(1.0, "largest norm of what one unit contributes", low=1e-6, high=1e9)
+    clip: float = setting(1.0, "largest norm of one unit's contribution", low=1e-6, high=1e9)
     dp_delta: float | None = setting(None, "delta; none: a tenth of its limit, 1 / (number of units)", above=0, below=1)
     start: float | None = setting(
         None, "share of the budget for the private start of the head; 1: no training; none: by formula", low=0, high=1
     )
-    raw_metrics: bool = setting(False, "let clients report losses and numbers of rows, which epsilon does not cover")
+    raw_metrics: bool = setting(False, "let clients report losses and example counts, which epsilon does not cover")
     at_budget: str = setting(
         "end", "when a client's epsilon is spent: end the run, or sit_out: go on without it", choices=("end", "sit_out")
     )
     plan: bool = setting(
         True,
-        "where batch_size, local_work, learning_rate and optimizer are all left out: plan them, and clip, by formula",
+        "plan batch_size, local_work, learning_rate, optimizer and clip by formula if the first four are all left out",
     )
     audit: bool = setting(False, "attack the finished run: canaries and membership inference, see fedpeft.audit")
-    test_noise: bool = setting(False, "for tests: noise from the run's seed, protecting nobody; stamped on the results")
+    test_noise: bool = setting(False, "for tests: noise from the run's seed, which protects nobody; results record it")
 
     privacy_unit: ClassVar[str]
-    """Whose presence is hidden: "training row" or "client"."""
+    """What the mechanism hides: `"training row"` (an example) or `"client"`."""
 
     neighbours: ClassVar[str]
     """The neighbouring relation, in words."""
 
     sampling: ClassVar[str]
-    """What epsilon assumes of sampling, in words."""
+    """What epsilon assumes about sampling, in words."""
 
     protects: ClassVar[bool] = True
-    """False for the reference without protection."""
+    """Whether the mechanism protects anything; False for the reference without protection."""
 
     noises_updates: ClassVar[bool] = True
-    """Whether what leaves a client is private already, so that whatever the server does is post-processing."""
+    """Whether updates are private when they leave a client, so that everything at the server is post-processing."""
 
     start_release: ClassVar[StartRelease] = StartRelease()
     """How the release before round 1 is clipped and noised."""
 
     def check(self, exposure: Exposure) -> None:
-        """Refuse what would not protect.
+        """Reject settings that would not protect.
 
         Raises:
-            PrivacyError: why, and what to do.
+            PrivacyError: the message contains the reason and the remedy.
         """
         name = self.name
         if self.epsilon is None and self.noise_multiplier is None:
@@ -114,56 +115,56 @@ class Mechanism(ABC):
 
     @property
     def example_sampling(self) -> ExampleSampling | None:
-        """How examples join local steps, in which the gradient of each is clipped; None: none is clipped."""
+        """How examples join local steps if the gradient of each is clipped; None: no gradient is clipped alone."""
         return None
 
     @property
     def per_example(self) -> bool:
-        """Whether local training clips the gradient of every example (then the executor is the sequential one)."""
+        """Whether local training clips the gradient of every example, which requires the sequential executor."""
         return self.example_sampling is not None
 
     @property
     def cohort_form(self) -> CohortForm:
-        """What decides who is in a round.
+        """The rule that decides who is in a round.
 
-        By default clients are dealt under a budget: its noise, the same for all, is that of the client who comes most
-        often, and cohorts need not be secret.
+        By default clients are dealt if there is a budget. Then all clients have the noise of the client that takes part
+        most often, and cohorts need not be secret.
         """
         return CohortForm.DEALT if self.protects and self.epsilon is not None else CohortForm.DRAWN
 
     @property
     def secret_cohort(self) -> bool:
-        """Whether the run's secret draws the cohort, which may be empty."""
+        """Whether the run's key draws the cohort, which may be empty."""
         return self.cohort_form is CohortForm.SECRET
 
     @property
     def silent(self) -> bool:
-        """Whether clients keep to themselves what they measure on their rows: losses, numbers of rows, accuracies."""
+        """Whether clients keep their measurements secret: losses, numbers of examples, accuracies."""
         return self.protects and not self.raw_metrics
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """The name on the command line."""
         return name_of(type(self))
 
     def delta(self, exposure: Exposure) -> float:
-        """The delta that epsilon is stated at."""
+        """Return the delta that epsilon is stated at."""
         return self.dp_delta if self.dp_delta is not None else 0.1 / self.units(exposure)
 
     @abstractmethod
     def units(self, exposure: Exposure) -> int:
-        """The number of units that delta must be small against."""
+        """Return the number of units that delta must be small against."""
 
     @abstractmethod
     def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
-        """The planned (sampling rate, releases) of every account over the whole run, without repetition."""
+        """Return the planned (sampling rate, releases) of every account over the whole run, without duplicates."""
 
     @abstractmethod
     def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
-        """What a round with this cohort costs."""
+        """Return the cost of a round with this cohort."""
 
     def multiplier(self, exposure: Exposure) -> float:
-        """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
+        """Return the noise multiplier: the given one, or the smallest that keeps planned releases within epsilon."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         assert self.epsilon is not None
@@ -181,10 +182,10 @@ class Mechanism(ABC):
     # -------------------------------------------------------------------------------------------------- before round 1
 
     def start_share(self, exposure: Exposure) -> float:
-        """The share of the budget for the start: as given, or half, or all where training could not be heard.
+        """Return the share of the budget for the start: the given one, half, or 1 if noise would drown training.
 
-        Budgets are shared as variances are: a release at the share s of a budget has 1 / sqrt(s) times the noise of one
-        that has all of it.
+        Shares divide variances: a release with a share s of a budget has 1 / sqrt(s) times the noise of a release that
+        has all of it.
         """
         if self.start is not None:
             return self.start
@@ -193,16 +194,16 @@ class Mechanism(ABC):
         return HALF if self.has_signal(exposure) else 1.0
 
     def trains(self, exposure: Exposure) -> bool:
-        """Whether anything is left for rounds of training."""
+        """Return whether any budget is left for rounds of training."""
         return not exposure.start or self.start_share(exposure) < 1
 
     def start_noise(self, exposure: Exposure) -> float | None:
-        """The noise multiplier of the start's release; None: there is none.
+        """Return the noise multiplier of the release before round 1; None: there is no such release.
 
-        Without a budget it costs its share beside what the planned rounds cost.
+        Without a budget, the start's share of the total cost follows from the cost of the planned rounds.
 
         Raises:
-            PrivacyError: it has no share, or all of a budget that there is not.
+            PrivacyError: the share is 0, or it is 1 and there is no budget.
         """
         if not exposure.start:
             return None
@@ -223,10 +224,10 @@ class Mechanism(ABC):
         return noise_for(min(rounds, LARGEST), delta, 1.0, 1) * math.sqrt((1 - share) / share)
 
     def check_start(self, exposure: Exposure) -> None:
-        """Refuse a start that would be noise alone, were all rows of one class and alike.
+        """Reject a start that would be noise alone even if all examples were alike and of one class.
 
         Raises:
-            PrivacyError: says the smallest epsilon that is not.
+            PrivacyError: the message contains the smallest epsilon that is enough.
         """
         if not exposure.start or self.epsilon is None or self.start == 0:
             return
@@ -242,14 +243,15 @@ class Mechanism(ABC):
             )
 
     def start_signal(self, exposure: Exposure) -> float:
-        """The largest norm that the sum of all clients' statistics can have: one for each row, or client."""
+        """Return the largest possible norm of the sum of all clients' statistics: 1 per example, or per client."""
         return float(exposure.rows.sum() if self.privacy_unit == "training row" else exposure.clients)
 
     def signal_to_noise(self, exposure: Exposure, share: float, entries: int) -> float:
-        """Of one release of means over all data, if all of it agreed: its norm over that of noise in `entries` numbers.
+        """Return the signal-to-noise ratio of one release of means over all data, if all data agreed.
 
-        That subsampling and many steps release the same in small pieces changes little: noise falls with the square
-        root of what is added up, and is amplified away by as much as the pieces are smaller.
+        It is the norm of the means over the norm of the noise in `entries` numbers. Subsampling and many steps release
+        the same in small pieces, which changes little. The noise of n pieces falls with the square root of n, and is
+        amplified by as much as the pieces are smaller.
         """
         assert self.epsilon is not None
         noise = noise_for(self.epsilon, self.delta(exposure), 1.0, 1) / math.sqrt(share)
@@ -257,21 +259,24 @@ class Mechanism(ABC):
         return self.start_signal(exposure) / (deviation * math.sqrt(entries))
 
     def training_signal(self, exposure: Exposure) -> float:
-        """Signal to noise of all that rounds could release with half of the budget."""
+        """Return the signal-to-noise ratio of everything that rounds could release with half of the budget."""
         return self.signal_to_noise(exposure, 1 - HALF, exposure.noised_entries)
 
     def least_signal(self, exposure: Exposure) -> float:
-        """The least `training_signal` at which rounds are planned."""
+        """Return the least `training_signal` at which rounds are planned."""
         return LEAST_SIGNAL
 
     def has_signal(self, exposure: Exposure) -> bool:
-        """Whether training would be heard above its noise."""
+        """Return whether the signal of training exceeds its noise enough to plan rounds."""
         return self.training_signal(exposure) >= self.least_signal(exposure)
 
     def count_trainable_entries(self, exposure: Exposure) -> int:
-        """How many trained entries, of a head where it is alone, would be heard; 0: not even one."""
+        """Return how many trained entries the signal is enough for; 0: not even one.
+
+        Only the head's entries count if the head is trained alone.
+        """
         return math.floor(exposure.noised_entries * (self.training_signal(exposure) / self.least_signal(exposure)) ** 2)
 
     def start_charges(self, exposure: Exposure, noise: float) -> Charges:
-        """What the start costs: one release of each client."""
+        """Return the cost of the start: one release of each client."""
         return dict.fromkeys(range(exposure.clients), (Event(noise, 1.0), 1))

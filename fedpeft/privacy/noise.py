@@ -1,10 +1,11 @@
-"""The run's secret: what privacy noise and Poisson draws come from.
+"""The run's secret key, from which privacy noise and Poisson draws come.
 
-Whoever knows it can subtract the noise, so it is a file of mode 0600 that is never exported, and none of its derived
-numbers is ever written down. Every draw has its own stream, derived by HMAC-SHA256 from the secret, a purpose and ids.
+Whoever knows the key can subtract the noise. So it is a file of mode 0600 that is never exported, and none of its
+derived numbers is ever written down. Every draw has its own stream, derived by HMAC-SHA256 from the secret, a purpose
+and ids.
 
-The streams are numpy's Philox with a key of 128 bits. Not torch's generators: they keep only the lowest 32 bits of a
-seed, so among 100,000 (client, round) pairs some would surely share their noise, and noise that is used twice cancels.
+The streams are numpy's Philox with a key of 128 bits. Torch's generators keep only the lowest 32 bits of a seed: among
+100,000 (client, round) pairs some would surely share their noise, and noise that is used twice cancels.
 """
 
 from __future__ import annotations
@@ -27,26 +28,31 @@ BYTES = 32
 
 @dataclass(frozen=True)
 class RunKey:
-    """The secret."""
+    """The secret key of a run."""
 
     secret: bytes = field(repr=False)
 
     def stream(self, purpose: str, *ids: int) -> np.random.Generator:
-        """The random stream for (purpose, ids); equal arguments give equal streams."""
+        """Return the random stream for (purpose, ids); equal arguments give equal streams."""
         message = purpose.encode() + b"".join(int(i).to_bytes(8, "big") for i in ids)
         derived = hmac.digest(self.secret, message, "sha256")
         return np.random.Generator(np.random.Philox(key=int.from_bytes(derived[:16], "big")))
 
     @property
     def name(self) -> str:
-        """What identifies the key without giving it away."""
+        """A name that identifies the key without revealing it."""
         return hashlib.sha256(b"fedpeft run key" + self.secret).hexdigest()[:16]
 
 
 def make_key(path: Path, secret: bytes | None = None) -> RunKey:
-    """The key in `path`; drawn from the system's randomness, with mode 0600, where there is none yet.
+    """Return the key in `path`, and create it there if it is missing.
 
-    `secret` is a test's, to be used instead of a drawn one.
+    Args:
+        path: the file; a new one has mode 0600.
+        secret: 32 bytes of a test, used instead of the system's randomness.
+
+    Raises:
+        PrivacyError: the file can't be used, see `read_key`.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,10 +61,10 @@ def make_key(path: Path, secret: bytes | None = None) -> RunKey:
 
 
 def read_key(path: Path) -> RunKey:
-    """The key in `path`.
+    """Read the key in `path`.
 
     Raises:
-        PrivacyError: there is none, others may read it, or it has another length.
+        PrivacyError: the file is missing, others may read it, or its length is wrong.
     """
     try:
         mode = path.stat().st_mode & 0o777
@@ -73,6 +79,6 @@ def read_key(path: Path) -> RunKey:
 
 
 def gaussian(stream: np.random.Generator, like: Tensor) -> Tensor:
-    """Standard normal numbers in the shape, dtype and place of `like`."""
+    """Draw standard normal numbers in the shape and dtype and on the device of `like`."""
     drawn = np.float64 if like.dtype == torch.float64 else np.float32
     return torch.from_numpy(stream.standard_normal(tuple(like.shape), dtype=drawn)).to(like)

@@ -1,11 +1,11 @@
-"""Who adds the noise of a run, how much it is, and what a round that is tried again means.
+"""The source of a run's noise: who adds it, how much it is, and what repeating a round means.
 
     DrawnNoise    the server, or each client for itself
     NoiseShares   all clients of a sum under masks, a share each
 
-The first draws the noise of a round from its number and attempt. So a round that is tried again with equal inputs has
-equal noise, and is charged once. A sum that is formed again may be of other clients, and the difference of two sums
-with equal noise would be one client's contribution. So it has new noise, a new cohort and a new charge.
+`DrawnNoise` draws the noise of a round from its number and attempt. So a repeated round with equal inputs has equal
+noise, and is charged once. A repeated sum under masks may have other clients, and the difference of two sums with equal
+noise would be one client's contribution. So `NoiseShares` gives it new noise, a new cohort and a new charge.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
 
 REPORTED = "client "
-"""How the fingerprints of charges begin that clients have reported."""
+"""Start of the fingerprints of charges that clients have reported."""
 
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """How much noise a run adds. NaN: each real client has its own.
+    """The amount of noise in a run. NaN: each real client has its own.
 
     Attributes:
         multiplier: noise multiplier of the rounds, at least 0.
-        delta: that epsilon is stated at.
-        start: noise multiplier of the release before round 1; None: there is none.
-        start_share: share of the budget that this release has, as far as it is known.
-        trains: whether it leaves anything for rounds of training.
+        delta: the delta that epsilon is stated at.
+        start: noise multiplier of the release before round 1; None: there is no such release.
+        start_share: share of the budget that this release has, if it is known.
+        trains: whether any budget is left for rounds of training.
     """
 
     multiplier: float
@@ -70,7 +70,7 @@ def settle_levels(mechanism: Mechanism, exposure: Exposure) -> NoiseLevels:
 
 
 def settle_declared_levels(mechanism: Mechanism, exposure: Exposure) -> NoiseLevels:
-    """Return the noise that the settings state for real clients; each of them checks what its examples decide.
+    """Return the noise that the settings state for real clients; each client checks what depends on its examples.
 
     Raises:
         PrivacyError: no client could be protected.
@@ -92,7 +92,7 @@ def check_mechanism(mechanism: Mechanism) -> None:
     """Reject a mechanism that adds no noise, and one whose clients sit out without a budget.
 
     Raises:
-        PrivacyError: says which.
+        PrivacyError: the message names the mechanism and what it lacks.
     """
     at_clients = mechanism.per_example or isinstance(mechanism, ProtectsUpdates)
     elsewhere = isinstance(mechanism, (AddsServerNoise, SumMechanism))
@@ -107,27 +107,27 @@ def check_mechanism(mechanism: Mechanism) -> None:
 
 
 class NoiseSource(Protocol):
-    """Who adds the noise of a run."""
+    """The interface of noise sources."""
 
     @property
     def levels(self) -> NoiseLevels:
-        """How much noise there is."""
+        """The amount of noise."""
 
     @property
     def sums(self) -> SharedNoise | None:
-        """How sums under masks are formed that contain the noise; None: there are no such sums."""
+        """The settings of sums under masks that contain the noise; None: there are no such sums."""
 
     def charge_start(self, engine: PrivacyEngine, state: str) -> RoundPlan:
-        """See `PrivacyEngine.enter_start`."""
+        """Charge the release before round 1; see `PrivacyEngine.enter_start`."""
 
     def charge_round(self, engine: PrivacyEngine, number: int, state: str, drawn: Sequence[int]) -> RoundPlan | None:
-        """See `PrivacyEngine.enter`."""
+        """Charge a round; see `PrivacyEngine.enter`."""
 
     def describe(self) -> str:
         """Return one line for the start of a run."""
 
     def claims(self, engine: PrivacyEngine) -> Mapping[str, Any]:
-        """Return the fields of the summary that this source states otherwise; `privacy` is merged."""
+        """Return the fields of the summary that this source changes; `privacy` is merged."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class DrawnNoise:
     """Noise that a key gives for a round and its attempt: the server's, or each client's own.
 
     Attributes:
-        mechanism: what the budget is stated by, and whether cohorts are secret.
-        levels: how much noise there is.
+        mechanism: states the budget, and whether cohorts are secret.
+        levels: the amount of noise.
         by_clients: whether real clients draw it, each with its own key and multiplier.
     """
 
@@ -146,11 +146,11 @@ class DrawnNoise:
     sums = None
 
     def charge_start(self, engine: PrivacyEngine, state: str) -> RoundPlan:
-        """Charge the release before round 1; with equal inputs it is charged once."""
+        """Charge the release before round 1; equal inputs are charged once."""
         return charge_start_once(engine, state)
 
     def charge_round(self, engine: PrivacyEngine, number: int, state: str, drawn: Sequence[int]) -> RoundPlan | None:
-        """Charge a round; with equal inputs it is charged once. A secret cohort is drawn here, after the charge."""
+        """Charge a round; equal inputs are charged once. A secret cohort is drawn after the charge."""
         fingerprint = engine.fingerprint(number, state)
         asked = [] if self.mechanism.secret_cohort else list(drawn)
         charges = dict(engine.accounts.cost_of_round(asked))
@@ -185,7 +185,7 @@ class DrawnNoise:
         )
 
     def claims(self, engine: PrivacyEngine) -> Mapping[str, Any]:
-        """Return nothing: the summary is right as it is."""
+        """Return no changes: the summary is right as it is."""
         return {}
 
 
@@ -193,15 +193,15 @@ class DrawnNoise:
 class NoiseShares:
     """Noise of sums under masks, a share from each client: two claims, and no noise that is used twice.
 
-    Accounts are those of clients, as the server knows them: each sum that a client was asked for counts. What the
-    released models tell follows from the number of sums; the summary states it as well.
+    The accounts are those of clients, as the server knows them: each sum that a client was asked for counts. The number
+    of sums decides what the released models reveal; the summary reports that as well.
 
     Attributes:
-        mechanism: what noise and grid follow from.
+        mechanism: decides noise and grid.
         exposure: what costs depend on.
         levels: the noise of all shares together.
-        under_way: returns the clients of the sum of a round that a server asked before it was restarted; empty: there
-            is no such sum. None: a simulation, whose clients are all there.
+        under_way: returns the clients of a round's sum that the server began before a restart; empty: there is no such
+            sum. None: a simulation, whose clients are always present.
     """
 
     mechanism: SumMechanism
@@ -211,7 +211,7 @@ class NoiseShares:
 
     @property
     def sums(self) -> SharedNoise:
-        """How sums are formed, with the noise in them."""
+        """The settings of the sums, with the noise in them."""
         return self.mechanism.sums_of(self.exposure, self.levels.multiplier, self.levels.start)
 
     def charge_start(self, engine: PrivacyEngine, state: str) -> RoundPlan:
@@ -226,7 +226,7 @@ class NoiseShares:
         """Draw a cohort by secret coins and charge it, unless its sum is under way.
 
         Returns:
-            The plan. None: a budget is spent and the run is to end, or too few clients can afford another sum.
+            The plan. None: a budget is spent and the run must end, or too few clients can afford another sum.
         """
         if cohort := self._find_under_way(number):
             return self._continue(engine, number, cohort)
@@ -245,11 +245,11 @@ class NoiseShares:
         return RoundPlan(number, list(left), attempt, tuple(sorted(spent)))
 
     def _mark(self, engine: PrivacyEngine, state: str) -> str:
-        """Return the state with a mark that no other sum has."""
+        """Return the state with a unique mark for this sum."""
         return f"{state} {count_begun(engine)}"
 
     def _find_under_way(self, number: int) -> Sequence[int]:
-        """Return the clients of the sum of a round that is under way; empty: there is none."""
+        """Return the clients of the round's sum that is under way; empty: there is none."""
         return [] if self.under_way is None else self.under_way(number)
 
     def _continue(self, engine: PrivacyEngine, number: int, cohort: Sequence[int]) -> RoundPlan:
@@ -259,7 +259,7 @@ class NoiseShares:
         return RoundPlan(number, list(cohort), opened[-1] if opened else -1)
 
     def describe(self) -> str:
-        """Return the budget, the noise and what sums permit."""
+        """Return the budget, the noise and the tolerated shares of dropouts and colluding clients."""
         sums, m = self.sums, self.mechanism
         line = describe_noise(m, self.levels)
         if sums.later is None:
@@ -290,7 +290,7 @@ class NoiseShares:
         return {"privacy": claims}
 
     def epsilon_of_models(self, engine: PrivacyEngine) -> float:
-        """Return epsilon against those who see the released models alone."""
+        """Return epsilon against those who see only the released models."""
         rounds = [number for number, said, _ in engine.ledger.list_charges() if not said.startswith(REPORTED)]
         starts = rounds.count(0)
         levels = self.levels
@@ -298,7 +298,7 @@ class NoiseShares:
         return epsilon(events, levels.delta)
 
     def _epsilons_if_gaussian(self, engine: PrivacyEngine) -> tuple[float, float]:
-        """Return epsilon of the worst account if its noise were Gaussian, and as long: by RDP, and by PRV."""
+        """Return epsilon of the worst account if its noise were Gaussian and as large: by RDP, and by PRV."""
         levels, delta = self.levels, self.levels.delta
         worst = max(engine.ledger.spent.values(), key=lambda events: rdp_epsilon(events, delta), default={})
         first = None if levels.start is None else self.mechanism.start_charges(self.exposure, levels.start)[0][0]
@@ -320,16 +320,16 @@ def describe_noise(mechanism: Mechanism, levels: NoiseLevels) -> str:
 
 
 def count_begun(engine: PrivacyEngine) -> int:
-    """Return the number of charges in all of the run, those included that led to nothing."""
+    """Return the number of charges in the whole run, including those that led to nothing."""
     return sum(1 for _ in engine.ledger.list_charges())
 
 
 def charge_start_once(engine: PrivacyEngine, state: str) -> RoundPlan:
-    """Charge the release before round 1; with equal inputs it is charged once.
+    """Charge the release before round 1; equal inputs are charged once.
 
     Raises:
-        PrivacyError: a budget does not allow it, since an earlier release had other inputs, and the run is not to go
-            on without such clients.
+        PrivacyError: an earlier release had other inputs, so that a budget does not allow this one, and the run may not
+            continue without such clients.
     """
     fingerprint, charges = engine.fingerprint(0, state), engine.accounts.cost_of_start()
     known = engine.ledger.attempt(0, fingerprint)

@@ -1,4 +1,4 @@
-"""What no epsilon of a run covers, for `summary.json`: in words, since nobody can count it."""
+"""The releases that a run's epsilon does not cover, in words for `summary.json`, since nobody can quantify them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUNDRY = (
     "settings chosen, and runs stopped or repeated, after looking at results",
     "attacks on floating-point noise and on the pseudo-random generator (Philox, 128-bit key)",
 )
-"""Outside every epsilon."""
+"""Releases that no mechanism covers."""
 
 RAW = "what clients report of their rows, such as losses (raw_metrics)"
 
@@ -23,8 +23,10 @@ LABELS = "the names of classes, and so the head's shape and adapter/labels.json,
 
 
 def list_uncovered(mechanism: Mechanism, labels_of_rows: bool) -> list[str]:
-    """What a run under `mechanism` shows beside what its epsilon counts, an item each.
+    """Return the releases of a run under `mechanism` that its epsilon does not cover, one item each.
 
-    `labels_of_rows`: whether nobody has named the classes, so that a row that alone has one shows.
+    Args:
+        mechanism: the mechanism.
+        labels_of_rows: whether nobody has named the classes, so that the only example of a class reveals itself.
     """
     return [*([RAW] if mechanism.raw_metrics else []), *([LABELS] if labels_of_rows else []), *SUNDRY]

@@ -1,16 +1,18 @@
-"""Renyi divergences of a release that a unit joins with a secret probability, from those of one that it always joins.
+"""Renyi divergences of a release that a unit joins with a secret probability.
 
-P and Q: the release with the unit and without. Given all that is drawn but the noise they are one symmetric
-distribution, shifted, so a reflection exchanges them; then the divergence of the mixture q P + (1 - q) Q from Q is the
-larger one of both directions (Mironov, Talwar, Zhang, arXiv 1908.10530, theorem 5), and for whole orders a
+They follow from the divergences of a release that the unit always joins. P and Q are the release with the unit and
+without it. Given everything that is drawn except the noise, both are one symmetric distribution, shifted, so a
+reflection exchanges them. Then the divergence of the mixture q P + (1 - q) Q from Q is the larger one of both
+directions (Mironov, Talwar, Zhang, arXiv 1908.10530, theorem 5). For whole orders a
 
     exp((a - 1) D_a) = sum_k binomial(a, k) (1 - q)^(a - k) q^k exp((k - 1) D_k(P, Q))
 
-which rises with each D_k, so upper bounds may stand there. Mixtures over what else is drawn follow by joint convexity.
+This rises with each D_k, so upper bounds may stand there. Mixtures over what else is drawn follow by joint convexity.
 
-Where the unit is a row and its client takes part with probability p, by a secret coin: who knows the client's other
-rows may see in the release whether it does. So may, where the unit is a client, who knows the others' coins and sees in
-the noise how many take part. Then by joint convexity, and not better in general,
+A client may take part with probability p, by a secret coin. If the unit is an example, an observer who knows the
+client's other examples may see in the release whether the client takes part. If the unit is a client, an observer who
+knows the others' coins may see in the noise how many take part. Then joint convexity gives this bound, which can't be
+improved in general:
 
     exp((a - 1) D_a') = 1 + p (exp((a - 1) D_a) - 1)
 """
@@ -23,17 +25,17 @@ import numpy as np
 from scipy.special import gammaln, logsumexp
 
 WHOLE_ORDERS: Final = (*range(2, 65), *range(68, 129, 4), *range(144, 257, 16), *range(320, 1025, 64))
-"""Orders a at which releases are known at whole ones only."""
+"""Orders a for releases whose divergences are known only at whole orders."""
 
 
 def unsampled(orders: np.ndarray, noise: float, rounding: float) -> np.ndarray:
-    """D_a of a release that the unit always joins, (orders,); see `fedpeft.privacy.accountant.Event`."""
+    """Return D_a of a release that the unit always joins, (orders,); see `fedpeft.privacy.accountant.Event`."""
     found: np.ndarray = orders / (2 * noise**2) + rounding * orders**2 * (orders - 1)
     return found
 
 
 def rdp_of_sampled(noise: float, rate: float, rounding: float, share: float) -> np.ndarray:
-    """D_a at `WHOLE_ORDERS`; see `fedpeft.privacy.accountant.Event`."""
+    """Return D_a at `WHOLE_ORDERS`; see `fedpeft.privacy.accountant.Event`."""
     orders = np.array(WHOLE_ORDERS, dtype=np.float64)
     always = unsampled(orders, noise, rounding)
     found = always if rate == 1 else np.minimum(always, [_sampled(int(a), noise, rate, rounding) for a in orders])

@@ -1,14 +1,14 @@
-"""What relates the noise of one round to that of the others, where the server adds it.
+"""The relation between the noise of different rounds, if the server adds it.
 
     release of round t = x_t + z C g_t,        g = F^-1 w,  w standard normal, new in every round
 
-F (rounds, rounds) is lower triangular. Its columns have norm 1, and those of rounds that one client may take part in
-are orthogonal: whatever clients add, F x moves by sqrt(k) C for k rounds, so a round costs its clients what a release
-with independent noise of multiplier z does, and g is free to be smaller where rounds are added up. F = 1 is independent
-noise.
+F (rounds, rounds) is lower triangular. Its columns have norm 1. The columns of rounds that one client may take part in
+are orthogonal: whatever clients add, F x moves by sqrt(k) C for k rounds. So a round costs its clients as much as a
+release with independent noise of multiplier z. Within this constraint F can make g small in sums over rounds. F = 1 is
+independent noise.
 
-A round that is tried again with other inputs begins a new chain: its noise is related to no earlier round's. So no row
-of F x that holds what a client added is ever released twice.
+A round that is repeated with other inputs begins a new chain: its noise is related to no earlier round's. So no row of
+F x that holds a client's contribution is ever released twice.
 """
 
 from __future__ import annotations
@@ -28,38 +28,41 @@ from fedpeft.peft.adapter import State
 from fedpeft.privacy.noise import RunKey, gaussian
 
 CHAIN = "noise"
-"""What the server remembers of noise, beside its optimizer's memory: rounds and attempts, no draws."""
+"""Key of the chain in the optimizer state: rounds and attempts, no noise."""
 
 Attempts = Sequence[tuple[int, int]]
-"""Of consecutive rounds: the round, from 1, and its attempt."""
+"""Consecutive rounds: the round number, from 1, and the attempt."""
 
 
 class ServerNoise(ABC):
-    """One relation. Subclasses are frozen dataclasses."""
+    """A relation between the noise of rounds. Subclasses are frozen dataclasses."""
 
     turns: ClassVar[bool] = False
     """Whether clients take turns in known cohorts, instead of joining by secret coins."""
 
     @abstractmethod
     def check(self, separation: int) -> None:
-        """Refuse clients that come back too soon: `separation` rounds after they took part, at the earliest.
+        """Reject clients that return too soon.
+
+        Args:
+            separation: the least number of rounds between two rounds of one client.
 
         Raises:
-            PrivacyError: says what to do.
+            PrivacyError: the message contains the remedy.
         """
 
     @abstractmethod
     def factor(self, rounds: int, separation: int) -> np.ndarray | None:
-        """F (rounds, rounds); None: 1."""
+        """Return F (rounds, rounds); None: the identity, which means independent noise."""
 
 
 def turns_of(clients: int, cohort: int) -> int:
-    """After how many rounds a client takes its turn again: so many cohorts there are of clients that differ."""
+    """Return after how many rounds a client takes its next turn: the number of disjoint cohorts, at least 1."""
     return max(1, clients // cohort)
 
 
 def longer(memory: OptimizerState, round_number: int, attempt: int) -> list[tuple[int, int]]:
-    """The chain that a round's noise belongs to, the round itself last."""
+    """Return the chain that a round's noise belongs to; its last entry is the round itself."""
     kept = memory.get(CHAIN, {}).get("attempts")
     chain = [] if kept is None else [(int(r), int(a)) for r, a in kept.tolist()]
     follows = bool(chain) and chain[-1][0] == round_number - 1 and not attempt
@@ -67,15 +70,15 @@ def longer(memory: OptimizerState, round_number: int, attempt: int) -> list[tupl
 
 
 def remembered(memory: OptimizerState, chain: Attempts) -> OptimizerState:
-    """The memory with the chain in it."""
+    """Return the optimizer state with the chain in it."""
     return memory | {CHAIN: {"attempts": torch.tensor(list(chain), dtype=torch.int64)}}
 
 
 def correlated(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) -> State:
-    """g of the last round of a chain, a tensor for each of `like`.
+    """Return g of the last round of a chain, a tensor for each of `like`.
 
-    Row by row, g_t = (w_t - sum_s F_ts g_s) / F_tt: what is drawn for earlier rounds is drawn again, as it is never
-    written down. That takes as many draws as the chain is long.
+    Row by row, g_t = (w_t - sum_s F_ts g_s) / F_tt. The noise of earlier rounds is drawn again, because it is never
+    written down. That takes one draw for each round of the chain.
     """
     bands = int((factor != 0).sum(0).max())
     rows: deque[tuple[int, State]] = deque(maxlen=max(1, bands - 1))
@@ -95,7 +98,10 @@ def correlated(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) ->
 
 
 def variance(factor: np.ndarray, chain: Attempts) -> float:
-    """Of each entry of g of the last round of a chain: the square of the last row of F^-1, over the chain's rounds."""
+    """Return the variance of each entry of g in a chain's last round.
+
+    It is the squared norm of the last row of F^-1, over the chain's rounds.
+    """
     rounds = [round_number - 1 for round_number, _ in chain]
     last = np.zeros(len(rounds))
     last[-1] = 1.0

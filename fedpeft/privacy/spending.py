@@ -1,4 +1,4 @@
-"""What a privacy budget is spent for, in words."""
+"""A description of what a privacy budget is spent for."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fedpeft.privacy.mechanism import Mechanism
 
 
 def describe_spending(mechanism: Mechanism, exposure: Exposure, noise: float) -> str:
-    """One line on what a budget is spent for, where the head has a private start.
+    """Return one line on how a budget is spent if the head has a private start.
 
     Args:
-        mechanism: whose budget it is.
+        mechanism: the mechanism whose budget it is.
         exposure: what costs depend on.
         noise: noise multiplier of the start.
     """

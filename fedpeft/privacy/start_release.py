@@ -1,4 +1,4 @@
-"""How clients' statistics for the start of the head are released before round 1: who clips, and who adds noise."""
+"""The release of clients' statistics for the start of the head, before round 1: who clips, and who adds noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StartRelease:
         by_clients: whether each client clips and adds noise of its own; else the server, or a sum under masks, adds one
             noise for all.
         clips_clients: whether all statistics of a client are clipped to norm 1, as one vector.
-        sensitivity: how far apart two clipped contributions can be, 1 or 2; noise is in proportion.
+        sensitivity: the largest distance of two clipped contributions, 1 or 2; noise is in proportion.
     """
 
     by_clients: bool = True
@@ -38,11 +38,11 @@ class StartRelease:
         return add_noise(self._clip(statistics), self.sensitivity * noise, key.stream("start noise", *ids))
 
     def take(self, statistics: State) -> State:
-        """Return what the server adds to the sum of what a client sends."""
+        """Return what the server adds to the sum for a client's statistics."""
         return statistics if self.by_clients else self._clip(statistics)
 
     def finish(self, total: State, noise: float, key: RunKey, attempt: int) -> State:
-        """Return the sum over clients as it may be used."""
+        """Return the sum over clients, with noise if the server adds it."""
         return total if self.by_clients else add_noise(total, noise, key.stream("start noise", attempt))
 
     def _clip(self, statistics: State) -> State:
@@ -50,13 +50,16 @@ class StartRelease:
 
 
 def add_noise(statistics: State, deviation: float, stream: np.random.Generator) -> State:
-    """Return statistics of a bounded head with noise of this standard deviation in each entry, which they tell."""
+    """Return statistics of a bounded head with noise of this standard deviation in each entry.
+
+    The entry `VARIANCE` reports the variance of the noise.
+    """
     found = {n: t + deviation * gaussian(stream, t) for n, t in statistics.items() if n != VARIANCE}
     return found | {VARIANCE: statistics[VARIANCE] + deviation**2}
 
 
 def clip_block(statistics: State) -> State:
-    """Return all of a client's statistics, clipped as one vector to norm 1; what is not finite counts as 0."""
+    """Return a client's statistics, clipped as one vector to norm 1; values that are not finite count as 0."""
     block = {n: t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for n, t in statistics.items() if n != VARIANCE}
     factor = 1 / max(1.0, compute_norm(block))
     return {name: tensor * factor for name, tensor in block.items()} | {VARIANCE: statistics[VARIANCE]}

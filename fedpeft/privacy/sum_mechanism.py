@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class SumMechanism(Mechanism):
-    """A mechanism that shows nothing but a noisy sum. Subclasses are frozen dataclasses with these fields.
+    """A mechanism that releases nothing but a noisy sum. Subclasses are frozen dataclasses with these fields.
 
     Attributes:
-        dropouts: share of a cohort that may drop out, from 0, below 0.5; beyond, its sum is void.
-        collude: share of a cohort that tells the server its noise, from 0 to 0.9.
-        bits: of the integers that are added up.
-        mask_neighbours: clients with which each client shares masks and keys, at least 2.
+        dropouts: share of a cohort that may drop out, from 0, below 0.5; with more dropouts its sum is void.
+        collude: share of a cohort that reveals its noise to the server, from 0 to 0.9.
+        bits: bits of the integers that are added up.
+        mask_neighbours: number of clients with which each client shares masks and keys, at least 2.
     """
 
     dropouts: float
@@ -37,18 +37,18 @@ class SumMechanism(Mechanism):
     @property
     @abstractmethod
     def public_rows(self) -> int | None:
-        """The number of training examples of all clients, as everybody may know it; None: it is not stated."""
+        """The public number of training examples of all clients; None: it is not stated."""
 
     @abstractmethod
     def assume_colluding(self, share: float) -> Self:
-        """Return the mechanism with at least this share of clients that tell the server their noise."""
+        """Return the mechanism with at least this share of clients that reveal their noise to the server."""
 
     @abstractmethod
     def check_remote(self) -> None:
         """Reject settings that real clients can't follow.
 
         Raises:
-            PrivacyError: says what is missing.
+            PrivacyError: the message names what is missing.
         """
 
     @abstractmethod
@@ -65,7 +65,7 @@ class SumMechanism(Mechanism):
 
     @abstractmethod
     def sums(self) -> SharedNoise:
-        """Return how sums are formed, before it is known how much noise they need."""
+        """Return how sums are formed, before the noise that they need is known."""
 
     @abstractmethod
     def sums_of(self, exposure: Exposure, noise: float, start: float | None) -> SharedNoise:
@@ -83,4 +83,12 @@ class SumMechanism(Mechanism):
 
     @abstractmethod
     def to_all(self, exposure: Exposure, noise: float, start: float | None, starts: int, rounds: int) -> Events:
-        """Return what so many starts and rounds have told those who see the released models alone."""
+        """Return the releases to those who see only the released models.
+
+        Args:
+            exposure: the run.
+            noise: noise multiplier of the rounds.
+            start: noise multiplier of the sum before round 1; None: there is none.
+            starts: number of sums before round 1.
+            rounds: number of rounds.
+        """

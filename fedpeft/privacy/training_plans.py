@@ -1,7 +1,8 @@
-"""How clients train where a budget alone is named, by formula.
+"""Training plans by formula, for users who state nothing but a privacy budget.
 
-A head that is trained alone is led until noise has moved the weights of a class by a set length, or as far as steps
-of a set length lead; an adapter as far as runs whose training was heard, in few rounds as in many.
+A head that is trained alone is moved until noise has moved the weights of a class by a set length, or as far as steps
+of a set length lead. An adapter is moved as far as in runs whose training clearly exceeded its noise, in few rounds as
+in many.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import Mechanism
 
 MOMENTUM, ROUNDS = 0.9, 20
-"""The server's momentum, from this many rounds on; plans were looked at with as many."""
+"""The server's momentum, and the fewest rounds for it; plans were tested with this many rounds."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How clients train where a mechanism plans it.
+    """The training that a mechanism plans for clients.
 
     Attributes:
-        mechanism: with what it has chosen of its own settings.
-        batch_size: expected rows of a local step, at least 1.
+        mechanism: the mechanism with the settings that it has chosen.
+        batch_size: expected examples of a local step, at least 1.
         steps: local steps in a round, at least 1.
-        learning_rate: of the adapter.
-        optimizer: of the clients; plain steps, as noise is in all entries alike, and what divides by their size follows
-            the noise.
-        momentum: of the server, on noisy means; 0: none, or the server's steps were given.
+        learning_rate: learning rate of the adapter.
+        optimizer: optimizer of the clients. It takes plain steps, because noise is equal in all entries, and an
+            optimizer that divides by their size would follow the noise.
+        momentum: momentum of the server, on noisy means; 0: none, or the user has set the server's steps.
     """
 
     mechanism: Mechanism
@@ -52,17 +53,17 @@ class PlansTraining(Protocol):
 
         Args:
             exposure: the run.
-            pace: of the server's steps; None: they are this plan's to choose, too.
+            pace: the server's steps; None: this plan chooses them, too.
         """
 
 
 @dataclass(frozen=True)
 class HeadAlone:
-    """How far a head is led that is trained alone, looked at on frozen features (docs/decisions.md).
+    """How far a head that is trained alone is moved, chosen on frozen features (docs/decisions.md).
 
     Attributes:
         noise: how far noise may move the weights of a class.
-        stride: how long steps are at most in the mean, if all data agree and without momentum: longer ones overshoot,
+        stride: the largest mean length of steps, if all data agree and without momentum. Longer steps overshoot,
             however little noise there is.
     """
 
@@ -70,9 +71,9 @@ class HeadAlone:
     stride: float
 
     def distance(self, mechanism: Mechanism, exposure: Exposure, steps: Pace, count: int) -> float:
-        """How far `count` steps lead together, at most as far as the server's `steps` let them.
+        """Return how far `count` steps lead together, at most as far as the server's `steps` allow.
 
-        Weights of features that are longer are led less far.
+        Weights of longer features are moved less far.
         """
         classes = exposure.layout.shapes["head.weight"][0]
         far = self.noise * mechanism.training_signal(exposure) * math.sqrt(classes)
@@ -80,37 +81,42 @@ class HeadAlone:
 
 
 OF_CLIENTS, OF_ROWS = HeadAlone(noise=3.5, stride=5.5), HeadAlone(noise=4.2, stride=7.875)
-"""Where clients are clipped, and where rows are."""
+"""Distances if clients are clipped, and if examples are."""
 
 MOST_ASKED = 10_000
-"""The most clients of which a plan asks all in each round; of more, a tenth is heard well enough."""
+"""The most clients of which a plan asks all in each round; among more, a tenth carries enough signal."""
 
 LEAST_SIGNAL_HEAD = 15.0
-"""The least signal to noise at which rounds are planned for the head alone, where there is one noise for all."""
+"""The least signal-to-noise ratio at which rounds are planned for the head alone, with one noise for all clients."""
 
 LEAST_SIGNAL_WHITENED = 5.0
-"""The same, where its features are whitened: training gained at 4.8 and above on three tasks, and lost at 2.8 on one
-(docs/decisions.md)."""
+"""The same for whitened features.
+
+Training improved accuracy at 4.8 and above on three tasks, and reduced it at 2.8 on one (docs/decisions.md).
+"""
 
 CLIENTS_DISTANCE = 4.0
-"""How far all planned rounds lead an adapter, if all clients agree: rounds x clip, as in the privacy study."""
+"""How far all planned rounds move an adapter if all clients agree: rounds x clip, as in the privacy study."""
 
 STEPS = 20
-"""Of rows, planned over all rounds, at least."""
+"""The fewest steps over examples that are planned over all rounds."""
 
 HEAD_CLIP = 2.0
-"""Of rows, where the head alone is trained. A smaller norm makes the gradients of nearly all rows as long, whatever is
-left to learn from them, and leads to weights that are too sure of themselves."""
+"""Clipping norm of examples if the head alone is trained.
+
+A smaller norm gives the gradients of nearly all examples the same length, whatever there is left to learn from them,
+and leads to overconfident weights.
+"""
 
 
 @dataclass(frozen=True)
 class Way:
-    """Where the gradients of rows lead.
+    """How far the gradients of examples lead.
 
     Attributes:
-        distance: how far all planned steps lead, if all rows agree: the sum of steps x learning rate x clip.
-        clip: what the gradient of a row is clipped to.
-        head_rate: how many times as far a head is led that is not alone.
+        distance: how far all planned steps lead, if all examples agree: the sum of steps x learning rate x clip.
+        clip: clipping norm of an example's gradient.
+        head_rate: how many times as far a head is moved that is trained with an adapter.
     """
 
     distance: float
@@ -119,28 +125,35 @@ class Way:
 
 
 OWN_NOISE = Way(distance=81.9, clip=0.3, head_rate=10.0)
-"""Of an adapter, as a Reuters R8 run above the noise: rates 2.6 and 26, with momentum (docs/privacy-plan.md)."""
+"""For an adapter if each client adds noise, from a Reuters R8 run that clearly exceeded its noise.
+
+Its rates were 2.6 and 26, with momentum (docs/privacy-plan.md).
+"""
 
 ONE_NOISE = Way(distance=31.5, clip=8.0, head_rate=5.0)
-"""Of an adapter: looked at on the reviews (docs/decisions.md)."""
+"""For an adapter if all clients share one noise, chosen on the reviews (docs/decisions.md)."""
 
 WHITENED_RATE, WHITENED_CLIP = 4.0, 1.0
-"""Of a head alone on whitened features: at first twice Newton's steps, which fall to nothing (docs/decisions.md)."""
+"""For a head alone on whitened features: at first twice Newton's steps, which fall to 0 (docs/decisions.md)."""
 
 ONE_NOISE_RATE = 0.25
-"""With which rows join a round of an adapter under one noise: hardly more noise than all, for a quarter of the work."""
+"""Probability with which examples join a round of an adapter under one noise.
+
+It costs hardly more noise than using all examples, for a quarter of the work.
+"""
 
 
 def plan_for_clients(mechanism: Mechanism, exposure: Exposure, pace: Pace | None) -> Training:
-    """One step of a client on all of its rows, twice as long as the clipping norm where its gradient has norm 1 (of a
-    head alone, the length of its features).
+    """Plan one step of a client on all of its examples.
 
-    Under momentum that is named an adapter is led as far as `CLIENTS_DISTANCE` in the long run, in few rounds less far.
+    The step is twice as long as the clipping norm if its gradient has norm 1 (for a head alone, the norm of its
+    features). If the user sets a momentum, an adapter is moved as far as `CLIENTS_DISTANCE` in the long run, and less
+    in few rounds.
 
     Args:
-        mechanism: what clips clients.
+        mechanism: the mechanism, which clips clients.
         exposure: the run.
-        pace: of the server's steps; None: they are planned, too.
+        pace: the server's steps; None: they are planned, too.
     """
     momentum = MOMENTUM if exposure.head_alone and exposure.rounds >= ROUNDS else 0.0
     steps = pace or Pace(momentum=momentum)
@@ -160,11 +173,11 @@ def plan_for_clients(mechanism: Mechanism, exposure: Exposure, pace: Pace | None
 
 
 def plan_for_whitened(mechanism: Mechanism, exposure: Exposure, pace: Pace | None) -> Training:
-    """All rows in each round, at rates that fall to nothing.
+    """Plan rounds over all examples for a head on whitened features, at rates that fall to 0.
 
     The Hessian of a softmax is at most half of its features' moments (Boehning, Annals of the Institute of Statistical
-    Mathematics 1992), so that a rate of 2 is a step of Newton's that never overshoots. More rounds than were looked at
-    lead no farther: where features hardly vary, nothing holds back what noise adds up to.
+    Mathematics 1992). So a rate of 2 is a Newton step that never overshoots. More rounds than in our experiments lead
+    no farther: in directions in which features hardly vary, nothing limits the accumulated noise.
     """
     server = pace or Pace()
     return Training(
@@ -179,18 +192,18 @@ def plan_for_whitened(mechanism: Mechanism, exposure: Exposure, pace: Pace | Non
 def plan_for_rows(
     mechanism: Mechanism, exposure: Exposure, pace: Pace | None, way: Way, steps: int = 1, rate: float = 1.0
 ) -> Training:
-    """Rates fall from round to round, and would be 0 in the one after the last.
+    """Plan steps over examples, at rates that fall from round to round and would be 0 after the last one.
 
-    The budget buys the same signal to noise in few steps on many rows as in many steps on few, but for the floor of
-    small sampling rates' noise, which few steps feel less.
+    The budget buys the same signal-to-noise ratio in few steps on many examples as in many steps on few. Only the noise
+    floor of small sampling rates differs, and few steps suffer less from it.
 
     Args:
-        mechanism: what clips rows.
+        mechanism: the mechanism, which clips examples.
         exposure: the run.
-        pace: of the server's steps; None: they are planned, too.
-        way: of an adapter and its head.
-        steps: in a round.
-        rate: with which a row joins a step.
+        pace: the server's steps; None: they are planned, too.
+        way: how far an adapter and its head are moved.
+        steps: steps in a round.
+        rate: probability with which an example joins a step.
     """
     momentum = MOMENTUM if pace is None and exposure.rounds >= ROUNDS else 0.0
     server = pace or Pace(momentum=momentum)
@@ -198,8 +211,8 @@ def plan_for_rows(
         far = OF_ROWS.distance(mechanism, exposure, server, steps * exposure.rounds)
         way = Way(far, HEAD_CLIP * exposure.length, head_rate=1.0)
     clip = way.clip if mechanism.clip == 1.0 else mechanism.clip
-    constant = (exposure.rounds + 1) / 2  # as many rounds at the first one's rate lead as far
-    mean = rate * mechanism.start_signal(exposure) / exposure.clients  # rows, as many as all may know
+    constant = (exposure.rounds + 1) / 2  # this many rounds at the first round's rate lead as far
+    mean = rate * mechanism.start_signal(exposure) / exposure.clients  # examples, by their public number
     return Training(
         mechanism=replace(mechanism, clip=clip),
         batch_size=max(1, round(mean) if rate < 1 else math.ceil(mean)),

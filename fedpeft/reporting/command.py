@@ -135,7 +135,7 @@ def _find_plugin_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def _is_output_closed() -> bool:
-    """Whether the other end of the output is closed; a broken pipe may also be that to a worker."""
+    """Return whether the other end of the output is closed; a broken pipe may also be that to a worker."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -329,7 +329,7 @@ def _normalize_name(name: str) -> str:
 
 
 def _count_supernodes(flower: Mapping[str, Any]) -> int:
-    """How many clients a project of before Flower 1.26 names; 0: it does not."""
+    """Return how many clients a project of before Flower 1.26 names; 0: it does not."""
     federations = _get_table(flower, "federations")
     federation = _get_table(federations, str(federations.get("default", "")))
     nodes = _flatten_table(federation).get("options.num-supernodes", 0)

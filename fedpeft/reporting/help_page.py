@@ -16,7 +16,7 @@ ASKED = ("-h", "--help")
 
 
 def is_help_requested(arguments: Sequence[str]) -> bool:
-    """Whether a command line asks for help."""
+    """Return whether a command line asks for help."""
     return any(word in ASKED for word in arguments)
 
 

@@ -71,7 +71,7 @@ def resolve_settings(
 
 
 def _is_unused(folder: Path) -> bool:
-    """Whether a folder holds nothing, or what a run leaves that was killed before its config.toml was there."""
+    """Return whether a folder holds nothing, or what a run leaves that was killed before its config.toml was there."""
     return all(f.name in (".lock", "serve.jsonl", "roster.json") or f.suffix == ".partial" for f in folder.iterdir())
 
 

@@ -42,7 +42,7 @@ def list_target_lines(found: Mapping[str, Any] | None, accuracy: float = math.na
 
 
 def _list_size_lines(told: Mapping[str, Any], accuracy: float) -> list[tuple[str, str]]:
-    """How many test rows there are, where chance may tell on so few; of classes how much.
+    """Return how many test rows there are, where chance may tell on so few; of classes how much.
 
     The standard error is that of an accuracy with one more row right, and one wrong: of few rows that are all right it
     is not 0.
@@ -84,7 +84,7 @@ def _find_undefined(name: str, value: Any) -> Iterator[str]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is one that is shown; a task of a user's own may call something else by our names."""
+    """Return whether it is one that is shown; a task of a user's own may call something else by our names."""
     return isinstance(value, numbers.Real) and math.isfinite(value)
 
 

@@ -89,7 +89,7 @@ def _hash(path: Path) -> str | None:
 
 
 def _is_data_file(path: Path) -> bool:
-    """Whether rows are read from it: it is not hidden, and no cache of the `datasets` library."""
+    """Return whether rows are read from it: it is not hidden, and no cache of the `datasets` library."""
     hidden = any(name.startswith(".") for name in path.parts)
     return not hidden and not (path.name.startswith("cache-") and path.suffix == ".arrow")
 

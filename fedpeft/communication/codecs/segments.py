@@ -52,7 +52,7 @@ class Segments(Transform):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """How many segments, and which one."""
+        """Return how many segments, and which one."""
         entries, count = count_total(shapes), parameters.read_varint("number of segments", MOST)
         turn = parameters.read_varint("number of the segment", MOST)
         if turn >= count:

@@ -31,7 +31,7 @@ class OverTime(PrecisionRule):
     reads_losses = True
 
     def count_stalls(self, losses: Sequence[float]) -> int:
-        """How often progress has stalled, from the training losses of all rounds so far."""
+        """Return how often progress has stalled, from the training losses of all rounds so far."""
         running, lowest, waited, count = None, float("inf"), 0, 0
         for loss in losses:
             running = loss if running is None else self.smoothing * running + (1 - self.smoothing) * loss

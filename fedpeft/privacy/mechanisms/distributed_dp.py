@@ -1,31 +1,33 @@
-"""Noise in a sum under masks, a share of it from each client: no server is trusted, and there is one noise for all.
+"""Noise in a sum under masks, a share of it from each client: no server is trusted, and all clients share one noise.
 
-    unit=rows      g_k = sum_i clip(grad_i, C) over the rows i of client k that secret coins have drawn, in one step;
-                   each row of each client with probability batch_size / (mean rows of a client)
+    unit=rows      g_k = sum_i clip(grad_i, C) over the examples i of client k that secret coins have drawn, in one
+                   step; each example of each client with probability batch_size / (mean examples of a client)
     unit=clients   g_k = clip(update of client k, C)
-    seen of a round: sum_k round(g_k) + Skellam noise of deviation z C, and nothing else of a client
+    released       sum_k round(g_k) + Skellam noise of deviation z C, and nothing else of a client
 
-The sum is `secure_sum`'s, its noise Skellam's (Agarwal, Kairouz, Liu, arXiv 2110.04995; `fedpeft.privacy.skellam` has
-the bounds, with rounding and wrap). For rows the server divides it by the expected rows, and steps along minus that
-times the learning rate, which `--optimizer` gives for head and adapter and `--server-optimizer` makes momentum or Adam
-of. There are no local steps. A private start of the head is such a sum, too, of all clients. Where it tells how
-features vary, whiten=True makes grad_i that of a head on whitened features (`fedpeft.aggregation.whitening`): what is
-clipped, and hidden by noise, is then spent on no direction more than on another. A budget alone plans it for a head
-that is trained alone.
+The sum is that of `secure_sum`. The noise is Skellam's (Agarwal, Kairouz, Liu, arXiv 2110.04995);
+`fedpeft.privacy.skellam` has the bounds, with rounding and wrap. With unit=rows the server divides the sum by the
+expected number of examples and steps along its negative times the learning rate. `--optimizer` sets that rate for head
+and adapter; `--server-optimizer` adds momentum or Adam. There are no local steps. A private start of the head is also
+such a sum, over all clients.
 
-Two epsilons are told. One is against the server, who knows which clients were asked, and the noise of those who
-collude with it: each sum that a client is in counts; coins of rows amplify, since only the client sees them. The budget
-is for this one. The other is against those who see the released models alone: then all noise counts, and cohorts are
-drawn by secret coins (Poisson), which amplify for clients with dropouts=0 in cohorts that are hardly ever too small for
-a sum; else, since a cohort's noise, or that there is none, then tells of its size, and for rows only as
-`fedpeft.privacy.sampled_rdp` says.
+If the start reports how features vary, whiten=True makes grad_i the gradient of a head on whitened features
+(`fedpeft.aggregation.whitening`). Then clipping and noise treat all directions alike. With a budget alone, the plan
+whitens features if only the head is trained.
 
-Noise is enough if `dropouts` of a cohort drop out; with more the sum is void. It is charged before it is begun, and a
-sum that is tried again is charged again, with new noise.
+Two epsilons are reported. The first is against the server, who knows cohorts and the noise of colluding clients. Each
+sum that a client is in counts; the coins of examples amplify, since only the client sees them. The budget limits this
+epsilon. The second is against those who see only the released models. Then all noise counts, and secret coins (Poisson)
+draw the cohorts. For clients these coins amplify only with dropouts=0 and cohorts that are hardly ever too small for a
+sum: otherwise the size of a cohort's noise, or its absence, reveals the cohort's size. For examples they amplify only
+as `fedpeft.privacy.sampled_rdp` describes.
 
-Real clients know neither each other's rows nor their number: `rows` says it, and with it how many join a round. Each
-keeps its own ledger (`fedpeft.privacy.client_protection`), draws its noise and coins from its own key, and counts on
-the noise of those alone whose certificates it has seen.
+The noise is enough if a share of `dropouts` of a cohort drops out; with more dropouts the sum is void. A sum is charged
+before it is begun. A repeated sum is charged again, with new noise.
+
+Real clients know neither each other's examples nor their number. The setting `rows` states their number, which decides
+how many examples join a round. Each client keeps its own ledger (`fedpeft.privacy.client_protection`), draws its noise
+and coins from its own key, and counts only on the noise of clients whose certificates it has seen.
 """
 
 from __future__ import annotations
@@ -66,35 +68,44 @@ from fedpeft.privacy.training_plans import (
 )
 
 LEAST_NOISE, MOST_NOISE = 1e-6, 1e6
-"""Noise multipliers of which a grid can be computed; none that protects is near them."""
+"""Limits of noise multipliers for which a grid can be computed; useful ones are far within."""
 
 COARSE, FINE = 16, 24
-"""Bits of the integers that are added up: by default, and as planned."""
+"""Bits of the integers that are added up: the default, and the planned number."""
 
 UNPLANNED = 0.05
-"""Chance that some client is drawn more often than is planned for; then the run ends early."""
+"""Probability that some client is drawn more often than planned, so that the run ends early."""
 
 
 @dataclass(frozen=True)
 class DistributedDP(SumMechanism):
     """Skellam noise in sums under masks, a share of it from each client: the server is not trusted."""
 
-    unit: str = setting("rows", "what is hidden: a row, or a client with all its data", choices=("rows", "clients"))
+    unit: str = setting(
+        "rows", "privacy unit: an example (row), or a client with all its data", choices=("rows", "clients")
+    )
     rows: int | None = setting(
         None,
-        "unit=rows: training examples of all clients together, which everybody may know; none: as counted",
+        "unit=rows: public number of training examples of all clients together; none: counted",
         low=1,
         high=10**10,
     )
-    dropouts: float = setting(0.1, "share of a cohort that may drop out; beyond, its sum is void", low=0, below=0.5)
-    collude: float = setting(0.0, "share of a cohort that tells the server its noise; see threshold", low=0, high=0.9)
-    bits: int = setting(COARSE, "of the integers that are added up, modulo 2^bits", low=8, high=32)
-    whiten: bool | None = setting(
-        None, "unit=rows: clip gradients as of a head on features that its start has whitened; none: as planned"
+    dropouts: float = setting(
+        0.1, "share of a cohort that may drop out; with more dropouts its sum is void", low=0, below=0.5
     )
-    mask_neighbours: int = setting(100, "of each client: they share its masks, and keep shares of its keys", low=2)
+    collude: float = setting(
+        0.0, "share of a cohort that reveals its noise to the server; see threshold", low=0, high=0.9
+    )
+    bits: int = setting(COARSE, "bits of the integers that are added up, modulo 2^bits", low=8, high=32)
+    whiten: bool | None = setting(
+        None, "unit=rows: clip gradients of a head on features that its start has whitened; none: as planned"
+    )
+    mask_neighbours: int = setting(
+        100, "neighbors of each client, which share its masks and keep shares of its keys", low=2
+    )
     threshold: float = setting(
-        0.67, "share of its neighbors that must stay, or the sum is void; collude is at most about 2 threshold - 1",
+        0.67, "share of a client's neighbors that must stay, or the sum is void; collude is at most about "
+        "2 threshold - 1",
         low=0.5, below=1,
     )  # fmt: skip
 
@@ -107,7 +118,7 @@ class DistributedDP(SumMechanism):
 
     @property
     def privacy_unit(self) -> str:  # type: ignore[override]
-        """By the setting `unit`."""
+        """The unit that the setting `unit` selects."""
         return "training row" if self.unit == "rows" else "client"
 
     @property
@@ -117,40 +128,40 @@ class DistributedDP(SumMechanism):
 
     @property
     def example_sampling(self) -> ExampleSampling | None:
-        """Rows are clipped one by one."""
+        """Sampling at each client's own rate with unit=rows, where each example is clipped alone; else None."""
         return ExampleSampling() if self.unit == "rows" else None
 
     @property
     def cohort_form(self) -> CohortForm:
-        """Secret for those who see the released models alone."""
+        """Secret draws, which those who only see the released models can't undo."""
         return CohortForm.SECRET
 
     @property
     def whitens(self) -> bool:
-        """As the setting says."""
+        """Whether the setting `whiten` is True."""
         return bool(self.whiten)
 
     @property
     def plans_whitening(self) -> bool:
-        """Of rows, where the user does not say otherwise."""
+        """Whether the unit is an example and the user did not set whiten=False."""
         return self.unit == "rows" and self.whiten is not False
 
     def asks_all(self, exposure: Exposure) -> bool:
-        """A cohort that is known amplifies nothing, and has less to say."""
+        """Return True: a known cohort amplifies nothing, and a smaller one carries less signal."""
         return True
 
     @property
     def known(self) -> float:
-        """The largest share of the noise that colluding clients know: of what is left when others have dropped out."""
+        """The largest share of the noise that colluding clients know, relative to the noise left after dropouts."""
         return self.collude / (1 - self.dropouts)
 
     @property
     def public_rows(self) -> int | None:
-        """As the setting says, for rows."""
+        """The value of the setting `rows` with unit=rows; else None."""
         return self.rows if self.unit == "rows" else None
 
     def sums(self) -> SharedNoise:
-        """How sums are formed, before it is known how much noise they need."""
+        """Return how sums are formed, before the noise that they need is known."""
         return SharedNoise(
             neighbours=self.mask_neighbours,
             threshold=self.threshold,
@@ -163,10 +174,10 @@ class DistributedDP(SumMechanism):
         )
 
     def check(self, exposure: Exposure) -> None:
-        """Also refuse what is not a sum of bounded summands, and what can't be.
+        """Reject settings that would not protect, that contradict each other, or whose sum has unbounded summands.
 
         Raises:
-            PrivacyError: says which.
+            PrivacyError: the message names the setting and the remedy.
         """
         super().check(exposure)
         name = name_of(type(exposure.strategy))
@@ -179,10 +190,10 @@ class DistributedDP(SumMechanism):
             raise PrivacyError(f"FP7055 {self.name} needs the same chance for all clients; leave out participation")
         if self.audit or self.raw_metrics:
             what = "audit" if self.audit else "raw_metrics"
-            raise PrivacyError(f"FP7056 {self.name} shows nothing but a noisy sum, so there is no {what}; leave it out")
+            raise PrivacyError(f"FP7056 {self.name} releases only a noisy sum, which allows no {what}; leave it out")
         if self.whiten and self.unit != "rows":
             raise PrivacyError(
-                f"FP7057 whiten is of gradients of rows; leave it out of {self.name}, or give it unit=rows"
+                f"FP7057 whiten applies to gradients of examples; leave it out of {self.name}, or give it unit=rows"
             )
         if self.known >= 1:
             raise PrivacyError(
@@ -198,7 +209,7 @@ class DistributedDP(SumMechanism):
         if self.unit == "rows" and exposure.method.privacy == "refused":
             method = name_of(type(exposure.method))
             raise PrivacyError(
-                f"FP7060 {self.name} can't find gradients per example of the PEFT method {method}; take lora"
+                f"FP7060 {self.name} can't compute gradients per example for the PEFT method {method}; take lora"
             )
         if self.unit == "rows" and isinstance(exposure.strategy, SelectsUpdate):
             raise PrivacyError(
@@ -210,38 +221,46 @@ class DistributedDP(SumMechanism):
         return replace(self, collude=max(self.collude, share))
 
     def check_remote(self) -> None:
-        """Refuse sums of rows of which nobody knows how many there are.
+        """Reject unit=rows without a public number of examples.
 
         Raises:
-            PrivacyError: says what is missing.
+            PrivacyError: `rows` is missing.
         """
         if self.unit == "rows" and self.rows is None:
             raise PrivacyError(
-                f"FP7062 {self.name}(unit=rows) draws the rows of all clients with one probability, and real clients "
-                f"know their own alone; say about how many there are together, as all may know: {self.name}(rows=5000, "
-                "...)"
+                f"FP7062 {self.name}(unit=rows) draws the examples of all clients with one probability, and real "
+                f"clients know only their own number; state the public total: {self.name}(rows=5000, ...)"
             )
 
     # ------------------------------------------------------------------------------------------------- what is planned
 
     def signal_to_noise(self, exposure: Exposure, share: float, entries: int) -> float:
-        """Less where some tell their noise: that of the others has to hide all, and theirs is added."""
+        """Return the signal-to-noise ratio, reduced if some clients reveal their noise.
+
+        The noise of the other clients must hide everything, and the colluding clients' noise is added to it.
+        """
         unknown = max(1 - self.known, 1e-6)  # none at all is refused by `check`
         return math.sqrt(unknown) * super().signal_to_noise(exposure, share, entries)
 
     def training_signal(self, exposure: Exposure) -> float:
-        """Less where not all take part: cohorts are known, so that who is drawn most often is what is paid for."""
+        """Return the signal-to-noise ratio of training, reduced if not all clients take part.
+
+        The server knows the cohorts, so the client that is drawn most often decides the noise.
+        """
         known = self.share(exposure) * math.sqrt(exposure.rounds / self.often(exposure))
         return known * super().training_signal(exposure)
 
     def least_signal(self, exposure: Exposure) -> float:
-        """Less where the head alone is trained, and least on whitened features."""
+        """Return the least `training_signal`, lower if the head alone is trained, and lowest on whitened features."""
         if exposure.whitened:
             return LEAST_SIGNAL_WHITENED
         return LEAST_SIGNAL_HEAD if exposure.head_alone else super().least_signal(exposure)
 
     def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
-        """By what is added up: clients, or rows; with a fine grid, since sums of all are long."""
+        """Return a plan for clients or for examples, whichever are added up.
+
+        The grid is fine, since sums over all clients are long.
+        """
         mechanism = replace(self, bits=FINE) if self.bits == COARSE else self
         if self.unit == "clients":
             return plan_for_clients(mechanism, exposure, pace)
@@ -253,44 +272,50 @@ class DistributedDP(SumMechanism):
     # ------------------------------------------------------------------------------------------------------- what costs
 
     def units(self, exposure: Exposure) -> int:
-        """Rows, or clients, of the whole sum."""
+        """Return the number of examples, or of clients, in the whole sum."""
         return self.total(exposure) if self.unit == "rows" else exposure.clients
 
     def total(self, exposure: Exposure) -> int:
-        """Training rows of all clients: as the setting says, or as they are; what depends on it is told to all."""
+        """Return the number of examples of all clients: the setting `rows`, or the real number.
+
+        Everything that depends on this number becomes public.
+        """
         return int(exposure.rows.sum()) if self.rows is None else self.rows
 
     def share(self, exposure: Exposure) -> float:
-        """With which a client is in a round."""
+        """Return the probability with which a client is in a round."""
         return exposure.cohort / exposure.clients
 
     def often(self, exposure: Exposure) -> int:
-        """How often a client is planned to take part: hardly any is drawn more often."""
+        """Return how often a client is planned to take part; hardly any client is drawn more often."""
         chance = UNPLANNED / exposure.clients
         return max(1, int(binom.ppf(1 - chance, exposure.rounds, self.share(exposure))))
 
     def rate(self, exposure: Exposure) -> float:
-        """With which a unit is in a round that its client is in: alike for the rows of all, so that none costs more."""
+        """Return the probability with which a unit is in a round that its client is in.
+
+        It is the same for the examples of all clients, so that no client's example costs more.
+        """
         if self.unit == "clients":
             return 1.0
         return min(1.0, exposure.batch_size * exposure.clients / self.total(exposure))
 
     def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
-        """The account that spends most."""
+        """Return the releases of the account that spends most."""
         return [(self.rate(exposure), self.often(exposure))]
 
     def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
-        """One release of each client, as the server sees it."""
+        """Return one release for each client, as the server sees it."""
         event = self.grid(exposure, noise).event(self.rate(exposure), known=self.known)
         return dict.fromkeys(cohort, (event, 1))
 
     def start_charges(self, exposure: Exposure, noise: float) -> Charges:
-        """What the start costs: one release of each client."""
+        """Return the cost of the start: one release of each client."""
         event = self.start_grid(exposure, noise).event(1.0, known=self.known)
         return dict.fromkeys(range(exposure.clients), (event, 1))
 
     def to_all(self, exposure: Exposure, noise: float, start: float | None, starts: int, rounds: int) -> Events:
-        """What so many starts and rounds have told those who see the models alone, of who it has told most."""
+        """Return the releases to those who see only the models, for the client about which they reveal most."""
         rate, share = self.rate(exposure), self.share(exposure)
         told: Events = {}
         if start is not None and starts:
@@ -298,20 +323,20 @@ class DistributedDP(SumMechanism):
         if not rounds:
             return told
         grid = self.grid(exposure, noise)
-        # With dropouts the noise of a cohort tells its size, and who knows the others whether the client is in it.
+        # With dropouts the noise of a cohort reveals its size: who knows the others learns whether a client is in it.
         amplified = self.unit == "clients" and not self.dropouts and not self._decides(exposure, rounds)
         event = grid.event(share) if amplified else grid.event(rate, share)
         return together(told, {event: rounds})
 
     def _decides(self, exposure: Exposure, rounds: int) -> bool:
-        """Whether in some round a client may make just enough for a sum: then that there is one tells of the client."""
+        """Return whether one client may complete the fewest clients of a sum in some round, which reveals it."""
         chance = rounds * binom.pmf(FEWEST - 1, exposure.clients - 1, self.share(exposure))
         return bool(chance > self.delta(exposure) / 1000)
 
     # -------------------------------------------------------------------------------------------------- how much noise
 
     def grid(self, exposure: Exposure, noise: float) -> Grid:
-        """Of rounds whose noise has at least z = `noise`.
+        """Return the grid of rounds whose noise multiplier is at least `noise`.
 
         Raises:
             PrivacyError: the integers are too small for it.
@@ -321,7 +346,7 @@ class DistributedDP(SumMechanism):
         return self._grid(noise, self.clip, self.bits, clients, exposure.trained, signal)
 
     def start_grid(self, exposure: Exposure, noise: float) -> Grid:
-        """Of the sum before round 1."""
+        """Return the grid of the sum before round 1."""
         size = exposure.start_entries
         return self._grid(noise, 1.0, STATISTICS_BITS, exposure.clients, (size, size), float(self.units(exposure)))
 
@@ -331,17 +356,17 @@ class DistributedDP(SumMechanism):
         return widest_grid(noise, clip, bits, clients, math.floor(self.dropouts * clients), sizes, signal)
 
     def most(self, exposure: Exposure) -> int:
-        """Clients that a cohort hardly exceeds."""
+        """Return the number of clients that a cohort hardly exceeds."""
         return int(binom.ppf(1 - 1e-6, exposure.clients, self.share(exposure)))
 
     def summands(self, exposure: Exposure) -> float:
-        """Expected in a round's sum: rows, or clients."""
+        """Return the expected number of summands in a round's sum: examples, or clients."""
         if self.unit == "clients":
             return float(exposure.cohort)
         return self.rate(exposure) * self.total(exposure) * self.share(exposure)
 
     def multiplier(self, exposure: Exposure) -> float:
-        """The noise multiplier: as given, or the smallest that keeps every account within epsilon as planned."""
+        """Return the noise multiplier: the given one, or the smallest that keeps planned releases within epsilon."""
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         start = self.start_noise(exposure)
@@ -356,7 +381,7 @@ class DistributedDP(SumMechanism):
         )
 
     def start_noise(self, exposure: Exposure) -> float | None:
-        """As every mechanism's, by what sums on a grid cost."""
+        """Return the noise multiplier of the start as in the base class, with the costs of sums on a grid."""
         if not exposure.start:
             return None
         share = self.start_share(exposure)
@@ -370,7 +395,16 @@ class DistributedDP(SumMechanism):
         return whole / math.sqrt(share)
 
     def _smallest(self, exposure: Exposure, spent: Callable[[float], Events], what: str) -> float:
-        """The smallest noise multiplier, to 0.2 %, with which this is within the budget."""
+        """Return the smallest noise multiplier, to 0.2 %, that keeps the releases within the budget.
+
+        Args:
+            exposure: the run.
+            spent: returns the releases for a noise multiplier.
+            what: name of the releases, for the error.
+
+        Raises:
+            PrivacyError: no noise multiplier is enough on this grid.
+        """
         assert self.epsilon is not None
         delta, budget = self.delta(exposure), self.epsilon
         low, high = 1e-3, 1.0
@@ -387,7 +421,7 @@ class DistributedDP(SumMechanism):
         return high
 
     def sums_of(self, exposure: Exposure, noise: float, start: float | None) -> SharedNoise:
-        """How sums are formed, with the noise in them."""
+        """Return how sums are formed, with the noise in them."""
         trains = start is None or self.trains(exposure)
         return replace(
             self.sums(),
@@ -400,11 +434,15 @@ class DistributedDP(SumMechanism):
     # -------------------------------------------------------------------------------------------------- before round 1
 
     def start_signal(self, exposure: Exposure) -> float:
-        """One for each row, or client."""
+        """Return the largest possible norm of the statistics' sum: 1 for each example, or for each client."""
         return float(self.units(exposure))
 
     def start_summand(self, statistics: State) -> State:
-        """Sums of bounded rows as they are, or all of a client's clipped to norm 1; noise is not told of here."""
+        """Return what a client adds to the start's sum, without the entry that reports the noise.
+
+        The client's statistics are bounded for each example; with unit=clients they are clipped to norm 1 as one
+        vector.
+        """
         return {name: tensor for name, tensor in self.start_release.take(statistics).items() if name != VARIANCE}
 
 

@@ -1,11 +1,11 @@
-"""Local DP on updates: a client hides all of its data from everyone, the server included.
+"""Local DP on updates: a client hides all of its data from everyone, including the server.
 
     released = clip(update, C) + z * 2 C gauss
 
-Whatever the client's data are, its clipped update lies in a ball of radius C, so any two of them are at most 2 C apart:
-that is the sensitivity, and z is relative to it. There is no amplification, because the server knows who answers; each
-participation is one release with q = 1 on the client's own account. What follows is post-processing, so every strategy
-may follow. The noise is large: this is for those who trust no server and have few parameters or many clients.
+A clipped update lies in a ball of radius C, whatever the client's data are. So any two of them are at most 2 C apart.
+This is the sensitivity, which z is relative to. Nothing is amplified, because the server knows who answers. Each
+participation is one release with q = 1 on the client's own account. All later steps are post-processing, so every
+strategy works. The noise is large: use this mechanism if you trust no server and have few parameters or many clients.
 """
 
 from __future__ import annotations
@@ -33,21 +33,28 @@ class LocalDP(Mechanism):
     start_release: ClassVar[StartRelease] = StartRelease(clips_clients=True, sensitivity=2.0)
 
     def units(self, exposure: Exposure) -> int:
-        """The clients."""
+        """Return the number of clients."""
         return exposure.clients
 
     def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
-        """One release in each round that a client takes part in."""
+        """Return one release for each round that a client takes part in."""
         return [(1.0, int(count)) for count in sorted(set(exposure.participations.tolist())) if count]
 
     def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
-        """One release per client."""
+        """Return one release for each client."""
         return {client: (Event(noise, 1.0), 1) for client in cohort}
 
     def protect_update(self, update: State, noise: float, key: RunKey, ids: tuple[int, ...]) -> State:
-        """clip(update, C) + z 2 C gauss; `ids` are round, attempt and client.
+        """Return clip(update, C) + z 2 C gauss.
 
-        What is not finite counts as 0: no factor could clip it, and it would tell something of the data.
+        Values that are not finite count as 0: no factor could clip them, and they would reveal something about the
+        data.
+
+        Args:
+            update: the client's update.
+            noise: z, at least 0.
+            key: what the noise is drawn from.
+            ids: round, attempt and client, which select the noise.
         """
         update = {name: tensor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for name, tensor in update.items()}
         length = compute_norm(update)

@@ -1,8 +1,8 @@
-"""No protection, under the rules of protected runs: the reference that they are compared with.
+"""No protection, under the rules of protected runs: the reference for comparisons.
 
-Weights are uniform and the head starts at zero, so that training differs from a private run's in clipping and noise
-alone. There is nothing to hide: clients report losses and numbers of rows as they do without --privacy, and rules that
-go by them may be used. With `audit=True` its membership can be attacked, too.
+Weights are uniform and the head starts at zero, so a private run differs only by clipping and noise. Nothing is hidden:
+clients report losses and numbers of examples as they do without --privacy, and rules that use them are allowed. With
+`audit=True` its membership can be attacked, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedpeft.privacy.mechanism import Mechanism
 
 @dataclass(frozen=True)
 class NoProtection(Mechanism):
-    """Neither clipping nor noise."""
+    """Mechanism without clipping and noise."""
 
     privacy_unit: ClassVar[str] = "nobody"
     neighbours: ClassVar[str] = "none"
@@ -27,24 +27,24 @@ class NoProtection(Mechanism):
     protects: ClassVar[bool] = False
 
     def check(self, exposure: Exposure) -> None:
-        """Refuse a budget.
+        """Reject a budget.
 
         Raises:
-            PrivacyError: epsilon or noise are given.
+            PrivacyError: epsilon or noise_multiplier is given.
         """
         if self.epsilon is not None or self.noise_multiplier is not None:
             raise PrivacyError("FP7066 privacy none has no epsilon and no noise; take dp_sgd, user_dp or local_dp")
 
     def units(self, exposure: Exposure) -> int:
-        """The clients."""
+        """Return the number of clients."""
         return exposure.clients
 
     def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
-        """Nothing is accounted for."""
+        """Return no releases: nothing is accounted for."""
         return []
 
     def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
-        """Nothing is charged."""
+        """Return no charges."""
         return {}
 
 

@@ -3,20 +3,20 @@
     every client joins a round with probability q, by secret coins; an empty cohort takes its step like any other
     step = (sum_k clip(d_k, C) + z C gauss) / (q N)
 
-d_k is what the strategy makes of a client's decoded update (`LinearStrategy.contribution`), clipped as a whole. The
-server is trusted; what it releases is private: the next global adapter. Weights are equal, and the denominator is the
-expected number of clients, because the real one is private. Linear rules only: rules that gather read raw factors.
+d_k is the strategy's contribution of a client's decoded update (`LinearStrategy.contribution`), clipped as a whole. The
+server is trusted; its release, the next global adapter, is private. Weights are equal. The denominator is the expected
+number of clients, because the real number is private. Only linear rules work: gathering rules read raw factors.
 
-With noise=banded clients take turns in known cohorts of q N instead, and the noise of rounds is related, so that little
-of it is left in their sum (DP-FTRL; `fedpeft.privacy.server_noise`). Nothing is amplified then: each client pays for
-each of its rounds.
+With noise=banded clients take turns in known cohorts of q N instead. The noise of rounds is related so that little of
+it is left in their sum (DP-FTRL; `fedpeft.privacy.server_noise`). Nothing is amplified then: each client pays for each
+of its rounds.
 
-Adaptive clipping (Andrew et al., arXiv 1905.03871), with `quantile` gamma: C follows the quantile of the norms.
+Adaptive clipping (Andrew et al., arXiv 1905.03871), with `quantile` gamma, lets C follow the quantile of the norms:
 
     b = 1/2 + (sum_k (1[|d_k| <= C] - 1/2) + s_b gauss) / (q N);   C <- C exp(-eta (b - gamma))
 
-The sum then has noise z_sum = (z^-2 - (2 s_b)^-2)^-1/2 with this round's C, so that both releases together cost as much
-as one with z, which is what is charged. The indicators are centred: uncentred ones have sensitivity 1, not 1/2.
+The sum then has noise z_sum = (z^-2 - (2 s_b)^-2)^-1/2 with this round's C. So both releases together cost as much as
+one with z, which is charged. The indicators are centered: without that their sensitivity would be 1, not 1/2.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ from fedpeft.privacy.training_plans import LEAST_SIGNAL_HEAD, MOST_ASKED, Traini
 
 
 class NoisySum:
-    """Takes a round's updates: clips each, sums, adds noise, and lets the strategy and the server optimizer follow.
+    """Aggregator that clips each update, sums, adds noise, and then applies the strategy and the server optimizer.
 
     Args:
         at: the round.
-        expected: q N, what the sum is divided by.
+        expected: q N, which the sum is divided by.
         noise: z of the sum.
-        adapt: what moves the clipping norm; None: it stays.
-        factor: what relates the noise of rounds; None: nothing does.
+        adapt: the rule that moves the clipping norm; None: it stays.
+        factor: the matrix F that relates the noise of rounds; None: the noise of each round is independent.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class NoisySum:
         adapt: Adaptation | None = None,
         factor: np.ndarray | None = None,
     ) -> None:
+        """Start with an empty sum over the tensors that the round releases."""
         assert isinstance(at.strategy, LinearStrategy)
         self.at, self.strategy = at, at.strategy
         self.expected, self.noise, self.adapt, self.factor = expected, noise, adapt, factor
@@ -94,7 +95,10 @@ class NoisySum:
         self.centred += 0.5 if length <= self.at.clip else -0.5
 
     def finish(self, memory: OptimizerState) -> AggregationResult:
-        """The noisy mean, the server optimizer's step, the strategy's post-processing, the next clipping norm."""
+        """Return the next state, after the noisy mean, the server optimizer's step and the strategy's post-processing.
+
+        The result also contains the optimizer state and the next clipping norm.
+        """
         at, deviation = self.at, self.noise * self.at.clip
         chain = [(at.round, at.attempt)] if self.factor is None else longer(memory, at.round, at.attempt)
         if self.factor is None:
@@ -118,18 +122,31 @@ class NoisySum:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How the clipping norm follows a quantile of the norms: gamma, eta, and s_b in clients."""
+    """The rule by which the clipping norm follows a quantile of the norms.
+
+    Attributes:
+        quantile: gamma, above 0, at most 1.
+        rate: eta, above 0.
+        count_noise: s_b, in clients.
+    """
 
     quantile: float
     rate: float
     count_noise: float
 
     def sum_noise(self, noise: float) -> float:
-        """z of the sum, so that it and the count together cost as much as one release with `noise`."""
+        """Return z of the sum, with which sum and count together cost as much as one release with `noise`."""
         return (noise**-2 - (2 * self.count_noise) ** -2) ** -0.5 if noise else 0.0
 
     def next(self, clip: float, centred: float, draw: float, expected: float) -> float:
-        """C of the next round; `centred` = sum_k (1[|d_k| <= C] - 1/2), `draw` standard normal."""
+        """Return C of the next round.
+
+        Args:
+            clip: C of this round.
+            centred: sum_k (1[|d_k| <= C] - 1/2).
+            draw: a standard normal number.
+            expected: q N.
+        """
         share = 0.5 + (centred + self.count_noise * draw) / expected
         return clip * math.exp(-self.rate * (share - self.quantile))
 
@@ -148,7 +165,7 @@ class UserDP(Mechanism):
 
     noise: str = setting(
         "independent",
-        "of rounds: independent, or banded(bands=8): related, and clients take turns in known cohorts",
+        "noise of rounds: independent; or banded(bands=8): related, and clients take turns in known cohorts",
         nested=SERVER_NOISES,
     )
 
@@ -157,49 +174,55 @@ class UserDP(Mechanism):
     start_release: ClassVar[StartRelease] = StartRelease(by_clients=False, clips_clients=True)
 
     def __post_init__(self) -> None:
-        """Refuse another text than one of a server noise.
+        """Check that `noise` names a server noise.
 
         Raises:
-            ConfigError: says which there are.
+            ConfigError: there is no such server noise; the message lists those that exist.
         """
         SERVER_NOISES.build(self.noise)
 
     @cached_property
     def relation(self) -> ServerNoise:
-        """Of the noise of rounds."""
+        """The relation between the noise of rounds."""
         return SERVER_NOISES.build(self.noise)
 
     @property
     def turns(self) -> bool:
-        """Whether clients take turns, by the noise."""
+        """Whether the noise requires that clients take turns."""
         return self.relation.turns
 
     @property
     def cohort_form(self) -> CohortForm:
-        """Secret, unless clients take turns."""
+        """Secret draws, unless clients take turns."""
         return CohortForm.TURNS if self.turns else CohortForm.SECRET
 
     def asks_all(self, exposure: Exposure) -> bool:
-        """Unless clients take turns: what secret coins amplify is less than what fewer clients say."""
+        """Return whether there are at most `MOST_ASKED` clients that do not take turns.
+
+        Fewer clients lose more signal than secret coins amplify.
+        """
         return not self.turns and exposure.clients <= MOST_ASKED
 
     @property
     def neighbours(self) -> str:  # type: ignore[override]
-        """Whose turn it is everyone knows, but not what is added then."""
+        """The neighboring relation, in words.
+
+        If clients take turns, everybody knows whose turn it is, but not what is added then.
+        """
         return f"one client, with all its data, {'or none in its place' if self.turns else 'more or less'}"
 
     @property
     def sampling(self) -> str:  # type: ignore[override]
-        """Secret, or none."""
+        """The assumption about sampling: secret coins, or none."""
         if self.turns:
             return "none: clients take turns in known cohorts, and nothing is amplified"
         return "clients join each round by independent secret coins (Poisson)"
 
     def check(self, exposure: Exposure) -> None:
-        """Also refuse rules that are not a plain sum, uneven chances, and noise that does not go with the cohorts.
+        """Reject rules that are not a plain sum, uneven chances, and noise that does not fit the cohorts.
 
         Raises:
-            PrivacyError: says which.
+            PrivacyError: the message names the setting and the remedy.
         """
         super().check(exposure)
         strategy = exposure.strategy
@@ -233,18 +256,21 @@ class UserDP(Mechanism):
             )
 
     def units(self, exposure: Exposure) -> int:
-        """The clients."""
+        """Return the number of clients."""
         return exposure.clients
 
     def rate(self, exposure: Exposure) -> float:
-        """q."""
+        """Return q, the probability with which a client joins a round."""
         return exposure.cohort / exposure.clients
 
     def _separation(self, exposure: Exposure) -> int:
         return turns_of(exposure.clients, exposure.cohort)
 
     def training_signal(self, exposure: Exposure) -> float:
-        """Less where not all are asked: noise falls by less than what fewer clients say."""
+        """Return the signal-to-noise ratio of training, reduced if not all clients are asked.
+
+        Fewer clients reduce the noise by less than they reduce the signal.
+        """
         whole = super().training_signal(exposure)
         if exposure.cohort == exposure.clients:
             return whole
@@ -257,49 +283,49 @@ class UserDP(Mechanism):
         return whole * self.rate(exposure) * of_all / (noise * self._added_up(exposure))
 
     def _added_up(self, exposure: Exposure) -> float:
-        """How long the noise of all rounds is together, relative to that of rounds that nothing relates."""
+        """Return the norm of the noise of all rounds together, relative to that of independent noise."""
         factor, ones = self.noise_factor(exposure), np.ones(exposure.rounds)
         if factor is None:
             return 1.0
         return float(np.linalg.norm(solve_triangular(factor, ones, trans="T", lower=True)) / np.linalg.norm(ones))
 
     def least_signal(self, exposure: Exposure) -> float:
-        """Less where the head alone is trained."""
+        """Return the least `training_signal`, lower if the head alone is trained."""
         return LEAST_SIGNAL_HEAD if exposure.head_alone else super().least_signal(exposure)
 
     def plan_training(self, exposure: Exposure, pace: Pace | None = None) -> Training:
-        """One step of a client on all of its rows (`fedpeft.privacy.training_plans`)."""
+        """Return a plan with one step of a client on all of its examples (`fedpeft.privacy.training_plans`)."""
         return plan_for_clients(self, exposure, pace)
 
     def plan_releases(self, exposure: Exposure) -> list[tuple[float, int]]:
-        """One release a round; or one in each turn of a client."""
+        """Return one release for each round, or for each turn of a client."""
         if self.turns:
             return [(1.0, math.ceil(exposure.rounds / self._separation(exposure)))]
         return [(self.rate(exposure), exposure.rounds)]
 
     def charges(self, exposure: Exposure, cohort: Sequence[int], noise: float) -> Charges:
-        """One release, whoever joined; or one of each client whose turn it is."""
+        """Return one release of the population, whoever joined, or one of each client whose turn it is."""
         if self.turns:
             return dict.fromkeys(cohort, (Event(noise, 1.0), 1))
         return {POPULATION: (Event(noise, self.rate(exposure)), 1)}
 
     def noise_factor(self, exposure: Exposure) -> np.ndarray | None:
-        """As the noise says."""
+        """Return the matrix F of the setting `noise`, (rounds, rounds); None: the noise is independent."""
         return self.relation.factor(exposure.rounds, self._separation(exposure))
 
     def aggregator(self, at: ServerRound, exposure: Exposure) -> Aggregator:
-        """The noisy sum."""
+        """Return the noisy sum."""
         if not self.quantile:
             return NoisySum(at, exposure.cohort, at.noise, factor=self.noise_factor(exposure))
         adapt = Adaptation(self.quantile, self.clip_rate, self.count_noise or exposure.cohort / 20)
         return NoisySum(at, exposure.cohort, adapt.sum_noise(at.noise), adapt)
 
     def start_charges(self, exposure: Exposure, noise: float) -> Charges:
-        """One release, of all clients."""
+        """Return one release of all clients."""
         return dict.fromkeys(range(exposure.clients) if self.turns else [POPULATION], (Event(noise, 1.0), 1))
 
     def multiplier(self, exposure: Exposure) -> float:
-        """As every mechanism's; adaptive clipping needs s_b > z / 2.
+        """Return the noise multiplier as in the base class, and check that adaptive clipping has s_b > z / 2.
 
         Raises:
             PrivacyError: s_b is too small.
@@ -315,12 +341,12 @@ class UserDP(Mechanism):
 
 
 def _steady(strategy: Strategy, layout: Layout) -> bool:
-    """Whether the same tensors are trained in all rounds, and mean the same."""
+    """Return whether all rounds train the same tensors with the same meaning."""
     return count_round_types(strategy, layout) == 1 and not strategy.new_factors
 
 
 def _one_of(names: Sequence[str]) -> str:
-    """What to take, of at least one name."""
+    """Return an advice that lists what to take, from at least one name."""
     *others, last = names
     return f"take {', '.join(others)} or {last}" if others else f"take {last}"
 

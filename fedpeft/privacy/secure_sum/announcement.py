@@ -1,4 +1,4 @@
-"""What the server tells all clients of a secure sum alike, before anything is masked."""
+"""The announcement of a secure sum, which the server sends to all clients alike before anything is masked."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from fedpeft.privacy.secure_sum.neighbours import Terms, degree
 from fedpeft.privacy.secure_sum.sum import SecureSum
 
 STATISTICS_BITS: Final = 32
-"""Of the modulus before round 1, where numbers are summed that must be exact, once."""
+"""Bits of the modulus before round 1, whose numbers must be exact and are summed only once."""
 
 LONGEST: Final = 2**32 - 1
-"""Integers of a vector: the terms of a sum hold their number in 32 bits."""
+"""The most integers in a vector: the terms of a sum store their number in 32 bits."""
 
 _FORMAT: Final = ">16sIIId"
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """Of one sum.
+    """The announcement of one sum.
 
     Attributes:
-        nonce: 16 bytes that no other sum has.
-        clients: that are asked, at least 3.
+        nonce: 16 bytes, unique to this sum.
+        clients: number of clients that are asked, at least 3.
         size: entries of the vector.
-        numbers: beside it, at least 1.
+        numbers: numbers beside the vector, at least 1.
         clip: the largest norm of a weighted update, above 0.
     """
 
     SIZE: ClassVar[int] = struct.calcsize(_FORMAT)
-    """Bytes of one, as it travels."""
+    """Bytes of an announcement on the wire."""
 
     nonce: bytes
     clients: int
@@ -47,15 +47,15 @@ class Announcement:
     clip: float
 
     def to_bytes(self) -> bytes:
-        """As it travels."""
+        """Return the announcement as bytes for the wire."""
         return struct.pack(_FORMAT, self.nonce, self.clients, self.size, self.numbers, self.clip)
 
     @classmethod
     def of_bytes(cls, content: bytes) -> Self:
-        """What arrived.
+        """Parse an announcement from the wire.
 
         Raises:
-            PayloadError: it is none, or its numbers are not legal.
+            PayloadError: the bytes are not an announcement, or its numbers are not legal.
         """
         try:
             found = cls(*struct.unpack(_FORMAT, content))
@@ -69,10 +69,10 @@ class Announcement:
         return found
 
     def integers(self, secure: SecureSum, round_number: int) -> Integers:
-        """How contributions become integers.
+        """Return how contributions become integers.
 
         Raises:
-            PayloadError: they don't fit.
+            PayloadError: the contributions do not fit.
         """
         bits = bits_of(secure, round_number)
         if not secure.fits(self.clients, bits):
@@ -87,9 +87,13 @@ class Announcement:
         return made
 
     def terms(self, secure: SecureSum, seed: int, round_number: int, run: str = "") -> Terms:
-        """What all members have to agree on; `seed` is the run's.
+        """Return the terms that all members must agree on.
 
-        `run`: its name and the digest of the round's record, which simulations lack.
+        Args:
+            secure: the settings of the sum.
+            seed: seed of the run.
+            round_number: the round; 0: before round 1.
+            run: name of the run and digest of the round's record; empty in simulations.
         """
         return Terms(
             neighbours=degree(self.clients, secure.neighbours),
@@ -105,10 +109,10 @@ class Announcement:
 
 
 def bits_of(secure: SecureSum, round_number: int) -> int:
-    """Of the modulus of a round's sum; 0: the one before round 1."""
+    """Return the bits of the modulus of a round's sum; round 0 is the sum before round 1."""
     return secure.bits if round_number else STATISTICS_BITS
 
 
 def signs(seed: int, round_number: int, size: int) -> np.ndarray:
-    """D1 and D2 of a round, (2, size): +-1."""
+    """Return the signs D1 and D2 of a round, (2, size), +-1."""
     return seeds.create_generator(seed, "signs of a secure sum", round_number).integers(0, 2, (2, size)) * 2.0 - 1.0

@@ -1,8 +1,8 @@
 """Members that show certificates: real clients.
 
-Their authority has signed these certificates. Whoever has its key could sign more, for members that it has invented,
-and read a client among them. So a client may pin a roster: it takes keys of certificates whose fingerprints stand in
-it, and of no others.
+Their authority has signed these certificates. Whoever has the authority's key could sign more of them, for invented
+members, and read a client that is among those alone. So a client may pin a roster: it accepts only keys of certificates
+whose fingerprints are in the roster.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from fedpeft.privacy.secure_sum.roster import PrivateKey, PublicKey, check_signa
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a real client is in secure sums, and with whom it takes part in them; plain data.
+    """The identity of a real client in secure sums, and its conditions for taking part; plain data.
 
     Attributes:
         run: name of the federation.
-        key, certificate, authority: PEM; what it signs with, and who has signed its certificate.
-        pinned: fingerprints of the certificates in its roster; None: all that the authority has signed are taken.
-        fewest: clients of a sum that it takes part in, itself included.
+        key: the private key that it signs with, PEM.
+        certificate: its certificate, PEM.
+        authority: certificate of the authority that signed its certificate, PEM.
+        pinned: fingerprints of the certificates in its roster; None: it accepts all that the authority has signed.
+        fewest: the fewest clients of a sum that it takes part in, itself included.
         collude: share of a sum's clients that it assumes to collude with the server.
     """
 
@@ -45,15 +47,15 @@ class Identity:
 
     @property
     def private_key(self) -> PrivateKey:
-        """What it signs with.
+        """The key that the client signs with.
 
         Raises:
-            PrivacyError: a key of a kind that secure sums don't use.
+            PrivacyError: secure sums do not use keys of this type.
         """
         key = serialization.load_pem_private_key(self.key, None)
         if isinstance(key, Ed25519PrivateKey | EllipticCurvePrivateKey):
             return key
-        raise PrivacyError("FP7077 the client's key is of a kind that secure sums don't use; take ECDSA or Ed25519")
+        raise PrivacyError("FP7077 the type of the client's key is not one of secure sums; take ECDSA or Ed25519")
 
     @property
     def shown(self) -> bytes:
@@ -62,48 +64,52 @@ class Identity:
 
 
 def fingerprint(certificate: bytes) -> str:
-    """Return the SHA-256 of what the authority has signed of a certificate (DER), in hexadecimal digits.
+    """Return the SHA-256 of the part of a certificate (DER) that the authority has signed, in hexadecimal digits.
 
     The signature is left out. Anyone can turn an ECDSA signature (r, s) into the second valid one (r, -s), and so
     change the bytes of a certificate without the authority's key.
 
     Raises:
-        ValueError: it is no certificate.
+        ValueError: the bytes are not a certificate.
     """
     return hashlib.sha256(x509.load_der_x509_certificate(certificate).tbs_certificate_bytes).hexdigest()
 
 
 class CertifiedRoster:
-    """Takes keys of clients that show a certificate of the authority, and stand in the roster if one is pinned.
+    """A roster of clients that show a certificate of the authority, and that are pinned if the identity pins a roster.
 
     Args:
-        identity: whose roster it is.
-        places: of the federation.
-        revoked: serial numbers of certificates that count no more; clients have no such list.
+        identity: the identity of the client that owns the roster.
+        places: places of the federation.
+        revoked: serial numbers of revoked certificates; clients have no such list.
     """
 
     def __init__(self, identity: Identity, places: int, revoked: Container[int] = ()) -> None:
+        """Load the authority's certificate, and hold the rules."""
         self._authority = x509.load_pem_x509_certificate(identity.authority)
         self._pinned, self._places, self._revoked = identity.pinned, places, revoked
         self._keys: dict[bytes, PublicKey] = {}
 
     @classmethod
     def of_server(cls, authority: bytes, places: int, revoked: Container[int] = ()) -> Self:
-        """Return the roster of a server, which takes all clients of the authority (PEM) that are not `revoked`."""
+        """Return the roster of a server, which accepts all clients of the authority (PEM) that are not `revoked`."""
         return cls(Identity("", b"", b"", authority), places, revoked)
 
     def verify(self, client: int, content: bytes, signature: bytes, certificate: bytes) -> None:
-        """Refuse what the client has not signed, and clients that may not take part.
+        """Reject content that the client has not signed, and clients that may not take part.
 
         Raises:
-            PayloadError: says which.
+            PayloadError: the message names the client and the reason.
         """
         if certificate not in self._keys:
             self._keys[certificate] = self._checked(client, certificate)
         check_signature(self._keys[certificate], client, content, signature)
 
     def strangers(self, clients: Iterable[int]) -> list[int]:
-        """Those beyond the places; of others in a sum than its neighbours a client knows no more."""
+        """Return the clients beyond the places.
+
+        A client has no certificates of clients other than its neighbors, so it can check nothing else.
+        """
         return sorted(client for client in clients if client >= self._places)
 
     def _checked(self, client: int, content: bytes) -> PublicKey:
@@ -119,15 +125,15 @@ class CertifiedRoster:
             ) from None
         called = f"client {client} shows the certificate {fingerprint(content)[:16]} ({_name(certificate)})"
         if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
-            raise PayloadError(f"FP6107 {called}, which is no client's")
+            raise PayloadError(f"FP6107 {called}, which is not a client certificate")
         if not isinstance(key, Ed25519PublicKey | EllipticCurvePublicKey):
-            raise PayloadError(f"FP6108 {called}, whose key is of a kind that secure sums don't use: ECDSA or Ed25519")
+            raise PayloadError(f"FP6108 {called}, whose key secure sums do not use: give it an ECDSA or Ed25519 key")
         if not certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc:
             raise PayloadError(f"FP6109 {called}, which is not valid now")
         if certificate.serial_number in self._revoked:
             raise PayloadError(f"FP6190 {called}, which has been revoked")
         if self._pinned is not None and fingerprint(content) not in self._pinned:
-            raise PayloadError(f"FP6110 {called}, which is not in the roster that this client was handed")
+            raise PayloadError(f"FP6110 {called}, which is not in the roster that this client has pinned")
         return key
 
 

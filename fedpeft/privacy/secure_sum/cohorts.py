@@ -1,4 +1,4 @@
-"""How few clients a secure sum may have; it is checked before torch is loaded."""
+"""The least cohort of a secure sum; it is checked before torch is loaded."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Final
 from fedpeft.errors import PrivacyError
 
 FEWEST: Final = 3
-"""Clients of a sum: each of two could take its own summand off."""
+"""The fewest clients of a sum: each of two could subtract its own summand and read the other."""
 
 
 def check_cohort(name: str, cohort: int) -> None:
-    """Refuse a sum of so few clients that one could be told from the others.
+    """Reject a sum of so few clients that one contribution could be separated from the others.
 
     Raises:
-        PrivacyError: the cohort has fewer than `FEWEST`.
+        PrivacyError: the cohort has fewer than `FEWEST` clients.
     """
     if cohort < FEWEST:
         raise PrivacyError(f"FP7079 {name} adds up the updates of {FEWEST} clients or more; the cohort has {cohort}")

@@ -23,7 +23,7 @@ The bound is exact if the federation has an honest client that is not a neighbor
 which then has the t signatures that it needs. A client cannot rule that out. It sees only its neighbors, and a server
 can announce fewer clients than it asks. (If all clients are neighbors, one more colluding client is harmless.)
 
-With c >= t the colluding clients hold enough shares by themselves. With c = t - 1 at least two honest clients remain in
+With c >= t the colluding clients alone hold enough shares. With c = t - 1 at least two honest clients remain in
 every sum. So a sum tolerates min(2 t - k, t) - 1 colluding clients.
 """
 
@@ -40,11 +40,11 @@ def count_tolerated(terms: Terms) -> int:
 
 
 def explain_excess(terms: Terms, clients: int, collude: float) -> str:
-    """Return one sentence if the assumed share of colluding clients can read a client; else an empty text.
+    """Return a sentence if the assumed share of colluding clients can read a client; else an empty text.
 
     Args:
-        terms: of the sum.
-        clients: that the sum asks.
+        terms: the terms of the sum.
+        clients: the number of clients that the sum asks.
         collude: the assumed share of them that colludes with the server, 0 to 1.
     """
     colluding, tolerated = math.floor(collude * clients), count_tolerated(terms)

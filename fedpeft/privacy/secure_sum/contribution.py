@@ -1,4 +1,4 @@
-"""What a client adds to a secure sum, and what the server reads in the sum."""
+"""A client's contribution to a secure sum, and the server's reading of the sum."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from fedpeft.privacy.secure_sum.integers import UNIT, levels
 from fedpeft.privacy.secure_sum.sum import SecureSum
 
 BESIDE: Final = 4
-"""Numbers in every sum: weights, rows, rows x loss, and norms of the weighted updates, in units of C."""
+"""Numbers in every sum: weights, examples, examples x loss, and norms of the weighted updates, in units of C."""
 
 LARGEST_NORM: Final = 8.0
-"""The largest norm that a client states, in units of C: a client that diverges does not speak for all."""
+"""The largest norm that a client states, in units of C, so that a diverging client does not decide the mean."""
 
 LOSS_ROUNDING: Final = 0.01
 """How far below its least value a mean loss in low precision can lie."""
 
 LARGEST_MEAN: Final = 2.0
-"""The largest mean norm that the server believes, in units of C: C grows at most `headroom` times as much a round."""
+"""The largest mean norm that the server accepts, in units of C: C grows at most by this times `headroom` a round."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """One client's.
+    """The contribution of one client.
 
     Attributes:
-        weight: of its update, above 0.
-        rows, loss: that it has trained on, and their mean loss.
-        update: in the order of the layout; empty: before round 1.
-        statistics: for the head's start; empty: in rounds.
+        weight: weight of its update, above 0.
+        rows: number of examples that it has trained on.
+        loss: mean loss of these examples.
+        update: the update, in the order of the layout; empty before round 1.
+        statistics: statistics for the head's start; empty in rounds.
     """
 
     weight: float
@@ -57,12 +58,18 @@ class Contribution:
         client: int,
         secret: np.random.Generator | None = None,
     ) -> np.ndarray:
-        """As they are masked, (length,).
+        """Return the integers to mask, (length,).
 
-        `secret`: what rounding and the client's share of noise are drawn from; None: there is no noise.
+        Args:
+            told: the announcement of the sum.
+            secure: the settings of the sum.
+            seed: seed of the run.
+            round_number: the round; 0: before round 1.
+            client: id of the client.
+            secret: source of the rounding and of the client's share of noise; None: there is no noise.
 
         Raises:
-            PayloadError: something is not finite, or the server has announced something else.
+            PayloadError: a value is not finite, or the server has announced other sizes.
         """
         vector = _flat(self.update.values()) * self.weight
         statistics = _flat(self.statistics[name] for name in sorted(self.statistics))
@@ -85,12 +92,13 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Weights:
-    """What the weights of honest clients can add up to.
+    """The possible sums of honest clients' weights.
 
     Attributes:
-        low, high: bounds of the sum.
-        instead: replaces a sum out of bounds; None: nothing can.
-        by_rows: whether a client weighs as many as its examples.
+        low: the least possible sum.
+        high: the largest possible sum.
+        instead: the replacement for a sum out of bounds; None: there is none.
+        by_rows: whether a client's weight is its number of examples.
         most_rows: the largest possible sum of examples.
     """
 
@@ -102,13 +110,14 @@ class Weights:
 
     @classmethod
     def of(cls, clients: int, by_rows: bool, most_rows: float, start: tuple[float, int] | None) -> Weights:
-        """Return the bounds for the sum of so many clients.
+        """Return the bounds for the sum of `clients` clients.
 
         Args:
-            clients: whose vectors have arrived.
-            by_rows: see above.
-            most_rows: examples that one client may have.
-            start: weights of the sum before round 1, and of how many clients; None: nothing to compare with.
+            clients: number of clients whose vectors have arrived.
+            by_rows: whether a client's weight is its number of examples.
+            most_rows: the most examples that one client may have.
+            start: the weights of the sum before round 1, and its number of clients; None: there is nothing to compare
+                with.
         """
         largest = clients * most_rows
         if not by_rows:
@@ -134,15 +143,16 @@ ANY_LOSS: Final = Losses(-math.inf, math.inf)
 
 @dataclass(frozen=True)
 class Total:
-    """Of all contributions.
+    """The sum of all contributions.
 
     Attributes:
-        clients: how many there are.
-        weight, rows: sums.
-        loss: the mean over rows.
-        norm: the sum of the norms of the weighted updates, in units of C.
-        vector: the sum of the weighted updates.
-        statistics: their sum.
+        clients: number of clients.
+        weight: sum of the weights.
+        rows: sum of the numbers of examples.
+        loss: mean loss over the examples.
+        norm: sum of the norms of the weighted updates, in units of C.
+        vector: sum of the weighted updates.
+        statistics: sum of the statistics.
     """
 
     clients: int
@@ -157,7 +167,16 @@ class Total:
     def of(
         cls, integers: np.ndarray, clients: int, told: Announcement, secure: SecureSum, seed: int, round_number: int
     ) -> Total:
-        """What the sum of so many clients' integers says; `checked` tells what of it to believe."""
+        """Decode the sum of `clients` clients' integers; `checked` then removes what honest clients can't have sent.
+
+        Args:
+            integers: the sum, (length,).
+            clients: number of clients whose integers it contains.
+            told: the announcement of the sum.
+            secure: the settings of the sum.
+            seed: seed of the run.
+            round_number: the round; 0: before round 1.
+        """
         vector, numbers = told.integers(secure, round_number).decode(
             integers, clients, signs(seed, round_number, told.size)
         )
@@ -166,9 +185,9 @@ class Total:
         return cls(clients, weight, rows, losses / rows if rows else math.nan, norm, vector, statistics)
 
     def checked(self, possible: Weights | None = None, losses: Losses = ANY_LOSS) -> Total:
-        """Return the total without weights, numbers of examples and a loss that honest clients cannot have stated.
+        """Return the total without weights, numbers of examples and a loss that honest clients can't have stated.
 
-        What replaces the loss is not a number.
+        An impossible loss becomes NaN.
 
         Raises:
             PayloadError: the weights are impossible, and nothing can replace them.
@@ -177,7 +196,7 @@ class Total:
         low, high = (0.0, math.inf) if possible is None else (possible.low - tolerance, possible.high + tolerance)
         if not (weight > 0 and low <= weight <= high):
             if possible is None or possible.instead is None:
-                raise PayloadError(f"FP6182 the sum is of weight {weight:g}, which no training leads to: a client lies")
+                raise PayloadError(f"FP6182 the sum has weight {weight:g}, which no training leads to: a client lies")
             weight = possible.instead
         rows = float(self.clients) if possible is None or not possible.by_rows else weight
         counted = abs(self.rows - weight) <= tolerance if possible is not None and possible.by_rows else self.rows > 0
@@ -187,24 +206,24 @@ class Total:
         return replace(self, weight=weight, rows=rows, loss=math.nan)
 
     def update(self, shapes: Mapping[str, Shape], dtype: torch.dtype, divisor: float = 0.0) -> State:
-        """The sum of the updates, divided by their weights or by another `divisor`."""
+        """Return the sum of the updates, divided by their weights or by another `divisor`."""
         return _shaped(self.vector / (divisor or self.weight), shapes, dtype)
 
     def summed_statistics(self, shapes: Mapping[str, Shape]) -> State:
-        """The sums of the statistics, fp64."""
+        """Return the sums of the statistics, fp64."""
         return _shaped(self.statistics, {name: shapes[name] for name in sorted(shapes)}, torch.float64)
 
     def next_clip(self, told: Announcement, secure: SecureSum, growth: float) -> float:
-        """Return C of the next sum, where steps are `growth` times as long.
+        """Return C of the next sum, whose steps are `growth` times as long.
 
         C follows the mean norm that clients state, as far as the sum v of their n clipped updates can confirm it:
 
             |v| / (n C) <= mean <= 2 |v| / (sqrt(n) C)
 
-        - The first bound is the triangle inequality: whoever undercuts it lies, and C stays.
-        - The second bound leaves independent updates twice their norm.
-        - C does not grow by what one clipped update explains: from |v| = 0.9 C on, |v| - C replaces |v| above.
-        - C does not shrink while |v| >= 0.9 sqrt(n - 1) C: that long is the sum if all updates are clipped.
+        - The first bound is the triangle inequality: a smaller mean is a lie, and C stays.
+        - The second bound allows independent updates twice their norm.
+        - One clipped update may explain growth, which does not count: from |v| = 0.9 C on, |v| - C replaces |v| above.
+        - C does not shrink while |v| >= 0.9 sqrt(n - 1) C, the length of the sum if all updates are clipped.
 
         Rounding lengthens v by at most `slack`.
         """
@@ -226,7 +245,7 @@ class Total:
 
 
 def entries(shapes: Mapping[str, Shape]) -> int:
-    """Of all tensors together."""
+    """Return the number of entries of all tensors together."""
     return sum(count_entries(shape) for shape in shapes.values())
 
 

@@ -1,7 +1,8 @@
-"""The server's part in one secure sum: it passes on what members say to each other, adds up, and takes the masks off.
+"""The server's part in one secure sum: it passes messages between members, adds up vectors, and removes the masks.
 
-Members may drop out at every step; as long as each client whose vector arrived, and each that dropped out before it,
-has enough neighbours left, the sum is that of the vectors that arrived, exactly. Otherwise the sum is void.
+Members may drop out at every step. The sum is exactly that of the vectors that arrived, as long as enough neighbors
+remain for two groups: the clients whose vectors arrived, and the clients that dropped out before that. Otherwise the
+sum is void.
 """
 
 from __future__ import annotations
@@ -36,23 +37,23 @@ from fedpeft.privacy.secure_sum.words import (
 )
 
 MOST_SUBSETS: Final = 5000
-"""Sets of shares that are tried for one secret: all of them in cohorts of up to 17 with the default threshold."""
+"""The most sets of shares that are tried for one secret, which covers cohorts of up to 17 by default."""
 
 
 class VoidError(PayloadError):
-    """Too many members have dropped out: there is no sum."""
+    """Error of a sum that is void because too many members have dropped out."""
 
 
 @dataclass
 class Coordinator:
-    """One sum.
+    """The coordinator of one sum.
 
     Attributes:
-        terms: of the sum.
-        graph: the neighbours of each client that was asked.
-        roster: whose signed keys are taken; None: the server cannot check signatures.
-        false_shares: by holder, the clients of whose secrets it has given false shares.
-        refusals: why clients whose vectors are in the sum have not helped to take the masks off.
+        terms: the terms of the sum.
+        graph: the neighbors of each client that was asked.
+        roster: checks the signatures of keys; None: the server cannot check signatures.
+        false_shares: for each holder of false shares, the clients whose secrets they belong to.
+        refusals: reasons why clients whose vectors are in the sum have not helped to remove the masks.
     """
 
     terms: Terms
@@ -71,7 +72,7 @@ class Coordinator:
         """Take the keys of step 1, unless other members would refuse them, and with them the whole sum.
 
         Raises:
-            PayloadError: the keys are not usable, not signed by the client, or those of another client.
+            PayloadError: the keys are not usable, the client has not signed them, or they are those of another client.
         """
         keys = keys_of(content)
         for key in (keys.mask, keys.share):
@@ -85,22 +86,30 @@ class Coordinator:
         self.keys[client] = keys
 
     def peers(self, client: int) -> bytes:
-        """For step 2."""
+        """Return the message for step 2: the keys of the client's neighbors."""
         return write_peers({peer: self.keys[peer] for peer in self.graph[client] if peer in self.keys})
 
     def take_sealed(self, client: int, content: bytes) -> None:
-        """After step 2; raises PayloadError where they are not for all its neighbours."""
+        """Take the sealed shares of step 2.
+
+        Raises:
+            PayloadError: they are not exactly for the client's neighbors.
+        """
         sealed = read_sealed(content)
         if sealed.keys() != {peer for peer in self.graph[client] if peer in self.keys}:
-            raise PayloadError(f"FP6113 client {client} has sealed shares for others than its neighbours")
+            raise PayloadError(f"FP6113 client {client} has sealed shares for others than its neighbors")
         self.sealed[client] = sealed
 
     def sealed_for(self, client: int) -> bytes:
-        """For step 3: from the neighbours that have shared."""
+        """Return the message for step 3: the shares that the client's neighbors have sealed for it."""
         return write_sealed({peer: self.sealed[peer][client] for peer in self._sharing(client)})
 
     def take_vector(self, client: int, content: bytes) -> None:
-        """After step 3; raises PayloadError where it has another length."""
+        """Add the masked vector of step 3.
+
+        Raises:
+            PayloadError: it has another length.
+        """
         vector = unpacked(content, self.terms.length, self.terms.bits)
         if self._sum is None:
             self._sum = np.zeros(self.terms.length, dtype(self.terms.bits))
@@ -108,16 +117,24 @@ class Coordinator:
         self.survivors.append(client)
 
     def summed(self) -> bytes:
-        """The sum of the masked vectors that have arrived, for a file; empty: none has."""
+        """Return the sum of the masked vectors that have arrived, as bytes for a file; empty: none has arrived."""
         return b"" if self._sum is None else packed(reduced(self._sum, self.terms.bits), self.terms.bits)
 
     def restore(self, survivors: Sequence[int], content: bytes) -> None:
-        """Go on after step 3, with what `summed` has written of these clients' vectors."""
+        """Continue after step 3 with the sum that `summed` has written.
+
+        Args:
+            survivors: the clients whose vectors are in the sum.
+            content: the bytes of `summed`.
+
+        Raises:
+            PayloadError: the bytes have another length.
+        """
         self.survivors = list(survivors)
         self._sum = unpacked(content, self.terms.length, self.terms.bits).copy() if content else None
 
     def arrived(self) -> bytes:
-        """For step 4."""
+        """Return the message for step 4: the clients whose vectors have arrived."""
         return write_ids(self.survivors)
 
     def take_witness(self, client: int, content: bytes) -> None:
@@ -132,11 +149,15 @@ class Coordinator:
         self.witnesses[client] = content
 
     def witnesses_for(self, client: int) -> bytes:
-        """For step 5: from the neighbours that have signed."""
+        """Return the message for step 5: the signatures of the client's neighbors."""
         return write_witnesses({peer: self.witnesses[peer] for peer in self.graph[client] if peer in self.witnesses})
 
     def take_shares(self, client: int, content: bytes) -> None:
-        """After step 5; raises PayloadError where they are of others than its neighbours, or of the wrong secrets."""
+        """Take the shares of step 5.
+
+        Raises:
+            PayloadError: a share belongs to a client that is not a neighbor, or to the wrong secret.
+        """
         survivors = set(self.survivors)
         shares = read_shares(content)
         for peer, (which, _) in shares.items():
@@ -146,10 +167,10 @@ class Coordinator:
             self._shares.setdefault((peer, which), {})[client] = share
 
     def sum(self) -> np.ndarray:
-        """The sum modulo 2^bits of the vectors that have arrived, (length,).
+        """Return the sum modulo 2^bits of the vectors that have arrived, (length,).
 
         Raises:
-            VoidError: too few shares are left, or those that came lead to no secret.
+            VoidError: too few shares are left, or the shares do not lead to a secret.
         """
         if self._sum is None:
             raise VoidError("FP6115 no masked vector has arrived")
@@ -173,18 +194,21 @@ class Coordinator:
         return [peer for peer in self.graph[client] if client in self.sealed.get(peer, {})]
 
     def _secret(self, client: int, which: int) -> bytes:
-        """A client's seed or private mask key, from its neighbours' shares.
+        """Return a client's seed or private mask key, computed from its neighbors' shares.
 
-        False shares lead to another number, which the client's keys tell. They are corrected if there are at most half
-        as many as shares beyond the needed ones, or at most `MOST_SUBSETS` ways to choose the needed ones.
+        False shares lead to another number, which the client's public keys reveal. They are corrected in two cases: at
+        most half of the surplus shares are false, or there are at most `MOST_SUBSETS` ways to choose the needed shares.
+
+        Raises:
+            VoidError: too few shares have arrived, or they do not lead to the secret.
         """
         shares, keys = self._shares.get((client, which), {}), self.keys[client]
         needed = self.terms.needed
         what = "seed" if which == SEED else "mask key"
         if len(shares) < needed:
             raise VoidError(
-                f"FP6116 the sum is void: {len(shares)} of a client's neighbours have told their shares of its {what}, "
-                f"and it takes {needed} to take the masks off"
+                f"FP6116 the sum is void: {len(shares)} of a client's neighbors have sent their shares of its {what}, "
+                f"and {needed} are needed to remove the masks"
             )
         trusted = dict(sorted(shares.items(), key=lambda item: item[0] in self.false_shares))
         for chosen in _choices(trusted, needed):

@@ -1,14 +1,14 @@
-"""What clients add up under masks: a vector on a grid that they have in common, and a few numbers, as integers.
+"""The integers that clients add up under masks: a vector on a common grid, and a few numbers.
 
     v = H2 D2 H1 D1 (w u),   q = floor(v / step + uniform) clamped to +-L,   L = (2^(bits - 1) - 1) // n
     step = SPREAD * C / (sqrt(d) L)
 
-u is a client's update of d entries, w its weight, and w u is clipped to the norm C. D1, D2 are signs, and H1,
-H2 orthonormal Hadamard transforms of the first and of the last 2^p entries (2^p <= d < 2^(p + 1)): after them entries
-are nearly normal, of standard deviation at most sqrt(2) C / sqrt(d), so that hardly any is clamped. Rounding is
-unbiased, and as |q| <= L the sum of n clients is below half of the modulus 2^bits: it never wraps.
+u is a client's update of d entries, w its weight, and w u is clipped to the norm C. D1 and D2 are signs. H1 and H2 are
+orthonormal Hadamard transforms of the first and of the last 2^p entries (2^p <= d < 2^(p + 1)). After them entries are
+nearly normal, with standard deviation at most sqrt(2) C / sqrt(d), so that hardly any is clamped. Rounding is unbiased.
+As |q| <= L, the sum of n clients is below half of the modulus 2^bits: it never wraps.
 
-A number beside the vector is cut into digits that n clients can add up each without a carry:
+A number beside the vector is split into digits that n clients can add up without a carry:
 
     x -> round(x / UNIT) + 2^47 = sum_j digit_j 2^(k j),   k = floor(log2((2^bits - 1) / n))
 """
@@ -29,21 +29,21 @@ SPREAD: Final = 6.0
 """The largest entry of a rotated vector that the grid reaches, in units of C / sqrt(d)."""
 
 FEWEST_LEVELS: Final = 8
-"""On either side of zero; below that a client's update would be little but rounding."""
+"""The fewest steps on either side of zero; with fewer, a client's update would be mostly rounding error."""
 
 NUMBER_BITS: Final = 48
 UNIT: Final = 2.0**-20
-"""Numbers are multiples of it."""
+"""The unit of which numbers are multiples."""
 
 LARGEST_NUMBER: Final = 2 ** (NUMBER_BITS - 1) * UNIT
-"""2^27, which their sizes stay below."""
+"""The bound of a number's absolute value, 2^27."""
 
 
 def check_fits(clients: int, bits: int) -> None:
-    """Refuse a modulus that so many clients' integers don't fit into.
+    """Reject a modulus that is too small for the integers of so many clients.
 
     Raises:
-        PrivacyError: says how many bits do.
+        PrivacyError: the message contains the number of bits that are enough.
     """
     if levels(clients, bits) < FEWEST_LEVELS:
         needed = 1 + math.ceil(math.log2(FEWEST_LEVELS * clients + 1))
@@ -54,19 +54,19 @@ def check_fits(clients: int, bits: int) -> None:
 
 
 def levels(clients: int, bits: int) -> int:
-    """Steps on either side of zero that each of so many clients has."""
+    """Return the number of steps on either side of zero that each of so many clients has."""
     return int(2 ** (bits - 1) - 1) // clients
 
 
 @dataclass(frozen=True)
 class Integers:
-    """How the contributions of one sum become integers.
+    """The conversion of one sum's contributions to integers.
 
     Attributes:
-        clients: the most that are added up.
-        bits: of the modulus, see `check_fits`.
+        clients: the most clients that are added up.
+        bits: bits of the modulus, see `check_fits`.
         size: entries of the vector; 0: there is none.
-        numbers: how many there are beside it.
+        numbers: numbers beside the vector.
         clip: C.
     """
 
@@ -78,17 +78,17 @@ class Integers:
 
     @property
     def levels(self) -> int:
-        """L."""
+        """L, the number of steps on either side of zero."""
         return levels(self.clients, self.bits)
 
     @property
     def step(self) -> float:
-        """Of the grid."""
+        """The step of the grid."""
         return SPREAD * self.clip / (math.sqrt(max(1, self.size)) * self.levels)
 
     @property
     def length(self) -> int:
-        """Integers in all."""
+        """The number of integers in all."""
         return self.size + self.numbers * len(self._places)
 
     @property
@@ -103,16 +103,16 @@ class Integers:
     def encode(
         self, vector: np.ndarray, numbers: np.ndarray, signs: np.ndarray, rounding: np.random.Generator
     ) -> np.ndarray:
-        """A client's integers, (length,), modulo 2^bits.
+        """Return a client's integers, (length,), modulo 2^bits.
 
         Args:
             vector: w u, (size,).
-            numbers: (numbers,), clamped to what a number can be.
-            signs: D1 and D2, (2, size), of all clients.
-            rounding: of the client alone.
+            numbers: (numbers,), clamped to the range of a number.
+            signs: D1 and D2, (2, size), the same for all clients.
+            rounding: source of the rounding, for this client alone.
 
         Raises:
-            PayloadError: something is not finite.
+            PayloadError: a value is not finite.
         """
         if not np.isfinite(numbers).all():
             raise PayloadError("FP6118 the client's update, or its loss, is not finite")
@@ -124,7 +124,11 @@ class Integers:
         return reduced(together.astype(dtype(self.bits)), self.bits)
 
     def whole(self, vector: np.ndarray, signs: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """The vector as whole numbers of steps, (size,) int64; see `encode`."""
+        """Return the vector as whole numbers of steps, (size,) int64; see `encode`.
+
+        Raises:
+            PayloadError: a value is not finite.
+        """
         length = float(np.linalg.norm(vector))
         if not math.isfinite(length):
             raise PayloadError("FP6118 the client's update, or its loss, is not finite")
@@ -134,7 +138,13 @@ class Integers:
         return found
 
     def decode(self, total: np.ndarray, count: int, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The sum of the vectors, (size,), and those of the numbers, of `count` clients' integers added up."""
+        """Return the sum of the vectors, (size,), and the sums of the numbers, (numbers,).
+
+        Args:
+            total: the sum of the clients' integers, (length,).
+            count: number of clients in it.
+            signs: D1 and D2, (2, size).
+        """
         whole, half = total.astype(np.int64), 2 ** (self.bits - 1)
         vector = (whole[: self.size] + half) % 2**self.bits - half
         digits = whole[self.size :].reshape(len(self._places), self.numbers).astype(object)  # sums may pass 2^63
@@ -144,7 +154,7 @@ class Integers:
 
 
 def rotated(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """H2 D2 H1 D1 vector."""
+    """Return H2 D2 H1 D1 vector, a rotation that spreads large entries over all."""
     turned = np.array(vector, dtype=np.float64)
     for part, drawn in zip(_halves(len(turned)), signs, strict=False):
         turned *= drawn
@@ -153,7 +163,7 @@ def rotated(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
 
 
 def turned_back(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """The inverse of `rotated`."""
+    """Return the vector before `rotated`."""
     straight = np.array(vector, dtype=np.float64)
     for part, drawn in reversed(list(zip(_halves(len(straight)), signs, strict=False))):
         straight[part] = transform_blocks(straight[part], ((part.stop - part.start,),))
@@ -162,6 +172,6 @@ def turned_back(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
 
 
 def _halves(size: int) -> list[slice]:
-    """The first and the last entries, as many as the largest power of two; none of nothing."""
+    """Return the slices of the first and the last 2^p entries, with the largest 2^p <= size; empty for size 0."""
     power = 1 << (size.bit_length() - 1) if size else 0
     return [slice(0, power), slice(size - power, size)] if size else []

@@ -1,4 +1,4 @@
-"""Masks: what two clients can both compute and nobody else, and what a client alone can.
+"""Masks: streams that two clients can both compute and nobody else can, and streams that only one client can compute.
 
     pairwise seed = HKDF-SHA256(X25519(own private key, peer's public key), info = purpose, round, both ids)
     mask          = ChaCha20 keystream of the seed, as integers modulo 2^bits
@@ -23,15 +23,23 @@ KEY: Final = 32
 
 
 def public(private: bytes) -> bytes:
-    """The public key of a private one, 32 bytes each."""
+    """Return the public key of a private one, 32 bytes each."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
 def agreed(private: bytes, peer: bytes, purpose: str, context: bytes, first: int, second: int) -> bytes:
-    """The seed of 32 bytes that both ends of (`first`, `second`) come to, for one purpose in one context.
+    """Derive the seed of 32 bytes that two clients share for one purpose in one context.
+
+    Args:
+        private: the private key of one client.
+        peer: the public key of the other.
+        purpose: name of the purpose.
+        context: the context of the sum.
+        first: id of one client.
+        second: id of the other; both clients give the ids in the same order.
 
     Raises:
-        PayloadError: the peer's public key is of a kind that makes any secret known.
+        PayloadError: the peer's public key would lead to a secret that everybody knows.
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer))
@@ -42,10 +50,10 @@ def agreed(private: bytes, peer: bytes, purpose: str, context: bytes, first: int
 
 
 def check_public(key: bytes) -> None:
-    """Raise if a public key leads to one known secret with every private key: its point has a low order.
+    """Reject a public key that leads to one known secret with every private key: its point has a low order.
 
     Raises:
-        PayloadError: it does.
+        PayloadError: the point has a low order.
     """
     try:
         X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key))
@@ -56,12 +64,12 @@ def check_public(key: bytes) -> None:
 
 
 def dtype(bits: int) -> type[np.unsignedinteger]:
-    """Of integers modulo 2^bits, 1 to 32: their sums wrap by themselves."""
+    """Return the type of integers modulo 2^bits, 1 to 32; their sums wrap automatically."""
     return np.uint16 if bits <= 16 else np.uint32
 
 
 def stream(seed: bytes, length: int, bits: int) -> np.ndarray:
-    """Uniform integers modulo 2^bits, (length,)."""
+    """Return the mask of a seed: uniform integers modulo 2^bits, (length,)."""
     kind = np.dtype(dtype(bits)).newbyteorder("<")
     keystream = (
         Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor().update(bytes(length * kind.itemsize))
@@ -71,13 +79,13 @@ def stream(seed: bytes, length: int, bits: int) -> np.ndarray:
 
 
 def reduced(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """Modulo 2^bits."""
+    """Return the numbers modulo 2^bits."""
     rest: np.ndarray = numbers & numbers.dtype.type((1 << bits) - 1)
     return rest
 
 
 def packed(numbers: np.ndarray, bits: int) -> bytes:
-    """Integers below 2^bits in `bits` bits each, the lowest bit first."""
+    """Pack integers below 2^bits into `bits` bits each, the lowest bit first."""
     if bits in (8, 16, 32):
         return numbers.astype(f"<u{bits // 8}").tobytes()
     lowest = (numbers[:, None] >> np.arange(bits, dtype=numbers.dtype)) & numbers.dtype.type(1)
@@ -85,10 +93,10 @@ def packed(numbers: np.ndarray, bits: int) -> bytes:
 
 
 def unpacked(content: bytes, length: int, bits: int) -> np.ndarray:
-    """What `packed` has made.
+    """Unpack integers that `packed` has packed, (length,).
 
     Raises:
-        PayloadError: another number of bytes.
+        PayloadError: the number of bytes is wrong.
     """
     expected = (length * bits + 7) // 8
     if len(content) != expected:

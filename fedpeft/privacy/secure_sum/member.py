@@ -1,13 +1,13 @@
 """A client's part in one secure sum (Bonawitz et al., CCS 2017; Bell et al., CCS 2020).
 
     1  keys      draw a seed b and two key pairs; advertise the public keys, signed
-    2  sealed    share b and the private mask key among the neighbours, sealed for each
-    3  vector    y = x + PRG(b) + sum_{j < i} PRG(s_ij) - sum_{j > i} PRG(s_ij)  mod M, over neighbours j that shared
+    2  sealed    share b and the private mask key among the neighbors, sealed for each
+    3  vector    y = x + PRG(b) + sum_{j < i} PRG(s_ij) - sum_{j > i} PRG(s_ij)  mod M, over neighbors j that shared
     4  witness   sign the set of those whose vectors have arrived
-    5  shares    once enough neighbours have signed the same set: of each neighbour in it the share of b, of each that
-                 dropped out the share of its mask key; never both of one, and only once
+    5  shares    once enough neighbors have signed the same set: for each neighbor in it the share of b, for each
+                 that dropped out the share of its mask key; never both for one, and only once
 
-Every step checks what the coordinator has said before; what does not hold together ends the member's part.
+Every step checks the coordinator's earlier messages. A contradiction ends the member's part.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from fedpeft.privacy.secure_sum.words import (
 )
 
 NONCE = bytes(12)
-"""Every sealed message has a key of its own: of one sum and one direction between two members."""
+"""A constant nonce: every sealed message has its own key, for one sum and one direction between two members."""
 
 
 @dataclass
@@ -53,13 +53,14 @@ class Member:
 
     Attributes:
         client: its id.
-        terms: of the sum.
-        key: what it signs with.
-        roster: whom it takes keys from.
-        certificate: of that key, DER; empty: everybody knows it.
-        fewest: neighbours with which it takes part in a sum, and helps to take the masks off.
-        wary: whether it counts on noise of those survivors alone whose keys it has taken; else on the server's word.
-        draw: so many random bytes.
+        terms: the terms of the sum.
+        key: the key that it signs with.
+        roster: decides whose keys it accepts.
+        certificate: the certificate of its key, DER; empty: everybody knows the key.
+        fewest: the fewest neighbors with which it takes part in a sum, and helps to remove the masks.
+        wary: whether it counts only on the noise of survivors whose keys it has accepted; else it trusts the server's
+            list.
+        draw: returns this many random bytes.
     """
 
     client: int
@@ -79,7 +80,7 @@ class Member:
     _share: bytes = field(default=b"", repr=False)
 
     def keys(self) -> bytes:
-        """Step 1: what the member advertises."""
+        """Take step 1, and return the signed keys that the member advertises."""
         self._step(1)
         self._seed, self._mask, self._share = self.draw(KEY), self.draw(KEY), self.draw(KEY)
         keys = Keys(public(self._mask), public(self._share), hashlib.sha256(self._seed).digest())
@@ -87,50 +88,50 @@ class Member:
         return Keys(keys.mask, keys.share, keys.commitment, signed, self.certificate).to_bytes()
 
     def shares_for(self, peers: bytes) -> bytes:
-        """Step 2: shares of its secrets for the neighbours whose keys have come.
+        """Take step 2, and return shares of its secrets for the neighbors whose keys have arrived.
 
         Raises:
-            PayloadError: keys that are not theirs, or too few of them.
+            PayloadError: the keys are not the neighbors', or there are too few of them.
         """
         self._step(2)
         self.peers = read_peers(peers)
         if self.client in self.peers:
-            raise PayloadError(f"FP6121 client {self.client} is named as its own neighbour")
+            raise PayloadError(f"FP6121 client {self.client} is listed as its own neighbor")
         for peer, keys in self.peers.items():
             self.roster.verify(peer, advertised(self.terms, peer, keys), keys.signature, keys.certificate)
         if len({keys.mask for keys in self.peers.values()}) < len(self.peers):
-            raise PayloadError("FP6122 two neighbours have the same keys")
+            raise PayloadError("FP6122 two neighbors have the same keys")
         shown = [*filter(None, (self.certificate, *(keys.certificate for keys in self.peers.values())))]
         if len(set(map(fingerprint, shown))) < len(shown):
             raise PayloadError("FP6123 two members show the same certificate: one of them was invented")
         needed = self.terms.needed
         if self.terms.neighbours < self.fewest or len(self.peers) > self.terms.neighbours:
             raise PayloadError(
-                f"FP6124 {len(self.peers)} neighbours share masks with this client, of {self.terms.neighbours} that "
+                f"FP6124 {len(self.peers)} neighbors share masks with this client, of {self.terms.neighbours} that "
                 f"the server has announced; legal are at least {self.fewest} announced, and no more than those"
             )
-        self._enough(len(self.peers), f"{len(self.peers)} neighbours share masks with this client")
+        self._enough(len(self.peers), f"{len(self.peers)} neighbors share masks with this client")
         holders = sorted(self.peers)
         seeds = shamir.split(self._seed, holders, needed, self.draw)
         masks = shamir.split(self._mask, holders, needed, self.draw)
         return write_sealed({peer: self._seal(peer, seeds[peer] + masks[peer]) for peer in holders})
 
     def hear(self, sealed: bytes) -> None:
-        """Step 3 up to where its numbers are needed: take what the neighbours have sealed.
+        """Take the part of step 3 before its numbers are needed: accept the neighbors' sealed shares.
 
         Raises:
-            PayloadError: as of `vector`.
+            PayloadError: shares come from clients that are not neighbors, or from too few neighbors.
         """
         self._step(3)
         self.sealed = read_sealed(sealed)
         self._known(self.sealed, "shares")
-        self._enough(len(self.sealed), f"{len(self.sealed)} neighbours are still there")
+        self._enough(len(self.sealed), f"{len(self.sealed)} neighbors remain")
 
     def vector(self, sealed: bytes, numbers: np.ndarray) -> bytes:
-        """Step 3: the numbers, (length,) integers modulo 2^bits, under masks.
+        """Take step 3, and return the numbers, (length,) integers modulo 2^bits, under masks.
 
         Raises:
-            PayloadError: shares of others than neighbours, or of too few.
+            PayloadError: shares come from clients that are not neighbors, or from too few neighbors.
         """
         self.hear(sealed)
         terms = self.terms
@@ -143,33 +144,33 @@ class Member:
         return packed(reduced(masked, terms.bits), terms.bits)
 
     def witness(self, survivors: bytes) -> bytes:
-        """Step 4: the member's signature over the set of those whose vectors have arrived.
+        """Take step 4, and return the member's signature over the set of clients whose vectors have arrived.
 
         Raises:
-            PayloadError: the set can't be.
+            PayloadError: the set is impossible.
         """
         self._step(4)
         self.survivors = read_ids(survivors)
         if self.client not in self.survivors:
-            raise PayloadError("FP6125 the server says that this client's vector has not arrived")
+            raise PayloadError("FP6125 the server reports that this client's vector has not arrived")
         if strangers := self.roster.strangers(self.survivors):
-            raise PayloadError(f"FP6126 clients {strangers!s:.80} are said to survive, and are not in the roster")
+            raise PayloadError(f"FP6126 the server lists survivors {strangers!s:.80}, which are not in the roster")
         if late := sorted((self.survivors & self.peers.keys()) - self.sealed.keys()):
-            raise PayloadError(f"FP6127 clients {late!s:.80} are said to survive, and have shared nothing")
+            raise PayloadError(f"FP6127 the server lists survivors {late!s:.80}, which have shared no keys")
         alive = len(self.survivors & self.sealed.keys())
-        self._enough(alive, f"vectors of {alive} neighbours have arrived")
+        self._enough(alive, f"vectors of {alive} neighbors have arrived")
         noisy = alive + 1 if self.wary else len(self.survivors)
         if noisy < self.terms.least:
             raise PayloadError(
-                f"FP6128 {noisy} vectors have arrived; fewer than {self.terms.least} hold too little noise"
+                f"FP6128 {noisy} vectors have arrived; fewer than {self.terms.least} contain too little noise"
             )
         return signature(self.key, witnessed(self.terms, write_ids(self.survivors)))
 
     def unmask(self, witnesses: bytes) -> bytes:
-        """Step 5: what takes the masks off the sum, and off nothing else.
+        """Take step 5, and return the shares that remove the masks of this sum and of nothing else.
 
         Raises:
-            PayloadError: too few neighbours have signed this very set.
+            PayloadError: too few neighbors have signed this set.
         """
         self._step(5)
         signatures = read_witnesses(witnesses)
@@ -177,11 +178,11 @@ class Member:
         content = witnessed(self.terms, write_ids(self.survivors))
         for peer, signed in signatures.items():
             if peer not in self.survivors:
-                raise PayloadError(f"FP6129 client {peer} has signed, and is said to have dropped out")
+                raise PayloadError(f"FP6129 client {peer} has signed, but the server lists it as dropped out")
             self.roster.verify(peer, content, signed, self.peers[peer].certificate)
         needed = self.terms.needed
         if len(signatures) < needed:
-            raise PayloadError(f"FP6130 {len(signatures)} neighbours have signed who survives; {needed} are needed")
+            raise PayloadError(f"FP6130 {len(signatures)} neighbors have signed the survivors; {needed} are needed")
         shares = {}
         for peer, content in self.sealed.items():
             seed, mask = self._open(peer, content)
@@ -189,20 +190,20 @@ class Member:
         return write_shares(shares)
 
     def to_bytes(self) -> bytes:
-        """Where it stands, its secrets included: for a file that nobody else can read."""
+        """Return the member's progress, with its secrets, for a file that nobody else can read."""
         parts = (write_peers(self.peers), write_sealed(self.sealed), write_ids(self.survivors))
         told = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
         return self._whose + bytes([self.steps]) + self._seed + self._mask + self._share + told
 
     def restore(self, content: bytes) -> Self:
-        """Go on where the member stood that `to_bytes` has written after a step.
+        """Continue from the progress that `to_bytes` has written after a step.
 
         Raises:
-            PayloadError: it was another client's, in another sum, or is damaged.
+            PayloadError: the bytes belong to another client or another sum, or are damaged.
         """
         reader = Reader(content, "a member's own notes")
         if reader.take(len(self._whose)) != self._whose:
-            raise PayloadError(f"FP6131 client {self.client} is asked to go on with a secure sum that it has not begun")
+            raise PayloadError(f"FP6131 client {self.client} can't continue a secure sum that it has not begun")
         self.steps = reader.take(1)[0]
         self._seed, self._mask, self._share = reader.take(KEY), reader.take(KEY), reader.take(KEY)
         peers, sealed, survivors = (reader.take(reader.number()) for _ in range(3))
@@ -225,11 +226,11 @@ class Member:
         if there < self.terms.needed:
             raise PayloadError(f"FP6133 {said}; {self.terms.needed} are needed")
         if there < self.fewest:
-            raise PayloadError(f"FP6134 {said}; this client wants {self.fewest} or more (--fewest {self.fewest + 1})")
+            raise PayloadError(f"FP6134 {said}; this client needs {self.fewest} or more (--fewest {self.fewest + 1})")
 
     def _known(self, named: dict[int, bytes], what: str) -> None:
         if strangers := sorted(named.keys() - self.peers.keys()):
-            raise PayloadError(f"FP6135 {what} of clients {strangers!s:.80}, who are no neighbours")
+            raise PayloadError(f"FP6135 {what} of clients {strangers!s:.80}, which are not neighbors")
 
     def _seal(self, peer: int, content: bytes) -> bytes:
         key = self._sealing(self.client, peer, peer)
@@ -239,7 +240,7 @@ class Member:
         try:
             plain = ChaCha20Poly1305(self._sealing(peer, self.client, peer)).decrypt(NONCE, content, None)
         except InvalidTag:
-            raise PayloadError(f"FP6136 the sealed shares of client {peer} were changed on their way") from None
+            raise PayloadError(f"FP6136 the sealed shares of client {peer} were changed in transit") from None
         return plain[: shamir.SHARE], plain[shamir.SHARE :]
 
     def _sealing(self, sender: int, receiver: int, peer: int) -> bytes:
@@ -247,16 +248,16 @@ class Member:
 
 
 def pairwise(terms: Terms, private: bytes, peer_public: bytes, one: int, other: int) -> np.ndarray:
-    """The mask that two members share, whichever of them computes it."""
+    """Return the mask that two members share; both compute the same."""
     seed = agreed(private, peer_public, "mask", terms.context, min(one, other), max(one, other))
     return stream(seed, terms.length, terms.bits)
 
 
 def advertised(terms: Terms, client: int, keys: Keys) -> bytes:
-    """What a member's signature over its keys is of."""
+    """Return the content that a member signs to advertise its keys."""
     return b"fedpeft secure sum keys" + terms.digest + client.to_bytes(4, "big") + keys.signed
 
 
 def witnessed(terms: Terms, survivors: bytes) -> bytes:
-    """What a member's signature over the survivors is of."""
+    """Return the content that a member signs to witness the survivors."""
     return b"fedpeft secure sum survivors" + terms.digest + hashlib.sha256(survivors).digest()

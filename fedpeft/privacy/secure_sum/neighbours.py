@@ -1,8 +1,8 @@
-"""Who shares masks with whom: all with all in small cohorts, a regular graph in large ones.
+"""The neighbors that share masks: all clients in small cohorts, a regular graph in large ones.
 
-Bell et al. (CCS 2020, IACR ePrint 2020/704) show that a random k-regular graph with k = O(log n) hides each client
-among the others as well as the complete graph does, at k masks a client instead of n. Ours is Harary's: clients stand
-in a circle in an order drawn from the round, and each is joined with the k / 2 before and after it.
+Bell et al. (CCS 2020, IACR ePrint 2020/704) consider random k-regular graphs with k = O(log n). They hide each client
+among the others as well as the complete graph does, with k masks per client instead of n. Ours is Harary's: clients
+stand in a circle, in an order drawn from the round. Each is joined with the k / 2 clients before and after it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from fedpeft import seeds
 
 @dataclass(frozen=True)
 class Terms:
-    """What all members of a sum have to agree on.
+    """The terms that all members of a sum must agree on.
 
     Attributes:
-        neighbours: of each client that was asked.
-        threshold: share of the neighbours whose shares give a client's secret, below 1; how many clients may collude
-            follows from it (`fedpeft.privacy.secure_sum.collusion`).
-        bits: of the modulus, 1 to 32.
-        length: of the summed vectors.
-        context: names the federation, round and attempt: what was agreed for one sum is of no use in another.
-        least: vectors without which nobody helps to take the masks off: they have shares of noise in them.
+        neighbours: number of neighbors of each client that was asked.
+        threshold: share of the neighbors whose shares give a client's secret, below 1. It decides how many clients may
+            collude (`fedpeft.privacy.secure_sum.collusion`).
+        bits: bits of the modulus, 1 to 32.
+        length: length of the summed vectors.
+        context: names the federation, round and attempt, so that values agreed for one sum are useless in another.
+        least: the fewest vectors, which contain shares of noise; with fewer, no member helps to remove the masks.
     """
 
     neighbours: int
@@ -41,29 +41,30 @@ class Terms:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 over all of them: who signs in one sum has signed in no other."""
+        """SHA-256 over all terms: a signature in one sum is not valid in another."""
         numbers = struct.pack(">IdIII", self.neighbours, self.threshold, self.bits, self.length, self.least)
         return hashlib.sha256(numbers + self.context).digest()
 
     @property
     def needed(self) -> int:
-        """How many neighbours' shares give a client's secret: the least number above the threshold's share of them."""
+        """The number of neighbors' shares that give a client's secret: the least number above the threshold's share."""
         return min(self.neighbours, floor(self.threshold * self.neighbours) + 1)
 
 
 def degree(clients: int, asked: int) -> int:
-    """How many neighbours each of so many clients has in `graph`."""
+    """Return how many neighbors each of `clients` clients has in `graph`, if `asked` are asked for."""
     half = (asked + 1) // 2
     return clients - 1 if 2 * half >= clients - 1 else 2 * half
 
 
 def graph(clients: Sequence[int], asked: int, seed: int, round_number: int) -> dict[int, list[int]]:
-    """The neighbours of each client, sorted; nobody is its own, and being one is mutual.
+    """Return the neighbors of each client, sorted; the relation is symmetric, and no client is its own neighbor.
 
     Args:
         clients: distinct ids.
-        asked: neighbours of each, all in cohorts of no more than one above it; odd ones are rounded up.
-        seed, round_number: what the order in the circle is drawn from.
+        asked: neighbors of each client. Cohorts of at most `asked` + 1 are complete; odd numbers are rounded up.
+        seed: seed of the run.
+        round_number: the round; with the seed it decides the order in the circle.
     """
     n, half = len(clients), (asked + 1) // 2
     if degree(n, asked) == n - 1:

@@ -1,4 +1,4 @@
-"""What a client keeps of a secure sum between its steps, as a file that nobody else can read."""
+"""The notes that a client keeps of a secure sum between its steps, in a file that nobody else can read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ DIGEST = 32
 
 @dataclass(frozen=True)
 class Notes:
-    """Of the last sum that a client was asked for.
+    """The notes on the last sum that a client was asked for.
 
     Attributes:
-        round: of the sum.
-        told: what was announced.
-        member: where its member stands (`Member.to_bytes`); empty: its part is over.
+        round: round of the sum.
+        told: the announcement.
+        member: progress of its member (`Member.to_bytes`); empty: its part is over.
         sent: whether its vector may have left it.
         asked: digest of the instruction that it has answered last, 32 bytes.
-        answer: to that, which it gives again when it is asked the same again.
+        answer: its answer to that, which it repeats if the instruction is repeated.
     """
 
     round: int
@@ -32,16 +32,16 @@ class Notes:
     answer: bytes = b""
 
     def to_bytes(self) -> bytes:
-        """For the file."""
+        """Return the notes as bytes for the file."""
         head = self.round.to_bytes(4, "big") + self.told.to_bytes() + bytes([self.sent]) + self.asked
         return head + b"".join(len(part).to_bytes(4, "big") + part for part in (self.member, self.answer))
 
     @classmethod
     def of_bytes(cls, content: bytes) -> Self:
-        """What `to_bytes` has written.
+        """Parse notes that `to_bytes` has written.
 
         Raises:
-            PayloadError: it is damaged.
+            PayloadError: the bytes are damaged.
         """
         reader = Reader(content, "a client's own notes")
         round_number, told = reader.number(), Announcement.of_bytes(reader.take(Announcement.SIZE))

@@ -1,7 +1,8 @@
-"""Who may take part in a secure sum, and what each signs with.
+"""The roster of a secure sum: who may take part, and the keys that they sign with.
 
-A coordinator that could invent members would know all masks of a client but those of its inventions, and read it. So a
-client takes keys of those only who stand in its roster, which it was handed by another way than the coordinator's.
+A coordinator that could invent members would know all masks of a client except those of real members. If all of its
+neighbors were invented, the coordinator could read the client. So a client accepts only keys in its roster, which it
+received through another channel than the coordinator.
 """
 
 from __future__ import annotations
@@ -22,46 +23,44 @@ PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
 
 
 class Membership(Protocol):
-    """Who may take part."""
+    """The rule that decides who may take part."""
 
     def verify(self, client: int, content: bytes, signature: bytes, certificate: bytes) -> None:
-        """Refuse with a PayloadError what a client has not signed, or a client that may not take part."""
+        """Reject content that a client has not signed, and clients that may not take part, with a PayloadError."""
         ...
 
     def strangers(self, clients: Iterable[int]) -> list[int]:
-        """Those of the clients that can't belong to the federation, sorted."""
+        """Return those of the clients that can't belong to the federation, sorted."""
         ...
 
 
 @dataclass(frozen=True)
 class Roster:
-    """The public keys of the clients, by id: of all of them, as in a simulation everybody knows them."""
+    """The public keys of all clients, by id, as everybody knows them in a simulation."""
 
     members: Mapping[int, PublicKey]
 
     def verify(self, client: int, content: bytes, signature: bytes, certificate: bytes) -> None:
-        """Refuse what the client has not signed.
-
-        `certificate`: that it shows; of no account here.
+        """Reject content that the client has not signed; the certificate is ignored.
 
         Raises:
-            PayloadError: it does not stand here, or has signed something else.
+            PayloadError: the client is not in the roster, or has signed something else.
         """
         key = self.members.get(client)
         if key is None:
-            raise PayloadError(f"FP6137 client {client} is not in the roster that this one was handed")
+            raise PayloadError(f"FP6137 client {client} is not in the roster of this client")
         check_signature(key, client, content, signature)
 
     def strangers(self, clients: Iterable[int]) -> list[int]:
-        """Those of the clients that can't belong to the federation."""
+        """Return those of the clients that are not in the roster, sorted."""
         return sorted(client for client in clients if client not in self.members)
 
 
 def check_signature(key: PublicKey, client: int, content: bytes, signature: bytes) -> None:
-    """Refuse a signature that the owner of the key has not made.
+    """Reject a signature that the owner of the key has not made.
 
     Raises:
-        PayloadError: as the one of another than the client.
+        PayloadError: the signature is not that of the client.
     """
     try:
         if isinstance(key, Ed25519PublicKey):
@@ -73,7 +72,7 @@ def check_signature(key: PublicKey, client: int, content: bytes, signature: byte
 
 
 def signature(key: PrivateKey, content: bytes) -> bytes:
-    """Of the content, by the owner of the key."""
+    """Return the signature of the content by the owner of the key."""
     if isinstance(key, Ed25519PrivateKey):
         return key.sign(content)
     return key.sign(content, ECDSA(SHA256()))

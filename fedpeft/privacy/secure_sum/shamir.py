@@ -2,7 +2,7 @@
 
     f(x) = s + a_1 x + ... + a_{t-1} x^{t-1} mod P,   share of x: f(x);   s = sum_x f(x) prod_{y != x} y / (y - x) mod P
 
-Any `t` shares give the secret of 32 bytes; fewer say nothing of it, since the coefficients are uniform.
+Any `t` shares give the secret of 32 bytes. Fewer reveal nothing about it, since the coefficients are uniform.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ SHARE: Final = 33
 
 
 def split(secret: bytes, holders: Sequence[int], threshold: int, draw: Callable[[int], bytes]) -> dict[int, bytes]:
-    """A share for each holder.
+    """Return a share of the secret for each holder.
 
     Args:
         secret: 32 bytes.
         holders: distinct ids, from 0.
         threshold: how many shares give the secret, 1 to the number of holders.
-        draw: so many random bytes, from a source that nobody can predict.
+        draw: returns this many random bytes, from a source that nobody can predict.
 
     Raises:
-        ValueError: another length, or a threshold that is not legal.
+        ValueError: the secret has another length, or the threshold is not legal.
     """
     if len(secret) != SECRET or not 1 <= threshold <= len(holders) or len(set(holders)) < len(holders):
         raise ValueError(f"a secret of {len(secret)} bytes for {len(holders)} holders, {threshold} of which suffice")
@@ -41,13 +41,13 @@ def split(secret: bytes, holders: Sequence[int], threshold: int, draw: Callable[
 
 
 def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret behind the first `threshold` shares, which are by holder.
+    """Return the secret behind the first `threshold` shares, which are listed by holder.
 
     Raises:
-        PayloadError: too few shares, or they do not belong together.
+        PayloadError: there are too few shares, or they do not belong together.
     """
     if len(shares) < threshold:
-        raise PayloadError(f"FP6139 {len(shares)} shares of a secret of which {threshold} are needed")
+        raise PayloadError(f"FP6139 {len(shares)} shares of a secret have arrived, and {threshold} are needed")
     secret = _interpolated(_points(shares)[:threshold], 0)
     if secret >> (8 * SECRET):
         raise PayloadError("FP6140 shares of a secret do not belong together")
@@ -61,9 +61,9 @@ def find_false(shares: Mapping[int, bytes], right: Mapping[int, bytes], threshol
 
 
 def corrected(shares: Mapping[int, bytes], threshold: int) -> dict[int, bytes] | None:
-    """Return the right shares if at most (shares - threshold) / 2 are false; None if no polynomial is so near.
+    """Return the right shares if at most (shares - threshold) / 2 are false; None: no polynomial is that close.
 
-    Gao's decoder of Reed-Solomon codes (2003): with g0 = prod (x - x_i) and g1 the polynomial through all shares, the
+    Gao's decoder of Reed-Solomon codes (2003): let g0 = prod (x - x_i), and g1 the polynomial through all shares. The
     extended Euclidean algorithm ends at a remainder r = u g0 + v g1 of degree below (shares + threshold) / 2. If v
     divides r, the quotient is the polynomial.
     """
@@ -149,7 +149,7 @@ def _at(coefficients: Sequence[int], x: int) -> int:
 
 
 def _uniform(draw: Callable[[int], bytes]) -> int:
-    """A number below the prime, all alike: what lies above is drawn anew."""
+    """Draw a number below the prime, uniformly: larger numbers are drawn again."""
     while True:
         number = int.from_bytes(draw(SHARE), "big") & ((1 << 257) - 1)
         if number < PRIME:

@@ -2,9 +2,9 @@
 
     y_k = floor(H2 D2 H1 D1 x_k / step + u_k) + Skellam(mu / (n - t))  mod M,   t = floor(dropouts * n)
 
-The vectors wrap: their sum does not, but in few entries (`fedpeft.privacy.skellam.SPREAD`). Fewer than n - t of them
-would hold too little noise, so no client helps to take the masks off; the sum is void, and charged. The numbers beside
-the vector are the same for every client, whatever its rows.
+The vectors wrap; their sum wraps in few entries at most (`fedpeft.privacy.skellam.SPREAD`). Fewer than n - t vectors
+contain too little noise, so no client helps to remove their masks: the sum is void, and charged. The numbers beside the
+vector are the same for every client, whatever its examples.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class NoisyIntegers(Integers):
     """Integers with a share of noise.
 
     Attributes:
-        grid: that they lie on.
-        bounded: whether a vector is clipped as a whole; else it is a sum of what was clipped before.
+        grid: the grid that they lie on.
+        bounded: whether a vector is clipped as a whole; else it is a sum of summands that were clipped before.
         dropouts: how many clients may drop out.
     """
 
@@ -39,11 +39,14 @@ class NoisyIntegers(Integers):
 
     @property
     def step(self) -> float:
-        """Of the grid."""
+        """The step of the grid."""
         return self.grid.step
 
     def whole(self, vector: np.ndarray, signs: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Rounded, and noised; what is not finite counts as 0: to fail for it would tell of it."""
+        """Return the vector, rounded and with noise, as whole numbers of steps, (size,) int64.
+
+        Values that are not finite count as 0: an error would reveal them.
+        """
         vector = np.nan_to_num(vector, nan=0.0, posinf=0.0, neginf=0.0)
         length = float(np.linalg.norm(vector))
         if self.bounded and length > self.clip:
@@ -59,15 +62,15 @@ class SharedNoise(SecureSum):
     """The secure sums of a mechanism whose noise clients share.
 
     Attributes:
-        mechanism: its name.
+        mechanism: name of the mechanism.
         clip: C of rounds; before round 1 it is 1.
         dropouts: share of a cohort that may drop out, at least 0.
-        rows: whether clients send sums of gradients, each clipped; else updates, clipped as a whole.
-        assumed_colluding: share of a sum's clients that tell the server their noise, see `SecureSum`.
-        rate: with which each row of a client joins a round, whoever's it is; 1 for updates.
-        expected: what sums are divided by: of clients, or of rows.
-        first: the grid before round 1; None: nothing is summed.
-        later: the grid of rounds; None: there are none.
+        rows: whether clients send sums of clipped gradients of examples; else updates, clipped as a whole.
+        assumed_colluding: share of a sum's clients that reveal their noise to the server, see `SecureSum`.
+        rate: probability with which each example joins a round, the same for all clients; 1 for updates.
+        expected: expected number of summands (clients, or examples), which sums are divided by.
+        first: the grid before round 1; None: there is no sum.
+        later: the grid of rounds; None: there are no rounds.
     """
 
     mechanism: str = ""
@@ -83,10 +86,10 @@ class SharedNoise(SecureSum):
     noisy: ClassVar[bool] = True
 
     def check(self, cohort: int) -> None:
-        """Refuse sums of too few clients for masks.
+        """Reject cohorts that are too small for masks.
 
         Raises:
-            PrivacyError: says how many it takes.
+            PrivacyError: the message contains the least number of clients.
         """
         if cohort < FEWEST:
             raise PrivacyError(
@@ -95,31 +98,31 @@ class SharedNoise(SecureSum):
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """The name of the mechanism on the command line."""
         return self.mechanism
 
     def permitted(self, clients: int) -> int:
-        """How many of so many clients may drop out."""
+        """Return how many of `clients` clients may drop out."""
         return math.floor(self.dropouts * clients)
 
     def least(self, clients: int) -> int:
-        """Vectors without which there is too little noise."""
+        """Return the fewest vectors that contain enough noise."""
         return clients - self.permitted(clients)
 
     def grid_digest(self, round_number: int) -> bytes:
-        """Of the round's grid: whoever rounds or noises otherwise is in another sum."""
+        """Return a digest of the round's grid: clients with another grid or noise are in another sum."""
         grid = self.later if round_number else self.first
         return b"" if grid is None else struct.pack(">Iddd", grid.size, grid.step, grid.radius, grid.variance)
 
     def fits(self, clients: int, bits: int) -> bool:
-        """Whether a digit of each number fits; the vectors may wrap."""
+        """Return whether a digit of each number fits; the vectors may wrap."""
         return clients < 1 << (bits - 1)
 
     def integers(self, clients: int, bits: int, size: int, numbers: int, clip: float, round_number: int) -> Integers:
-        """On the grid of the round, by the client's own settings.
+        """Return the conversion to integers on the grid of the round, by the client's own settings.
 
         Raises:
-            PrivacyError: there is no noise for such a sum.
+            PrivacyError: the settings give no noise for such a sum.
         """
         grid, clip = (self.later, self.clip) if round_number else (self.first, 1.0)
         if grid is None or size > grid.size:
@@ -127,7 +130,7 @@ class SharedNoise(SecureSum):
         return NoisyIntegers(clients, bits, size, numbers, clip, grid, not self.rows, self.permitted(clients))
 
     def variance(self, clients: int, round_number: int) -> float:
-        """Of the noise in each entry of a sum that so many clients were asked for and all have answered."""
+        """Return the variance of the noise in each entry of a sum if all of `clients` clients have answered."""
         grid = self.later if round_number else self.first
         assert grid is not None
         return grid.share(clients, self.permitted(clients)) * clients * grid.step**2

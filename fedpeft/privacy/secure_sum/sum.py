@@ -1,4 +1,4 @@
-"""What is said of secure sums in a run's settings."""
+"""The settings of secure sums."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ from fedpeft.spec import parse_spec
 
 @dataclass(frozen=True)
 class SecureSum:
-    """How updates are added up where nobody may see one. Subclasses are frozen dataclasses."""
+    """A way to add up updates so that nobody sees a single one. Subclasses are frozen dataclasses."""
 
-    neighbours: int = setting(100, "of each client: they share its masks, and keep shares of its keys", low=2)
+    neighbours: int = setting(100, "neighbors of each client, which share its masks and keep shares of its keys", low=2)
     threshold: float = setting(
-        0.67, "share of its neighbors that must stay, or the sum is void; higher ones tolerate more colluding clients",
+        0.67, "share of a client's neighbors that must stay, or the sum is void; more tolerates more colluding clients",
         low=0.5, below=1,
     )  # fmt: skip
-    bits: int = setting(16, "of the integers that are added up, modulo 2^bits", low=6, high=32)
+    bits: int = setting(16, "bits of the integers that are added up, modulo 2^bits", low=6, high=32)
     norm: float | None = setting(
-        None, "roughly that of an update in round 1; none: steps of the learning rate in each entry; later ones follow",
+        None, "rough norm of an update in round 1, from which later ones follow; none: steps of the learning rate "
+        "in each entry",
         above=0,
     )  # fmt: skip
-    headroom: float = setting(4.0, "weighted updates are clipped to so many times their last round's mean norm", low=1)
+    headroom: float = setting(4.0, "clipping norm of weighted updates over the last round's mean norm", low=1)
 
     noisy: ClassVar[bool] = False
-    """Whether clients add noise, and all that they tell is hidden by it."""
+    """Whether clients add noise that hides everything they send."""
 
     assumed_colluding: ClassVar[float] = 0.0
     """Share of a sum's clients that the settings assume to collude with the server."""
 
     def check(self, cohort: int) -> None:
-        """Refuse sums of so few clients that one could be told from the others, or so many that they don't fit.
+        """Reject cohorts that are too small to hide one client, or too large for the integers.
 
         Raises:
-            PrivacyError: says which.
+            PrivacyError: the message contains the legal size.
         """
         check_cohort(self.name, cohort)
         check_fits(cohort, self.bits)
 
     def check_lies(self) -> None:
-        """Refuse a threshold with which a server that tells clients different things could read one.
+        """Reject a threshold with which a server that sends different messages to clients could read one of them.
 
         Raises:
-            PrivacyError: says which is legal.
+            PrivacyError: the message contains the legal thresholds.
         """
         if self.threshold < 2 / 3:
             raise PrivacyError(
@@ -62,14 +63,14 @@ class SecureSum:
             )
 
     def terms(self, clients: int) -> Terms:
-        """Return what decides how many colluding clients a sum of so many clients tolerates."""
+        """Return the terms that decide how many colluding clients a sum of `clients` clients tolerates."""
         return Terms(degree(clients, self.neighbours), self.threshold, self.bits, 0, b"")
 
     def check_colluding(self, largest: int) -> None:
-        """Raise if in a sum of at most `largest` clients the assumed colluding clients could read another.
+        """Reject sums of at most `largest` clients in which the assumed colluding clients could read another client.
 
         Raises:
-            PrivacyError: names the first such size, and what is legal.
+            PrivacyError: the message contains the first such size, and the remedy.
         """
         for clients in range(FEWEST, largest + 1) if self.assumed_colluding else ():
             if excess := explain_excess(self.terms(clients), clients, self.assumed_colluding):
@@ -77,50 +78,50 @@ class SecureSum:
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """The name on the command line."""
         return name_of(type(self))
 
     def least(self, clients: int) -> int:
-        """Of so many clients' vectors, those without which there must be no sum; masks have a threshold by itself."""
+        """Return the fewest of `clients` clients' vectors that may be summed; 0: the masks' threshold alone decides."""
         return 0
 
     def variance(self, clients: int, round_number: int) -> float:
-        """Of the noise in each entry of the sum of so many clients."""
+        """Return the variance of the noise in each entry of a sum of `clients` clients."""
         return 0.0
 
     def grid_digest(self, round_number: int) -> bytes:
-        """What clients of one sum must have in common beside the settings above; empty: nothing."""
+        """Return a digest of what clients of one sum must have in common beside the settings above; empty: nothing."""
         return b""
 
     def fits(self, clients: int, bits: int) -> bool:
-        """Whether a sum of so many clients has enough steps in so many bits."""
+        """Return whether a sum of `clients` clients has enough steps in `bits` bits."""
         return levels(clients, bits) >= FEWEST_LEVELS
 
     def integers(self, clients: int, bits: int, size: int, numbers: int, clip: float, round_number: int) -> Integers:
-        """How the contributions of a round's sum become integers; see `Integers`, round 0: before round 1."""
+        """Return how the contributions of a round's sum become integers; see `Integers`. Round 0 is before round 1."""
         return Integers(clients, bits, size, numbers, clip)
 
 
 def parse_privacy(text: str) -> Mechanism | SecureSum:
-    """What `--privacy` means.
+    """Parse the value of `--privacy`.
 
     Raises:
-        ConfigError: unknown mechanism or setting.
+        ConfigError: the mechanism or a setting is unknown.
     """
     return SUMS.build(text) if parse_spec(text).name in SUMS.names else MECHANISMS.build(text)
 
 
 def sums_in(privacy: str) -> SecureSum | None:
-    """How sums are formed under what `--privacy` says; None: there are none.
+    """Return the secure sums that a value of `--privacy` implies; None: there are none.
 
     Raises:
-        ConfigError: unknown mechanism or setting.
+        ConfigError: the mechanism or a setting is unknown.
     """
     return sums_under(parse_privacy(privacy) if privacy else None)
 
 
 def sums_under(private: Mechanism | SecureSum | None) -> SecureSum | None:
-    """Return how sums are formed under a mechanism or as a secure sum; None: there are none."""
+    """Return the secure sums of a mechanism, or the secure sum itself; None: there are none."""
     if isinstance(private, Mechanism):
         return private.sums() if isinstance(private, SumMechanism) else None
     return private

@@ -1,17 +1,17 @@
-"""What members and the coordinator of a secure sum say to each other, as bytes.
+"""The messages between members and the coordinator of a secure sum, as bytes.
 
     keys       public keys (mask, share), commitment to the own seed, signature,
                certificate                                                               member -> coordinator
-    peers      id and keys of each neighbour                                             coordinator -> member
-    sealed     id and sealed shares, for each neighbour or of each                       both ways
+    peers      id and keys of each neighbor                                              coordinator -> member
+    sealed     id and sealed shares, for each neighbor or from each                      both ways
     vector     the masked integers, packed                                               member -> coordinator
     survivors  the ids whose vectors have arrived                                        coordinator -> member
     witness    a member's signature over the survivors                                   member -> coordinator
-    witnesses  id and signature of each neighbour                                        coordinator -> member
-    shares     id, which secret it is of, and the share, for each neighbour              member -> coordinator
+    witnesses  id and signature of each neighbor                                         coordinator -> member
+    shares     id, type of the secret, and the share, for each neighbor                  member -> coordinator
 
-All are records of fixed size after a count, except that signatures and certificates have a length; whatever does not
-fit is refused.
+All are records of fixed size after a count, except that signatures and certificates have a length. Messages that do not
+fit are rejected.
 """
 
 from __future__ import annotations
@@ -29,27 +29,28 @@ SEALED: Final = 2 * SHARE + 16
 """Bytes of two shares, encrypted and authenticated."""
 
 LONGEST_SIGNATURE: Final = 144
-"""Bytes: ECDSA over P-521, the longest that a certificate's key makes."""
+"""Bytes of the longest signature that a certificate's key makes: ECDSA over P-521."""
 
 SEED, MASK = 0, 1
-"""Which secret a share is of: the seed of the own mask, or the private key of the pairwise masks."""
+"""Types of the secret behind a share: the seed of a client's own mask, or the private key of its pairwise masks."""
 
 LONGEST_CERTIFICATE: Final = 4096
-"""Bytes of a certificate; those of `python -m fedpeft.certs` have about 500."""
+"""The most bytes of a certificate; those of `python -m fedpeft.certs` have about 500."""
 
 MOST: Final = 100_000
-"""Records in one message."""
+"""The most records in one message."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What a member advertises.
+    """The keys that a member advertises.
 
     Attributes:
-        mask, share: public keys, of pairwise masks and of what seals shares; 32 bytes.
-        commitment: SHA-256 of the seed of the own mask: a coordinator sees whether shares have led to it.
-        signature: over all that, in the sum's context.
-        certificate: of the key that it is signed with, DER; empty where everybody knows the keys, in simulations.
+        mask: public key of pairwise masks, 32 bytes.
+        share: public key that seals shares, 32 bytes.
+        commitment: SHA-256 of the seed of its own mask, with which a coordinator checks the seed that shares give.
+        signature: signature over all that, in the sum's context.
+        certificate: certificate of the signing key, DER; empty in simulations, whose keys everybody knows.
     """
 
     mask: bytes
@@ -60,31 +61,32 @@ class Keys:
 
     @property
     def signed(self) -> bytes:
-        """What the signature is over, but for the context and the member's id."""
+        """The signed content, without the context and the member's id."""
         return self.mask + self.share + self.commitment
 
     def to_bytes(self) -> bytes:
-        """As they travel."""
+        """Return the keys as bytes for the wire."""
         return self.signed + _lengthy(self.signature) + len(self.certificate).to_bytes(2, "big") + self.certificate
 
     @classmethod
     def of(cls, reader: Reader) -> Self:
-        """From where the reader stands."""
+        """Read keys from the reader's position."""
         return cls(reader.take(KEY), reader.take(KEY), reader.take(KEY), reader.signature(), reader.certificate())
 
 
 class Reader:
-    """Reads a message from a peer.
+    """A reader of one message from a peer.
 
     Raises:
-        PayloadError: from each method, where the bytes are not what was expected.
+        PayloadError: by each method, if the bytes are not the expected ones.
     """
 
     def __init__(self, content: bytes, what: str) -> None:
+        """Start at the first byte; `what` names the message in errors."""
         self._content, self._at, self._what = memoryview(content), 0, what
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Return the next `count` bytes."""
         end = self._at + count
         if end > len(self._content):
             raise PayloadError(
@@ -95,26 +97,26 @@ class Reader:
         return taken
 
     def number(self) -> int:
-        """An id or a count."""
+        """Return the next id or count."""
         (number,) = struct.unpack(">I", self.take(4))
         return int(number)
 
     def signature(self) -> bytes:
-        """Bytes behind their length."""
+        """Return the next signature, which follows its length."""
         length = self.take(1)[0]
         if length > LONGEST_SIGNATURE:
             raise PayloadError(f"FP6142 {self._what} of a secure sum hold a signature of {length} bytes")
         return self.take(length)
 
     def certificate(self) -> bytes:
-        """Bytes behind their length; perhaps none."""
+        """Return the next certificate, which follows its length; it may be empty."""
         length = int.from_bytes(self.take(2), "big")
         if length > LONGEST_CERTIFICATE:
             raise PayloadError(f"FP6143 {self._what} of a secure sum hold a certificate of {length} bytes")
         return self.take(length)
 
     def ids(self) -> Iterable[int]:
-        """So many records follow; yields the id of each, which is where it begins; all are different."""
+        """Read a count, and yield the id of each record, all different; the caller reads the rest of the record."""
         count = self.number()
         if count > MOST:
             raise PayloadError(f"FP6144 {self._what} of a secure sum announce {count} records; {MOST} are the most")
@@ -128,7 +130,7 @@ class Reader:
         self.end()
 
     def end(self) -> None:
-        """Nothing may follow."""
+        """Reject bytes after the end."""
         if self._at != len(self._content):
             raise PayloadError(
                 f"FP6146 {self._what} of a secure sum have {len(self._content) - self._at} bytes too many"
@@ -136,13 +138,13 @@ class Reader:
 
 
 def most_said(clients: int, neighbours: int) -> int:
-    """Bytes of what the others in a sum of so many clients say to one, at most."""
+    """Return the most bytes that the others in a sum of so many clients send to one client."""
     keys = 3 * KEY + 1 + LONGEST_SIGNATURE + 2 + LONGEST_CERTIFICATE
     return 4 + 4 * clients + min(neighbours + 1, clients) * (4 + max(keys, SEALED))
 
 
 def keys_of(content: bytes) -> Keys:
-    """One member's keys."""
+    """Parse one member's keys."""
     reader = Reader(content, "keys")
     keys = Keys.of(reader)
     reader.end()
@@ -150,55 +152,55 @@ def keys_of(content: bytes) -> Keys:
 
 
 def write_peers(peers: Mapping[int, Keys]) -> bytes:
-    """The keys of several members."""
+    """Write the keys of several members."""
     return _records((client, keys.to_bytes()) for client, keys in peers.items())
 
 
 def read_peers(content: bytes) -> dict[int, Keys]:
-    """What `write_peers` has written."""
+    """Read a message of `write_peers`."""
     reader = Reader(content, "keys")
     return {client: Keys.of(reader) for client in reader.ids()}
 
 
 def write_sealed(sealed: Mapping[int, bytes]) -> bytes:
-    """Sealed shares, by the other end."""
+    """Write sealed shares, by the id of the other client."""
     return _records(sealed.items())
 
 
 def read_sealed(content: bytes) -> dict[int, bytes]:
-    """What `write_sealed` has written."""
+    """Read a message of `write_sealed`."""
     reader = Reader(content, "sealed shares")
     return {client: reader.take(SEALED) for client in reader.ids()}
 
 
 def write_ids(clients: Iterable[int]) -> bytes:
-    """Ids in their order: equal sets are equal bytes."""
+    """Write ids in ascending order, so that equal sets have equal bytes."""
     return _records((client, b"") for client in sorted(clients))
 
 
 def read_ids(content: bytes) -> frozenset[int]:
-    """What `write_ids` has written."""
+    """Read a message of `write_ids`."""
     return frozenset(Reader(content, "survivors").ids())
 
 
 def write_witnesses(signatures: Mapping[int, bytes]) -> bytes:
-    """Signatures, by member."""
+    """Write signatures, by member."""
     return _records((client, _lengthy(signature)) for client, signature in signatures.items())
 
 
 def read_witnesses(content: bytes) -> dict[int, bytes]:
-    """What `write_witnesses` has written."""
+    """Read a message of `write_witnesses`."""
     reader = Reader(content, "signatures")
     return {client: reader.signature() for client in reader.ids()}
 
 
 def write_shares(shares: Mapping[int, tuple[int, bytes]]) -> bytes:
-    """Which secret and which share, by the client whose secret it is."""
+    """Write the type of the secret and the share, by the client whose secret it is."""
     return _records((client, bytes([which]) + share) for client, (which, share) in shares.items())
 
 
 def read_shares(content: bytes) -> dict[int, tuple[int, bytes]]:
-    """What `write_shares` has written."""
+    """Read a message of `write_shares`."""
     reader, shares = Reader(content, "shares"), {}
     for client in reader.ids():
         which = reader.take(1)[0]

@@ -1,15 +1,16 @@
-"""Banded matrix factorisation (Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", NeurIPS 2023, arXiv
-2306.08153): the noise of a round takes back a part of that of the rounds before, so that sums of rounds have less.
+"""Banded matrix factorization: the noise of a round partly cancels that of earlier rounds, so sums have less noise.
+
+Source: Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", NeurIPS 2023, arXiv 2306.08153.
 
     F lower triangular with `bands` diagonals and columns of norm 1;   error = |A F^-1|_F,  A = lower triangle of ones
 
-The model after t rounds is a sum of t releases, so A F^-1 w is what noise does to it, and its mean square over rounds
-is the square of `error` over the number of rounds; F makes it smallest, found by L-BFGS. Clients take turns in known
-cohorts, `separation` rounds apart (b-min-separation). Columns that far apart share no row if `bands` is at most that,
-so they are orthogonal. No secret sampling is needed, and none amplifies.
+The model after t rounds is a sum of t releases, so its noise is A F^-1 w. The mean square of that noise over rounds is
+the square of `error` over the number of rounds. L-BFGS finds the F that minimizes it. Clients take turns in known
+cohorts, `separation` rounds apart (b-min-separation). Columns that far apart share no row if `bands` is at most
+`separation`, so they are orthogonal. No secret sampling is needed, and none amplifies.
 
-Deviation: with more than `WIDEST` rounds F is a banded Toeplitz matrix with its columns normalised, whose few numbers
-are quick to find.
+Deviation: with more than `WIDEST` rounds F is a banded Toeplitz matrix with normalized columns. Its few numbers are
+found quickly.
 """
 
 from __future__ import annotations
@@ -28,25 +29,27 @@ from fedpeft.parts import setting
 from fedpeft.privacy.server_noise import ServerNoise
 
 WIDEST = 128
-"""Rounds up to which each column of F is its own."""
+"""The most rounds for which F has free entries in each column."""
 
 STEPS = 60
-"""Of L-BFGS, at most; more change the error by less than 0.1 %."""
+"""The most steps of L-BFGS; more of them change the error by less than 0.1 %."""
 
 
 @dataclass(frozen=True)
 class Banded(ServerNoise):
-    """Noise that takes itself back."""
+    """Noise that partly cancels the noise of earlier rounds."""
 
-    bands: int = setting(0, "diagonals of the factor, at most the rounds between a client's turns; 0: as many", low=0)
+    bands: int = setting(
+        0, "diagonals of the factor, at most the rounds between a client's turns; 0: that number", low=0
+    )
 
     turns: ClassVar[bool] = True
 
     def check(self, separation: int) -> None:
-        """Refuse more bands than there are rounds between two turns of a client.
+        """Reject more bands than there are rounds between two turns of a client.
 
         Raises:
-            PrivacyError: says how many there may be.
+            PrivacyError: the message contains the largest legal number of bands.
         """
         if separation < 2:
             raise PrivacyError(
@@ -60,16 +63,16 @@ class Banded(ServerNoise):
             )
 
     def factor(self, rounds: int, separation: int) -> np.ndarray:
-        """F (rounds, rounds)."""
+        """Return F (rounds, rounds)."""
         return optimised(rounds, min(self.bands or separation, rounds))
 
 
 @lru_cache(maxsize=16)
 def optimised(rounds: int, bands: int) -> np.ndarray:
-    """The F with `bands` diagonals, from 1 to `rounds`, columns of norm 1, and the smallest error found.
+    """Compute the F with `bands` diagonals (1 to `rounds`), columns of norm 1, and the smallest error.
 
-    The search starts at the first coefficients of the square root of A, which is best of all Toeplitz matrices without
-    bands (Fichtenberger et al., arXiv 2202.11205).
+    The search starts at the first coefficients of the square root of A, which is the best of all Toeplitz matrices
+    without bands (Fichtenberger et al., arXiv 2202.11205).
     """
     root = torch.cumprod(torch.tensor([1.0] + [1 - 0.5 / i for i in range(1, bands)], dtype=torch.float64), 0)
     own = rounds <= WIDEST
@@ -90,15 +93,19 @@ def optimised(rounds: int, bands: int) -> np.ndarray:
 
 
 def error(factor: Tensor) -> Tensor:
-    """|A F^-1|_F."""
+    """Compute |A F^-1|_F, the error that `factor` F leaves in sums of rounds."""
     ones = torch.ones_like(factor).tril()
     noise: Tensor = torch.linalg.solve_triangular(factor, ones, upper=False, left=False)
     return noise.square().sum().sqrt()
 
 
 def _factor(free: Tensor, rounds: int) -> Tensor:
-    """F with 1 on its diagonal and `free` below it, (rounds, bands - 1) or the same for all columns, (bands - 1,); then
-    its columns normalised."""
+    """Return F, with 1 on its diagonal and `free` below it, then with normalized columns.
+
+    Args:
+        free: (rounds, bands - 1), or (bands - 1,) for the same entries in all columns.
+        rounds: rows and columns of F.
+    """
     below = free.expand(rounds, free.shape[-1])
     columns = torch.cat([below.new_ones(rounds, 1), below], 1)
     lines = torch.arange(rounds)[:, None] + torch.arange(columns.shape[1])

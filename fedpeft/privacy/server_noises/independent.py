@@ -11,13 +11,13 @@ from fedpeft.privacy.server_noise import ServerNoise
 
 @dataclass(frozen=True)
 class Independent(ServerNoise):
-    """F = 1."""
+    """Independent noise, F = 1."""
 
     def check(self, separation: int) -> None:
-        """Nothing: clients may come back at once."""
+        """Accept any separation: clients may return in the next round."""
 
     def factor(self, rounds: int, separation: int) -> np.ndarray | None:
-        """1."""
+        """Return None: F is the identity."""
         return None
 
 

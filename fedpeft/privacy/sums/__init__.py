@@ -1,1 +1,1 @@
-"""How updates are added up where nobody may see one, one way per file."""
+"""Ways to add up updates so that nobody sees a single one, one way per file."""
