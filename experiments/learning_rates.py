@@ -60,7 +60,7 @@ def rank_rates(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
     """By method its learning rates, best first: mean quality after the last round, and the rate."""
     found: dict[str, dict[str, list[float]]] = {}
     for result in results:
-        if result.finished:
+        if result.is_finished:
             rates = found.setdefault(result.point["method"], {})
             rates.setdefault(result.point["learning_rate"], []).append(get_quality(result))
     best = {}

@@ -22,7 +22,7 @@ def read_recorded(folder: Path, description: str | None) -> list[Result]:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--preset", default="", help="of the study, where it is not the one that it runs by default")
     preset = parser.parse_args().preset
-    found = [result for result in ResultsFile(folder / preset / "results.jsonl").read() if result.finished]
+    found = [result for result in ResultsFile(folder / preset / "results.jsonl").read() if result.is_finished]
     if not found:
         named = f" --preset {preset}" if preset else ""
         raise RunError(

@@ -114,7 +114,7 @@ def collect_evidence(claim: Claim) -> tuple[Evidence, float]:
         by_seed = [_compute_margin_over(run, claim.beside) for _, run in sorted(method.runs.items())]
         return Evidence(np.array(by_seed)), 1.0
     baseline = find_method(section, {**claim.where, **claim.baseline})
-    found = pair_runs(method.scored, baseline.scored)
+    found = pair_runs(method.test_counts, baseline.test_counts)
     if found is None:
         raise RunError(f"{method.label} and {baseline.label} of {section.title} share no seed")
     thinner = (baseline.compute_mean("total_bytes") or 0.0) / (method.compute_mean("total_bytes") or 1.0)

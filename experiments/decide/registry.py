@@ -156,7 +156,7 @@ def compute_evidence(pilot: Pilot, measure: str) -> Evidence:
     """
     section = load_section(pilot.study)
     method, baseline = find_method(section, pilot.method), find_method(section, pilot.baseline)
-    paired = pair_runs(method.scored, baseline.scored)
+    paired = pair_runs(method.test_counts, baseline.test_counts)
     if paired is None:
         raise RunError(f"{method.label} and {baseline.label} of {section.title} share no seed")
     if measure != NATS:

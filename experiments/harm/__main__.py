@@ -33,9 +33,9 @@ def get_key(run: Result) -> Key:
 
 def format_line(run: Result, start: Result) -> str:
     """A row of the table."""
-    assert run.scored is not None
-    assert start.scored is not None
-    before, after = start.scored.correct.astype(float), run.scored.correct.astype(float)
+    assert run.test_counts is not None
+    assert start.test_counts is not None
+    before, after = start.test_counts.correct.astype(float), run.test_counts.correct.astype(float)
     difference = after - before
     error = difference.std(ddof=1) / np.sqrt(len(difference))
     return (
@@ -126,7 +126,7 @@ def main() -> None:
         print("|---|---|---:|---:|---:|---:|---:|")
         print("\n".join(rows))
     if found[0].preset != "small":
-        small = {get_key(run): run for run in ResultsFile(HERE / "results.jsonl").read() if run.finished}
+        small = {get_key(run): run for run in ResultsFile(HERE / "results.jsonl").read() if run.is_finished}
         print("\n| task | partition | default (%) | of small (%) | points over it |")
         print("|---|---|---:|---:|---:|")
         print("\n".join(compare_with_small(runs, small)))

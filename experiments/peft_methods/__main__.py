@@ -44,7 +44,7 @@ def format_table(preset: str, only: tuple[str, ...]) -> str:
     folder = FOLDER if preset == "small" else FOLDER / preset
     results: dict[str, list[Result]] = {}
     for result in select_latest(ResultsFile(folder / "results.jsonl").read()):
-        if result.finished and resolve_config(result.config) in {run.config for run in planned}:
+        if result.is_finished and resolve_config(result.config) in {run.config for run in planned}:
             results.setdefault(result.point["method"], []).append(result)
     heads = ("method", "rule", "trained", "% of model", "MB up", "MB down", "accuracy (%)", "forgotten (%)",
              "step (ms)", "of full", "memory (MB)", "of full", "answer (ms)", "merged (ms)")  # fmt: skip

@@ -38,7 +38,7 @@ def main() -> None:
     methods: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     accuracy: dict[str, list[float]] = defaultdict(list)
     for result in ResultsFile(RESULTS).read():
-        if result.finished and result.summary:
+        if result.is_finished and result.summary:
             methods[result.point["method"]][result.seed] = read_measures(result.summary)
             accuracy[result.point["method"]].append(POINTS * result.summary["accuracy"])
     first = methods["lora"]

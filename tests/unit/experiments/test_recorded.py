@@ -51,7 +51,7 @@ def test_each_default_stands_beside_its_start(monkeypatch, capsys):
         first, last = (runs[*key[:3], state].summary["accuracy"] for state in ("start", "default"))
         assert (float(start), float(after)) == pytest.approx((100 * first, 100 * last), abs=0.006)
         gained, lost = map(int, rows.split(" / "))
-        tested = len(runs[*key[:3], "start"].scored.correct)
+        tested = len(runs[*key[:3], "start"].test_counts.correct)
         assert float(points) == pytest.approx(100 * (gained - lost) / tested, abs=0.006)
         of_partitions.setdefault((task, partition), []).append(100 * (last - first))
     shown = {(task, p): cell for task, _, *cells in means for p, cell in zip(PARTITIONS, cells, strict=True) if cell}

@@ -41,7 +41,7 @@ def done(made: Study, folder: Path) -> Path:
     """The same, with its line in results.jsonl; the first run's folder."""
     place = Workplace(made, folder)
     ran = finished(place, place.planned[0])
-    assert place.finish(RunProcess(place.planned[0], ran, ran.with_suffix(".log")), 0).finished
+    assert place.finish(RunProcess(place.planned[0], ran, ran.with_suffix(".log")), 0).is_finished
     return ran
 
 

@@ -184,7 +184,7 @@ def test_runs_on_the_rows_of_two_data_sets_are_no_pairs_though_they_are_as_many(
         "scenes(task='towers(connector=none)')",
         "scenes(rows=600)",
     )
-    of = {name: {0: replace(result, config=result.config | {"dataset": name}).scored} for name in names}
+    of = {name: {0: replace(result, config=result.config | {"dataset": name}).test_counts} for name in names}
     same = {(one, other) for one in names for other in names if compare(of[one], of[other]) is not None}
     alike = {("tasks(a)", "tasks(a, late=2)"), names[-2:]}
     assert same == {(name, name) for name in names} | alike | {(other, one) for one, other in alike}
