@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from torch.nn import functional
 from transformers import Dinov2Config, ViTConfig, ViTModel
 
 from fedpeft.data.cached_rows import read_as
@@ -89,7 +89,7 @@ def test_digits_and_fashion_mnist_are_fed_as_ever(pixels, patch, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (70, pixels, pixels)).astype(np.uint8)
     before = torch.from_numpy(np.asarray(images, dtype=np.float32)) / 255
     before = before[..., None].expand(*before.shape, 3).permute(0, 3, 1, 2)
-    before = F.interpolate(before, size=(4 * patch, 4 * patch), mode="bilinear", align_corners=False)
+    before = functional.interpolate(before, size=(4 * patch, 4 * patch), mode="bilinear", align_corners=False)
     mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     found, tokens = convert_images(images, dino(tmp_path, patch))
     assert tokens == 17
