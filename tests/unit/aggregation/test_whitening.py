@@ -63,13 +63,13 @@ def test_gradients_are_those_of_the_head_on_whitened_features_and_nothing_else(d
     x, y = rows()
     w = whitening(x, y, dimensions, noise=2.0, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    U = torch.randn(CLASSES, dimensions, generator=generator, dtype=torch.float64)
+    head_weight = torch.randn(CLASSES, dimensions, generator=generator, dtype=torch.float64)
     v = torch.randn(CLASSES, generator=generator, dtype=torch.float64)
-    weight, bias = U @ w.turn @ create_projection(WIDTH, dimensions), v - U @ w.centre
+    weight, bias = head_weight @ w.turn @ create_projection(WIDTH, dimensions), v - head_weight @ w.centre
     z = whitened(x, w)
-    torch.testing.assert_close(z @ U.T + v, x @ weight.T + bias)
+    torch.testing.assert_close(z @ head_weight.T + v, x @ weight.T + bias)
     found = w.compute_gradients(gradients(x, y, weight, bias))
-    errors = torch.softmax(z @ U.T + v, 1) - functional.one_hot(y, CLASSES)
+    errors = torch.softmax(z @ head_weight.T + v, 1) - functional.one_hot(y, CLASSES)
     assert found[WEIGHT].shape == (ROWS, CLASSES, WIDTH)
     torch.testing.assert_close(found[WEIGHT][:, :, :dimensions], errors[:, :, None] * z[:, None, :])
     assert not found[WEIGHT][:, :, dimensions:].any()

@@ -87,10 +87,10 @@ def test_errors_are_those_of_libraries(bins):
 
 def test_a_temperature_makes_an_overconfident_model_better():
     logits, labels = rows(2000, 2)
-    T = find_federated_temperature(lambda q: q.answer(logits, labels))
-    asked = create_questions(T, 15)
+    temperature = find_federated_temperature(lambda q: q.answer(logits, labels))
+    asked = create_questions(temperature, 15)
     told = compare_answers([question.answer(logits, labels) for question in asked], asked)
-    assert T > 1.5
+    assert temperature > 1.5
     assert told["after"]["error"] < told["before"]["error"] / 2
     assert told["after"]["loss"] < told["before"]["loss"]
     assert told["after"]["accuracy"] == told["before"]["accuracy"]
