@@ -84,7 +84,7 @@ def test_hybrids_within_a_budget_are_searched(tmp_path):
 
 
 def check_untested(run: Path) -> None:
-    """A trial is scored on validation rows alone, and on the test rows only where somebody asks for it."""
+    """Check that a trial is scored on validation examples, and on test examples only after a resume."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert (summary["accuracy_of"], summary["baseline_accuracy"]) == ("global model, validation rows", None)
     assert summary["accuracy"] == pytest.approx(summary["validation_accuracy"], abs=0.03)

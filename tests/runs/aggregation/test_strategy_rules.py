@@ -10,7 +10,7 @@ from tests.unit.aggregation.test_strategy_rules import a_gram_round
 
 
 def orthonormal(matrix):
-    """The nearest matrix with orthonormal rows."""
+    """Return the nearest matrix with orthonormal rows."""
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     return left @ right
 

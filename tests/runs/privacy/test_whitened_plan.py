@@ -11,7 +11,7 @@ from tests.unit.privacy.test_whitened_plan import made
 
 
 def trained(folder, stop=None, **given):
-    """The progress of a run, and the run."""
+    """Train a run, and return its server state and the simulation."""
     simulation = made(folder, **given)
     folder.mkdir(exist_ok=True)
     stopping = (lambda: False) if stop is None else iter([False] * stop + [True] * 9).__next__

@@ -25,7 +25,7 @@ IDS = torch.arange(4, 40)[None]
 
 
 def made(kind, config, folder):
-    """A model of random weights with the tokenizer of tiny_lm."""
+    """Write a model of random weights with the tokenizer of tiny_lm."""
     torch.manual_seed(0)
     model = kind(config)
     for parameter in model.parameters():  # norms and biases, too, or an exchange of them would not be seen

@@ -55,7 +55,7 @@ def flags(folder: Path, **given) -> list[str]:
 
 
 def trained(folder: Path, **given):
-    """Simulation, server and progress after all rounds, without the scoring that every run ends with."""
+    """Return simulation, server and server state after all rounds, without the final scoring."""
     simulation = Simulation(RunConfig(**given), folder, ConsoleObserver(QUIET))
     folder.mkdir(parents=True, exist_ok=True)
     server = simulation.server(Records(folder))

@@ -23,7 +23,7 @@ CONFIG = RunConfig(
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The rows that clients train on and are evaluated on."""
+    """Record the examples that clients train on and are evaluated on."""
     rows = {"train": set(), "evaluate": set()}
     evaluated, train = encoded_reports.evaluate_client, clients.train_on_own_bases
 

@@ -12,7 +12,7 @@ def drawn(*shape, seed):
 
 
 def planted():
-    """A matrix of rank 2, and sparse spikes in 5 % of its entries."""
+    """Return a matrix of rank 2, and sparse spikes in 5 % of its entries."""
     low = drawn(200, 2, seed=0) @ drawn(2, 30, seed=1)
     spikes = torch.where(drawn(200, 30, seed=2) > 1.645, 10 * drawn(200, 30, seed=3), 0.0)
     return low, spikes

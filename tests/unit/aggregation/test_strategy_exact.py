@@ -35,7 +35,7 @@ def mean_of_products(pair, updates):
 
 
 def weight_after(pair, result, layout):
-    """What the next model adds to the base: factors and residual."""
+    """Return what the next model adds to the base: the product of the factors and the residual."""
     added = compute_effective_weight(pair, result.state, layout.form).to_dense().double()
     if pair.module in result.residuals:
         residual = result.residuals[pair.module]

@@ -68,7 +68,7 @@ def test_the_package_passes_the_check(spec):
 
 
 def mean_is_client_0(pair, layout, updates):
-    """The weighted tensors are accumulated into another dict than the one that is returned."""
+    """Return client 0's product, as if the weighted sum went into a dict that is not returned."""
     u = updates[0]
     return u.scale * u.trained(pair.B) @ u.trained(pair.A)
 

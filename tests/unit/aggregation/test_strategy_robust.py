@@ -26,7 +26,7 @@ layout = create_lora_layout([(12, 9), (7, 15)], FORM, head=(3, 5))
 
 
 def refactored(update, seed):
-    """The same update with factors (B G, G^-1 A), G of moderate condition, another one per layer."""
+    """Return the same update with factors (B G, G^-1 A), with a different well-conditioned G per layer."""
     generator = torch.Generator().manual_seed(seed)
     delta = dict(update.delta)
     for pair in layout.pairs:

@@ -115,7 +115,9 @@ def test_of_other_updates_only_the_projection_arrives():
     x = {"x": drawn(50, 4).float()}
     payload = parse_codec("scalars(steps=4) | cast(dtype=fp64)").encode(x, seed=5)
     stacked = np.stack([direction(5, t, 200) for t in range(4)]).astype(np.float64)
-    expected = stacked.T @ np.linalg.lstsq(stacked @ stacked.T, stacked @ x["x"].double().numpy().ravel(), rcond=None)[0]
+    expected = (
+        stacked.T @ np.linalg.lstsq(stacked @ stacked.T, stacked @ x["x"].double().numpy().ravel(), rcond=None)[0]
+    )
     found = decode(payload, {"x": (50, 4)})["x"].double().numpy().ravel()
     assert found == pytest.approx(expected, abs=1e-6)
 

@@ -21,7 +21,7 @@ GREY = (0, 257 * 40, 65535)
 
 
 def read(file, side=8):
-    """The grey values of columns of a picture, as they are read."""
+    """Return the gray values of an image's columns as they are read."""
     found = read_pixels([str(file)], side)[0]
     assert (found == found[:1]).all()
     assert (found == found[..., :1]).all()
@@ -29,7 +29,7 @@ def read(file, side=8):
 
 
 def columns(values, kind):
-    """A picture with a third of its columns of each value."""
+    """Return an image whose columns have three values, a third each."""
     return Image.fromarray(np.repeat(np.array(values), 3)[None].repeat(9, 0).astype(kind))
 
 
@@ -77,7 +77,7 @@ def test_a_picture_of_16_bits_is_turned_as_its_camera_says(tmp_path):
 
 
 def dino(folder, patch=14, own=518):
-    """The folder, with a configuration of a DINOv2 in it."""
+    """Write the configuration of a DINOv2 to the folder, and return it."""
     Dinov2Config(num_hidden_layers=1, patch_size=patch, image_size=own).save_pretrained(folder)
     return folder
 

@@ -23,7 +23,7 @@ def printed(command, arguments, monkeypatch, capsys):
 
 
 def tables(lines):
-    """The cells of each table, without its head."""
+    """Return the cells of each table, without its head."""
     found, rest = [], lines
     while "" in rest:
         at = rest.index("")
@@ -101,7 +101,7 @@ def test_a_preset_s_defaults_stand_beside_those_of_the_small_one(monkeypatch, ca
 
 @pytest.mark.parametrize("command", ["experiments.trust", "experiments.tune"])
 def test_a_command_without_options_refuses_them(command, monkeypatch, capsys):
-    """tune writes files: what is asked of it must not be passed over."""
+    """The tune command writes files, so it must not ignore its arguments."""
     with pytest.raises(SystemExit, match="2"):
         printed(command, ["--nonsense"], monkeypatch, capsys)
     assert "unrecognized arguments: --nonsense" in capsys.readouterr().err

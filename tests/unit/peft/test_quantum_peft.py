@@ -45,7 +45,7 @@ def test_an_update_of_648_numbers_takes_less_than_3_kb():
 
 
 def gate(matrix, qubit, qubits):
-    """A gate on neighbouring qubits from `qubit` on, as a matrix over all states."""
+    """Return a gate on adjacent qubits from `qubit` on, as a matrix over all states."""
     width = int(math.log2(len(matrix)))
     left, right = (torch.eye(2**n, dtype=torch.float64) for n in (qubit, qubits - qubit - width))
     return torch.kron(torch.kron(left, matrix), right)

@@ -191,8 +191,10 @@ def test_runs_on_the_rows_of_two_data_sets_are_no_pairs_though_they_are_as_many(
 
 
 def false_signs(of_seeds: float, of_rows: float, of_rest: float, seeds: int = 5) -> tuple[float, float]:
-    """How often a sign is claimed of differences whose mean is 0, over seeds and rows that are drawn anew: by the
-    interval over both, and by the wider of one over seeds and one over rows."""
+    """Return how often a sign is claimed although the mean difference is 0, over redrawn seeds and examples.
+
+    The first number uses the interval over both, the second the wider of one over seeds and one over examples.
+    """
     random, rows, draws = np.random.default_rng(0), 100, 3000
     over, wider = 0, 0
     for _ in range(draws):

@@ -40,7 +40,7 @@ def rows(count, seed, scale=3.0):
 
 
 def of_clients(question, logits, labels, clients=5):
-    """The sum of the answers of clients that hold these rows; one has none."""
+    """Return the sum of the answers of clients that hold these examples; one client has none."""
     ends = [0, 0, *sorted(np.random.default_rng(9).choice(len(labels), clients - 1, replace=False)), len(labels)]
     answers = [question.answer(logits[a:b], labels[a:b]) for a, b in itertools.pairwise(ends)]
     return {name: sum(answer[name] for answer in answers) for name in answers[0]}

@@ -35,7 +35,7 @@ def updates(count=4):
 
 
 def dense(update):
-    """What a client changes, as one vector per layer."""
+    """Return a client's change, as one vector per layer."""
     found = {}
     for m in MODULES:
         before = update.received[f"{m}.B"] @ update.received[f"{m}.A"]

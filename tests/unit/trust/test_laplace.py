@@ -73,7 +73,7 @@ def test_of_few_directions_it_is_the_dense_inverse_of_the_truncated_matrix():
 
 
 def test_the_evidence_is_that_of_the_dense_gaussian():
-    """log N(W; 0, s2 I) + LL + n/2 log 2 pi - 1/2 logdet(H + I / s2) without what does not depend on s2."""
+    """It is log N(W; 0, s2 I) + LL + n/2 log 2 pi - 1/2 logdet(H + I / s2) without terms that do not depend on s2."""
     inputs, outputs, tokens = factors()
     curvature, weight = Curvature.from_sums(inputs, outputs, tokens, rank=IN), 0.3 * drawn(OUT, IN, seed=8)
     hessian, n = dense(inputs, outputs, tokens), OUT * IN
