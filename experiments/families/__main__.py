@@ -24,7 +24,7 @@ METHODS = ("ia3", "bottleneck", "prefix_tuning", "prompt_tuning", "bitfit", "ful
 
 TASKS = ("classification", "causal_lm", "seq2seq")
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "families.md"
-BEGIN, END = "<!-- families -->\n", "<!-- /families -->"
+BEGIN, END = "<!-- made by: python -m experiments.families --write -->\n", "<!-- end -->"
 RELOADED = 1e-4
 """Largest difference between the logits of the saved and the trained model, from rounding of merged weights."""
 
@@ -70,7 +70,7 @@ def build_table(names: Iterable[str]) -> str:
     """Return the table of these families, followed by the sentences that refuse some of them."""
     notes: list[str] = []
     lines = [
-        "| family | reads | classification | language modelling | seq2seq | refused |",
+        "| family | reads | classification | language modeling | seq2seq | refused |",
         "|---|---|---|---|---|---|",
     ]
     lines += ["| " + " | ".join(build_row(name, FAMILIES[name], notes)) + " |" for name in names]
