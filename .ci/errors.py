@@ -1,7 +1,7 @@
 """python .ci/errors.py: write docs/errors.md and tests/golden/errors.txt, which list all errors with a code.
 
-Both come from the sentences in the code, which it parses and does not run. `tests/test_errors.py` compares them with
-the files and refuses a sentence without a code, two causes with one code, and a code that returns after it was retired.
+Both come from the sentences in the code, which is parsed and not executed. `tests/unit/test_errors.py` compares them
+with the files. It refuses a sentence without a code, two causes with one code, and a retired code that returns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedpeft.errors import FedpeftError
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("clients", "fedpeft", "strategies")
 LEFT_OUT = ("fedpeft/starter/", "fedpeft/conformance/test_")
-"""Starts of paths: a user's project, and tests."""
+"""Prefixes of paths that are left out: a user's project, and tests."""
 GOLDEN, PAGE = Path("tests/golden/errors.txt"), Path("docs/errors.md")
 RETIRED = "(retired)"
 CODED = re.compile(r"(FP\d{4}) (.*)", re.DOTALL)
@@ -29,18 +29,19 @@ SHOWING = (
     "brief", "escape", "filter", "float", "int", "join", "len", "list", "map", "max", "min", "name_of", "part_text",
     "quote", "repr", "round", "set", "sorted", "str", "sum", "tuple", "type",
 )  # fmt: skip
-"""Functions that show their last argument."""
+"""Functions whose placeholder is named after their last argument."""
 METHODS = ("get", "item", "items", "keys", "lower", "removeprefix", "split", "strip", "tolist", "values")
-"""Methods that show their object."""
+"""Methods whose placeholder is named after their object."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 FAMILIES = {name: c for name, c in vars(errors).items() if isinstance(c, type) and issubclass(c, FedpeftError)}
 
 
 class Module:
-    """A parsed file and what its expressions refer to."""
+    """A parsed file, with the functions and constants that its expressions refer to."""
 
     def __init__(self, root: Path, path: Path) -> None:
+        """Parse the file."""
         self.path = path.relative_to(root).as_posix()
         self.tree = ast.parse(path.read_text(encoding="utf-8"))
         self.parents = {child: node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)}
@@ -70,7 +71,7 @@ class Module:
         return node
 
     def assigned(self, name: ast.Name) -> list[ast.expr]:
-        """Return what the function around a name assigns to it."""
+        """Return the expressions that the function around a name assigns to it."""
         nodes = list(ast.walk(self.scope(name)))
         plain = [n.value for n in nodes if isinstance(n, ast.Assign) and name.id in map(ast.unparse, n.targets)]
         return plain + [n.value for n in nodes if isinstance(n, ast.NamedExpr) and n.target.id == name.id]
@@ -97,7 +98,7 @@ class Module:
 
 @dataclass
 class Cause:
-    """A code: the sentence, the classes that carry it, and where."""
+    """A code with its sentence, the error classes that carry it, and its files."""
 
     code: str
     sentence: str
@@ -108,19 +109,20 @@ class Cause:
 
     @property
     def line(self) -> str:
-        """Its line in the golden list."""
+        """The line of the golden list."""
         return f"{self.code} {'|'.join(sorted(self.classes))}: {self.sentence}"
 
 
 class Writer:
-    """Writes a sentence of the code with names for what is filled in."""
+    """A writer of the code's sentences, with names in place of values."""
 
     def __init__(self, module: Module, values: bool) -> None:
+        """Hold the module, and whether to insert the values of constants."""
         self.module, self.values = module, values
         self.open: set[str] = set()
 
     def text(self, node: ast.expr) -> str:
-        """Return the text of an expression; what is filled in stands in braces, alternatives in brackets."""
+        """Return the text of an expression, with values in braces and alternatives in brackets."""
         if isinstance(node, ast.JoinedStr):
             return "".join(self.text(part) for part in node.values)
         if isinstance(node, ast.FormattedValue):
@@ -135,7 +137,7 @@ class Writer:
         return self.filled(node)
 
     def filled(self, node: ast.expr) -> str:
-        """Return a placeholder, or what is known to stand there."""
+        """Return a placeholder for a value, or its text if the code defines it."""
         if isinstance(node, ast.IfExp | ast.JoinedStr | ast.Constant):
             return self.text(node)
         if isinstance(node, ast.Name):
@@ -215,12 +217,12 @@ def coded(module: Module) -> Iterator[ast.expr]:
 
 
 def blank(sentence: str) -> str:
-    """Return a sentence without the names of what is filled in: two places with the same one share a code."""
+    """Return a sentence without the names of its values, since equal sentences share a code."""
     return re.sub(r"\{[^{}]*\}", "{}", sentence)
 
 
 def collect(root: Path) -> tuple[dict[str, Cause], list[str]]:
-    """Return all causes by code, and what is wrong with codes."""
+    """Return all causes by code, and a list of faults in the codes."""
     parsed, causes, faults = list(modules(root)), {}, []
     codes: dict[str, str] = {}
     known = families(parsed)
@@ -246,12 +248,12 @@ def collect(root: Path) -> tuple[dict[str, Cause], list[str]]:
 
 
 def family_of(code: str) -> str:
-    """Return the name of the class whose codes start as this one does."""
+    """Return the name of the class whose codes share this code's prefix."""
     return next(name for name, c in FAMILIES.items() if c.uncoded[:3] == code[:3])
 
 
 def golden(causes: dict[str, Cause], before: str) -> str:
-    """Return the golden list: a line for each code, also for those of `before` that no sentence has any more."""
+    """Return the golden list: a line for each code, including codes of `before` that have no sentence any more."""
     lines = {code: cause.line for code, cause in causes.items()}
     gone = {line[:6]: f"{line[:6]} {RETIRED}" for line in before.splitlines() if line[:6] not in lines}
     return "".join(f"{line}\n" for _, line in sorted((lines | gone).items()))
@@ -293,7 +295,7 @@ REMEDIES = {
     "PrivacyError": "Change the privacy setting, or start a new run with a new budget. [Privacy](privacy.md) explains\n"
     "what each mechanism protects.",
 }
-"""What to do in general about an error of each class."""
+"""General advice about the errors of each class."""
 
 
 def cell(text: str) -> str:
@@ -306,12 +308,12 @@ ADVICE = re.compile(
     r"; (?!got )|: (?=(?:add|allow|ask|bring|check|choose|continue|fill|free|give|install|keep|leave|let|look|make|mend"
     r"|name|put|register|remove|run|save|say|set|split|switch|take|try|use|wait|write) )"
 )
-"""What stands before the advice of a sentence: after a colon it starts with one of these verbs."""
+"""The separator before a sentence's advice. After a colon, the advice starts with one of these verbs."""
 RULE = re.compile(r"\bmust .*?(?=[,;] got |$)")
 
 
 def row(cause: Cause) -> str:
-    """Return a cause's row of the page: the code, what is wrong, what to do."""
+    """Return a cause's row of the page: code, fault and remedy."""
     wrong, *advice = ADVICE.split(cause.shown, maxsplit=1)
     remedy = advice[0] if advice else "".join(f"it {rule}" for rule in RULE.findall(wrong)[:1])
     return f'| <a id="{cause.code.lower()}"></a>{cause.code} | {cell(wrong)} | {cell(remedy)} |'

@@ -1,7 +1,8 @@
-"""python .ci/sbom.py [FILE]: a CycloneDX list of what fedpeft runs on here, from the installed packages' own metadata.
+"""python .ci/sbom.py [FILE]: write a CycloneDX list of fedpeft and its installed dependencies.
 
-It holds fedpeft and whatever its dependencies lead to in the environment of this Python, with versions and licences;
-development tools beside them are left out. The same environment gives the same file (default: sbom.cdx.json).
+It contains fedpeft and all direct and indirect dependencies in the environment of this Python, with versions and
+licenses from the packages' own metadata. Other packages, such as development tools, are left out. The same environment
+gives the same file (default: sbom.cdx.json).
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from packaging.utils import canonicalize_name
 ROOT = "fedpeft"
 
 
-def needs(package: Distribution) -> list[str]:
-    """Names of what a package needs in this environment, without extras."""
+def list_requirements(package: Distribution) -> list[str]:
+    """Return the names of a package's requirements in this environment, without extras."""
     found = (Requirement(text) for text in package.requires or ())
     return sorted({canonicalize_name(r.name) for r in found if r.marker is None or r.marker.evaluate({"extra": ""})})
 
 
-def installed(root: str) -> dict[str, Distribution]:
-    """A package and what its dependencies lead to, by name.
+def find_dependencies(root: str) -> dict[str, Distribution]:
+    """Return a package and its direct and indirect dependencies, by name.
 
     Raises:
-        SystemExit: one of them is not installed.
+        SystemExit: a dependency is not installed.
     """
     found: dict[str, Distribution] = {}
     open_names = [root]
@@ -41,40 +42,45 @@ def installed(root: str) -> dict[str, Distribution]:
             found[name] = distribution(name)
         except PackageNotFoundError:
             raise SystemExit(f"{name} is not installed here; pip install fedpeft into this environment first") from None
-        open_names += needs(found[name])
+        open_names += list_requirements(found[name])
     return dict(sorted(found.items()))
 
 
-def reference(name: str, package: Distribution) -> str:
-    """The package URL."""
+def format_package_url(name: str, package: Distribution) -> str:
+    """Return the package URL."""
     return f"pkg:pypi/{name}@{quote(package.version)}"
 
 
-def component(name: str, package: Distribution) -> dict[str, Any]:
-    """A package as CycloneDX describes it."""
-    told = package.metadata
+def describe_component(name: str, package: Distribution) -> dict[str, Any]:
+    """Return a package as a CycloneDX component."""
+    metadata = package.metadata
     made: dict[str, Any] = {"type": "library", "name": name, "version": package.version}
-    made |= {"purl": reference(name, package), "bom-ref": reference(name, package)}
-    if expression := told.get("License-Expression"):
+    made |= {"purl": format_package_url(name, package), "bom-ref": format_package_url(name, package)}
+    if expression := metadata.get("License-Expression"):
         made["licenses"] = [{"expression": expression}]
-    elif classified := [c.split(" :: ")[-1] for c in told.get_all("Classifier") or () if c.startswith("License :: ")]:
+    elif classified := [
+        c.split(" :: ")[-1] for c in metadata.get_all("Classifier") or () if c.startswith("License :: ")
+    ]:
         made["licenses"] = [{"license": {"name": text}} for text in classified]
-    elif (words := (told.get("License") or "").strip().splitlines()) and len(words[0]) < 80:
+    elif (words := (metadata.get("License") or "").strip().splitlines()) and len(words[0]) < 80:
         made["licenses"] = [{"license": {"name": words[0]}}]
     return made
 
 
-def bill(root: str) -> dict[str, Any]:
-    """The whole list."""
-    packages = installed(root)
+def build_bill(root: str) -> dict[str, Any]:
+    """Return the whole list."""
+    packages = find_dependencies(root)
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {"component": component(root, packages[root]) | {"type": "application"}},
-        "components": [component(name, package) for name, package in packages.items() if name != root],
+        "metadata": {"component": describe_component(root, packages[root]) | {"type": "application"}},
+        "components": [describe_component(name, package) for name, package in packages.items() if name != root],
         "dependencies": [
-            {"ref": reference(name, package), "dependsOn": [reference(n, packages[n]) for n in needs(package)]}
+            {
+                "ref": format_package_url(name, package),
+                "dependsOn": [format_package_url(n, packages[n]) for n in list_requirements(package)],
+            }
             for name, package in packages.items()
         ],
     }
@@ -82,6 +88,6 @@ def bill(root: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1] if len(sys.argv) > 1 else "sbom.cdx.json")
-    made = bill(ROOT)
+    made = build_bill(ROOT)
     target.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     print(f"{target}: {len(made['components'])} packages")

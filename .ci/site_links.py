@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the site holds `docs/` alone, so links that leave it become the paths that they lead to."""
+"""A hook of mkdocs. The site contains only `docs/`, so links to other files become the paths of these files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./([^)#]+?)(?:/README\.md)?\)")
-"""A link to a file of the repository that is no page of the site; in a checkout it leads there."""
+"""A link to a file of the repository outside the site. It works in a checkout."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with `[text](../PATH/README.md)` as "text: `PATH`", or "`PATH`" where the text says no more."""
+    """Replace `[text](../PATH/README.md)` by "text: `PATH`", or by "`PATH`" if both are the same."""
     return OUTSIDE.sub(lambda link: f"`{link[2]}`" if link[1] == link[2] else f"{link[1]}: `{link[2]}`", markdown)

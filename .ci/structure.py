@@ -1,6 +1,6 @@
-"""Print how the production code is built, counted by syntax tree: python .ci/structure.py [TREE ...].
+"""Print structural measures of the production code, from its syntax trees: python .ci/structure.py [TREE ...].
 
-A tree is a checkout; the default is this one. Two trees are printed side by side, so that a change can be judged.
+A tree is a checkout; the default is this one. Two trees are printed side by side, so that changes can be compared.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.compre
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
 LOOPS = tuple(f"fedpeft/{package}/rounds.py" for package in ("server", "rounds"))
-"""Where the round loop is, in older and newer trees."""
+"""The files of the round loop, in older and newer trees."""
 
 
 class Code:
     """All production modules of a checkout, parsed."""
 
     def __init__(self, root: Path) -> None:
+        """Parse all modules below `root`."""
         paths = [path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))]
         self.texts = {
             str(path.relative_to(root)): path.read_text(encoding="utf-8")
@@ -63,7 +64,7 @@ def count_code_tokens(text: str) -> int:
 
 
 def is_feature_guard(node: ast.AST) -> bool:
-    """Whether a node asks if an optional feature is there: `x is None`, `x is not None`."""
+    """Return whether a node checks if an optional feature exists: `x.y is None`, `x.y is not None`."""
     return (
         isinstance(node, ast.Compare)
         and isinstance(node.ops[0], ast.Is | ast.IsNot)

@@ -1,8 +1,8 @@
 """python .ci/words.py: check the language of pages, docstrings and messages; exit with 1 if it prints a finding.
 
-python .ci/words.py docs/faq.md    check these files, whether or not words_later.txt lists them
-python .ci/words.py --counts       print the number of findings by rule
-python .ci/words.py --shrink       remove each file from words_later.txt that has no findings any more
+    python .ci/words.py docs/faq.md    check these files, whether or not words_later.txt lists them
+    python .ci/words.py --counts       print the number of findings by rule
+    python .ci/words.py --shrink       remove each file from words_later.txt that has no findings any more
 
 The rules apply to README.md, CONTRIBUTING.md, SECURITY.md and docs/*.md, to docstrings, and to the sentences of errors
 and settings. Code, formulas and generated parts of pages are left out. A file of `words_later.txt` is not checked yet.
@@ -102,6 +102,7 @@ class Finding:
     what: str
 
     def __str__(self) -> str:
+        """Return the finding as one line."""
         return f"{self.path}:{self.line}: {self.rule}: {self.what}"
 
 

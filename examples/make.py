@@ -1,12 +1,15 @@
 """Makes the example files of this folder: python examples/make.py.
 
-Nobody wrote these rows; all come from lists of words.
+All examples are generated from lists of words:
 
-reviews.csv has sentences about things with the class good or bad; shops.csv such sentences as a table of someone's own
-may have them, in columns of other names, from shops of which some please more than others. rooms.csv has descriptions
-of rooms with a rent, a number, and two columns of 0 and 1: is it quiet, is it by the sea. conversations.jsonl has sums
-and differences, asked and answered; instructions.jsonl has the same in the columns of instruction data. They show what
-files look like and let commands be tried; that a model learns them says nothing.
+- reviews.csv: sentences about things, with the class good or bad.
+- shops.csv: such sentences as a user's own table might hold them, in columns of other names. Some shops please their
+  customers more than others.
+- rooms.csv: descriptions of rooms with a rent, a number, and two columns of 0 and 1: is it quiet, is it by the sea.
+- conversations.jsonl: sums and differences as questions and answers.
+- instructions.jsonl: the same in the columns of instruction data.
+
+The files show the formats and let you try the commands. They are too simple to measure a model's quality.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ TIMES = ("after a week", "after a month", "after a year", "every day", "so far",
 
 
 def reviews(draw: random.Random) -> list[tuple[str, str]]:
-    """All texts that the words make, with their classes, half of each kept, in an order by chance."""
+    """Return half of all possible texts of each class, with their classes, in random order."""
     found = []
     for label, opinions in OPINIONS.items():
         texts = [f"the {thing} {opinion} {time}" for thing in THINGS for opinion in opinions for time in TIMES]
@@ -37,7 +40,7 @@ def reviews(draw: random.Random) -> list[tuple[str, str]]:
 
 
 def shops(draw: random.Random, count: int = 60) -> list[tuple[str, str, str]]:
-    """Sentences, whether the shop was praised, and which one it was: from 3 to 7 of 10 rows, shop by shop."""
+    """Return sentences, whether they praise the shop, and the shop; 3 to 7 of 10 sentences per shop do."""
     texts = {}
     for verdict, opinions in (("praise", OPINIONS["good"]), ("blame", OPINIONS["bad"])):
         texts[verdict] = [f"the {thing} {opinion} {time}" for thing in THINGS for opinion in opinions for time in TIMES]
@@ -60,7 +63,7 @@ PLACES = {"by the sea": (160, 0, 1), "by the harbour, with its cranes": (60, 0, 
 
 
 def rooms(draw: random.Random, count: int = 160) -> list[tuple[str, str, int, int]]:
-    """Descriptions, each once, with the rent that their words are worth and some more or less; quiet; by the sea."""
+    """Return distinct descriptions with a noisy rent that depends on their words, and whether quiet and by the sea."""
     every = [(room, floor, has, place) for room in ROOMS for floor in FLOORS for has in HAS for place in PLACES]
     found = []
     for room, floor, has, place in draw.sample(every, count):
@@ -71,7 +74,7 @@ def rooms(draw: random.Random, count: int = 160) -> list[tuple[str, str, int, in
 
 
 def conversations(draw: random.Random, count: int = 200) -> list[list[dict[str, str]]]:
-    """Sums and differences of numbers below 50."""
+    """Return conversations about sums and differences of numbers below 50."""
     found = []
     for _ in range(count):
         a, b = sorted((draw.randrange(50), draw.randrange(50)), reverse=True)
@@ -82,7 +85,7 @@ def conversations(draw: random.Random, count: int = 200) -> list[list[dict[str, 
 
 
 def instructions(messages: list[list[dict[str, str]]]) -> list[dict[str, str]]:
-    """Conversations of one question each as instruction, input and output."""
+    """Return conversations with one question each as instruction, input and output."""
     return [{"instruction": asked["content"], "input": "", "output": said["content"]} for asked, said in messages]
 
 

@@ -34,6 +34,7 @@ class Classifier(nn.Module):
     """A frozen encoder with LoRA, the mean over its last hidden states, and a linear head that starts at zero."""
 
     def __init__(self, model, classes):
+        """Load the encoder, attach LoRA to the linear layers of its blocks, and add the head."""
         super().__init__()
         encoder = AutoModel.from_pretrained(model, dtype=torch.float64, trust_remote_code=False).eval()
         layers = [name for name, m in encoder.named_modules() if isinstance(m, nn.Linear) and ".layer." in name]

@@ -11,14 +11,14 @@ from fedpeft.errors import FedpeftError
 
 
 def measure_child_seconds() -> float:
-    """Of the processes that this one has started and waited for, and of those that they have waited for."""
+    """Return the CPU seconds of all ended child processes and their descendants."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """What the user can mend ends in one sentence and exit code 2, as in fedpeft's own commands."""
+    """Print an expected error as one sentence and exit with code 2, as fedpeft's commands do."""
     try:
         yield
     except (FedpeftError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The source of any commit, to run commands from."""
+"""Source trees of any commit, to run commands from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Checkout:
     """A commit's source.
 
     Attributes:
-        name: as the user calls it.
-        source: the folder that holds the packages.
+        name: the name that the user gave.
+        source: the folder with the packages.
     """
 
     name: str
@@ -27,16 +27,16 @@ class Checkout:
 
 
 def check_out(name: str, place: Path) -> Checkout:
-    """The source of a commit, written into the new folder `place`; or of a folder with a checkout, where it is.
+    """Write the source of a commit into the new folder `place`, or use an existing checkout where it is.
 
     Raises:
-        ConfigError: the name says neither.
+        ConfigError: the name is neither a commit nor a folder with a checkout.
     """
     if (Path(name) / "fedpeft").is_dir():
         return Checkout(name, Path(name).resolve())
     archive = subprocess.run(["git", "-C", REPOSITORY, "archive", name], capture_output=True)
     if archive.returncode:
-        raise ConfigError(f"{name!r} is no commit that git knows, and no folder with a checkout")
+        raise ConfigError(f"{name!r} is neither a commit that git knows nor a folder with a checkout")
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
         files.extractall(place, filter="data")
     return Checkout(name, place)

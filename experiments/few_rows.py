@@ -1,8 +1,9 @@
-"""python -m experiments.few_rows [--dataset X] [--head H]: what heads in closed form are worth by the number of rows.
+"""python -m experiments.few_rows [--dataset X] [--head H]: closed-form heads by the number of training examples.
 
-Heads of some of the training rows, drawn anew for each of `--draws`, on all test rows: one of your choice, by default
-the ridge regression at the strength that is usual of many rows, and the one at the strength that generalised
-cross-validation chooses (`fedpeft.aggregation.cross_validation`).
+Solves heads from random subsets of the training examples, drawn again for each of `--draws`, and scores them on all
+test examples. One head is your choice, by default ridge regression at the strength that is usual for many examples. The
+other is ridge regression at the strength that generalized cross-validation chooses
+(`fedpeft.aggregation.cross_validation`).
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ Features = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Command:
-    """Heads of few rows."""
+    """The options of the command."""
 
     dataset: str = "reviews"
-    rows: Annotated[tuple[int, ...], tyro.conf.arg(help="of how many rows heads are made")] = (
+    rows: Annotated[tuple[int, ...], tyro.conf.arg(help="numbers of training examples")] = (
         *(100, 200, 400, 600, 1000, 2000, 4000),
     )
-    draws: Annotated[int, tyro.conf.arg(help="of so many rows, at least 1")] = 5
-    tokens: Annotated[int, tyro.conf.arg(help="that texts are cut to")] = 64
-    all_blocks: Annotated[bool, tyro.conf.arg(help="features of all blocks, as head2toe reads them")] = False
-    head: Annotated[str, tyro.conf.arg(help="that `ridge` is set beside")] = f"ridge(strength={USUAL:g})"
+    draws: Annotated[int, tyro.conf.arg(help="random subsets per number, at least 1")] = 5
+    tokens: Annotated[int, tyro.conf.arg(help="most tokens per text")] = 64
+    all_blocks: Annotated[bool, tyro.conf.arg(help="use features of all blocks, like head2toe")] = False
+    head: Annotated[str, tyro.conf.arg(help="head to compare with `ridge`")] = f"ridge(strength={USUAL:g})"
 
 
 def compute_features(command: Command) -> tuple[Features, Features]:
-    """Frozen features and classes of the training rows, and of the test rows."""
+    """Return frozen features and classes of the training examples and of the test examples."""
     config = fedpeft.RunConfig(dataset=command.dataset, tokens=command.tokens, peft="linear_probe")
     with tempfile.TemporaryDirectory() as folder, ConsoleObserver(Console(stderr=True)) as observer:
         simulation = Simulation(config, Path(folder), observer)
@@ -60,7 +61,7 @@ def compute_features(command: Command) -> tuple[Features, Features]:
 
 
 def score_head(head: HeadStart, rows: Features, test: Features) -> tuple[float, float]:
-    """Accuracy in percent and cross-entropy in nats of the head of `rows`."""
+    """Return accuracy in percent and cross-entropy in nats of the head solved from `rows`."""
     features, labels = rows
     classes = int(max(labels.max(), test[1].max())) + 1
     solved = head.solve(head.statistics(features, labels, classes), features.shape[1], classes)
@@ -70,10 +71,10 @@ def score_head(head: HeadStart, rows: Features, test: Features) -> tuple[float, 
 
 
 def main(command: Command, console: Console) -> None:
-    """Measure, and print the table.
+    """Measure the heads and print the table.
 
     Raises:
-        ConfigError: of no draw, of no rows, or no such head.
+        ConfigError: fewer than one draw, no examples, or an unknown head.
     """
     if command.draws < 1 or min(command.rows, default=0) < 1:
         raise ConfigError(f"--draws {command.draws} and --rows {command.rows} must be at least 1")

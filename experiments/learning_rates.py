@@ -1,11 +1,13 @@
 """python -m experiments.learning_rates STUDY [--preset tuning] [--write]: the best learning rate of each method.
 
-Best is the highest accuracy on the validation rows after the last round, of a language model the lowest loss, its mean
-where a rate was tried on several partitions or seeds; the test rows play no part. Of a method's rates those tried less
-often are left out. `--write` puts the best into the study's file, in the lines of the methods that have been tuned:
-those of `[axes]` and of the preset that runs by default, or after tuning in a preset X_tuning those of the preset X. A
-method that was not, and whose label is a tuned one with more behind a comma ("flora, mixed ranks"), takes that one's
-rate. Where the best is the least or the highest that was tried, the table says so.
+The best rate has the highest accuracy on validation examples after the last round, or for a language model the lowest
+loss. If a rate was tried on several partitions or seeds, the mean counts. Test examples are not used. Rates of a method
+that were tried less often than its others are left out.
+
+`--write` puts the best rates into the study's file, in the lines of the tuned methods. These are the lines of `[axes]`
+and of the default preset, or after tuning in a preset X_tuning those of the preset X. An untuned method whose label
+extends a tuned one after a comma ("flora, mixed ranks") gets the rate of the tuned one. The table marks a best rate
+that is the lowest or highest that was tried.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from fedpeft.studies.study_file import read_study
 FOLDER = Path(__file__).parent
 
 HEAD, USUAL_HEAD = r"head_rate=([0-9.e-]+)", 0.1
-"""An optimizer's rate of the head in its text, and by default."""
+"""Pattern of the head's rate in an optimizer's text, and its default."""
 
 
 @dataclass(frozen=True)
@@ -39,28 +41,26 @@ class Command:
     """The best learning rate of each method of a study."""
 
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help="strategies or peft_methods")]
-    preset: Annotated[str, tyro.conf.arg(help="the preset that has tried the rates: tuning, or X_tuning for X")] = (
-        "tuning"
-    )
-    write: Annotated[bool, tyro.conf.arg(help="put them into the study's file")] = False
+    preset: Annotated[str, tyro.conf.arg(help="preset that tried the rates: tuning, or X_tuning for X")] = "tuning"
+    write: Annotated[bool, tyro.conf.arg(help="write the best rates into the study's file")] = False
 
 
 def is_language_run(result: Result) -> bool:
-    """Whether a run trained a language model."""
+    """Return whether a run trained a language model."""
     return (result.summary or {}).get("metric") == "perplexity"
 
 
 def get_quality(result: Result) -> float:
-    """After the last round, on the validation rows: the accuracy, or of a language model the loss in nats, negated."""
+    """Return the validation accuracy after the last round, or for a language model the negated loss in nats."""
     last = result.rounds[-1]
     return -float(last["loss"]) if is_language_run(result) else float(last["accuracy"])
 
 
 def rank_rates(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
-    """By method its learning rates, best first: mean quality after the last round, and the rate."""
+    """Return the learning rates of each method, best first, with their mean quality after the last round."""
     found: dict[str, dict[str, list[float]]] = {}
     for result in results:
-        if result.finished:
+        if result.is_finished:
             rates = found.setdefault(result.point["method"], {})
             rates.setdefault(result.point["learning_rate"], []).append(get_quality(result))
     best = {}
@@ -71,24 +71,23 @@ def rank_rates(results: Sequence[Result]) -> dict[str, list[tuple[float, str]]]:
 
 
 def find_tuned_tables(toml: str, preset: str) -> frozenset[str]:
-    """The tables of a study's text whose rates a tuning preset has found."""
+    """Return the tables of a study's file whose rates a tuning preset chooses."""
     name = preset.removesuffix("tuning").removesuffix("_")
     default = tomllib.loads(toml).get("preset", "")
     return frozenset({f"presets.{name}.axes"} if name else {"axes", f"presets.{default}.axes"})
 
 
 def insert_rates(toml: str, best: dict[str, str], tables: frozenset[str] = frozenset({"axes"})) -> str:
-    """The study's text with other learning rates in the lines of the methods that are named, and of their variants, as
-    far as they stand in one of the `tables`.
+    """Return the study's text with new learning rates in the lines of the given methods and their variants.
 
-    Where an optimizer stands behind the learning rate, its `head_rate`, which is relative to it, is changed, too: the
-    head learns as fast as before.
+    Only lines in `tables` change. If an optimizer with a `head_rate` follows the learning rate, its relative
+    `head_rate` changes too, so that the head learns as fast as before.
     """
 
-    def changed(line: re.Match[str]) -> str:
+    def replace_rate(line: re.Match[str]) -> str:
         label = line["label"]
         rate = best.get(label) or best.get(label.rpartition(",")[0])
-        if not rate or float(rate) == float(line["rate"]):  # the results of a line that is written anew are another's
+        if not rate or float(rate) == float(line["rate"]):  # a rewritten line would invalidate its results
             return line[0]
         if not line["optimizer"]:
             return f"{line['before']}{rate}"
@@ -104,17 +103,17 @@ def insert_rates(toml: str, best: dict[str, str], tables: frozenset[str] = froze
         r'(?:, optimizer = "(?P<optimizer>[^"]*)")?'
     )
     pieces = re.split(r"(?m)^(?=\[)", toml)
-    return "".join(re.sub(pattern, changed, piece) if _name(piece) in tables else piece for piece in pieces)
+    return "".join(re.sub(pattern, replace_rate, piece) if _name(piece) in tables else piece for piece in pieces)
 
 
 def _name(table: str) -> str:
-    """Of a piece of TOML that begins with its header."""
+    """Return the name of a piece of TOML that begins with its header."""
     header = re.match(r"\[([^\]]*)\]", table)
     return header[1] if header else ""
 
 
 def main() -> int:
-    """The command; 2: there are no results."""
+    """Run the command, and return 2 if there are no results."""
     command = tyro.cli(Command, description=__doc__, prog="python -m experiments.learning_rates")
     folder = FOLDER / command.study
     try:

@@ -1,8 +1,8 @@
-"""python -m experiments.own_kinds RUN: who is right about whose kind of question, after `evaluate --alone`.
+"""python -m experiments.own_kinds RUN: accuracy by task type of the questions, after `evaluate --alone`.
 
-RUN is a finished one on `office` whose clients are its kinds, and RUN/evaluation/answers.jsonl is there, of
-`python -m fedpeft.evaluate RUN --alone all`. One line a kind, in percent: the base, the global model, the client whose
-kind it is, trained alone, and the mean of the other clients alone.
+RUN is a finished run on `office` whose clients are its task types, with RUN/evaluation/answers.jsonl from `python -m
+fedpeft.evaluate RUN --alone all`. Prints one line per task type, in percent: the base, the global model, the client
+with this task type trained alone, and the mean of the other clients alone.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from fedpeft.reporting.finished_run import FinishedRun
 
 @dataclass(frozen=True)
 class Command:
-    """Who is right about whose kind of question."""
+    """The options of the command."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a finished run on office")]
 
 
 def compute_lines(answers: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[tuple[str, list[float]]]:
-    """By kind the shares (%) of right answers, exact matches: base, global, the kind's own client alone, others alone.
+    """Return the shares (%) of exact matches by task type: base, global, own client alone, others alone.
 
     Args:
-        answers: lines of answers.jsonl, one for each test row.
-        kinds: of the test rows, in the same order; client k is that of the k-th kind by name.
+        answers: lines of answers.jsonl, one for each test example.
+        kinds: task types of the test examples, in the same order; client k has the k-th one by name.
 
     Raises:
-        RunError: other questions were asked, or not all clients were trained alone.
+        RunError: the questions differ, or not all clients were trained alone.
     """
     names = sorted(set(kinds))
     alone = [f"client {k} alone" for k in range(len(names))]
@@ -61,10 +61,10 @@ def compute_lines(answers: Sequence[dict[str, Any]], kinds: Sequence[str]) -> li
 
 
 def build_table(folder: Path) -> Table:
-    """The table of a finished run, and its mean.
+    """Build the table of a finished run, with its mean.
 
     Raises:
-        RunError: the run, or its answers, are not such.
+        RunError: the run's clients are not its task types, or it has no answers.
     """
     run = FinishedRun.read(folder)
     if run.config.partition != "natural":
@@ -87,7 +87,7 @@ def build_table(folder: Path) -> Table:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     command = tyro.cli(Command, prog="python -m experiments.own_kinds")
     with exit_on_error():
         Console(width=100).print(build_table(command.run))

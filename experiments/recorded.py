@@ -1,4 +1,4 @@
-"""What a study has recorded so far, for the commands that make tables of it."""
+"""The recorded results of a study, for commands that make tables of them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from fedpeft.studies.results import Result, ResultsFile
 
 
 def read_recorded(folder: Path, description: str | None) -> list[Result]:
-    """The finished runs of the study in a folder, or of the one of its presets that the command line names.
+    """Return the finished runs of the study in a folder, or of the preset that the command line names.
 
     Args:
-        folder: of the study.
-        description: of the command.
+        folder: the study's folder.
+        description: the command's description.
 
     Raises:
-        RunError: there are none; what runs them is named.
+        RunError: there are none. The message gives the command that makes them.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--preset", default="", help="of the study, where it is not the one that it runs by default")
+    parser.add_argument("--preset", default="", help="preset of the study; default: its default preset")
     preset = parser.parse_args().preset
-    found = [result for result in ResultsFile(folder / preset / "results.jsonl").read() if result.finished]
+    found = [result for result in ResultsFile(folder / preset / "results.jsonl").read() if result.is_finished]
     if not found:
         named = f" --preset {preset}" if preset else ""
         raise RunError(

@@ -63,7 +63,7 @@ def show_plan(place: Workplace, left: Sequence[PlannedRun], jobs: int, console: 
     """The number of runs, what is done, and how long the rest may take."""
     study = place.study
     failed = [(run, place.done[run.name]) for run in place.planned if run.name in place.done]
-    failed = [(run, result) for run, result in failed if not result.finished]
+    failed = [(run, result) for run, result in failed if not result.is_finished]
     axes = " x ".join(f"{len(values)} {name}" for name, values in study.axes.items())
     preset = f" ({study.preset})" if study.preset else ""
     grid = f"{axes + ' x ' if axes else ''}{len(study.seeds)} seeds"
@@ -144,7 +144,7 @@ def complete_study(command: Command, console: Console) -> list[Result]:
         return []
     place = run_what_is_left(Program(load, simulate.main), place, jobs, command.retry_failed, command.track, console)
     results = [place.done[run.name] for run in place.planned if run.name in place.done]
-    if any(result.finished for result in results):
+    if any(result.is_finished for result in results):
         page = write_study_report(study, results, place.folder)
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     return results
@@ -152,7 +152,7 @@ def complete_study(command: Command, console: Console) -> list[Result]:
 
 def run_study(command: Command, console: Console) -> int:
     """As `complete_study`; returns the exit code."""
-    return 0 if all(result.finished for result in complete_study(command, console)) else FAILURES
+    return 0 if all(result.is_finished for result in complete_study(command, console)) else FAILURES
 
 
 def main(arguments: list[str] | None = None) -> int:

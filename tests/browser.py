@@ -67,7 +67,7 @@ class Page:
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def run(self, script: str) -> Any:
-        """The value of a script's expression."""
+        """Return the value of a script's expression."""
         return self._ask("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def until(self, script: str, seconds: float = 100.0) -> None:
@@ -91,7 +91,7 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """A browser whose profile is an empty folder, with one page."""
+    """Open a browser with an empty profile folder and one page."""
     (down, to), (back, up) = os.pipe(), os.pipe()
 
     def pipes() -> None:

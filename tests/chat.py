@@ -18,7 +18,7 @@ TEMPLATE = (
 
 
 def with_template(folder: Path) -> Path:
-    """The tiny language model with that template, in a new folder."""
+    """Write the tiny language model with the chat template to a new folder."""
     shutil.copytree(resolve_model("tiny_lm"), folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TEMPLATE

@@ -100,7 +100,7 @@ def observer():
 
 @pytest.fixture
 def fleet(tmp_path):
-    """Makes a `Fleet` in the test's folder; its processes end with the test."""
+    """Return a function that makes a `Fleet` in the test's folder; its processes end with the test."""
     from tests.fleet import Fleet
 
     fleets: list[Fleet] = []
@@ -117,7 +117,7 @@ def fleet(tmp_path):
 
 @pytest.fixture
 def federation(tmp_path, observer):
-    """Makes a `Federation` in the test's folder."""
+    """Return a function that makes a `Federation` in the test's folder."""
     from tests.here import Federation
 
     return lambda **given: Federation(tmp_path, observer, **given)
@@ -125,7 +125,10 @@ def federation(tmp_path, observer):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """Returns the folder of a finished run with the given settings; tests copy what they change."""
+    """Return a function that gives the folder of a finished run with the given settings.
+
+    Tests copy the folder before they change it.
+    """
     from tests.finished import FinishedRuns
 
     return FinishedRuns(tmp_path_factory.mktemp("finished"))
@@ -133,7 +136,7 @@ def finished_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def chat_model(tmp_path_factory):
-    """The folder of a tiny language model with a chat template, `tests.chat.TEMPLATE`."""
+    """Return the folder of a tiny language model with the chat template `tests.chat.TEMPLATE`."""
     from tests.chat import with_template
 
     return with_template(tmp_path_factory.mktemp("models") / "chat")

@@ -1,5 +1,8 @@
-"""A second device, for tests on machines without a GPU: its numbers lie in ordinary memory, and an operation that is
-given tensors of both devices is an error, as it would be on a GPU. What a GPU computes it does not show."""
+"""A second device for tests on machines without a GPU.
+
+Its numbers lie in ordinary memory. As on a GPU, an operation with tensors of both devices raises an error. It does not
+simulate the numerics of a GPU.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class Elsewhere(torch.Tensor):
 
 
 def run(operation, *arguments, **named):
-    """The operation on the tensors' numbers; what comes out is there, unless the CPU is asked for."""
+    """Run an operation on the tensors' numbers; the result stays on this device unless the CPU is requested."""
     tensors = [t for t in tree_leaves((arguments, named)) if isinstance(t, torch.Tensor)]
     if operation not in CROSSING and any(t.ndim and not isinstance(t, Elsewhere) for t in tensors):
         raise RuntimeError(f"{operation}: a tensor on the cpu meets one on {DEVICE}")
@@ -63,7 +66,7 @@ def run(operation, *arguments, **named):
 
 
 def raw(value):
-    """What is inside."""
+    """Return the inner tensor of a tensor on this device, and other values unchanged."""
     return value.raw if isinstance(value, Elsewhere) else value
 
 

@@ -120,7 +120,7 @@ def distance(one: Path, other: Path) -> float:
 
 
 def apart(made: Fleet) -> float:
-    """The largest difference between the states that the run and the simulation have ended with, as they were held."""
+    """Return the largest difference between the final states of the run and the simulation."""
     one, other = (Checkpoints(made.folder / f / "checkpoint").load() for f in ("run", "simulated"))
     assert one is not None
     assert other is not None

@@ -122,14 +122,14 @@ class Federation:
         self.file(k).write_text("".join(json.dumps(row) + "\n" for row in self.rows(k)))
 
     def rows(self, k):
-        """What the file of client k holds."""
+        """Return the examples in the file of client k."""
         data, counts = load_dataset(self.config.dataset), (*ROWS, *MORE_ROWS)
         names, first = data.label_names, sum(counts[:k])
         return [{"text": data.train.inputs[i]} | ({"label": names[data.train.labels[i]]} if names else {})
                 for i in range(first, first + counts[k])]  # fmt: skip
 
     def start(self, edges=()):
-        """The server, started (again), with these clients."""
+        """Start the server, or start it again, with these clients."""
         events = Events(self.folder / "server" / "serve.jsonl", lambda *_: None)
         folder = self.folder / "server"
         authority = (self.folder / "certs" / "ca.pem").read_bytes() if self.summed else b""

@@ -38,7 +38,7 @@ _forks.set_forkserver_preload(["tests.mortal", "fedpeft.clients.preload"])
 
 
 def started(folder: Path, name: str, words: Sequence[str], points: Sequence[str]) -> BaseProcess:
-    """The server, or the client called `name`, begun in a folder; what it says is in NAME.log."""
+    """Start the server, or the client called `name`, in a folder; its output goes to NAME.log."""
     process = _forks.Process(target=lived, args=(folder, name, list(words), list(points)))
     process.start()
     return process
@@ -65,7 +65,7 @@ def simulate_until(words: Sequence[str], round_number: int) -> None:
 
 
 def lived(folder: Path, name: str, words: Sequence[str], points: Sequence[str]) -> None:
-    """The process' life; ends it with the command's exit code."""
+    """Run a command in this process, and end the process with the command's exit code."""
     os.chdir(folder)
     sink = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(sink, 1)

@@ -14,7 +14,7 @@ SAID = ("a", *COLOURS, *SHAPES, "left", "of", "above")
 
 
 def tiny_captioner(folder: Path) -> str:
-    """The text of a model of images and captions, whose language model lies in a new `folder`."""
+    """Return the name of a model of images and captions whose language model lies in a new `folder`."""
     shutil.copytree(resolve_model("tiny_lm"), folder)
     file = folder / "tokenizer.json"
     tokenizer = json.loads(file.read_text())

@@ -31,7 +31,7 @@ def rows_of(count: int, seed: int = 0) -> list[dict[str, object]]:
 
 
 def prices(path: Path, count: int = 120) -> Path:
-    """A CSV file of texts and prices."""
+    """Write a CSV file of texts and prices."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["text", "price"])
@@ -40,7 +40,7 @@ def prices(path: Path, count: int = 120) -> Path:
 
 
 def tagged(path: Path, count: int = 120) -> Path:
-    """A JSON lines file of texts and lists of labels."""
+    """Write a JSON lines file of texts and lists of labels."""
     lines = (json.dumps({"text": row["text"], "label": row["tags"]}) + "\n" for row in rows_of(count))
     path.write_text("".join(lines), encoding="utf-8")
     return path

@@ -1,1 +1,1 @@
-"""What the aggregation rules cost on the server, and how exact their SVDs are."""
+"""Server cost of the aggregation rules, and the accuracy of their SVDs."""

@@ -17,7 +17,7 @@ README = Path(__file__).parent / "README.md"
 
 @dataclass
 class Settings:
-    """What to measure."""
+    """The measurements to run."""
 
     only: Literal["costs", "choices", "svd", "rules", "memory"] | None = None
     """one study; all by default"""
@@ -44,7 +44,7 @@ def main(settings: Settings) -> None:
 
 
 def load(file: Path) -> dict[str, list[Row]]:
-    """Rows by study; none if there is no file."""
+    """Return the rows by study; empty if the file does not exist."""
     results: dict[str, list[Row]] = {}
     for line in file.read_text().splitlines() if file.exists() else ():
         row = json.loads(line)
@@ -53,13 +53,13 @@ def load(file: Path) -> dict[str, list[Row]]:
 
 
 def save(file: Path, results: dict[str, list[Row]]) -> None:
-    """One line per row."""
+    """Write one JSON line per row."""
     lines = [json.dumps({"study": name, **row}) for name in STUDIES for row in results.get(name, [])]
     file.write_text("".join(line + "\n" for line in lines))
 
 
 def insert_tables(text: str, results: dict[str, list[Row]]) -> str:
-    """The README with a table after each of its `<!-- study -->` marks, in place of the one that stands there."""
+    """Return the README with a new table after each of its `<!-- study -->` marks, replacing the old ones."""
     blocks: list[str] = []
     for block in text.split("\n\n"):
         if not block.startswith("| "):
@@ -71,7 +71,7 @@ def insert_tables(text: str, results: dict[str, list[Row]]) -> str:
 
 
 def group_by_model(rows: list[Row]) -> list[Row]:
-    """One row per strategy, its seconds per model in columns."""
+    """Return one row per strategy, with its seconds for each model in columns."""
     wide: dict[str, Row] = {}
     for row in rows:
         line = wide.setdefault(str(row["strategy"]), {"strategy": row["strategy"], "ranks": row["ranks"]})
@@ -80,7 +80,7 @@ def group_by_model(rows: list[Row]) -> list[Row]:
 
 
 def format_table(rows: list[Row]) -> str:
-    """The rows as a Markdown table; the columns are the keys of all rows in order of appearance."""
+    """Return the rows as a Markdown table; its columns are the keys of all rows in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns), *([_format_cell(row.get(c, "")) for c in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

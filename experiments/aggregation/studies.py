@@ -1,4 +1,4 @@
-"""The measurements of this study, each a function that yields rows (plain dictionaries)."""
+"""The measurements of this study: functions that yield rows as plain dictionaries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fedpeft.peft.low_rank import CostModel, LowRank, Method, compute_leading_ei
 Row = dict[str, str | float | int]
 
 MIXED = [Client(AdapterShape(rank, 16.0), 1.0 + i % 7) for i, rank in enumerate([4] * 50 + [8] * 30 + [16] * 20)]
-"""100 clients, ranks 4*50,8*30,16*20: the global rank is 16, the stack of one layer 760 wide."""
+"""100 clients, 50 of rank 4, 30 of rank 8, 20 of rank 16. The global rank is 16; one layer's stack is 760 wide."""
 
 MINILM = [(384, 384)] * 12
 """The query and value layers of a 6-layer MiniLM."""
@@ -37,18 +37,18 @@ SEVEN_B = {"attention": (4096, 4096), "gate and up": (11008, 4096), "down": (409
 
 
 def measure_costs(repeats: int) -> Iterator[Row]:
-    """The constants of `fedpeft.peft.low_rank.CostModel`: seconds per elementary step, fp64; the least of the runs."""
+    """Measure the constants of `fedpeft.peft.low_rank.CostModel`: fp64 seconds per elementary step, the minimum."""
     generator = torch.Generator().manual_seed(0)
     constants: dict[str, list[float]] = {"multiply": [], "factorise": [], "eigen": [], "singular": []}
     for tall, wide in ((1500, 400), (4096, 800)):
-        X = torch.randn(tall, wide, generator=generator, dtype=torch.float64)
-        G = X.T @ X
+        tall_matrix = torch.randn(tall, wide, generator=generator, dtype=torch.float64)
+        gram = tall_matrix.T @ tall_matrix
         seconds = time_interleaved(
             {
-                "multiply": lambda X=X: X.T @ X,  # type: ignore[misc]
-                "factorise": lambda X=X: torch.linalg.qr(X),  # type: ignore[misc]
-                "eigen": lambda G=G: compute_leading_eigenvectors(G, 16),  # type: ignore[misc]
-                "singular": lambda G=G: torch.linalg.svd(G),  # type: ignore[misc]
+                "multiply": lambda tall_matrix=tall_matrix: tall_matrix.T @ tall_matrix,  # type: ignore[misc]
+                "factorise": lambda tall_matrix=tall_matrix: torch.linalg.qr(tall_matrix),  # type: ignore[misc]
+                "eigen": lambda gram=gram: compute_leading_eigenvectors(gram, 16),  # type: ignore[misc]
+                "singular": lambda gram=gram: torch.linalg.svd(gram),  # type: ignore[misc]
             },
             repeats + 1,  # the first call of each is a warm-up
             min,
@@ -62,7 +62,10 @@ def measure_costs(repeats: int) -> Iterator[Row]:
 
 
 def measure_choices(repeats: int) -> Iterator[Row]:
-    """Does the cost model choose the fastest exact method? Regret: time of its choice over the best time."""
+    """Check whether the cost model chooses the fastest exact method.
+
+    Regret is the time of its choice over the best time.
+    """
     for out, in_, width in ((384, 384, 40), (384, 384, 760), (384, 1536, 760), (1024, 1024, 400), (4096, 4096, 200)):
         product = _create_product(out, in_, width, decay=False)
         methods: list[Method] = ["qr", "gram", "dense"] if out < 4096 else ["qr", "gram"]
@@ -77,7 +80,10 @@ def measure_choices(repeats: int) -> Iterator[Row]:
 
 
 def _create_product(out: int, in_: int, width: int, decay: bool) -> LowRank:
-    """A stack of `width` rank-one terms: independent, or (decay) noisy copies of 8 common ones, as clients' are."""
+    """Create a stack of `width` rank-one terms: independent, or with `decay` noisy copies of 8 common ones.
+
+    Clients' updates resemble the second case.
+    """
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(out, width, generator=generator) / out**0.5
     right = torch.randn(width, in_, generator=generator) / in_**0.5
@@ -88,27 +94,27 @@ def _create_product(out: int, in_: int, width: int, decay: bool) -> LowRank:
 
 
 def measure_svd(repeats: int) -> Iterator[Row]:
-    """One 4096 x 4096 module from 100 clients of rank 8: forming dW and its dense fp32 SVD, against the factors."""
+    """Compare the dense fp32 SVD of dW with SVDs of its factors, for a 4096 x 4096 module and 100 clients of rank 8."""
     for decay in (True, False):
         product = _create_product(4096, 4096, 800, decay)
         results: dict[str, LowRank] = {}
 
         def dense(product: LowRank = product, results: dict[str, LowRank] = results) -> None:
-            U, S, Vt = torch.linalg.svd(product.to_dense(), full_matrices=False)
-            results["dense"] = LowRank(U[:, :8] * S[:8], Vt[:8])
+            left, singular, right = torch.linalg.svd(product.to_dense(), full_matrices=False)
+            results["dense"] = LowRank(left[:, :8] * singular[:8], right[:8])
 
-        def factored(method: str, product: LowRank = product, results: dict[str, LowRank] = results) -> None:
+        def record_factored(method: str, product: LowRank = product, results: dict[str, LowRank] = results) -> None:
             results[method] = compute_truncated_svd(product, 8, method).to_low_rank()
 
-        def few(method: str, times: int = 5) -> float:
-            return time_interleaved({method: lambda: factored(method)}, times)[method]
+        def time_factored(method: str, times: int = 5) -> float:
+            return time_interleaved({method: lambda: record_factored(method)}, times)[method]
 
         quick: dict[str, list[float]] = {"gram": [], "qr": [], "randomised": []}
         slow: list[float] = []
         for _ in range(repeats):
             slow.append(time_interleaved({"dense": dense}, 1)["dense"])
             for method, values in quick.items():
-                values.append(few(method))
+                values.append(time_factored(method))
         seconds = {"dense": _compute_median(slow)} | {m: _compute_median(v) for m, v in quick.items()}
         exact = product.to_dense()
         least = float((results["dense"].to_dense() - exact).norm())
@@ -131,7 +137,10 @@ def _compute_median(values: Sequence[float]) -> float:
 
 
 def measure_rules(repeats: int) -> Iterator[Row]:
-    """Seconds of one aggregation, 100 clients; mixed ranks where the rule takes them, else rank 8 (`ranks`)."""
+    """Measure the seconds of one aggregation of 100 clients.
+
+    Rules that support it use mixed ranks, the others rank 8 (`ranks`).
+    """
     shapes: dict[str, list[tuple[int, int]]] = {"MiniLM, 12 layers": MINILM}
     shapes |= {f"7B {name}": [shape] for name, shape in SEVEN_B.items()}
     for model, layers in shapes.items():
@@ -169,7 +178,10 @@ def _create_case(
 
 
 def measure_memory(repeats: int) -> Iterator[Row]:
-    """Peak resident memory above that before the round: two 11008 x 4096 modules, 100 clients, updates on disk."""
+    """Measure the memory that a round adds: two 11008 x 4096 modules, 100 clients, updates on disk.
+
+    The value is the peak resident memory minus the resident memory before the round.
+    """
     with tempfile.TemporaryDirectory() as folder:
         layout = create_lora_layout([(11008, 4096)] * 2, AdapterShape(16, 16.0))
         state = create_random_state(layout, 0)
@@ -201,21 +213,27 @@ def _measure_peak(name: str, folder: str) -> int:
 
 
 def _read_high_water() -> int:
-    """Bytes of the largest resident set of this process so far (getrusage would count the parent's before the fork)."""
+    """Return the peak resident memory of this process in bytes.
+
+    getrusage would include the parent's memory before the fork.
+    """
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 class StoredUpdates(Sequence[Update]):
-    """Updates on disk, read anew at each access."""
+    """Updates on disk, read again at each access."""
 
     def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+        """Hold the folder of the updates and the names of their tensors."""
         self.folder, self.names = folder, names
 
     def __len__(self) -> int:
+        """Return the number of clients."""
         return len(MIXED)
 
     def __getitem__(self, i):  # type: ignore[no-untyped-def]
+        """Read the update of client `i`."""
         if i >= len(MIXED):
             raise IndexError(i)
         received, delta = (self._read(f"{kind}-{i}") for kind in ("received", "delta"))

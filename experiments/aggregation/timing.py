@@ -1,4 +1,4 @@
-"""Interleaved timing: every candidate runs once per repeat, so that a busy moment of the machine hits all alike."""
+"""Interleaved timing: every candidate runs once per repeat, so that a busy moment affects all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def time_interleaved(
     repeats: int,
     summary: Callable[[Sequence[float]], float] = statistics.median,
 ) -> dict[str, float]:
-    """Seconds of each candidate over `repeats` (at least 1) rounds: their median, or another `summary`."""
+    """Return the seconds of each candidate over `repeats` (at least 1) rounds: the median, or `summary`."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, run in candidates.items():

@@ -1,1 +1,1 @@
-"""What 20 Newsgroups (or `--dataset`) gives without any federation: `python -m experiments.baselines`."""
+"""Results on 20 Newsgroups, or `--dataset`, without any federation: `python -m experiments.baselines`."""

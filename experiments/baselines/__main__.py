@@ -1,7 +1,7 @@
 """python -m experiments.baselines: frozen probes at several text lengths, and TF-IDF with logistic regression.
 
-Prints test accuracy on 20 Newsgroups. Regularisation is chosen on the validation rows that every run uses, so no line
-has seen the test rows. A run reports the probe at its own text length, at least 128 tokens.
+Prints test accuracy on 20 Newsgroups. Regularization is chosen on the validation examples that every run uses, so no
+line depends on the test examples. A run reports the probe at its own text length, at least 128 tokens.
 """
 
 from __future__ import annotations

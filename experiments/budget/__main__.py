@@ -1,7 +1,7 @@
-"""Where does the time of a run go? `python -m experiments.budget RUN...`, or without a run: the default one, made now.
+"""Where does the time of a run go? `python -m experiments.budget RUN...`; without RUN, it makes a default run.
 
-Read from what the run itself has recorded: `phases` in summary.json, and of the rounds `training_seconds`,
-`aggregation_seconds` and `seconds` in rounds.jsonl. Prints a table and draws bars, one per run and phase.
+The times come from the run's own records: `phases` in summary.json, and `training_seconds`, `aggregation_seconds` and
+`seconds` in rounds.jsonl. Prints a table and draws bars, one per run and phase.
 
     python -m experiments.budget runs/a runs/b --chart budget.svg
     python -m experiments.budget --quick
@@ -31,24 +31,24 @@ from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.records import Records
 
 ROUNDS = "rounds"
-"""The phase that rounds.jsonl says more of."""
+"""The phase that rounds.jsonl divides further."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Which runs."""
+    """The runs to show."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """folders of finished runs; none: the default run is made, and forgotten"""
     quick: bool = False
-    """of the run that is made: only a first answer"""
+    """make a quick run if no RUN is given"""
     chart: Path = Path("budget.svg")
     """where the bars are drawn"""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The seconds of one run: `parts` by phase, in their order, and `seconds` of it all."""
+    """The seconds of one run: `parts` by phase in their order, and `seconds` in total."""
 
     name: str
     parts: Mapping[str, float]
@@ -56,10 +56,10 @@ class Budget:
 
     @classmethod
     def read(cls, folder: Path) -> Budget:
-        """That of a finished run.
+        """Read the times of a finished run.
 
         Raises:
-            RunError: there is none, or it has recorded no phases.
+            RunError: the folder has no finished run, or the run recorded no phases.
         """
         summary = FinishedRun.read(folder).summary
         phases = summary.get("phases")
@@ -78,12 +78,15 @@ class Budget:
 
 
 def split_round_seconds(rounds: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
-    """The `seconds` of all rounds in parts; one, where rounds tell no times (secret cohorts) or others ran before."""
-    told = [line for line in rounds if line["round"] > 0]
-    if not told or any(line["seconds"] is None for line in told) or sum(line["seconds"] for line in told) > seconds:
+    """Split the `seconds` of all rounds into parts.
+
+    Returns a single part if rounds record no times (secret cohorts) or if some ran in an earlier process.
+    """
+    known = [line for line in rounds if line["round"] > 0]
+    if not known or any(line["seconds"] is None for line in known) or sum(line["seconds"] for line in known) > seconds:
         return {ROUNDS: seconds}
     trained, aggregated, all_of = (
-        sum(line[name] for line in told) for name in ("training_seconds", "aggregation_seconds", "seconds")
+        sum(line[name] for line in known) for name in ("training_seconds", "aggregation_seconds", "seconds")
     )
     return {
         "rounds: training": trained - aggregated,
@@ -94,7 +97,7 @@ def split_round_seconds(rounds: Sequence[Mapping[str, Any]], seconds: float) -> 
 
 
 def build_table(budgets: Sequence[Budget]) -> Table:
-    """A row per phase: seconds, and the share of the run."""
+    """Build a table with one row per phase: seconds, and the share of the run."""
     shown = Table("phase", *(text for b in budgets for text in (f"{b.name} (s)", "%")))
     for phase in dict.fromkeys(phase for budget in budgets for phase in budget.parts):
         cells = []
@@ -108,7 +111,7 @@ def build_table(budgets: Sequence[Budget]) -> Table:
 
 
 def draw(budgets: Sequence[Budget], path: Path) -> None:
-    """Horizontal bars, phases from top to bottom.
+    """Draw horizontal bars, with phases from top to bottom.
 
     Raises:
         RunError: the file can't be written.
@@ -135,10 +138,10 @@ def draw(budgets: Sequence[Budget], path: Path) -> None:
 
 
 def make_run(folder: Path, quick: bool) -> Path:
-    """The default run in `folder`.
+    """Make the default run in `folder`.
 
     Raises:
-        RunError: it has failed.
+        RunError: the run has failed.
     """
     words = ["-m", "fedpeft.simulate", "--clients", "100", "--output", str(folder), *(["--quick"] if quick else [])]
     if subprocess.run([sys.executable, *words], check=False).returncode:

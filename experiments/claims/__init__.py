@@ -1,1 +1,1 @@
-"""What papers claim, and what the committed studies say of it."""
+"""Claims of papers, and what the committed studies show about them."""

@@ -1,7 +1,7 @@
-"""Say of each claim in claims.toml whether the committed studies bear it out, and write docs/claims.md.
+"""Judge each claim of claims.toml by the committed studies, and write docs/claims.md.
 
-python -m experiments.claims            say whether the page is as the results are
-python -m experiments.claims --write    write it
+python -m experiments.claims            check that the page matches the results
+python -m experiments.claims --write    write the page
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ BEGIN, END = "<!-- made by: python -m experiments.claims --write -->\n", "<!-- e
 Judged = tuple[Claim, Evidence, float, Verdict]
 
 OF_SEVERAL = {HOLDS: "hold", FAILS: "do not hold", OPEN: "are not resolved"}
-"""The verdicts as they are said of several claims."""
+"""Plural forms of the verdicts."""
 
 
 def judge(family: Sequence[Claim]) -> list[Judged]:
-    """The verdicts of a family, corrected together."""
+    """Return the verdicts of a family of claims, corrected together."""
     found = [collect_evidence(claim) for claim in family]
     corrected = correct_holm(
         [compute_probability(own, claim.margin) for claim, (own, _) in zip(family, found, strict=True)]
@@ -51,7 +51,7 @@ def judge(family: Sequence[Claim]) -> list[Judged]:
 
 
 def format_row(claim: Claim, evidence: Evidence, thinner: float, said: Verdict) -> str:
-    """A line of a table."""
+    """Format a claim as a row of a table."""
     width = evidence.uncertainty.compute_half_width(LEVEL, 2)
     interval = (
         f"{evidence.difference - width:+.2f} to {evidence.difference + width:+.2f}" if math.isfinite(width) else ""
@@ -75,13 +75,13 @@ def format_row(claim: Claim, evidence: Evidence, thinner: float, said: Verdict) 
 
 
 def label(point: object) -> str:
-    """A point of a grid in words."""
+    """Return a point of a grid as text."""
     assert isinstance(point, dict)
     return ", ".join(point.values()) or "the run"
 
 
 def format_page() -> str:
-    """The tables, a family after the other, and how many claims hold."""
+    """Return the tables of all families and a sentence on how many claims hold."""
     families: dict[str, list[Claim]] = {}
     for claim in read_claims():
         families.setdefault(claim.study, []).append(claim)
@@ -101,7 +101,7 @@ def format_page() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit code: 1 where the page is not as the results are, and is not written."""
+    """Run the command, and return 1 if the page differs from the results and is not written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the page")
     options = parser.parse_args(arguments)

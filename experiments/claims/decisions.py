@@ -23,7 +23,7 @@ from fedpeft.studies.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Uncertainty
 BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
 
 ALPHA = 1 - LEVEL
-"""Largest probability of one false verdict or more on the page."""
+"""Largest probability of at least one false verdict on the page."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class PValues:
     """The p-values of a claim's hypotheses.
 
     Attributes:
-        no_difference: of d = 0.
-        beyond_margin: of |d| >= margin; None: the claim is not tested for equivalence.
+        no_difference: p-value of d = 0.
+        beyond_margin: p-value of |d| >= margin; None if the claim is not tested for equivalence.
     """
 
     no_difference: float

@@ -1,4 +1,4 @@
-"""The claims of `claims.toml`, and the committed runs that bear on them."""
+"""The claims of `claims.toml` and the committed runs that test them."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Claim:
     """A claim of a paper, as one study can test it.
 
     Attributes:
-        says: in a sentence.
+        says: the claim in a sentence.
         source: the paper.
-        study: its folder under experiments/, and after a slash the preset whose results lie in a folder of that name.
-        method, baseline: points of the study's grid. `baseline` {} with `beside` says a number of the runs themselves.
-        where: what both share, and the table shows.
-        margin: points that the method may lose; None: it is said to be better.
-        beside: a key of summary.json that the same run is compared with, such as `private_probe_accuracy`.
+        study: its folder under experiments/, followed by a slash and a preset if the results are those of a preset.
+        method, baseline: points of the study's grid. If `beside` is set, `baseline` is {}.
+        where: the labels that both share and the table shows.
+        margin: points that the method may lose; None if the claim is that the method is better.
+        beside: a key of summary.json, such as `private_probe_accuracy`, with which the same run is compared.
     """
 
     says: str
@@ -51,7 +51,7 @@ class Claim:
 
 
 def read_claims(path: Path = HERE / "claims.toml") -> list[Claim]:
-    """All claims of the file; one whose `where` names several values of an axis is one claim for each."""
+    """Read all claims of the file; one claim per value if `where` lists several values of an axis."""
     claims = []
     for written in tomllib.loads(path.read_text(encoding="utf-8"))["claim"]:
         shared: dict[str, Any] = written.get("where", {})
@@ -74,10 +74,10 @@ def read_claims(path: Path = HERE / "claims.toml") -> list[Claim]:
 
 @cache
 def load_section(study: str) -> Section:
-    """The runs of a study's folder.
+    """Load the runs of a study's folder.
 
     Raises:
-        RunError: there is no such study, or no run of it.
+        RunError: there is no such study, or it has no runs.
     """
     folder = STUDIES / study
     results = select_latest(ResultsFile(folder / "results.jsonl").read())
@@ -91,19 +91,19 @@ def load_section(study: str) -> Section:
 
 
 def find_method(section: Section, point: Point) -> Method:
-    """The method of a study whose point has these labels.
+    """Return the only method of a study whose point contains these labels.
 
     Raises:
-        RunError: there is none.
+        RunError: none or several match.
     """
     found = [m for m in section.shown if point.items() <= m.point.items()]
     if len(found) != 1:
-        raise RunError(f"{section.title} has {len(found)} methods with {dict(point)}; exactly one is meant")
+        raise RunError(f"{section.title} has {len(found)} methods with {dict(point)}; exactly one must match")
     return found[0]
 
 
 def collect_evidence(claim: Claim) -> tuple[Evidence, float]:
-    """What the runs say, and the baseline's bytes over the method's, up and down.
+    """Return a claim's paired differences, and the baseline's bytes divided by the method's, both ways.
 
     Raises:
         RunError: the runs share no seed, or a number is missing.
@@ -114,7 +114,7 @@ def collect_evidence(claim: Claim) -> tuple[Evidence, float]:
         by_seed = [_compute_margin_over(run, claim.beside) for _, run in sorted(method.runs.items())]
         return Evidence(np.array(by_seed)), 1.0
     baseline = find_method(section, {**claim.where, **claim.baseline})
-    found = pair_runs(method.scored, baseline.scored)
+    found = pair_runs(method.test_counts, baseline.test_counts)
     if found is None:
         raise RunError(f"{method.label} and {baseline.label} of {section.title} share no seed")
     thinner = (baseline.compute_mean("total_bytes") or 0.0) / (method.compute_mean("total_bytes") or 1.0)

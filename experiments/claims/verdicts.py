@@ -1,9 +1,10 @@
-"""What a study's runs say of a claim: a paired difference, its interval, and a verdict corrected within a family.
+"""Verdicts on claims: a paired difference, its interval, and a p-value corrected within a family.
 
-A claim is about two methods of a study that share everything else. Its p-value is of a paired t-test over seeds and
-test rows at once (`fedpeft.studies.statistics`), two-sided since it is said to hold or not to: of a difference of zero
-where a method is said to be better, of a loss of `margin` points where it is said to be no worse. Within a family of
-comparisons the p-values are Holm's: the smallest times the number of claims, the next times one less, never falling.
+A claim is about two methods of a study that share everything else. Its p-value comes from a paired t-test over seeds
+and test examples at once (`fedpeft.studies.statistics`). The test is two-sided, since the verdict can be that a claim
+holds or that it fails. A claim that a method is better is tested against a difference of zero. A claim that it is no
+worse is tested against a loss of `margin` points. Within a family, Holm's correction multiplies the smallest p-value by
+the number of claims, the next by one less, and never lets the values fall.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ import numpy as np
 from fedpeft.studies.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Array, Uncertainty, compute_uncertainty
 
 MOST_SEEDS = 100
-"""Where so many would not do, no number is said."""
+"""Most seeds that `count_needed_seeds` tries; if more are needed, it returns None."""
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not resolved"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Differences in points, method minus baseline: one a seed, and where rows are known one a test row.
+    """Paired differences in points, method minus baseline, by seed and, if known, by test example.
 
     Attributes:
         by_seed: float64 (seeds,).
-        by_row: float64 (rows,), with the same mean; empty where only totals are known.
-        rest: variance of what is left of single differences (`fedpeft.studies.statistics.PairedDifferences`).
+        by_row: float64 (examples,), with the same mean; empty if only totals are known.
+        rest: residual variance (`fedpeft.studies.statistics.PairedDifferences`).
     """
 
     by_seed: Array
@@ -37,24 +38,24 @@ class Evidence:
 
     @property
     def difference(self) -> float:
-        """Their mean."""
+        """The mean difference."""
         return float(self.by_seed.mean())
 
     @property
     def uncertainty(self) -> Uncertainty:
-        """Of the mean, for other seeds on other rows."""
+        """The uncertainty of the mean, for other seeds on other examples."""
         return compute_uncertainty(self.by_seed, self.by_row, self.rest)
 
     @property
     def of_rows(self) -> float:
-        """The part of its variance that more seeds don't make smaller."""
+        """The part of the mean's variance that more seeds do not reduce."""
         if len(self.by_row) < 2:
             return 0.0
         single = float(self.by_row.var(ddof=1)) - self.rest / len(self.by_seed)
         return max(0.0, single) / len(self.by_row)
 
     def extrapolate_to_seeds(self, seeds: int) -> Uncertainty:
-        """As `uncertainty`, with so many seeds of the same mean and scatter."""
+        """Return the `uncertainty` for this number of seeds with the same mean and variance."""
         fixed, now = self.of_rows, len(self.by_seed)
         of_seeds = float(self.by_seed.var(ddof=1)) / seeds
         falling = max(0.0, self.uncertainty.seen[-1][0] - fixed) * now / seeds
@@ -66,18 +67,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a claim, with the p-value after Holm's correction."""
+    """The verdict on a claim, with its p-value after Holm's correction."""
 
     word: str
     probability: float
     needed: int | None = None
-    """Seeds with which a difference as large, and as scattered, would be resolved; None where none is known."""
+    """Seeds that would resolve a difference with this mean and variance; None if unknown."""
     of_rows: bool = False
-    """Whether no number of seeds would do, since the test rows are too few."""
+    """Whether no number of seeds would be enough, since there are too few test examples."""
 
 
 def correct_holm(probabilities: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Holm, 1979), in the order given."""
+    """Apply Holm's step-down correction (Holm, 1979); the order stays as given."""
     order = sorted(range(len(probabilities)), key=lambda i: probabilities[i])
     corrected, highest = [0.0] * len(order), 0.0
     for rank, index in enumerate(order):
@@ -87,23 +88,26 @@ def correct_holm(probabilities: Sequence[float]) -> list[float]:
 
 
 def open_factor(corrected: Sequence[float]) -> int:
-    """What Holm's correction multiplies the p-value of that claim by which is the next to be rejected: the number of
-    those that are not."""
+    """Return the factor of Holm's correction for the next claim to reject.
+
+    This is the number of claims that are not rejected.
+    """
     return sum(p >= 1 - LEVEL for p in corrected)
 
 
 def compute_probability(evidence: Evidence, margin: float | None) -> float:
-    """Before any correction: of no difference, or of a loss of `margin`."""
+    """Return the uncorrected p-value of no difference, or of a loss of `margin` points."""
     return evidence.uncertainty.compute_probability(evidence.difference + (margin or 0.0))
 
 
 def decide_verdict(evidence: Evidence, margin: float | None, corrected: float, factor: int = 1) -> Verdict:
-    """Holds, does not hold, or not resolved.
+    """Return whether a claim holds, does not hold or is not resolved.
 
     Args:
-        margin: None: the method is said to be better than its baseline.
+        evidence: the paired differences of the claim.
+        margin: points that the method may lose; None if it is claimed to be better than its baseline.
         corrected: the p-value after Holm's correction.
-        factor: of that correction, for a claim that is to be resolved next (`open_factor`).
+        factor: factor of that correction for the next claim to resolve (`open_factor`).
     """
     sought = evidence.difference + (margin or 0.0)
     if len(evidence.by_seed) >= SEEDS_FOR_A_CLAIM and corrected < 1 - LEVEL:
@@ -115,11 +119,12 @@ def decide_verdict(evidence: Evidence, margin: float | None, corrected: float, f
 
 
 def count_needed_seeds(evidence: Evidence, sought: float, factor: int) -> int | None:
-    """The least number of seeds, more than there are, whose p-value would be small enough if mean and scatter stayed.
+    """Return the smallest larger number of seeds that would resolve a claim with the same mean and variance.
 
     Args:
-        sought: how far the mean is from what is tested, in points.
-        factor: of Holm's correction, as `open_factor` says.
+        evidence: the paired differences of the claim.
+        sought: distance of the mean from the tested value, in points.
+        factor: factor of Holm's correction (`open_factor`).
     """
     now = len(evidence.by_seed)
     if now < 2 or sought == 0.0:

@@ -1,1 +1,1 @@
-"""How many bytes each codec takes, how much error it makes, how fast it is; see README.md."""
+"""Bytes, error and speed of each codec; see README.md."""

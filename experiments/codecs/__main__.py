@@ -1,14 +1,18 @@
 """Size, error and speed of codecs on adapter updates.
 
     python -m experiments.codecs                         synthetic updates with the spectrum of real ones
-    python -m experiments.codecs --updates updates.pt    real ones, from `python -m experiments.codecs.updates`
+    python -m experiments.codecs --updates updates.pt    real updates, from `python -m experiments.codecs.updates`
     python -m experiments.codecs "topk | sign | rans"    other codecs
 
-Columns: bytes of the whole payload for each parameter; how many times smaller than fp32; order-0 entropy of the
-symbols, in bytes for each parameter (what an ideal coder with free tables would take); relative error of the update,
-norm(x - x') / norm(x); relative error of its effect on the adapted weights, without and with importance weights; the
-error that is left in the mean of what is received when the same update is sent ten times with error feedback, and
-without gain; MB of fp32 a second, encoding and decoding, by processor time on one thread.
+Columns:
+
+- bytes of the whole payload per parameter
+- ratio of the fp32 size to this size
+- order-0 entropy of the symbols in bytes per parameter, which an ideal coder with free tables would reach
+- relative error of the update, norm(x - x') / norm(x)
+- relative error of its effect on the adapted weights, without and with importance weights
+- error of the mean of the decoded updates after sending the same update ten times with error feedback and no gain
+- MB of fp32 per second, encoding and decoding, by processor time on one thread
 """
 
 from __future__ import annotations
@@ -45,37 +49,37 @@ UNIFORM_AND_ADAPTIVE = [
 
 
 def create_synthetic(modules: int = 12, rank: int = 8, width: int = 384) -> dict[str, State]:
-    """An update whose singular values fall as those of real ones do (0.30, 0.17, 0.13, ..., measured on MiniLM)."""
+    """Create an update whose singular values decay like real ones (0.30, 0.17, 0.13, ..., measured on MiniLM)."""
     generator = torch.Generator().manual_seed(0)
     spectrum = torch.tensor([0.30, 0.172, 0.129, 0.11, 0.09, 0.077, 0.067, 0.055])[:rank]
     states: dict[str, State] = {"received": {}, "trained": {}, "delta": {}}
     for i in range(modules):
         for name, shape in ((f"{i}.lora_A.weight", (rank, width)), (f"{i}.lora_B.weight", (width, rank))):
-            U = torch.linalg.qr(torch.randn(shape[0], rank, generator=generator)).Q
-            V = torch.linalg.qr(torch.randn(shape[1], rank, generator=generator)).Q
+            left = torch.linalg.qr(torch.randn(shape[0], rank, generator=generator)).Q
+            right = torch.linalg.qr(torch.randn(shape[1], rank, generator=generator)).Q
             states["received"][name] = torch.randn(shape, generator=generator) * 0.03
-            states["delta"][name] = (U * spectrum) @ V.T
+            states["delta"][name] = (left * spectrum) @ right.T
             states["trained"][name] = states["received"][name] + states["delta"][name]
     return states
 
 
 def compute_norm(state: State) -> float:
-    """Euclidean norm over all tensors."""
+    """Return the Euclidean norm over all tensors."""
     return math.sqrt(sum(float(t.double().square().sum()) for t in state.values()))
 
 
 def subtract(a: State, b: State) -> State:
-    """The difference of two states."""
+    """Return the difference of two states."""
     return {name: a[name] - b[name] for name in a}
 
 
 def multiply_factors(state: State) -> State:
-    """B A of each adapted layer."""
+    """Return the product B A of each adapted layer."""
     return {n: state[n.replace("lora_A", "lora_B")] @ state[n] for n in state if "lora_A" in n}
 
 
 def create_layout(state: State) -> Layout:
-    """The layout of LoRA factors; their alpha plays no part."""
+    """Create the layout of LoRA factors; their alpha has no effect here."""
     specs = (
         TensorSpec(n, tuple(t.shape), "lora_A" if "lora_A" in n else "lora_B", n.split(".lora_")[0])
         for n, t in state.items()
@@ -84,14 +88,14 @@ def create_layout(state: State) -> Layout:
 
 
 def compute_effect_error(update: dict[str, State], back: State) -> float:
-    """Relative error of the change of B A."""
+    """Return the relative error of the change of B A."""
     received, trained = update["received"], multiply_factors(update["trained"])
     lost = subtract(trained, multiply_factors({name: received[name] + back[name] for name in back}))
     return compute_norm(lost) / compute_norm(subtract(trained, multiply_factors(received)))
 
 
 def measure_seconds(action: object, times: int = 5) -> float:
-    """Least processor time of a call."""
+    """Return the least processor time of a call."""
     spent = []
     for _ in range(times):
         start = time.process_time()
@@ -101,7 +105,7 @@ def measure_seconds(action: object, times: int = 5) -> float:
 
 
 def measure(codec: Codec, update: dict[str, State]) -> dict[str, float]:
-    """One row of the table."""
+    """Measure one row of the table."""
     delta = update["delta"]
     shapes = {name: tuple(tensor.shape) for name, tensor in delta.items()}
     count = sum(tensor.numel() for tensor in delta.values())
@@ -131,7 +135,7 @@ def measure(codec: Codec, update: dict[str, State]) -> dict[str, float]:
 
 
 def measure_all(texts: list[str], updates: dict[str, dict[str, State]]) -> Iterator[dict[str, object]]:
-    """All rows."""
+    """Yield all rows of the table."""
     for name, update in updates.items():
         for text in texts:
             yield {"update": name, "codec": text, **measure(parse_codec(text), update)}
@@ -153,7 +157,7 @@ FORMATS = {
 
 
 def format_line(row: dict[str, object]) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     cells = (
         form.format(str(row[key]).replace("|", "\\|") if form == "{}" else row[key]) for key, form in FORMATS.items()
     )
@@ -161,7 +165,11 @@ def format_line(row: dict[str, object]) -> str:
 
 
 def load_updates(file: Path) -> dict[str, dict[str, State]]:
-    """The updates in a file, or RunError: they can't be read."""
+    """Load the updates in a file.
+
+    Raises:
+        RunError: the file can't be read.
+    """
     try:
         found: dict[str, dict[str, State]] = torch.load(file, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -170,10 +178,12 @@ def load_updates(file: Path) -> dict[str, dict[str, State]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the codecs and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("codecs", nargs="*", help="codecs to measure; default: all presets and some others")
-    parser.add_argument("--modules", type=int, default=12, help="of the synthetic update, of 6,144 entries each; 12")
+    parser.add_argument(
+        "--modules", type=int, default=12, help="modules of the synthetic update, of 6,144 entries each; 12"
+    )
     parser.add_argument("--updates", type=Path, help="file written by experiments.codecs.updates")
     parser.add_argument("--output", type=Path, help="file to write rows to, as JSON lines")
     arguments = parser.parse_args()

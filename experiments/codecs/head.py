@@ -1,11 +1,11 @@
-"""How coarsely may clients send what the ridge head is solved from? Bytes against the head's accuracy, no training.
+"""How coarsely may clients send the statistics for the ridge head? Bytes against the head's accuracy, no training.
 
     python -m experiments.codecs.head [--seeds 3]
 
-The frozen features of the default run (20 Newsgroups, 100 clients, computed once and kept in the cache), for each seed
-with its own partition. Each row sends every client's statistics through a codec, sums what arrives, solves the head
-and scores it on the 1,000 validation rows: accuracy, cross-entropy, and on how many rows it predicts what the exact
-head does. Means over the seeds; bytes are those of the real payloads.
+Uses the frozen features of the default run (20 Newsgroups, 100 clients), computed once and cached; each seed has its
+own partition. Each row sends every client's statistics through a codec, sums the decoded statistics and solves the
+head. The head is scored on the 1,000 validation examples: accuracy, cross-entropy, and the number of examples with the
+same prediction as the exact head. Values are means over the seeds; bytes are those of the real payloads.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from experiments import exit_on_error
 from fedpeft.aggregation.heads.ridge import Ridge
@@ -43,7 +43,7 @@ FACTORS = (
 
 @dataclass(frozen=True)
 class Federation:
-    """Frozen features (rows, width) and labels (rows,) of all rows, the clients' shards, and the validation rows."""
+    """Frozen features (examples, width), labels (examples,), the clients' shards, and the validation examples."""
 
     features: Tensor
     labels: Tensor
@@ -53,7 +53,7 @@ class Federation:
 
 
 def load_federation(seed: int) -> Federation:
-    """That of 20 Newsgroups, with the default settings."""
+    """Load 20 Newsgroups with the default settings."""
     with tempfile.TemporaryDirectory() as folder:
         simulation = Simulation(
             RunConfig(dataset="20newsgroups", seed=seed), Path(folder), ConsoleObserver(Console(quiet=True))
@@ -69,14 +69,17 @@ def load_federation(seed: int) -> Federation:
 
 
 def compute_statistics(data: Federation, head: Ridge) -> list[State]:
-    """What each client sends, before it is encoded."""
+    """Return each client's statistics before encoding."""
     return [head.statistics(data.features[rows], data.labels[rows], data.classes) for rows in data.shards]
 
 
 def solve_head(
     data: Federation, head: Ridge, made: Sequence[State], text: str, share: float = 1.0
 ) -> tuple[int, Tensor]:
-    """Bytes, and the logits (rows, classes) of the validation rows; only the first `share` of the clients send."""
+    """Return the bytes sent and the logits (examples, classes) of the validation examples.
+
+    Only the first `share` of the clients send.
+    """
     codec, width = parse_codec(text), data.features.shape[1]
     total, size = Fold(), 0
     for client, sent in enumerate(made[: round(share * len(made))]):
@@ -90,7 +93,7 @@ def solve_head(
 
 
 def measure_all(data: Federation) -> Iterator[tuple[str, str, tuple[float, ...]]]:
-    """What was sent, the codec, and MB, accuracy, cross-entropy and agreement."""
+    """Yield what is sent, the codec, and megabytes, accuracy, cross-entropy and agreement."""
     labels = data.labels[data.validation]
     moments, factor = Ridge(), Ridge(send="factor")
     rows = [(moments, "moments", text, 1.0) for text in MOMENTS]
@@ -103,13 +106,17 @@ def measure_all(data: Federation) -> Iterator[tuple[str, str, tuple[float, ...]]
         predicted = logits.argmax(1)
         exact = predicted if exact is None else exact
         accuracy, agreement = ((predicted == other).double().mean() for other in (labels, exact))
-        yield name, text, (size / 1e6, float(accuracy), float(F.cross_entropy(logits, labels)), float(agreement))
+        yield (
+            name,
+            text,
+            (size / 1e6, float(accuracy), float(functional.cross_entropy(logits, labels)), float(agreement)),
+        )
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the codecs and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3, help="partitions")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, each with its own partition")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {}

@@ -1,14 +1,15 @@
-"""Does precision that changes beat uniform precision? By rows and by link on real updates, over time in whole runs.
+"""Does varying precision beat uniform precision? By examples and by link on real updates, over time in whole runs.
 
     python -m experiments.codecs.precision --updates FOLDER        by_rows and by_link
-    python -m experiments.codecs.precision --runs FOLDER           over_time: ten runs on the tiny data set
+    python -m experiments.codecs.precision --runs FOLDER           over_time: ten runs on the tiny dataset
 
-FOLDER of the first holds the updates of one cohort or more, `*.pt`, each a state as `torch.save` writes it. Rows of the
-clients are drawn from a log-normal distribution with sigma 0.8, speeds of links from one with sigma 1. "Error" is that
-of the weighted mean of a cohort of ten, norm(sum p_k (x_k - x'_k)) / norm(sum p_k x_k); means over the cohorts.
+FOLDER of the first contains the updates of at least one cohort, `*.pt`, each a state as `torch.save` writes it. The
+clients' example counts are drawn from a log-normal distribution with sigma 0.8, their link speeds from one with sigma
+1. "Error" is that of the weighted mean of a cohort of ten, norm(sum p_k (x_k - x'_k)) / norm(sum p_k x_k), averaged
+over the cohorts.
 
-All comparisons are at equal bytes, or for links at an equal time of the slowest upload: the uniform codec's bits are
-set so that both send the same.
+All comparisons are at equal bytes, or for links at an equal time of the slowest upload: the bits of the uniform codec
+are set so that both send the same.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ RISING = "over_time(high=2.0, step=0.25, smoothing=0.5, patience=1) | " + UNIFOR
 
 
 def send_updates(updates: list[State], text: str, bits: Mapping[int, float]) -> tuple[list[int], list[State]]:
-    """Bytes and decoded updates of a cohort whose clients spend `bits`."""
+    """Return the bytes and the decoded updates of a cohort whose clients spend `bits`."""
     shapes = {name: tuple(t.shape) for name, t in updates[0].items()}
     codec = parse_codec(text)
     payloads = [codec.set_bits(bits[k]).encode(x, seed=k) for k, x in enumerate(updates)]
@@ -49,7 +50,7 @@ def send_updates(updates: list[State], text: str, bits: Mapping[int, float]) -> 
 
 
 def compute_mean(states: list[State], p: np.ndarray) -> torch.Tensor:
-    """The weighted mean, flat."""
+    """Return the weighted mean of the states as one vector."""
     flat = torch.stack([torch.cat([x[n].double().flatten() for n in sorted(x)]) for x in states])
     return torch.from_numpy(p) @ flat
 
@@ -57,14 +58,17 @@ def compute_mean(states: list[State], p: np.ndarray) -> torch.Tensor:
 def compute_error(
     updates: list[State], text: str, bits: Mapping[int, float], p: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Bytes of each client, and the relative error of the aggregate."""
+    """Return the bytes of each client and the relative error of the aggregate."""
     sizes, back = send_updates(updates, text, bits)
     exact = compute_mean(updates, p)
     return np.array(sizes), float((compute_mean(back, p) - exact).norm() / exact.norm())
 
 
 def match_uniform(updates: list[State], text: str, p: np.ndarray, wanted: float, cost: np.ndarray) -> float:
-    """The error of uniform precision whose cost, max or sum of bytes times `cost`, is `wanted`."""
+    """Return the error of uniform precision at the cost `wanted`.
+
+    The cost is the sum of bytes, or with per-client `cost` the maximum of bytes times cost.
+    """
     low, high = 0.05, 10.0
     found = float("nan")
     for _ in range(12):
@@ -76,7 +80,7 @@ def match_uniform(updates: list[State], text: str, p: np.ndarray, wanted: float,
 
 
 def measure_updates(folder: Path) -> None:
-    """by_rows and by_link."""
+    """Compare by_rows and by_link with uniform precision."""
     files = sorted(folder.glob("*.pt"))
     updates = [torch.load(file, weights_only=True) for file in files]
     cohorts = [updates[i : i + COHORT] for i in range(0, len(updates) - COHORT + 1, COHORT)]
@@ -104,7 +108,7 @@ def measure_updates(folder: Path) -> None:
 
 
 def measure_runs(folder: Path, seeds: int = 5) -> None:
-    """over_time against uniform precision with the same bytes, seed by seed."""
+    """Compare over_time with uniform precision at the same bytes, seed by seed."""
     console = Console(quiet=True)
     print("| seed | bytes a parameter, over_time | uniform | loss, over_time | uniform |")
     print("|---|---|---|---|---|")
@@ -124,7 +128,7 @@ def measure_runs(folder: Path, seeds: int = 5) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the rules and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--updates", type=Path, help="folder of updates")
     parser.add_argument("--runs", type=Path, help="folder for the runs")

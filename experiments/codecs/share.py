@@ -2,12 +2,12 @@
 
     python -m experiments.codecs.share [--rounds 3] [CODEC ...]
 
-One worker, this process, so that all parts are timed where they happen: what clients spend on decoding the model
-(`arrival`) and encoding their update, what the server spends on encoding the model (which includes decoding it again)
-and decoding updates. The first round is left out: it starts libraries up. "Share" is all four over the round's time
-without evaluation. With more workers the clients' part shrinks as the training does; the server's part does not, so
-"share, a client's own" relates it to the mean time of a single client: what a deployment sees whose clients train at
-the same time.
+Everything runs in this process, with one worker, so each part can be timed directly. Clients decode the model
+(`arrival`) and encode their update. The server encodes the model, which includes decoding it again, and decodes
+updates. The first round is left out, since it initializes libraries. "Share" is all four parts over the round's time
+without evaluation. With more workers, the clients' part shrinks as training does, but the server's part does not.
+"Share, a client's own" therefore uses the mean time of a single client, as in a deployment whose clients train at the
+same time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PARTS: dict[str, tuple[type, str]] = {
 
 @contextmanager
 def time_parts(spent: Counter[str]) -> Iterator[None]:
-    """While this is open, seconds in each of the parts are added to `spent`."""
+    """Add the seconds spent in each part to `spent` inside the context."""
 
     def clock(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **given: Any) -> Any:
@@ -65,21 +65,22 @@ def time_parts(spent: Counter[str]) -> Iterator[None]:
 
 
 class Snapshots(Records):
-    """Records that also keep what had been spent when each line of rounds.jsonl was written, round 0 first."""
+    """Records that also keep the time spent until each line of rounds.jsonl, round 0 first."""
 
     def __init__(self, folder: Path, spent: Counter[str]) -> None:
+        """Open the records of a folder, and hold the running totals."""
         super().__init__(folder)
         self.spent, self.at_round = spent, list[Counter[str]]()
 
     def append(self, name: str, *entries: dict[str, Any]) -> None:
-        """Append JSON lines."""
+        """Append JSON lines, and keep the totals after each round."""
         super().append(name, *entries)
         if name == "rounds.jsonl":
             self.at_round.append(Counter(self.spent))
 
 
 def measure(codec: str, rounds: int) -> dict[str, float]:
-    """Mean seconds of a round, of its parts, and its clients."""
+    """Return the mean seconds of a round and of its parts, and the number of clients."""
     spent: Counter[str] = Counter()
     config = RunConfig(
         dataset="20newsgroups",
@@ -104,7 +105,7 @@ def measure(codec: str, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the codecs and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("codecs", nargs="*", default=["small", "tiny"], help="presets or codecs")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each run, at least 2")

@@ -1,11 +1,10 @@
-"""What do the bits of the way down buy? A run's final state, sent by one grid or another, and scored.
+"""Which error do the bits of the downlink buy? A run's final state, sent by several grids and scored.
 
     python -m experiments.codecs.states runs/NAME
 
-One step size for all tensors stands against steps that grow with the root of a tensor's magnitude
-(`compute_balanced_weights`, what
-runs use). Errors are norm(x - x') / norm(x) of the movement since the start; cross-entropy and accuracy are those of
-the validation rows.
+Compares one step size for all tensors with steps that grow with the root of a tensor's magnitude
+(`compute_balanced_weights`, which runs use). Errors are norm(x - x') / norm(x) of the movement since the start.
+Cross-entropy and accuracy are measured on the validation examples.
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ GRIDS = (
 )
 """Grid, and whether its steps are balanced."""
 KINDS = {"A": "lora_A", "B": "lora_B", "head": "head."}
-"""Tensors whose errors are told apart, by a part of their names."""
+"""Groups of tensors with separate errors, by a part of their names."""
 
 
 def flatten(state: State, part: str) -> Tensor:
-    """All entries of the tensors whose names contain `part`."""
+    """Return all entries of the tensors whose names contain `part`."""
     return torch.cat([tensor.flatten().double() for name, tensor in sorted(state.items()) if part in name])
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the grids and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a run of lora, by a strategy without residual")
+    parser.add_argument("run", type=Path, help="folder of a run with lora and a strategy without residual")
     folder: Path = parser.parse_args().run
     progress = Checkpoints(folder / "checkpoint").load()
     if progress is None:

@@ -1,9 +1,9 @@
-"""Real LoRA updates to measure codecs on: a few AdamW steps of MiniLM on rows of 20 Newsgroups.
+"""Real LoRA updates for measuring codecs: a few AdamW steps of MiniLM on examples of 20 Newsgroups.
 
     python -m experiments.codecs.updates --model DIR --rows 20newsgroups-train.tab --output updates.pt
 
-Writes, for each LoRA target set, the state that a client received, what it had after training, and the difference. The
-first update starts from B = 0; the second starts from a state trained before on other rows, as in a later round.
+Writes, for each LoRA target set, the received state, the trained state and their difference. The first update starts
+from B = 0. The second starts from a state trained on other examples, as in a later round.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TARGETS = {"qv": ["query", "value"], "linear": ["query", "key", "value", "dense"
 
 
 def read_rows(path: Path, count: int, seed: int) -> tuple[list[str], torch.Tensor]:
-    """`count` random texts and their class numbers from a tab-separated file with three header lines."""
+    """Read `count` random texts and their class numbers from a tab-separated file with three header lines."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[3:]
     pairs = [line.split("\t", 1) for line in lines if "\t" in line]
     classes = {name: i for i, name in enumerate(sorted({label for label, _ in pairs}))}
@@ -31,12 +31,12 @@ def read_rows(path: Path, count: int, seed: int) -> tuple[list[str], torch.Tenso
 
 
 def copy_adapter(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the adapter's tensors."""
+    """Return a copy of the adapter's tensors."""
     return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
 
 def main() -> None:
-    """Train and write."""
+    """Train the adapters and write their updates."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--rows", required=True, type=Path)

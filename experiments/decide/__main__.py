@@ -37,7 +37,7 @@ CORES, MOST_HOURS = 2, 24.0
 """The budget: hours of so many cores."""
 
 MOST_MARGIN = 3.0
-"""In points."""
+"""Largest margin in points."""
 
 
 def make_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:

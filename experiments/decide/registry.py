@@ -50,15 +50,15 @@ class RegisteredClaim:
     """A claim of a paper, and how the study decides it.
 
     Attributes:
-        number: on the page, from 1.
-        topic: what it is about.
+        number: its number on the page, from 1.
+        topic: its topic.
         says: the claim in a sentence.
         paper: title of the paper.
         arxiv: id of the paper.
         study: name of the task.
         method, baseline: labels of two arms of the task's study file.
         direction: what the paper states: "better" or "no worse".
-        pilot: where its variances come from.
+        pilot: the source of its variances.
     """
 
     number: int
@@ -83,7 +83,7 @@ class Task:
         judged_on: the examples, in words.
         margin: equivalence margin in points; None: its test set cannot resolve one.
         ladder: task of experiments/ladder with its probe and pooled adapter; empty: none.
-        seconds: where committed runs of its baseline are.
+        seconds: the location of committed runs of its baseline.
     """
 
     name: str
@@ -95,12 +95,12 @@ class Task:
 
     @property
     def study(self) -> Study:
-        """The runs that decide."""
+        """The study whose runs decide the claims."""
         return self._read_study(RUNS)
 
     @property
     def tuning(self) -> Study:
-        """The runs that choose rates."""
+        """The study whose runs choose the learning rates."""
         return self._read_study(TUNING)
 
     def _read_study(self, preset: str) -> Study:
@@ -156,7 +156,7 @@ def compute_evidence(pilot: Pilot, measure: str) -> Evidence:
     """
     section = load_section(pilot.study)
     method, baseline = find_method(section, pilot.method), find_method(section, pilot.baseline)
-    paired = pair_runs(method.scored, baseline.scored)
+    paired = pair_runs(method.test_counts, baseline.test_counts)
     if paired is None:
         raise RunError(f"{method.label} and {baseline.label} of {section.title} share no seed")
     if measure != NATS:

@@ -40,7 +40,7 @@ class Pages:
         seeds: number of seeds.
         examples: number of test examples.
         margin: in points.
-        accuracy: of all baselines, 0 to 1.
+        accuracy: accuracy of all baselines, 0 to 1.
         corrected: whether the page is corrected; False shows what happens without it.
     """
 
@@ -87,8 +87,8 @@ class Pages:
             own = EFFECTS["arm and seed"] * draw.standard_normal((self.seeds, 1))
             own = own + EFFECTS["arm and example"] * draw.standard_normal((1, self.examples))
             latent: Array = spread * stats.norm.ppf(accuracy) + shared + own + draw.standard_normal(shape)
-            correct_SN = (latent > 0).astype(np.float64)
-            return {s: TestCounts(row, np.ones(self.examples)) for s, row in enumerate(correct_SN)}
+            correct = (latent > 0).astype(np.float64)
+            return {s: TestCounts(row, np.ones(self.examples)) for s, row in enumerate(correct)}
 
         baseline = predict(self.accuracy)
         found = []

@@ -55,12 +55,12 @@ def _find_runs(section: Section, label: str) -> Mapping[int, Result]:
 
 def make_negative_loss(run: Result) -> TestCounts | None:
     """Return a language model's negative loss per test example, in nats; None if it was not kept."""
-    scored = run.scored
+    scored = run.test_counts
     return None if run.loss is None or scored is None else TestCounts(-unpack(run.loss), scored.count, scored.source)
 
 
 SCORES: Mapping[str, Callable[[Result], TestCounts | None]] = {
-    "accuracy": lambda run: run.scored,
+    "accuracy": lambda run: run.test_counts,
     NATS: make_negative_loss,
 }
 """How a run is scored per test example, by measure; higher is better."""

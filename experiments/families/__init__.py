@@ -1,1 +1,1 @@
-"""Which families of models run, and how: tiny random checkpoints of each (`python -m experiments.families`)."""
+"""Model families that run, tried with tiny random checkpoints (`python -m experiments.families`)."""

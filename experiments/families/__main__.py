@@ -1,11 +1,11 @@
-"""The table of model families in docs/families.md: each family as a tiny random checkpoint, tried.
+"""The table of model families in docs/families.md, tested with a tiny random checkpoint of each.
 
     python -m experiments.families               print the table
-    python -m experiments.families --write       put it into docs/families.md
-    python -m experiments.families --only T5     of the families whose names begin so
+    python -m experiments.families --write       insert it into docs/families.md
+    python -m experiments.families --only T5     only families whose names begin with T5
 
-A family runs where lora trains it in fp32 and in bf16, one client after another and all in one pass with the same
-result, and what is saved answers as what was trained. Other methods are tried in fp32.
+A family passes if lora trains it in fp32 and bf16, the sequential and the batched executor agree, and the saved model
+gives the same outputs as the trained one. Other methods are tried in fp32.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from experiments.families.checkpoints import FAMILIES, Family
 from experiments.families.trial import APART, LEARNS, Subject
 
 METHODS = ("ia3", "bottleneck", "prefix_tuning", "prompt_tuning", "bitfit", "full")
-"""Those that are tried beside lora."""
+"""Methods that are tried beside lora."""
 
 TASKS = ("classification", "causal_lm", "seq2seq")
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "families.md"
-BEGIN, END = "<!-- families -->\n", "<!-- /families -->"
+BEGIN, END = "<!-- made by: python -m experiments.families --write -->\n", "<!-- end -->"
 RELOADED = 1e-4
-"""How far the saved model's logits may be from the trained one's: rounding of merged forms."""
+"""Largest difference between the logits of the saved and the trained model, from rounding of merged weights."""
 
 
 class WrongError(AssertionError):
-    """A family runs, and what it computes is not the same everywhere."""
+    """A family runs, but its results differ between executors or after saving."""
 
 
 def build_row(name: str, family: Family, notes: list[str]) -> list[str]:
-    """The family's row; sentences that refuse it are added to `notes`.
+    """Return the family's row, and add the sentences that refuse it to `notes`.
 
     Raises:
-        WrongError: what it computes is not the same everywhere.
+        WrongError: the results of executors or of the saved model differ.
     """
     cells, refused = [], set()
     for task in TASKS:
@@ -53,7 +53,7 @@ def build_row(name: str, family: Family, notes: list[str]) -> list[str]:
 
 
 def _answer(name: str, subject: Subject, notes: list[str]) -> str:
-    """Whether lora trains it; fp32 alone, or not, with the number of the note that says why."""
+    """Return whether lora trains a family, with the number of the note that gives the reason if it does not."""
     for dtype, most in APART.items():
         trial = subject.try_method("lora", dtype)
         if not trial.learns:
@@ -67,10 +67,10 @@ def _answer(name: str, subject: Subject, notes: list[str]) -> str:
 
 
 def build_table(names: Iterable[str]) -> str:
-    """The table of these families, and the sentences of those that are refused."""
+    """Return the table of these families, followed by the sentences that refuse some of them."""
     notes: list[str] = []
     lines = [
-        "| family | reads | classification | language modelling | seq2seq | refused |",
+        "| family | reads | classification | language modeling | seq2seq | refused |",
         "|---|---|---|---|---|---|",
     ]
     lines += ["| " + " | ".join(build_row(name, FAMILIES[name], notes)) + " |" for name in names]
@@ -79,7 +79,7 @@ def build_table(names: Iterable[str]) -> str:
 
 
 def read_table(document: str) -> str:
-    """The table that stands in the document."""
+    """Return the table in the document."""
     found = re.search(f"{BEGIN}(.*?){END}", document, re.DOTALL)
     assert found, "docs/families.md has no place for the table"
     return found.group(1).strip() + "\n"
@@ -90,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from transformers.utils import logging
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="families whose names begin so")
-    parser.add_argument("--write", action="store_true", help="into docs/families.md")
+    parser.add_argument("--only", default="", help="only families whose names begin with this text")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/families.md")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

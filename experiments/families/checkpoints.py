@@ -1,4 +1,4 @@
-"""Tiny checkpoints of model families with seeded random weights, as transformers saves them; nothing is fetched."""
+"""Tiny checkpoints of model families with seeded random weights, as transformers saves them. No download."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ STAGES = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: the name of its configuration and of its classes in transformers.
+    """An architecture: the names of its configuration and its classes in transformers.
 
     Attributes:
         config: class of the configuration.
-        encoder: class for rows with labels; "" where the family has none of its own.
-        language: class of the causal language model; "" where it has none.
-        answering: class of the encoder with its decoder; "" where it has none.
-        sizes: of the configuration; the vocabulary is the tokenizer's.
-        images: whether it reads images, not texts.
+        encoder: class for examples with labels; "" if the family has none.
+        language: class of the causal language model; "" if it has none.
+        answering: class of the encoder-decoder; "" if it has none.
+        sizes: sizes of the configuration; the vocabulary is the tokenizer's.
+        images: whether it reads images instead of text.
     """
 
     config: str
@@ -52,7 +52,7 @@ class Family:
     answering: str = ""
 
     def of(self, task: str) -> str:
-        """Its class for a task; "" where it has none."""
+        """Return the class for a task; "" if there is none."""
         return {"causal_lm": self.language, "seq2seq": self.answering}.get(task, self.encoder)
 
     def save(self, folder: Path, task: str) -> None:
@@ -77,12 +77,12 @@ class Family:
 
 
 def _create_text_family(name: str, **sizes: Any) -> Family:
-    """An encoder and a causal language model of the same sizes; by default the usual ones."""
+    """Create an encoder and a causal language model of the same sizes, by default the usual ones."""
     return Family(f"{name}Config", f"{name}Model", f"{name}ForCausalLM", sizes or TEXT)
 
 
 def _create_encoder_family(name: str, **sizes: Any) -> Family:
-    """An encoder alone."""
+    """Create a family that has only an encoder."""
     return Family(f"{name}Config", f"{name}Model", "", sizes or TEXT)
 
 
@@ -139,4 +139,4 @@ FAMILIES: dict[str, Family] = {
     "ResNet": Family("ResNetConfig", "ResNetModel", "",
                      {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}, images=True),
 }  # fmt: skip
-"""Each family by the name that people call it."""
+"""The families by their usual names."""

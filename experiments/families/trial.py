@@ -1,4 +1,4 @@
-"""One family tried: loaded, adapted, trained one client after another and in one pass, saved, and loaded again."""
+"""One trial of a family: load, adapt, train sequentially and batched, save, and load again."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ ROWS = 12
 CLIENTS = 2
 
 APART = {"fp32": 1e-3, "bf16": 0.3}
-"""How far the updates of the two executors may be from each other, relative to their norm; another update is 1 away."""
+"""Largest distance between the updates of the two executors, relative to their norm. An unrelated update is 1 away."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a family under a task and a method.
+    """The result of a family under a task and a method.
 
     Attributes:
         answer: `LEARNS`, or the sentence that refuses it.
-        apart: of the updates of both executors, relative to their norm; None: it was refused, or there is one.
-        reloaded: largest difference of the saved model's answers to those of the trained one, fp32.
+        apart: distance of the updates of both executors, relative to their norm; None if refused, or with one executor.
+        reloaded: largest difference between the outputs of the saved and the trained model, fp32.
     """
 
     answer: str
@@ -50,13 +50,13 @@ class Trial:
 
     @property
     def learns(self) -> bool:
-        """Whether it runs."""
+        """Whether the family runs."""
         return self.answer == LEARNS
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint of a family in a folder, and rows for a task."""
+    """A checkpoint of a family in a folder, and examples for a task."""
 
     folder: Path
     task: Task
@@ -66,7 +66,7 @@ class Subject:
     @classmethod
     @contextmanager
     def create(cls, family: Family, task: str) -> Iterator[Subject]:
-        """Made for a while; `task`: "classification", "causal_lm" or "seq2seq"."""
+        """Create a temporary checkpoint for a task: "classification", "causal_lm" or "seq2seq"."""
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made) / "MODEL"
             folder.mkdir()

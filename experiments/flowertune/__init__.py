@@ -1,1 +1,1 @@
-"""FlowerTune: the template's way of working in Flower's simulation against ours, same base, rows, rounds and steps."""
+"""FlowerTune: the template in Flower's simulation against fedpeft, with the same base, examples, rounds and steps."""

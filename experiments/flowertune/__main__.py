@@ -1,4 +1,4 @@
-"""`python -m experiments.flowertune`: the template's way of working against ours, same base, rows, rounds and steps."""
+"""`python -m experiments.flowertune`: the FlowerTune template against fedpeft on equal work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedpeft.studies.statistics import compute_half_width
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Compare both sides."""
+    """A comparison of both sides."""
 
     settings: tyro.conf.OmitArgPrefixes[Settings] = dataclasses.field(default_factory=Settings)
     only: str = ""
@@ -32,11 +32,11 @@ class Command:
 
 
 SIDES = ("template", "ours")
-"""The first one is what the other is compared with."""
+"""Both sides; the first one is the reference."""
 
 
 def build_table(found: list[SideResult]) -> Table:
-    """Means of the sides over the seeds, and the least and the most; of both the difference, paired by seed."""
+    """Return the mean, least and most of each side over the seeds, and the paired difference."""
     sides = {side: {f.seed: f for f in found if f.side == side} for side in SIDES}
     sides = {side: seeds for side, seeds in sides.items() if seeds}
     both = sorted(set.intersection(*map(set, sides.values()))) if len(sides) == len(SIDES) else []
@@ -65,7 +65,7 @@ def _format_number(value: float, sign: str = "") -> str:
 
 
 def load_found(command: Command) -> dict[tuple[str, int], SideResult]:
-    """What the file holds of these settings, by side and seed."""
+    """Return the results in the file for these settings, by side and seed."""
     if command.output is None or not command.output.exists():
         return {}
     made = {}
@@ -76,7 +76,7 @@ def load_found(command: Command) -> dict[tuple[str, int], SideResult]:
 
 
 def main(command: Command) -> int:
-    """Run, print, and write what was found."""
+    """Run both sides, print the table, and write the results."""
     console, found, before = Console(), [], load_found(command)
     for seed in range(command.settings.seeds):
         for side in SIDES:

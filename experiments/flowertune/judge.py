@@ -1,4 +1,4 @@
-"""Both sides' adapters on the same held-out rows: loss of the answers, and answers that are right to the letter."""
+"""Scores of both sides' adapters on the same held-out examples: loss of the answers, and exact matches."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from experiments.flowertune.settings import Settings
 
 NEW_TOKENS = 12
-"""Of an answer; the longest here has fewer."""
+"""Most new tokens of an answer; the longest correct one has fewer."""
 
 
 def judge(settings: Settings, test: Path, adapter: Path | None) -> tuple[float, float]:
-    """Loss per token of the answers, and share of exact matches up to a line's end; of the base with `adapter`.
+    """Return the loss per token of the answers and the share of exact matches, for the base with `adapter`.
 
-    An answer counts where it begins with what was wanted and goes on with no letter or digit: templates teach no end.
+    An answer counts as exact if it begins with the expected text and no letter or digit follows, since the templates
+    teach no end token.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""Counts how often our side loads the base, in all of its processes: a line in a file each time."""
+"""A counter of base model loads in all of fedpeft's processes: each load writes a line to a file."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import Any
 
 FILE, SERVER = "FLOWERTUNE_LOADS", "FLOWERTUNE_SERVER"
-"""Variables of the environment, which workers inherit: the file, and the server's process."""
+"""Environment variables that workers inherit: the file, and the id of the server's process."""
 
 
 def _watch() -> None:
-    """Have this process, and all that are forked from it, note each load."""
+    """Record each load in this process and in all processes forked from it."""
     from transformers import AutoModelForCausalLM
 
     kind: Any = AutoModelForCausalLM
     real = kind.from_pretrained
 
-    def noted(*given: Any, **named: Any) -> Any:
+    def load_and_record(*given: Any, **named: Any) -> Any:
         with open(os.environ[FILE], "a", encoding="ascii") as file:
             file.write("server\n" if os.getpid() == int(os.environ[SERVER]) else "worker\n")
         return real(*given, **named)
 
-    kind.from_pretrained = noted
+    kind.from_pretrained = load_and_record
 
 
 def count_loads(folder: Path) -> Path:
-    """Watch this process and the workers that it starts, from now on; the file that they write to."""
+    """Record loads in this process and its future workers; return the file that they write to."""
     file = folder / "loads.txt"
     file.touch()
     os.environ[FILE], os.environ[SERVER] = str(file), str(os.getpid())

@@ -1,4 +1,4 @@
-"""The same configuration by `python -m fedpeft.flowertune`."""
+"""fedpeft's side: the same configuration with `python -m fedpeft.flowertune`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ dataset.name = "flwrlabs/alpaca-gpt4"
 
 
 def run(settings: Settings, seed: int, rows: Path, test: Path, folder: Path) -> dict[str, Any]:
-    """The run; what it has sent, loaded and trained on. The adapter is in `folder`/peft."""
+    """Run fedpeft, and return its traffic, loads and trained examples; the adapter is in `folder`/peft."""
     from fedpeft.flowertune import main
 
     project = folder / "project"

@@ -1,4 +1,4 @@
-"""Processor time of this process and of all that it starts, which other work on the machine changes little."""
+"""Processor time of this process and its descendants, which other work on the machine changes little."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ INTERVAL_SECONDS = 1.0
 
 
 class ProcessorTime:
-    """Looks at all processes again and again; `seconds` is what each had used when it was seen last, summed."""
+    """A sampler that polls all processes; `seconds` sums the last reading of each."""
 
     def __init__(self) -> None:
+        """Prepare the polling thread; entering the context starts it."""
         self._used: dict[tuple[int, float], float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -20,16 +21,18 @@ class ProcessorTime:
 
     @property
     def seconds(self) -> float:
-        """User and system time since the beginning."""
+        """User and system time since the context was entered, in seconds."""
         return sum(self._used.values()) - self._before
 
     def __enter__(self) -> ProcessorTime:
+        """Start polling."""
         self._look()
         self._before = sum(self._used.values())
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop polling after a last reading."""
         self._stop.set()
         self._thread.join()
         self._look()

@@ -1,4 +1,4 @@
-"""Made instruction data in FlowerTune's columns, whose answers can be checked: sums, and what is done to words."""
+"""Generated instruction data in FlowerTune's columns with checkable answers: sums, and operations on words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORDS = (
 
 
 def make_rows(count: int, seed: int) -> list[dict[str, str]]:
-    """`count` rows with instruction, input and output; equal seeds give equal rows."""
+    """Generate `count` examples with instruction, input and output; equal seeds give equal examples."""
     draw = random.Random(seed)
     return [dict(zip(("instruction", "input", "output"), draw.choice(KINDS)(draw), strict=True)) for _ in range(count)]
 
@@ -57,6 +57,6 @@ KINDS: tuple[Callable[[random.Random], tuple[str, str, str]], ...] = (
 
 
 def write(file: Path, count: int, seed: int) -> Path:
-    """The rows as JSONL."""
+    """Write generated examples as JSONL, and return the file."""
     file.write_text("".join(json.dumps(row) + "\n" for row in make_rows(count, seed)), encoding="utf-8")
     return file

@@ -1,4 +1,4 @@
-"""What both sides are given, and what is found of each."""
+"""The settings and the results of both sides."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """What both sides run; the template's own are 20 clients, 200 rounds of 2, 10 steps of 16 rows, rank 32."""
+    """The settings of both sides. The template's own: 20 clients, 200 rounds of 2, 10 steps of 16 examples, rank 32."""
 
     model: str = "smollm2"
     """the base"""
     rows: int = 2000
-    """training rows"""
+    """training examples"""
     test_rows: int = 100
-    """held-out rows, of which the loss is taken"""
+    """held-out examples for the loss"""
     asked: int = 40
-    """of them, rows that are answered, for exact match"""
+    """held-out examples that are answered, for exact match"""
     clients: int = 4
     """SuperNodes"""
     rounds: int = 12
-    """of two clients each"""
+    """rounds of two clients each"""
     steps: int = 5
     """local steps of a round"""
     batch: int = 4
     """rows of a step"""
     tokens: int = 96
-    """of a row, at most"""
+    """most tokens per example"""
     rank: int = 32
-    """of LoRA, in q_proj and v_proj of all blocks"""
+    """rank of LoRA, in q_proj and v_proj of all blocks"""
     learning_rate: float = 1e-3
-    """of the first round; annealed to a fiftieth"""
+    """learning rate of the first round; annealed to a fiftieth"""
     workers: int = 2
     """processes on either side, one thread each"""
     ray: bool = True
     """the template in Flower's simulation; without it clients one by one, whose time and memory are not those"""
     codec: str = "small"
-    """of our side"""
+    """codec of fedpeft's side"""
     seeds: int = 1
     """runs of either side"""
 
 
 @dataclass(frozen=True)
 class SideResult:
-    """What a side has come to; `traffic` in bytes, as FlowerTune's tracker counts them."""
+    """The results of one side; `traffic` is in bytes, as FlowerTune's tracker counts them."""
 
     side: str
     seed: int

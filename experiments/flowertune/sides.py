@@ -15,7 +15,7 @@ TEST_SEED = 1_000_003
 
 
 def run_side(side: str, settings: Settings, seed: int) -> SideResult:
-    """A side; memory and processor time of this process and of its children are watched."""
+    """Run one side while measuring memory and processor time of this process and its children."""
     from fedpeft.machine.memory import PeakMemory
 
     with tempfile.TemporaryDirectory() as place:

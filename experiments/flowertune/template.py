@@ -1,8 +1,8 @@
-"""The template's way of working, in Flower's own simulation.
+"""The FlowerTune template's procedure in Flower's own simulation.
 
-In each call a client loads the base anew, trains on the rows that the seed 42 gives it first, always the same ones, and
-sends each tensor in fp32; the server loads the base once more for each adapter that it saves. Written here after the
-template's source, without trl and bitsandbytes: a plain loop of AdamW, and the base in bf16.
+In each call, a client loads the base again, trains on the examples that seed 42 selects first, always the same ones,
+and sends each tensor in fp32. The server loads the base once more for each adapter that it saves. This file follows the
+template's procedure without trl and bitsandbytes: a plain AdamW loop, and the base in bf16.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from experiments.speed.flower import QUIET
 from fedpeft.communication.flower_grid import FIRST_CLIENT, OwnGrid, get_node_id
 
 FIRST = 42
-"""The seed of every call's sampling, and of the partition."""
+"""The seed of every call's sampling and of the partition."""
 
 
 def load_adapted(model: str, rank: int) -> Any:
-    """The base, loaded anew, with LoRA as the template has it."""
+    """Load the base again and attach LoRA with the template's settings."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -49,7 +49,7 @@ def load_adapted(model: str, rank: int) -> Any:
 
 
 def tokenize_rows(file: str, model: str, clients: int, tokens: int) -> Any:
-    """All rows as the template's prompts, in the tokens of the base, and whose they are."""
+    """Return all examples as tokens of the template's prompts, and their owners."""
     from fedpeft.data.rows import load_dataset
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.task import TASKS
@@ -63,12 +63,12 @@ client_app = ClientApp()
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """One client's round, in a Ray actor."""
+    """Train one client in a Ray actor."""
     return train_client(message, int(context.node_config["partition-id"]))
 
 
 def train_client(message: Message, client: int) -> Message:
-    """One client's round."""
+    """Train one client for a round."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     torch.set_num_threads(1)
@@ -100,13 +100,13 @@ def train_client(message: Message, client: int) -> Message:
 
 @client_app.query()
 def which(message: Message, context: Context) -> Message:
-    """Which client a node is."""
+    """Return a reply with the client number of a node."""
     found = MetricRecord({"client": int(context.node_config["partition-id"])})
     return Message(RecordDict({"is": found}), reply_to=message)
 
 
 def sort_nodes(grid: Grid, clients: int) -> list[int]:
-    """Nodes by client. Flower gives them new ids in each simulation, and no order."""
+    """Return the nodes by client, since Flower gives them new, unordered ids in each simulation."""
     while len(nodes := list(grid.get_node_ids())) < clients:
         time.sleep(0.1)
     asked = [Message(RecordDict(), dst_node_id=node, message_type="query") for node in nodes]
@@ -115,26 +115,27 @@ def sort_nodes(grid: Grid, clients: int) -> list[int]:
 
 
 class SequentialGrid(OwnGrid):
-    """Clients one after another in this process, where Ray does not start."""
+    """A grid that trains clients one after another in this process, for machines on which Ray does not start."""
 
     def __init__(self, clients: int) -> None:
+        """Prepare a grid of this many clients without replies."""
         super().__init__()
         self._clients = clients
         self._replies: list[Message] = []
 
     def get_node_ids(self) -> Iterable[int]:
-        """One node a client."""
+        """Return one node per client."""
         return [get_node_id(client) for client in range(self._clients)]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Do what they ask."""
+        """Train the clients that the messages address, and keep their replies."""
         asked = list(messages)
         identifiers = [self._stamp(message) for message in asked]
         self._replies += [train_client(message, message.metadata.dst_node_id - FIRST_CLIENT) for message in asked]
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """All replies."""
+        """Return all replies."""
         replies, self._replies = self._replies, []
         return replies
 
@@ -142,14 +143,19 @@ class SequentialGrid(OwnGrid):
 def create_messages(
     strategy: FedAvg, seed: int, number: int, arrays: ArrayRecord, given: ConfigRecord, grid: Grid
 ) -> list[Message]:
-    """The messages of a round. Flower draws its nodes from Python's own generator, which others in this process use,
-    too: it starts anew from seed and round."""
+    """Create the messages of a round, with a fresh random state for seed and round.
+
+    Flower draws its nodes from Python's global generator, which other code in this process uses too.
+    """
     random.seed(f"{seed} {number}")
     return list(strategy.configure_train(number, arrays, given, grid))
 
 
 def run_federation(grid: Grid, settings: Settings, seed: int, rows: Path, folder: Path) -> dict[str, Any]:
-    """The template's server; what was sent, loaded and trained on. The adapter is in `folder`/peft."""
+    """Run the template's server, and return its traffic, loads and trained examples.
+
+    The adapter is in `folder`/peft.
+    """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     torch.manual_seed(seed)
@@ -195,7 +201,7 @@ def _create_config(settings: Settings, number: int, rows: Path) -> ConfigRecord:
 
 
 def run(settings: Settings, seed: int, rows: Path, folder: Path) -> dict[str, Any]:
-    """The template in Flower's simulation, or without Ray; see `run_federation`."""
+    """Run the template in Flower's simulation, or without Ray (`run_federation`)."""
     if not settings.ray:
         return run_federation(SequentialGrid(settings.clients), settings, seed, rows, folder)
     os.environ.update(QUIET)

@@ -1,1 +1,1 @@
-"""The same results from two commits, and the numbers of small runs in fp64 that every commit must give."""
+"""Comparison of the results of two commits, and the fp64 numbers of small runs that every commit must reproduce."""

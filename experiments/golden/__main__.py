@@ -1,22 +1,23 @@
-"""Do two commits give the same results? `python -m experiments.golden COMMIT_A COMMIT_B`
+r"""Do two commits give the same results? `python -m experiments.golden COMMIT_A COMMIT_B`.
 
-A commit is anything that git knows by name, or a folder with a checkout (`.` is the working tree as it is). Both are
-run on this machine, case by case, by the same interpreter, as their own commands (simulate, serve and join, certs),
-with one thread, without a GPU, each with an empty cache of its own, and with the same kernel for frozen products. What
-a run's folder holds is compared, see `experiments.golden.outcome`; the exit code is 1 where a case differs by more than
-the tolerance, of which the default is nothing at all.
+A commit is any name that git resolves, or a folder with a checkout (`.` is the working tree). Both run on this machine,
+case by case, with the same interpreter and through their own commands (simulate, serve and join, certs). Each has one
+thread, no GPU, its own empty cache, and the same kernel for frozen products. The contents of the run folders are
+compared (`experiments.golden.outcome`). The exit code is 1 if a case differs by more than the tolerance, which is 0 by
+default.
 
     python -m experiments.golden 5a23b78 HEAD
     python -m experiments.golden 5a23b78 . --only "strategy|real clients" --jobs 2
     python -m experiments.golden 5a23b78 HEAD --only "^fp32" --tolerance 1e-5      an order of sums has changed
 
-Cases are in today's flags; where a commit has others, `experiments.golden.flags` translates. Not pinned, since no
-setting says it: how many clients share a pass of the batched executor, which goes by the rows' mean length.
+Cases use today's flags; `experiments.golden.flags` translates them for commits with other flags. One thing is not
+fixed, since no setting controls it: the number of clients per pass of the batched executor depends on the mean length
+of the examples.
 
     python -m experiments.golden --write
 
-makes the numbers anew that `tests/runs/test_golden.py` expects of runs in fp64. Results must not change, so this is for
-cases that are new; git shows what else it has changed.
+writes the numbers that `tests/runs/test_golden.py` expects of fp64 runs. Results must not change, so use it for new
+cases only; git shows whether it changed others.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from fedpeft.models.kernels import get_cpu_name
 
 @dataclass(frozen=True)
 class Settings:
-    """What to compare."""
+    """The comparison to run."""
 
     commits: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """two commits, or folders with a checkout"""
@@ -54,7 +55,7 @@ class Settings:
     ignore: str = ""
     """nothing whose name this regular expression finds: what is known to have changed"""
     kernel: str = ""
-    """of frozen products in fp32 and bf16: native, onednn or widened; empty: the last that this machine has"""
+    """kernel of frozen products in fp32 and bf16: native, onednn or widened; empty: the last of this machine"""
     jobs: int = 1
     """cases that are run at the same time"""
     keep: Path | None = None
@@ -64,14 +65,14 @@ class Settings:
 
 
 SHOWN = 12
-"""Differences of a case that are listed at the end."""
+"""Most differences of a case that are listed at the end."""
 
 
 def choose_cases(only: str) -> list[Case]:
-    """The cases whose names a regular expression finds.
+    """Return the cases whose names match a regular expression.
 
     Raises:
-        ConfigError: it finds nothing.
+        ConfigError: no name matches.
     """
     cases = list_cases()
     found = [case for case in cases if re.search(only, case.name)]
@@ -82,15 +83,15 @@ def choose_cases(only: str) -> list[Case]:
 
 
 def say(verdict: Verdict, seconds: float) -> None:
-    """A line of the table."""
+    """Print a line of the table."""
     print(f"{verdict.case.name:<42} {verdict.text} ({seconds:.1f} s)", flush=True)
 
 
 def main(settings: Settings) -> int:
-    """The command; returns its exit code: 1 where a case differs.
+    """Run the command, and return 1 if a case differs.
 
     Raises:
-        ConfigError: settings that can't be used.
+        ConfigError: a setting is illegal.
     """
     if settings.write:
         write(settings.only)

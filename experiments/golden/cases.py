@@ -1,7 +1,7 @@
-"""The runs that are compared: every part that the package lists, and what parts do together.
+"""The compared runs: every part that the package lists, and combinations of parts.
 
-All are on the made data sets and the tiny models, in fp64 unless they say otherwise: there a change in the order of
-sums shows in the 13th digit, and everything else before it.
+All use generated datasets and the tiny models, in fp64 unless a case sets another precision. In fp64, a changed order
+of sums shows in the 13th digit, and every other change before it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Case:
 
     Attributes:
         name: GROUP/WHAT.
-        settings: of the run, as flags.
+        settings: the run's flags.
         kind: a simulation; a server with three clients over loopback; or a simulation that the first of two commits
-            begins and the other goes on with. Golden runs of this kind are killed and resumed.
-        files: that the settings name, by path in the folder of the run.
+            begins and the other resumes. Golden runs of this kind are killed and resumed.
+        files: contents of the files that the settings name, by path in the run's folder.
     """
 
     name: str
@@ -67,7 +67,7 @@ BASE: Settings = {
 SEQUENTIAL: Settings = {"grid": "cohort(executor=sequential)"}
 
 OLD_HEAD = "ridge(strength=0.001)"
-"""What starts were when these runs were kept: the strength of few rows was not chosen yet."""
+"""The start of older golden runs, before the ridge strength depended on the number of examples."""
 
 OF_STRATEGY: Mapping[str, Settings] = {
     "fed_sb": {"peft": "lora_sb(rank=4, layers=2)"},
@@ -79,7 +79,7 @@ OF_STRATEGY: Mapping[str, Settings] = {
     "krum": {"strategy": "krum(selected=2)", "cohort": "all"},
     **{rule: {"dataset": "tasks(tiny, classes=2)"} for rule in ("inf_lora", "o_lora", "prototypes")},
 }
-"""What a strategy needs beside its name."""
+"""Settings that a strategy needs beside its name."""
 
 OF_PEFT: Mapping[str, Settings] = {
     "vera": {"strategy": "rolora"},
@@ -187,7 +187,7 @@ TABLE = 'file(path="rows.csv", label=topic, owner=who)'
 
 @cache
 def write_own_rows() -> Mapping[str, str]:
-    """Rows of a user's own: a table with classes and owners, and conversations."""
+    """Return files with a user's own data: a table with classes and owners, and conversations."""
     rows = load_dataset("tiny").train
     assert rows.labels is not None
     texts = [str(text) for text in rows.inputs[:120]]
@@ -204,7 +204,7 @@ def write_own_rows() -> Mapping[str, str]:
 
 
 def list_cases() -> list[Case]:
-    """All cases, in the order in which they are run."""
+    """Return all cases in the order in which they run."""
     return [
         *_list_strategies(),
         *_list_peft_methods(),
@@ -219,7 +219,7 @@ def list_cases() -> list[Case]:
 
 
 def _create_case(name: str, **settings: Any) -> Case:
-    """A simulation with these settings; `kind` and `files` are the case's own."""
+    """Create a simulation with these settings; `kind` and `files` are fields of the case."""
     kind: Kind = settings.pop("kind", "simulation")
     files: Mapping[str, str] = settings.pop("files", {})
     merged = {**BASE, **settings}

@@ -1,4 +1,4 @@
-"""fedpeft's commands, run from any tree of its source."""
+"""fedpeft's commands, executed from any source tree."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ PINNED = {
     "HF_HUB_OFFLINE": "1",
     "COLUMNS": "300",
 }
-"""The environment of every command: one thread, no GPU, nothing from the network, wide lines."""
+"""The environment of every command: one thread, no GPU, no network access, wide lines."""
 
 SECONDS = 1800.0
-"""A command that takes longer hangs, and is ended."""
+"""Seconds after which a command is killed."""
 
 
 class Commands:
-    """Starts commands one after the other, or several at a time, and waits for them; for use by one thread."""
+    """A starter of commands, several at a time; one thread may use it."""
 
     def __init__(self) -> None:
+        """Start the process that forks the commands."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("forked.py"))],
             stdin=subprocess.PIPE,
@@ -50,7 +51,7 @@ class Commands:
         return self._ask({"module": module, "words": list(words), "environment": dict(environment), **place})
 
     def wait(self, process: int, seconds: float = SECONDS) -> int:
-        """The exit code of a process that was started here; below 0 where it was ended, since it took too long."""
+        """Return the exit code of a started process; negative if it was killed for taking too long."""
 
         def end() -> None:
             with suppress(ProcessLookupError):

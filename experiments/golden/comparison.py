@@ -1,4 +1,4 @@
-"""All cases in two trees, and what becomes of each."""
+"""All cases in two source trees, and a verdict on each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedpeft.models.kernels import get_cpu_name, list_kernels
 
 @dataclass(frozen=True)
 class Verdict:
-    """What has become of a case: whether it is the same, a sentence, and what differs beyond the tolerance."""
+    """The verdict on a case: whether both are the same, a sentence, and the differences beyond the tolerance."""
 
     case: Case
     same: bool
@@ -35,11 +35,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Measure:
-    """When two outcomes count as the same.
+    """The condition under which two outcomes count as the same.
 
     Attributes:
-        tolerance: of a difference, relative, at least 0.
-        ignored: a regular expression; tensors and values whose names it finds are not looked at. Empty: none.
+        tolerance: largest relative difference, at least 0.
+        ignored: a regular expression; tensors and values with matching names are ignored. Empty: none.
     """
 
     tolerance: float = 0.0
@@ -72,12 +72,12 @@ class Measure:
 
 
 def choose_kernels(name: str) -> dict[str, str]:
-    """For each dtype the kernel called `name`, or torch's own where the dtype has none of that name.
+    """Return the kernel called `name` for each dtype, or torch's own if the dtype has no such kernel.
 
-    An empty name stands for the last that this machine has: the one that is not torch's own, as a rule.
+    An empty name selects the last kernel of this machine, which usually is not torch's own.
 
     Raises:
-        ConfigError: this machine has none of that name.
+        ConfigError: this machine has no kernel of that name.
     """
     legal = {str(dtype): list_kernels(dtype) for dtype in (torch.float32, torch.bfloat16)}
     names = {kernel for found in legal.values() for kernel in found}
@@ -87,7 +87,7 @@ def choose_kernels(name: str) -> dict[str, str]:
 
 
 def create_tree(checkout: Checkout, cache: Path, kernels: dict[str, str]) -> Tree:
-    """A tree whose commands find an empty cache, and a choice of kernels as if they had made it before."""
+    """Create a tree with an empty cache and a recorded choice of kernels."""
     cache.mkdir(parents=True)
     known = {
         f"{get_cpu_name()} / torch {torch.__version__} / {dtype}{packed}": kernel

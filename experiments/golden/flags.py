@@ -1,4 +1,4 @@
-"""Settings of a case as the words of a command line."""
+"""Settings of a case as words of a command line."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""A process that has imported the libraries of fedpeft's commands, and nothing of fedpeft, and forks commands.
+"""A process that imports the libraries of fedpeft's commands, but not fedpeft, and forks commands.
 
-A command that is forked from it starts at once, where `python -m` spends ten seconds on imports; apart from that it is
-the same: a process of its own, `__main__` is the command's module, and fedpeft comes from the tree that is named.
+A forked command starts at once, while `python -m` spends ten seconds on imports. Otherwise it is the same: it has its
+own process, `__main__` is the command's module, and fedpeft comes from the named tree.
 
-Started by `experiments.golden.commands` as a script, since importing it as a part of the package would import fedpeft.
-Each line that it reads is a request in JSON, each line that it writes the answer:
+`experiments.golden.commands` starts this file as a script, since importing it as part of the package would import
+fedpeft. Each line that it reads is a JSON request, and each line that it writes is the answer:
 
-    {"tree": .., "module": .., "words": [..], "folder": .., "log": .., "environment": {..}}     the process's id
+    {"tree": .., "module": .., "words": [..], "folder": .., "log": .., "environment": {..}}     the process id
     {"wait": id}                                                                                its exit code
 """
 
@@ -28,7 +28,7 @@ LIBRARIES = (
 
 
 def become(tree: str, module: str, words: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
-    """Be `python -m module words` in `folder`, with fedpeft from `tree`; what it says is added to the file `log`."""
+    """Become `python -m module words` in `folder`, with fedpeft from `tree`; output is appended to the file `log`."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for here, there in ((nothing, 0), (output, 1), (output, 2)):

@@ -1,7 +1,7 @@
 """The tiny models with weights from integer arithmetic alone.
 
-Seeded random weights depend on the processor in their last digit (and on torch's release), and everything after them
-would; these are the same everywhere. The language model also gets a chat template, for instruction data.
+The last digits of seeded random weights depend on the processor and on torch's release, and so do all later results.
+These weights are the same everywhere. The language model also gets a chat template, for instruction data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedpeft.data.made_words import WORDS
 from fedpeft.models.base_model import resolve_model
 
 SPREAD = np.float32(0.26)
-"""Weights are uniform in -SPREAD .. SPREAD: about as large as the tiny models' own."""
+"""Weights are uniform in -SPREAD .. SPREAD, about as large as the tiny models' own weights."""
 
 TEMPLATE = (
     "{% for m in messages %}{{ '" + WORDS[0] + " ' if m.role == 'user' else '" + WORDS[1] + " ' }}{{ m.content }} "
@@ -40,7 +40,7 @@ def make_models(folder: Path) -> None:
 
 
 def create_weights(name: str, shape: tuple[int, ...], start: int) -> Tensor:
-    """Numbers start, start + 1, ... of one long sequence; those of norms lie around 1."""
+    """Return the entries from `start` on of one long sequence; weights of norms lie around 1."""
     i = np.arange(start, start + int(np.prod(shape, dtype=int)), dtype=np.uint64)
     mixed = (i * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
     uniform = (mixed.astype(np.float32) / np.float32(2**23) - np.float32(1)) * SPREAD

@@ -1,7 +1,7 @@
-"""What a run has come to, as its folder says, without what it cannot repeat: times, memory, versions.
+"""The outcome of a run as recorded in its folder, without times, memory and versions, which cannot repeat.
 
 Tensors: the server's last checkpoint (global state, optimizer, residual, control variate, in the run's own precision),
-the saved adapter or model, and the scores per test row. Values: the lines of rounds.jsonl and clients.jsonl, and
+the saved adapter or model, and the scores per test example. Values: the lines of rounds.jsonl and clients.jsonl, and
 summary.json.
 """
 
@@ -22,20 +22,20 @@ from torch import Tensor
 Value = str | int | float | bool | None
 
 STATES = ("checkpoint", "adapter", "model", "centralised")
-"""Folders of a run that hold states."""
+"""Folders of a run that contain states."""
 
 BOOKKEEPING = ("clients/", "in_flight/")
-"""Prefixes of a checkpoint's tensors that record who was sent what and who trains; older checkpoints have none."""
+"""Prefixes of a checkpoint's tensors that record broadcasts and training clients; older checkpoints lack them."""
 
 UNREPEATED = (
     *("seconds", "memory", "versions", "resumed", "wire_", "cpu", "gpus", "system", "not_covered"),
     "phases",  # and what they took
     "audit_epsilon",  # its noise is never a test's
 )
-"""Values whose names hold one of these are no results: they differ between two runs of a commit, or are prose."""
+"""Parts of the names of values that are not results: they differ between runs of one commit, or are prose."""
 
 FLOOR = 1e-6
-"""What is smaller is compared as if it were as large: of numbers that are zero but for rounding nothing is expected."""
+"""Smallest scale of a relative difference, so that rounding errors around zero do not count."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,23 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not equal bit for bit.
+    """A tensor or value that is not equal bit for bit.
 
     Attributes:
-        name: of the tensor or value.
-        amount: the largest difference of two entries over the largest entry; infinite where that has no meaning.
+        name: name of the tensor or value.
+        amount: the largest difference of two entries over the largest entry; infinite if that has no meaning.
     """
 
     name: str
     amount: float
 
     def __str__(self) -> str:
+        """Return the name with the amount."""
         return f"{self.name} by {self.amount:.1e}" if math.isfinite(self.amount) else f"{self.name} altogether"
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """What the finished run in `folder` has come to."""
+    """Read the outcome of the finished run in `folder`."""
     tensors: dict[str, Tensor] = {}
     for state in STATES:
         for file in sorted((folder / state).rglob("*.safetensors")):
@@ -93,7 +94,7 @@ def _flatten(name: str, value: Any) -> dict[str, Value]:
 
 
 def find_differences(reference: Outcome, other: Outcome) -> list[Difference]:
-    """What `other` lacks or has otherwise, the largest first. A value that it has in addition changes nothing."""
+    """Return what `other` lacks or has with another value, the largest first; additional values do not count."""
     found = [
         *(Difference(name, compute_distance(a, other.tensors.get(name))) for name, a in reference.tensors.items()),
         *(
@@ -106,12 +107,12 @@ def find_differences(reference: Outcome, other: Outcome) -> list[Difference]:
 
 
 def find_added(reference: Outcome, other: Outcome) -> list[str]:
-    """Values that only `other` has."""
+    """Return the names of values that only `other` has."""
     return [name for name in other.values if name not in reference.values]
 
 
 def compute_distance(one: Tensor, other: Tensor | None) -> float:
-    """How far two tensors are apart, relative to the larger of their largest entries."""
+    """Return the distance of two tensors, relative to the larger of their largest entries."""
     if other is None or one.shape != other.shape or one.dtype != other.dtype:
         return math.inf
     if torch.equal(one, other):
@@ -125,7 +126,7 @@ _MISSING = "(missing)"
 
 
 def compute_value_distance(one: Value, other: Value) -> float:
-    """How far two values are apart, relative to the larger one; infinite where they are no numbers, and differ."""
+    """Return the relative distance of two values; infinite if they differ and are not numbers."""
     if one == other and type(one) is type(other):
         return 0.0
     if not (_is_number(one) and _is_number(other)):

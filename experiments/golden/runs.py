@@ -1,4 +1,4 @@
-"""A case as commands, in one tree or in two."""
+"""Cases as commands, in one tree or in two."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from fedpeft.data.rows import load_dataset
 
 CLIENTS = ("a", "b", "c")
 ROWS = (40, 90, 25)
-"""Rows of the real clients."""
+"""Numbers of examples of the real clients."""
 
 INTERRUPTED = 130
 """Exit code of fedpeft's commands after Ctrl-C."""
 
 
 class RefusedError(Exception):
-    """A command has ended with an error; the message is what it said."""
+    """A command ended with an error; the message is the command's own."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Tree:
     """A commit's source.
 
     Attributes:
-        name: as the user calls it.
-        source: the folder that holds the package.
-        cache: of its commands: nothing that another tree has computed counts.
+        name: the name that the user gave.
+        source: the folder with the package.
+        cache: the cache of its commands, which no other tree uses.
     """
 
     name: str
@@ -47,7 +47,12 @@ class Tree:
 
 
 class Runs:
-    """Runs cases in the folder `work`, for use by one thread.
+    """A runner of cases in the folder `work`; one thread may use it.
+
+    Args:
+        work: folder that contains `models` (`make_models`).
+        first: the tree that begins runs which the other resumes.
+        commands: the starter of commands.
 
     Args:
         work: with `models`, see `make_models`.
@@ -55,13 +60,14 @@ class Runs:
     """
 
     def __init__(self, work: Path, first: Tree, commands: Commands) -> None:
+        """Hold the folder, the first tree and the starter of commands."""
         self.work, self.first, self.commands = work, first, commands
 
     def run(self, case: Case, tree: Tree) -> Outcome:
-        """What the case comes to.
+        """Run a case and return its outcome.
 
         Raises:
-            RefusedError: a command has ended with an error.
+            RefusedError: a command ended with an error.
         """
         folder = self.work / "runs" / re.sub(r"\W+", "-", f"{case.name} {tree.cache.name}")
         prepare(case, folder, self.work / "models")
@@ -88,7 +94,7 @@ class Runs:
             raise RefusedError(said[-1])
 
     def _run_resumed(self, case: Case, tree: Tree, folder: Path) -> None:
-        """Interrupt the first tree's run after a round; go on with the other tree."""
+        """Interrupt the first tree's run after a round, and resume it with the other tree."""
         given = format_words(case.settings)
         log, rounds = folder / "begun.log", folder / "run" / "rounds.jsonl"
         process = self._start(self.first, "simulate", folder, *given, "--output", "run", log=log)
@@ -101,7 +107,7 @@ class Runs:
         self._done(tree, "simulate", folder, "--resume", "run")
 
     def _run_served(self, case: Case, tree: Tree, folder: Path) -> None:
-        """A server, and clients with rows of their own."""
+        """Run a server, and clients with their own data."""
         self._done(tree, "certs", folder, "--folder", "certs", "--clients", ",".join(CLIENTS))
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -1,7 +1,8 @@
-"""The numbers of small runs in fp64 that every commit must give, on any processor, to 1e-8.
+"""The fp64 numbers of small runs that every commit must reproduce on any processor, to 1e-8.
 
-Of each tensor of the last checkpoint its norm and some entries are kept; of rounds.jsonl, clients.jsonl and
-summary.json bytes, and what is computed in fp64. Not so the saved adapter and what is scored with it: both are fp32.
+For each tensor of the last checkpoint, the norm and some entries are kept. From rounds.jsonl, clients.jsonl and
+summary.json, bytes and numbers computed in fp64 are kept. The saved adapter and its scores are not, since both are
+fp32.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from fedpeft.simulate import main as simulate
 GOLDEN = REPOSITORY / "tests" / "golden" / "runs"
 
 TOLERANCE = 1e-8
-"""Relative, as in `experiments.golden.outcome`."""
+"""Largest relative difference, as in `experiments.golden.outcome`."""
 
 ENTRIES = 8
-"""Entries that are kept of each tensor."""
+"""Number of entries that are kept of each tensor."""
 
 DIGITS = 11
-"""Digits that are kept of each number."""
+"""Number of digits that are kept of each number."""
 
 NAMES = (
     *("strategy/fedit", "strategy/rolora", "strategy/fedsa_lora", "strategy/lora_fair", "strategy/fedsvd"),
@@ -53,42 +54,42 @@ NAMES = (
     *("feature/patience", "feature/ensemble, disagreement, calibration", "feature/evaluate"),
     *("resumed/ef14, adam", "resumed/user_dp"),
 )
-"""The cases: one for each thing that a change could break by itself."""
+"""The cases: one for each feature that a change could break alone."""
 
 TENSORS = re.compile(r"checkpoint/\d+ (?!started/|versions/)")
-"""Kept of the tensors: the server after the last round, not its start, and not what the wire goes by."""
+"""Names of kept tensors: the server after the last round, without its start and without versions of messages."""
 
 VALUES = re.compile(
     r"round \d+ (client \d+ loss|(?!client \d).*)$"
     r"|summary (.*bytes|parameters|cohort|rejected|epsilon.*|dp_delta|noise_multiplier)$"
 )
-"""Kept of the values."""
+"""Names of kept values."""
 
 
 def list_golden_cases() -> list[Case]:
-    """The cases whose numbers are kept."""
+    """Return the cases whose numbers are kept."""
     return [case for case in list_cases() if case.name in NAMES]
 
 
 def get_file(case: Case) -> Path:
-    """Where the numbers of a case are kept."""
+    """Return the file with the numbers of a case."""
     return GOLDEN / (re.sub(r"\W+", "-", case.name) + ".json")
 
 
 def choose_positions(count: int) -> list[int]:
-    """Which entries of a tensor with `count` of them are kept: some, spread over all of it by the golden ratio."""
+    """Return the kept positions of a tensor with `count` entries, spread by the golden ratio."""
     return sorted({int(i * 0.6180339887498949 % 1 * count) for i in range(min(ENTRIES, count))})
 
 
 def thin_outcome(made: Outcome) -> Outcome:
-    """What is kept of an outcome; the first entry of each tensor is its norm."""
+    """Return the kept part of an outcome; the first entry of each tensor is its norm."""
     flat = {name: t.double().flatten() for name, t in made.tensors.items() if TENSORS.match(name)}
     tensors = {name: torch.cat([t.norm().reshape(1), t[choose_positions(len(t))]]) for name, t in flat.items()}
     return Outcome(tensors, {name: value for name, value in made.values.items() if VALUES.match(name)})
 
 
 def load_outcome(case: Case) -> Outcome:
-    """The numbers of a case that are in the repository."""
+    """Load the numbers of a case from the repository."""
     stored = json.loads(get_file(case).read_text())
     tensors = {name: torch.tensor(entries, dtype=torch.float64) for name, entries in stored["tensors"].items()}
     return Outcome(tensors, stored["values"])
@@ -109,22 +110,23 @@ def _round_value(value: Value) -> Value:
 
 
 class LocalRuns:
-    """Runs cases in this process, where each takes a second instead of ten.
+    """A runner of cases in this process, where each takes a second instead of ten.
 
     Args:
         work: an empty folder.
     """
 
     def __init__(self, work: Path) -> None:
+        """Make the models in the empty folder `work`."""
         self.work = work
         with _set_variables(FEDPEFT_CACHE=str(work / "cache")):
             make_models(work / "models")
 
     def run(self, case: Case) -> Outcome:
-        """What is kept of the case's outcome.
+        """Run a case and return the kept part of its outcome.
 
         Raises:
-            RunError: the command has ended with an error, which it has printed.
+            RunError: the command ended with an error, which it printed.
         """
         folder = self.work / "runs" / get_file(case).stem
         prepare(case, folder, self.work / "models")

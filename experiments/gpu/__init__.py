@@ -1,1 +1,1 @@
-"""A kit of measurements for one CUDA machine: `python -m experiments.gpu`."""
+"""A set of measurements for one CUDA machine: `python -m experiments.gpu`."""

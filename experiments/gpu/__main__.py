@@ -1,9 +1,9 @@
-"""What does fedpeft do on this CUDA machine? `python -m experiments.gpu --minutes 9`
+"""How does fedpeft perform on this CUDA machine? `python -m experiments.gpu --minutes 9`.
 
 Needs no network: this repository and its packages (`pip install -e '.[quantized,ray]'`) are enough. Steps run one after
-another, each in its own time limit, and what is found goes into one JSON file and one page; the same command goes on
-where it was stopped. Models have random weights of the usual shapes; real ones, and rows, come from a folder that
-`--collect` fills beforehand, where there is a network.
+another, each within its own time limit. Results go into one JSON file and one page; the same command resumes after an
+interruption. Models have random weights of the usual shapes. Real weights and data come from a folder that `--collect`
+fills beforehand on a machine with network access.
 
     python -m experiments.gpu --collect --assets gpu-assets
     python -m experiments.gpu --minutes 9 --assets gpu-assets
@@ -33,12 +33,12 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine.files import raise_write_errors
 
 LEAST_SECONDS = 5.0
-"""What is left of the time, below which no step is begun."""
+"""Remaining seconds below which no step begins."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure, and for how long."""
+    """The measurements to run and the time for them."""
 
     minutes: float = 9.0
     """after which the kit ends; what is not done then is done by the next call"""
@@ -47,7 +47,7 @@ class Settings:
     collect: bool = False
     """fill --assets (60 MB at most) and do nothing else"""
     output: Path = Path("gpu.json")
-    """what is found; the page and a log lie beside it, and a folder for the runs"""
+    """the results; the page, a log and a folder for the runs lie beside it"""
     device: str = "auto"
     """cuda, cuda:N or cpu; auto: the first GPU, which must be there"""
     only: str = ""
@@ -57,10 +57,10 @@ class Settings:
 
 
 def parse_device(text: str) -> str:
-    """The device that is asked for.
+    """Return the requested device.
 
     Raises:
-        ConfigError: it is not here.
+        ConfigError: this machine does not have it.
     """
     from fedpeft.machine.hardware import list_accelerators
 
@@ -73,7 +73,7 @@ def parse_device(text: str) -> str:
 
 
 def describe_machine(settings: Settings, device: str) -> dict[str, Any]:
-    """What the figures belong to."""
+    """Return a description of the machine for the record."""
     import torch
 
     from fedpeft.machine.hardware import get_gpu_name
@@ -96,7 +96,10 @@ def run_steps(
     left_out: Callable[[Step, Kit], str],
     say: Callable[[str], None],
 ) -> None:
-    """All steps that are still to do, until the time is up; `left_out` says why one can't run, or nothing."""
+    """Run all unsettled steps until the time is up.
+
+    `left_out` returns the reason why a step can't run here, or an empty text.
+    """
     end = time.monotonic() + seconds
     for step in steps:
         if record.is_settled(step.name):
@@ -114,10 +117,10 @@ def run_steps(
 
 
 def main(settings: Settings) -> None:
-    """Collect, or measure.
+    """Collect the assets, or run the measurements.
 
     Raises:
-        FedpeftError: settings that can't be used, a record of another machine, assets that are missing.
+        FedpeftError: a setting is illegal, the record is from another machine, or assets are missing.
     """
     from experiments.gpu import assets
     from experiments.gpu.steps import explain_omission, list_steps

@@ -1,4 +1,4 @@
-"""What the kit takes along to a machine without a network: an encoder's real weights in bf16, and real rows."""
+"""Assets for a machine without a network: an encoder's real weights in bf16, and real examples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODEL, ROWS = "encoder", "rows.jsonl.gz"
 MOST_BYTES = 60_000_000
 
 TEXTS, LETTERS = 4_000, 800
-"""Rows, and letters of each: more than 128 tokens."""
+"""Number of examples, and characters of each: more than 128 tokens."""
 
 
 def collect(folder: Path, model: str = "minilm", dataset: str = "20newsgroups") -> int:
@@ -49,7 +49,7 @@ def collect(folder: Path, model: str = "minilm", dataset: str = "20newsgroups") 
 
 
 def _write_rows(file: Path, dataset: str) -> None:
-    """Some training rows, drawn once for all."""
+    """Write a fixed random sample of the training examples."""
     data = load_dataset(dataset)
     rows, names = data.train, data.label_names
     assert rows.labels is not None
@@ -61,10 +61,10 @@ def _write_rows(file: Path, dataset: str) -> None:
 
 
 def check_folder(folder: Path) -> Path:
-    """The folder, absolute.
+    """Return the absolute path of a complete assets folder.
 
     Raises:
-        AssetError: something is missing from it.
+        AssetError: a file is missing.
     """
     for name in (f"{MODEL}/config.json", f"{MODEL}/model.safetensors", ROWS):
         if not (folder / name).is_file():

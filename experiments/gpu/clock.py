@@ -1,4 +1,4 @@
-"""Seconds and peak memory of what a device computes."""
+"""Seconds and peak memory of work on a device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 
 @dataclass(frozen=True)
 class Cost:
-    """Of work that was repeated.
+    """The cost of repeated work.
 
     Attributes:
-        seconds: the median.
-        repeats: how often it was timed.
-        memory: peak bytes that torch has allocated on the device; None where it does not tell (CPUs).
+        seconds: median seconds.
+        repeats: number of timed repeats.
+        memory: peak bytes that torch allocated on the device; None on CPUs.
     """
 
     seconds: float
@@ -26,12 +26,12 @@ class Cost:
 
     @property
     def gigabytes(self) -> float | None:
-        """The peak, rounded for a table."""
+        """The peak memory in GB, rounded for a table."""
         return None if self.memory is None else round(self.memory / 1e9, 2)
 
 
 def measure_seconds(work: Callable[[], object], device: str) -> float:
-    """Once: by the device's own events, so that what is queued when `work` returns counts, or by the clock."""
+    """Time one execution, with device events on CUDA, so that queued work counts."""
     if not device.startswith("cuda"):
         began = time.perf_counter()
         work()
@@ -46,7 +46,7 @@ def measure_seconds(work: Callable[[], object], device: str) -> float:
 
 
 def measure_cost(work: Callable[[], object], device: str, repeats: int) -> Cost:
-    """Of `work`, after it has run once untimed (kernels are chosen, memory is taken)."""
+    """Measure `work` after one untimed execution, which chooses kernels and allocates memory."""
     work()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -55,7 +55,7 @@ def measure_cost(work: Callable[[], object], device: str, repeats: int) -> Cost:
 
 
 def time_interleaved(ways: dict[str, Callable[[], object]], device: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way in each repeat, one way after another within it; each has run once before."""
+    """Return the seconds of each way in each repeat; ways take turns, after one untimed execution each."""
     for work in ways.values():
         work()
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -66,7 +66,7 @@ def time_interleaved(ways: dict[str, Callable[[], object]], device: str, repeats
 
 
 def get_peak(device: str) -> int | None:
-    """Bytes, since it was last reset."""
+    """Return the peak memory in bytes since the last reset; None on CPUs."""
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
 
 

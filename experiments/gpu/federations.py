@@ -1,4 +1,4 @@
-"""The measurements that are whole federations: resuming, accuracy, Ray, real clients."""
+"""The measurements that run whole federations: resuming, accuracy, Ray, real clients."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from fedpeft.simulation.simulation import Simulation
 
 
 class StoppingObserver:
-    """An observer that shows nothing, keeps the rounds' results, and ends the run after a round."""
+    """An observer that prints nothing, keeps the results of rounds, and ends the run after a round."""
 
     def __init__(self, last: int) -> None:
+        """Hold the number of the last round."""
         self.last = last
         self.results: list[RoundResult] = []
 
@@ -31,11 +32,12 @@ class StoppingObserver:
         return result.round >= self.last
 
     def __getattr__(self, name: str) -> Any:
+        """Return a callback that does nothing, for all other events."""
         return lambda *_, **__: None
 
 
 def create_config(kit: Kit, **more: Any) -> RunConfig:
-    """Few rounds of the encoder's, with one worker."""
+    """Return the settings of a short run of the encoder, with one worker."""
     settings: dict[str, Any] = {
         "clients": 20,
         "cohort": 10,
@@ -52,7 +54,7 @@ def create_config(kit: Kit, **more: Any) -> RunConfig:
 
 
 def run_rounds(settings: RunConfig, folder: Path, last: int = 1 << 30) -> tuple[ServerState, list[RoundResult]]:
-    """The rounds that are still to do in a folder, up to the `last`."""
+    """Run the remaining rounds of a folder, up to round `last`."""
     folder.mkdir(parents=True, exist_ok=True)
     observer = StoppingObserver(last)
     simulation = Simulation(settings, folder, observer)
@@ -64,14 +66,14 @@ def run_rounds(settings: RunConfig, folder: Path, last: int = 1 << 30) -> tuple[
 
 
 def create_folder(kit: Kit, name: str) -> Path:
-    """An empty folder."""
+    """Return an empty folder for a step."""
     folder = kit.folder / name
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 def resume(kit: Kit) -> Row:
-    """A run, the same again, and one that ends after two of its four rounds and is continued."""
+    """Compare a run, its repetition, and a run that stops after two of its four rounds and is resumed."""
     settings = create_config(kit)
     whole, _ = run_rounds(settings, create_folder(kit, "whole"))
     again, _ = run_rounds(settings, create_folder(kit, "again"))
@@ -96,7 +98,7 @@ def _format_equality(a: State, b: State) -> str:
 
 
 def measure_accuracy(kit: Kit) -> Row:
-    """A run of `python -m fedpeft.simulate` on real rows, from the start to its score."""
+    """Run `python -m fedpeft.simulate` on real examples, from the start to the score."""
     from fedpeft.machine.terminal import Console
     from fedpeft.simulate import simulate
 
@@ -116,7 +118,7 @@ def measure_accuracy(kit: Kit) -> Row:
 
 
 def measure_ray(kit: Kit) -> Row:
-    """Seconds of a round with one worker here and with one Ray actor."""
+    """Measure the seconds of a round with one local worker and with one Ray actor."""
     from ray import shutdown
 
     try:
@@ -130,12 +132,12 @@ def measure_ray(kit: Kit) -> Row:
 
 
 def _compute_seconds(results: list[RoundResult]) -> float:
-    """The first round loads the model."""
+    """Return the median training seconds of all rounds but the first, which loads the model."""
     return median(r.training_seconds or 0.0 for r in results[1:])
 
 
 def run_real_clients(kit: Kit) -> Row:
-    """Server and clients as processes, over mutual TLS, on a base in nf4."""
+    """Run server and clients as processes over mutual TLS, with a base in nf4."""
     from experiments.transport.clients import Federation, Settings
 
     folder = create_folder(kit, "clients")

@@ -1,4 +1,4 @@
-"""What a step of the kit is, and what it is told."""
+"""The steps of the GPU measurements and their inputs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from experiments.gpu.shapes import Shape
 
 Row = Mapping[str, Any]
-"""What was found, by the column of a table."""
+"""Results of a step, by the column of its table."""
 
 
 @dataclass(frozen=True)
 class Kit:
-    """Where steps compute, and what they find there; plain data.
+    """The device, folder and sizes of the steps, as plain data.
 
     Attributes:
         device: "cpu" or "cuda:N".
-        folder: for what steps write.
-        tiny: whether models and loads are tiny ones.
-        assets: the folder that `--collect` has filled; None: there is none.
+        folder: folder for files that steps write.
+        tiny: whether models and loads are tiny.
+        assets: the folder that `--collect` filled; None without one.
     """
 
     device: str
@@ -31,30 +31,30 @@ class Kit:
     assets: Path | None = None
 
     def choose_shape(self, shape: Shape) -> Shape:
-        """A shape, or what stands for it."""
+        """Return a shape, or its smaller substitute if the kit is tiny."""
         from experiments.gpu.shapes import SMALLER
 
         return SMALLER[shape.name] if self.tiny else shape
 
     def choose_size(self, usual: int, tiny: int) -> int:
-        """A number of a load."""
+        """Return the usual size, or the tiny one if the kit is tiny."""
         return tiny if self.tiny else usual
 
     @property
     def encoder(self) -> Path | None:
-        """Folder of the encoder's real weights."""
+        """The folder of the encoder's real weights; None without assets."""
         from experiments.gpu.assets import MODEL
 
         return None if self.assets is None else self.assets / MODEL
 
     def get_encoder_folder(self) -> Path:
-        """Folder of the encoder in real weights, or in random ones that are written here."""
+        """Return the folder of the encoder's real weights, or of random ones that it writes."""
         from experiments.gpu.shapes import MINILM
 
         return self.encoder or self.choose_shape(MINILM).write_folder(self.folder / "encoder")
 
     def choose_dataset(self) -> str:
-        """Rows that the encoder can read: real ones, or made-up words."""
+        """Return a dataset that the encoder can read: real examples, or made-up words."""
         from experiments.gpu.assets import ROWS
 
         return "tiny" if self.assets is None else f"file:{self.assets / ROWS}"
@@ -62,16 +62,16 @@ class Kit:
 
 @dataclass(frozen=True)
 class Step:
-    """One measurement.
+    """A measurement.
 
     Attributes:
-        name: unique.
-        section: of the page.
-        limit: seconds that it may take.
-        run: finds a row; an exception says why it can't.
-        needs: packages without which it is left out.
-        assets: whether it is left out without real weights and rows.
-        gigabytes: of free memory on the device below which it is left out.
+        name: a unique name.
+        section: section of the page.
+        limit: most seconds that it may take.
+        run: returns a row; an exception gives the reason of a failure.
+        needs: packages that it requires.
+        assets: whether it requires real weights and examples.
+        gigabytes: free memory on the device that it requires.
     """
 
     name: str

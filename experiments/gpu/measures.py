@@ -1,4 +1,4 @@
-"""The measurements that need no federation: parity, determinism, rounds, ways to train, clients in a pass."""
+"""The measurements without a federation: parity, determinism, rounds, ways to train, clients per pass."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from experiments.gpu.training import BATCHED, PLAIN, SEQUENTIAL, Load, compute_d
 from fedpeft.machine.hardware import count_usable_cores
 
 PASS = 16_384
-"""Tokens that a pass of many clients is filled with in the curve over tokens per client and step."""
+"""Tokens per pass of many clients, in the curve over tokens per client and step."""
 
 MOST_TOGETHER = 64
 
 
 def load_of(kit: Kit, shape: Shape, precision: str, clients: int, steps: int, batch: int, tokens: int) -> Load:
-    """A load of the kit's size, on real weights where there are some."""
+    """Create a load of the kit's size, with real weights if the kit has them."""
     weights = kit.encoder if shape is MINILM else None
     if kit.tiny:
         clients, steps, batch, tokens = min(clients, 3), min(steps, 2), min(batch, 2), min(tokens, 16)
@@ -31,13 +31,13 @@ def load_of(kit: Kit, shape: Shape, precision: str, clients: int, steps: int, ba
 
 
 def train_clients(load: Load, name: str, device: str) -> list[Trained]:
-    """What all clients have come to."""
+    """Train all clients of a load and return their results."""
     examples = load.create_examples()
     return list(create_trainer(name, load, examples, device).train(load.create_jobs(examples)))
 
 
 def measure_parity(kit: Kit, shape: Shape, precision: str) -> Row:
-    """One client's gradients here and on the CPU: two steps of plain SGD, from the same weights."""
+    """Compare one client's gradients on this device and the CPU: two steps of plain SGD from equal weights."""
     load = load_of(kit, shape, precision, 1, 2, 4, 64)
     load = replace(load, optimizer="sgd", rate=0.1, portable=True)
     torch.set_num_threads(count_usable_cores())
@@ -56,7 +56,7 @@ def measure_parity(kit: Kit, shape: Shape, precision: str) -> Row:
 
 
 def measure_determinism(kit: Kit, shape: Shape, precision: str, name: str) -> Row:
-    """The same clients twice: all bits are equal, or not."""
+    """Train the same clients twice, and report whether all bits are equal."""
     load = load_of(kit, shape, precision, 4, 4, 4, 128)
     first, second = (train_clients(load, name, kit.device) for _ in range(2))
     equal = all(torch.equal(a.state[k], b.state[k]) for a, b in zip(first, second, strict=True) for k in a.state)
@@ -72,7 +72,7 @@ def measure_determinism(kit: Kit, shape: Shape, precision: str, name: str) -> Ro
 def measure_round_cost(
     kit: Kit, shape: Shape, precision: str, name: str, clients: int, steps: int, batch: int, tokens: int
 ) -> Row:
-    """Seconds, tokens per second and memory of the training in a round."""
+    """Measure seconds, tokens per second and memory of the training in a round."""
     load = load_of(kit, shape, precision, clients, steps, batch, tokens)
     examples = load.create_examples()
     jobs, trainer = load.create_jobs(examples), create_trainer(name, load, examples, kit.device)
@@ -91,7 +91,7 @@ def measure_round_cost(
 
 
 def compare_with_plain(kit: Kit, shape: Shape, precision: str, batch: int, tokens: int, clients: int = 10) -> Row:
-    """Our ways against a plain loop on the same rows, interleaved: ratios of its seconds to theirs."""
+    """Compare fedpeft's executors with an interleaved plain loop: the loop's seconds over theirs."""
     load = load_of(kit, shape, precision, clients, 4, batch, tokens)
     seconds = _measure_seconds(kit, load, (PLAIN, SEQUENTIAL, BATCHED))
     return {
@@ -107,7 +107,7 @@ def compare_with_plain(kit: Kit, shape: Shape, precision: str, batch: int, token
 
 
 def measure_ratio(kit: Kit, shape: Shape, per_step: int) -> Row:
-    """The same for a number of tokens in a client's step, in passes that are full."""
+    """Measure the plain loop's seconds over the batched executor's, in full passes of `per_step` tokens per client."""
     tokens = min(per_step, 128)
     clients = min(MOST_TOGETHER, max(2, PASS // per_step))
     load = load_of(kit, shape, "bf16", clients, 2, per_step // tokens, tokens)
@@ -122,7 +122,7 @@ def measure_ratio(kit: Kit, shape: Shape, per_step: int) -> Row:
 
 
 def measure_together(kit: Kit, shape: Shape, clients: int) -> Row:
-    """Memory and speed of a number of clients in a pass: batch 4, rows of 128 tokens, bf16."""
+    """Measure memory and speed of many clients in one pass: batch 4, 128 tokens each, bf16."""
     load = load_of(kit, shape, "bf16", clients, 2, 4, 128)
     examples = load.create_examples()
     jobs, trainer = load.create_jobs(examples), create_trainer(BATCHED, load, examples, kit.device)
@@ -153,7 +153,7 @@ def _create_training(trainer: Any, jobs: Sequence[Any]) -> Any:
 
 
 def _compute_ratio(seconds: dict[str, list[float]], name: str) -> float:
-    """Of the plain loop's seconds, taken within a repeat."""
+    """Return the median ratio of the plain loop's seconds to those of `name`, within a repeat."""
     return median(plain / ours for plain, ours in zip(seconds[PLAIN], seconds[name], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""The kit's page: a table for each section, two plots, and by name what is missing."""
+"""The page of the GPU measurements: a table for each section, two plots, and a list of missing steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ READINGS = {
 
 
 def render_page(record: Record, steps: Sequence[Step], command: str) -> str:
-    """All that is known so far, as HTML that needs no other file."""
+    """Return all results so far as HTML that needs no other file."""
     title = f"fedpeft on {record.machine['device']}"
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(_describe_machine(record))}</p>"]
     for section in dict.fromkeys(step.section for step in steps):
@@ -59,7 +59,7 @@ def _describe_machine(record: Record) -> str:
 
 
 def _list_missing(record: Record, steps: Sequence[Step]) -> list[str]:
-    """What has no row, and why."""
+    """Return the steps without a row, each with the reason."""
     lines = []
     for step in steps:
         outcome = record.outcomes.get(step.name)
@@ -74,7 +74,7 @@ def _list_missing(record: Record, steps: Sequence[Step]) -> list[str]:
 
 
 def render_table(rows: Sequence[Any]) -> str:
-    """Rows with the columns that any of them has."""
+    """Return rows as an HTML table with the columns that any of them has."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [
         _render_line("th", columns),
@@ -88,7 +88,7 @@ def _render_line(tag: str, cells: Iterable[str]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value, numbers with three or four digits that count."""
+    """Format a value; numbers have three or four significant digits."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -99,7 +99,7 @@ def format_value(value: Any) -> str:
 
 
 def plot(section: str, rows: Sequence[Any]) -> str:
-    """Lines, one for each model."""
+    """Plot a section as SVG, with one line per model."""
     x = "tokens of a client's step" if section == CURVE else "clients in a pass"
     wanted = ["plain / batched", "batched, tokens/s"] if section == CURVE else ["tokens/s", "peak GB"]
     names = [name for name in wanted if any(row.get(name) is not None for row in rows)]
@@ -119,6 +119,6 @@ def plot(section: str, rows: Sequence[Any]) -> str:
 
 
 def format_progress(name: str, outcome: Outcome) -> str:
-    """A step as a line of the terminal."""
+    """Format the outcome of a step as a line for the terminal."""
     row = ", ".join(f"{key} {format_value(value)}" for key, value in outcome.row.items() if isinstance(value, float))
     return ": ".join(filter(None, (name, f"{outcome.status} ({outcome.seconds:.1f} s)", row or outcome.reason)))

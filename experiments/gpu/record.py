@@ -1,4 +1,4 @@
-"""What the kit has found so far, in one JSON file that is whole after every step."""
+"""The results so far, in one JSON file that is complete after every step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fedpeft.machine.json_values import convert_to_plain
 Status = Literal["done", "left out", "too slow", "failed"]
 
 FINAL: tuple[Status, ...] = ("done", "too slow")
-"""What is not tried again: what was left out may be there next time, and what has failed may be mended."""
+"""Final statuses. Steps that were left out or failed are tried again, since their cause may be gone."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a step: its row, or the reason why there is none."""
+    """The outcome of a step: its row, or the reason for having none."""
 
     section: str
     status: Status
@@ -32,12 +32,12 @@ class Outcome:
 
 @dataclass
 class Record:
-    """The file.
+    """The results file.
 
     Attributes:
-        file: where it is.
-        machine: what it was measured on; one file is of one machine.
-        outcomes: by step.
+        file: path of the file.
+        machine: the machine; one file belongs to one machine.
+        outcomes: outcomes by step.
     """
 
     file: Path
@@ -46,10 +46,10 @@ class Record:
 
     @classmethod
     def from_file(cls, file: Path, machine: dict[str, Any]) -> Record:
-        """The record in `file`, or a new one.
+        """Read the record in `file`, or create a new one.
 
         Raises:
-            RunError: the file can't be read, or is of another machine.
+            RunError: the file can't be read, or belongs to another machine.
         """
         if not file.exists():
             return cls(file, machine)
@@ -77,7 +77,7 @@ class Record:
         self.save()
 
     def save(self) -> None:
-        """Write all of it.
+        """Write the whole record.
 
         Raises:
             RunError: the disk is full or can't be written.
@@ -89,5 +89,5 @@ class Record:
             files.replace(self.file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
     def is_settled(self, name: str) -> bool:
-        """Whether a step needs no further try."""
+        """Return whether a step needs no further try."""
         return name in self.outcomes and self.outcomes[name].status in FINAL

@@ -1,7 +1,7 @@
-"""The models of the kit: real weights where the assets folder has them, else random ones of the same shapes.
+"""The models of the GPU measurements: real weights from the assets folder, or random ones of the same shapes.
 
-Random weights are drawn on the device, layer by layer, and a base in few bits is encoded as its layers are drawn: the
-whole model is never held in more than its own precision.
+Random weights are drawn on the device, layer by layer, and a quantized base is encoded as its layers are drawn. So the
+whole model never occupies more memory than its own precision needs.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Shape:
     """The shape of a model.
 
     Attributes:
-        name: as shown.
+        name: name in tables.
         task: "classification" or "causal_lm".
-        peft: the adapter that it gets.
-        config: makes transformers' configuration.
+        peft: its PEFT method.
+        config: creates transformers' configuration.
         architecture: the model's class in transformers.
     """
 
@@ -45,11 +45,11 @@ class Shape:
 
     @property
     def classes(self) -> int:
-        """Of the head; 0: language modelling."""
+        """The number of classes of the head; 0 for language modeling."""
         return CLASSES if self.task == "classification" else 0
 
     def create_empty(self, **changes: Any) -> nn.Module:
-        """The model without weights, on torch's device `meta`."""
+        """Create the model without weights, on torch's device `meta`."""
         import transformers
 
         config = self.config()
@@ -59,10 +59,12 @@ class Shape:
         return model.eval().requires_grad_(False)
 
     def base(self, device: str, precision: str, seed: int = 0) -> nn.Module:
-        """The frozen base with random weights: equal seeds give equal ones on equal devices.
+        """Create the frozen base with random weights; equal seeds give equal weights on equal devices.
 
         Args:
-            precision: fp32 or bf16, or the layers in int8 or nf4 and the rest in bf16.
+            device: "cpu" or "cuda:N".
+            precision: fp32 or bf16; with int8 or nf4, the layers use it and the rest bf16.
+            seed: seed of the weights.
         """
         base = self.create_empty()
         dtype = DTYPES.get(precision, torch.bfloat16)
@@ -81,7 +83,7 @@ class Shape:
 
     @functools.cache  # noqa: B019  the shapes are a module's constants
     def create_layout(self) -> Layout:
-        """Of the adapter's tensors, and the head's; no weight is made for it."""
+        """Return the layout of the adapter and head without creating weights."""
         method = PEFT_METHODS.build(self.peft)
         model = self.create_model(self.create_empty())
         method.attach(model, "fp32")
@@ -89,12 +91,12 @@ class Shape:
         return layout
 
     def create_model(self, base: nn.Module) -> FederatedModel:
-        """The trainable model around a base, without adapter."""
+        """Create the trainable model around a base, without an adapter."""
         task: Task = TASKS.build(self.task)
         return task.model(base, self.classes)
 
     def write_folder(self, folder: Path) -> Path:
-        """`folder` with the model in random weights, and a tokenizer of made-up words, as transformers loads them."""
+        """Write the model with random weights and a tokenizer of made-up words to `folder`, and return it."""
         from fedpeft.data.made_words import WORDS, create_word_tokenizer, save_tokenizer
         from fedpeft.models.model_folder import save
 
@@ -111,8 +113,7 @@ class Shape:
 
 
 def _fill(module: nn.Module, device: str, dtype: torch.dtype, generator: torch.Generator) -> None:
-    """Draw the weights of `module` that have none yet: norms are one, biases zero, all else is normal and
-    keeps the variance of what enters."""
+    """Draw the missing weights of `module`: norms are 1, biases 0, others normal, keeping the variance of inputs."""
     for name, parameter in list(module.named_parameters()):
         if parameter.device.type != "meta":
             continue
@@ -142,7 +143,7 @@ def _fill_buffers(base: nn.Module, shape: Shape, device: str) -> None:
 def create_bert(
     name: str, vocabulary: int, width: int, inner: int, layers: int, heads: int, peft: str = "lora"
 ) -> Shape:
-    """An encoder with a head of `CLASSES`."""
+    """Return the shape of an encoder with a head of `CLASSES` classes."""
 
     def config() -> Any:
         from transformers import BertConfig
@@ -161,13 +162,13 @@ def create_bert(
 
 
 ATTENTION = "lora(targets=('q_proj', 'v_proj'), layers=0)"
-"""The usual adapter of language models."""
+"""The usual PEFT method of language models."""
 
 
 def create_llama(
     name: str, vocabulary: int, width: int, inner: int, layers: int, heads: int, kv_heads: int, tied: bool = True
 ) -> Shape:
-    """A causal language model."""
+    """Return the shape of a causal language model."""
 
     def config() -> Any:
         from transformers import LlamaConfig
@@ -200,4 +201,4 @@ SMALLER = {
     LLAMA_1B.name: create_llama(LLAMA_1B.name, 400, 32, 64, 2, 4, 2),
     LLAMA_7B.name: create_llama(LLAMA_7B.name, 400, 32, 96, 2, 4, 4, tied=False),
 }
-"""What stands for them under --tiny."""
+"""The substitutes of the shapes under --tiny."""

@@ -1,4 +1,4 @@
-"""All steps of the kit, those first that tell most."""
+"""All steps of the GPU measurements, the most informative first."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ROUNDS: tuple[tuple[Shape, str, str, int, int, int, int, float], ...] = (
     (LLAMA_7B, "bf16", SEQUENTIAL, 2, 2, 4, 512, 24),
     (LLAMA_7B, "bf16", BATCHED, 2, 2, 4, 512, 30),
 )
-"""Model, base, way, clients, their steps, batch, tokens, and the gigabytes that it takes at least."""
+"""Model, base, executor, clients, their steps, batch, tokens, and the least memory in GB."""
 
 
 def list_steps() -> list[Step]:
-    """All of them."""
+    """Return all steps in order."""
     return [
         *_list_parity_steps(),
         *_list_bit_steps(),
@@ -138,7 +138,7 @@ def _list_federation_steps() -> list[Step]:
 
 
 def explain_omission(step: Step, kit: Kit) -> str:
-    """Why a step can't run here; empty: it can."""
+    """Return the reason why a step can't run here; empty if it can."""
     if step.assets and kit.assets is None:
         return "needs real weights and rows: --assets FOLDER, which --collect fills"
     missing = [name for name in step.needs if importlib.util.find_spec(name) is None]

@@ -1,4 +1,4 @@
-"""A model of the kit and the three ways to train its clients: batched, one after another, and a plain loop."""
+"""A model and three ways to train its clients: batched, sequential, and a plain loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Executor, Job, Trained
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
@@ -18,6 +17,7 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 from torch import nn
+from torch.nn import functional
 
 from experiments.gpu.shapes import Shape
 from fedpeft import seeds
@@ -34,17 +34,17 @@ BATCHED, SEQUENTIAL, PLAIN = "batched", "one by one", "plain loop"
 
 @dataclass(frozen=True)
 class Load:
-    """What is trained: clients of equally many made-up rows.
+    """The training work: clients with equally many made-up examples.
 
     Attributes:
-        shape: of the model.
-        precision: of its base: fp32, bf16, int8 or nf4.
-        clients: how many train.
-        steps: of each.
-        batch: rows of a step.
-        tokens: of a row.
-        weights: folder of real weights; None: random ones.
-        optimizer, rate: of the clients.
+        shape: shape of the model.
+        precision: precision of the base: fp32, bf16, int8 or nf4.
+        clients: number of clients.
+        steps: steps per client.
+        batch: examples per step.
+        tokens: tokens per example.
+        weights: folder of real weights; None for random ones.
+        optimizer, rate: the clients' optimizer and learning rate.
         portable: whether random weights are drawn on the CPU, so that all devices have the same.
     """
 
@@ -61,16 +61,16 @@ class Load:
 
     @property
     def dtype(self) -> str:
-        """Of the activations."""
+        """The precision of the activations."""
         return self.precision if self.precision in DTYPES else "bf16"
 
     @property
     def trained_tokens(self) -> int:
-        """By all clients."""
+        """The tokens that all clients train on."""
         return self.clients * self.steps * self.batch * self.tokens
 
     def create_examples(self) -> Examples:
-        """Rows of random tokens: client k has those from k * steps * batch on."""
+        """Create examples of random tokens; client k has those from k * steps * batch on."""
         count = self.clients * self.steps * self.batch
         random = np.random.default_rng(0)
         ids = random.integers(5, self.shape.config().vocab_size, size=(count, self.tokens))
@@ -78,7 +78,7 @@ class Load:
         return build_token_rows(ids.tolist(), 0, labels)
 
     def start(self) -> State:
-        """An adapter in the midst of its training: no tensor is zero, so that every gradient counts."""
+        """Return an adapter as in the middle of training: no tensor is zero, so every gradient counts."""
         tensors = self.shape.create_layout().tensors
         return {
             t.name: 0.02 * torch.randn(t.shape, generator=seeds.create_torch_generator(0, "gpu start", i))
@@ -86,7 +86,7 @@ class Load:
         }
 
     def create_jobs(self, examples: Examples) -> list[Job]:
-        """One of each client."""
+        """Create one job per client."""
         start, layout = self.start(), self.shape.create_layout()
         work, optimizer = LOCAL_WORK.build(f"steps({self.steps})"), LOCAL_OPTIMIZERS.build(self.optimizer)
         training = LocalTraining(self.batch, work, self.rate, optimizer)
@@ -97,7 +97,7 @@ class Load:
         ]
 
     def base(self, device: str) -> nn.Module:
-        """The frozen base on a device."""
+        """Create the frozen base on a device."""
         if self.weights is None and not self.portable:
             return self.shape.base(device, self.precision)
         if self.weights is None:
@@ -111,7 +111,7 @@ class Load:
 
 
 def create_executor(load: Load, examples: Examples, device: str, together: int = 0) -> Executor:
-    """A workbench's executor: `together` clients in a pass, or one after another."""
+    """Create an executor that trains `together` clients per pass, or one after another if it is 0."""
     if device.startswith("cuda"):
         compute_deterministically()
     task, method = TASKS.build(load.shape.task), PEFT_METHODS.build(load.shape.peft)
@@ -123,12 +123,13 @@ def create_executor(load: Load, examples: Examples, device: str, together: int =
 
 
 class PlainLoop:
-    """What everyone writes: a peft model, transformers' attention and loss, torch's AdamW, one client after another.
+    """The usual loop: a peft model, transformers' attention and loss, torch's AdamW, one client after another.
 
-    Torch takes its fastest kernels here, deterministic or not.
+    Torch uses its fastest kernels here, whether or not they are deterministic.
     """
 
     def __init__(self, load: Load, examples: Examples, device: str) -> None:
+        """Load the base and attach the PEFT method."""
         base: Any = load.base(device)
         base.config._attn_implementation = "sdpa"
         self.model = load.shape.create_model(base)
@@ -138,7 +139,7 @@ class PlainLoop:
         self.parameters = find_trainable(self.model)
 
     def train(self, jobs: Sequence[Job]) -> list[Trained]:
-        """Every job."""
+        """Train all jobs in order."""
         with allow_fastest_kernels():
             return [self._train(job) for job in jobs]
 
@@ -161,13 +162,13 @@ class PlainLoop:
 
     def _compute_loss(self, batch: dict[str, torch.Tensor]) -> Any:
         if self.classes:
-            return F.cross_entropy(self.model(batch), batch["labels"])
+            return functional.cross_entropy(self.model(batch), batch["labels"])
         return self.model.base(**batch).loss
 
 
 @contextmanager
 def allow_fastest_kernels() -> Iterator[None]:
-    """While it is open, torch chooses kernels as it does by itself."""
+    """Let torch choose nondeterministic kernels inside the context."""
     before = torch.are_deterministic_algorithms_enabled()
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.use_deterministic_algorithms(False)
@@ -180,13 +181,13 @@ def allow_fastest_kernels() -> Iterator[None]:
 
 
 def create_trainer(name: str, load: Load, examples: Examples, device: str) -> Any:
-    """What trains the jobs of a load: `train(jobs)`."""
+    """Create the object whose `train(jobs)` trains the jobs of a load."""
     if name == PLAIN:
         return PlainLoop(load, examples, device)
     return create_executor(load, examples, device, load.clients if name == BATCHED else 0)
 
 
 def compute_distance(a: State, b: State, start: State) -> float:
-    """How far two states after training are apart, relative to how far `b` has come from `start`."""
+    """Return the distance of two trained states, relative to the distance of `b` from `start`."""
     there = {name: b[name].double() - start[name].double() for name in b}
     return compute_norm({name: a[name].double() - b[name].double() for name in b}) / compute_norm(there)

@@ -1,7 +1,7 @@
-"""Steps run one after another in a process of their own, which is ended where a step takes too long.
+"""A process that runs steps one after another and is killed if a step takes too long.
 
-It loads torch once. A step that crashes, or is ended, takes down the process and nothing else: the next step gets a new
-one. What it prints goes to a log.
+It loads torch once. A step that crashes or is killed takes down only this process: the next step gets a new one. Its
+output goes to a log.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from experiments.gpu.record import Outcome
 from fedpeft.machine.processes import hide_main_module
 
 Catalogue = Callable[[], Sequence[Step]]
-"""Makes the steps; a function at the top of a module, which the process imports."""
+"""A module-level function that creates the steps; the process imports it."""
 
 
 PATIENCE = 5.0
-"""Seconds that the process has to end by itself."""
+"""Seconds that the process has to end before it is killed."""
 
 
 class Worker:
     """The process, started with the first step."""
 
     def __init__(self, kit: Kit, catalogue: Catalogue, log: Path) -> None:
+        """Hold the kit, the catalogue of steps and the log; no process starts yet."""
         self.kit, self.catalogue, self.log = kit, catalogue, log
         self._process: Any = None
         self._connection: Connection | None = None
 
     def run(self, step: Step, left: float) -> Outcome | None:
-        """The outcome of a step; None: the `left` seconds were over before its own limit.
+        """Run a step and return its outcome; None if `left` seconds passed before the step's own limit.
 
-        Loading libraries into a new process counts towards the former only.
+        Loading libraries into a new process counts toward `left` only.
         """
         end = began = time.monotonic()
         end += left
@@ -64,7 +65,7 @@ class Worker:
         return Outcome(step.section, "failed" if row is None else "done", spent, row or {}, reason)
 
     def _ready(self, left: float) -> Connection | None:
-        """The connection to a process that can take a step; None: it was not so far after `left` seconds."""
+        """Return the connection to a process that can take a step; None if it was not ready after `left` seconds."""
         if self._connection is not None:
             return self._connection
         context = get_context("spawn")

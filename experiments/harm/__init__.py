@@ -1,1 +1,1 @@
-"""What the default settings make of a good start, on tasks that they were not made on."""
+"""The effect of the default settings on a good start, on tasks that they were not chosen on."""

@@ -1,10 +1,10 @@
-"""python -m experiments.harm: what the defaults make of their start, run by run, paired by test row.
+"""python -m experiments.harm: do the defaults improve on their start? Run by run, paired by test example.
 
-Reads `results.jsonl` of the study beside it, or of the folder of a `--preset`. The standard error of the difference is
-that over test rows, with one run on either side. A second table has means over seeds, with 95 % intervals of Student's
-t. A third has the default beside the same with losses as they are, on the seeds that both have: points over the start,
-of the result and of the last state, means over seeds. Of a preset a last one has its defaults beside those of the small
-one: points over them, on the seeds that both have.
+Reads `results.jsonl` of the study beside it, or of the folder of a `--preset`. The first table lists the runs. The
+standard error of a difference is that over test examples, with one run on either side. The second table contains means
+over seeds, with 95 % intervals (Student's t). The third compares the default with plain losses on the shared seeds:
+points over the start, of the result and of the last state, as means over seeds. With a preset, a last table compares
+its defaults with those of the small preset: points over them, on the shared seeds.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Key = tuple[str, str, int, str]
 
 
 def get_key(run: Result) -> Key:
-    """Of a run."""
+    """Return the key of a run."""
     return run.point["task"], run.point["partition"], run.seed, run.point["state"]
 
 
 def format_line(run: Result, start: Result) -> str:
-    """A row of the table."""
-    assert run.scored is not None
-    assert start.scored is not None
-    before, after = start.scored.correct.astype(float), run.scored.correct.astype(float)
+    """Format a row of the first table."""
+    assert run.test_counts is not None
+    assert start.test_counts is not None
+    before, after = start.test_counts.correct.astype(float), run.test_counts.correct.astype(float)
     difference = after - before
     error = difference.std(ddof=1) / np.sqrt(len(difference))
     return (
@@ -56,7 +56,7 @@ PARTITIONS = ("dirichlet(alpha=0.5)", "dirichlet(alpha=0.1)", "dirichlet(alpha=0
 
 
 def compare_with_plain(runs: Mapping[Key, Result]) -> Iterator[str]:
-    """Rows of the second table."""
+    """Yield the rows of the table that compares default with plain losses."""
     groups: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for (task, partition, seed, state), run in runs.items():
         start, plain = (runs.get((task, partition, seed, other)) for other in ("start", PLAIN))
@@ -70,7 +70,7 @@ def compare_with_plain(runs: Mapping[Key, Result]) -> Iterator[str]:
 
 
 def format_means(pairs: Iterable[tuple[Result, Result]]) -> Iterator[str]:
-    """Rows of the table of means, of defaults and their starts."""
+    """Yield the rows of the table of means over seeds, of defaults and their starts."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for run, start in pairs:
         (after, _), (before, _) = get_accuracies(run), get_accuracies(start)
@@ -84,7 +84,7 @@ def format_means(pairs: Iterable[tuple[Result, Result]]) -> Iterator[str]:
 
 
 def compare_with_small(runs: Mapping[Key, Result], small: Mapping[Key, Result]) -> Iterator[str]:
-    """Rows of the last table, of a preset's runs and those of the small one."""
+    """Yield the rows of the table that compares a preset's runs with those of the small preset."""
     groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for where, run in runs.items():
         if where[-1] == "default" and where in small:
@@ -126,7 +126,7 @@ def main() -> None:
         print("|---|---|---:|---:|---:|---:|---:|")
         print("\n".join(rows))
     if found[0].preset != "small":
-        small = {get_key(run): run for run in ResultsFile(HERE / "results.jsonl").read() if run.finished}
+        small = {get_key(run): run for run in ResultsFile(HERE / "results.jsonl").read() if run.is_finished}
         print("\n| task | partition | default (%) | of small (%) | points over it |")
         print("|---|---|---:|---:|---:|")
         print("\n".join(compare_with_small(runs, small)))

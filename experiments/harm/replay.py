@@ -1,8 +1,8 @@
-"""python -m experiments.harm.replay: which state other rules would have kept, by the recorded rounds of each run.
+"""python -m experiments.harm.replay: the state that other rules would have kept, by the recorded rounds of each run.
 
-A rule lets a later state replace the start if at least two more validation rows are right, or if no fewer are right and
-the validation loss is lower by a share of it. Test accuracy is known of a run's kept state and of its last one, so that
-a rule's change is known where it keeps the last state instead of the start.
+A rule lets a later state replace the start in two cases. Either at least two more validation examples are right, or no
+fewer are right and the validation loss is lower by a share of it. The test accuracy of a run is known for its kept
+state and its last one. So a rule's effect is known if it keeps the last state instead of the start.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ HERE = Path(__file__).parent
 FILES = (HERE / "results.jsonl", HERE / "adapters" / "results.jsonl")
 
 VALIDATION_ROWS = {"digits": 134, "Fashion-MNIST": 600, "Reuters R8": 548}
-"""Of the tasks in whose runs a state differed from its start by one row."""
+"""Validation examples per task, for tasks with a state that differed from its start by one example."""
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.25)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a state that is no worse than the start has to have, to replace it.
+    """The condition under which a state that is no worse than the start replaces it.
 
     Attributes:
-        share: of the start's validation loss, by which its own is lower; None: nothing is enough.
-        one_more: whether one more right row is as good as none.
+        share: required decrease of the validation loss, as a share of the start's; None if no decrease is enough.
+        one_more: whether one more right example counts like none.
     """
 
     share: float | None

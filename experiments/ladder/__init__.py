@@ -1,1 +1,1 @@
-"""What each way to use a task's rows is worth, from guessing to full fine-tuning: `python -m experiments.ladder`."""
+"""The value of each way to use a task's data, from guessing to full fine-tuning: `python -m experiments.ladder`."""

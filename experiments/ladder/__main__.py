@@ -1,13 +1,17 @@
-"""python -m experiments.ladder [--dataset X ...]: what each way to use the rows of a task is worth.
+"""python -m experiments.ladder [--dataset X ...]: the accuracy of each way to use a task's examples.
 
-majority: the most frequent class. words, or pixels: a linear classifier on TF-IDF of the whole texts, or on pixels.
-probe: a linear classifier on frozen features, of the last block or of all. alone: an adapter that one client trains on
-its own rows; a sample of clients, mean and range. federated: one adapter for all, and nobody's rows leave their client;
-federated head: without an adapter, a linear head that reads all blocks. pooled adapter, pooled full fine-tuning: all
-rows in one place. Every rung is scored on the same test rows.
+Every rung is scored on the same test examples:
 
-Every number is a line of experiments/ladder/results.jsonl, and is not measured again while it stands there. README.md
-beside it gets the table.
+- majority: the most frequent class
+- words, or pixels: a linear classifier on TF-IDF of the whole texts, or on pixels
+- probe: a linear classifier on frozen features, of the last block or of all
+- alone: an adapter that one client trains on its own examples; a sample of clients, mean and range
+- federated: one adapter for all, and no examples leave their client
+- federated head: without an adapter, a linear head that reads all blocks
+- pooled adapter, pooled full fine-tuning: all examples in one place
+
+Every number is a line of experiments/ladder/results.jsonl, and is measured only once. The table goes into README.md
+beside it.
 """
 
 from __future__ import annotations
@@ -41,11 +45,11 @@ def main() -> None:
     """Measure what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", nargs="+", default=list(TASKS), help=f"tasks: {', '.join(TASKS)}")
-    parser.add_argument("--rung", nargs="+", choices=ORDER, default=list(ORDER), help="only these")
-    parser.add_argument("--label", help="only the cells that are called so, such as '2 blocks, 1e-3'")
-    parser.add_argument("--seeds", type=int, default=1, help="of federated and pooled runs; a claim needs 5")
-    parser.add_argument("--clients", type=int, default=8, help="that are trained alone")
-    parser.add_argument("--full", action="store_true", help="full fine-tuning on the pooled rows, too: slow")
+    parser.add_argument("--rung", nargs="+", choices=ORDER, default=list(ORDER), help="only these rungs")
+    parser.add_argument("--label", help="only cells with this label, such as '2 blocks, 1e-3'")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of federated and pooled runs; a claim needs 5")
+    parser.add_argument("--clients", type=int, default=8, help="number of clients that are trained alone")
+    parser.add_argument("--full", action="store_true", help="also run full fine-tuning on the pooled examples (slow)")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of results.jsonl and README.md")
     arguments = parser.parse_args()
@@ -61,7 +65,7 @@ def main() -> None:
 
 
 def climb(name: str, arguments: argparse.Namespace, observer: ConsoleObserver) -> None:
-    """Measure what is missing of a task's ladder; what is being measured, and since when, is said meanwhile."""
+    """Measure the missing numbers of a task's ladder, and print what is being measured and since when."""
     file = arguments.output / "results.jsonl"
     done = {get_key(line) for line in read(file)}
     observer.phase(f"{name}: reading the rows", 1)
@@ -79,12 +83,12 @@ def climb(name: str, arguments: argparse.Namespace, observer: ConsoleObserver) -
 
 
 def get_key(line: Line) -> tuple[str, str, str, int]:
-    """What a line is the result of."""
+    """Return the key of a line: task, rung, label and seed."""
     return line["task"], line["rung"], line["label"], line["seed"]
 
 
 def read(file: Path) -> list[Line]:
-    """The lines of the results, one of each key."""
+    """Read the lines of the results; the last line of each key counts."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return list({get_key(line): line for line in map(json.loads, lines)}.values())
 
@@ -100,7 +104,7 @@ def write_table(folder: Path) -> None:
 
 
 def format_table(lines: list[Line]) -> list[str]:
-    """The table, in Markdown: a row for each rung and its settings."""
+    """Return the lines of a Markdown table with one row per rung and settings."""
     table = [
         "| task | rung | settings | test accuracy (%) | validation (%) | runs | s a run |",
         "|---|---|---|---|---|---|---|",

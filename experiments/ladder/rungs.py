@@ -1,7 +1,7 @@
-"""The rungs: each gives accuracy on the same test rows, and where it was chosen, on the validation rows.
+"""The rungs: each gives accuracy on the same test examples, and on validation examples if these chose its state.
 
-The first three see all training rows, validation rows included; what they choose is chosen by cross-validation. The
-others train on what clients have, and keep the state that is best on the validation rows.
+The first three use all training examples, validation examples included, and choose by cross-validation. The others
+train on the clients' examples, and keep the state that is best on the validation examples.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 FOLDS = 3
-"""Of the cross-validation of words, pixels and probe."""
+"""Folds of the cross-validation of words, pixels and probe."""
 
 OF_WORDS = (0.1, 0.3, 1.0, 3.0)
-"""Candidates for scikit-learn's C where a classifier has words."""
+"""Candidates for scikit-learn's C on words."""
 
 OF_FEATURES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-"""The same, of pixels and frozen features."""
+"""Candidates for scikit-learn's C on pixels and frozen features."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a ladder, not made yet.
+    """A number of a ladder that is not measured yet.
 
     Attributes:
-        rung: which.
-        label: what tells it from others of the rung: settings or a client; empty where there is one.
-        seed: of what is drawn at random.
-        make: measures it: what goes into its line, accuracy in it.
+        rung: name of the rung.
+        label: distinguishes it from others of the rung, by settings or client; empty if it is the only one.
+        seed: seed of random draws.
+        make: measures it and returns the fields of its line, with `accuracy`.
     """
 
     rung: str
@@ -59,7 +59,7 @@ class Cell:
 
 
 def create_cells(task: Task, seeds: int, clients: int, full: bool, workers: int) -> Iterator[Cell]:
-    """All numbers of a task's ladder, cheap ones first."""
+    """Yield all numbers of a task's ladder, cheap ones first."""
     machine = SHARED | {"workers": workers}
     data = load_dataset(task.dataset)
     yield Cell("majority", "", 0, lambda: score_majority(data))
@@ -80,16 +80,16 @@ def create_cells(task: Task, seeds: int, clients: int, full: bool, workers: int)
 
 
 def score_majority(data: Dataset) -> dict[str, Any]:
-    """The most frequent class of training, for every row."""
+    """Score the most frequent training class on every test example."""
     train, test = data.train.labels, data.test.labels
     return {"accuracy": float(np.mean(test == np.bincount(train).argmax()))}  # type: ignore[arg-type]
 
 
 def score_surface(data: Dataset) -> dict[str, Any]:
-    """A linear classifier of whole texts or of pixels, all choices cross-validated.
+    """Score a linear classifier of whole texts or pixels, with all choices cross-validated.
 
-    A support-vector machine on TF-IDF, which is made of all training rows, those that are held out in turn included (it
-    sees no labels); of images, logistic regression on standardised pixels.
+    Texts: a support vector machine on TF-IDF, which is fitted on all training examples, including held-out folds (it
+    uses no labels). Images: logistic regression on standardized pixels.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -126,9 +126,9 @@ def score_surface(data: Dataset) -> dict[str, Any]:
 
 
 def score_probe(dataset: str, machine: Fields, all_blocks: bool = False) -> dict[str, Any]:
-    """Logistic regression on the frozen base's features of all rows, as many tokens as the other rungs.
+    """Score logistic regression on frozen features of all examples, with the token limit of the other rungs.
 
-    The pooling of the last states and the penalty are cross-validated; of `all_blocks` the mean is what there is.
+    The pooling of the last states and the penalty are cross-validated; `all_blocks` uses the mean only.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
@@ -161,7 +161,7 @@ def score_probe(dataset: str, machine: Fields, all_blocks: bool = False) -> dict
 
 
 def create_folds(rows: Rows) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Row numbers to fit and to score, `FOLDS` times: no owner in both, or stratified where there are none."""
+    """Return `FOLDS` pairs of row numbers to fit and to score: split by owner, or stratified without owners."""
     from sklearn.model_selection import GroupKFold, StratifiedKFold
 
     if choose_fold_kind(rows) == "owners":
@@ -170,13 +170,15 @@ def create_folds(rows: Rows) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def choose_fold_kind(rows: Rows) -> str:
-    """What `create_folds` goes by."""
+    """Return the splitting rule of `create_folds`."""
     return "owners" if rows.owners is not None and len(np.unique(rows.owners)) >= FOLDS else "classes"
 
 
 def compute_frozen_features(simulation: Simulation, rows: Rows, all_blocks: bool = False) -> dict[str, np.ndarray]:
-    """What the base without an adapter makes of rows, (rows, width), by how its last states are pooled; or the mean of
-    the states of `all_blocks`, as `head2toe` has it."""
+    """Return the frozen base's features (examples, width), by the pooling of its last states.
+
+    `all_blocks` gives the mean of the states of all blocks, as `head2toe` does.
+    """
     setup, work = simulation.setup, simulation.workers.work
     examples = load_cached_examples(setup.tokenize_rows(rows, setup.tokens))
     base = setup.task.base(work.model, DTYPES[work.dtype])
@@ -199,7 +201,7 @@ def compute_frozen_features(simulation: Simulation, rows: Rows, all_blocks: bool
 
 
 def sample(data: Dataset, federation: Fields, clients: int) -> Iterator[tuple[int, Rows]]:
-    """The rows of so many of the federation's clients, which lie evenly between the smallest and the largest."""
+    """Yield the examples of some clients, evenly spaced from the smallest to the largest."""
     defaults = fedpeft.RunConfig()
     train, _ = split_off_validation(data)
     partitioner = PARTITIONS.build(federation.get("partition") or get_default_partition(data.name) or USUAL)

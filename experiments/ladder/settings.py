@@ -1,4 +1,4 @@
-"""The settings of a ladder's runs, all of them: fields of `RunConfig`, nowhere else named."""
+"""All settings of a ladder's runs, as fields of `RunConfig`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """A data set, and what is tried on it.
+    """A dataset and the settings tried on it.
 
     Attributes:
-        dataset: as `--dataset` takes it.
-        federated: label -> the federation's fields; the first is what the federation is called by.
+        dataset: the value of `--dataset`.
+        federated: label -> fields of the federation; the first one names the federation.
         heads: fields of the federation of a linear head that reads all blocks (head2toe).
-        pooled: label -> fields of the adapter that is trained on all rows together; the best on validation rows counts.
-        alone: fields of the adapter that a client trains on its own rows.
-        full: fields of full fine-tuning on all rows together.
+        pooled: label -> fields of the adapter trained on all examples; the best on validation examples counts.
+        alone: fields of the adapter that a client trains on its own examples.
+        full: fields of full fine-tuning on all examples.
     """
 
     dataset: str
@@ -30,10 +30,10 @@ class Task:
 
 
 SHARED: Fields = {"tokens": 128, "measure": "validation(every=1)"}
-"""Of all runs; what isn't named has its default."""
+"""Settings of all runs; other settings keep their defaults."""
 
 ONE_CLIENT: Fields = {"clients": 1, "cohort": 1, "partition": "iid"}
-"""A federation of one: training on all rows that it is given, together."""
+"""A federation with one client, which trains on all given examples."""
 
 TWO_BLOCKS = "lora(layers=2)"
 FOUR_BLOCKS = "lora(layers=4)"
@@ -42,17 +42,17 @@ HEAD = "head2toe"
 
 
 def create_passes(count: float, pieces: int, **fields: Any) -> Fields:
-    """So many passes over the rows in so many rounds, at whose ends validation rows are looked at."""
+    """Return fields for `count` passes over the examples in `pieces` rounds, each followed by validation."""
     return {"rounds": pieces, "local_work": f"epochs({count / pieces})", "batch_size": 16} | fields
 
 
 def create_natural(rounds: int, cohort: int, **fields: Any) -> Fields:
-    """A federation of the rows' owners."""
+    """Return fields of a federation of the examples' owners."""
     return {"partition": "natural", "clients": 0, "rounds": rounds, "cohort": cohort} | fields
 
 
 def create_grouped(rounds: int, cohort: int, **fields: Any) -> Fields:
-    """A federation of 100 groups of the rows' owners."""
+    """Return fields of a federation of 100 groups of the examples' owners."""
     return {"partition": "grouped", "clients": 100, "rounds": rounds, "cohort": cohort} | fields
 
 

@@ -1,1 +1,1 @@
-"""What the output layer, its loss and packing cost a language model's training step."""
+"""The cost of the output layer, its loss and packing in a language model's training step."""

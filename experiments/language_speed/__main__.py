@@ -1,4 +1,4 @@
-"""`python -m experiments.language_speed`: time and memory of a language model's step, ours and that of others."""
+"""`python -m experiments.language_speed`: time and memory of a language model's training step, compared with peers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from fedpeft.machine.memory import release
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure, on one thread."""
+    """The measurements to run, on one thread."""
 
     model: str = "smollm2"
     """a causal language model"""
     dtype: str = "fp32"
-    """of base and activations: fp32 or bf16"""
+    """precision of base and activations: fp32 or bf16"""
     batch: int = 4
     """rows of a step"""
     tokens: int = 512
-    """of the longest row"""
+    """tokens of the longest example"""
     answers: float = 1.0
     """share of the tokens that count in the loss, at the end of each row"""
     repeats: int = 3
@@ -56,14 +56,14 @@ OUTPUT = "output layer: "
 
 @dataclass(frozen=True)
 class Way:
-    """A step, made when it is wanted, and the tokens that it reads, without padding."""
+    """A function that creates a step when it is needed, and the tokens that the step reads, without padding."""
 
     step: Callable[[], Step]
     tokens: int
 
 
 def choose_lengths(settings: Settings) -> list[int]:
-    """Tokens of the rows that are packed."""
+    """Return the lengths in tokens of the packed examples."""
     if not settings.lengths:
         return [max(2, settings.tokens // 2**i) for i in range(settings.batch)]
     from fedpeft.data.rows import load_dataset
@@ -77,7 +77,10 @@ def choose_lengths(settings: Settings) -> list[int]:
 
 
 def create_ways(settings: Settings, say: Callable[[str], object]) -> dict[str, Way]:
-    """A training step of each way; all return the loss. Also the output layer and its loss alone."""
+    """Return a training step for each way, and steps of the output layer and its loss alone.
+
+    All steps return the loss.
+    """
     import numpy as np
     import torch
 
@@ -126,7 +129,7 @@ def _return_step(step: Step) -> Step:
 
 
 def make_rows(lengths: list[int], settings: Settings, model: Any, random: Any) -> Any:
-    """Rows of random tokens, of which the last ones count."""
+    """Create examples of random tokens, of which the last ones count in the loss."""
     from fedpeft.data.tokens import build_token_rows
 
     first = [round(n * (1 - settings.answers)) for n in lengths]
@@ -136,7 +139,7 @@ def make_rows(lengths: list[int], settings: Settings, model: Any, random: Any) -
 
 
 def take_step(model: Any, losses: Any) -> float:
-    """The loss, once its gradient is made and thrown away."""
+    """Return the loss after computing and discarding its gradient."""
     loss = losses.sums.sum() / losses.counts.sum()
     loss.backward()
     model.zero_grad(set_to_none=True)
@@ -144,22 +147,22 @@ def take_step(model: Any, losses: Any) -> float:
 
 
 def compute_whole_loss(model: Any, batch: Any) -> Any:
-    """As before: the logits of all positions, in fp32, and their likeliest."""
-    import torch.nn.functional as F
+    """Compute the loss as earlier versions did: logits of all positions in fp32, and their argmax."""
+    from torch.nn import functional
 
     from fedpeft.data.examples import IGNORED
     from fedpeft.models.task import RowLosses
 
     logits, labels = model(batch), batch["labels"][:, 1:]
-    sums = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED).sum(1)
+    sums = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED).sum(1)
     return RowLosses(sums, (labels != IGNORED).sum(1), ((logits.argmax(-1) == labels) & (labels != IGNORED)).sum(1))
 
 
 def create_output_steps(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:
-    """The output layer and its loss alone, forth and back, from made-up states before it: (rows, tokens, width)."""
+    """Create forward and backward steps of the output layer and its loss on random states (rows, tokens, width)."""
     import torch
-    import torch.nn.functional as F
     from torch import Tensor
+    from torch.nn import functional
 
     from fedpeft.data.examples import IGNORED
     from fedpeft.models.token_losses import OutputLayer, compute_token_losses
@@ -177,7 +180,7 @@ def create_output_steps(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:
     def whole_output(h: Tensor) -> Tensor:
         logits = output.compute_logits(h)
         (logits.argmax(-1) == labels).sum()
-        return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED)
+        return functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED)
 
     def chunked_output(h: Tensor) -> Tensor:
         counted = labels != IGNORED
@@ -187,8 +190,8 @@ def create_output_steps(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:
 
 
 def measure_step(step: Step) -> tuple[float, float, float]:
-    """Loss, CPU seconds of this thread, and MB by which the step's peak exceeds what was resident before it."""
-    release()  # what an earlier step has left would hide this one's
+    """Return a step's loss, its CPU seconds on this thread, and the MB that its peak adds to resident memory."""
+    release()  # memory left by an earlier step would hide this step's peak
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
     before, started = _read_status("VmRSS"), time.thread_time()
     loss = step()
@@ -196,22 +199,22 @@ def measure_step(step: Step) -> tuple[float, float, float]:
 
 
 def _read_status(name: str) -> int:
-    """Kilobytes, of /proc/self/status."""
+    """Return a field of /proc/self/status in kilobytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def main(settings: Settings) -> int:
-    """Measure and print.
+    """Measure the steps and print the table.
 
     Raises:
-        ConfigError: `only` is no regular expression, or is found in no way's name.
+        ConfigError: `only` is not a regular expression, or matches no step.
     """
     console = Console()
     try:
         re.compile(settings.only)
     except re.error as error:
-        raise ConfigError(f"only={settings.only!r} is no regular expression: {error}") from None
+        raise ConfigError(f"only={settings.only!r} is not a regular expression: {error}") from None
     every = create_ways(settings, console.print)
     chosen = {name: way for name, way in every.items() if re.search(settings.only, name)}
     if not chosen:

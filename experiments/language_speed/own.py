@@ -1,4 +1,4 @@
-"""A step as a client of a simulation makes it on a CPU: the executor that runs by default, optimizer included."""
+"""A step of a client in a simulation on a CPU: the default executor, with its optimizer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ TARGETS = "lora(rank=8, targets=('q_proj', 'v_proj'), layers=0)"
 
 
 def create_client_step(model: str, dtype: str, rows: Any, again: bool = False, padded: bool = False) -> Step:
-    """One step on all `rows`, always from the start; without padding where there is much.
+    """Create one step on all `rows`, always from the start, without padding if there is much of it.
 
     Args:
-        again: blocks are computed again on the way back.
-        padded: padding is left in.
+        model: name or folder of the base model.
+        dtype: precision of the base.
+        rows: the examples.
+        again: whether to recompute blocks in the backward pass.
+        padded: whether to keep padding.
     """
     from fedpeft.clients.batched import BatchedExecutor
     from fedpeft.clients.executor import Job

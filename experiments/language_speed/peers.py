@@ -1,7 +1,7 @@
-"""The same step as others make it: a plain loop over a model of the peft library, and trl's SFTTrainer.
+"""The same step in peer libraries: a plain loop over a peft model, and trl's SFTTrainer.
 
-Each has a base and an adapter of its own, loaded as their users load them. A step is the loss and its gradient; no
-optimizer steps, on either side.
+Each has its own base and adapter, loaded as their users load them. A step is the loss and its gradient; neither side
+takes an optimizer step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PLAIN_RAGGED = "plain peft loop, rows padded"
 
 
 def load_adapted(model: str, dtype: str) -> Any:
-    """The base as transformers loads it, with LoRA in all blocks."""
+    """Load the base with transformers and attach LoRA to all blocks."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -31,7 +31,7 @@ def load_adapted(model: str, dtype: str) -> Any:
 
 
 def create_plain_step(model: str, dtype: str, batch: Batch) -> Step:
-    """`model(**batch).loss.backward()`: the loss as transformers makes it, of all logits."""
+    """Create a step with `model(**batch).loss.backward()`, where transformers computes the loss from all logits."""
     made = load_adapted(model, dtype)
 
     def step() -> float:
@@ -44,10 +44,10 @@ def create_plain_step(model: str, dtype: str, batch: Batch) -> Step:
 
 
 def create_sft_step(model: str, dtype: str, batch: Batch) -> Step:
-    """`SFTTrainer.training_step`, with trl's own defaults for the loss; without gradient checkpointing, as the others.
+    """Create a step with `SFTTrainer.training_step` and trl's default loss, without gradient checkpointing.
 
     Raises:
-        ImportError: trl, or what it needs, is missing.
+        ImportError: trl or one of its dependencies is missing.
     """
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -78,8 +78,10 @@ def create_sft_step(model: str, dtype: str, batch: Batch) -> Step:
 def list_steps(
     model: str, dtype: str, batch: Batch, padded: Batch, say: Callable[[str], object]
 ) -> dict[str, Callable[[], Step]]:
-    """What makes each step when it is wanted; trl's where it is installed. `padded`: short rows, as a collator pads
-    them, for the plain loop."""
+    """Return a factory for each step, including trl's if it is installed.
+
+    `padded` contains short examples as a collator pads them, for the plain loop.
+    """
     found: dict[str, Callable[[], Step]] = {
         PLAIN: lambda: create_plain_step(model, dtype, batch),
         PLAIN_RAGGED: lambda: create_plain_step(model, dtype, padded),

@@ -23,7 +23,7 @@ TARGET_GB = 1.5
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure."""
+    """The measurements to run."""
 
     clients: tuple[int, ...] = (100, 1_000, 10_000)
     """numbers of clients, one run each"""
@@ -44,7 +44,7 @@ class Settings:
 
 
 def simulate(settings: Settings, clients: int) -> dict[str, Any]:
-    """The summary of one run, in a process of its own; peak memory is in it (PSS summed over all processes).
+    """Run one simulation in its own process and return its summary with the peak memory (PSS of all processes).
 
     Raises:
         RuntimeError: the run failed.
@@ -72,7 +72,7 @@ COLUMNS = ("clients", "peak memory (PSS, all processes), GB", "seconds per round
 
 
 def format_cells(summary: dict[str, Any]) -> tuple[str, ...]:
-    """A run as a row of the table."""
+    """Format a run as the cells of a row."""
     return (
         f"{summary['clients']:,}",
         f"{(summary['peak_memory_bytes'] or 0) / 1e9:.2f}",
@@ -82,7 +82,7 @@ def format_cells(summary: dict[str, Any]) -> tuple[str, ...]:
 
 
 def format_verdict(summaries: list[dict[str, Any]]) -> str:
-    """What the table says."""
+    """Return a sentence that compares the peaks with the target and with each other."""
     peaks = [(s["peak_memory_bytes"] or 0) / 1e9 for s in summaries]
     return (
         f"most: {max(peaks):.2f} GB (target: under {TARGET_GB} GB); "
@@ -102,7 +102,7 @@ def write_readme(summaries: list[dict[str, Any]]) -> None:
 
 
 def main(settings: Settings) -> int:
-    """Run, print a table; 1: a run failed."""
+    """Run all sizes and print a table; return 1 if a run failed."""
     console = Console()
     os.environ["COLUMNS"] = "120"
     shown = Table(*COLUMNS)

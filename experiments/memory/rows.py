@@ -1,7 +1,8 @@
-"""`python -m experiments.memory.rows`: peak memory of runs on files of 10^4, 10^5, 10^6 and 10^7 rows.
+"""`python -m experiments.memory.rows`: peak memory of runs on files of 10^4, 10^5, 10^6 and 10^7 examples.
 
-A file is made first: Parquet of made texts of 20 words, 1,000 owners. The language model is made here, too, and small,
-so that reading, tokenising and splitting the rows are what takes memory and time; a round trains on 5 clients.
+Each file is generated first: Parquet with texts of 20 words and 1,000 owners. The language model is generated too, and
+is small, so that reading, tokenizing and splitting the data take most of the memory and time. A round trains on 5
+clients.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- rows: begin -->", "<!-- rows: end -->"
 
 WORDS, CHUNK, TEST = 20, 50_000, 200
-"""Of a text; rows that are made at a time; test rows."""
+"""Words per text, examples generated at a time, and test examples."""
 
 SECONDS = 0.2
-"""Between two looks at the memory of a run."""
+"""Interval between two readings of a run's memory, in seconds."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure."""
+    """The measurements to run."""
 
     rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    """numbers of training rows, one run each"""
+    """numbers of training examples, one run each"""
     rounds: int = 2
     """rounds of each run"""
     folder: Path | None = None
@@ -45,7 +46,7 @@ class Settings:
 
 
 def make(path: Path, rows: int) -> None:
-    """A Parquet file of `rows` made rows, columns text and owner, made piece by piece."""
+    """Write a Parquet file of `rows` generated examples with the columns text and owner, in pieces."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -60,7 +61,7 @@ def make(path: Path, rows: int) -> None:
 
 
 def simulate(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
-    """The summary of one run, in a process of its own.
+    """Run one simulation in its own process and return its summary.
 
     Raises:
         RuntimeError: the run failed.
@@ -93,8 +94,10 @@ def simulate(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
 
 
 def watch_peaks(run: subprocess.Popen[bytes]) -> dict[str, int]:
-    """The peaks of a run and the processes that it starts, each over time: `anonymous` memory, which only a swap file
-    could take, and mapped files (`mapped`), which the system takes back; bytes, shared pages by their share."""
+    """Return the peak memory of a run and its processes in bytes; shared pages count proportionally.
+
+    `anonymous` memory could only go to a swap file; the system can reclaim `mapped` files.
+    """
     peaks = {"anonymous": 0, "mapped": 0}
     while run.poll() is None:
         found = [read_memory_parts(process.pid) for process in list_process_tree(run.pid)]
@@ -105,7 +108,7 @@ def watch_peaks(run: subprocess.Popen[bytes]) -> dict[str, int]:
 
 
 def list_process_tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it."""
+    """Return a process and all its descendants."""
     try:
         top = psutil.Process(pid)
         return [top, *top.children(recursive=True)]
@@ -114,7 +117,7 @@ def list_process_tree(pid: int) -> list[psutil.Process]:
 
 
 def read_memory_parts(pid: int) -> tuple[int, int]:
-    """Anonymous memory and mapped files of a process now, bytes; 0 of one that has ended."""
+    """Return a process's anonymous memory and mapped files in bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -130,7 +133,7 @@ COLUMNS = (
 
 
 def format_cells(rows: int, summary: dict[str, Any]) -> tuple[str, ...]:
-    """A run as a row of the table."""
+    """Format a run as the cells of a row."""
     sizes = (
         *(summary["file_bytes"], summary["tokenised_bytes"], summary["peak_memory_bytes"] or 0),
         *(summary["anonymous"], summary["mapped"]),
@@ -139,7 +142,7 @@ def format_cells(rows: int, summary: dict[str, Any]) -> tuple[str, ...]:
 
 
 def format_table(found: dict[int, dict[str, Any]]) -> str:
-    """The table in Markdown, and what memory does from the first to the last run."""
+    """Return the Markdown table and a sentence on the growth of memory."""
     lines = [COLUMNS, ("---:",) * len(COLUMNS), *(format_cells(rows, summary) for rows, summary in found.items())]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     fewest, most = min(found), max(found)
@@ -155,7 +158,7 @@ def format_table(found: dict[int, dict[str, Any]]) -> str:
 
 
 def main(settings: Settings) -> int:
-    """Run, print the table; 1: a run failed."""
+    """Run all sizes and print the table; return 1 if a run failed."""
     found: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = settings.folder or Path(temporary)

@@ -1,9 +1,9 @@
-"""Draw 20 lines of the product and break each: `python -m experiments.mutation.broken_lines OLD NEW`
+"""Draw 20 lines of the product and break each: `python -m experiments.mutation.broken_lines OLD NEW`.
 
 OLD and NEW are folders with a checkout. A line is drawn if it stands in a function, once and with equal text in the
-same file of both, and can be broken: the condition of an `if` or `while` is negated, a statement that is a call is
-dropped, or a number or truth value is changed. `--apply N` writes break number N into both folders. `git checkout .` in
-each undoes it.
+same file of both. It must also be breakable: the condition of an `if` or `while` is negated, a statement that is a call
+is dropped, or a number or truth value is changed. `--apply N` writes break number N into both folders. `git checkout .`
+in each undoes it.
 """
 
 from __future__ import annotations

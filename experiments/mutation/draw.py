@@ -1,4 +1,4 @@
-"""Draw 600 mutants from a session of cosmic-ray: `python -m experiments.mutation.draw SESSION.sqlite`
+"""Draw 600 mutants from a session of cosmic-ray: `python -m experiments.mutation.draw SESSION.sqlite`.
 
 Cosmic-ray makes one mutant for each replacement of each operator, eleven for each `+`. So places are drawn, not
 mutants: a place is a position in a file and a family of operators, and one of its mutants is drawn. Three groups have
@@ -55,7 +55,7 @@ def find_unseen_spans(source: str) -> Iterator[tuple[tuple[int, int], tuple[int,
 
 
 def is_seen(mutation: MutationSpec) -> bool:
-    """Whether a test could see the mutation."""
+    """Return whether a test could see the mutation."""
     source = mutation.module_path.read_text(encoding="utf-8")
     if any(start <= mutation.start_pos < end for start, end in find_unseen_spans(source)):
         return False

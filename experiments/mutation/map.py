@@ -1,6 +1,6 @@
-"""Write which tests execute which lines: `python -m experiments.mutation.map TIMES.jsonl MAP.json COVERAGE_FILE...`
+"""Write the map from tests to executed lines: `python -m experiments.mutation.map TIMES.jsonl MAP.json COVERAGE...`.
 
-Reads what `experiments.mutation.contexts` has measured.
+Reads the output of `experiments.mutation.contexts`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run the tests that execute a mutated line, in a fork: `python -P experiments/mutation/server.py MAP.json`
+"""Run the tests that execute a mutated line, in a fork: `python -P experiments/mutation/server.py MAP.json`.
 
 A process that starts pytest anew spends ten seconds on imports. This one imports the libraries once, but nothing of
 fedpeft. For each request of `experiments.mutation.ask` it compares the files of the product with what they were at the
@@ -39,7 +39,7 @@ FOLDERS = {"strategies": "aggregation"}
 OWN, OTHERS, SLACK = 100.0, 30.0, 20.0
 """Seconds."""
 WAIT = 240.0
-"""Seconds until a fork is stopped that waits for something."""
+"""Seconds until a waiting fork is stopped."""
 LIBRARIES = """
 import sys
 import fedpeft.flower.server_app, fedpeft.privacy.engine, fedpeft.simulate, fedpeft.simulation.simulation
@@ -52,6 +52,7 @@ class Chosen:
     """A plugin of pytest that runs the given tests only, in the given order."""
 
     def __init__(self, nodeids: list[str]):
+        """Hold the ids of the tests in order."""
         self._order = {nodeid: place for place, nodeid in enumerate(nodeids)}
 
     @pytest.hookimpl(trylast=True)
@@ -64,6 +65,7 @@ class Map:
     """The tests that execute a line, and how long each takes."""
 
     def __init__(self, file: Path):
+        """Read the map from `file`."""
         content = json.loads(file.read_text(encoding="utf-8"))
         self._tests: list[tuple[str, float]] = content["tests"]
         self._lines: dict[str, dict[str, list[int]]] = content["lines"]

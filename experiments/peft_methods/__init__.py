@@ -1,1 +1,1 @@
-"""What each PEFT method costs and gives: the survey's table, measured."""
+"""Cost and accuracy of each PEFT method."""

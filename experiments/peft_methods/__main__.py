@@ -1,4 +1,4 @@
-"""python -m experiments.peft_methods: measure each method's costs here, beside the study's results as one table."""
+"""python -m experiments.peft_methods: one table with each method's measured costs and the study's results."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ REFERENCE = "full fine-tuning"
 
 @dataclass(frozen=True)
 class Command:
-    """The table of the README."""
+    """The options of the command."""
 
-    preset: Annotated[str, tyro.conf.arg(help="whose results the table shows: small or full")] = "small"
+    preset: Annotated[str, tyro.conf.arg(help="preset of the results: small or full")] = "small"
     only: Annotated[tuple[str, ...], tyro.conf.arg(help="labels of the methods to measure; empty: all")] = ()
-    write: Annotated[bool, tyro.conf.arg(help="put the table into the README")] = False
+    write: Annotated[bool, tyro.conf.arg(help="insert the table into the README")] = False
 
 
 def format_table(preset: str, only: tuple[str, ...]) -> str:
-    """One line a method, as Markdown; results that are not there yet are left open."""
+    """Return a Markdown table with one line per method; missing results stay empty."""
     torch.set_num_threads(1)
     planned = read_study(FOLDER / "study.toml", preset).plan_runs()
     methods = {run.point["method"]: run.config for run in planned}
@@ -44,7 +44,7 @@ def format_table(preset: str, only: tuple[str, ...]) -> str:
     folder = FOLDER if preset == "small" else FOLDER / preset
     results: dict[str, list[Result]] = {}
     for result in select_latest(ResultsFile(folder / "results.jsonl").read()):
-        if result.finished and resolve_config(result.config) in {run.config for run in planned}:
+        if result.is_finished and resolve_config(result.config) in {run.config for run in planned}:
             results.setdefault(result.point["method"], []).append(result)
     heads = ("method", "rule", "trained", "% of model", "MB up", "MB down", "accuracy (%)", "forgotten (%)",
              "step (ms)", "of full", "memory (MB)", "of full", "answer (ms)", "merged (ms)")  # fmt: skip
@@ -78,7 +78,7 @@ def _build_row(label: str, rule: str, costs: Costs, full: Costs, results: list[R
 
 
 def main() -> int:
-    """The command; 2: what it needs is not there."""
+    """Run the command, and return 2 if an input is missing."""
     command = tyro.cli(Command, prog="python -m experiments.peft_methods")
     try:
         if command.write and command.only:

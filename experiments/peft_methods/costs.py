@@ -1,8 +1,8 @@
-"""What a training step and an answer cost with each method, on one client: time, and the memory that training needs.
+"""The cost of a training step and an answer with each method, on one client: time, and training memory.
 
-Times are medians of passes that take turns: each pass times every method once, so that a machine that slows down slows
-all of them. Memory is counted, not sampled: the base as it is held, trained parameters with their gradients and AdamW's
-two moments, what the forward pass keeps for the backward one, and the largest layer that is decoded on the way.
+Times are medians of passes that take turns: each pass times every method once, so that a slow moment of the machine
+affects all of them. Memory is counted, not sampled. It includes the base as held, trained parameters with their
+gradients and AdamW's two moments, activations kept for the backward pass, and the largest layer that is decoded.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ WARM_UP, PASSES = 2, 9
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one method.
+    """The costs of one method.
 
     Attributes:
-        parameters, share: trained ones, the head included, and their share of the model.
+        parameters, share: trained parameters, including the head, and their share of the model.
         payload: bytes of one update in fp32, uncompressed.
         step: seconds of one step, sequential, fp32.
         answer: seconds of one forward pass.
-        merged: the same once the adapter is merged into the base; None where that is not exact.
-        memory: bytes that training needs, the base included.
+        merged: seconds of one forward pass after merging the adapter into the base; None if merging is not exact.
+        memory: bytes that training needs, including the base.
     """
 
     parameters: int
@@ -53,13 +53,14 @@ class Costs:
 
 @dataclass
 class Bench:
-    """One method on a model of its own, and what has been timed of it."""
+    """One method on its own model, with its timings."""
 
     spec: str
     model_name: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Load the base, attach the method and count the memory."""
         folder = resolve_model(self.model_name)
         self.task: Task = TASKS.build("classification")
         method = PEFT_METHODS.build(self.spec)
@@ -83,13 +84,13 @@ class Bench:
         self.optimizer = torch.optim.AdamW(list(self.chosen.values()), lr=1e-4, fused=True)
 
     def step(self) -> None:
-        """One step of training."""
+        """Take one training step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.task.losses(self.model(self.batch), self.batch).sums.mean().backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
     def run(self) -> None:
-        """Time each thing once."""
+        """Time the step and the answers once."""
         self._time("step", self.step)
         for name, model in (("answer", self.model), ("merged", self.merged)):
             if model is not None:
@@ -102,7 +103,7 @@ class Bench:
         self.seconds.setdefault(name, []).append(time.perf_counter() - started)
 
     def get_costs(self) -> Costs:
-        """What has been found."""
+        """Return the costs measured so far."""
         median = {name: statistics.median(found[WARM_UP:]) for name, found in self.seconds.items()}
         numbers = sum(p.numel() for p in self.chosen.values())
         share = numbers / self.size
@@ -110,7 +111,7 @@ class Bench:
 
 
 def measure(specs: Mapping[str, str], model_name: str) -> dict[str, Costs]:
-    """The costs of methods, by label, on the base `model_name`."""
+    """Return the costs of methods on the base `model_name`, by label."""
     benches = {label: Bench(spec, model_name) for label, spec in specs.items()}
     for _ in range(WARM_UP + PASSES):
         for bench in benches.values():
@@ -127,7 +128,7 @@ def _measure_memory(model: FederatedModel, task: Task, batch: Batch, trained: in
 
 
 def _count_scale_bytes(state: Any) -> int:
-    """Bytes of what decodes a quantized layer: a tensor of scales, or bitsandbytes' state with its own state."""
+    """Count the bytes that decode a quantized layer: a tensor of scales, or bitsandbytes' nested state."""
     if isinstance(state, torch.Tensor):
         return state.nbytes
     inner = getattr(state, "state2", None)
@@ -135,7 +136,7 @@ def _count_scale_bytes(state: Any) -> int:
 
 
 def _measure_kept(model: nn.Module, task: Task, batch: Batch) -> int:
-    """Bytes that a forward pass keeps for the backward one, parameters aside."""
+    """Return the bytes that a forward pass keeps for the backward pass, without parameters."""
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     found: dict[int, int] = {}
 

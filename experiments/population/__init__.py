@@ -1,1 +1,1 @@
-"""What a simulation costs as its clients grow in number."""
+"""The cost of a simulation by its number of clients."""

@@ -1,10 +1,10 @@
-"""What do very many clients cost? `python -m experiments.population`: 1,000 to 1,000,000 of them, a cohort of 100.
+"""The cost of very many clients: `python -m experiments.population`, 1,000 to 1,000,000 clients, a cohort of 100.
 
-Runs `python -m fedpeft.simulate` under the partition `resample`, once for each number of clients, and reads set-up time
-(all phases before the first round), seconds a round, peak memory (PSS of all processes) and the bytes of the last
-checkpoint from the run's own records; and the processor time of the server's process, which says something on a busy
-machine, too (workers are children of the process that they are forked from, which nobody waits for). Rounds should cost
-the same whatever the number of clients.
+Runs `python -m fedpeft.simulate` with the partition `resample`, once for each number of clients. Reads set-up time (all
+phases before the first round), seconds per round, peak memory (PSS of all processes) and the bytes of the last
+checkpoint from the run's records. Also measures the processor time of the server's process, which is meaningful on a
+busy machine too. It excludes workers, whose parent process does not wait for them. Rounds should cost the same for
+every number of clients.
 
     python -m experiments.population --clients 1000 1000000 --dataset tiny
 """
@@ -28,21 +28,21 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.models.kernels import get_cpu_name
 
 ROUNDS = "rounds"
-"""The phase that set-up ends with."""
+"""The phase that ends the set-up."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run."""
+    """The runs to make."""
 
     clients: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
     """numbers of clients, one run each"""
     cohort: int = 100
     """clients of a round"""
     rows: int = 20
-    """of each client"""
+    """examples per client"""
     rounds: int = 5
-    """of each run"""
+    """rounds per run"""
     dataset: str = "20newsgroups"
     """whose rows are drawn"""
     tokens: int = 32
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run has cost; the first round, which loads models into workers, is left out of `round_seconds`."""
+    """The cost of one run; `round_seconds` excludes the first round, which loads models into workers."""
 
     clients: int
     setup_seconds: float
@@ -68,7 +68,7 @@ class Cost:
 
     @classmethod
     def read(cls, folder: Path, processor_seconds: float = 0.0) -> Cost:
-        """That of a finished run."""
+        """Read the cost of a finished run."""
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
         lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
         phases = list(summary["phases"].items())
@@ -88,10 +88,10 @@ class Cost:
 
 
 def measure_run(settings: Settings, clients: int) -> Cost:
-    """The cost of one run, in processes of its own.
+    """Measure one run in its own processes.
 
     Raises:
-        RunError: it has failed.
+        RunError: the run has failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         flags = {
@@ -127,12 +127,12 @@ HEAD = (
 
 
 def format_row(cells: tuple[str, ...]) -> str:
-    """A line of a Markdown table."""
+    """Format a line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
 def format_cells(cost: Cost) -> tuple[str, ...]:
-    """A run as a row."""
+    """Format a run as the cells of a row."""
     return (
         f"{cost.clients:,}",
         f"{cost.setup_seconds:.1f}",
@@ -145,10 +145,10 @@ def format_cells(cost: Cost) -> tuple[str, ...]:
 
 
 def main(settings: Settings) -> None:
-    """Run and print.
+    """Run all sizes and print the table.
 
     Raises:
-        ConfigError, RunError: settings that can't be used; a run that has failed.
+        ConfigError, RunError: a setting is illegal; a run has failed.
     """
     if not settings.clients or min(settings.clients) < settings.cohort or settings.cohort < 1:
         raise ConfigError(

@@ -1,1 +1,1 @@
-"""Accuracy against epsilon (study.toml), and what a private step costs (python -m experiments.privacy)."""
+"""Accuracy against epsilon (study.toml), and the cost of a private step (python -m experiments.privacy)."""

@@ -1,8 +1,8 @@
-"""python -m experiments.privacy: what DP-SGD adds to the time of a local step of the sequential executor.
+"""python -m experiments.privacy: the time that DP-SGD adds to a local step of the sequential executor.
 
-Plain and private jobs on the same rows take turns; all are timed per row, because Poisson batches vary in size. The
-number that counts is the median of the ratios of neighbouring jobs. Methods whose gradients per example come from
-Opacus' hooks are timed by `vmap` of the whole model, too, which is what all others take.
+Plain and private jobs on the same examples take turns. All are timed per example, because Poisson batches vary in size.
+The main number is the median of the ratios of adjacent jobs. Methods whose gradients per example come from Opacus'
+hooks are also timed with `vmap` of the whole model, the route of all other methods.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from fedpeft.privacy.noise import RunKey
 
 @dataclass(frozen=True)
 class Command:
-    """Time DP-SGD against plain steps, interleaved."""
+    """Options for timing DP-SGD against plain steps, interleaved."""
 
-    dataset: Annotated[str, tyro.conf.arg(help="whose training rows are used")] = "reuters_r8"
+    dataset: Annotated[str, tyro.conf.arg(help="dataset whose training examples are used")] = "reuters_r8"
     model: Annotated[str, tyro.conf.arg(help="base model")] = "minilm"
     peft: Annotated[tuple[str, ...], tyro.conf.arg(help="PEFT methods")] = ("lora(layers=0)", "ia3(layers=0)")
     tokens: Annotated[int, tyro.conf.arg(help="longest text")] = 32
-    batch_size: Annotated[int, tyro.conf.arg(help="rows of a step")] = 8
+    batch_size: Annotated[int, tyro.conf.arg(help="examples per step")] = 8
     steps: Annotated[int, tyro.conf.arg(help="steps of a job")] = 8
-    repeats: Annotated[int, tyro.conf.arg(help="turns of each kind of job")] = 7
+    repeats: Annotated[int, tyro.conf.arg(help="turns of each type of job")] = 7
 
 
 PLAIN = "plain"
-"""The kind of job without privacy; the others are named by their route to gradients per example."""
+"""The type of job without privacy; the others have the name of their route to gradients per example."""
 
 
 def main(command: Command) -> None:
@@ -64,7 +64,7 @@ def main(command: Command) -> None:
 
 
 def measure(command: Command, spec: str, task: Any, folder: Any, rows: Any, classes: int) -> dict[str, list[float]]:
-    """Seconds a row of the plain jobs and of the private ones by each route that the method has."""
+    """Return the seconds per example of the plain jobs and of the private ones by each route of the method."""
     own = PEFT_METHODS.build(spec).privacy
     routes: tuple[PrivacyRoute, ...] = ("hooks", "vmap") if own == "hooks" else (own,)
     kinds = {PLAIN: _create_timer(command, spec, task, folder, rows, classes, own, False)}
@@ -81,7 +81,7 @@ def measure(command: Command, spec: str, task: Any, folder: Any, rows: Any, clas
 def _create_timer(
     command: Command, spec: str, task: Any, folder: Any, rows: Any, classes: int, route: PrivacyRoute, private: bool
 ) -> Callable[[int], float]:
-    """What runs the job of a round and returns its processor seconds a row."""
+    """Create a function that runs the job of a round and returns its processor seconds per example."""
     method = PEFT_METHODS.build(spec)
     model = task.model(task.base(folder, DTYPES["fp32"]), classes)
     method.attach(model, "fp32")
@@ -90,11 +90,11 @@ def _create_timer(
     seen: list[int] = []
     batch = executor.batch
 
-    def counted(index: Any) -> Any:
+    def count_rows(index: Any) -> Any:
         seen.append(len(index))
         return batch(index)
 
-    executor.batch = counted
+    executor.batch = count_rows
     shard = np.arange(len(rows))
     even = LOCAL_OPTIMIZERS.build("adamw(head_rate=1.0)")
     local = LocalTraining(batch_size=command.batch_size, optimizer=even).replace_steps(command.steps)

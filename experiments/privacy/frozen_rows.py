@@ -1,4 +1,4 @@
-"""Rows as the frozen base sees them, on the clients that a partition gives them to."""
+"""Frozen features of examples, on the clients that a partition assigns them to."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from fedpeft.simulation.simulation import Simulation
 
 @dataclass(frozen=True)
 class FrozenRows:
-    """Features (rows, width), fp64, and labels (rows,).
+    """Features (examples, width), fp64, and labels (examples,).
 
     Attributes:
-        classes: how many.
-        clients: features and labels of each client's training rows.
-        test, truth: features and labels of the test rows.
+        classes: number of classes.
+        clients: features and labels of each client's training examples.
+        test, truth: features and labels of the test examples.
     """
 
     classes: int
@@ -36,8 +36,11 @@ class FrozenRows:
 
     @classmethod
     def from_arguments(cls, given: argparse.Namespace) -> FrozenRows:
-        """Those of a command's `--dataset`, `--clients`, `--tokens` and `--dtype`, split by default; of the last block,
-        or as its `--peft` reads them; with `--pixels` the pictures themselves."""
+        """Compute the features for a command's `--dataset`, `--clients`, `--tokens` and `--dtype`, default split.
+
+        The features come from the last block, or from the method `--peft`; with `--pixels`, they are the images
+        themselves.
+        """
         named = {name: getattr(given, name) for name in ("dataset", "clients", "tokens", "dtype")}
         config = RunConfig(**named, peft=getattr(given, "peft", "linear_probe"), head="zero", workers=1)
         with TemporaryDirectory() as folder:
@@ -59,11 +62,11 @@ class FrozenRows:
         return cls(setup.facts.classes, [(features[shard], labels[shard]) for shard in shards], test, truth)
 
     def compute_accuracies(self, weight: Tensor, bias: Tensor) -> tuple[float, float]:
-        """Accuracy, and the mean of the classes' accuracies, of a head on the test rows."""
+        """Return a head's accuracy on the test examples, and the mean of its accuracies per class."""
         right = ((self.test @ weight.T + bias).argmax(1) == self.truth).double()
         by_class = [float(right[self.truth == label].mean()) for label in range(self.classes) if label in self.truth]
         return float(right.mean()), float(np.mean(by_class))
 
     def compute_loss(self, weight: Tensor, bias: Tensor) -> float:
-        """Cross-entropy of a head on the test rows, in nats."""
+        """Return a head's cross-entropy on the test examples, in nats."""
         return cross_entropy(self.test @ weight.T + bias, self.truth).item()

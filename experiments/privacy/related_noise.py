@@ -1,8 +1,8 @@
-"""python -m experiments.privacy.related_noise: what noise is left in the models of user_dp, independent or banded.
+"""python -m experiments.privacy.related_noise: the noise left in user_dp's models, independent or banded.
 
-The root of the mean square, over rounds, of the noise in one entry of the model, in clipping norms: of Poisson-sampled
-clients with independent noise, and of clients that take turns with as many bands as their turns allow. Plain steps of
-rate 1; nothing is trained, the numbers are the mechanisms' own.
+Computes the root mean square over rounds of the noise in one entry of the model, in clipping norms. Compares
+Poisson-sampled clients with independent noise, and clients that take turns with as many bands as their turns allow.
+Steps are plain, with rate 1. No model is trained: the numbers follow from the mechanisms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedpeft.privacy.server_noises.banded import error, optimised
 
 
 def main() -> None:
-    """Compute, and print a table."""
+    """Compute the noise and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=5000)
     parser.add_argument("--cohorts", nargs="+", type=int, default=[50, 250, 500, 1250, 2500])

@@ -1,9 +1,9 @@
-"""python -m experiments.privacy.shared_noise: a head that is trained in noisy sums, whose noise clients share.
+"""python -m experiments.privacy.shared_noise: a head trained in noisy sums, with noise shared by the clients.
 
-What `distributed_dp(unit=rows)` releases, by its own accounting, grids and integers, where the head alone is trained:
-on features of the frozen base, with all rows in each round. The start is the private one, of the directions of classes;
-then come rounds of gradient descent with momentum. Test accuracy, against the start with the whole budget; and
-the server's epsilon if a fifth of the clients tell it their noise (and a tenth may have dropped out, and have not).
+Applies the accounting, grids and integers of `distributed_dp(unit=rows)` to a trained head on features of the frozen
+base, with all examples in each round. It begins with the private start from class directions, followed by gradient
+descent with momentum. Reports test accuracy against the start with the whole budget, and the server's epsilon if a
+fifth of the clients disclose their noise (a tenth may drop out, but none does).
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ COLLUDING = 0.2
 
 
 class Clients:
-    """Rows of all clients, and the noisy sums that they form."""
+    """Examples of all clients, and the noisy sums that they compute."""
 
     def __init__(self, given: argparse.Namespace) -> None:
+        """Compute the features and the layout of the head."""
         self.rows = FrozenRows.from_arguments(given)
         self.classes, width = self.rows.classes, self.rows.test.shape[1]
         tensors = (
@@ -58,7 +59,7 @@ class Clients:
     def sum_vectors(
         self, sums: SharedNoise, round_number: int, vectors: list[Tensor], random: np.random.Generator
     ) -> Tensor:
-        """The sum of the clients' vectors, as the server decodes it."""
+        """Return the sum of the clients' vectors as the server decodes it."""
         count, size = len(vectors), len(vectors[0])
         bits = sums.bits if round_number else STATISTICS_BITS
         integers, turns = sums.integers(count, bits, size, 1, sums.clip, round_number), signs(0, round_number, size)
@@ -69,7 +70,7 @@ class Clients:
         return torch.from_numpy(found)
 
     def start_head(self, sums: SharedNoise, random: np.random.Generator) -> State:
-        """The head of the private start."""
+        """Return the head of the private start."""
         head = HEADS.build("private_centroids")
         own = [head.statistics(x, y, self.classes) for x, y in self.rows.clients]
         flat = [torch.cat([s["lengths"], s["sums"].flatten()]) for s in own]
@@ -79,7 +80,7 @@ class Clients:
         return head.solve(told, self.rows.test.shape[1], self.classes)
 
     def compute_gradients(self, x: Tensor, y: Tensor, state: State, clip: float) -> Tensor:
-        """The sum of one client's clipped gradients, weight and bias in one vector."""
+        """Return the sum of one client's clipped gradients, weight and bias in one vector."""
         errors = torch.softmax(x @ state["head.weight"].T + state["head.bias"], 1)
         errors[torch.arange(len(y)), y] -= 1
         lengths = errors.norm(dim=1) * (x.square().sum(1) + 1).sqrt()
@@ -87,7 +88,7 @@ class Clients:
         return torch.cat([(errors.T @ x).flatten(), errors.sum(0)])
 
     def train(self, sums: SharedNoise, state: State, rate: float, random: np.random.Generator) -> State:
-        """The head after all rounds: momentum 0.9, a rate that falls to zero."""
+        """Return the head after all rounds, with momentum 0.9 and a rate that falls to zero."""
         momentum = torch.zeros(self.classes * (self.rows.test.shape[1] + 1), dtype=torch.float64)
         rounds = self.federation.rounds
         for round_number in range(1, rounds + 1):
@@ -100,7 +101,7 @@ class Clients:
 
 
 def format_row(clients: Clients, budget: float, given: argparse.Namespace) -> str:
-    """A line of the table."""
+    """Format a row of the table."""
     federation = clients.federation
     found: dict[str, list[Any]] = {"start": [], "trained": []}
     losses = []
@@ -133,7 +134,7 @@ def format_row(clients: Clients, budget: float, given: argparse.Namespace) -> st
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure the heads and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="reuters_r8")
     parser.add_argument("--clients", type=int, default=20)

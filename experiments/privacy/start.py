@@ -1,7 +1,7 @@
-"""python -m experiments.privacy.start: what a private start gives without any training, over draws of its noise.
+"""python -m experiments.privacy.start: the accuracy of a private start without training, over draws of its noise.
 
-Every client adds its own noise (`dp_sgd`, whole budget for the start), or, with --shared, its share of one noise
-(`distributed_dp`); accuracy and balanced accuracy on the test rows.
+Every client adds its own noise (`dp_sgd`, whole budget for the start), or, with --shared, its share of a common noise
+(`distributed_dp`). Prints accuracy and balanced accuracy on the test examples.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from fedpeft.privacy.skellam import Grid, widest_grid
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure the starts and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="reuters_r8")
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--peft", default="linear_probe", help="whose frozen features: linear_probe or whitened_probe")
-    parser.add_argument("--pixels", action="store_true", help="the pictures themselves instead of features")
+    parser.add_argument(
+        "--peft", default="linear_probe", help="method of the frozen features: linear_probe or whitened_probe"
+    )
+    parser.add_argument("--pixels", action="store_true", help="use pixels instead of features")
     parser.add_argument("--delta", type=float, default=1e-4)
     parser.add_argument("--shared", action="store_true")
     parser.add_argument("--draws", type=int, default=20)
@@ -60,7 +62,7 @@ def main() -> None:
 
 
 def _create_own_release(sums: list[State], budget: float | None, delta: float) -> Callable[[int], State]:
-    """Draws of the sum over clients, each with noise of its own."""
+    """Create draws of the sum over clients, each with its own noise."""
     noise = 0.0 if budget is None else noise_for(budget, delta, 1.0, 1)
     mechanism = MECHANISMS.build("dp_sgd(epsilon=1)")
 
@@ -74,7 +76,7 @@ def _create_own_release(sums: list[State], budget: float | None, delta: float) -
 
 
 def _create_shared_release(sums: list[State], budget: float | None, delta: float) -> Callable[[int], State]:
-    """Draws of the sum as integers with shares of noise; a tenth of the clients may drop out, and none does."""
+    """Create draws of the sum as integers with shares of noise; a tenth of the clients may drop out, but none does."""
     shapes = {n: tuple(t.shape) for n, t in sorted(sums[0].items()) if n != VARIANCE}
     size, clients = entries(shapes), len(sums)
     rows = round(sum(float(own["lengths"][0]) for own in sums) / LENGTH_SHARE * (1 + LENGTH_BOUND) ** 0.5)

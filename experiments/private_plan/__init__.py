@@ -1,1 +1,1 @@
-"""What is planned where a user names a privacy budget alone, beside the private probe."""
+"""The plan for a privacy budget given alone, compared with the private probe."""

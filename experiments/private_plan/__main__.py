@@ -1,7 +1,8 @@
-"""python -m experiments.private_plan: training under a budget against the private probe, paired by seed.
+"""python -m experiments.private_plan: training under a privacy budget against the private probe, paired by seed.
 
-Reads `results.jsonl` of the study beside it, or of the folder of a `--preset`. Points of test accuracy; the difference
-has its 95 % interval over seeds (Student's t); the probe has no noise, and all rows in one place.
+Reads `results.jsonl` of the study beside it, or of the folder of a `--preset`. Numbers are points of test accuracy, and
+the difference has a 95 % interval over seeds (Student's t). The open probe uses no noise, and all examples in one
+place.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fedpeft.studies.statistics import LEVEL, compute_half_width
 
 
 def format_line(task: str, budget: str, runs: list[Result]) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     found = [run.summary or {} for run in runs]
     accuracy, private, probe = (
         100 * np.array([summary[name] for summary in found])

@@ -1,8 +1,9 @@
-"""python -m experiments.private_plan.frozen_clients: what a budget alone plans for clients, on features kept once.
+"""python -m experiments.private_plan.frozen_clients: the plan of a budget for clients, on cached frozen features.
 
-`user_dp(epsilon=...)` as it is planned, where the head alone is trained: start, noise, secret cohorts, clipping and
-steps are a run's, but on frozen features, and without messages. A line a budget: test accuracy of the private probe
-(the start with the whole budget), of the start with half of it, and after the rounds; mean and deviation over draws.
+Follows the plan of `user_dp(epsilon=...)` for training the head alone. Start, noise, secret cohorts, clipping and steps
+are those of a run, but on frozen features and without messages. Prints one line per budget: test accuracy of the
+private probe (the start with the whole budget), of the start with half of it, and after the rounds; mean and deviation
+over draws.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ from fedpeft.privacy.training_plans import Training
 
 
 class FrozenClients:
-    """Features of all clients' rows in one table, and what a round does with them.
+    """Features of all clients' examples in one table, and the computations of a round.
 
     Args:
         rows: the features.
-        rounds: of training.
-        cohort: expected clients in one.
+        rounds: rounds of training.
+        cohort: expected size of a cohort.
     """
 
     def __init__(self, rows: FrozenRows, rounds: int, cohort: int) -> None:
+        """Concatenate the clients' features, and compute their clipped statistics."""
         self.rows, self.classes, self.width = rows, rows.classes, rows.test.shape[1]
         counts = np.array([len(y) for _, y in rows.clients])
         self.counts = torch.from_numpy(counts)
@@ -72,12 +74,12 @@ class FrozenClients:
         )
 
     def start_head(self, mechanism: UserDP, noise: float, key: RunKey) -> State:
-        """The head of the private start."""
+        """Return the head of the private start."""
         total = mechanism.start_release.finish(self.statistics, noise, key, 0)
         return HEADS.build("private_centroids").solve(total, self.width, self.classes)
 
     def train(self, state: State, plan: Training, noise: float, key: RunKey) -> State:
-        """The head after all rounds: each client of a cohort takes one step on its rows, which is clipped."""
+        """Return the head after all rounds; each client of a cohort takes one clipped step on its examples."""
         assert isinstance(plan.mechanism, UserDP)
         clip, clients, cohort = plan.mechanism.clip, self.federation.clients, self.federation.cohort
         weight = torch.cat([state["head.weight"], state["head.bias"][:, None]], dim=1)
@@ -98,12 +100,12 @@ class FrozenClients:
         return {"head.weight": weight[:, :-1], "head.bias": weight[:, -1]}
 
     def compute_accuracy(self, state: State) -> float:
-        """On the test rows."""
+        """Return a head's accuracy on the test examples."""
         return self.rows.compute_accuracies(state["head.weight"], state["head.bias"])[0]
 
 
 def _sum_bounded(rows: FrozenRows) -> dict[str, Tensor]:
-    """The sum of all clients' statistics, each clipped as one vector."""
+    """Return the sum of all clients' statistics, each clipped as one vector."""
     head, mechanism = HEADS.build("private_centroids"), UserDP(epsilon=1.0)
     total: dict[str, Tensor] = {}
     for x, y in rows.clients:
@@ -113,7 +115,7 @@ def _sum_bounded(rows: FrozenRows) -> dict[str, Tensor]:
 
 
 def format_line(clients: FrozenClients, budget: float, given: argparse.Namespace) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     federation, mechanism = clients.federation, UserDP(epsilon=budget)
     alone = replace(mechanism, start=1.0).start_noise(federation)
     assert alone is not None
@@ -133,7 +135,7 @@ def format_line(clients: FrozenClients, budget: float, given: argparse.Namespace
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure the heads and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="20newsgroups")
     parser.add_argument("--clients", type=int, default=5000)

@@ -1,8 +1,9 @@
-"""python -m experiments.private_plan.frozen_whitened: a head on whitened features, one noise, on features kept once.
+"""python -m experiments.private_plan.frozen_whitened: a head on whitened, cached features with one common noise.
 
-What `distributed_dp(epsilon=...)` plans of rows, without messages: a start from noisy moments at half of the budget,
-then steps along noisy sums of all rows' gradients at rates that fall to nothing. The noise is Gaussian. A line a
-setting: test accuracy of the start and after the rounds, test loss; means over draws.
+Follows the plan of `distributed_dp(epsilon=...)` for examples, without messages. The start uses noisy moments at half
+of the budget. Then come steps along noisy sums of all examples' gradients, at rates that fall to zero. The noise is
+Gaussian. Prints one line per setting: test accuracy of the start and after the rounds, and test loss, as means over
+draws.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fedpeft.privacy.accountant import noise_for
 from fedpeft.privacy.mechanism import HALF
 
 PART = 100
-"""Rows whose gradients are held at once."""
+"""Number of examples whose gradients are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -41,44 +42,45 @@ class Setting:
 
 
 class FrozenWhitened:
-    """All rows, and what is made of them.
+    """All examples and their statistics.
 
     Args:
         rows: the features.
-        head: the start.
-        rounds: of training.
+        head: the head start.
+        rounds: rounds of training.
     """
 
     def __init__(self, rows: FrozenRows, head: HeadStart, rounds: int) -> None:
+        """Concatenate the clients' features, and compute their statistics."""
         self.rows, self.head, self.rounds = rows, head, rounds
         self.x = torch.cat([x for x, _ in rows.clients])
         self.y = torch.cat([y for _, y in rows.clients])
         self.sums = head.statistics(self.x, self.y, rows.classes)
 
     def run(self, setting: Setting, seed: int) -> tuple[float, float, float]:
-        """Accuracy (%) of the start and after the rounds, and the loss then."""
+        """Return the accuracy (%) of the start and after the rounds, and the final loss."""
         random = torch.Generator().manual_seed(seed)
         whole = noise_for(setting.epsilon, 0.1 / len(self.y), 1.0, 1)
         start, later = whole / math.sqrt(HALF), whole * math.sqrt(self.rounds / (1 - HALF))
 
-        def noised(tensor: Tensor, deviation: float) -> Tensor:
+        def add_noise(tensor: Tensor, deviation: float) -> Tensor:
             return tensor + deviation * torch.randn(tensor.shape, generator=random, dtype=torch.float64)
 
-        total = {name: noised(tensor, start) for name, tensor in self.sums.items() if name != VARIANCE}
+        total = {name: add_noise(tensor, start) for name, tensor in self.sums.items() if name != VARIANCE}
         total[VARIANCE] = torch.tensor([start**2])
         state = self.head.solve(total, self.x.shape[1], self.rows.classes)
         whitening = self.head.whitening(total, self.x.shape[1]) if setting.whiten else None
         before = self._compute_accuracy(state)
         for round_number in range(self.rounds):
             found = self._sum_gradients(state, setting.clip, whitening)
-            mean = {name: noised(t, later * setting.clip) / len(self.y) for name, t in found.items()}
+            mean = {name: add_noise(t, later * setting.clip) / len(self.y) for name, t in found.items()}
             step = mean if whitening is None else whitening.step(mean)
             rate = setting.rate * (1 - round_number / self.rounds)
             state = {name: state[name] - rate * step[name] for name in state}
         return before, self._compute_accuracy(state), self.rows.compute_loss(state[WEIGHT], state[BIAS])
 
     def _sum_gradients(self, state: State, clip: float, whitening: Whitening | None) -> State:
-        """The sum over all rows of their clipped gradients."""
+        """Return the sum of all examples' clipped gradients."""
         sums = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         for x, y in zip(torch.split(self.x, PART), torch.split(self.y, PART), strict=True):
             errors = torch.softmax(x @ state[WEIGHT].T + state[BIAS], 1)
@@ -95,7 +97,7 @@ class FrozenWhitened:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure the settings and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="code_types")
     parser.add_argument("--clients", type=int, default=32)
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("--epsilons", nargs="+", type=float, default=[8, 1])
     parser.add_argument("--clips", nargs="+", type=float, default=[1.0])
     parser.add_argument("--rates", nargs="+", type=float, default=[4.0])
-    parser.add_argument("--plain", action="store_true", help="features as they are")
+    parser.add_argument("--plain", action="store_true", help="do not whiten the features")
     given: Any = parser.parse_args()
     frozen = FrozenWhitened(FrozenRows.from_arguments(given), HEADS.build(given.head), given.rounds)
     print("| epsilon | clip | rate | start (%) | start and rounds (%) | test loss |\n|---:|---:|---:|---:|---:|---:|")

@@ -1,1 +1,1 @@
-"""Tables of the documents that are made from the code (`python -m experiments.reference --write`)."""
+"""Generated tables of the documentation (`python -m experiments.reference --write`)."""

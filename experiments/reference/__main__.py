@@ -1,6 +1,6 @@
-"""Put what the documents say of the code's parts into them.
+"""Insert generated tables of the code's parts into the documentation.
 
-python -m experiments.reference            say which documents are not as the code is
+python -m experiments.reference            check that the documents match the code
 python -m experiments.reference --write    write them
 """
 
@@ -22,20 +22,20 @@ MADE: Mapping[str, Callable[[], str]] = {
     "files.md": format_records,
     "rules.md": combinations,
 }
-"""Documents with a part between two marks, and who makes it."""
+"""Documents with a generated part between two marks, and the function that generates it."""
 
 BEGIN, END = "<!-- made by: python -m experiments.reference --write -->\n", "<!-- end -->"
 
 
 def find_part(document: str) -> str:
-    """What stands between a document's marks."""
+    """Return the text between a document's marks."""
     found = re.search(f"{re.escape(BEGIN)}(.*?){END}", document, re.DOTALL)
     assert found, "the document has no place for it"
     return found.group(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit code: 1 where a document is not as the code is, and is not written."""
+    """Run the command, and return 1 if a document differs from the code and is not written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write them")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The tables of docs/rules.md: what each strategy, PEFT method and mechanism is for, costs and goes with."""
+"""The tables of docs/rules.md: purpose, cost and combinations of each strategy, PEFT method and mechanism."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.wiring.checks.rules import check_method, check_server
 
 WIDTH, INNER, BLOCKS, HEADS = 384, 1536, 6, 12
-"""Sizes of MiniLM, the default text model, in whose layers trained numbers are counted."""
+"""Sizes of MiniLM, the default text model, for counts of trained parameters."""
 
 
 def combinations() -> str:
-    """Return the tables."""
+    """Return the tables of all parts as Markdown."""
     tables: dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]] = {
         "Strategies": (
             ("strategy", "what it is", "use it", "paper", "bytes up", "server"),
@@ -136,11 +136,11 @@ def _has_optimizers(name: str) -> bool:
 
 
 GIVEN = {"flower": "flower(rule=FedMedian)"}
-"""Strategies that need a setting, and one that they can have."""
+"""Strategies with a required setting, each with a legal value."""
 
 
 def list_methods(name: str) -> list[str]:
-    """The methods that a strategy is right for, by what a run would check of their layouts on a tiny classifier."""
+    """Return the methods that a strategy supports, according to a run's checks on a tiny classifier."""
     strategy = strategies.build(GIVEN.get(name, name))
     found = []
     for peft, (method, layout) in create_layouts().items():
@@ -176,7 +176,7 @@ def create_layouts() -> dict[str, tuple[PeftMethod, Layout]]:
 
 
 def _format_names(taken: list[str]) -> str:
-    """Few are named; of many those that are not."""
+    """Return a short list of names, or "all but" with the missing names if these are fewer."""
     missing = [peft for peft in create_layouts() if peft not in taken]
     if not missing:
         return "all"

@@ -1,4 +1,4 @@
-"""Tables that are read off the code: flags of the commands, records of a run."""
+"""Tables generated from the code: flags of the commands, and records of a run."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ OPTIONS_OF: Mapping[str, tuple[type, ...]] = {
     "join": (JoinOptions, EdgeOptions),
     "audit": (CanaryAudit,),
 }
-"""Commands with classes of further options."""
+"""Classes with further options, by command."""
 
 RECORDS: Mapping[str, tuple[type, ...]] = {
     "rounds.jsonl": (RoundResult,),
     "clients.jsonl": (ClientResult,),
     "summary.json": (Quality, Costs),
 }
-"""What a run's files of records hold a line of."""
+"""Classes whose fields the lines of a run's records contain, by file."""
 
 
 def format_rows(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     cells = [list(headings)]
     cells += [["---"] * len(cells[0]), *map(list, lines)]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells) + "\n"
 
 
 def format_commands() -> str:
-    """Every command with its options, and the settings of a run once."""
+    """Return every command with its options, and the settings of a run once."""
     parts = []
     for name, about in COMMANDS.items():
         lines = _list_options(name)
@@ -66,7 +66,7 @@ def format_commands() -> str:
 
 
 def format_records() -> str:
-    """The fields of each line, or file, of a run's records."""
+    """Return the fields of each line or file of a run's records."""
     parts = []
     for file, kinds in RECORDS.items():
         parts.append(f"### {file}\n")
@@ -84,7 +84,7 @@ def _format_sentence(text: str) -> str:
 
 
 def _list_options(command: str) -> list[tuple[str, str, str]]:
-    """Flag, default and meaning of what a command takes itself."""
+    """Return flag, default and meaning of each option of a command."""
     spec = find_spec(f"fedpeft.{command}")
     inside = ".__main__" if spec and spec.submodule_search_locations is not None else ""
     module = importlib.import_module(f"fedpeft.{command}{inside}")
@@ -118,12 +118,12 @@ def _format_default(value: Any) -> str:
 
 
 def _get_prose(text: str) -> str:
-    """The paragraphs of a docstring, without its sections."""
+    """Return the paragraphs of a docstring without its sections."""
     return re.sub(r"\n +", "\n", text.partition("\n    Attributes:")[0]).strip()
 
 
 def _parse_attributes(text: str) -> dict[str, str]:
-    """Meanings out of the section *Attributes* of a docstring."""
+    """Return the meanings in the section *Attributes* of a docstring, by name."""
     found: dict[str, str] = {}
     for entry in re.split(r"\n        (?=\S)", text.partition("    Attributes:\n")[2]):
         names, colon, meaning = " ".join(entry.split()).partition(": ")

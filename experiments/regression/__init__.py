@@ -1,1 +1,1 @@
-"""Whether a commit has become slower."""
+"""A check whether a commit is slower than another one."""

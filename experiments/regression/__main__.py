@@ -1,14 +1,15 @@
-"""Has a commit become slower? `python -m experiments.regression COMMIT_A COMMIT_B`
+"""Is a commit slower? `python -m experiments.regression COMMIT_A COMMIT_B`.
 
-Rounds of training, encoding and decoding, aggregation, transport and start-up, each by the experiment that measures it
-already, run from the source of either commit (a name that git knows, or a folder with a checkout) by the same
-interpreter: A, B, B, A, A, B, ... Shown are the medians of both and the ratio B over A, taken within each pair: median,
-least and most. Of five pairs, least and most enclose the true median ratio with a probability of 94 % (6 pairs: 97 %).
+Compares rounds of training, encoding and decoding, aggregation, transport and start-up. Each is measured by an existing
+experiment, run from the source of either commit by the same interpreter, in the order A, B, B, A, A, B, ... A commit is
+a name that git resolves, or a folder with a checkout. Prints the medians of both and the ratio B over A, taken within
+each pair: median, least and most. With five pairs, least and most enclose the true median ratio with a probability of
+94 % (6 pairs: 97 %).
 
     python -m experiments.regression 5a23b78 HEAD
     python -m experiments.regression 5a23b78 . --only "codecs|start-up" --pairs 9
 
-Rounds need the default model and data set, which are fetched once.
+Rounds need the default model and dataset, which are downloaded once.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from fedpeft.models.kernels import get_cpu_name
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure."""
+    """The measurements to run."""
 
     commits: Annotated[tuple[str, str], tyro.conf.Positional]
     """two commits, or folders with a checkout; the first is the reference"""
@@ -46,10 +47,10 @@ class Settings:
 
 
 def measure_costs(measure: Measure, checkout: Checkout, folder: Path) -> Costs:
-    """The costs of one measure in one commit.
+    """Return the costs of one measure in one commit.
 
     Raises:
-        RunError: the command has ended with an error.
+        RunError: the command ended with an error.
     """
     folder.mkdir()
     words = [str(folder / "output") if word == "OUTPUT" else word for word in measure.words]
@@ -68,7 +69,7 @@ def measure_costs(measure: Measure, checkout: Checkout, folder: Path) -> Costs:
 
 
 def format_line(name: str, first: Sequence[float], second: Sequence[float]) -> str:
-    """A row of the table: medians, and the ratio within pairs."""
+    """Format a row of the table: medians, and the ratio within pairs."""
     ratios = [b / a for a, b in zip(first, second, strict=True)]
     return (
         f"{name:<64} {median(first):>9.3g} {median(second):>9.3g}   "
@@ -77,15 +78,15 @@ def format_line(name: str, first: Sequence[float], second: Sequence[float]) -> s
 
 
 def main(settings: Settings) -> None:
-    """Measure and print.
+    """Run the measures and print the table.
 
     Raises:
-        ConfigError, RunError: settings that can't be used; a command that fails.
+        ConfigError, RunError: a setting is illegal; a command fails.
     """
     try:
         chosen = {name: measure for name, measure in MEASURES.items() if re.search(settings.only, name)}
     except re.error as error:
-        raise ConfigError(f"only={settings.only!r} is no regular expression: {error}") from None
+        raise ConfigError(f"only={settings.only!r} is not a regular expression: {error}") from None
     if not chosen:
         raise ConfigError(f"only={settings.only!r} is in no measure's name; there are: {', '.join(MEASURES)}")
     if settings.pairs < 1:

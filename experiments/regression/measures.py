@@ -1,7 +1,7 @@
-"""What is measured: the experiments that there are, as commands of the commit that is measured, and what they print.
+"""The measures: existing experiments, run as commands of the measured commit, and the costs in their output.
 
-All numbers are costs: less is better. Those that are called controls measure what is not fedpeft's: where their ratio
-is not 1, the machine was not the same for both commits, and the other ratios of that measure say nothing either.
+All numbers are costs: lower is better. Controls measure code outside fedpeft. If a control's ratio is not 1, the
+machine changed between the commits, and the other ratios of that measure are not meaningful either.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Costs = Mapping[str, float]
-"""Numbers by name and unit."""
+"""Costs by name and unit."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class FinishedCommand:
     """A command that has ended.
 
     Attributes:
-        output: the file or folder that it was told to write.
-        printed: what it has printed.
-        seconds: of processor time, its own and its children's.
+        output: the file or folder that it wrote.
+        printed: its output.
+        seconds: processor time of the command and its children.
     """
 
     output: Path
@@ -36,8 +36,8 @@ class Measure:
     """A command and its costs.
 
     Attributes:
-        words: of python; `OUTPUT` stands for a path where nothing is yet.
-        costs: read from the finished command.
+        words: arguments of python; `OUTPUT` stands for a new path.
+        costs: reads the costs from the finished command.
     """
 
     words: tuple[str, ...]

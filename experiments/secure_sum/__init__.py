@@ -1,1 +1,1 @@
-"""What a secure sum costs clients and the server."""
+"""The cost of a secure sum for clients and server."""

@@ -32,16 +32,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure."""
+    """The measurements to run."""
 
     clients: tuple[int, ...] = (100,)
-    """of the sum; several numbers are measured in turn. In large sums some of the others are a client's neighbours"""
+    """clients of a sum; several numbers are measured in turn. In large sums, a client's neighbors are a subset"""
     parameters: int = 1_000_000
-    """of the adapter"""
+    """parameters of the adapter"""
     dropouts: float = 0.1
     """share of the clients that drop out once their keys are shared"""
     secure: str = "secure_sum"
-    """as --privacy takes it"""
+    """the secure sum, in the form of --privacy"""
     whole: int = 2
     """clients that encode and mask; the vectors of the others are random bytes, which cost the server as much"""
     write_readme: bool = False
@@ -49,10 +49,10 @@ class Settings:
 
 
 class Light(Member):
-    """A member whose vector costs nothing: random bytes."""
+    """A member with random bytes as its vector, which cost nothing to compute."""
 
     def vector(self, sealed: bytes, numbers: np.ndarray) -> bytes:
-        """As long as a real one of 8, 16 or 32 bits."""
+        """Return random bytes, as many as for a real vector of 8, 16 or 32 bits."""
         self._step(3)
         self.sealed = read_sealed(sealed)
         return os.urandom(self.terms.length * self.terms.bits // 8)
@@ -62,6 +62,7 @@ class Bill:
     """CPU seconds of the server and of each client, and bytes of each client."""
 
     def __init__(self) -> None:
+        """Start with empty counts."""
         self.seconds: defaultdict[int, float] = defaultdict(float)
         self.server = 0.0
         self.up: Counter[int] = Counter()
@@ -74,7 +75,7 @@ class Bill:
         answer: Callable[[int, bytes], bytes],
         take: Callable[[int, bytes], None],
     ) -> None:
-        """One step of a sum."""
+        """Run and time one step of a sum."""
         for client in clients:
             began = time.process_time()
             told = said(client)
@@ -89,14 +90,14 @@ class Bill:
 
 
 def widen_bits(secure: SecureSum, clients: int) -> SecureSum:
-    """With as many bits as so many clients need, where its own are too few."""
+    """Return the secure sum with enough bits for this number of clients."""
     while not secure.fits(clients, secure.bits):
         secure = replace(secure, bits=secure.bits + 1)
     return secure
 
 
 def measure(settings: Settings, clients: int) -> str:
-    """A line of the table, in Markdown."""
+    """Measure one sum, and return a row of the Markdown table."""
     secure, bill, ids = widen_bits(SUMS.build(settings.secure), clients), Bill(), list(range(clients))
     told = Announcement(os.urandom(16), len(ids), settings.parameters, BESIDE, 1.0)
     terms, roster, integers = (
@@ -142,7 +143,7 @@ def measure(settings: Settings, clients: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """Run the command."""
     settings = tyro.cli(Settings, args=arguments, prog="python -m experiments.secure_sum")
     lines = [
         "| clients | neighbours | dropouts | parameters | bits | up, bytes a parameter | of it keys, shares, bytes "

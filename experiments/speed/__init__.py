@@ -1,1 +1,1 @@
-"""How fast a round is: a plain peft loop, Flower's own simulation and fedpeft, interleaved on the same batches."""
+"""Speed of a round: a plain peft loop, Flower's own simulation and fedpeft, interleaved on the same batches."""

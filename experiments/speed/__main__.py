@@ -1,4 +1,4 @@
-"""`python -m experiments.speed`: seconds of a training round, ours and others', interleaved on the same batches."""
+"""`python -m experiments.speed`: seconds of a training round, fedpeft and peers, interleaved on the same batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ README = Path(__file__).with_name("README.md")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure."""
+    """The measurements to run."""
 
     clients: int = 100
     """clients of a round (the default run's case has that run's cohort)"""
@@ -108,7 +108,7 @@ def main(settings: Settings) -> int:
 
 
 def show(result: study.Result, console: Console) -> None:
-    """One case in the terminal."""
+    """Print one case in the terminal."""
     from experiments.speed import report
 
     console.print(report.build_table(result))

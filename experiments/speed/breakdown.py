@@ -1,4 +1,4 @@
-"""Where the batched executor's time goes, by kind of operation: what a missed target is made of."""
+"""The batched executor's time by type of operation, to explain a missed target."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ KINDS = {
     "casts and copies": ("aten::copy_", "aten::clone", "aten::cat"),
     "optimizer": ("aten::_foreach", "aten::_fused_adam", "Optimizer."),
 }
-"""Beginnings of the names of torch's operations."""
+"""Prefixes of the names of torch's operations, by type."""
 
 
 def find_kind(operation: str) -> str:
-    """The kind of an operation; "other" where none fits."""
+    """Return the type of an operation; "other" if none fits."""
     return next((kind for kind, starts in KINDS.items() if operation.startswith(starts)), "other")
 
 
 def measure_breakdown(load: Workload) -> dict[str, float]:
-    """Share of each kind in the time of one group of clients, largest first, in this process with one thread."""
+    """Return each type's share of the time of one group of clients, largest first, on one thread."""
     bench = Workbench(load.plan)
     group = [load.create_job(client) for client in range(min(load.plan.clients_per_pass, len(load.partition)))]
     list(bench.executor.train(group))  # the first pass chooses kernels

@@ -1,10 +1,9 @@
-"""Is the batched executor faster than another commit's? `python -m experiments.speed.executors COMMIT_A COMMIT_B`
+"""Is the batched executor faster than another commit's? `python -m experiments.speed.executors COMMIT_A COMMIT_B`.
 
-Both commits (names that git knows, or folders with a checkout), and a plain peft loop of the second, train the same
-group of clients, one after another in rotating order, each in a process of its own that rests meanwhile. Timed is the
-processor time of one thread, which others' work on the machine changes less than the seconds of a clock; ratios are
-taken within a repeat. Shown: medians, and the ratio of A over B: median, and a 95 % interval of the median from the
-order statistics.
+Both commits (names that git resolves, or folders with a checkout) and a plain peft loop of the second train the same
+group of clients. They take turns in rotating order, each in its own process, which is otherwise idle. Times are
+processor times of one thread, which other work on the machine changes less than wall-clock times. Ratios are taken
+within a repeat. Prints medians, and the median ratio of A over B with a 95 % interval from the order statistics.
 
     python -m experiments.speed.executors 5a23b78 . --repeats 15 --only fp32
 """
@@ -32,19 +31,19 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.models.kernels import get_cpu_name
 
 CLIENTS = {1: 9, 4: 4, 8: 2}
-"""By batch size; at least as many as fit into a pass."""
+"""Number of clients by batch size, at least as many as fit into a pass."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure."""
+    """The measurements to run."""
 
     commits: Annotated[tuple[str, str], tyro.conf.Positional]
     """two commits, or folders with a checkout; the first is the reference"""
     repeats: int = 11
     """timed groups of each side, in each case"""
     rows: int = 8
-    """rows of a client, trained on once"""
+    """examples per client, trained on once"""
     only: str = ""
     """only the cases whose names this regular expression finds, such as "fp32, two blocks, batch (1|4)\""""
     plain: bool = True
@@ -53,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Case:
-    """One precision, PEFT method and batch size."""
+    """A precision, PEFT method and batch size."""
 
     dtype: str
     where: str
@@ -61,7 +60,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As shown."""
+        """The name in the table."""
         return f"{self.dtype}, {self.where}, batch {self.batch}"
 
     @property
@@ -79,9 +78,10 @@ CASES = [
 
 
 class Side:
-    """A process that trains groups when told to."""
+    """A process that trains groups on request."""
 
     def __init__(self, kind: str, checkout: Checkout, folder: Path) -> None:
+        """Start the process with the source of a checkout."""
         self.kind, self.checkout, self.file = kind, checkout, folder / f"{kind}-{checkout.source.name}.pt"
         environment = os.environ | {"PYTHONPATH": str(checkout.source), "OMP_NUM_THREADS": "1"}
         script = Path(__file__).with_name("one_pass.py")
@@ -113,7 +113,7 @@ class Side:
         return state
 
     def seconds(self) -> float:
-        """Train one group."""
+        """Train one group and return its seconds."""
         return float(self._ask("go"))
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class Side:
 
 
 def compute_interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """The order statistics that enclose the true median with a probability of at least 95 %, or least and most."""
+    """Return the order statistics that enclose the true median with probability 95 %, or least and most."""
     ordered, n = sorted(ratios), len(ratios)
     below, chance = 0, 0.0
     while below < n // 2 and (chance := chance + math.comb(n, below) / 2**n) <= 0.025:
@@ -135,10 +135,10 @@ def compute_interval(ratios: Sequence[float]) -> tuple[float, float]:
 
 
 def main(settings: Settings) -> None:
-    """Measure and print.
+    """Run the cases and print the table.
 
     Raises:
-        ConfigError, RunError: settings that can't be used; a side that fails.
+        ConfigError, RunError: a setting is illegal; a side fails.
     """
     chosen = [case for case in CASES if re.search(settings.only, case.name)]
     if fuller := [case.name for case in chosen if case.batch > settings.rows]:
@@ -172,7 +172,7 @@ def main(settings: Settings) -> None:
 
 
 def format_ratio(others: Sequence[float], mine: Sequence[float]) -> str:
-    """Median and interval of the ratios."""
+    """Return median and interval of the ratios as text."""
     found = [a / b for a, b in zip(others, mine, strict=True)]
     low, high = compute_interval(found)
     return f"{median(found):.2f} ({low:.2f}..{high:.2f})"

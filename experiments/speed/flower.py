@@ -1,6 +1,6 @@
 """Flower's own simulation: FedAvg over its Ray backend, one actor per core and one thread per actor.
 
-Tuned: an actor keeps the model and swaps the adapter. As today: it loads the model anew in each call, which is what
+Tuned: an actor keeps the model and swaps the adapter. Untuned ("today"): it loads the model again in each call, as
 Flower's examples do.
 """
 
@@ -36,7 +36,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",
 }
-"""No telemetry, no metrics, actors of the same priority as ours: nothing but the work."""
+"""No telemetry, no metrics, and actors with the priority of fedpeft's workers."""
 
 ROUND_TIMEOUT_SECONDS = 3600
 
@@ -57,7 +57,7 @@ client_app = ClientApp()
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """One client's work, in a Ray actor."""
+    """Train one client in a Ray actor."""
     config: Any = message.content["config"]
     load = _load_workload(config["workload"], config["dtype"])
     client = PlainClient(load.plan) if config["rebuild"] else _get_client(config["workload"], config["dtype"])

@@ -1,8 +1,8 @@
-"""One side of `experiments.speed.executors`: groups of clients in one batched pass, from whichever commit is imported.
+"""One side of `experiments.speed.executors`: groups of clients in one batched pass, with the imported commit's code.
 
-It reads a line per command and answers with one: `case KIND DTYPE LAYERS BATCH CLIENTS ROWS FILE` prepares a case and
-writes a state after one untimed group to FILE, `go` trains a group and answers with its seconds of processor time. Run
-as a file, so that it may be younger than the commit.
+It reads one command per line and answers with one line. `case KIND DTYPE LAYERS BATCH CLIENTS ROWS FILE` prepares a
+case and writes a state after one untimed group to FILE. `go` trains a group and answers with its seconds of processor
+time. It runs as a file, so that it may be newer than the commit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from fedpeft.peft.adapter import State  # noqa: E402
 
 
 def prepare_group(kind: str, dtype: str, peft: str, batch: int, clients: int, rows: int) -> Callable[[], State]:
-    """What trains one group, plainly or batched, and returns the last client's state; it has run once."""
+    """Return a function that trains one group, plainly or batched, and returns the last client's state.
+
+    The function has run once.
+    """
     with tempfile.TemporaryDirectory() as folder:
         load = create_workload(Case("one pass", clients, rows, batch, dtype, peft), 2, Path(folder))
     plan = load.plan

@@ -1,4 +1,4 @@
-"""fedpeft's own rounds: a simulation's server, grid and workers, without evaluation."""
+"""fedpeft's rounds: a simulation's server, grid and workers, without evaluation."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from fedpeft.simulation.simulation import Simulation
 
 
 class Timer(SilentObserver):
-    """Keeps the finished round."""
+    """An observer that keeps the finished round."""
 
     result: RoundResult
 
     def round_done(self, result: RoundResult) -> None:
-        """Keep it."""
+        """Keep the result."""
         self.result = result
 
 
 def plan_of(plan: WorkPlan, variant: Variant) -> WorkPlan:
-    """The plan with the levers of a variant."""
+    """Return the plan with the switches of a variant."""
     batched = variant.executor == "batched"
     return dataclasses.replace(
         plan,
@@ -52,9 +52,10 @@ def plan_of(plan: WorkPlan, variant: Variant) -> WorkPlan:
 
 
 class Rounds:
-    """Rounds of a simulation's setup on given rows, with the levers of a variant; each begins at the start state."""
+    """Rounds of a simulation's setup on given examples, with a variant's switches; each begins at the start state."""
 
     def __init__(self, load: Workload, variant: Variant, folder: Path) -> None:
+        """Create the setup and start the workers."""
         config = dataclasses.replace(load.config, rounds=1, head="zero", dtype=variant.dtype or load.config.dtype)
         simulation = Simulation(config, folder, SilentObserver())
         self.folder = folder
@@ -66,7 +67,7 @@ class Rounds:
         self.once = 0.0
 
     def run_one(self) -> Round:
-        """One round from the start state."""
+        """Run one round from the start state."""
         work, everyone = self.workers.work, len(self.partition)
         if work.depth:  # without reuse, training needs no features
             started = time.perf_counter()
@@ -95,7 +96,7 @@ class Rounds:
 
 
 def _evaluate_nothing(state: State, version: int) -> Metrics:
-    """No evaluation: training alone is timed."""
+    """Return NaN metrics, since only training is timed."""
     return Metrics(math.nan, math.nan)
 
 

@@ -1,4 +1,4 @@
-"""The loop that everyone writes: a peft model, torch's AdamW, one client. Here one such loop runs on every core."""
+"""The usual loop: a peft model, torch's AdamW, one client. Here one such loop runs on every core."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fedpeft.clients.executor import Job
 from fedpeft.clients.workbench import WorkPlan
+from torch.nn import functional
 
 from experiments.speed.sides import Round, Variant, answer
 from fedpeft.data.cached_rows import load_cached_examples
@@ -29,6 +29,7 @@ class PlainClient:
     """A peft model and its training loop, on one thread."""
 
     def __init__(self, plan: WorkPlan) -> None:
+        """Load the base and attach the PEFT method."""
         torch.set_num_threads(1)
         task = plan.task
         base = task.base(plan.model, DTYPES[plan.dtype], attn_implementation="sdpa")  # as transformers has it
@@ -37,14 +38,14 @@ class PlainClient:
         self.parameters = find_trainable(self.model)
 
     def train(self, job: Job, examples: Examples) -> State:
-        """The trained tensors, from the received ones."""
+        """Train from the received tensors and return the trained ones."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(job.received[name])
         optimizer, warmup = job.training.optimizer.create_optimizer(self.parameters, job.learning_rate)
         for rows in job.create_batches(examples.lengths):
             batch = examples.batch(rows)
-            loss = F.cross_entropy(self.model(batch), batch["labels"])
+            loss = functional.cross_entropy(self.model(batch), batch["labels"])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -73,7 +74,7 @@ def _train(client: int) -> dict[str, np.ndarray]:
 
 
 def run(connection: Connection, load: Workload, variants: dict[str, Variant]) -> None:
-    """One loop per core takes client after client; the mean is weighted by rows, as everywhere."""
+    """Run one loop per core; each takes client after client, and the mean is weighted by examples."""
     weights = load.partition.sizes / load.partition.sizes.sum()
     with ProcessPoolExecutor(load.workers, get_context("spawn"), _keep, (load,)) as pool:
 

@@ -1,4 +1,4 @@
-"""The results as a table for the terminal, as lines of JSON and as Markdown in the README."""
+"""The results as a table for the terminal, as JSON lines, and as Markdown in the README."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 @dataclass(frozen=True)
 class Environment:
-    """Where it was measured; `gemm` are GFLOP/s of one core by dtype and kernel."""
+    """The machine and the time of the measurement; `gemm` are GFLOP/s of one core by dtype and kernel."""
 
     date: str
     cpu: str
@@ -35,7 +35,7 @@ class Environment:
 
     @classmethod
     def probe(cls) -> Environment:
-        """Of this machine, now."""
+        """Return the description of this machine now."""
         return cls(
             date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             cpu=get_cpu_name(),
@@ -50,6 +50,7 @@ class Environment:
         )
 
     def __str__(self) -> str:
+        """Return the environment as one sentence."""
         rates = "; ".join(f"{d} " + ", ".join(f"{k} {r:g}" for k, r in rate.items()) for d, rate in self.gemm.items())
         versions = ", ".join(f"{name} {v}" for name, v in self.versions.items())
         return (
@@ -62,12 +63,12 @@ COLUMNS = ("round, s", "min..max", "times Flower tuned", "times plain", "of GEMM
 
 
 def get_reference(result: Result) -> MeasuredVariant | None:
-    """Tuned Flower in the case's own precision."""
+    """Return tuned Flower in the case's own precision."""
     return result.variants.get("flower")
 
 
 def list_rows(result: Result) -> Iterator[tuple[str, ...]]:
-    """The cells of each variant."""
+    """Yield the cells of each variant."""
     for m in result.variants.values():
         yield (
             m.variant.text,
@@ -88,7 +89,7 @@ def _format_times(m: MeasuredVariant, other: MeasuredVariant | None) -> str:
 
 
 def format_heading(result: Result) -> str:
-    """The case in a line."""
+    """Return the case as one line."""
     case = result.case
     return (
         f"{case.name} ({case.clients} clients, {result.steps} steps, {result.tokens:,} tokens a round; batched: "
@@ -97,7 +98,7 @@ def format_heading(result: Result) -> str:
 
 
 def explain_result(result: Result) -> list[str]:
-    """What the numbers of a case say: each lever's share, and the price of what is computed once."""
+    """Return sentences on each switch's effect and on the cost of one-time computations."""
     found = result.variants
     lines = []
     chain = [
@@ -135,7 +136,7 @@ LAST = ("sequential", "stacked", "together", "kernel")
 
 
 def build_table(result: Result) -> Table:
-    """For the terminal."""
+    """Build the table for the terminal."""
     shown = Table(title=format_heading(result), title_justify="left")
     shown.add_column("")
     for column in COLUMNS:
@@ -146,14 +147,14 @@ def build_table(result: Result) -> Table:
 
 
 def list_whole_rows(result: Result) -> Iterator[tuple[str, str, str]]:
-    """Whole runs: text, seconds, memory."""
+    """Yield text, seconds and memory of each whole run."""
     for m in result.variants.values():
         if m.whole_seconds is not None:
             yield m.variant.text, f"{m.whole_seconds:.1f}", f"{(m.memory or 0) / 1e9:.2f}"
 
 
 def format_lines(results: list[Result], environment: Environment) -> Iterator[str]:
-    """A line of JSON per case and variant."""
+    """Yield a line of JSON per case and variant."""
     for result in results:
         for name, m in result.variants.items():
             entry: dict[str, Any] = {"case": dataclasses.asdict(result.case), "variant": name}
@@ -165,7 +166,7 @@ def format_lines(results: list[Result], environment: Environment) -> Iterator[st
 
 
 def format_markdown(results: list[Result], environment: Environment, command: str, exactness: float | None) -> str:
-    """All cases as Markdown."""
+    """Return all cases as Markdown."""
     parts = [f"`{command}`", str(environment)]
     if exactness is not None:
         parts.append(f"Batched against plain in fp64: updates differ by {exactness:.0e} (relative norm).")

@@ -1,6 +1,6 @@
-"""A side of the comparison is a process with workers of its own; it does one round when it is told to.
+"""A side of the comparison: a process with its own workers that runs one round on request.
 
-Sides live side by side and are idle while another one works, so that rounds can be interleaved.
+Sides exist at the same time and are idle while another one works, so that rounds can be interleaved.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Framework = Literal["plain", "flower", "fedpeft"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do the round.
+    """A way to run the round.
 
     Attributes:
-        framework: what runs it.
-        text: as shown.
-        dtype: of the base; empty: that of the case.
-        rebuild: Flower: load the model anew for every client, instead of keeping it in the actor.
+        framework: the framework that runs it.
+        text: name in tables.
+        dtype: precision of the base; empty for that of the case.
+        rebuild: Flower: load the model again for every client, instead of keeping it in the actor.
         executor: fedpeft: "batched" or "sequential".
         together: fedpeft batched: many clients in one pass (else one).
         kernel: fedpeft batched: the faster of the two matrix products (else torch's own).
@@ -52,8 +52,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Round:
-    """A finished round: its seconds and the global state after it; `once` are seconds spent before the first round on
-    what later rounds reuse."""
+    """A finished round: its seconds and the global state after it.
+
+    `once` are seconds spent before the first round on results that later rounds reuse.
+    """
 
     seconds: float
     after: State
@@ -70,9 +72,10 @@ def answer(connection: Connection, one_round: Callable[[str], Round]) -> None:
 
 
 class Side:
-    """The process of one framework, with all its variants; a context manager."""
+    """The process of one framework with all its variants; a context manager."""
 
     def __init__(self, framework: Framework, load: Workload, variants: dict[str, Variant], log: Path) -> None:
+        """Start the process."""
         context = get_context("spawn")
         self._connection, far = context.Pipe()
         mine = {name: v for name, v in variants.items() if v.framework == framework}
@@ -85,9 +88,11 @@ class Side:
         self._stop = threading.Event()
 
     def __enter__(self) -> Side:
+        """Return this side."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop watching the memory, and end the process."""
         self._stop.set()
         with contextlib.suppress(OSError):
             self._connection.send(None)
@@ -96,10 +101,10 @@ class Side:
             self._process.kill()
 
     def run_round(self, variant: str) -> Round:
-        """Do one round.
+        """Run one round.
 
         Raises:
-            RuntimeError: it failed; the message names the log.
+            RuntimeError: the round failed. The message names the log.
         """
         try:
             self._connection.send(variant)
@@ -121,7 +126,7 @@ class Side:
 
 
 def measure_tree_memory(pid: int) -> int:
-    """Proportional set size of a process and its descendants now, in bytes."""
+    """Return the proportional set size of a process and its descendants in bytes."""
     total = 0
     with contextlib.suppress(psutil.Error):
         root = psutil.Process(pid)

@@ -1,4 +1,4 @@
-"""What is timed: cases, the variants of each, and how their rounds are interleaved."""
+"""The timed cases, the variants of each, and the interleaving of their rounds."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ VARIANTS = {
     "kernel": Variant("fedpeft", "+ faster products", reuse=False),
     "batched": Variant("fedpeft", "fedpeft batched (+ reuse of the frozen blocks)"),
 }
-"""All ways to do a round. The fedpeft ones before the last add one lever each."""
+"""All ways to run a round. Each fedpeft variant before the last adds one switch."""
 
 LEVERS = ("stacked", "together", "kernel")
 
 EXACT = Case("exactness", clients=4, rows=10, batch_size=4, dtype="fp64")
-"""Checked, not timed: with fp64 the algorithm shows without the rounding."""
+"""A case that is checked, not timed: fp64 shows the algorithm without rounding."""
 
 TOLERANCE = {"fp64": 1e-9, "fp32": 0.02, "bf16": 0.5}
 """Largest difference of an update from that of the plain loop, relative to its norm. AdamW's first steps divide a
@@ -51,7 +51,7 @@ gradient by its own size, which turns the rounding of small gradients into diffe
 
 
 def create_cases(clients: int, rows: int, default_rows: int) -> list[Case]:
-    """Each batch size in fp32, adapters in two blocks and in all; the default run's round, in two."""
+    """Return all cases: each batch size in fp32 with adapters in two blocks or all, and the default run's round."""
     timed = [
         Case(f"fp32, batch {batch}, {where}", clients, rows, batch, "fp32", peft)
         for peft, where in (("lora(layers=2)", "two upper blocks"), ("lora(layers=0)", "all blocks"))
@@ -65,7 +65,7 @@ def create_cases(clients: int, rows: int, default_rows: int) -> list[Case]:
 
 
 def choose_variants(case: Case, load: Workload, levers: bool, frameworks: Sequence[Framework]) -> dict[str, Variant]:
-    """The variants that make sense for a case: no two that do the same."""
+    """Return the variants for a case, without duplicates."""
     chosen = {name: v for name, v in VARIANTS.items() if v.framework in frameworks}
     if case.dtype != "bf16":
         chosen.pop("flower today", None)
@@ -86,9 +86,9 @@ class MeasuredVariant:
     """A variant in a case.
 
     Attributes:
-        seconds: of each repeat.
-        difference: of its update from the plain loop's, relative; None: nothing to compare with.
-        once: seconds spent before the first round on what later ones reuse.
+        seconds: seconds of each repeat.
+        difference: relative difference of its update from the plain loop's; None without a plain loop.
+        once: seconds spent before the first round on results that later rounds reuse.
         peak_share: of the GEMM peak that the executed products reach: operations / (seconds * workers * peak rate).
         whole_seconds: from the start of its processes to their end, `whole_rounds` rounds, alone on the machine.
         memory: peak proportional set size meanwhile, in bytes.
@@ -108,14 +108,14 @@ class MeasuredVariant:
         return median(self.seconds)
 
     def compute_ratios(self, other: MeasuredVariant) -> tuple[float, float, float]:
-        """How many times as fast as `other`: median, least and most over the repeats."""
+        """Return the speed relative to `other`: median, least and most over the repeats."""
         ratios = [b / a for a, b in zip(self.seconds, other.seconds, strict=True)]
         return median(ratios), min(ratios), max(ratios)
 
 
 @dataclass
 class Result:
-    """A finished case; `breakdown` is where the batched executor's time goes."""
+    """A finished case; `breakdown` is the batched executor's time by type of operation."""
 
     case: Case
     steps: int
@@ -128,16 +128,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Study:
-    """How to measure.
+    """The settings of the measurement.
 
     Attributes:
         repeats: timed rounds of each variant.
         workers: processes of each side.
-        levers: also time the batched executor with some of its levers off.
-        frameworks: who takes part.
+        levers: also time the batched executor with some of its switches off.
+        frameworks: the compared frameworks.
         whole_rounds: rounds of a whole run; 0: no whole runs.
         folder: for logs and scratch files.
-        say: is told what happens.
+        say: receives progress messages.
     """
 
     repeats: int
@@ -149,7 +149,7 @@ class Study:
     say: Callable[[str], None]
 
     def measure_exactness(self) -> float:
-        """Largest relative difference of a client's batched update from the plain loop's in fp64.
+        """Return the largest relative difference of a batched update from the plain loop's in fp64.
 
         Raises:
             RuntimeError: it is above the tolerance.
@@ -170,10 +170,10 @@ class Study:
         return _check_difference("the batched executor", "fp64", max(differences))
 
     def run(self, case: Case) -> Result:
-        """One case: a checked warm-up round of each variant, then the timed ones in turn.
+        """Run one case: a checked warm-up round of each variant, then the timed rounds in turn.
 
         Raises:
-            RuntimeError: a side failed, or its update is not that of the plain loop.
+            RuntimeError: a side failed, or its update differs from the plain loop's.
         """
         load = create_workload(case, self.workers, self.folder)
         chosen = choose_variants(case, load, self.levers, self.frameworks)
@@ -198,7 +198,7 @@ class Study:
         return Result(case, load.steps, load.tokens, plan.clients_per_pass, plan.kernel, measured, parts)
 
     def _measure_breakdown(self, load: Workload) -> dict[str, float]:
-        """In a process of its own, whose memory and threads are nobody else's."""
+        """Measure the breakdown in its own process, without other work in its memory and threads."""
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             return process.submit(measure_breakdown, load).result()
 
@@ -220,7 +220,7 @@ class Study:
             m.peak_share = (work.all - (work.below if reuse else 0)) / (m.median * load.workers * rate)
 
     def _measure_whole(self, load: Workload, name: str, m: MeasuredVariant) -> None:
-        """A run of one variant alone: what is kept from round to round is computed anew."""
+        """Run one variant alone, without results kept from earlier rounds."""
         self._forget(load)
         started = time.perf_counter()
         with self._start_sides(load, {name: m.variant}) as sides:

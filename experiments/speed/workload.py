@@ -1,4 +1,4 @@
-"""What every side of the comparison trains: the same rows in the same batches, from the same state."""
+"""The workload of every side: the same examples in the same batches, from the same state."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fedpeft.clients.executor import Job
 from fedpeft.clients.workbench import WorkPlan
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.speed.plain import PlainClient
@@ -26,16 +26,16 @@ from fedpeft.simulation.simulation import Simulation
 
 @dataclass(frozen=True)
 class Case:
-    """One setting that is timed.
+    """A timed setting.
 
     Attributes:
-        name: as shown.
-        clients: in the round.
-        rows: per client (one pass over them), cut from its shard; 0: all it has.
-        batch_size: rows per step.
-        dtype: of the base.
+        name: name in tables.
+        clients: clients in the round.
+        rows: examples per client (one pass over them), cut from its shard; 0 for all.
+        batch_size: examples per step.
+        dtype: precision of the base.
         peft: the PEFT method.
-        dataset: the rows, cut to `tokens` tokens; `federation` clients share them out.
+        dataset: the dataset, cut to `tokens` tokens and divided among `federation` clients.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Workload:
     """A round as plain data: client k has the rows `partition.shard(k)` of the cached examples `plan.data_key`.
 
     Attributes:
-        config: of the simulation that the rows and the plan come from.
-        plan: what a worker of the batched executor is told.
-        partition: rows of each client of the round.
+        config: settings of the simulation that created the examples and the plan.
+        plan: the work plan of a worker of the batched executor.
+        partition: examples of each client of the round.
         start: the global state before the round.
-        workers: processes of one thread each, on every side.
+        workers: number of single-threaded processes on every side.
     """
 
     config: RunConfig
@@ -68,7 +68,7 @@ class Workload:
     workers: int
 
     def create_job(self, client: int) -> Job:
-        """What a client does in the round."""
+        """Create a client's job in the round."""
         return Job(
             client=client,
             round=1,
@@ -105,20 +105,21 @@ class Workload:
         ]
 
     def compute_difference(self, a: State, b: State) -> float:
-        """How far two states after the round are apart, relative to how far `b` is from the start."""
+        """Return the distance of two states after the round, relative to the distance of `b` from the start."""
         apart = compute_norm({name: a[name].double() - b[name].double() for name in b})
         return apart / compute_norm({name: b[name].double() - self.start[name].double() for name in b})
 
 
 class SilentObserver:
-    """An observer of a simulation that shows nothing."""
+    """An observer of a simulation that prints nothing."""
 
     def __getattr__(self, name: str) -> Any:
+        """Return a callback that does nothing, for every event."""
         return lambda *_, **__: None
 
 
 def create_workload(case: Case, workers: int, folder: Path) -> Workload:
-    """The workload of a case; the rows are tokenised into the cache."""
+    """Create the workload of a case, with tokenized examples in the cache."""
     config = RunConfig(
         clients=case.federation,
         dataset=case.dataset,
@@ -142,9 +143,9 @@ def create_workload(case: Case, workers: int, folder: Path) -> Workload:
 
 
 def _move_state(start: State) -> State:
-    """`start` moved a little, so that no tensor is zero and every gradient counts in the comparison of updates.
+    """Return `start` moved a little, so that no tensor is zero and every gradient counts in comparisons.
 
-    All values are fp32 ones, because that is how they are sent.
+    All values fit fp32, the precision in which they are sent.
     """
     moved = {}
     for i, (name, tensor) in enumerate(start.items()):
@@ -158,8 +159,8 @@ class Operations:
     """Floating-point operations in matrix products (attention excluded) of a round, without padding.
 
     Attributes:
-        all: of a plain loop.
-        below: the part of it that lies below the lowest adapted block.
+        all: operations of a plain loop.
+        below: its part below the lowest adapted block.
     """
 
     all: float
@@ -167,11 +168,11 @@ class Operations:
 
 
 def count_operations(load: Workload) -> Operations:
-    """Counted in one forward and backward pass of the plain model."""
+    """Count the operations of one forward and backward pass of the plain model."""
     client = PlainClient(load.plan)
     batch = load_cached_examples(load.plan.data_key).batch(load.partition.shard(0)[:1])
     with FlopCounterMode(display=False) as counter:
-        F.cross_entropy(client.model(batch), batch["labels"]).backward()  # type: ignore[no-untyped-call]
+        functional.cross_entropy(client.model(batch), batch["labels"]).backward()  # type: ignore[no-untyped-call]
     scale = load.tokens / batch["attention_mask"].numel()
     path, stack = find_blocks(client.model)
     counts = counter.get_flop_counts()

@@ -1,1 +1,1 @@
-"""How fast rounds of real clients are when nothing is trained."""
+"""Speed of rounds of real clients without training."""

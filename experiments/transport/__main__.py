@@ -41,7 +41,7 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure."""
+    """The measurements to run."""
 
     clients: int = 20
     """clients of a round"""
@@ -65,24 +65,24 @@ class Result:
 
     @property
     def median(self) -> float:
-        """Seconds of a round."""
+        """Median seconds of a round."""
         return statistics.median(self.seconds)
 
 
 def measure_cpu_seconds() -> float:
-    """CPU seconds of this process so far."""
+    """Return the CPU seconds of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def start_fleet(*words: object) -> subprocess.Popen[str]:
-    """Clients in a process of their own."""
+    """Start clients in their own process."""
     command = [sys.executable, "-m", "experiments.transport.fleet", *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def create_server_credentials(certs: Path) -> grpc.ServerCredentials:
-    """Mutual TLS."""
+    """Return the server's credentials for mutual TLS."""
     own = Credentials.load_server(certs)
     return grpc.ssl_server_credentials([(own.key, own.certificate)], own.authority, require_client_auth=True)
 
@@ -104,7 +104,7 @@ def run_round(grid: GrpcGrid, number: int, clients: int, payload: bytes) -> floa
 
 
 def run_own(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
-    """Rounds over fedpeft's grid."""
+    """Run rounds over fedpeft's grid."""
     certs = folder / "certs"
     roster = Roster(folder / f"roster-{clients}.json", clients)
     keeper = Doorkeeper(RevocationList(certs / "revoked.pem", (certs / "ca.pem").read_bytes()))
@@ -129,7 +129,7 @@ def run_own(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
 
 
 def run_bare(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
-    """The same bytes over plain gRPC streams with the same TLS."""
+    """Send the same bytes over plain gRPC streams with the same TLS."""
     done = threading.Semaphore(0)
 
     async def down(_: bytes, __: Any) -> AsyncIterator[bytes]:
@@ -175,12 +175,12 @@ def run_bare(folder: Path, clients: int, payload: bytes, rounds: int) -> Result:
 
 
 def measure_idle_cpu(folder: Path, clients: int) -> float:
-    """CPU seconds of a process of clients that does nothing: imports and keys."""
+    """Return the CPU seconds of a client process that only imports modules and reads keys."""
     return float(start_fleet("127.0.0.1:1", folder / "certs", "-", clients, "bare", 0).communicate()[0])
 
 
 def format_table(settings: Settings, ours: Result, plain: Result, light: Result) -> str:
-    """What was measured, as Markdown."""
+    """Return the results as a Markdown table."""
     size = f"{settings.clients} clients x {settings.megabytes:g} MB each way"
     rows = [
         (f"{size}, fedpeft", ours, f"{1000 * ours.cpu_per_megabyte:.2f}"),
@@ -204,7 +204,7 @@ def format_table(settings: Settings, ours: Result, plain: Result, light: Result)
 
 
 def main() -> None:
-    """Measure, print, and perhaps write the README."""
+    """Measure all transports, print the table, and optionally write the README."""
     settings = tyro.cli(Settings, prog="python -m experiments.transport")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,9 +1,8 @@
-"""`python -m experiments.transport.clients`: what a real client needs, by the precision of its base.
+"""`python -m experiments.transport.clients`: resources of a real client, by the precision of its base.
 
-A server and its clients as users run them: processes, mutual TLS, loopback. Memory is a client's resident set as the
-kernel counts it, libraries included, which is what it would need on a machine of its own: the peak, and what it holds
-in the rounds. CPU seconds are a client's, from the end of round 1 on; seconds and bytes are those of the server's
-summary.
+A server and its clients run as for users: processes, mutual TLS, loopback. Memory is a client's resident set, including
+libraries, as on a machine of its own: the peak, and the median in the rounds. CPU seconds are a client's, from the end
+of round 1. Seconds and bytes come from the server's summary.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ DOCS = Path(__file__).parents[2] / "docs" / "deploy-limits.md"
 BEGIN, END = "<!-- clients: begin -->", "<!-- clients: end -->"
 SAMPLE_SECONDS = 0.2
 PATIENCE_SECONDS = 120.0
-"""For a process to end once the server has."""
+"""Seconds that a process may take to end after the server."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure."""
+    """The measurements to run."""
 
     dataset: str = "20newsgroups"
     """whose rows and labels to take"""
@@ -48,29 +47,29 @@ class Settings:
     clients: int = 2
     """clients of each run"""
     rows: int = 48
-    """rows of each client"""
+    """examples per client"""
     rounds: int = 4
     """rounds of each run"""
     precisions: tuple[str, ...] = ("fp32", "bf16", "int8", "nf4")
-    """of the clients' bases"""
+    """precisions of the clients' bases"""
     device: str = "cpu"
-    """that the clients compute on"""
+    """device of the clients"""
     privacy: str = "dp_sgd(epsilon=8)"
-    """of one more run, on a base in bf16; empty: none"""
+    """privacy of one more run with a base in bf16; empty for none"""
     write_docs: bool = False
     """put the table into docs/deploy-limits.md"""
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One run.
+    """The measurements of one run.
 
     Attributes:
-        name: of its row in the table.
+        name: name of its row in the table.
         peak: the largest resident set of any client, in bytes.
         held: the largest median of a client's resident set over the rounds, in bytes.
-        cpu: the most CPU seconds that a client has used for a round.
-        summary: the server's.
+        cpu: the most CPU seconds that a client used per round.
+        summary: the server's summary.
     """
 
     name: str
@@ -81,9 +80,10 @@ class MeasuredRun:
 
 
 class Federation:
-    """A folder with certificates and rows for each client."""
+    """A folder with certificates and data for each client."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
+        """Create certificates and data files for all clients."""
         self.folder, self.settings = folder, settings
         authority = Authority(folder / "certs", 30)
         authority.ensure()
@@ -110,10 +110,10 @@ class Federation:
             )
 
     def run(self, name: str, precision: str, *flags: str) -> MeasuredRun:
-        """A federation whose clients hold the base in `precision`, with more flags for the server.
+        """Run a federation whose clients load the base in `precision`, with further flags for the server.
 
         Raises:
-            SystemExit: a process has failed; the logs are shown.
+            SystemExit: a process failed. Its logs are printed.
         """
         settings, run = self.settings, re.sub(r"\W+", "-", name)
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -150,7 +150,7 @@ class Federation:
     def _watch(
         self, run: str, server: subprocess.Popen[bytes], clients: list[subprocess.Popen[bytes]]
     ) -> list[ProcessPeaks]:
-        """Each client, until the server has ended."""
+        """Measure each client until the server has ended."""
         watched = [ProcessPeaks() for _ in clients]
         rounds = self.folder / run / "rounds.jsonl"
         while server.poll() is None and all(client.poll() in (None, 0) for client in clients):
@@ -163,7 +163,7 @@ class Federation:
 
 @dataclass
 class ProcessPeaks:
-    """What was seen of a process: its peak so far, and, in the rounds, bytes held and CPU seconds used so far."""
+    """Readings of a process: its peak so far, and in the rounds its resident bytes and CPU seconds."""
 
     peak: int = 0
     held: list[int] = field(default_factory=list)
@@ -185,7 +185,7 @@ class ProcessPeaks:
 
 
 def format_table(settings: Settings, found: list[MeasuredRun]) -> str:
-    """What was measured, as Markdown."""
+    """Return the results as a Markdown table."""
     first = found[0].summary
     updates = 1e3 * settings.rounds * settings.clients
     rows = [
@@ -222,7 +222,7 @@ def write(file: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Measure, print, and perhaps write the docs."""
+    """Measure all precisions, print the table, and optionally write the docs."""
     settings = tyro.cli(Settings, prog="python -m experiments.transport.clients")
     with tempfile.TemporaryDirectory() as name:
         federation = Federation(Path(name), settings)

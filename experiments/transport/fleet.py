@@ -1,4 +1,4 @@
-"""A process full of clients that train nothing: they send back what they are sent.
+r"""A process with many clients that train nothing and return what they receive.
 
 python -m experiments.transport.fleet ADDRESS CERTS RUN CLIENTS own|bare ROUNDS
 """
@@ -24,20 +24,20 @@ DOWN, UP = "/bare/Down", "/bare/Up"
 
 
 def run_own_client(link: Link, run: str) -> None:
-    """A client of the gateway, without a model."""
+    """Run a client of the gateway without a model."""
     with link.open() as connection, contextlib.suppress(LostError):
         for task, asked in connection.iterate_tasks(v2.Registration(run=run, rows=1)):
             connection.submit(task, Report(asked.client, asked.round, asked.payload, rows=1))
 
 
 def split_into_chunks(payload: bytes) -> Iterator[bytes]:
-    """The messages of a bare stream."""
+    """Split a payload into the messages of a bare stream."""
     view = memoryview(payload)
     return (bytes(view[i : i + CHUNK]) for i in range(0, len(view), CHUNK))
 
 
 def run_bare_client(link: Link, rounds: int) -> None:
-    """The same bytes over plain gRPC streams: no tasks, no headers, no names."""
+    """Transfer the same bytes over plain gRPC streams, without tasks, headers or names."""
     secret = link.credentials
     assert secret is not None
     credentials = grpc.ssl_channel_credentials(secret.authority, secret.key, secret.certificate)

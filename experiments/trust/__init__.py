@@ -1,1 +1,1 @@
-"""Studies of what the trust page measures."""
+"""Studies behind the trust page."""

@@ -1,8 +1,8 @@
-"""python -m experiments.trust: what changed rows leave of each method, paired by seed with the first.
+"""python -m experiments.trust: robustness of each method to corrupted examples, paired by seed with the first method.
 
-Reads `robustness/results.jsonl`. Means over all kinds of change at the largest rate: the points of accuracy that a draw
-costs, those that the worst draw of a row costs, and the share of predictions that stay. Intervals are Student's, 95 %,
-over seeds.
+Reads `robustness/results.jsonl`. Prints means over all types of corruption at the largest rate: the points of accuracy
+lost on average, the points lost if the worst draw of each example counts, and the share of unchanged predictions.
+Intervals are Student's, 95 %, over seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = ("lost (points)", "lost in the worst draw (points)", "predictions that s
 
 
 def read_measures(summary: Mapping[str, Any]) -> np.ndarray:
-    """The three numbers of a run."""
+    """Return the three numbers of a run."""
     found = summary["trust"]["robustness"]
     clean = found["clean"]["accuracy"]
     strongest = [kind[-1] for kind in found.values() if isinstance(kind, list)]
@@ -38,7 +38,7 @@ def main() -> None:
     methods: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     accuracy: dict[str, list[float]] = defaultdict(list)
     for result in ResultsFile(RESULTS).read():
-        if result.finished and result.summary:
+        if result.is_finished and result.summary:
             methods[result.point["method"]][result.seed] = read_measures(result.summary)
             accuracy[result.point["method"]].append(POINTS * result.summary["accuracy"])
     first = methods["lora"]

@@ -1,1 +1,1 @@
-"""A found hybrid against lora at equal bytes."""
+"""A hybrid from a search, compared with lora at equal bytes."""

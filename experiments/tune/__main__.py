@@ -1,4 +1,4 @@
-"""python -m experiments.tune: the studies that set the best trials of two searches side by side, over five seeds."""
+"""python -m experiments.tune: write studies that compare the best trials of two searches over five seeds."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fedpeft.tuning.report import BEST
 HERE = Path(__file__).parent
 
 TASKS = {"Reuters R8": HERE, "the reviews": HERE / "reviews"}
-"""Of the searches, and where they lie."""
+"""Tasks of the searches, and their folders."""
 
 SEARCHES = ("lora", "hybrid")
-"""The first one is the baseline."""
+"""The two searches; the first one is the baseline."""
 
 SEEDS = [0, 1, 2, 3, 4]
 
 SECONDS = 120
-"""That a run takes, about."""
+"""Approximate seconds of a run."""
 
 
 def format_study(task: str, best: dict[str, RunConfig]) -> str:
-    """The text of the study: what the configurations share, and an axis of what they do not."""
+    """Return the text of the study: shared settings in [base], and an axis of the others."""
     settings = {label: dataclasses.asdict(config) for label, config in best.items()}
     names = [name for name in next(iter(settings.values())) if name != "seed"]
     default = dataclasses.asdict(RunConfig())

@@ -1,1 +1,1 @@
-"""Both ends of the ranges of dependencies, each in an environment of its own (`python -m experiments.versions`)."""
+"""Tests at both ends of the ranges of dependencies, each in its own environment."""

@@ -1,11 +1,11 @@
 """Run the tests at both ends of the ranges of dependencies.
 
-    python -m experiments.versions --resolve            only say which versions the ends are
+    python -m experiments.versions --resolve            only print the versions at the ends
     python -m experiments.versions                      install each into an environment, and test
     python -m experiments.versions --only lowest --python 3.13
 
-An environment has the CUDA build of torch, some GB, unless an index says otherwise (UV_INDEX). What came of each end
-is a line of results.jsonl beside this file.
+An environment includes the CUDA build of torch, several GB, unless UV_INDEX selects another index. The result of each
+end is a line of results.jsonl beside this file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 
 
 def format_table(ends: Sequence[VersionEnd]) -> str:
-    """Our own requirements at each end, and what the tests said."""
+    """Return the direct requirements at each end and the results of the tests as a Markdown table."""
     lines = [
         "| | " + " | ".join(f"{end.end}, Python {end.python}" for end in ends) + " |",
         "|---" * (len(ends) + 1) + "|",
@@ -47,13 +47,15 @@ def format_table(ends: Sequence[VersionEnd]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit code: 1 where tests failed."""
+    """Run the command, and return 1 if tests failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(ENDS), help="one end")
-    parser.add_argument("--python", default="{}.{}".format(*sys.version_info), help="of the environments")
-    parser.add_argument("--resolve", action="store_true", help="only say which versions the ends are")
-    parser.add_argument("--folder", type=Path, help="where the environments stay; by default they are removed")
-    parser.add_argument("tests", nargs="*", default=list(TESTS), help="files of tests")
+    parser.add_argument("--only", choices=list(ENDS), help="test only one end")
+    parser.add_argument(
+        "--python", default="{}.{}".format(*sys.version_info), help="Python version of the environments"
+    )
+    parser.add_argument("--resolve", action="store_true", help="only print the versions at the ends")
+    parser.add_argument("--folder", type=Path, help="folder that keeps the environments; by default they are removed")
+    parser.add_argument("tests", nargs="*", default=list(TESTS), help="test files")
     options = parser.parse_args(arguments)
     names = [options.only] if options.only else list(ENDS)
     ends = []

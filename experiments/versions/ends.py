@@ -1,7 +1,7 @@
-"""What the two ends of the ranges in pyproject.toml are, and whether tests pass there.
+"""The two ends of the version ranges in pyproject.toml, and the tests at each end.
 
-`uv`, which Flower brings, resolves and installs: `lowest-direct` takes the lowest version that each of our own
-requirements allows, and the newest of what these need in turn; `highest` what a new environment gets today.
+`uv`, which Flower installs, resolves and installs. `lowest-direct` takes the lowest allowed version of each direct
+requirement, and the newest of their own requirements. `highest` takes what a new environment gets today.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from fedpeft.errors import RunError
 ROOT = Path(__file__).parent.parent.parent
 ENDS = {"lowest": "lowest-direct", "newest": "highest"}
 EXTRAS = ("test", "serve", "quantized", "frames", "tune")
-"""Beside the core, what the tests need."""
+"""Extras that the tests need beside the core."""
 
 BESIDE = ("hypothesis", "rouge-score", "seqeval")
-"""What only the tests of the checkout need, or there are no wheels of, in its newest version."""
+"""Packages in their newest version: only the checkout's tests need them, or they have no wheels."""
 
 TESTS = (
     *("tests/unit/test_parts.py", "tests/runs/test_simulate.py", "tests/unit/deployment/test_wire.py"),
     *(f"tests/{tier}/test_api.py" for tier in ("unit", "runs")),
     *(f"tests/{tier}/{package}" for package in ("peft", "communication", "models") for tier in ("unit", "runs")),
 )
-"""Those that meet the libraries: models, adapters, codecs, runs, the wire. The whole suite takes hours for each end."""
+"""Tests that use the libraries: models, adapters, codecs, runs, the wire. The whole suite takes hours for each end."""
 
 
 @dataclass(frozen=True)
 class VersionEnd:
-    """What came of one end.
+    """The result of one end.
 
     Attributes:
         end: "lowest" or "newest".
-        python: of the environment.
-        versions: of our own requirements.
-        said: the last line of the tests; empty: they were not run.
+        python: Python version of the environment.
+        versions: versions of the direct requirements.
+        said: the last line of the tests; empty if they did not run.
     """
 
     end: str
@@ -53,16 +53,16 @@ class VersionEnd:
 
 
 def list_requirements() -> list[str]:
-    """Names of the core's own requirements."""
+    """Return the names of the core's direct requirements."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return [canonicalize_name(Requirement(text).name) for text in project["dependencies"]]
 
 
 def resolve_end(end: str, python: str) -> str:
-    """The requirements file of one end.
+    """Return the text of one end's requirements file.
 
     Raises:
-        RunError: there is none: the ranges contradict each other, or there is no uv.
+        RunError: the ranges contradict each other, or uv is missing.
     """
     command = ["pip", "compile", "--quiet", "--no-annotate", "--no-header", "--only-binary", ":all:"]
     command += ["--resolution", ENDS[end], "--python-version", python]
@@ -72,10 +72,10 @@ def resolve_end(end: str, python: str) -> str:
 
 
 def run_uv(words: Sequence[str], failure: str) -> str:
-    """What uv says.
+    """Run uv and return its output.
 
     Raises:
-        RunError: it fails, or is not there.
+        RunError: uv fails or is missing.
     """
     done = subprocess.run([sys.executable, "-m", "uv", *words], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -85,7 +85,7 @@ def run_uv(words: Sequence[str], failure: str) -> str:
 
 
 def parse_versions(requirements: str) -> dict[str, str]:
-    """Name and version of each line."""
+    """Return the versions in a requirements file, by name."""
     found = re.findall(r"^([\w.-]+)(?:\[[^\]]*\])?==(\S+)", requirements, re.MULTILINE)
     return {canonicalize_name(name): version for name, version in found}
 
@@ -113,7 +113,7 @@ def try_end(end: str, python: str, folder: Path, tests: Sequence[str] = TESTS) -
 
 
 def get_last_words(stdout: str, stderr: str, code: int) -> str:
-    """What pytest says at its end; where it doesn't get as far as a test, an error and what is written beside it."""
+    """Return pytest's last line; if it ran no test, an error with its output."""
     said = [line.strip("= ") for line in stdout.splitlines() if line.strip()]
     if code in (0, 1) and said:
         return said[-1]
@@ -122,6 +122,6 @@ def get_last_words(stdout: str, stderr: str, code: int) -> str:
 
 
 def select_own_versions(requirements: str) -> dict[str, str]:
-    """The versions of our own requirements."""
+    """Return the versions of the direct requirements."""
     versions = parse_versions(requirements)
     return {name: versions[name] for name in list_requirements() if name in versions}

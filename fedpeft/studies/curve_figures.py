@@ -25,14 +25,14 @@ from fedpeft.studies.measures import CurvePoint, build_curve, format_heading
 from fedpeft.studies.sections import Method, Section
 
 BANDS = 4
-"""More of them in a panel hide each other; each method then has a panel, too."""
+"""Most bands per panel. With more methods, bands hide each other, so each method also gets its own panel."""
 
 COLUMNS = 4
-"""Panels of one method each that stand side by side."""
+"""Most panels side by side, if each shows one method."""
 
 
 def compute_mean_curve(method: Method) -> list[tuple[CurvePoint, float]]:
-    """Mean over the seeds of each round that all have, with the standard deviation of the accuracy."""
+    """Return the mean point and the standard deviation of the accuracy for each round that all seeds have."""
     curves = [{p.round: p for p in build_curve(run)} for run in method.runs.values()]
     shared = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
     found = []
@@ -48,7 +48,10 @@ _AVERAGED = ("accuracy", "loss", "megabytes", "seconds")
 
 
 def draw_curves(section: Section) -> str | None:
-    """Validation accuracy over rounds, bytes and seconds: mean, and a band of one standard deviation over seeds."""
+    """Draw validation accuracy over rounds, bytes and seconds: the mean and one standard deviation over seeds.
+
+    Returns SVG text, or None if no method has a curve.
+    """
     contexts = group_by_context([m for m in section.shown if compute_mean_curve(m)])
     if not contexts:
         return None
@@ -56,9 +59,9 @@ def draw_curves(section: Section) -> str | None:
     style = choose_looks(section)
     xs = {"round": "round", "megabytes": "bytes so far, up + down (MB)", "seconds": "time so far (s)"}
     if section.single_run is not None:
-        del xs["round"]  # its own picture has it
+        del xs["round"]  # `draw_course` shows it
     if not any(math.isfinite(compute_mean_curve(m)[-1][0].seconds) for methods in contexts.values() for m in methods):
-        del xs["seconds"]  # private runs keep it
+        del xs["seconds"]  # private runs do not publish it
     with draw_panels(len(xs) * len(contexts), len(xs), out, f"{section.title}/curves", share=True) as (figure, axes):
         for i, (context, methods) in enumerate(contexts.items()):
             row = axes[len(xs) * i : len(xs) * (i + 1)]
@@ -104,8 +107,11 @@ def _use_whole_numbers(axis: Any) -> None:
 
 
 def draw_curves_apart(section: Section) -> str | None:
-    """Where methods are many, each one that matters by itself: its curve over the rounds with a band of one standard
-    deviation over the seeds, before those of all others; None: their bands are seen together."""
+    """Draw one panel per important method if the methods are too many for bands in one panel.
+
+    A panel shows the method's mean accuracy over the rounds with a band of one standard deviation over the seeds, in
+    front of the other methods' curves. Returns None if every context has at most `BANDS` methods.
+    """
     style = choose_looks(section)
     contexts = group_by_context([m for m in section.shown if len(compute_mean_curve(m)) > 1])
     shown = [(m, methods) for methods in contexts.values() if len(methods) > BANDS for m in methods]
@@ -128,10 +134,10 @@ def draw_curves_apart(section: Section) -> str | None:
 
 
 HEIGHT = 2.3
-"""Of a panel of one method, in inches."""
+"""Height of a panel with one method, in inches."""
 
 LETTERS = 34
-"""Of a line above such a panel."""
+"""Longest line of the title above such a panel, in characters."""
 
 
 def _draw_apart(axis: Any, method: Method, methods: Sequence[Method], look: MethodStyle) -> None:
@@ -142,7 +148,10 @@ def _draw_apart(axis: Any, method: Method, methods: Sequence[Method], look: Meth
 
 
 def _compute_limits(methods: Sequence[Method]) -> tuple[float, float]:
-    """Of all panels: the bands of what is shown; one method that fails would flatten all others."""
+    """Return the y limits of all panels, from the shown bands alone.
+
+    A failed method that is not shown would otherwise flatten the curves.
+    """
     ends = [(p.accuracy - d, p.accuracy + d) for m in methods for p, d in compute_mean_curve(m)]
     low, high = max(0.0, min(low for low, _ in ends)), min(100.0, max(high for _, high in ends))
     room = 0.04 * max(high - low, 1.0)

@@ -1,4 +1,4 @@
-"""Figures with a row per method: accuracy, beside what it costs; time and memory."""
+"""Figures with one row per method: accuracy beside its cost, and time and memory."""
 
 from __future__ import annotations
 
@@ -27,22 +27,28 @@ from fedpeft.studies.sections import Method, Section
 from fedpeft.studies.statistics import LEVEL, compute_half_width
 
 SEEDS_FOR_AN_INTERVAL = 3
-"""The interval of two is nine standard deviations to each side, and would make all others look like points."""
+"""Fewest seeds for which an interval is drawn. With two, it spans nine standard deviations on each side."""
 
 REFERENCES = (
     ("baseline_accuracy", "frozen probe", (3, 2)),
     ("private_probe_accuracy", "private probe", (1, 2)),
     ("alone_accuracy", "each client alone", (6, 1.5, 1, 1.5)),
 )
-"""Measures that are drawn as lines across a method's row: names and dashes. The names stand above the first row that
-has the measure, those of lower lines to the left."""
+"""Measures drawn as lines across a method's row: key, name and dash pattern.
+
+The names stand above the first row that has the measure, ordered from left to right by value.
+"""
 
 ROOM = 0.06
-"""Of the span of accuracies, what is left free on either side."""
+"""Free space on either side of the accuracies, as a share of their span."""
 
 
 def draw_accuracy_against(section: Section, key: str, x: str, front: bool) -> str | None:
-    """Test accuracy: a row per method, and beside it against a measure; two panels per context."""
+    """Draw the test accuracy per method, and beside it the accuracy against a measure; two panels per context.
+
+    `key` names the measure on the x axis, `x` is the axis label, and `front` marks the Pareto front. Returns SVG text,
+    or None if no method has both measures.
+    """
     contexts = group_by_context(
         [m for m in section.shown if m.compute_mean(key) is not None and m.compute_mean("accuracy") is not None]
     )
@@ -68,7 +74,10 @@ def draw_accuracy_against(section: Section, key: str, x: str, front: bool) -> st
 
 
 def draw_accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle]) -> None:
-    """A row per method: each seed, their mean with its 95 % interval over them, and the probe on the frozen model."""
+    """Draw one row per method: each seed, and the mean with its 95 % interval over the seeds.
+
+    The `REFERENCES` are drawn as lines across the rows.
+    """
     for row, method in enumerate(methods):
         look = style[method.name]
         values = np.array(method.get_values("accuracy"))
@@ -94,7 +103,7 @@ def draw_accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, Me
 
 
 def draw_reference_lines(axis: Any, methods: Sequence[Method]) -> list[float]:
-    """Draw the measures of `REFERENCES` across the rows that have them; where they lie."""
+    """Draw the `REFERENCES` across the rows that have them, and return their x positions."""
     found: list[float] = []
     first: list[tuple[float, str]] = []
     for key, name, dashes in REFERENCES:
@@ -110,7 +119,10 @@ def draw_reference_lines(axis: Any, methods: Sequence[Method]) -> list[float]:
 
 
 def _cut_intervals(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle]) -> None:
-    """An arrow where an interval goes on beyond the axis: that of few seeds may be as wide as all accuracies are."""
+    """Draw an arrow where an interval continues beyond the axis.
+
+    With few seeds, an interval may be as wide as all accuracies together.
+    """
     low, high = axis.get_xlim()
     for row, method in enumerate(methods):
         values = np.array(method.get_values("accuracy"))
@@ -129,7 +141,7 @@ def _cut_intervals(axis: Any, methods: Sequence[Method], style: dict[str, Method
 def draw_accuracy_plane(
     axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle], key: str, pareto: dict[str, bool]
 ) -> None:
-    """Means over the seeds as points; filled where on the Pareto front, which is drawn as steps."""
+    """Draw the means over the seeds as points, and the Pareto front as steps; points on it are filled."""
     for method in methods:
         look = style[method.name]
         axis.plot(
@@ -155,7 +167,7 @@ def draw_accuracy_plane(
 def _sort_by_importance(
     section: Section, methods: Sequence[Method], style: dict[str, MethodStyle], key: str
 ) -> list[NamedPoint]:
-    """The methods as points to be named: first those on the Pareto front, then those with a colour."""
+    """Return the methods as points to label: first those on the Pareto front, then those with a color."""
     pareto = section.pareto
     ordered = sorted(methods, key=lambda m: (not pareto.get(m.label), not style[m.name].named))
     return [
@@ -165,7 +177,7 @@ def _sort_by_importance(
 
 
 def draw_time_and_memory(section: Section) -> str | None:
-    """Time of the rounds, and peak memory, of every method."""
+    """Draw the time of the rounds and the peak memory of every method; return None if no run has either."""
     keys = [k for k in ("round_seconds", "peak_memory_bytes") if any(m.get_values(k) for m in section.shown)]
     if not keys:
         return None

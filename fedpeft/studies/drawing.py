@@ -1,7 +1,7 @@
-"""How figures are drawn: panels of the page's width, a colour and a marker per method, names beside what they name.
+"""Shared drawing code: panels as wide as the page, one color and marker per method, labels beside points.
 
-The colours are Okabe's and Ito's. No eye tells twenty of them apart, nor twenty markers: where a section has more
-methods than there are colours, those that matter most have one, and the others are grey.
+The colors are Okabe and Ito's. Nobody can distinguish twenty colors or markers. If a section has more methods than
+colors, the most important methods get one and the others are gray.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from typing import Any
 from fedpeft.studies.sections import Method, Section
 
 INK, PAPER, GREY, BLUE = "#1b1b1b", "#ffffff", "#8a8a8a", "#0072b2"
-"""Of text and axes, of the ground, of what stands back, and of the first method; in the dark the page has its own."""
+"""Colors of text and axes, background, unimportant items and the first method. The page replaces them in dark mode."""
 
 COLORS = (BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
-"""Okabe's and Ito's, without the yellow that white paper swallows."""
+"""Okabe and Ito's colors without yellow, which is hard to see on white."""
 
 MARKERS = "osD^vPX"
 
 LINES = ("-", "--", "-.", ":")
 
 OTHERS = "others"
-"""What a legend calls the methods without a colour."""
+"""Legend entry of the methods without a color."""
 
 WIDTH, PANEL_HEIGHT = 11.6, 3.1
-"""Inches: of a figure, as wide as the page, and of a panel that is not made of rows."""
+"""Width of a figure and height of a panel without rows, in inches. A figure is as wide as the page."""
 
 ROW, LINE_OF_NAME, AROUND_ROWS = 0.2, 0.13, 1.0
-"""Inches: of a row, of each further line of the longest name, and of title, axis and margins of a panel of rows."""
+"""Heights in inches: a row, each further line of the longest name, and the title, axis and margins of a panel."""
 
 LETTERS = 44
-"""Of a line of a name beside a row."""
+"""Longest line of a name beside a row, in characters."""
 
 LETTERS_OF_TITLES = 96
-"""That stand side by side above the panels of a row, with room between them."""
+"""Characters of all titles above the panels of a row, with room between them."""
 
 LETTERS_OF_LEGEND, LEGEND_LINE = 186, 0.18
-"""Letters that stand side by side in a legend, and the inches that a line of it takes."""
+"""Characters per line of a legend, and the height of a line in inches."""
 
 WIDE = 10
-"""An axis whose values span a larger factor is logarithmic."""
+"""Largest ratio of highest to lowest value on a linear axis. Above it, the axis is logarithmic."""
 
 STYLE = {
     "font.size": 9.5,
@@ -70,13 +70,16 @@ STYLE = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "svg.fonttype": "path",
-    "text.parse_math": False,  # names come from users, and a dollar sign in one is no formula
+    "text.parse_math": False,  # names come from users; a dollar sign does not start a formula
 }
 
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How a method is drawn, in all figures of its section; `named` in legends, otherwise it is one of the others."""
+    """Color, marker and line of a method in all figures of its section.
+
+    A method that is not `named` has no legend entry of its own and counts as one of the others.
+    """
 
     color: str
     marker: str
@@ -85,12 +88,12 @@ class MethodStyle:
 
     @property
     def order(self) -> int:
-        """Of drawing: what has a colour lies above what is grey."""
+        """The matplotlib `zorder`: methods with a color lie above the gray ones."""
         return 3 if self.named else 2
 
 
 def choose_looks(section: Section) -> dict[str, MethodStyle]:
-    """By name of the method."""
+    """Return the style of each method, by name."""
     important = _choose_important(section)
     colored = [name for name in section.names if name in important]
     found = dict.fromkeys(section.names, MethodStyle(GREY, ".", "-", named=False))
@@ -98,7 +101,10 @@ def choose_looks(section: Section) -> dict[str, MethodStyle]:
 
 
 def _choose_important(section: Section) -> list[str]:
-    """As many names as there are colours: the baseline, what is on the Pareto front, then the most accurate."""
+    """Return the names of the methods that get a color, at most as many as there are colors.
+
+    The baseline comes first, then methods on the Pareto front, then the most accurate ones.
+    """
     baseline = {m.name for m in section.shown if section.find_reference(m) is m}
     pareto = section.pareto
     fronts = Counter(m.name for m in section.shown if pareto.get(m.label))
@@ -110,7 +116,7 @@ def _choose_important(section: Section) -> list[str]:
 
 
 def group_by_context(methods: Sequence[Method]) -> dict[str, list[Method]]:
-    """In order; the context is empty where there is only one."""
+    """Group methods by context, in order; the key is empty if there is only one context."""
     found: dict[str, list[Method]] = {}
     for method in methods:
         found.setdefault(method.context, []).append(method)
@@ -127,10 +133,11 @@ def draw_panels(
     widths: Sequence[float] | None = None,
     share: bool = False,
 ) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure with `count` panels, written to `out` as SVG without a header; equal content gives equal text.
+    """Yield a figure with `count` panels, and write it to `out` as SVG without a header.
 
-    `height` is a panel's, in inches; `widths` are the columns' relative to each other; with `share` the panels of a row
-    have one y axis. `salt` keeps the names inside two figures of a page apart.
+    Equal content gives equal text. `height` is the height of a panel in inches. `widths` are the relative widths of the
+    columns. With `share`, the panels of a row share one y axis. `salt` keeps the ids inside two figures of a page
+    different.
     """
     import matplotlib
 
@@ -164,28 +171,28 @@ def draw_panels(
 
 
 def choose_columns(count: int, most: int) -> int:
-    """Columns for `count` panels, at most `most`, so that the last row is as full as can be."""
+    """Return the number of columns for `count` panels, at most `most`, that fills the last row best."""
     return math.ceil(count / math.ceil(count / most))
 
 
 def compute_row_height(names: Sequence[str]) -> float:
-    """Inches of a panel with a row for each of `names`."""
+    """Return the height of a panel with one row per name, in inches."""
     further = max(wrap_name(name).count("\n") for name in names)
     return max(PANEL_HEIGHT, AROUND_ROWS + (ROW + LINE_OF_NAME * further) * len(names))
 
 
 def wrap_name(name: str, letters: int = LETTERS) -> str:
-    """A name, in as many lines of so many letters as it needs."""
+    """Wrap a name into lines of at most `letters` characters, without breaking words."""
     return "\n".join(textwrap.wrap(name, letters, break_long_words=False)) or name
 
 
 def wrap_title(name: str, columns: int) -> str:
-    """A panel's title in as many lines as it needs where so many panels stand side by side."""
+    """Wrap a panel's title to the width that it has beside the other `columns - 1` panels."""
     return "\n".join(textwrap.wrap(name, LETTERS_OF_TITLES // columns)) or name
 
 
 def label_rows(axis: Any, names: Sequence[str]) -> None:
-    """The y axis has a row for each of `names`, the first one above."""
+    """Give the y axis one row per name, the first one on top."""
     axis.set_yticks(range(len(names)), [wrap_name(name) for name in names], fontsize=8)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
@@ -193,7 +200,7 @@ def label_rows(axis: Any, names: Sequence[str]) -> None:
 
 
 def draw_legend_below(figure: Any, axes: Sequence[Any]) -> None:
-    """One legend for all panels, under them; the others come last."""
+    """Draw one legend for all panels below them, with the entry of the others last."""
     entries: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -209,7 +216,7 @@ def draw_legend_below(figure: Any, axes: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class NamedPoint:
-    """A point, in the axes' units, and the name that belongs beside it."""
+    """A point in the axes' units and the label that belongs beside it."""
 
     x: float
     y: float
@@ -218,40 +225,40 @@ class NamedPoint:
 
 
 LETTERS_AT_A_POINT = 18
-"""Of a line of a name beside a point."""
+"""Longest line of a name beside a point, in characters."""
 
 PLACES = [
     (far * x, far * y)
     for far in (8.0, 15.0, 24.0, 36.0, 50.0, 66.0)
     for x, y in ((1, 0), (-1, 0), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8), (0, 1), (0, -1))
 ]
-"""Where a name may stand, in typographic points from its own point, the best places first."""
+"""Offsets from a point where its label may stand, in typographic points, the best first."""
 
 NEAR = 9.0
-"""A name that stands farther away, in typographic points, is joined to its point by a line."""
+"""Largest offset without a connecting line, in typographic points."""
 
 POINT = 5.0
-"""Half the side of the square that a marker takes, in pixels."""
+"""Half the side of the square that a marker covers, in pixels."""
 
 
 def name_points(axis: Any, points: Sequence[NamedPoint]) -> list[Any]:
-    """Put names beside their points, those of the first ones first; a name that finds no free place is left out.
+    """Put labels beside their points in order, and leave out each label that has no free place.
 
-    Returns the texts that were placed. All other things must have been drawn.
+    Everything else must have been drawn before. Returns the texts that were placed.
     """
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     axis.autoscale_view()
-    axis.figure.get_layout_engine().execute(axis.figure)  # only now is it known where the panel is
-    centres = axis.transData.transform([(p.x, p.y) for p in points])
-    taken = [Bbox([(x - POINT, y - POINT), (x + POINT, y + POINT)]) for x, y in centres]
+    axis.figure.get_layout_engine().execute(axis.figure)  # the panel has no position before
+    centers = axis.transData.transform([(p.x, p.y) for p in points])
+    taken = [Bbox([(x - POINT, y - POINT), (x + POINT, y + POINT)]) for x, y in centers]
     placed = []
     for point in points:
         for x, y in PLACES:
             text = _annotate(axis, point, x, y)
-            text.get_window_extent()  # which puts it there
-            box = Text.get_window_extent(text)  # without the line to the point, which names may lie on
+            text.get_window_extent()  # this call places the text
+            box = Text.get_window_extent(text)  # without the connecting line, which labels may cover
             if axis.bbox.count_contains(box.corners()) == 4 and not box.count_overlaps(taken):
                 placed.append(text)
                 taken.append(box)
@@ -281,7 +288,10 @@ def _annotate(axis: Any, point: NamedPoint, x: float, y: float) -> Any:
 
 
 def set_log_scale_if_wide(axis: Any) -> None:
-    """A logarithmic x axis with plain numbers, where the values differ so much that the small ones would coincide."""
+    """Make the x axis logarithmic, with plain numbers, if its values span more than a factor of `WIDE`.
+
+    On a linear axis, the small values would coincide.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.dataLim.intervalx

@@ -1,4 +1,4 @@
-"""The figures of a report, as SVG texts."""
+"""The figures of a report, as SVG text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from fedpeft.studies.sections import Method, Section
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG with its title and what it shows."""
+    """An SVG figure with its title and a note on how to read it."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ class Figure:
 
 
 def draw_course(section: Section, run: Result) -> str:
-    """Accuracy and loss of one run, as its own folder shows them."""
+    """Draw accuracy and loss of one run, as in the run's own folder."""
     import matplotlib
 
     style: Any = {"svg.hashsalt": f"{section.title}/course", "text.parse_math": False}
@@ -59,7 +59,10 @@ def draw_course(section: Section, run: Result) -> str:
 
 
 def draw_client_spread(section: Section) -> str | None:
-    """Accuracy of the share of clients served worst: quantiles over clients, mean over seeds."""
+    """Draw quantiles of accuracy over clients, worst clients first, as the mean over seeds.
+
+    Returns None if no run has accuracies of clients.
+    """
     contexts = group_by_context([m for m in section.shown if any(run.client_accuracy for run in m.runs.values())])
     if not contexts:
         return None
@@ -91,7 +94,10 @@ def draw_client_spread(section: Section) -> str | None:
 
 
 def draw_reliability(section: Section) -> str | None:
-    """Accuracy against confidence, in bins; the rows of all seeds together. Area of a marker: share of the rows."""
+    """Draw accuracy against confidence in bins, over the examples of all seeds together.
+
+    A marker's area is the share of the examples. Returns None if no run has a calibration.
+    """
     style = choose_looks(section)
     methods = [m for m in section.shown if style[m.name].named and any(run.calibration for run in m.runs.values())]
     if not methods:
@@ -113,19 +119,19 @@ def draw_reliability(section: Section) -> str | None:
 
 def _draw_reliability(axis: Any, method: Method, look: MethodStyle) -> None:
     found = [run.calibration for run in method.runs.values() if run.calibration]
-    rows_SB = np.array([c["rows"] for c in found], dtype=float)
-    rows_B = rows_SB.sum(0)
-    kept = rows_B > 0
-    divisor = np.maximum(rows_B, 1)
-    confidence_B = 100 * ((np.array([c["confidence"] for c in found]) * rows_SB).sum(0) / divisor)[kept]
-    accuracy_B = 100 * ((np.array([c["accuracy"] for c in found]) * rows_SB).sum(0) / divisor)[kept]
+    seed_counts = np.array([c["rows"] for c in found], dtype=float)
+    counts = seed_counts.sum(0)
+    kept = counts > 0
+    divisor = np.maximum(counts, 1)
+    confidence = 100 * ((np.array([c["confidence"] for c in found]) * seed_counts).sum(0) / divisor)[kept]
+    accuracy = 100 * ((np.array([c["accuracy"] for c in found]) * seed_counts).sum(0) / divisor)[kept]
     axis.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--")
-    axis.vlines(confidence_B, confidence_B, accuracy_B, color=look.color, alpha=0.45)
-    axis.plot(confidence_B, accuracy_B, color=look.color, linewidth=0.9, alpha=0.7)
+    axis.vlines(confidence, confidence, accuracy, color=look.color, alpha=0.45)
+    axis.plot(confidence, accuracy, color=look.color, linewidth=0.9, alpha=0.7)
     axis.scatter(
-        confidence_B,
-        accuracy_B,
-        s=8 + 250 * rows_B[kept] / rows_B.sum(),
+        confidence,
+        accuracy,
+        s=8 + 250 * counts[kept] / counts.sum(),
         color=look.color,
         marker=look.marker,
         edgecolor=PAPER,
@@ -160,7 +166,7 @@ RELIABILITY = (
 
 
 def draw_figures(section: Section) -> list[Figure]:
-    """All figures that have something to show; of a run alone, those that compare nothing."""
+    """Return all figures that have content; for a single run, leave out comparisons."""
     if section.single_run is not None:
         return _draw_run_figures(section, section.single_run)
     greys = (GREYS if len(section.names) > len(COLORS) else "") + section.own_rows_note
@@ -205,7 +211,7 @@ def draw_figures(section: Section) -> list[Figure]:
 
 
 def _create_figure(section: Section, name: str, title: str, note: str, svg: str) -> Figure:
-    """A figure with what its runs are judged by in its title and note."""
+    """Create a figure whose title and note name the metric of its runs."""
     return Figure(name, format_heading(title, section.results), format_heading(note, section.results), svg)
 
 

@@ -1,4 +1,4 @@
-"""What the values in a line of results.jsonl must be: the file may come from elsewhere."""
+"""Checks of the values in a line of results.jsonl, which may come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 MOST_BITS: Final = 1000
-"""Of a whole number: Python turns longer ones into no float."""
+"""Most bits of a whole number. Python can't convert much longer ones to float."""
 
 LARGEST: Final = 1e18
-"""The largest number that a report computes with and draws."""
+"""Largest number that a report computes with and draws."""
 
 EACH_ROUND: Final = {"round", "loss", "accuracy", "uplink_bytes", "downlink_bytes", "seconds"}
-"""What a line of a round is read for."""
+"""Keys that each line of rounds.jsonl must have."""
 
 QUANTILES: Final = 9
-"""That a line has of clients' accuracies."""
+"""Number of quantiles of the clients' accuracies in a line."""
 
 WORDS, NUMBERS, TABLES = ("study", "preset"), ("seed", "local_steps", "trained_rows"), ("settled", "point")
 
@@ -24,7 +24,7 @@ def check_values(plain: Mapping[str, Any]) -> None:
     """Raise if a report cannot compute with a line's values.
 
     Raises:
-        ValueError: names the value.
+        ValueError: a value has the wrong type or size; the message names it.
     """
     check_size(plain)
     for name in WORDS:
@@ -52,10 +52,10 @@ def check_values(plain: Mapping[str, Any]) -> None:
 
 
 def check_size(value: Any) -> None:
-    """Raise if there is a whole number in JSON that no computation takes.
+    """Raise if JSON data contains a whole number of more than `MOST_BITS` bits.
 
     Raises:
-        ValueError: says how long it is.
+        ValueError: a number is too long; the message gives its length.
     """
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
         raise ValueError(f"a whole number of {value.bit_length()} bits; legal are {MOST_BITS} at most")

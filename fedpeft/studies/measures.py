@@ -1,4 +1,4 @@
-"""What is measured of a run: the numbers of tables and figures with their units, and its curve over the rounds."""
+"""The measures of a run: numbers of tables and figures with their units, and curves over the rounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a run, as tables show it: times `scale`, with `digits` decimals."""
+    """A number of a run, which tables show multiplied by `scale` and with `digits` decimals."""
 
     key: str
     heading: str
@@ -26,41 +26,44 @@ class Measure:
 
 
 def read_summary(key: str) -> Callable[[Result], float | None]:
-    """A number of summary.json."""
+    """Return a function that reads `key` of a run's summary.json."""
     return lambda result: (result.summary or {}).get(key)
 
 
 def get_shared_accuracy(result: Result) -> float | None:
-    """Of the global model, where the accuracy is that of clients' own ones."""
+    """Return the global model's accuracy, if the main accuracy is that of the clients' own models."""
     return read_summary("shared_accuracy")(result) if result.own_rows else None
 
 
 def get_total_bytes(result: Result) -> float | None:
-    """Up and down, preparation included."""
+    """Return the bytes of a run, uplink and downlink, with the preparation; None if either is unknown."""
     summary = result.summary or {}
     up, down = summary.get("uplink_bytes"), summary.get("downlink_bytes")
     return None if up is None or down is None else float(up + down)
 
 
 def get_round_seconds(result: Result) -> float | None:
-    """Time of all rounds, over resumes: the whole of them and their evaluation; None where a private run keeps it."""
+    """Return the time of all rounds with their evaluation, over all resumes, in seconds.
+
+    Returns None for a private run, which publishes the time of round 0 alone.
+    """
     seconds = [r.get("seconds") for r in result.rounds]
-    told = [s for s in seconds if s is not None]
-    return sum(told) if told and len(told) == len(seconds) else None  # a private run tells that of round 0 alone
+    known = [s for s in seconds if s is not None]
+    return sum(known) if known and len(known) == len(seconds) else None  # a private run publishes round 0 alone
 
 
 def get_worst_tenth(result: Result) -> float | None:
-    """Mean accuracy of the tenth of the clients that is served worst."""
+    """Return the mean accuracy of the tenth of the clients with the lowest accuracy."""
     return result.client_accuracy["worst_tenth"] if result.client_accuracy else None
 
 
 def get_calibration_error(result: Result) -> float | None:
-    """Expected calibration error."""
+    """Return the expected calibration error."""
     return result.calibration["error"] if result.calibration else None
 
 
 def read_forgetting(measure: str) -> Callable[[Result], float | None]:
-    """How much worse the second task has become, where it was scored by `measure`."""
+    """Return a function that reads the loss of a run on its second task, if that was scored by `measure`."""
 
     def found(result: Result) -> float | None:
         scored = (result.summary or {}).get("forgetting")
@@ -70,11 +73,11 @@ def read_forgetting(measure: str) -> Callable[[Result], float | None]:
 
 
 CALIBRATED = ("calibration", "test", "after")
-"""Where summary.json has the calibrated model on the test rows, in what the run was asked of trust."""
+"""Path inside the `trust` section of summary.json to the calibrated model's scores on test examples."""
 
 
 def read_nested(key: str, *path: str) -> Callable[[Result], float | None]:
-    """A number of what summary.json holds under `key`."""
+    """Return a function that reads the number at `path` inside section `key` of summary.json."""
 
     def found(result: Result) -> float | None:
         value: Any = (result.summary or {}).get(key) or {}
@@ -86,22 +89,28 @@ def read_nested(key: str, *path: str) -> Callable[[Result], float | None]:
 
 
 def read_trust(*path: str) -> Callable[[Result], float | None]:
-    """A number of what the run was asked of trust."""
+    """Return a function that reads a number of the `trust` section of summary.json."""
     return read_nested("trust", *path)
 
 
 def read_retrieval(*path: str) -> Callable[[Result], float | None]:
-    """A number of how well pairs were found."""
+    """Return a function that reads a number of the `retrieval` section of summary.json."""
     return read_nested("retrieval", *path)
 
 
 def read_targets(*path: str) -> Callable[[Result], float | None]:
-    """A number of what was measured of numbers, or of several labels a row."""
+    """Return a function that reads a number of the `targets` section of summary.json.
+
+    Runs of regression and of several labels per example have this section.
+    """
     return read_nested("targets", *path)
 
 
 def read_per_point(kind: str) -> Callable[[Result], float | None]:
-    """Joules or grams for each percentage point of the accuracy; None: it has no point, as a skill below 0."""
+    """Return a function that divides joules or grams by the accuracy in percentage points.
+
+    The function returns None if the accuracy is not above 0, as a skill may be.
+    """
 
     def found(result: Result) -> float | None:
         spent, accuracy = read_trust("energy", kind)(result), (result.summary or {}).get("accuracy")
@@ -111,19 +120,19 @@ def read_per_point(kind: str) -> Callable[[Result], float | None]:
 
 
 def get_aggregation_error(result: Result) -> float | None:
-    """Mean over the rounds of norm(dW* - dW) / norm(dW*)."""
+    """Return the mean over the rounds of norm(dW* - dW) / norm(dW*)."""
     errors = [r["aggregation_error"] for r in result.rounds if r.get("aggregation_error") is not None]
     return sum(errors) / len(errors) if errors else None
 
 
 def get_server_seconds(result: Result) -> float | None:
-    """Mean over the rounds of the server's own time: decoding, aggregating, stepping."""
+    """Return the server's mean time per round for decoding, aggregation and its step, in seconds."""
     seconds = [r["aggregation_seconds"] for r in result.rounds if r.get("aggregation_seconds")]
     return sum(seconds) / len(seconds) if seconds else None
 
 
 def read_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
-    """A measure of tasks one after the other (`fedpeft.reporting.task_measures`)."""
+    """Return a function that reads a measure of continual learning (`fedpeft.reporting.task_measures`)."""
 
     def found(result: Result) -> float | None:
         measured = ((result.summary or {}).get("tasks") or {}).get(kind) or {}
@@ -133,7 +142,7 @@ def read_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
 
 
 def read_captions(name: str) -> Callable[[Result], float | None]:
-    """A share of what is right in captions."""
+    """Return a function that reads a share of correct captions."""
 
     def found(result: Result) -> float | None:
         return ((result.summary or {}).get("captions") or {}).get(name)
@@ -142,7 +151,7 @@ def read_captions(name: str) -> Callable[[Result], float | None]:
 
 
 def get_span_f1(result: Result) -> float | None:
-    """F1 of the spans of token labels."""
+    """Return the F1 score of the spans of token labels."""
     return ((result.summary or {}).get("spans") or {}).get("f1")
 
 
@@ -279,11 +288,11 @@ CALLED = {
         "Accuracy": "Next-token accuracy",
     },
 }
-"""What headings say of runs that are judged by something else than accuracy, in place of which words."""
+"""Words that replace "accuracy" in headings, by the metric of the runs."""
 
 
 def format_heading(heading: str, results: Iterable[Result]) -> str:
-    """A heading as it is said of these runs, where all are judged by one measure."""
+    """Replace "accuracy" in a heading by the name of the metric, if all runs share one other metric."""
     metrics = {result.summary.get("metric") for result in results if result.summary}
     words = CALLED.get(str(*metrics), {}) if len(metrics) == 1 else {}
     anywhere = "|".join(rf"(?<!\w){re.escape(accuracy)}" for accuracy in words)
@@ -292,7 +301,7 @@ def format_heading(heading: str, results: Iterable[Result]) -> str:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A run after a round: validation accuracy (%), and what was spent until then."""
+    """A run after a round: its validation accuracy (%), loss, and the megabytes and seconds spent so far."""
 
     round: int
     accuracy: float
@@ -302,12 +311,12 @@ class CurvePoint:
 
 
 def build_curve(run: Result) -> list[CurvePoint]:
-    """The evaluated rounds of a run."""
+    """Return one point for each evaluated round of a run."""
     points: list[CurvePoint] = []
     spent = seconds = 0.0
     for line in run.rounds:
         spent += (line["uplink_bytes"] + line["downlink_bytes"]) / MEGABYTE
-        seconds += math.nan if line["seconds"] is None else line["seconds"]  # None: a private run keeps it
+        seconds += math.nan if line["seconds"] is None else line["seconds"]  # None: a private run does not publish it
         if line.get("accuracy") is not None:
             points.append(CurvePoint(line["round"], POINTS * line["accuracy"], line["loss"], spent, seconds))
     return points

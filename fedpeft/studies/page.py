@@ -1,4 +1,4 @@
-"""The report: sections with their tables and figures as one HTML page, as CSV files, and in a study's README."""
+"""The report: its sections as one HTML page, as CSV files, and as tables in a study's README."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fedpeft.studies.study_file import Study
 from fedpeft.studies.tables import Table, build_tables
 
 TABLE_BEGINS, TABLE_ENDS = "<!-- table: made by fedpeft.study -->", "<!-- end of table -->"
-"""Between these lines of a study's README its tables are put."""
+"""Lines of a study's README between which its tables are inserted."""
 
 STUDYS_PAGE = "report.html"
-"""Of a study, in the folder of its results; CSV files are in `report`."""
+"""The page of a study, in its results folder. The CSV files are in the folder `report`."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,19 @@ class PageSection:
 
     @classmethod
     def from_section(cls, section: Section) -> PageSection:
-        """Make them."""
+        """Build the tables and draw the figures of a section."""
         shown = bool(section.shown)
         return cls(section, build_tables(section), draw_figures(section) if shown else [])
 
     def build_page_fields(self, number: int) -> dict[str, object]:
-        """What the page's template needs."""
+        """Return the values that the page's template needs for this section."""
         section = self.section
         return {
             "id": f"section{number}",
             "title": section.title,
             "question": section.question,
             "extent": describe_extent(section),
-            "failed": [f"{describe(r.point) or 'run'}, seed {r.seed}: {r.reason}" for r in section.failed],
+            "failed": [f"{describe(r.point) or 'run'}, seed {r.seed}: {r.reason}" for r in section.failed_runs],
             "hardware": section.hardware,
             "settings": "settings" if section.single_run else "settings that all runs share",
             "common": section.common,
@@ -57,29 +57,29 @@ class PageSection:
 
 
 def describe_extent(section: Section) -> str:
-    """How much was run, in words."""
+    """Return a sentence on how much was run."""
     time = f"{format_total_time(section)} of computation"
     if section.single_run is not None:
         config, summary = section.single_run.config, section.single_run.summary or {}
         clients = summary.get("clients", config.get("clients"))
         return f"{config.get('rounds')} rounds, {clients} clients, seed {section.single_run.seed}; {time}."
-    finished, methods = sum(r.finished for r in section.results), len(section.methods)
-    runs = f"{finished} finished {'run' if finished == 1 else 'runs'}, {len(section.failed)} failed"
+    finished, methods = sum(r.is_finished for r in section.results), len(section.methods)
+    runs = f"{finished} finished {'run' if finished == 1 else 'runs'}, {len(section.failed_runs)} failed"
     return f"{runs}; {methods} {'method' if methods == 1 else 'methods'}; {time}."
 
 
 def use_page_colors(svg: str) -> str:
-    """Colours that could not be seen in the dark become the page's, which turn with it."""
+    """Replace colors that are invisible in dark mode by the page's color variables."""
     for color, name in ((PAPER, "paper"), (INK, "ink"), ("#000000", "ink"), (BLUE, "blue")):
         svg = svg.replace(color, f"var(--{name})")
     return svg
 
 
 class PageContent(Protocol):
-    """What a page has a section of."""
+    """Anything that can be a section of a page."""
 
     def build_page_fields(self, number: int) -> dict[str, object]:
-        """What the page's template needs."""
+        """Return the values that the page's template needs for section `number`."""
 
 
 def render_page(
@@ -89,7 +89,7 @@ def render_page(
     csv_folder: str,
     made_by: str = "python -m fedpeft.report",
 ) -> str:
-    """The HTML text; `made_by` is the command."""
+    """Return the page as HTML; `made_by` is the command that the footer names."""
     from jinja2 import Environment
 
     template = importlib.resources.files("fedpeft.studies").joinpath("page.html").read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def render_page(
 
 
 def write_report(path: Path, title: str, made: Sequence[PageSection], skipped: Sequence[str]) -> None:
-    """The page, and its CSV files in a folder named like it.
+    """Write the page, and its CSV files in a folder named after it.
 
     Raises:
         RunError: a file can't be written.
@@ -119,7 +119,9 @@ def write_report(path: Path, title: str, made: Sequence[PageSection], skipped: S
 
 
 def write_study_report(study: Study, results: Sequence[Result], folder: Path) -> Path:
-    """`STUDYS_PAGE`, CSV files and accuracy_bytes.svg of a study; the tables in its README, where that has a place.
+    """Write a study's `STUDYS_PAGE`, CSV files and SVG figures, and update the tables in its README.
+
+    A README without the two marker lines stays unchanged. Returns the path of the page.
 
     Raises:
         RunError: a file can't be written.
@@ -140,7 +142,7 @@ def write_study_report(study: Study, results: Sequence[Result], folder: Path) ->
 
 
 def insert_tables(readme: str, made: Sequence[Table]) -> str:
-    """`readme` with the tables between its two marker lines; unchanged if it has none."""
+    """Return `readme` with the tables between its two marker lines; unchanged if it has none."""
     before, begins, rest = readme.partition(TABLE_BEGINS)
     _, ends, after = rest.partition(TABLE_ENDS)
     if not begins or not ends:

@@ -1,8 +1,7 @@
-"""The process that a study's runs are forked from: it has imported everything and done nothing else.
+"""The process that a study's runs are forked from: it has imported the libraries and done nothing else.
 
-So a run starts at once, and runs share the libraries' memory. Whoever is gone takes along what it started: this
-process ends with its study, and runs end with this process, so even a study that is killed leaves no run behind that
-would go on writing.
+So a run starts at once, and runs share the libraries' memory. Processes end with their parent: this process ends with
+its study, and runs end with this process. Even a killed study leaves no run behind that would go on writing.
 """
 
 from __future__ import annotations
@@ -24,19 +23,21 @@ from fedpeft.errors import RunError
 from fedpeft.machine.processes import hide_main_module, ignore_interrupts
 
 ORPHAN_SECONDS = 60
-"""How long an earlier process may take to notice that its study is gone."""
+"""Seconds that a process may take to notice that its study has ended."""
 
 REAP_SECONDS = 0.1
-"""How often ended runs are looked for."""
+"""Interval between two checks for ended runs, in seconds."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """What runs are made with; both functions are found by their module and name in the process that starts runs.
+    """The functions that prepare and execute runs.
+
+    The starting process imports both by module and name.
 
     Attributes:
-        load: imports what all runs need, before the first fork.
-        main: does one run, in its fork; given the flags of python -m fedpeft.simulate, returns its exit code.
+        load: imports the modules that all runs need, before the first fork.
+        main: executes one run in its fork; takes the flags of python -m fedpeft.simulate, returns the exit code.
     """
 
     load: Callable[[], None]
@@ -45,7 +46,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Start:
-    """Begin a run, or continue it: its settings, its folder, where its output goes, more flags, the GPUs it may use."""
+    """A request to begin or continue a run: its settings, folder, log file, extra flags and GPUs."""
 
     settings: Path
     folder: Path
@@ -55,9 +56,10 @@ class Start:
 
 
 class Starter:
-    """The study's end: starts runs and learns how they ended."""
+    """The study's side: starts runs and receives their exit codes."""
 
     def __init__(self, program: Program) -> None:
+        """Start the process that will fork the runs of `program`."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, program))
@@ -77,7 +79,7 @@ class Starter:
             raise _create_killed_error() from error
 
     def collect_exit_codes(self) -> dict[Path, int]:
-        """Exit codes of the runs that have ended since the last call, by folder; negative: the signal.
+        """Return the exit codes of runs that ended since the last call, by folder; negative: a signal.
 
         Raises:
             RunError: the starting process is gone, and the runs with it.
@@ -92,13 +94,13 @@ class Starter:
         return codes
 
     def close(self) -> None:
-        """End the runs that are left; they can be continued."""
+        """End the remaining runs; they can be resumed."""
         self._connection.close()
         self._process.join()
 
 
 BEGINS = "loading a run's settings"
-"""A line of a log, which a run that goes on appends to, at the beginning of each process."""
+"""The first line that each process writes to a run's log. A resumed run appends to the log."""
 
 LOG_TAIL_BYTES = 65536
 
@@ -110,10 +112,10 @@ def _create_killed_error() -> RunError:
 
 
 def _serve(study: Connection, program: Program) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's: it ends everything in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study handles Ctrl-C and ends its runs in order
     program.load()
 
-    alive, held = os.pipe()  # nothing is ever written: its end is the sign that this process has ended
+    alive, held = os.pipe()  # never written to: the pipe closes when this process ends
     run = _fork_runs(study)
     if run is not None:  # this is the fork
         os.close(held)
@@ -122,7 +124,7 @@ def _serve(study: Connection, program: Program) -> None:
 
 
 def _fork_runs(study: Connection) -> Start | None:
-    """Fork until the study is gone; returns in each fork the run that it is to do, and here None."""
+    """Fork one process per run until the study is gone; return the run in each fork, and None in this process."""
     running: dict[int, Path] = {}
     with suppress(EOFError, OSError):  # the study is gone
         while True:
@@ -144,7 +146,7 @@ def _fork_runs(study: Connection) -> Start | None:
 
 
 def _run(run: Start, program: Program, alive: int) -> int:
-    """A run, in the process that was forked for it; its exit code."""
+    """Execute a run in the process that was forked for it, and return its exit code."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["COLUMNS"] = "200"
@@ -172,11 +174,11 @@ def _end_with(pipe: int) -> None:
 
 
 def describe_failure(code: int, log: Path) -> str:
-    """Why the last process of a log failed: the error it printed, the last line it printed, or what signal ended it."""
+    """Return why the last process of a log failed: its error, its last line, or the signal that ended it."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"FP5214 killed by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
-    told = log.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
-    lines = [line.strip() for line in told.rpartition(f"{BEGINS}\n")[2].splitlines() if line.strip()]
+    text = log.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
+    lines = [line.strip() for line in text.rpartition(f"{BEGINS}\n")[2].splitlines() if line.strip()]
     errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
     return errors[-1] if errors else f"FP5215 exit code {code}: {lines[-1] if lines else 'it printed nothing'}"

@@ -1,4 +1,4 @@
-"""What folders hold of runs and studies: results by study and preset, and what is broken and left out."""
+"""The results in folders of runs and studies, by study and preset, with the reasons for what was left out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from fedpeft.studies.study_file import PlannedRun, Study, read_study
 
 @dataclass
 class ResultFolders:
-    """What the paths hold: results by study and preset (empty names: runs on their own), and what was left out."""
+    """Results and studies found under paths, by study and preset, and messages about skipped items.
+
+    Single runs have an empty study name and an empty preset.
+    """
 
     results: dict[tuple[str, str], list[Result]] = field(default_factory=dict)
     studies: dict[tuple[str, str], Study] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
     def look(self, path: Path, named: bool = True) -> None:
-        """Take in a path; one that a user `named` must hold something."""
+        """Add the results under a path; if `named` (given by a user), it must contain some.
+
+        Errors are added to `skipped`.
+        """
         try:
             if path.is_file():
                 self._add_study(path)
@@ -66,25 +72,28 @@ class ResultFolders:
 
 
 def match_to_study(study: Study, results: Sequence[Result]) -> list[Result]:
-    """Results at the points of the grid that the study's file gives their configurations today, whose labels and axes
-    may have changed since. One that it does not describe stays at its own point, unless that is another's now: then it
-    is left out, and so is a failure of what was mended."""
+    """Return the results with the grid points that the study's file gives their configurations today.
+
+    Labels and axes may have changed since. A finished result whose configuration the study no longer describes keeps
+    its own point, unless another run now has that point. Then it is left out, and so is a failure that is no longer
+    planned.
+    """
     runs = study.plan_runs()
     points, taken = _find_points(runs, results), [dict(run.point) for run in runs]
     found = []
     for result, point in zip(results, points, strict=True):
         if point is not None:
             found.append(replace(result, point=point))
-        elif result.finished and dict(result.point) not in taken:
+        elif result.is_finished and dict(result.point) not in taken:
             found.append(result)
     return found
 
 
 def _find_points(runs: Sequence[PlannedRun], results: Sequence[Result]) -> list[dict[str, str] | None]:
-    """Where each result stands in the grid of a study's runs; None: nowhere."""
+    """Return each result's point in the grid of a study's runs; None if it has none."""
     points = {run.config: dict(run.point) for run in runs}
     anywhere = {replace(config, dtype="auto"): point for config, point in points.items()}
-    if len(anywhere) == len(points):  # what auto is on the machine that the runs were made on, it need not be here
+    if len(anywhere) == len(points):  # `auto` may resolve differently on another machine
         points |= anywhere
     configs = [resolve_config(result.config) for result in results]
     return [(points.get(c) or points.get(replace(c, dtype="auto"))) if c else None for c in configs]
@@ -95,8 +104,10 @@ def _has_results(path: Path) -> bool:
 
 
 def _find_study(folder: Path, name: str, preset: str, results: Sequence[Result]) -> Study | None:
-    """The study's own file, beside its results or above them, whatever it is called: of several with its name, the one
-    that describes the most of these results; None: there is none that describes any."""
+    """Return the study's file beside its results or above them, under any name; None if none describes them.
+
+    If several files have the study's name, the one that describes most of these results wins.
+    """
     best, most = None, 0
     for place in (folder, folder.parent):
         named = sorted(file for file in place.glob("*.toml") if _is_of(file, name))
@@ -112,7 +123,7 @@ def _find_study(folder: Path, name: str, preset: str, results: Sequence[Result])
 
 
 def _is_of(file: Path, name: str) -> bool:
-    """Whether a file may be that study's: asked before it is read as one, which loads the plugins that it names."""
+    """Return whether a file may be this study's, without loading the plugins that it names."""
     try:
         content = read_toml(file)
     except FedpeftError:

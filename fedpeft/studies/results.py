@@ -1,11 +1,11 @@
-"""A result: all that is kept of one run, as one JSON line that tables and figures can be made from again.
+"""A result: everything that is kept of one run, as one JSON line from which tables and figures are rebuilt.
 
     {"study", "preset", "point", "seed", "status": "finished", "config", "summary", "rounds", "local_steps",
      "trained_rows", "correct", "count", "calibration", "client_accuracy"}
     {"study", "preset", "point", "seed", "status": "failed", "reason", "config"}
 
-`correct` holds the correct predictions on every test row, packed, so that runs can be paired row by row. The line is
-made from the run's folder; the folder can be deleted afterwards.
+`correct` holds the correct predictions on every test example, packed, so that runs can be paired by example. The line
+is made from the run's folder, which can be deleted afterwards.
 """
 
 from __future__ import annotations
@@ -38,46 +38,45 @@ from fedpeft.studies.line_types import EACH_ROUND, check_size, check_values
 from fedpeft.studies.statistics import TestCounts
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
-"""Of the clients' accuracies, that are kept."""
+"""The kept quantiles of the clients' accuracies."""
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, BadZipFile, zlib.error)
-"""What reading a file raises that is not what was written."""
+"""Errors that reading a damaged file raises."""
 
 FILE = "file "
-"""Begins the name of what a run's own file held (`Result.contents`)."""
+"""Prefix of the names of a run's own files in `Result.contents`."""
 
 CLIENTS = "clients of "
-"""Begins the same, of a file that says who the clients are."""
+"""Prefix of the name of a file that defines the clients in `Result.contents`."""
 
 FINISHED, FAILED = "finished", "failed"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run of a study, or one on its own.
+    """One run of a study, or a single run.
 
     Attributes:
         config: the resolved settings, as they were stored.
-        settled: those that the run has planned itself, where they are others.
-        plugin: where its parts from outside came from (`fedpeft.plugins.Plugin.record`).
-        made_of: the user's own files that it was made of (`fedpeft.reporting.user_files`); empty: none, it is private,
-            or an
-            earlier version has made it.
+        settled: settings that the run itself changed when it resolved them.
+        plugin: the sources of its plugins (`fedpeft.plugins.Plugin.record`).
+        made_of: the user's own files that the run depends on (`fedpeft.reporting.user_files`); empty if there are
+            none, if the run is private, or if an earlier version made it.
         status: finished or failed.
         seed: the run's seed.
-        study: name of the study; empty for a run on its own.
+        study: name of the study; empty for a single run.
         preset: the study's preset.
         point: axis -> label of its value.
         reason: why it failed.
         summary: summary.json.
         rounds: the lines of rounds.jsonl.
-        local_steps: steps of all clients in all rounds; None where no client tells.
+        local_steps: steps of all clients in all rounds; None if clients do not report them.
         trained_rows: those steps times the batch size.
-        correct: packed correct predictions per test row.
-        count: packed predictions per test row; None where each row is one prediction.
-        loss: packed loss per test row of a language model, in nats summed over its tokens; None of other models.
-        calibration: see `fedpeft.models.calibration`; None for language modelling.
-        client_accuracy: quantiles over clients and mean of the worst tenth; None if it isn't known, or under privacy.
+        correct: packed correct predictions per test example.
+        count: packed predictions per test example; None if each example is one prediction.
+        loss: packed loss per test example of a language model, in nats summed over its tokens; None for other models.
+        calibration: see `fedpeft.models.calibration`; None for language modeling.
+        client_accuracy: quantiles over clients and mean of the worst tenth; None if unknown or under privacy.
     """
 
     config: Mapping[str, Any]
@@ -101,27 +100,29 @@ class Result:
     client_accuracy: Mapping[str, Any] | None = None
 
     @property
-    def finished(self) -> bool:
-        """Whether there are numbers."""
+    def is_finished(self) -> bool:
+        """Whether the run has finished, so that it has numbers."""
         return self.status == FINISHED
 
     @property
     def contents(self) -> dict[str, str]:
-        """What was in its parts from outside and its user's own files, digests in short: settings don't tell it."""
+        """Names and short digests of its plugins and the user's own files, which the settings do not contain."""
         parts = [("plugin ", p["source"], str(p.get("sha256", p.get("version")))) for p in self.plugin]
-        clients = self.config.get("clients")  # who they are is a setting, beside which all else can be compared
+        clients = self.config.get(
+            "clients"
+        )  # the file is named by a setting, and runs that differ in it can be compared
         own = [(CLIENTS if own.file == clients else FILE, own.file, own.sha256) for own in self.made_of if own.sha256]
         named = [(kind, Path(source).name, said) for kind, source, said in (*parts, *own)]
         return {kind + name: f"{name} {shorten_version(said)}" for kind, name, said in named}
 
     @property
     def own_rows(self) -> bool:
-        """Whether its accuracy and loss are those of clients' own models, each on rows of its own."""
+        """Whether accuracy and loss are those of clients' own models, each on that client's own examples."""
         return bool((self.summary or {}).get("accuracy_of") == OWN_ROWS)
 
     @property
-    def scored(self) -> TestCounts | None:
-        """The test rows; None where they were not kept."""
+    def test_counts(self) -> TestCounts | None:
+        """The counts per test example; None if they were not kept."""
         if self.correct is None:
             return None
         correct = unpack(self.correct)
@@ -129,15 +130,15 @@ class Result:
         return TestCounts(correct, count, get_test_source(str(self.config.get("dataset", ""))))
 
     def line(self) -> str:
-        """The JSON line, without what is empty."""
+        """Return the result as a JSON line without empty values."""
         plain = {k: v for k, v in asdict(self).items() if v is not None and v != ()}
         return json.dumps(plain, allow_nan=False) + "\n"
 
 
 def resolve_config(config: Mapping[str, Any]) -> RunConfig | None:
-    """The run that stored settings describe today; None if a setting is no longer legal.
+    """Return the run that stored settings describe today; None if a setting is no longer legal.
 
-    A setting that is newer than the stored line has its default, so that old results stay valid.
+    A setting that is newer than the stored line gets its default, so that old results stay valid.
     """
     try:
         return build_config(config, "the stored configuration")
@@ -149,7 +150,7 @@ def resolve_config(config: Mapping[str, Any]) -> RunConfig | None:
 
 
 def pack(values: NDArray[np.float64]) -> dict[str, Any]:
-    """Numbers as text: bits for 0 and 1, 32-bit integers for small whole ones, else single precision; compressed."""
+    """Pack numbers as text: bits for 0 and 1, int32 for small whole numbers, otherwise float32; zlib and base64."""
     whole = values.astype(np.int32)
     if not (whole == values).all():
         kind, raw = "f4", values.astype("<f4").tobytes()
@@ -165,14 +166,16 @@ def pack(values: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Return the numbers that `pack` has made a text of.
+    """Return the numbers that `pack` packed.
 
     Raises:
-        ValueError, KeyError, TypeError: they are none, or others than the text says.
+        ValueError, KeyError, TypeError: the data is malformed, or its length differs from `length`.
     """
     length, bits = int(packed["length"]), {"bits": 1, "i4": 32, "f4": 32}[packed["kind"]]
     expected = -(-length * bits // 8)
-    raw = zlib.decompressobj().decompress(base64.b64decode(packed["data"]), expected + 1)  # a bomb holds far more
+    raw = zlib.decompressobj().decompress(
+        base64.b64decode(packed["data"]), expected + 1
+    )  # a decompression bomb contains far more
     if len(raw) != expected:
         raise ValueError(f"packed numbers of another length than {length}")
     if packed["kind"] == "bits":
@@ -184,14 +187,14 @@ def unpack(packed: Mapping[str, Any]) -> NDArray[np.float64]:
 
 
 KINDS: Mapping[str, Any] = {"int": (int, float), "float": (int, float), "str": str, "Mapping": Mapping}
-"""Types of a summary's values, by how `fedpeft.reporting.summary` declares them."""
+"""Python types of a summary's values, by their annotation in `fedpeft.reporting.summary`."""
 
 
 def check_summary(summary: Any) -> dict[str, Any]:
-    """Return a run's summary, in which each measure has the type that the report computes with.
+    """Return a run's summary if each measure has the type that the report computes with.
 
     Raises:
-        ValueError: it is no JSON object, or a value has another type.
+        ValueError: it is not a JSON object, or a value has another type.
     """
     if not isinstance(summary, dict):
         raise ValueError("it has no summary")
@@ -205,10 +208,10 @@ def check_summary(summary: Any) -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> Result:
-    """The result in a run's folder.
+    """Read the result from a run's folder.
 
     Raises:
-        RunError: the run is not finished, or a file is missing or broken; the folder is named.
+        RunError: the run is not finished, or a file is missing or broken. The message names the folder.
     """
     if not (folder / "config.toml").is_file():
         raise RunError(f"FP5135 {folder} holds no run: there is no config.toml in it")
@@ -220,7 +223,7 @@ def read_run(folder: Path) -> Result:
         summary = check_summary(files.read_json(folder / "summary.json"))
         if summary.get("accuracy_of") in (VALIDATION_ROWS, OWN_VALIDATION_ROWS):
             raise RunError(
-                f"FP5216 {folder} holds a trial of a search, which has seen no test rows; score it on them first: "
+                f"FP5216 {folder} holds a trial of a search, which has not used test examples; score it on them first: "
                 f"{resume_command(folder)}"
             )
         records = Records(folder)
@@ -228,16 +231,19 @@ def read_run(folder: Path) -> Result:
         for number, line in enumerate(rounds, start=1):
             if not line.keys() >= EACH_ROUND:
                 raise RunError(
-                    f"FP5217 line {number} of {folder / 'rounds.jsonl'} is damaged: it lacks what each line has"
+                    f"FP5217 line {number} of {folder / 'rounds.jsonl'} is damaged: it must have "
+                    f"{', '.join(sorted(EACH_ROUND))}"
                 )
         each = [line["steps"] for line in clients]
         steps = None if None in each else sum(map(int, each))
         scores = _load_arrays(folder / "predictions.npz")
         correct, count = scores.get("correct"), scores.get("count")
         calibration = None
-        if correct is not None and summary["metric"] == "accuracy" and scores["confidence"].any():  # of pairs all are 0
+        if (
+            correct is not None and summary["metric"] == "accuracy" and scores["confidence"].any()
+        ):  # all are 0 for pairs
             calibration = calibrate(scores["confidence"], correct).to_dict()
-        private = bool(config.get("privacy"))  # quantiles of clients' accuracies give away their shares of classes
+        private = bool(config.get("privacy"))  # quantiles of clients' accuracies would reveal their class shares
         return Result(
             config=config,
             status=FINISHED,
@@ -268,18 +274,21 @@ def _load_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
 def compute_client_accuracy(
     scores: Mapping[str, NDArray[np.float64]], clients: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Any] | None:
-    """How the final model serves each client (`fedpeft.models.client_accuracy`); None where classes are not known."""
+    """Return quantiles over clients of the final model's accuracy, and the mean of the worst tenth.
+
+    Returns None if the classes of clients or test examples are unknown (`fedpeft.models.client_accuracy`).
+    """
     if "labels" not in clients or "test_labels" not in clients or "correct" not in scores:
         return None
-    accuracy_K = compute_client_accuracies(
+    accuracies = compute_client_accuracies(
         scores["correct"], clients["test_labels"].astype(np.int64), clients["labels"]
     )
-    if not len(accuracy_K):
+    if not len(accuracies):
         return None
     return {
-        "clients": len(accuracy_K),
-        "quantiles": [float(q) for q in np.quantile(accuracy_K, QUANTILES)],
-        "worst_tenth": compute_worst_tenth(accuracy_K),
+        "clients": len(accuracies),
+        "quantiles": [float(q) for q in np.quantile(accuracies, QUANTILES)],
+        "worst_tenth": compute_worst_tenth(accuracies),
     }
 
 
@@ -287,14 +296,15 @@ def compute_client_accuracy(
 
 
 class ResultsFile:
-    """results.jsonl: one line per run, appended and flushed to the disk; the last line of a configuration counts."""
+    """results.jsonl: one line per run, appended and flushed to disk. The last line of a configuration counts."""
 
     def __init__(self, path: Path) -> None:
+        """Hold the path; nothing is read yet."""
         self.path = path
         self.cut_short = False
 
     def read(self) -> list[Result]:
-        """All lines; one that a kill cut short at the end is left out, and `cut_short` set.
+        """Read all lines; leave out a last line that a kill cut short, and set `cut_short`.
 
         Raises:
             RunError: the file can't be read, or another line is broken.
@@ -320,7 +330,7 @@ class ResultsFile:
         return found
 
     def mend(self) -> None:
-        """Cut off a last line that is not whole: it holds no result, and the next line must not be glued to it.
+        """Remove an incomplete last line, so that the next line is not appended to it.
 
         Raises:
             RunError: the file can't be written.
@@ -333,7 +343,7 @@ class ResultsFile:
             raise RunError(f"FP5102 {self.path} can't be written: {error.strerror}") from error
 
     def append(self, result: Result) -> None:
-        """Add a line; it is on the disk when this returns.
+        """Append a line and flush it to disk.
 
         Raises:
             RunError: the disk is full or can't be written.
@@ -367,9 +377,9 @@ def _parse_result(plain: Any) -> Result:
 
 
 def select_latest(results: list[Result]) -> list[Result]:
-    """The last line of each configuration, as it is understood today, in the order of first lines.
+    """Return the last line of each configuration as it resolves today, in the order of the first lines.
 
-    Of runs on their own, those that other contents of the same files have made are others; a study has one of each.
+    Single runs also count as different if their files had different contents. A study has one result per configuration.
     """
     chosen: dict[object, Result] = {}
     for result in results:

@@ -1,4 +1,4 @@
-"""All runs of a study, several at a time, each in a process of its own, and their results recorded as they end."""
+"""Runs a study: several runs at a time, each in its own process, with results recorded as they end."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ class RunProcess:
     gpus: str = ""
 
     def __str__(self) -> str:
-        """Its title, and how far it is."""
+        """Return the run's title and its progress."""
         done, of = self.count_finished_rounds(), self.planned.config.rounds
         return f"{self.planned.title}: " + (f"round {done} of {of} done" if done else "getting ready")
 
     def count_finished_rounds(self) -> int:
-        """Rounds that are on the disk."""
+        """Return the number of rounds on disk."""
         return count_finished_rounds(self.folder)
 
     @property
-    def prepared(self) -> bool:
-        """Whether the work that runs share is behind it: it has begun to record rounds."""
+    def is_prepared(self) -> bool:
+        """Whether the run has finished the work that runs share, and records rounds."""
         return (self.folder / "rounds.jsonl").exists()
 
 
 def count_finished_rounds(folder: Path) -> int:
-    """Finished rounds of a run, without the preparation."""
+    """Return the number of finished rounds of a run, without the preparation."""
     try:
         return sum(1 for entry in Records(folder).read("rounds.jsonl") if entry["round"] > 0)
     except (OSError, ValueError, KeyError):
@@ -68,9 +68,9 @@ def count_finished_rounds(folder: Path) -> int:
 class Workplace:
     """A study's folder: results.jsonl, and runs/ with the folders of the runs.
 
-    A study that leaves the precision to the machine goes on in that of the results which are there.
+    If results exist, a study with `dtype = auto` continues in the precision of these results.
 
-    `unsaid`: names of finished runs of which nobody says what was in the user's own files that they are made of.
+    `unsaid`: names of finished runs for which nobody recorded the contents of the user's own files.
     """
 
     study: Study
@@ -82,6 +82,7 @@ class Workplace:
     _own: dict[RunConfig, MadeOf] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Read the results, and match them to the study's runs."""
         self.results = ResultsFile(self.folder / "results.jsonl")
         self.study, self.planned = self._restore_precision()
         self.done = self._match()
@@ -89,13 +90,16 @@ class Workplace:
 
     @property
     def runs(self) -> Path:
-        """Where the runs are."""
+        """The folder of the runs."""
         return self.folder / "runs"
 
     def _restore_precision(self) -> tuple[Study, list[PlannedRun]]:
-        """The study, in the precision in which all results that are there are its own, else as it is; and its runs."""
+        """Return the study in the precision that makes all existing results its own, and its runs.
+
+        If no precision does, the study is returned unchanged.
+        """
         there = self.results.read()
-        finished = [result for result in there if result.finished]
+        finished = [result for result in there if result.is_finished]
         done = {resolve_config(result.config) for result in finished or there}
         planned = self.study.plan_runs()
         if not done <= {run.config for run in planned}:
@@ -107,17 +111,18 @@ class Workplace:
         return self.study, planned
 
     def _match(self) -> dict[str, Result]:
-        """The results that are there, by name of the run. A failure of what is planned no more holds nothing: its user
-        has mended the file.
+        """Return the existing results by the run's name.
+
+        Failures of runs that are no longer planned are skipped: the user has fixed the study's file since.
 
         Raises:
-            RunError: a finished result is not of this study.
+            RunError: a finished result does not belong to this study.
         """
         planned = {run.config: run for run in self.planned}
         found: dict[str, Result] = {}
         for number, result in enumerate(self.results.read(), 1):
             config = resolve_config(result.config)
-            if config not in planned and not result.finished and result.study in ("", self.study.name):
+            if config not in planned and not result.is_finished and result.study in ("", self.study.name):
                 continue
             if config not in planned:
                 point = ", ".join(f"{a}={v}" for a, v in result.point.items())
@@ -137,14 +142,14 @@ class Workplace:
                         "before it changed; put that back, or give another --output"
                     )
             run = planned[config]
-            found[run.name] = dataclasses.replace(result, point=dict(run.point))  # labels and axes may be others now
+            found[run.name] = dataclasses.replace(result, point=dict(run.point))  # labels and axes may have changed
         return found
 
     def _refuse_changed(self) -> None:
-        """See that what results, and runs without one, were made of is what is there.
+        """Raise if files that results or unfinished runs depend on have changed.
 
         Raises:
-            RunError: it has changed.
+            RunError: a file has changed. The message names it.
         """
         for run in self.planned:
             result, folder = self.done.get(run.name), self.runs / run.name
@@ -161,34 +166,37 @@ class Workplace:
                     f"FP5223 {folder} holds a run made of {name} as it was before it changed; put that back, move the "
                     "folder away, or give another --output"
                 )
-            if result is not None and result.finished:
+            if result is not None and result.is_finished:
                 untold = self._find_own_files(run)[max(len(of_result), len(of_folder)) :]
                 self.unsaid += [run.name] if any(own.sha256 for own in untold) else []
 
     def _find_changed_file(self, run: PlannedRun, was: MadeOf) -> str | None:
-        """The file of a run that has other content than it `was` made of; None: there is none."""
+        """Return the first file of a run whose content differs from the record `was`; None if none does."""
         return find_changed_file(was, self._find_own_files(run)) if was else None
 
     def _find_own_files(self, run: PlannedRun) -> MadeOf:
-        """What the run's own files were when they were first looked at; runs share them."""
+        """Return the record of the run's own files, read once; runs share it."""
         named = select_file_settings(run.config)
         if named not in self._own:
             self._own[named] = find_own_files(named)
         return self._own[named]
 
     def list_missing_runs(self, retry_failed: bool) -> list[PlannedRun]:
-        """The runs still to do."""
+        """Return the runs that have no result; with `retry_failed`, also those that failed."""
         return [
             run
             for run in self.planned
-            if run.name not in self.done or (retry_failed and not self.done[run.name].finished)
+            if run.name not in self.done or (retry_failed and not self.done[run.name].is_finished)
         ]
 
     def estimate_seconds_left(self, runs: Sequence[PlannedRun], jobs: int) -> float | None:
-        """Estimate, from the runs that have finished here, or else what the study's file says; None if neither."""
+        """Estimate the remaining time in seconds from finished runs, or else from `seconds_per_run`.
+
+        Returns None if neither is known.
+        """
         measured: dict[str, list[float]] = {}
         for result in self.done.values():
-            if result.finished and result.summary and result.summary.get("seconds"):
+            if result.is_finished and result.summary and result.summary.get("seconds"):
                 measured.setdefault(str(dict(result.point)), []).append(result.summary["seconds"])
         everything = [s for values in measured.values() for s in values]
         total = 0.0
@@ -201,7 +209,10 @@ class Workplace:
         return total / min(jobs, max(1, len(runs)))
 
     def record(self, planned: PlannedRun, result: Result) -> Result:
-        """Append a result, as one of this study: under what was asked for, whatever the run has planned itself."""
+        """Append a result of this study under the settings of `planned`.
+
+        Settings that the run itself changed go into `settled`.
+        """
         asked = dataclasses.asdict(planned.config)
         own = resolve_config(result.config)
         if own is not None and own != planned.config:
@@ -217,10 +228,10 @@ class Workplace:
     # ------------------------------------------------------------------------------------------------------ one run
 
     def start(self, planned: PlannedRun, track: str, starter: Starter, gpus: str = "") -> RunProcess:
-        """Start or continue a run; `gpus` as CUDA_VISIBLE_DEVICES takes them, empty: all.
+        """Start or resume a run; `gpus` has the form of CUDA_VISIBLE_DEVICES, empty for all.
 
         Raises:
-            RunError: its folder holds something else, or the disk can't be written.
+            RunError: its folder contains another run, or the disk can't be written.
         """
         folder = self.runs / planned.name
         if (folder / "config.toml").is_file():
@@ -229,7 +240,7 @@ class Workplace:
                     f"FP5224 {folder} holds a run with other settings; move it away or give another --output"
                 )
         elif folder.exists():
-            shutil.rmtree(folder)  # killed before it had written its settings: nothing is in it
+            shutil.rmtree(folder)  # killed before it wrote its settings: it has no results
         settings = self.runs / f"{planned.name}.toml"
         with files.raise_write_errors(settings):
             files.replace(settings, catalogue.format_toml(planned.config).encode())
@@ -238,7 +249,7 @@ class Workplace:
         return running
 
     def _is_of(self, planned: PlannedRun, found: RunConfig | None) -> bool:
-        """Whether a folder with these settings is that of a run: it was asked for, or came of what was asked for."""
+        """Return whether a folder's settings `found` are those of a run, as planned or as the run resolved them."""
         asked = self.runs / f"{planned.name}.toml"
         return planned.config in (found, read_config(asked, goes_on=False) if asked.is_file() else None)
 
@@ -261,7 +272,7 @@ class Workplace:
         )
 
     def adopt(self, planned: PlannedRun) -> bool:
-        """Record a run that had finished when the study was killed, before its line was written."""
+        """Record a run that finished before a killed study could record it; return whether it did."""
         folder = self.runs / planned.name
         if not (folder / "summary.json").is_file():
             return False
@@ -279,16 +290,17 @@ class Workplace:
 
 
 class Schedule:
-    """Keeps `jobs` runs of `program` going until none is left."""
+    """A loop that keeps `jobs` runs of `program` going until none is left."""
 
     def __init__(
         self, program: Program, place: Workplace, waiting: list[PlannedRun], jobs: int, track: str, console: Console
     ) -> None:
+        """Prepare the progress bar and the GPU shares; `run` starts the runs."""
         self.program = program
         self.place, self.waiting, self.jobs, self.track, self.console = place, waiting, jobs, track, console
         self.running: list[RunProcess] = []
         self.shares = divide_gpus(jobs)
-        self.warm = {r.shared_work for r in place.planned if r.name in place.done and place.done[r.name].finished}
+        self.warm = {r.shared_work for r in place.planned if r.name in place.done and place.done[r.name].is_finished}
         self.total = sum(r.config.rounds for r in waiting)
         self.ended = 0
         self.failures = 0
@@ -309,7 +321,7 @@ class Schedule:
         self.heartbeat = Heartbeat(self._print_heartbeat, SILENCE)
 
     def run(self) -> int:
-        """All of it; returns the number of failed runs."""
+        """Execute all waiting runs, and return the number of failed ones."""
         starter = Starter(self.program)
         shown = self.console.is_terminal or self.console.quiet
         with self.progress, nullcontext() if shown else self.heartbeat:
@@ -323,9 +335,12 @@ class Schedule:
         return self.failures
 
     def _start_what_can_be(self, starter: Starter) -> None:
-        """Start runs; of those that share work not done yet, only one until it has done it."""
+        """Start runs while jobs are free.
+
+        If several runs share unfinished work, only one of them starts until that work is done.
+        """
         for running in self.running:
-            if running.prepared:
+            if running.is_prepared:
                 self.warm.add(running.planned.shared_work)
         preparing = {r.planned.shared_work for r in self.running} - self.warm
         for planned in list(self.waiting):
@@ -363,12 +378,14 @@ class Schedule:
         remaining = f"{left} run{'' if left == 1 else 's'} left"
         if left and seconds:
             remaining += f", about {format_duration(seconds)}"
-        if result.finished:
+        if result.is_finished:
             assert result.summary is not None
-            told = result.summary
-            name, value = get_main_metric(str(told.get("metric", "accuracy")), told.get("loss"), told["accuracy"])
+            summary = result.summary
+            name, value = get_main_metric(
+                str(summary.get("metric", "accuracy")), summary.get("loss"), summary["accuracy"]
+            )
             text = f"{name} {'not a number' if value is None else format(value, '.4f')}"
-            text += f"  {format_duration(told['seconds'] or 0)}"
+            text += f"  {format_duration(summary['seconds'] or 0)}"
         else:
             self.failures += 1
             text = f"[bold red]failed:[/] {escape(str(result.reason))}"
@@ -376,7 +393,7 @@ class Schedule:
 
 
 def count_fitting_jobs(planned: Sequence[PlannedRun]) -> int:
-    """Runs at a time, from the GPUs of this machine, or its cores, and the workers of a run."""
+    """Return how many runs fit at a time, by the GPUs or cores of this machine and the workers per run."""
     processors = len(list_accelerators()) or count_usable_cores()
     workers = max((run.config.workers or processors for run in planned), default=1)
     return max(1, processors // workers)
@@ -385,7 +402,7 @@ def count_fitting_jobs(planned: Sequence[PlannedRun]) -> int:
 def run_what_is_left(
     program: Program, place: Workplace, jobs: int, retry_failed: bool, track: str, console: Console
 ) -> Workplace:
-    """Do the runs that are left, alone in the study's folder; the folder with their results.
+    """Execute the missing runs while holding the lock on the study's folder; return it with the results.
 
     Raises:
         RunError: another process runs the study there, or the folder can't be written.

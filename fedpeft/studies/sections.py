@@ -1,8 +1,8 @@
-"""Runs that are shown together, grouped into methods.
+"""Runs that a report shows together, grouped into methods.
 
-A section is one study (or all the runs that were given on their own). A method is a point of its grid: the runs that
-differ only in their seed. Axes that the baseline names tell methods apart; the other axes are the context in which
-methods are compared with each other (one partition, say).
+A section is one study, or all single runs that were given. A method is a point of the grid: runs that differ only in
+their seed. Axes that the baseline names distinguish methods. The other axes are the context, such as a partition,
+within which methods are compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedpeft.studies.statistics import TestCounts, compute_mean_and_deviation, f
 from fedpeft.studies.study_file import Study
 
 ON_OWN_ROWS = "(own rows)"
-"""Behind the name of a method whose clients have models of their own."""
+"""Suffix of the names of methods whose clients have their own models."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Method:
     """The runs of one point of the grid.
 
     Attributes:
-        name: what tells it from the other methods of its context.
-        context: what it shares with them; empty if there is only one context.
-        runs: finished ones, by seed.
-        failed: the others.
+        name: distinguishes it from the other methods of its context.
+        context: the values that it shares with them; empty if there is only one context.
+        runs: finished runs, by seed.
+        failed: failed runs.
     """
 
     name: str
@@ -42,42 +42,42 @@ class Method:
 
     @property
     def label(self) -> str:
-        """Method and context."""
+        """Context and name."""
         return f"{self.context}: {self.name}" if self.context else self.name
 
     def get_values(self, key: str) -> list[float]:
-        """A measure of all runs that have it, in its unit."""
+        """Return a measure of all runs that have it, in the unit of its heading."""
         measure = BY_KEY[key]
         found = (measure.value(run) for run in self.runs.values())
         return [measure.scale * v for v in found if v is not None]
 
     def compute_mean(self, key: str) -> float | None:
-        """Its mean over the seeds."""
+        """Return a measure's mean over the seeds; None if no run has it."""
         values = self.get_values(key)
         return compute_mean_and_deviation(values)[0] if values else None
 
     def compute_deviation(self, key: str) -> float:
-        """Its standard deviation over the seeds; 0 for a single one."""
+        """Return a measure's standard deviation over the seeds; 0 for fewer than two."""
         values = self.get_values(key)
         return (compute_mean_and_deviation(values)[1] or 0.0) if values else 0.0
 
     @property
     def own_rows(self) -> bool:
-        """Whether its accuracy is that of clients' own models on their own rows, and no other method's measure."""
+        """Whether accuracy is measured by clients' own models on their own examples, and so not comparable."""
         return any(run.own_rows for run in self.runs.values())
 
     @property
     def comparison_key(self) -> tuple[object, ...]:
-        """By what its accuracy is, and on which rows; methods that differ in it have no accuracies to compare."""
+        """The metric and the test examples; only methods with equal keys have comparable accuracies."""
         run = next(iter(self.runs.values()))
         measure = (run.summary or {}).get("metric")
         return self.own_rows, measure, get_test_source(str(run.config.get("dataset", "")))
 
     @property
-    def scored(self) -> dict[int, TestCounts]:
-        """Test rows by seed; none of runs whose accuracy is each client's own model's on its own rows."""
+    def test_counts(self) -> dict[int, TestCounts]:
+        """The counts per test example, by seed, without runs that clients score on their own examples."""
         kept = {seed: run for seed, run in self.runs.items() if not run.own_rows}
-        return {seed: s for seed, run in kept.items() if (s := run.scored) is not None}
+        return {seed: s for seed, run in kept.items() if (s := run.test_counts) is not None}
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Section:
     Attributes:
         title: name of the study and preset.
         question: what was asked; may be empty.
-        results: latest ones.
-        baseline: axis -> label; what it leaves out is context.
+        results: the latest result of each configuration.
+        baseline: axis -> label; axes that it does not name are the context.
         margin: percentage points of "no worse by more than".
         targets: accuracies in percent for the cost tables; empty: chosen from the results.
     """
@@ -102,7 +102,7 @@ class Section:
 
     @cached_property
     def methods(self) -> list[Method]:
-        """In the order of the results, context by context."""
+        """The methods in the order of the results, context by context."""
         points: dict[tuple[tuple[str, str], ...], list[Result]] = {}
         for result in self.results:
             points.setdefault(tuple(result.point.items()), []).append(result)
@@ -117,10 +117,10 @@ class Section:
             own = {a: v for a, v in point if a in varying}
             name = describe({a: v for a, v in own.items() if a in inside}) or "all runs"
             context = describe({a: v for a, v in own.items() if a not in inside})
-            finished = {r.seed: r for r in runs if r.finished}
+            finished = {r.seed: r for r in runs if r.is_finished}
             if any(r.own_rows for r in runs):
                 name = f"{name} {ON_OWN_ROWS}"
-            methods.append(Method(name, context, dict(point), finished, tuple(r for r in runs if not r.finished)))
+            methods.append(Method(name, context, dict(point), finished, tuple(r for r in runs if not r.is_finished)))
         order = list(dict.fromkeys(m.context for m in methods))
         return sorted(methods, key=lambda m: order.index(m.context))
 
@@ -131,44 +131,44 @@ class Section:
 
     @property
     def contexts(self) -> list[str]:
-        """In order."""
+        """The contexts, in order."""
         return list(dict.fromkeys(m.context for m in self.shown))
 
     @property
     def names(self) -> list[str]:
-        """Of methods, in order."""
+        """The names of methods, in order."""
         return list(dict.fromkeys(m.name for m in self.shown))
 
     @property
-    def failed(self) -> list[Result]:
+    def failed_runs(self) -> list[Result]:
         """Failed runs."""
-        return [r for r in self.results if not r.finished]
+        return [r for r in self.results if not r.is_finished]
 
     @property
     def single_run(self) -> Result | None:
-        """The run, where there is only one, and it has finished."""
-        return self.results[0] if len(self.results) == 1 and self.results[0].finished else None
+        """The run, if the section has only one and it has finished."""
+        return self.results[0] if len(self.results) == 1 and self.results[0].is_finished else None
 
     @property
     def own_rows_note(self) -> str:
-        """What the accuracies of clients' own models are, in words; empty: there are none."""
+        """A sentence on the accuracies of clients' own models; empty if no run has them."""
         if not any(run.own_rows for run in self.results):
             return ""
-        told = "the mean over clients, each with a model of its own on held-out rows of its own"
+        meaning = "the mean over clients, each with a model of its own on held-out rows of its own"
         if self.single_run is not None:
-            return f" Accuracy and loss are {told}."
-        return f" {ON_OWN_ROWS}: {told}; it is not compared with accuracies on test rows, which are another measure."
+            return f" Accuracy and loss are {meaning}."
+        return f" {ON_OWN_ROWS}: {meaning}; it is not compared with accuracies on test rows, which are another measure."
 
     @property
     def common(self) -> dict[str, str]:
-        """Settings that all runs share, the seed left out."""
+        """The settings that all runs share, without the seed."""
         configs = [r.config for r in self.results]
         first = configs[0] if configs else {}
         return {k: str(v) for k, v in first.items() if k != "seed" and all(c.get(k) == v for c in configs)}
 
     @property
     def hardware(self) -> list[str]:
-        """Each machine that runs were made on, in words."""
+        """A description of each machine on which runs were executed."""
         kinds = {}
         for result in self.results:
             hardware = (result.summary or {}).get("hardware")
@@ -180,14 +180,17 @@ class Section:
         return list(kinds)
 
     def find_reference(self, method: Method) -> Method | None:
-        """What `method` is compared with: the baseline in the same context."""
+        """Return the baseline in the context of `method`; None if it has no finished run."""
         point = {**method.point, **{a: v for a, v in self.baseline.items() if a in method.point}}
         return next((m for m in self.shown if dict(m.point) == point), None)
 
     @property
     def pareto(self) -> dict[str, bool]:
-        """By label: no other method of the context, judged on the same rows, has fewer bytes and at least the accuracy,
-        in the mean."""
+        """Whether each method, by label, is on the Pareto front of its context.
+
+        A method is on the front if no other comparable method has at most its mean bytes and at least its mean
+        accuracy.
+        """
         found: dict[str, bool] = {}
         for alike in dict.fromkeys((m.context, m.comparison_key) for m in self.shown):
             inside = [
@@ -203,7 +206,7 @@ class Section:
 
 
 def describe(point: Mapping[str, str]) -> str:
-    """Labels of a point; a number or a truth value says whose it is."""
+    """Return the labels of a point as text, with the axis name before numbers and truth values."""
     return ", ".join(
         v if any(c.isalpha() for c in v) and v not in ("True", "False") else f"{a} {v or '(empty)'}"
         for a, v in point.items()
@@ -211,7 +214,7 @@ def describe(point: Mapping[str, str]) -> str:
 
 
 def create_study_section(study: Study, results: Sequence[Result]) -> Section:
-    """With the study's own question, baseline and margin; results in the order of its grid."""
+    """Create a section with the study's question, baseline and margin, in the order of its grid."""
     order = {tuple(run.point.items()): i for i, run in enumerate(study.plan_runs())}
     ordered = sorted(results, key=lambda r: (order.get(tuple(r.point.items()), len(order)), r.seed))
     title = f"{study.name} ({study.preset})" if study.preset else study.name
@@ -219,8 +222,10 @@ def create_study_section(study: Study, results: Sequence[Result]) -> Section:
 
 
 def assign_points(results: Sequence[Result]) -> list[Result]:
-    """Runs on their own: their point is every setting in which they differ, and every file that had several contents.
-    A run that tells none of a file's (under privacy, without that part) is no other run for it."""
+    """Return single runs with points made of all differing settings and all files whose contents differ.
+
+    A run with no record of a file, such as a private run, does not count as different because of that.
+    """
     keys = dict.fromkeys(k for r in results for k in r.config if k not in ("seed", "workers"))
     differing = [k for k in keys if len({str(r.config.get(k)) for r in results}) > 1]
     files = dict.fromkeys(k for r in results for k in r.contents)
@@ -228,17 +233,20 @@ def assign_points(results: Sequence[Result]) -> list[Result]:
     return [
         dataclasses.replace(
             r,
-            point={k: str(r.config.get(k)) for k in differing} | {k: r.contents.get(k, "not told") for k in several},
+            point={k: str(r.config.get(k)) for k in differing} | {k: r.contents.get(k, "not meaning") for k in several},
         )
         for r in results
     ]
 
 
 def get_runs_baseline(results: Sequence[Result]) -> dict[str, str]:
-    """What runs on their own are compared with: the first; those of other rows or another model are a context."""
+    """Return the baseline of single runs: the point of the first run, without contents of files.
+
+    Runs with other data or another model form a context of their own.
+    """
     return {axis: label for axis, label in results[0].point.items() if not axis.startswith(FILE)}
 
 
 def format_total_time(section: Section) -> str:
-    """All the time that the section's runs took."""
+    """Return the total time of the section's runs as text."""
     return format_duration(sum((r.summary or {}).get("seconds") or 0.0 for r in section.results))

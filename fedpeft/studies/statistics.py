@@ -1,20 +1,21 @@
-"""What several seeds allow one to say: intervals over seeds, and comparisons paired by test row and seed.
+"""Statistics over seeds: intervals, and comparisons paired by test example and seed.
 
-Two runs of a pair share the seed (partition, cohorts, start) and the test rows; d_s is the difference of their test
+Two runs of a pair share the seed (partition, cohorts, start) and the test examples. d_s is the difference of their test
 accuracy under seed s. The interval of the mean difference is Student's, over the seeds:
 
     mean(d) ± t(0.975, S - 1) * sd(d) / sqrt(S)
 
-It says what other seeds would give on these test rows. What other test rows would give is a second interval, from the
-per-row differences averaged over the seeds; where rows hold several predictions, accuracy is a ratio of sums, and a row
-counts with what it changes of the ratio. What other seeds on other rows would give is the third, which is what counts:
-seeds and rows are crossed random effects, so that the variance of the mean is
+It covers other seeds on these test examples. A second interval covers other test examples. It uses the differences per
+example, averaged over the seeds. If examples hold several predictions, accuracy is a ratio of sums, and an example
+counts with its effect on that ratio. The third interval covers other seeds on other examples, and decides the verdict.
+Seeds and examples are crossed random effects, so the variance of the mean is
 
     sd_seeds(d)^2 / S + sd_rows(d)^2 / N - sd_rest(d)^2 / (S N)
 
-(what is left when seeds and rows are taken out is in both of the others) with Satterthwaite's degrees of freedom; where
-one of the first two intervals is wider, it stands in its place. A difference counts as resolved only if that leaves
-zero out, and only with at least `SEEDS_FOR_A_CLAIM` seeds. Intervals are not corrected for the number of comparisons.
+with Satterthwaite's degrees of freedom. The last term is the residual after removing the effects of seeds and examples,
+which both other terms contain. If one of the first two intervals is wider, it replaces the third. A difference counts
+as resolved only if the third interval excludes zero, and only with at least `SEEDS_FOR_A_CLAIM` seeds. Intervals are
+not corrected for the number of comparisons.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 Array = NDArray[np.float64]
 
 SEEDS_FOR_A_CLAIM = 5
-"""With fewer, Student's t is so wide, and so dependent on normality, that nothing is claimed."""
+"""Fewest seeds for a claim. With fewer, Student's t is too wide and too dependent on normality."""
 
 LEVEL = 0.95
 
@@ -39,13 +40,21 @@ POINTS = 100.0
 
 
 def compute_mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1); None for a single value."""
+    """Return the mean and the sample standard deviation (n - 1), which is None for a single value."""
     data = np.asarray(values, dtype=np.float64)
     return float(data.mean()), float(data.std(ddof=1)) if len(data) > 1 else None
 
 
 def compute_half_width(values: Array, level: float, sides: int) -> float:
-    """Student's half width of the interval (`sides` 2) or the distance of the bound (`sides` 1) of a mean."""
+    """Return the half width of Student's interval of a mean.
+
+    Args:
+        values: float64 (count,).
+        level: confidence level, between 0 and 1.
+        sides: 2 for an interval, 1 for the distance of a one-sided bound.
+
+    Returns infinity for fewer than two values.
+    """
     count = len(values)
     if count < 2:
         return math.inf
@@ -54,7 +63,10 @@ def compute_half_width(values: Array, level: float, sides: int) -> float:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Of a mean, seen in several ways; the one counts that allows least to be said.
+    """The variance of a mean, estimated in several ways; the widest interval counts.
+
+    Attributes:
+        seen: variance and its degrees of freedom, for each estimate.
 
     Attributes:
         seen: variance, and the degrees of freedom with which it is known, of each way.
@@ -63,12 +75,12 @@ class Uncertainty:
     seen: tuple[tuple[float, float], ...]
 
     def compute_half_width(self, level: float, sides: int) -> float:
-        """As the function of that name, of the widest; infinite where nothing is known."""
+        """Return the widest half width, as the function of that name; infinite without estimates."""
         widths = [_compute_quantile(level, sides, freedom) * math.sqrt(variance) for variance, freedom in self.seen]
         return max(widths, default=math.inf)
 
     def compute_probability(self, beyond: float) -> float:
-        """The largest two-sided p-value of a mean that lies so far from what is tested."""
+        """Return the largest two-sided p-value of a mean at distance `beyond` from the tested value."""
         found = [_compute_two_sided_p(beyond, variance, freedom) for variance, freedom in self.seen]
         return max(found, default=1.0)
 
@@ -85,10 +97,10 @@ def _compute_two_sided_p(beyond: float, variance: float, freedom: float) -> floa
 
 @dataclass(frozen=True)
 class TestCounts:
-    """A run on the test rows: correct predictions and predictions of each row, float64 (rows,).
+    """A run on the test examples: correct predictions and predictions per example, float64 (examples,).
 
     Attributes:
-        source: where the rows are from; runs of other sources share none, be they as many.
+        source: the origin of the examples. Runs with different sources share no examples.
     """
 
     correct: Array
@@ -98,17 +110,17 @@ class TestCounts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against the baseline; all differences in percentage points of test accuracy, method minus baseline.
+    """A method against the baseline, in percentage points of test accuracy, method minus baseline.
 
     Attributes:
-        seeds: the seeds that both have, in order.
+        seeds: the shared seeds, in order.
         difference: mean over the seeds.
         seed_half_width: half width of the two-sided 95 % interval over seeds; infinite with one seed.
-        row_half_width: the same over test rows.
+        row_half_width: the same over test examples.
         half_width: the same over both at once; at least as wide as either.
         lower_bound: one-sided 95 % bound, over both at once.
         upper_bound: its counterpart above.
-        gained: test rows right under the method and wrong under the baseline, mean over seeds.
+        gained: test examples that are right under the method and wrong under the baseline, mean over seeds.
         lost: the reverse.
     """
 
@@ -124,12 +136,12 @@ class Comparison:
 
     @property
     def has_enough_seeds(self) -> bool:
-        """Whether a claim is allowed at all."""
+        """Whether there are enough seeds for a claim."""
         return len(self.seeds) >= SEEDS_FOR_A_CLAIM
 
     @property
     def verdict(self) -> str:
-        """better, worse, identical or not resolved."""
+        """One of better, worse, identical or not resolved, with a reason."""
         if not self.has_enough_seeds:
             return f"not resolved ({len(self.seeds)} of {SEEDS_FOR_A_CLAIM} seeds)"
         if self.gained == self.lost == 0 and self.difference == 0:
@@ -141,7 +153,7 @@ class Comparison:
         return "not resolved"
 
     def judge_no_worse(self, margin: float) -> str:
-        """Whether the method is worse by no more than `margin` points: yes, no or not resolved."""
+        """Return yes, no or not resolved: is the method worse by no more than `margin` points?"""
         if not self.has_enough_seeds:
             return "not resolved"
         if self.lower_bound > -margin:
@@ -151,14 +163,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class PairedDifferences:
-    """Differences in points of test accuracy, method minus baseline, of the seeds that both have.
+    """Differences in points of test accuracy, method minus baseline, for the shared seeds.
 
     Attributes:
         seeds: in order.
-        by_seed: float64 (seeds,), over all test rows.
-        by_row: float64 (rows,), mean over the seeds; what a row changes of the accuracy, with the same mean.
-        rest: variance of what is left of single differences once seeds and rows are taken out; 0 with one seed.
-        gained, lost: test rows right under one and wrong under the other, mean over seeds.
+        by_seed: float64 (seeds,), over all test examples.
+        by_row: float64 (examples,), mean over the seeds; an example's effect on the accuracy, with the same mean.
+        rest: residual variance after removing the effects of seeds and examples; 0 with one seed.
+        gained, lost: test examples that are right under one and wrong under the other, mean over seeds.
     """
 
     seeds: tuple[int, ...]
@@ -170,22 +182,22 @@ class PairedDifferences:
 
 
 def pair_runs(method: Mapping[int, TestCounts], baseline: Mapping[int, TestCounts]) -> PairedDifferences | None:
-    """The runs of a method beside those of the baseline, by seed; None where they share no seed or test rows."""
+    """Pair the runs of a method with those of the baseline by seed; None if they share no seed or test examples."""
     seeds = tuple(sorted(s for s in method.keys() & baseline.keys() if _has_same_rows(method[s], baseline[s])))
     if not seeds or len({len(method[s].count) for s in seeds}) > 1:
         return None
     total = method[seeds[0]].count.sum()
-    changes_SN = np.stack([method[s].correct - baseline[s].correct for s in seeds])
-    by_seed = POINTS * changes_SN.sum(1) / total
-    counts_N = method[seeds[0]].count
-    each_SN = by_seed[:, None] + (POINTS * changes_SN - by_seed[:, None] * counts_N) * len(counts_N) / total
-    gained = float(np.clip(changes_SN, 0, None).sum(1).mean())
-    lost = float(np.clip(-changes_SN, 0, None).sum(1).mean())
-    return PairedDifferences(seeds, by_seed, each_SN.mean(0), compute_residual_variance(each_SN), gained, lost)
+    changes = np.stack([method[s].correct - baseline[s].correct for s in seeds])
+    by_seed = POINTS * changes.sum(1) / total
+    counts = method[seeds[0]].count
+    effects = by_seed[:, None] + (POINTS * changes - by_seed[:, None] * counts) * len(counts) / total
+    gained = float(np.clip(changes, 0, None).sum(1).mean())
+    lost = float(np.clip(-changes, 0, None).sum(1).mean())
+    return PairedDifferences(seeds, by_seed, effects.mean(0), compute_residual_variance(effects), gained, lost)
 
 
 def compute_residual_variance(each: Array) -> float:
-    """The variance of differences (seeds, rows) once the means of both are taken out."""
+    """Return the variance of differences (seeds, examples) after removing the means of both."""
     seeds, rows = each.shape
     if min(seeds, rows) < 2:
         return 0.0
@@ -194,11 +206,12 @@ def compute_residual_variance(each: Array) -> float:
 
 
 def compute_uncertainty(by_seed: Array, by_row: Array, rest: float) -> Uncertainty:
-    """Of the mean of differences by seed (seeds,) and by row (rows,), for other seeds on other rows.
+    """Estimate the uncertainty of a mean difference, for other seeds on other examples.
 
     Args:
-        by_row: empty: for other seeds on these rows.
-        rest: as `PairedDifferences` has it.
+        by_seed: differences by seed (seeds,).
+        by_row: differences by example (examples,); empty to cover other seeds on the same examples.
+        rest: residual variance, as in `PairedDifferences`.
     """
     seeds, rows = len(by_seed), len(by_row)
     if seeds < 2 or rows == 1:
@@ -214,7 +227,7 @@ def compute_uncertainty(by_seed: Array, by_row: Array, rest: float) -> Uncertain
 
 
 def compare(method: Mapping[int, TestCounts], baseline: Mapping[int, TestCounts]) -> Comparison | None:
-    """Compare the runs of a method with those of the baseline, by seed; None where they share no seed or test rows."""
+    """Compare a method's runs with the baseline's by seed; None if they share no seed or test examples."""
     found = pair_runs(method, baseline)
     if found is None:
         return None
@@ -239,7 +252,10 @@ def _has_same_rows(one: TestCounts, other: TestCounts) -> bool:
 
 
 def find_pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
-    """For each (cost, value): whether no other has a lower or equal cost and a higher or equal value, one strictly."""
+    """Return whether each (cost, value) is on the Pareto front.
+
+    A pair is on the front if no other has at most its cost and at least its value, with one of them strictly better.
+    """
     return [
         not any(c <= cost and v >= value and (c < cost or v > value) for c, v in zip(costs, values, strict=True))
         for cost, value in zip(costs, values, strict=True)

@@ -1,26 +1,28 @@
-"""A study's TOML file, and the grid of runs it describes: every combination of the axes' values, with every seed.
+"""A study's TOML file and its grid of runs: every combination of the axes' values, with every seed.
 
-name = "communication"
-question = "How many bytes does a point of accuracy cost?"
-preset = "small"                      # the preset that runs if none is named; its results lie beside the file
-baseline = {codec = "fp32"}           # comparisons: each point against the one with these values in their axes
-margin = 1.0                          # percentage points: "no worse by more than"
-seconds_per_run = 60                  # for the estimate of the time until runs have been measured
-seeds = [0, 1, 2, 3, 4]
+A file looks like this:
 
-[base]                                # settings of every run: the flags of python -m fedpeft.simulate
-clients = 100
+    name = "communication"
+    question = "How many bytes does a point of accuracy cost?"
+    preset = "small"                      # the default preset; its results lie beside the file
+    baseline = {codec = "fp32"}           # the values that each point is compared with
+    margin = 1.0                          # percentage points for "no worse by more than"
+    seconds_per_run = 60                  # time estimate until runs have been measured
+    seeds = [0, 1, 2, 3, 4]
 
-[axes]
-codec = ["fp32", "bf16"]              # an axis is a setting with its values ...
-work = [                              # ... or a name with labelled groups of settings
-    {label = "1 pass", local_work = "epochs(1.0)", rounds = 10},
-    {label = "5 passes", local_work = "epochs(5.0)", rounds = 2},
-]
+    [base]                                # settings of every run: the flags of python -m fedpeft.simulate
+    clients = 100
 
-[presets.small]                       # replaces seeds, margin, seconds_per_run, keys of base, whole axes
-seeds = [0, 1]
-base = {clients = 20}
+    [axes]
+    codec = ["fp32", "bf16"]              # an axis is a setting with its values ...
+    work = [                              # ... or a name with labeled groups of settings
+        {label = "1 pass", local_work = "epochs(1.0)", rounds = 10},
+        {label = "5 passes", local_work = "epochs(5.0)", rounds = 2},
+    ]
+
+    [presets.small]                       # replaces seeds, margin, seconds_per_run, keys of base, whole axes
+    seeds = [0, 1]
+    base = {clients = 20}
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ TABLES = ("seeds", "base", "axes", "baseline", "presets", "plugin")
 
 @dataclass(frozen=True)
 class Value:
-    """One value of an axis: its label and the settings it stands for."""
+    """One value of an axis: its label and the settings that it stands for."""
 
     label: str
     settings: Mapping[str, Any]
@@ -71,28 +73,28 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """The run's folder: readable, and different for every configuration."""
+        """The name of the run's folder: readable, and unique per configuration."""
         plain = json.dumps(dataclasses.asdict(self.config), sort_keys=True)
         words = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(self.point.values())).strip("-")[:60]
         return f"{words}-seed{self.config.seed}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
     @property
     def title(self) -> str:
-        """For people."""
+        """A readable title: the labels and the seed."""
         return ", ".join([*self.point.values(), f"seed {self.config.seed}"])
 
     @property
     def shared_work(self) -> tuple[Any, ...]:
-        """Runs with equal values share tokenised rows and frozen features, which only one of them computes."""
+        """A key of shared work; of runs with equal keys, only one tokenizes and computes frozen features."""
         c = self.config
         return c.dataset, c.model, c.tokens, c.dtype, c.peft, c.grid
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study's file, with one of its presets chosen.
+    """A study's file with one chosen preset.
 
-    `precision`: what `dtype = auto` is; empty: as this machine has it.
+    `precision` replaces `dtype = auto`; if empty, the machine decides.
     """
 
     path: Path
@@ -110,46 +112,46 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Where results go by default: beside the file, or in a folder of the preset's name."""
+        """The default results folder: the study's own, or a subfolder named after a preset that is not the default."""
         beside = self.path.parent
         return beside if self.preset == self.default_preset else beside / self.preset
 
     def plan_runs(self) -> list[PlannedRun]:
-        """Every run, seeds innermost last: all points of the first seed come first.
+        """Return every run, ordered by seed: all points of the first seed come first.
 
         Raises:
-            ConfigError: a setting is unknown or wrong, or two runs would be the same.
+            ConfigError: a setting is unknown or illegal, or two runs would be the same.
         """
         from fedpeft.wiring.auto_defaults import resolve_auto
 
         found: dict[RunConfig, PlannedRun] = {}
         targets = cache(_get_targets)
-        for point, where, asked in self._asked():
+        for point, where, asked in self._iterate_settings():
             if self.precision and asked.dtype == "auto":
                 asked = dataclasses.replace(asked, dtype=self.precision)
             spec = parse_parts(asked, where)
             config = resolve_auto(spec).config
-            if config != resolve_auto(spec, "labels").config:  # as it is where rows need not be read
+            if config != resolve_auto(spec, "labels").config:  # the type of targets matters, so the data must be read
                 config = resolve_auto(spec, targets(asked.dataset)).config
             if config in found:
                 raise ConfigError(
                     f"FP1422 {self.path}: {found[config].title} and {', '.join(point.values())} are the same run; "
-                    "give each value of an axis other settings"
+                    "give each value of an axis different settings"
                 )
             found[config] = PlannedRun(point, config)
         return list(found.values())
 
     def check(self) -> None:
-        """Refuse settings that can't be legal, before torch is imported (`fedpeft.wiring.early_checks`).
+        """Refuse illegal settings before torch is imported (`fedpeft.wiring.early_checks`).
 
         Raises:
-            ConfigError: names the first run that has one.
+            ConfigError: a setting is illegal. The message names the first run that has it.
         """
-        for _, where, asked in self._asked():
+        for _, where, asked in self._iterate_settings():
             check_early(asked, where)
 
-    def _asked(self) -> Iterator[tuple[dict[str, str], str, RunConfig]]:
-        """Yield each run's point, its place in messages, and its settings as the file gives them.
+    def _iterate_settings(self) -> Iterator[tuple[dict[str, str], str, RunConfig]]:
+        """Yield each run's point, its place for error messages, and its settings as the file gives them.
 
         Raises:
             ConfigError: a setting is unknown, or its value has the wrong type or is out of range.
@@ -165,7 +167,7 @@ class Study:
 
 
 def _get_targets(dataset: str) -> Targets:
-    """What the labels of a data set's rows are; where its part says so by itself, classes."""
+    """Return the type of a dataset's targets; classes if the dataset's part does not name a task."""
     from fedpeft.data.rows import read_task
 
     task = read_task(dataset)
@@ -173,19 +175,20 @@ def _get_targets(dataset: str) -> Targets:
 
 
 def check_early(config: RunConfig, where: str) -> None:
-    """Refuse settings that can't be legal, before torch is imported (`fedpeft.wiring.early_checks`); `where` they
-    stand.
+    """Refuse illegal settings before torch is imported (`fedpeft.wiring.early_checks`).
+
+    `where` names the place of the settings in error messages.
 
     Raises:
         ConfigError: one is not.
     """
-    with _placed(where):
+    with _add_place_to_errors(where):
         early_checks.check(config)
 
 
 @contextmanager
-def _placed(where: str) -> Iterator[None]:
-    """Tell where the settings stand that an error is about."""
+def _add_place_to_errors(where: str) -> Iterator[None]:
+    """Add the place of the settings to the message of a ConfigError."""
     try:
         yield
     except ConfigError as error:
@@ -200,26 +203,26 @@ def parse_parts(config: RunConfig, where: str) -> RunSpec:
     """
     from fedpeft.wiring.run_spec import parse_run
 
-    with _placed(where):
+    with _add_place_to_errors(where):
         return parse_run(config)
 
 
 @dataclass(frozen=True)
 class StudyKeys:
-    """The keys of a study's file."""
+    """The top-level keys of a study's file."""
 
     name: str = setting("", "name of the study; the folder's name if it is empty")
     question: str = setting("", "what the study asks")
     preset: str = setting("", "preset that runs if none is named")
-    seconds_per_run: float = setting(0.0, "seconds of one run, measured; 0: not known", low=0)
+    seconds_per_run: float = setting(0.0, "measured seconds per run; 0: unknown", low=0)
     margin: float = setting(1.0, "percentage points of accuracy", above=0)
 
 
 def read_study(path: Path, preset: str | None = None) -> Study:
-    """Read a study's file and choose a preset of it.
+    """Read a study's file and choose one of its presets; None chooses the default preset.
 
     Raises:
-        ConfigError: a key, axis, value or preset that can't be used; the file is named.
+        ConfigError: a key, axis, value or preset is illegal. The message names the file.
     """
     content = read_toml(path)
     use_plugins(content, path)
@@ -329,7 +332,7 @@ def _check_seeds(path: Path, seeds: Any) -> None:
 
 
 def _check_conflicts(path: Path, base: Mapping[str, Any], axes: Mapping[str, tuple[Value, ...]]) -> None:
-    """Every setting has one place: base, one axis, or (the seed) seeds."""
+    """Check that every setting has one place: base, one axis, or, for the seed, `seeds`."""
     for key in base:
         if key not in SETTINGS:
             raise ConfigError(f"FP1435 {path}: [base] has an unknown setting {key!r}; {suggest_legal(key, SETTINGS)}")

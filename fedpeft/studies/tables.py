@@ -1,4 +1,4 @@
-"""The tables of a report: what is shown, and the same data as numbers for CSV."""
+"""The tables of a report: the shown text, and the same data as numbers for CSV."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """What is shown (texts), and the same data as numbers.
+    """A table: the shown text, and the same data as numbers.
 
     Attributes:
-        name: of the CSV file.
-        title: above the table.
+        name: name of the CSV file.
+        title: heading above the table.
         note: how to read it.
-        headings: of the columns shown; the first is text, the others are numbers or short words.
-        shown: rows of texts.
+        headings: headings of the shown columns; the first is text, the others are numbers or short words.
+        shown: rows of text.
         data: rows of the CSV, by column.
     """
 
@@ -40,7 +40,7 @@ class Table:
     data: tuple[Mapping[str, Any], ...]
 
     def select_single_run(self, note: str) -> Table:
-        """Without the columns that tell methods and seeds apart."""
+        """Return the table with `note`, without the columns that distinguish methods and seeds."""
         kept = [
             i for i, heading in enumerate(self.headings) if heading not in ("method", "seeds", "seeds that reach it")
         ]
@@ -48,13 +48,13 @@ class Table:
         return replace(self, note=note, headings=tuple(self.headings[i] for i in kept), shown=shown)
 
     def to_markdown(self) -> str:
-        """As a Markdown table."""
+        """Return the shown text as a Markdown table."""
         lines = ["| " + " | ".join(self.headings) + " |", "|---|" + "---:|" * (len(self.headings) - 1)]
         lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in self.shown]
         return "\n".join(lines)
 
     def to_csv(self) -> str:
-        """As CSV."""
+        """Return the data as CSV."""
         out = io.StringIO()
         columns = list(dict.fromkeys(key for row in self.data for key in row))
         writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -64,7 +64,7 @@ class Table:
 
 
 def format_with_deviation(values: Sequence[float], digits: int) -> str:
-    """mean ± standard deviation; the mean alone for one value."""
+    """Return "mean ± standard deviation" as text; the mean alone for one value."""
     if not values:
         return ABSENT
     mean, deviation = compute_mean_and_deviation(values)
@@ -73,7 +73,7 @@ def format_with_deviation(values: Sequence[float], digits: int) -> str:
 
 
 def build_methods_table(section: Section) -> Table:
-    """How good each method is, and whether it is on the Pareto front."""
+    """Build the table of each method's quality and place on the Pareto front."""
     pareto = section.pareto
     return _build_measures_table(
         section,
@@ -86,7 +86,7 @@ def build_methods_table(section: Section) -> Table:
 
 
 def build_resources_table(section: Section) -> Table:
-    """What each method costs."""
+    """Build the table of each method's bytes, work, time and memory."""
     return _build_measures_table(
         section,
         ("resources", "Bytes, work, time, memory"),
@@ -104,7 +104,10 @@ def _build_measures_table(
     candidates: Sequence[Measure],
     words: Mapping[str, Mapping[str, str]],
 ) -> Table:
-    """Mean and deviation of the measures that any run has; `words`: further columns, by heading and method."""
+    """Build a table of mean and deviation of each candidate measure that any run has.
+
+    `words` gives further columns of text, by heading and method.
+    """
     measures = [m for m in candidates if any(method.get_values(m.key) for method in section.shown)]
     shown, data = [], []
     for method in section.methods:
@@ -123,7 +126,7 @@ def _build_measures_table(
 
 
 def build_result_table(section: Section) -> Table:
-    """Everything that was measured of one run."""
+    """Build the table of all measures of a single run."""
     run, shown = section.results[0], []
     for measure in MEASURES:
         value = measure.value(run)
@@ -137,16 +140,16 @@ def build_result_table(section: Section) -> Table:
 
 
 def build_trust_table(run: Result) -> Table | None:
-    """What the run was asked of trust, in words; None: nothing."""
+    """Build the table of a run's trust measurements; None if it has none."""
     lines = trust_lines(run.summary or {})
     if not lines:
         return None
-    note = "Asked for by --measure; docs/trust.md says what each line means."
+    note = "Asked for by --measure; docs/trust.md explains each line."
     return Table("trust", "Trust", note, ("what", "found"), tuple(lines.items()), ({"seed": run.seed, **lines},))
 
 
 def hooks_table(section: Section) -> Table | None:
-    """Return the sections of the runs' hooks, a row for each number; None: no run has one."""
+    """Return the sections of the runs' hooks with one row per number; None if no run has a hook."""
     found = [
         (method.label, str(seed), what, value)
         for method in section.methods
@@ -161,7 +164,7 @@ def hooks_table(section: Section) -> Table | None:
 
 
 def compare_work(method: Method, baseline: Method) -> str:
-    """Local steps relative to the baseline, over the seeds that both have."""
+    """Return the local steps relative to the baseline as text, over the shared seeds."""
     seeds = method.runs.keys() & baseline.runs.keys()
     mine = sum(method.runs[s].trained_rows or 0 for s in seeds)
     theirs = sum(baseline.runs[s].trained_rows or 0 for s in seeds)
@@ -171,13 +174,16 @@ def compare_work(method: Method, baseline: Method) -> str:
 
 
 def build_comparison_table(section: Section) -> Table | None:
-    """Each method against the baseline, paired by test row and seed; None without a pair."""
+    """Build the comparison of each method with the baseline, paired by test example and seed.
+
+    Returns None if no method can be paired.
+    """
     shown, data = [], []
     for method in section.shown:
         reference = section.find_reference(method)
         if reference is None or reference is method:
             continue
-        found = compare(method.scored, reference.scored)
+        found = compare(method.test_counts, reference.test_counts)
         if found is None:
             continue
         work = compare_work(method, reference)
@@ -247,17 +253,17 @@ def _build_comparison_row(m: Method, reference: Method, found: Comparison, work:
 
 
 def replace_infinity(value: float) -> float | None:
-    """None for infinity."""
+    """Return None for infinity and NaN, and any other number unchanged."""
     return value if math.isfinite(value) else None
 
 
-def format_interval(centre: float, width: float) -> str:
-    """[low, high]."""
-    return f"[{centre - width:+.2f}, {centre + width:+.2f}]" if math.isfinite(width) else "one seed"
+def format_interval(center: float, width: float) -> str:
+    """Return an interval as "[low, high]"; "one seed" if it is infinite."""
+    return f"[{center - width:+.2f}, {center + width:+.2f}]" if math.isfinite(width) else "one seed"
 
 
 def format_no_worse(found: Comparison, margin: float) -> str:
-    """The answer with its bound."""
+    """Return the answer to "no worse by more than the margin" with its bound."""
     answer = found.judge_no_worse(margin)
     return f"{answer} (bound {found.lower_bound:+.2f})" if found.has_enough_seeds else answer
 
@@ -266,7 +272,7 @@ def format_no_worse(found: Comparison, margin: float) -> str:
 
 
 def choose_targets(section: Section) -> tuple[float, ...]:
-    """Accuracies worth asking for: what the baseline reaches in the end, in half points, and 2 and 5 points less."""
+    """Return target accuracies in percent: the baseline's final one in half points, and 2 and 5 points less."""
     if section.targets:
         return section.targets
     first = next((m for m in section.shown if section.find_reference(m) is m), None) or next(iter(section.shown), None)
@@ -278,7 +284,7 @@ def choose_targets(section: Section) -> tuple[float, ...]:
 
 
 def build_cost_table(section: Section) -> Table | None:
-    """Rounds, bytes and seconds until a validation accuracy is first reached."""
+    """Build the table of rounds, bytes and seconds until a target validation accuracy is first reached."""
     shown, data = [], []
     for target in choose_targets(section):
         for method in section.shown:
@@ -325,7 +331,7 @@ def _has_reached(points: Iterable[CurvePoint], target: float) -> bool:
 
 
 def build_clients_table(section: Section) -> Table | None:
-    """How accuracy spreads over clients; None where it isn't known."""
+    """Build the table of how accuracy spreads over clients; None if that is unknown."""
     shown, data = [], []
     positions = [QUANTILES.index(q) for q in (0.0, 0.1, 0.5, 0.9, 1.0)]
     for method in section.shown:
@@ -352,7 +358,7 @@ def build_clients_table(section: Section) -> Table | None:
 
 
 def build_runs_table(section: Section) -> Table:
-    """Every run, for the CSV."""
+    """Build the CSV table of every run."""
     data = []
     for method in section.methods:
         for run in (*method.runs.values(), *method.failed):
@@ -363,7 +369,7 @@ def build_runs_table(section: Section) -> Table:
 
 
 def build_rounds_table(section: Section) -> Table:
-    """Every evaluated round, for the CSV; of a run alone, for the page too."""
+    """Build the CSV table of every evaluated round; a single run shows it on the page too."""
     found = [
         (m.label, seed, point) for m in section.shown for seed, run in m.runs.items() for point in build_curve(run)
     ]
@@ -386,7 +392,7 @@ def build_rounds_table(section: Section) -> Table:
 
 
 def build_calibration_table(section: Section) -> Table:
-    """Every bin of the reliability diagrams, for the CSV."""
+    """Build the CSV table of every bin of the reliability diagrams."""
     data = []
     for method in section.shown:
         for seed, run in method.runs.items():
@@ -399,7 +405,7 @@ def build_calibration_table(section: Section) -> Table:
 
 
 def build_tables(section: Section) -> list[Table]:
-    """All tables that have something to say; those without headings are for the CSV alone."""
+    """Return all tables that have content; those without headings are for CSV alone."""
     cost, clients = build_cost_table(section), build_clients_table(section)
     found: tuple[Table | None, ...]
     if section.single_run is not None:
@@ -429,7 +435,7 @@ def build_tables(section: Section) -> list[Table]:
 
 
 def _rename_measures(section: Section, table: Table) -> Table:
-    """A table with what its runs are judged by wherever it is read."""
+    """Replace "accuracy" in a table's texts by the metric of its runs."""
     title, note, *headings = (
         format_heading(text, section.results) for text in (table.title, table.note, *table.headings)
     )

@@ -1,4 +1,4 @@
-"""The figure of tasks one after the other: the accuracy on each after each, as a matrix for every method."""
+"""The figure of continual learning: for every method, a matrix with the accuracy on each task after each task."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ rows, the mean over seeds. Above: the classes of all tasks compete. Below: the r
 compete."""
 
 HEIGHT = 2.2
-"""Of a panel, in inches."""
+"""Height of a panel in inches."""
 
 KINDS = ("accuracy", "accuracy_known_task")
 
 
 def get_tasks(run: Result) -> Mapping[str, Any]:
-    """What summary.json says of the tasks; empty: there was one."""
+    """Return the `tasks` section of summary.json; empty for a single task."""
     return (run.summary or {}).get("tasks") or {}
 
 
 def draw_matrices(section: Section) -> str | None:
-    """Task by time, for each method and kind of accuracy; None: no run has several tasks."""
+    """Draw a matrix for each method and type of accuracy; None if no run has several tasks."""
     methods = [m for m in section.shown if any(get_tasks(run) for run in m.runs.values())]
     kinds = [kind for kind in KINDS if any(kind in get_tasks(run) for m in methods for run in m.runs.values())]
     shown = [(method, kind) for kind in kinds for method in methods]
@@ -56,7 +56,7 @@ def draw_matrices(section: Section) -> str | None:
 
 
 def compute_mean_matrix(method: Method, kind: str) -> np.ndarray:
-    """Accuracies in percent, (tasks, times), of the runs that have them."""
+    """Return the mean accuracies in percent, (tasks, times), of the runs that have them."""
     found = [get_tasks(run)[kind] for run in method.runs.values() if kind in get_tasks(run)]
     times = min(len(of["matrix"]) for of in found)
     mean: np.ndarray = 100 * np.mean([[of["start"], *of["matrix"][:times]] for of in found], axis=0).T
@@ -64,5 +64,5 @@ def compute_mean_matrix(method: Method, kind: str) -> np.ndarray:
 
 
 def draw_task_figures(section: Section) -> list[tuple[str, str, str, str | None]]:
-    """Name, title, note and SVG."""
+    """Return name, title, note and SVG of each figure."""
     return [("tasks", "Tasks one after the other", NOTE.replace("\n", " "), draw_matrices(section))]

@@ -1,7 +1,8 @@
-"""The figures of trust: reliability before and after, answers left out, changed rows, disagreement, energy.
+"""The figures of trust: calibration, abstention, robustness, disagreement and energy.
 
-Colours are those of all figures, which colour-blind eyes tell apart; the heat map's goes through white, from orange to
-blue, and its numbers are in the run's summary.json. With 100 clients names of clients give way to their number.
+The colors are those of all figures and remain distinguishable to color-blind readers. The heat map goes from orange
+through white to blue, and its numbers are in the run's summary.json. With more than `NAMED_CLIENTS` clients, the heat
+map labels only some of them.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Method, Section
 
 Drawn = tuple[str, str, str, str | None]
-"""Name, title, note and SVG of a figure; None: there is nothing to show."""
+"""Name, title, note and SVG of a figure; the SVG is None if the figure has no content."""
 
 COVERAGES = np.linspace(0.05, 1, 20)
 
 NAMED_CLIENTS = 30
-"""Clients up to which each has its id beside the heat map."""
+"""Most clients whose ids are all shown below the heat map."""
 
 SHOWN_MODULES = 60
-"""Rows of the heat map at most: the layers that lie highest are left out, and the note says so."""
+"""Most rows of the heat map; the layers after these are left out."""
 
 KINDS = {"train": "training", "idle": "waiting", "up": "traffic up", "down": "traffic down"}
 
 
 def get_trust(run: Result, name: str) -> Mapping[str, Any]:
-    """What a run was asked of trust by this name; empty: nothing."""
+    """Return section `name` of a run's trust measurements; empty if it was not measured."""
     return ((run.summary or {}).get("trust") or {}).get(name) or {}
 
 
 def get_calibration(run: Result) -> Mapping[str, Any]:
-    """The model before and after its temperature, on test rows, or else on the clients' own; empty: not asked."""
+    """Return the calibration on test examples, or else on clients' examples; empty if not measured."""
     found = get_trust(run, "calibration")
     return found.get("test") or found.get("clients") or {}
 
@@ -54,7 +55,7 @@ def get_calibration(run: Result) -> Mapping[str, Any]:
 
 
 def draw_reliability(section: Section, run: Result) -> str | None:
-    """Accuracy against confidence per bin, as the model is and with its logits divided by the temperature."""
+    """Draw accuracy against confidence in bins, before and after dividing the logits by the temperature."""
     found = get_calibration(run)
     if not found:
         return None
@@ -77,7 +78,7 @@ def draw_reliability(section: Section, run: Result) -> str | None:
 
 
 def draw_risk_coverage(section: Section) -> str | None:
-    """Wrong answers among those that are given, as the threshold of confidence falls; means over seeds."""
+    """Draw the share of wrong answers against the share of answered examples, as the mean over seeds."""
     methods = [m for m in section.shown if any(get_calibration(run) for run in m.runs.values())]
     if not methods:
         return None
@@ -114,7 +115,7 @@ def _interpolate_risks(found: Mapping[str, Any]) -> np.ndarray:
 
 
 def draw_robustness(section: Section) -> str | None:
-    """Accuracy against strength, a panel for each kind of change: the mean of the draws, dotted the worst of them."""
+    """Draw accuracy against strength for each type of corruption: the mean of the draws, and dotted the worst."""
     methods = [m for m in section.shown if any(get_trust(run, "robustness") for run in m.runs.values())]
     kinds = list(dict.fromkeys(kind for m in methods for kind in _list_kinds(m)))
     if not kinds:
@@ -143,7 +144,7 @@ def _list_kinds(method: Method) -> list[str]:
 
 
 def _compute_curve(method: Method, kind: str, key: str) -> tuple[list[float], list[float]]:
-    """From the rows as they are to the strongest change, means over seeds."""
+    """Return strengths and mean accuracies over seeds, from clean examples to the strongest corruption."""
     runs = [found for run in method.runs.values() if (found := get_trust(run, "robustness")) and kind in found]
     if not runs:
         return [], []
@@ -156,7 +157,7 @@ def _compute_curve(method: Method, kind: str, key: str) -> tuple[list[float], li
 
 
 def draw_heat_map(section: Section, run: Result) -> str | None:
-    """The cosine of each client's change with the mean of all, layer by layer."""
+    """Draw the cosine of each client's update with the mean update, layer by layer."""
     agreement = get_trust(run, "disagreement").get("agreement")
     if not agreement:
         return None
@@ -178,12 +179,12 @@ def draw_heat_map(section: Section, run: Result) -> str | None:
 
 
 def shorten_name(module: str) -> str:
-    """A layer's name as it fits beside a row."""
+    """Return a layer's name, shortened to its last 39 characters if it is longer than 40."""
     return module if len(module) <= 40 else "…" + module[-39:]
 
 
 def draw_places(section: Section, run: Result) -> str | None:
-    """Clients in the plane, near each other where their updates pull alike; a colour and a marker for each group."""
+    """Draw clients as points that are close if their updates agree; a color and a marker per group."""
     found = get_trust(run, "disagreement")
     if not found.get("places"):
         return None
@@ -209,7 +210,7 @@ def draw_places(section: Section, run: Result) -> str | None:
 
 
 def draw_energy(section: Section, run: Result) -> str | None:
-    """Joules by kind, round by round, and client by client."""
+    """Draw joules by type, by round and by client."""
     found = get_trust(run, "energy")
     if not found:
         return None
@@ -242,7 +243,7 @@ ROBUSTNESS_NOTE = (
 
 
 def draw_trust_figures(section: Section) -> list[Drawn]:
-    """Those that compare methods, and of a run alone all."""
+    """Return the figures that compare methods, and for a single run all figures of trust."""
     compared: Sequence[Drawn] = (
         ("coverage", "Trust: answers left out", COVERAGE_NOTE, draw_risk_coverage(section)),
         ("robustness", "Trust: changed rows", ROBUSTNESS_NOTE, draw_robustness(section)),

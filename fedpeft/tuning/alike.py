@@ -1,7 +1,7 @@
-"""What trials must have in common, so that their losses can be compared.
+"""Checks that the trials of a search can be compared by their losses.
 
-A language model is judged by the next token. Other lengths ask for other tokens, and other tokenizers for tokens that
-are longer or shorter, whose losses are of another unit. Where words are labelled, other lengths ask for other words.
+A language model is judged by the next token. Other lengths mean other tokens, and other tokenizers mean longer or
+shorter tokens, whose losses have another unit. With token labels, other lengths mean other labeled words.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from fedpeft.wiring.dataset_info import DatasetInfo
 
 
 def check_tokens(search: Search, facts_of: Callable[[RunConfig], DatasetInfo]) -> None:
-    """Refuse a search among lengths or tokenizers of a language model, or among lengths where words are labelled.
+    """Refuse a search over lengths or tokenizers of a language model, or over lengths with token labels.
 
     Args:
-        search: what is searched; its rows are read only where it has several lengths or models.
-        facts_of: of the rows of a configuration.
+        search: the search; its dataset is read only if it has several lengths or models.
+        facts_of: returns the dataset info of a configuration.
 
     Raises:
-        ConfigError: its trials could not be compared.
-        FedpeftError: rows, models or tokenizers can't be read.
+        ConfigError: the losses of its trials could not be compared.
+        FedpeftError: the dataset, a model or a tokenizer can't be read.
     """
     lengths, models = search.lengths(), list(search.list_models())
     if len(lengths) == len(models) == 1:
@@ -36,10 +36,10 @@ def check_tokens(search: Search, facts_of: Callable[[RunConfig], DatasetInfo]) -
     task = TASKS.build(facts.task)
     language, words = task.metric == "perplexity", isinstance(task, TokenLabels)
     if len(lengths) > 1 and (language or words):
-        what, ones = ("a language model", "tokens") if language else ("labels of words", "words")
+        what, ones = ("a language model", "tokens") if language else ("token labels", "words")
         raise ConfigError(
-            f"FP1442 {search.path}: tokens can't be searched for {what}: losses are means over {ones}, and rows of "
-            "other lengths have other ones; state one number in [base]"
+            f"FP1442 {search.path}: tokens can't be searched for {what}: losses are means over {ones}, and "
+            "examples of other lengths have other {ones}; set one number in [base]"
         )
     if not language:
         return
@@ -48,6 +48,6 @@ def check_tokens(search: Search, facts_of: Callable[[RunConfig], DatasetInfo]) -
     for model in others:
         if load_tokenizer(resolve_model(model)).get_vocab() != tokens:
             raise ConfigError(
-                f"FP1443 {search.path}: {first} and {model} have other tokens each, so that losses per token can't be "
+                f"FP1443 {search.path}: {first} and {model} have different tokenizers, so losses per token can't be "
                 "compared; search among models with one tokenizer"
             )

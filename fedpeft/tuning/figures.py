@@ -1,4 +1,4 @@
-"""The figures of a search: its history, which names matter, and which values went together."""
+"""The figures of a search: its history, the importance of its names, and combinations of values."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from fedpeft.studies.figures import Figure
 from fedpeft.tuning.store import list_finished, list_trained
 
 FEWEST = 4
-"""Finished trials below which nothing is said of what matters."""
+"""Fewest finished trials for which importances are computed."""
 
 
 def draw_figures(study: Study, objective: str) -> list[Figure]:
-    """Those that the trials allow."""
+    """Return the figures that the trials allow."""
     found = [draw_history(study, objective), draw_importance(study), draw_parallel(study, objective)]
     return [figure for figure in found if figure is not None]
 
 
 def list_ended(study: Study) -> list[FrozenTrial]:
-    """Trials that were trained and have a value: finished, or given up at a rung."""
+    """Return the trials that were trained and have a finite value: finished, or pruned at a rung."""
     states = (TrialState.COMPLETE, TrialState.PRUNED)
     return [t for t in list_trained(study) if t.state in states and t.value is not None and math.isfinite(t.value)]
 
 
 def draw_history(study: Study, objective: str) -> Figure | None:
-    """The value of each trial, and the best of those before."""
+    """Draw the value of each trial and the best value so far; None without trials."""
     trials = list_ended(study)
     if not trials:
         return None
@@ -56,12 +56,12 @@ def draw_history(study: Study, objective: str) -> Figure | None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel(f"validation {objective}")
         axis.legend()
-    note = "Of trials that were given up the last value that they had; those that were never trained are left out."
+    note = "A trial that was given up shows its last value. Trials that were never trained are left out."
     return Figure("history", "History", note, out.getvalue())
 
 
 def compute_importances(study: Study) -> dict[str, float]:
-    """The share of each name in how the values of finished trials differ; empty: too few to say."""
+    """Return each name's share of the variance of finished trials' values; empty with too few trials."""
     if len(list_finished(study)) < FEWEST or len({t.value for t in list_finished(study)}) < 2:
         return {}
     found: dict[str, float] = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
@@ -69,7 +69,7 @@ def compute_importances(study: Study) -> dict[str, float]:
 
 
 def draw_importance(study: Study) -> Figure | None:
-    """A bar for each name."""
+    """Draw a bar for each name's importance; None without importances."""
     found = compute_importances(study)
     if not found:
         return None
@@ -80,14 +80,14 @@ def draw_importance(study: Study) -> Figure | None:
         label_rows(axis, names)
         axis.set_xlabel("share of the variance of the value")
     note = (
-        "Functional ANOVA (Hutter et al., 2014) on the finished trials, of names that all of them have. A name of "
-        "little weight here may matter outside what was tried."
+        "Functional ANOVA (Hutter et al., 2014) on the finished trials, for the names that all of them have. A name "
+        "with a small share may matter outside the values that were tried."
     )
     return Figure("importance", "What matters", note, out.getvalue())
 
 
 def draw_parallel(study: Study, objective: str) -> Figure | None:
-    """A line for each trial through its values."""
+    """Draw each trial as a line through its values; None with fewer than two trials or no varied name."""
     trials = list_ended(study)
     spaces = {name: space for t in trials for name, space in t.distributions.items()}
     names = [name for name in spaces if len({t.params[name] for t in trials if name in t.params}) > 1]
@@ -130,7 +130,7 @@ def _collect_numbers(name: str, trials: Sequence[FrozenTrial]) -> list[float]:
 
 
 def _compute_height(space: BaseDistribution, value: Any, name: str, trials: Sequence[FrozenTrial]) -> float:
-    """Between 0 and 1; NaN where a trial has no such value."""
+    """Return the height of a value between 0 and 1; NaN if the trial lacks the name."""
     if value is None:
         return math.nan
     if isinstance(space, CategoricalDistribution):
@@ -141,7 +141,7 @@ def _compute_height(space: BaseDistribution, value: Any, name: str, trials: Sequ
 
 
 def _list_marks(space: BaseDistribution, name: str, trials: Sequence[FrozenTrial]) -> list[tuple[str, float]]:
-    """What stands beside an axis, and where."""
+    """Return the texts beside an axis, each with its height."""
     if isinstance(space, CategoricalDistribution):
         return [(str(choice)[:28], i / (len(space.choices) - 1)) for i, choice in enumerate(space.choices)]
     return [(f"{min(_collect_numbers(name, trials)):.3g}", 0.0), (f"{max(_collect_numbers(name, trials)):.3g}", 1.0)]

@@ -1,15 +1,16 @@
-"""AutoPEFT's space (Zhou et al., arXiv 2301.12132): which PEFT methods, in which blocks, how large.
+"""AutoPEFT's search space (Zhou et al., arXiv 2301.12132): PEFT methods, their blocks and their sizes.
 
     [hybrid]
-    blocks = "shared"                 # one set of blocks for all methods; or "each": every method has its own
-    [hybrid.lora]                     # a method, with settings that stay as they are (alpha = 16) ...
-    rank = [1, 2, 4, 8]               # ... and lists to choose from; the first list has "off" besides
+    blocks = "shared"                 # one set of blocks for all methods; "each": one set per method
+    [hybrid.lora]                     # a method, with fixed settings (alpha = 16) ...
+    rank = [1, 2, 4, 8]               # ... and lists to choose from; the first list also offers "off"
     [hybrid.bitfit]                   # without a list: on or off
 
-In the paper a hybrid is a vector: of each kind of module a size, or off, and of each block whether it has any. So it
-is here, with the methods of `fedpeft.peft.methods` that compose, joined by `+`. A vector with all methods off, or all
-blocks, trains nothing and is no trial. Deviations: methods are whichever the user names; and the paper's Bayesian
-optimization of score and size together is TPE under a budget (`fedpeft.tuning.sizes`) with successive halving.
+In the paper, a hybrid is a vector: a size or off for each type of module, and on or off for each block. This search
+does the same with the composable methods of `fedpeft.peft.methods`, joined by `+`. A vector with all methods or all
+blocks off trains nothing and does not become a trial. There are two deviations. The user names the methods. And TPE
+under a budget (`fedpeft.tuning.sizes`) with successive halving replaces the paper's Bayesian optimization of score and
+size.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ OFF = "off"
 SHARED, EACH = "shared", "each"
 
 BLOCKS = "layers"
-"""The setting of methods that says in which blocks they are."""
+"""The setting of methods that selects their blocks."""
 
 PRESENT = Choices((True, False))
 
 
 @dataclass(frozen=True)
 class HybridMember:
-    """A method that a hybrid may have.
+    """A method that a hybrid may contain.
 
     Attributes:
-        name: of the part.
-        fixed: settings that stay as they are.
-        lists: settings to choose, with their values; the first one is how large the method is.
+        name: name of the method's part.
+        fixed: settings with one value.
+        lists: settings to choose, with their values; the first one sets the size of the method.
     """
 
     name: str
@@ -50,7 +51,7 @@ class HybridMember:
     lists: Mapping[str, Choices]
 
     def draw_settings(self, draw: Draw) -> dict[str, Any] | None:
-        """The settings that are drawn; None: the method is off."""
+        """Draw the method's settings; None if the method is off."""
         if not self.lists:
             return dict(self.fixed) if draw(self.name, Choices(("on", OFF))) != OFF else None
         found = dict(self.fixed)
@@ -60,11 +61,14 @@ class HybridMember:
         return None if OFF in (found[setting] for setting in list(self.lists)[:1]) else found
 
     def text(self, settings: Mapping[str, Any], blocks: tuple[int, ...]) -> str:
-        """The method in these blocks."""
+        """Return the text of the method with these settings and blocks."""
         return str(Spec(self.name, {**settings, BLOCKS: blocks}))
 
     def iterate_smallest(self) -> Iterator[dict[str, Any]]:
-        """Settings that could be the smallest: each first list's values, the first of the others."""
+        """Yield the settings that may give the smallest size.
+
+        They combine each value of the first list with the first value of the other lists.
+        """
         first = {setting: values.values[0] for setting, values in self.lists.items()}
         size = next(iter(self.lists), None)
         for value in self.lists[size].values if size else [None]:
@@ -79,7 +83,7 @@ class HybridSpace:
     blocks: str = SHARED
 
     def text(self, draw: Draw, depth: int) -> str | None:
-        """The hybrid that is drawn, in a model of `depth` blocks; None: it would train nothing."""
+        """Draw a hybrid for a model of `depth` blocks and return its text; None if it would train nothing."""
         shared = self._draw_blocks(draw, "", depth) if self.blocks == SHARED else None
         found = []
         for member in self.members:
@@ -93,13 +97,13 @@ class HybridSpace:
         return tuple(i for i in range(depth) if draw(f"{before}block.{i}", PRESENT))
 
     def iterate_smallest(self, depth: int) -> Iterator[str]:
-        """Texts among which the smallest hybrid is: of one method, in the uppermost block."""
+        """Yield the texts that include the smallest hybrid: one method in the uppermost block."""
         for member in self.members:
             for settings in member.iterate_smallest():
                 yield member.text(settings, (depth - 1,))
 
     def describe(self) -> dict[str, str]:
-        """What is searched, for people."""
+        """Return a readable description of the searched values, by name."""
         found: dict[str, str] = {}
         for member in self.members:
             lists = {f"{member.name}.{setting}": str(values) for setting, values in member.lists.items()}
@@ -110,10 +114,10 @@ class HybridSpace:
 
 
 def parse_hybrid_space(where: str, given: Any) -> HybridSpace:
-    """What a search file's table [hybrid] says; `where` is the file.
+    """Parse the table [hybrid] of a search file; `where` is the file.
 
     Raises:
-        ConfigError: no method, an unknown one, one that can't be joined or has no blocks; or an illegal setting.
+        ConfigError: there is no method; a method is unknown, can't be joined or has no blocks; a setting is illegal.
     """
     if not isinstance(given, dict):
         raise ConfigError(f"FP1444 {where}: hybrid must be a table ([hybrid]), got {given!r:.100}")
@@ -148,11 +152,11 @@ def _parse_member(where: str, given: str, settings: Any) -> HybridMember:
         able = [n for n in PEFT_METHODS.own_names if PEFT_METHODS.part(n).composes]
         raise ConfigError(f"FP1450 {here}: {name} can't be one of several methods; {suggest_legal(name, able)}")
     if BLOCKS in settings:
-        raise ConfigError(f"FP1451 {here}: {BLOCKS} is what the search chooses; leave it out")
+        raise ConfigError(f"FP1451 {here}: the search chooses {BLOCKS}; leave it out")
     lists = {key: parse_choices(f"{here} {key}", v) for key, v in settings.items() if isinstance(v, list)}
     for key, values in lists.items():
         if OFF in values.values:
-            raise ConfigError(f"FP1452 {here} {key} names {OFF!r}, which the first list has anyway; leave it out")
+            raise ConfigError(f"FP1452 {here} {key} contains {OFF!r}, which the first list offers anyway; leave it out")
     member = HybridMember(name, {key: v for key, v in settings.items() if key not in lists}, lists)
     for key, values in lists.items():
         for value in values.values:

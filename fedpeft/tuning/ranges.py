@@ -1,4 +1,4 @@
-"""What a search may choose from: numbers between two ends, or a list of values."""
+"""The values that a search may choose from: numbers of a range, or a list of values."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ KEYS = ("low", "high", "log", "step")
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; whole ones where both ends are whole.
+    """Numbers from `low` to `high`, both included; integers if both ends are integers.
 
     Attributes:
-        low, high: the ends.
-        log: whether numbers are drawn by their logarithm.
-        step: between numbers; None: 1, or none between numbers that are not whole.
+        low, high: the smallest and the largest value.
+        log: whether the logarithm is drawn uniformly.
+        step: distance between values; None: 1 for integers, otherwise continuous.
     """
 
     low: float
@@ -33,16 +33,17 @@ class Range:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """What is legal if these are."""
+        """The two ends; if both are legal, all values between them are."""
         return self.low, self.high
 
     def suggest(self, trial: Trial, name: str) -> Any:
-        """The trial's value of `name`."""
+        """Return optuna's suggestion of `name` for the trial."""
         if isinstance(self.low, int):
             return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def __str__(self) -> str:
+        """Return the range as readable text."""
         words = [f"{self.low:g} to {self.high:g}"]
         words += [f"in steps of {self.step:g}"] if self.step else []
         return ", ".join([*words, *(["logarithmic"] if self.log else [])])
@@ -50,67 +51,68 @@ class Range:
 
 @dataclass(frozen=True)
 class Choices:
-    """One of some values: texts, numbers or truth values."""
+    """A choice of one of several texts, numbers or truth values."""
 
     values: tuple[Any, ...]
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """All of them."""
+        """All values."""
         return self.values
 
     def suggest(self, trial: Trial, name: str) -> Any:
-        """The trial's value of `name`."""
+        """Return optuna's suggestion of `name` for the trial."""
         return trial.suggest_categorical(name, self.values)
 
     def __str__(self) -> str:
+        """Return the values as readable text."""
         return " | ".join(str(value) for value in self.values)
 
 
 Searched = Range | Choices
 
 Draw = Callable[[str, Searched], Any]
-"""Gives the value of a name out of what it may be."""
+"""A function that draws the value of a name from its range or choices."""
 
 
 def parse_searched(where: str, given: Any) -> Searched:
-    """What a value of a search file's table lets a search choose from; `where` is it.
+    """Parse a value of a search file's table [search]; `where` names it in error messages.
 
     Raises:
-        ConfigError: it is neither a list nor a table of a range; or there is nothing to choose.
+        ConfigError: it is neither a list nor a range, or it offers fewer than two values.
     """
     if isinstance(given, list):
         return parse_choices(where, given)
     if isinstance(given, dict):
         return _parse_range(where, given)
     raise ConfigError(
-        f"FP1454 {where} must be a list of values or {{low = ..., high = ...}}, got {given!r}; what is not searched "
-        "stands in [base]"
+        f"FP1454 {where} must be a list of values or {{low = ..., high = ...}}, got {given!r}; a fixed value "
+        "belongs in [base]"
     )
 
 
 def parse_choices(where: str, given: list[Any]) -> Choices:
-    """The values of a list.
+    """Parse a list of values.
 
     Raises:
-        ConfigError: fewer than two, one twice, or a list or table among them.
+        ConfigError: the list has fewer than two values, a duplicate, or a nested list or table.
     """
     if any(not isinstance(value, str | int | float) for value in given):
-        raise ConfigError(f"FP1455 {where} must hold texts, numbers or truth values, got {given!r:.100}")
+        raise ConfigError(f"FP1455 {where} must contain texts, numbers or truth values, got {given!r:.100}")
     if len(given) < 2:
         raise ConfigError(
-            f"FP1456 {where} leaves nothing to choose: it has {len(given)} values, and a search needs two"
+            f"FP1456 {where} offers no choice: it has {len(given)} values, and a search needs at least two"
         )
     if len({(type(value), value) for value in given}) < len(given):
-        raise ConfigError(f"FP1457 {where} names a value twice: {given!r:.100}")
+        raise ConfigError(f"FP1457 {where} contains a value twice: {given!r:.100}")
     return Choices(tuple(given))
 
 
 def _is_finite(number: Any) -> bool:
-    """Whether it is a number, and one that a float can be."""
+    """Return whether a value is a number within the range of floats."""
     try:
         return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-    except OverflowError:  # a whole number of more than 308 digits
+    except OverflowError:  # an integer with more than 308 digits
         return False
 
 
@@ -132,11 +134,9 @@ def _parse_range(where: str, given: Mapping[str, Any]) -> Range:
     if low >= high:
         raise ConfigError(f"FP1460 {where} is an empty range: low = {low} must be below high = {high}")
     if not _is_finite(high - low):
-        raise ConfigError(
-            f"FP1461 {where} is wider than numbers reach: from {low:g} to {high:g} must be less than 1e308"
-        )
+        raise ConfigError(f"FP1461 {where} is too wide: from {low:g} to {high:g} must be less than 1e308")
     if log and (low <= 0 or step is not None):
-        raise ConfigError(f"FP1462 {where}: a logarithmic range has a low above 0 and no step, got {dict(given)!r}")
+        raise ConfigError(f"FP1462 {where}: a logarithmic range needs a low above 0 and no step, got {dict(given)!r}")
     whole = isinstance(low, int) and isinstance(high, int)
     if not whole:
         low, high = float(low), float(high)

@@ -1,4 +1,4 @@
-"""What a search has found: a page with its figures and trials, and the best settings as files and as a command."""
+"""The results of a search: a page with figures and trials, and the best settings as a file and a command."""
 
 from __future__ import annotations
 
@@ -30,38 +30,38 @@ PAGE, TABLE, BEST = "report.html", "trials.csv", "best.toml"
 
 @dataclass(frozen=True)
 class Report:
-    """Of a search: its study, as far as it has come."""
+    """The report of a search, finished or not."""
 
     search: Search
     study: Study
 
     @property
     def best(self) -> RunConfig | None:
-        """The best run's settings; None: no trial has finished."""
+        """The settings of the best run; None if no trial has finished."""
         found = list_finished(self.study)
         return build_config(read_settings(found[0]), str(self.search.path)) if found else None
 
     @property
     def best_trial(self) -> str:
-        """Which trial was the best, and what it came to, in words."""
+        """A text with the number and value of the best trial."""
         trial = list_finished(self.study)[0]
         return f"trial {trial.number}, validation {self.search.keys.objective} {trial.value:.4f}"
 
     @property
     def tie_note(self) -> str:
-        """That others have come to the very same as the best; empty: none has."""
+        """A warning if other trials have exactly the best value; empty otherwise."""
         own = [t.value for t in list_finished(self.study) if SAME_AS not in t.user_attrs]
         alike = own.count(own[0])
         if alike == 1:
             return ""
         return (
-            f"{alike} of {len(own)} finished trials have this very value, as runs have that keep their start: it does "
-            "not tell them apart; give more rounds, or more validation rows"
+            f"{alike} of {len(own)} finished trials have exactly this value, for example because they keep their "
+            "start. It does not distinguish them; set more rounds or more validation examples"
         )
 
     @property
     def command(self) -> str:
-        """The best run's command line; empty: there is none."""
+        """The command line of the best run; empty if no trial has finished."""
         best = self.best
         return (
             format_command(best, [plugin.source for plugin in catalogue.find_used_plugins(best)])
@@ -71,7 +71,7 @@ class Report:
 
     @property
     def extent(self) -> str:
-        """How much was tried, in words."""
+        """A sentence on how much was tried."""
         some, drawn_trials = list_trained(self.study), self.study.get_trials(deepcopy=False)
         given_up = sum(t.state == TrialState.PRUNED for t in some)
         failed = sum(t.state == TrialState.FAIL for t in some)
@@ -87,7 +87,7 @@ class Report:
         return ", ".join([*words, *([f"{never} drawn and never trained"] if never else [])]) + "."
 
     def build_page_fields(self, number: int) -> dict[str, object]:
-        """What the page's template needs."""
+        """Return the values that the page's template needs."""
         shown = draw_figures(self.study, self.search.keys.objective)
         failed = [
             f"trial {t.number}: {t.user_attrs[REASON]}" for t in list_trained(self.study) if REASON in t.user_attrs
@@ -106,7 +106,7 @@ class Report:
         }
 
     def build_table(self) -> Table:
-        """All trials that were trained, the finished ones first, by their value."""
+        """Build the table of all trained trials: the finished ones first, the best on top."""
         order = {t.number: i for i, t in enumerate(list_finished(self.study))}
         some = sorted(list_trained(self.study), key=lambda t: (order.get(t.number, len(order)), t.number))
         rows = [_format_row(t) for t in some]
@@ -121,15 +121,15 @@ class Report:
         return Table(
             name="trials",
             title="Trials",
-            note="The value is of validation rows, at the round that a run keeps; of trials that were given up, the "
-            "last that they had. No trial has seen the test rows: the command of the best settings is a run that does.",
+            note="The value is measured on validation examples, at the round that a run keeps. For a trial that was "
+            "given up, it is the last value. No trial uses test examples; the command of the best settings does.",
             headings=headings,
             shown=tuple(tuple(row) for row in rows),
             data=(),
         )
 
     def write(self, folder: Path) -> None:
-        """The page, each figure as SVG, all trials as CSV, and the best settings.
+        """Write the page, each figure as SVG, all trials as CSV, and the best settings.
 
         Raises:
             RunError: a file can't be written.
@@ -144,7 +144,7 @@ class Report:
                 files.replace(folder / BEST, catalogue.format_toml(self.best).encode())
 
     def to_csv(self) -> str:
-        """All that were drawn."""
+        """Return all trials as CSV, including those that were never trained."""
         trials = self.study.get_trials(deepcopy=False)
         names = list(dict.fromkeys(name for t in trials for name in t.params))
         out = io.StringIO()
@@ -156,7 +156,7 @@ class Report:
 
 
 def describe_state(trial: FrozenTrial) -> str:
-    """How a trial ended, in words."""
+    """Return how a trial ended as readable text."""
     if NEVER_TRAINED in trial.user_attrs:
         return "never trained"
     if trial.state == TrialState.PRUNED:

@@ -1,4 +1,4 @@
-"""The trials of a search: drawn, trained, several at a time, each in a process of its own, and recorded as they end."""
+"""Draws and trains the trials of a search, several at a time in their own processes, and records their ends."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ from fedpeft.wiring import catalogue
 POLL_SECONDS = 0.2
 
 IN_A_ROW = 100
-"""Trials that are drawn one after another and can't be trained, after which a search gives up."""
+"""Consecutive untrainable draws after which a search gives up."""
 
 FAILURES = 3
-"""Trials that fail, and none ends well, after which a search gives up."""
+"""Failed trials after which a search gives up if no trial has ended well."""
 
-TOLD = ("uplink_bytes", "seconds", "parameters")
-"""What of a finished trial's summary is kept as its attributes."""
+KEPT_KEYS = ("uplink_bytes", "seconds", "parameters")
+"""Keys of a finished trial's summary that are kept as its attributes."""
 
 
 class TrialStarter(Protocol):
-    """Starts processes and learns how they ended; `fedpeft.studies.process.Starter` does."""
+    """Starts processes and reports their exit codes, as `fedpeft.studies.process.Starter` does."""
 
     def start(self, run: Start) -> None:
         """Start a run."""
 
     def collect_exit_codes(self) -> Mapping[Path, int]:
-        """Exit codes of the runs that have ended since the last call, by folder."""
+        """Return the exit codes of the runs that have ended since the last call, by folder."""
 
     def close(self) -> None:
-        """End the runs that are left."""
+        """End the remaining runs."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class TrialProcess:
     gpus: str
 
     def __str__(self) -> str:
+        """Return the trial's number and its progress."""
         done = count_finished_rounds(self.folder)
         return f"trial {self.number}: " + (f"{done} rounds done" if done else "getting ready")
 
@@ -88,11 +89,11 @@ class SearchFolder:
     """A search in its folder.
 
     Attributes:
-        search, study: what is searched, and what is known.
-        folder: of the results.
-        trials: how many are trained.
-        sizes: of trials; None: they don't matter.
-        blocks: of the base; 0: they don't matter.
+        search, study: the search, and the trials so far.
+        folder: the results folder.
+        trials: the number of trials to train.
+        sizes: the sizes of trials; None if no budget needs them.
+        blocks: the blocks of the base model; 0 if no hybrid needs them.
     """
 
     search: Search
@@ -103,14 +104,14 @@ class SearchFolder:
     blocks: int
 
     def run_of(self, number: int) -> Path:
-        """The folder of a trial's run."""
+        """Return the folder of a trial's run."""
         return self.folder / "trials" / f"{number:04}"
 
     def config(self, trial: Trial) -> RunConfig:
-        """The run that a trial is.
+        """Draw the settings of a trial's run.
 
         Raises:
-            ConfigError: there is none: it would train nothing, or more than the budget; or its settings do not fit.
+            ConfigError: it would train nothing or exceed the budget, or its settings do not fit together.
         """
         config = self.search.config(lambda name, among: among.suggest(trial, name), self.blocks)
         if config is None:
@@ -126,30 +127,36 @@ class SearchFolder:
         return config
 
     def read_value(self, number: int) -> tuple[float, Mapping[str, Any]]:
-        """The objective of a finished run, at the round that it keeps, and its summary.
+        """Return the objective of a finished run at the round that it keeps, and its summary.
 
         Raises:
-            RunError: that round's state was not validated, or has diverged; or its files can't be read.
+            RunError: that round's state was not validated or has diverged, or a file can't be read.
         """
         folder, objective = self.run_of(number), self.search.keys.objective
         try:
             summary = files.read_json(folder / "summary.json")
             kept = summary["kept_round"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"FP5231 {folder} holds no summary of its run: {error}") from error
+            raise RunError(f"FP5231 {folder} contains no readable summary.json: {error}") from error
         lines = Records(folder).read("rounds.jsonl")
         values = {line["round"]: line[objective] for line in lines if line.get(objective) is not None}
-        value = values.get(kept, summary.get(f"validation_{objective}"))  # a start may have no line
+        value = values.get(kept, summary.get(f"validation_{objective}"))  # round 0 may have no line
         if value is None:
             raise RunError(
-                f"FP5232 the run in {folder} keeps the state after round {kept}, of which no finite {objective} of "
-                "validation rows is known: it was not validated there, or has diverged"
+                f"FP5232 the run in {folder} keeps the state after round {kept}, which has no finite validation "
+                f"{objective}: the round was not validated, or the run has diverged"
             )
         return float(value), summary
 
 
 class Conductor:
-    """Keeps `workers` trials going until there are enough.
+    """A loop that keeps `workers` trials going until there are enough.
+
+    Args:
+        place: the search in its folder.
+        starts: creates the object that starts processes.
+        workers: the number of trials at a time.
+        console: prints the trials as they end.
 
     Args:
         place: the search in its folder.
@@ -159,6 +166,7 @@ class Conductor:
     """
 
     def __init__(self, place: SearchFolder, starts: Callable[[], TrialStarter], workers: int, console: Console) -> None:
+        """Count the existing trials and prepare the progress bar; `run` starts the trials."""
         self.place, self.study, self.starts, self.workers = place, place.study, starts, workers
         self.running: list[TrialProcess] = []
         self.shares = divide_gpus(workers)
@@ -180,10 +188,10 @@ class Conductor:
         self.heartbeat = Heartbeat(self._print_heartbeat, SILENCE) if not console.is_terminal else None
 
     def run(self) -> None:
-        """All trials that are left.
+        """Train the missing trials.
 
         Raises:
-            ConfigError: what is drawn can't be trained, again and again.
+            ConfigError: `IN_A_ROW` consecutive draws can't be trained.
             RunError: all trials fail, or the disk can't be written.
         """
         interrupted = [t.number for t in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
@@ -201,7 +209,7 @@ class Conductor:
                 time.sleep(POLL_SECONDS)
 
     def _fill(self, interrupted: list[int], starter: TrialStarter) -> bool:
-        """Begin trials while there is room; whether there are more to begin."""
+        """Begin trials while workers are free; return whether there are more to begin."""
         while interrupted or self.begun < self.place.trials:
             if len(self.running) >= self.workers or (self.running and not self._is_prepared()):
                 return True
@@ -213,7 +221,7 @@ class Conductor:
         return False
 
     def _is_prepared(self) -> bool:
-        """Whether the work that trials share, such as tokenised rows, is behind one of them."""
+        """Return whether a trial has finished the work that trials share, such as tokenization."""
         self.warm = self.warm or any((r.folder / "rounds.jsonl").exists() for r in self.running)
         return bool(self.warm)
 
@@ -222,14 +230,14 @@ class Conductor:
         reasons = [t.user_attrs.get(NEVER_TRAINED) for t in last]
         if len(reasons) == IN_A_ROW and all(reasons):
             raise ConfigError(
-                f"FP1466 {self.place.search.path}: none of {IN_A_ROW} trials in a row could be trained, the last "
-                f"since: {reasons[-1]}; raise the budget, or narrow the ranges"
+                f"FP1466 {self.place.search.path}: none of {IN_A_ROW} trials in a row could be trained. The "
+                f"last reason: {reasons[-1]}; raise the budget, or narrow the ranges"
             )
 
     # ---------------------------------------------------------------------------------------------------- one trial
 
     def _go_on(self, number: int, starter: TrialStarter) -> None:
-        """A trial that was begun when the search was interrupted: its run goes on."""
+        """Resume a trial that was running when the search was interrupted."""
         trial = get_trial(self.study, number)
         if GIVEN_UP in trial.user_attrs:
             self._record_end(number, NOT_PASSED)
@@ -270,9 +278,9 @@ class Conductor:
         self.running.append(running)
 
     def _repeat(self, trial: Trial, twin: FrozenTrial) -> None:
-        """A run that there was already has ended as it did."""
+        """Record a trial whose settings equal those of an earlier one, with the earlier result."""
         trial.set_user_attr(SAME_AS, twin.number)
-        for name in (*TOLD, GIVEN_UP, REASON):
+        for name in (*KEPT_KEYS, GIVEN_UP, REASON):
             if name in twin.user_attrs:
                 trial.set_user_attr(name, twin.user_attrs[name])
         for round_number, value in twin.intermediate_values.items():
@@ -310,14 +318,15 @@ class Conductor:
             self._say(f"trial {number}  [bold red]failed:[/] {escape(str(error))}")
             self._check_failures(error)
             return
-        for name in TOLD:
+        for name in KEPT_KEYS:
             trial.set_user_attr(name, summary.get(name))
         self.study.tell(number, value)
         best = list_finished(self.study)[0]
-        told = "the best so far" if best.number == number else f"best {best.value:.4f}: trial {best.number}"
+        comparison = "the best so far" if best.number == number else f"best {best.value:.4f}: trial {best.number}"
         seconds = f"  {format_duration(summary['seconds'])}" if summary.get("seconds") else ""
         self._say(
-            f"trial {number}  {self._describe_trial(self.study.get_trials(deepcopy=False)[number])}  ({told}){seconds}"
+            f"trial {number}  {self._describe_trial(self.study.get_trials(deepcopy=False)[number])}  "
+            f"({comparison}){seconds}"
         )
 
     def _check_failures(self, error: RunError) -> None:
@@ -326,7 +335,7 @@ class Conductor:
             raise RunError(f"FP5233 all {len(states)} trials have failed, the last one: {error}")
 
     def _describe_trial(self, trial: FrozenTrial) -> str:
-        """A trial's value and what was drawn for it."""
+        """Return a trial's value and its drawn settings as text."""
         value = trial.value if trial.value is not None else float("nan")
         return f"{self.place.search.keys.objective} {value:.4f}  {escape(format_draws(trial))}"
 
@@ -350,7 +359,7 @@ class Conductor:
 
 
 def format_draws(trial: FrozenTrial) -> str:
-    """What was drawn for a trial, for people; blocks as one list."""
+    """Return a trial's drawn values as text, with its blocks as one list."""
     words: list[str] = []
     blocks: dict[str, list[str]] = {}
     for name, value in trial.params.items():

@@ -1,28 +1,30 @@
-"""A search's TOML file: settings of every trial, what is searched, and how.
+"""A search's TOML file: settings of every trial, the searched values, and the search method.
 
-name = "rates"                         # of the search; the file's name if it is empty
-question = "Which rate and rank suit R8?"
-trials = 40                            # that are trained; --trials says another number
-objective = "loss"                     # of the validation rows, at the round that a run keeps: loss or accuracy
-sampler = "tpe"                        # tree-structured Parzen estimator, or random
-startup = 10                           # trials that are drawn at random before tpe begins
-pruner = "hyperband"                   # which trials end at a rung: by hyperband, halving, or none
-first = 0                              # round of the first rung; 0: the first that is validated
-reduction = 3                          # rungs lie so many times as far, and one trial of so many passes each
-seed = 0                               # of the search; that of the trials stands in [base]
-budget = {parameters = 30_000}         # or {bytes = ...} of a client's update: larger trials are never trained
+A file looks like this:
 
-[base]                                 # settings of every trial: the flags of python -m fedpeft.simulate
-rounds = 9
-peft = "lora(rank={rank}, alpha={alpha})"
+    name = "rates"                         # default: the file's name
+    question = "Which rate and rank suit R8?"
+    trials = 40                            # trained trials; --trials overrides it
+    objective = "loss"                     # on validation examples, at the round that a run keeps: loss or accuracy
+    sampler = "tpe"                        # tree-structured Parzen estimator, or random
+    startup = 10                           # trials that are drawn at random before tpe begins
+    pruner = "hyperband"                   # ends trials at rungs: hyperband, halving or none
+    first = 0                              # round of the first rung; 0: the first validated round
+    reduction = 3                          # each rung is this many times as far; one trial in so many passes it
+    seed = 0                               # seed of the search; [base] sets the seed of the trials
+    budget = {parameters = 30_000}         # or {bytes = ...} per update: larger trials are never trained
 
-[search]
-learning_rate = {low = 1e-4, high = 1e-2, log = true}   # a setting with a range: low, high, perhaps log or step ...
-strategy = ["fedit", "flexlora"]                        # ... or a list of values
-rank = [2, 4, 8]                       # any other name stands in braces in texts of [base], or in values of settings
-alpha = {low = 8, high = 64, step = 8}
+    [base]                                 # settings of every trial: the flags of python -m fedpeft.simulate
+    rounds = 9
+    peft = "lora(rank={rank}, alpha={alpha})"
 
-[hybrid]                               # in the place of peft: see `fedpeft.tuning.hybrids`
+    [search]
+    learning_rate = {low = 1e-4, high = 1e-2, log = true}   # a setting with a range: low, high, and log or step ...
+    strategy = ["fedit", "flexlora"]                        # ... or a list of values
+    rank = [2, 4, 8]                       # another name, which appears in braces in [base] or in listed values
+    alpha = {low = 8, high = 64, step = 8}
+
+    [hybrid]                               # replaces peft: see `fedpeft.tuning.hybrids`
 """
 
 from __future__ import annotations
@@ -49,13 +51,13 @@ from fedpeft.wiring.catalogue import find_used_plugins
 TABLES = ("budget", "base", "search", "hybrid", "plugin")
 
 OF_STUDIES = ("axes", "seeds", "presets", "baseline")
-"""Keys that only a study's file has."""
+"""Keys that only a study's file may have."""
 
 FIXED = {
-    "rounds": "rounds are what trials are compared at",
-    "seed": "the best of several seeds is luck",
-    "dataset": "losses on other rows can't be compared",
-    "measure": "it says what trials are compared by",
+    "rounds": "trials are compared after the same number of rounds",
+    "seed": "the best of several seeds is chance",
+    "dataset": "losses on different datasets can't be compared",
+    "measure": "it defines how trials are compared",
     "workers": "it changes no result",
 }
 """Settings that can't be searched, and why."""
@@ -67,28 +69,29 @@ UNITS = ("parameters", "bytes")
 
 @dataclass(frozen=True)
 class SearchKeys:
-    """The keys of a search's file."""
+    """The top-level keys of a search's file."""
 
     name: str = setting("", "name of the search; the file's name if it is empty")
     question: str = setting("", "what the search asks")
-    trials: int = setting(20, "that are trained", low=1, high=100_000)
-    objective: str = setting("loss", "of validation examples", choices=("loss", "accuracy"))
+    trials: int = setting(20, "number of trials to train", low=1, high=100_000)
+    objective: str = setting("loss", "measure on validation examples", choices=("loss", "accuracy"))
     sampler: str = setting("tpe", "how trials are drawn", choices=tuple(SAMPLERS))
     startup: int = setting(10, "trials that are drawn at random before tpe begins", low=1)
-    pruner: str = setting("hyperband", "which trials end at a rung", choices=tuple(PRUNERS))
-    first: int = setting(0, "round of the first rung; 0: the first that is validated", low=0)
-    reduction: int = setting(3, "rungs lie so many times as far, and one trial of so many passes each", low=2)
-    seed: int = setting(0, "of the search", low=0)
+    pruner: str = setting("hyperband", "how trials end at a rung", choices=tuple(PRUNERS))
+    first: int = setting(0, "round of the first rung; 0: the first validated round", low=0)
+    reduction: int = setting(3, "each rung is this many times as far; one trial in so many passes it", low=2)
+    seed: int = setting(0, "seed of the search", low=0)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a trial may train: `parameters`, or `bytes` of a client's update."""
+    """The largest size of a trial, in trained `parameters` or in `bytes` of a client's update."""
 
     unit: str
     most: int
 
     def __str__(self) -> str:
+        """Return the budget as readable text."""
         return f"{self.most:,} {self.unit}"
 
 
@@ -105,28 +108,28 @@ class Search:
 
     @property
     def name(self) -> str:
-        """Of the search."""
+        """The name of the search."""
         return self.keys.name or self.path.stem
 
     @property
     def folder(self) -> Path:
-        """Where results go by default: a folder beside the file, called like it."""
+        """The default results folder: beside the file, with its name."""
         return self.path.with_suffix("")
 
     @cached_property
     def rounds(self) -> int:
-        """Of a trial that ends at no rung."""
+        """The rounds of a trial that ends at no rung."""
         return int(self.base.get("rounds", RunConfig().rounds))
 
     def get_first_rung(self, every: int) -> int:
-        """Round of the first rung, where every `every`-th is validated."""
+        """Return the round of the first rung, if every `every`-th round is validated."""
         return self.keys.first or every
 
     @property
     def identity(self) -> str:
-        """Equal for files of the same search, of however many trials."""
+        """A text that is equal for files of the same search, whatever their number of trials."""
         space = {name: dataclasses.asdict(among) for name, among in self.space.items()}
-        first = [list(member.lists) for member in self.hybrid.members] if self.hybrid else []  # has "off" besides
+        first = [list(member.lists) for member in self.hybrid.members] if self.hybrid else []  # also offers "off"
         words = dataclasses.asdict(self.keys)
         kept = {key: value for key, value in words.items() if key not in ("name", "question", "trials")}
         hybrid = self.hybrid and dataclasses.asdict(self.hybrid)
@@ -135,7 +138,7 @@ class Search:
 
     @property
     def plugins(self) -> dict[str, dict[str, Any]]:
-        """Records of the plugins that trials may need, by their source."""
+        """The records of the plugins that trials may need, by their source."""
         return {
             plugin.source: plugin.record
             for fixed in self._iterate_corners()
@@ -143,18 +146,18 @@ class Search:
         }
 
     def config(self, draw: Draw, depth: int = 0) -> RunConfig | None:
-        """The run with the values that are drawn; None: a hybrid that would train nothing.
+        """Return the run with drawn values; None for a hybrid that would train nothing.
 
         Args:
-            draw: gives a value for a name of the search.
-            depth: blocks of the base; of no interest where no hybrid is searched.
+            draw: returns a value for a searched name.
+            depth: blocks of the base model; only used by a hybrid.
 
         Raises:
             ConfigError: a value is not legal.
         """
         taken: dict[str, Any] = {}
 
-        def filled(text: Any) -> Any:
+        def fill_places(text: Any) -> Any:
             return PLACE.sub(lambda place: str(value(place[1])), text) if isinstance(text, str) else text
 
         def value(name: str) -> Any:
@@ -163,8 +166,8 @@ class Search:
             return taken[name]
 
         settings = {"workers": 1, "measure": "validation(every=1)", **self.base}
-        settings = {name: filled(text) for name, text in settings.items()}
-        settings |= {name: filled(value(name)) for name in self.space if name in SETTINGS}
+        settings = {name: fill_places(text) for name, text in settings.items()}
+        settings |= {name: fill_places(value(name)) for name in self.space if name in SETTINGS}
         if self.hybrid is not None:
             text = self.hybrid.text(draw, depth)
             if text is None:
@@ -173,17 +176,17 @@ class Search:
         return build_config(settings, str(self.path))
 
     def build_corner(self, fixed: Mapping[str, Any], depth: int = 1) -> RunConfig:
-        """The run with the values in `fixed`, and the first that there is of all others.
+        """Return the run with the values in `fixed`, and the first legal value of all others.
 
         Raises:
             ConfigError: a value is not legal.
         """
         config = self.config(lambda name, among: fixed.get(name, among.ends[0]), depth)
-        assert config is not None  # the first of a hybrid has all methods, in all blocks
+        assert config is not None  # the first values of a hybrid switch on all methods in all blocks
         return config
 
     def list_models(self) -> dict[str, RunConfig]:
-        """The bases that trials may have, by name, each with a run on it."""
+        """Return the base models that trials may have, by name, each with a run that uses it."""
         names = ["model"] if "model" in self.space else []
         texts = self.space["model"].ends if names else (self.base.get("model"),)
         names += sorted({place for text in texts for place in _find_places(text)})
@@ -191,15 +194,15 @@ class Search:
         return {config.model: config for config in map(self.build_corner, corners)}
 
     def lengths(self) -> set[int]:
-        """Tokens that the rows of trials may have."""
+        """Return the lengths in tokens that trials may have."""
         return {self.build_corner(fixed).tokens for fixed in self._iterate_corners()}
 
     def check(self) -> None:
-        """See that every value of the search is legal beside the others.
+        """Check that every value of the search is legal beside the others.
 
         Raises:
-            ConfigError: one is not.
-            PrivacyError: what clients hold is protected.
+            ConfigError: a value is illegal.
+            PrivacyError: the trials use a privacy mechanism.
         """
         for fixed in self._iterate_corners():
             check_early(self.build_corner(fixed), str(self.path))
@@ -208,12 +211,12 @@ class Search:
             mechanism = parse_parts(config, str(self.path)).mechanism
             if mechanism is not None and mechanism.protects:
                 raise PrivacyError(
-                    f"FP7119 {self.path}: under privacy={config.privacy} every trial would be a release of its own, "
-                    "which no epsilon here covers; search without privacy on rows that are public, or choose by hand"
+                    f"FP7119 {self.path}: with privacy={config.privacy}, every trial would be a separate release that "
+                    "no epsilon here covers; search without privacy on public data, or choose by hand"
                 )
 
     def _iterate_corners(self) -> Iterator[dict[str, Any]]:
-        """Values under which each end of each range is seen."""
+        """Yield values that together include each end of each range."""
         yield {}
         for name, among in self.space.items():
             others = [{}] if name in SETTINGS else self._list_values_with(name)
@@ -222,7 +225,7 @@ class Search:
                     yield {**other, name: end}
 
     def _list_values_with(self, name: str) -> list[dict[str, Any]]:
-        """Values of settings in which the name stands in braces; nothing where it stands in [base]."""
+        """Return values of settings that contain the name in braces; one empty dict if [base] does."""
         found: list[dict[str, Any]] = [{}] if any(name in _find_places(text) for text in self.base.values()) else []
         for other, among in self.space.items():
             if isinstance(among, Choices):
@@ -238,16 +241,16 @@ def read_search(path: Path) -> Search:
     """Read a search's file.
 
     Raises:
-        ConfigError: a key, range or value that can't be used; the file is named.
-        PrivacyError: what clients hold is protected.
+        ConfigError: a key, range or value is illegal. The message names the file.
+        PrivacyError: the trials use a privacy mechanism.
     """
     content = read_toml(path)
     use_plugins(content, path)
     for key in OF_STUDIES:
         if key in content:
             raise ConfigError(
-                f"FP1467 {path} has {key}, which a study has (python -m fedpeft.study); a search has [search] with "
-                "ranges, and one seed in [base]"
+                f"FP1467 {path} has {key}, which belongs to a study (python -m fedpeft.study); a search has [search] "
+                "with ranges, and one seed in [base]"
             )
     base = _get_table(path, "base", content.pop("base", {}))
     space = {
@@ -268,7 +271,7 @@ def read_search(path: Path) -> Search:
     search.check()
     if keys.first > search.rounds:
         raise ConfigError(
-            f"FP1468 {path}: the first rung, round {keys.first}, lies behind the last of {search.rounds} rounds"
+            f"FP1468 {path}: the first rung, round {keys.first}, is after the last round; set at most {search.rounds}"
         )
     return search
 
@@ -291,13 +294,13 @@ def _parse_budget(path: Path, given: Any) -> Budget:
 
 
 def _check_base(path: Path, base: Mapping[str, Any]) -> None:
-    """Check that [base] holds settings, and that those that stay the same in all trials have no searched place."""
+    """Check that [base] contains only settings, and that unsearchable settings have no name in braces."""
     for key in base:
         if key not in SETTINGS:
             raise ConfigError(f"FP1435 {path}: [base] has an unknown setting {key!r}; {suggest_legal(key, SETTINGS)}")
         if key in FIXED and (places := _find_places(base[key])):
             raise ConfigError(
-                f"FP1472 {path}: {key} can't be searched, so {{{places[0]}}} can't stand in it: {FIXED[key]}; write it "
+                f"FP1472 {path}: {key} can't be searched, so it can't contain {{{places[0]}}}: {FIXED[key]}; write it "
                 "without braces"
             )
     if "rounds" in base and (not isinstance(base["rounds"], int) or isinstance(base["rounds"], bool)):
@@ -305,7 +308,7 @@ def _check_base(path: Path, base: Mapping[str, Any]) -> None:
 
 
 def _check_space(path: Path, base: Mapping[str, Any], space: Mapping[str, Searched]) -> None:
-    """Check that every searched name is a setting or stands in braces, and that it has one place only."""
+    """Check that every searched name is a setting or appears in braces, and is set in one place."""
     searched_texts = [
         text
         for name, values in space.items()
@@ -315,35 +318,36 @@ def _check_space(path: Path, base: Mapping[str, Any], space: Mapping[str, Search
     used = {place for text in [*base.values(), *searched_texts] for place in _find_places(text)}
     for name in space:
         if name in FIXED:
-            raise ConfigError(f"FP1473 {path}: {name} can't be searched: {FIXED[name]}; it stands in [base]")
+            raise ConfigError(f"FP1473 {path}: {name} can't be searched: {FIXED[name]}; set it in [base]")
         if name in base:
             raise ConfigError(f"FP1474 {path}: {name} is set by both [base] and [search]; leave it in one")
         if name not in SETTINGS and name not in used:
             raise ConfigError(
-                f"FP1475 {path}: [search] has an unknown setting {name!r}, which stands in braces ({{{name}}}) nowhere "
-                f"either; {suggest_legal(name, SETTINGS)}"
+                f"FP1475 {path}: [search] has {name!r}, which is neither a setting nor used in braces as {{{name}}}; "
+                f"{suggest_legal(name, SETTINGS)}"
             )
         if name in SETTINGS and name in used:
             raise ConfigError(f"FP1476 {path}: {name} is a setting, so {{{name}}} needs another name")
     for name in sorted(used - set(space)):
-        raise ConfigError(f"FP1477 {path}: {{{name}}} stands for nothing; {suggest_legal(name, space)}")
+        raise ConfigError(f"FP1477 {path}: [search] does not define {{{name}}}; {suggest_legal(name, space)}")
 
 
 def _check_hybrid(
     path: Path, base: Mapping[str, Any], space: Mapping[str, Searched], hybrid: HybridSpace | None
 ) -> None:
-    """Check that something is searched, and that [hybrid] alone searches PEFT methods if it is given."""
+    """Check that the file searches something, and that only [hybrid] searches PEFT methods if it is given."""
     if hybrid is None:
         if not space:
             raise ConfigError(
-                f"FP1471 {path} searches nothing: give [search] a setting with its range, or [hybrid] PEFT methods"
+                f"FP1471 {path} searches no setting: add a setting with its range to [search], or PEFT "
+                "methods to [hybrid]"
             )
         return
     for member in hybrid.members:
         if member.name in space and not member.lists:
             raise ConfigError(
-                f"FP1478 {path}: by {member.name} [hybrid] draws whether that method is on, so {{{member.name}}} needs "
-                "another name"
+                f"FP1478 {path}: [hybrid] uses the name {member.name} to switch that method on, so "
+                f"{{{member.name}}} needs another name"
             )
     if "peft" in base or "peft" in space:
-        raise ConfigError(f"FP1479 {path}: peft is what [hybrid] searches; leave it out of [base] and [search]")
+        raise ConfigError(f"FP1479 {path}: [hybrid] searches peft; leave it out of [base] and [search]")

@@ -1,4 +1,4 @@
-"""How large a trial is, before it is trained: parameters, and bytes of a client's update."""
+"""The size of a trial before training: its parameters, and the bytes of a client's update."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
 
 TYPICAL = 1e-3
-"""Deviation of the entries of the update whose bytes are counted."""
+"""Standard deviation of the random update whose bytes are counted."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a trial: `parameters` that are trained and exchanged, and `bytes` of a client's update."""
+    """A trial's size: trained and exchanged `parameters`, and `bytes` of a client's update."""
 
     parameters: int
     bytes: int
 
     def is_within(self, budget: Budget | None) -> bool:
-        """Whether a budget allows it."""
+        """Return whether the size is within a budget; None allows any size."""
         return budget is None or getattr(self, budget.unit) <= budget.most
 
     def __str__(self) -> str:
+        """Return the size as readable text."""
         return f"{self.parameters:,} parameters, {self.bytes:,} bytes an update"
 
 
 class Sizes:
-    """Of the trials of a search; rows are read once for each data set and partition, and let go again."""
+    """The sizes of a search's trials; each dataset and partition is read once and then released."""
 
     def __init__(self, folder: Path) -> None:
+        """Hold the folder that relative paths of settings start from."""
         self._folder = folder
         self._facts: dict[tuple[object, ...], DatasetInfo] = {}
         self._known: dict[RunConfig, Size] = {}
 
     def facts(self, config: RunConfig) -> DatasetInfo:
-        """Of the rows of a configuration."""
+        """Return the dataset info of a configuration."""
         key = (config.dataset, config.partition, config.clients, config.ranks)
         if key not in self._facts:
             groups = load_groups(config.ranks, config.clients, self._folder)
@@ -57,19 +59,19 @@ class Sizes:
         return self._facts[key]
 
     def count_blocks(self, config: RunConfig) -> int:
-        """How many transformer blocks the base has."""
+        """Return the number of transformer blocks of the base model."""
         facts = self.facts(config)
         folder = resolve_model(facts.default_model if config.model == "auto" else config.model)
         return count_layers(TASKS.build(facts.task).base(folder, torch.float32))
 
     def of(self, config: RunConfig) -> Size:
-        """Of one trial: what the largest client trains and sends.
+        """Return the size of one trial: what the largest client trains and sends.
 
-        The update is made of noise: a codec that leaves zeros out, or packs by frequency, takes more or less for a real
-        one.
+        The update is random noise. A codec that omits zeros or packs by frequency may need more or fewer bytes for a
+        real update.
 
         Raises:
-            FedpeftError: settings that do not fit each other, the data or the model.
+            FedpeftError: the settings do not fit together, the data or the model.
         """
         alike = dataclasses.replace(config, learning_rate=RunConfig().learning_rate)
         if alike not in self._known:
@@ -91,10 +93,10 @@ class Sizes:
 
 
 def count_blocks(search: Search, sizes: Sizes) -> int:
-    """How many transformer blocks the bases of a search have.
+    """Return the number of transformer blocks of a search's base models.
 
     Raises:
-        ConfigError: one has more than another.
+        ConfigError: the base models have different numbers of blocks.
     """
     (first, blocks), *others = [(name, sizes.count_blocks(config)) for name, config in search.list_models().items()]
     for name, found in others:
@@ -107,10 +109,10 @@ def count_blocks(search: Search, sizes: Sizes) -> int:
 
 
 def check_smallest(search: Search, sizes: Sizes, blocks: int) -> None:
-    """Refuse a budget under which no hybrid can be.
+    """Refuse a budget that even the smallest hybrid exceeds.
 
     Raises:
-        ConfigError: even the smallest one is larger.
+        ConfigError: the smallest hybrid is larger than the budget.
     """
     if search.hybrid is None or search.budget is None:
         return
@@ -123,5 +125,5 @@ def check_smallest(search: Search, sizes: Sizes, blocks: int) -> None:
     smallest = min(found, key=lambda text: int(getattr(found[text], unit)))
     raise ConfigError(
         f"FP1482 {search.path}: no hybrid is within the budget of {search.budget}: the smallest, {smallest}, has "
-        f"{getattr(found[smallest], unit):,}, the head's among them; raise the budget or name smaller sizes"
+        f"{getattr(found[smallest], unit):,}, including the head; raise the budget or name smaller sizes"
     )

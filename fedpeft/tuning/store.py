@@ -1,6 +1,7 @@
-"""What is kept of a search: optuna's study, in a journal in the search's folder, which optuna's own tools read.
+"""The storage of a search: an optuna study in a journal in the search's folder, which optuna's tools can read.
 
-Every process writes lines of its own to it. A kill leaves no lock behind, and half a line is dropped.
+Every process appends its own lines to the journal. A killed process leaves no lock behind, and an incomplete line is
+dropped.
 """
 
 from __future__ import annotations
@@ -28,42 +29,46 @@ from fedpeft.tuning.sampling import NEVER_TRAINED, PRUNERS, SeededSampler
 from fedpeft.tuning.search_file import Search
 
 NAME = "search"
-"""Of the study in its journal: hyperband counts on it, so it is the same in all searches."""
+"""Name of the study in its journal. Hyperband's brackets depend on it, so all searches use the same name."""
 
 PLUGINS = "plugins"
-"""The term that says what code a search uses from outside."""
+"""The term that records the plugins of a search."""
 
 TERMS, SETTINGS, GIVEN_UP, REASON, SAME_AS = "terms", "settings", "given up", "reason", "same as"
-"""Attributes: of the study what its processes must know; of trials the run's settings, the round of the rung at which
-one ended, why one failed, and the trial whose run it would have repeated."""
+"""Attributes: the study's terms, which its processes need; a trial's settings, the round of the rung at which it was
+given up, the reason of its failure, and the earlier trial with the same settings."""
 
 
 class Lock(JournalFileOpenLock):
-    """Lets one process at a time write; the system releases it where that one is killed. optuna's own stay for half a
-    minute."""
+    """A lock that lets one process at a time write; the system releases it if that process is killed.
+
+    optuna's own locks remain for half a minute after a kill.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Hold the lock file at `path`, without acquiring it."""
         self._lock = FileLock(path)
 
     def acquire(self) -> bool:
-        """Wait for it."""
+        """Wait for the lock, and return True."""
         self._lock.acquire()
         return True
 
     def release(self) -> None:
-        """Let others write."""
+        """Release the lock, so that other processes can write."""
         self._lock.release()
 
 
 class Backend(JournalFileBackend):
-    """The journal in `folder`; what a full disk cuts off is taken back, since other processes go on writing."""
+    """The journal in `folder`; a write that a full disk cuts off is undone, since other processes go on writing."""
 
     def __init__(self, folder: Path) -> None:
+        """Open the journal of a search's folder with its lock."""
         self._journal, self._turn = folder / JOURNAL, Lock(folder / f"{JOURNAL}.lock")
         super().__init__(str(self._journal), self._turn)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """A line for each.
+        """Append one line per log to the journal.
 
         Raises:
             RunError: the disk is full or can't be written.
@@ -82,7 +87,7 @@ def _open_storage(folder: Path) -> JournalStorage:
 
 
 def _repair(journal: Path) -> None:
-    """Drop half a line at the end, behind which nothing could be read."""
+    """Remove an incomplete last line, which would make later lines unreadable."""
     if journal.is_file():
         content = journal.read_bytes()
         if content and not content.endswith(b"\n"):
@@ -91,22 +96,25 @@ def _repair(journal: Path) -> None:
 
 
 def refuse_others(folder: Path) -> None:
-    """RunError where a folder holds something else than a search."""
+    """Refuse a folder that contains something else than a search.
+
+    Raises:
+        RunError: the folder is not empty and has no journal of a search.
+    """
     if folder.is_dir() and not (folder / JOURNAL).exists() and any(not _is_own(path) for path in folder.iterdir()):
-        raise RunError(f"FP5234 {folder} is not empty and holds no search; give another --output")
+        raise RunError(f"FP5234 {folder} is not empty and contains no search; give another --output")
 
 
 def open_study(search: Search, folder: Path, every: int) -> Study:
-    """The study of a search in its folder, made where there is none; no trial ends early by it.
+    """Open the study of a search in its folder, and create it if it does not exist; it prunes no trial.
 
     Args:
         search: the search.
-        folder: of the results; exists.
-        every: rounds between validations.
+        folder: the results folder, which exists.
+        every: the number of rounds between validations.
 
     Raises:
-        RunError: the folder holds another search, trials of a plugin or of rows that have changed since, or something
-            else.
+        RunError: the folder contains another search, trials with a changed plugin or changed files, or other files.
     """
     journal = folder / JOURNAL
     refuse_others(folder)
@@ -122,10 +130,10 @@ def open_study(search: Search, folder: Path, every: int) -> Study:
             load_if_exists=True,
         )
         known = study.user_attrs.get(TERMS)
-    except RunError:  # it can't be written
+    except RunError:  # the journal can't be written
         raise
-    except Exception as error:  # whatever optuna makes of a file that is none of its own
-        raise RunError(f"FP5235 {journal} is no journal of a search ({error}); give another --output") from error
+    except Exception as error:  # optuna raises various errors for a file that is not a journal
+        raise RunError(f"FP5235 {journal} is not the journal of a search ({error}); give another --output") from error
     terms = {
         "identity": search.identity,
         "pruner": keys.pruner,
@@ -142,10 +150,10 @@ def open_study(search: Search, folder: Path, every: int) -> Study:
 
 
 def _refuse_changed(folder: Path) -> None:
-    """See that what the trials' runs were made of is what is there.
+    """Raise if the user's files have changed since trials used them.
 
     Raises:
-        RunError: it has changed.
+        RunError: a file has changed. The message names it.
     """
     now = cache(find_own_files)  # trials share it
     for run in sorted(path.parent for path in folder.glob(f"trials/*/{RECORD}")):
@@ -158,10 +166,10 @@ def _refuse_changed(folder: Path) -> None:
 
 
 def _check_terms(search: Search, folder: Path, known: dict[str, Any] | None, terms: dict[str, Any]) -> dict[str, Any]:
-    """The terms that a search goes on by: those of its file, and the plugins that it has used so far.
+    """Return the terms of a search: those of its file, and the plugins that it has used so far.
 
     Raises:
-        RunError: it was begun by others.
+        RunError: the folder's search began with other terms or other plugin versions.
     """
     begun = dict(known or terms)
     recorded, now = begun.pop(PLUGINS, {}), search.plugins
@@ -180,23 +188,23 @@ def _check_terms(search: Search, folder: Path, known: dict[str, Any] | None, ter
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a kill before the journal was there may have left this."""
+    """Return whether a path may remain from a kill before the journal existed."""
     return path.name in ("search.lock", f"{JOURNAL}.lock", "trials")
 
 
 def get_trial(study: Study, number: int) -> Trial:
-    """A trial that was begun, to go on with."""
+    """Return a trial that has begun, to continue it."""
     frozen = study.get_trials(deepcopy=False)[number]
     return Trial(study, frozen._trial_id)
 
 
 def open_trial(study: Study, number: int) -> Trial:
-    """A trial to write to, for which nothing is drawn any more."""
+    """Return a trial for writing; its parameters are already drawn."""
     return get_trial(optuna.load_study(study_name=NAME, storage=study._storage, sampler=RandomSampler()), number)
 
 
 def open_running_trial(folder: Path, number: int) -> tuple[Trial, dict[str, Any]]:
-    """A trial in its own process, which ends at rungs, and the terms of its search."""
+    """Return a trial with its pruner, for the trial's own process, and the terms of its search."""
     study = optuna.load_study(study_name=NAME, storage=_open_storage(folder), sampler=RandomSampler())
     terms: dict[str, Any] = study.user_attrs[TERMS]
     study.pruner = PRUNERS[terms["pruner"]](terms["first"], terms["most"], terms["reduction"])
@@ -204,7 +212,7 @@ def open_running_trial(folder: Path, number: int) -> tuple[Trial, dict[str, Any]
 
 
 def list_trained(study: Study) -> list[FrozenTrial]:
-    """The trials that were trained, are being trained or failed in it: without those that never were."""
+    """Return the trials whose training began: finished, pruned, failed or running."""
     return [
         trial
         for trial in study.get_trials(deepcopy=False)
@@ -213,13 +221,13 @@ def list_trained(study: Study) -> list[FrozenTrial]:
 
 
 def list_finished(study: Study) -> list[FrozenTrial]:
-    """Those that ended at no rung, the best first."""
+    """Return the trials that ended at no rung, the best first."""
     sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
     done = [t for t in list_trained(study) if t.state == TrialState.COMPLETE]
     return sorted(done, key=lambda t: (sign * float(t.value or 0.0), t.number))
 
 
 def read_settings(trial: FrozenTrial) -> dict[str, Any]:
-    """The settings of a trial's run."""
+    """Return the settings of a trial's run."""
     found: dict[str, Any] = json.loads(trial.user_attrs[SETTINGS])
     return found

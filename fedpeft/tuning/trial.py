@@ -1,4 +1,4 @@
-"""A trial in its own process: a run that tells the search of every validated round, and ends where it does not pass."""
+"""A trial in its own process: a run that reports each validated round, and ends at a rung that it does not pass."""
 
 from __future__ import annotations
 
@@ -9,46 +9,47 @@ from fedpeft.reporting.records import Records
 from fedpeft.tuning.store import GIVEN_UP, open_running_trial
 
 NOT_PASSED = 3
-"""Exit code of a trial that has not passed a rung."""
+"""Exit code of a trial that did not pass a rung."""
 
 
 class TrialPruned(BaseException):
-    """The trial has not passed a rung."""
+    """The trial did not pass a rung."""
 
 
 class Reporter:
-    """Tells the search in `folder` of the rounds of its trial `number`."""
+    """A callback that reports the rounds of trial `number` to the search in `folder`."""
 
     def __init__(self, folder: Path, number: int) -> None:
+        """Open the trial, and read which rounds it has already reported."""
         self.trial, terms = open_running_trial(folder, number)
         self.objective, self.rounds = terms["objective"], terms["most"]
-        self.told = set(self.trial.study.get_trials(deepcopy=False)[number].intermediate_values)
+        self.reported_rounds = set(self.trial.study.get_trials(deepcopy=False)[number].intermediate_values)
 
     def catch_up(self, folder: Path) -> None:
-        """Tell what rounds of the run in `folder` a kill has kept from being told.
+        """Report rounds of the run in `folder` that a kill kept from being reported.
 
         Raises:
-            GivenUp: the trial had not passed.
+            TrialPruned: the trial did not pass a rung.
         """
         for entry in Records(folder).read("rounds.jsonl"):
             if entry["round"] > 0 and entry.get(self.objective) is not None:
-                self._tell(entry["round"], entry[self.objective])
+                self._report_value(entry["round"], entry[self.objective])
 
     def round_done(self, result: RoundResult) -> None:
-        """A round is finished and recorded.
+        """Report a finished and recorded round.
 
         Raises:
-            GivenUp: the trial has not passed a rung there.
+            TrialPruned: the trial did not pass a rung in this round.
         """
         value = getattr(result, self.objective)
         if value is not None:
-            self._tell(result.round, value)
+            self._report_value(result.round, value)
 
-    def _tell(self, round_number: int, value: float) -> None:
-        if round_number not in self.told:
-            self.told.add(round_number)
+    def _report_value(self, round_number: int, value: float) -> None:
+        if round_number not in self.reported_rounds:
+            self.reported_rounds.add(round_number)
             self.trial.report(value, round_number)
-        elif round_number < max(self.told):
+        elif round_number < max(self.reported_rounds):
             return
         if round_number < self.rounds and self.trial.should_prune():
             self.trial.set_user_attr(GIVEN_UP, round_number)

@@ -61,13 +61,13 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 def files_in(folder: Path) -> list[str]:
-    """What can be damaged: all that is in it, locks left out, by name."""
+    """Return the names of all files that can be damaged, without locks."""
     found = (f for f in folder.rglob("*") if f.is_file() and not f.name.endswith(".lock"))
     return sorted(str(f.relative_to(folder)) for f in found)
 
 
 def damaged(run: Path, to: Path, name: str, damage: str) -> Path:
-    """A copy of the folder `run` with one file damaged."""
+    """Copy the folder `run` with one file damaged, and return the copy."""
     shutil.copytree(run, to)
     DAMAGES[damage](to / name)
     return to

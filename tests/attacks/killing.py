@@ -20,7 +20,7 @@ _server.set_forkserver_preload(["tests.attacks.killing", "fedpeft.simulation.sim
 
 
 def command(name: str, arguments: list[str], log: str) -> None:
-    """The command, with what it says in a file; ends the process with its exit code."""
+    """Run the command with its output in a file, and end the process with its exit code."""
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
@@ -30,7 +30,7 @@ def command(name: str, arguments: list[str], log: str) -> None:
 
 
 def started(name: str, arguments: list[str], log: str) -> BaseProcess:
-    """The command, begun."""
+    """Start the command in a process."""
     process = _server.Process(target=command, args=(name, arguments, log))
     process.start()
     return process
@@ -64,12 +64,13 @@ class Killer:
     kills: int = 0
 
     def run(self, again: Callable[[], list[str]], most: int) -> None:
-        """Begins the command again and again and kills it, until it was killed `most` times in all or has come to its
-        end; then lets it end.
+        """Begin the command repeatedly and kill it, until it was killed `most` times in all or has finished.
+
+        After the last kill, the command runs to its end.
 
         Args:
-            again: its arguments now, to begin or to go on.
-            most: kills.
+            again: returns the arguments that begin or resume the command.
+            most: the number of kills.
         """
         while self.kills < most:
             process, before = started(self.name, again(), self.log), time.monotonic()

@@ -17,7 +17,7 @@ SHARE = float(os.environ.get("FEDPEFT_ATTACK_SHARE", "1"))
 
 
 def scaled(full: int) -> int:
-    """That share of `full`, at least 1."""
+    """Return the current share of `full`, at least 1."""
     return max(1, round(SHARE * full))
 
 
@@ -38,5 +38,5 @@ SETUPS = {
 
 
 def configuration(setup: str, **more: object) -> RunConfig:
-    """The settings of a set-up: the only place of the attacks that names settings."""
+    """Return the settings of a set-up; only this function of the attacks names settings."""
     return RunConfig(**{**SMALL, **SETUPS[setup], **more})

@@ -41,5 +41,5 @@ def relative_error(state, other):
 
 
 def along(x: np.ndarray, back: np.ndarray) -> float:
-    """The part of x that arrives: <x, x'> / norm(x)^2."""
+    """Return the part of x that arrives: <x, x'> / norm(x)^2."""
     return float(np.dot(x, back) / np.dot(x, x))

@@ -72,7 +72,7 @@ class Door:
 
 @contextlib.contextmanager
 def client(door, name="edge-1", **more):
-    """A connection with its stream of tasks open, once the server knows of it."""
+    """Open a connection with its stream of tasks, after the server knows the client."""
     with door.link(name, **more).open() as connection:
         tasks = connection.iterate_tasks(door.registration())
         got: list = []
@@ -89,7 +89,7 @@ def client(door, name="edge-1", **more):
 
 
 def asked(door, connection, name="edge-1", round_number=1):
-    """The client has a task; returns its name."""
+    """Give the client a task and return its name."""
     door.roster.start()
     client_id = door.roster.find(name).id
     task = door.gateway.submit(name, Instruction("train", round_number, client_id, b"state"))

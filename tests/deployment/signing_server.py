@@ -35,7 +35,10 @@ def release(instruction, state=STATE, **more):
 
 
 def policy(mixed=True, **parts):
-    """What a client takes whose adapter has rank 2 and alpha 4 (or, if ranks are mixed, rank 1 and alpha 2)."""
+    """Return the policy of a client with an adapter of rank 2 and alpha 4.
+
+    With mixed ranks, the policy also accepts rank 1 with alpha 2.
+    """
     tensors = TensorSpec("a", (2, 3), "lora_A", "m"), TensorSpec("b", (3, 2), "lora_B", "m")
     layout = Layout(tensors, AdapterShape(2, 4.0))
     given = {"strategy": strategies.build("flexlora"), "downlink": parse_codec("fp32"), "secure_sum": None} | parts
@@ -58,7 +61,7 @@ class Server:
         return (self.folder / "certs" / "ca.pem").read_bytes()
 
     def open(self, settings=SETTINGS):
-        """It is started, or started again."""
+        """Start the server, or start it again."""
         self.said = Announcements(self.folder / f"{self.name}.jsonl", RUN, settings, 2, self.signer)
 
     def round(self, instruction, **more):
@@ -66,7 +69,7 @@ class Server:
         return instruction
 
     def sends(self, client, instruction, **changes):
-        """The records that the client lacks, and a task; returns it as the client takes it."""
+        """Send the client its missing records and a task; return the task as the client accepts it."""
         for record in self.said.get_records_since(len(client)):
             client.receive(record)
         name = changes.pop("name", "edge-1")
@@ -98,7 +101,7 @@ def joins(server):
 
 
 def forged(server, client, **fields):
-    """A record that the server signs, though it can't follow those that the client has."""
+    """Return a record that the server signs although it can't follow the client's records."""
     head = client._chain.head
     record = RoundRecord(
         run=RUN, sequence=len(client), previous=head, kind="train", round=client._chain.round + 1, cohort=2,

@@ -39,7 +39,7 @@ def made(seed: int, lengths: list[tuple[int, int]]) -> tuple[torch.Tensor, ...]:
 
 
 def loss_of(beta: float, ids: torch.Tensor, answers: torch.Tensor, model: torch.Tensor, reference: torch.Tensor):
-    """trl's loss of one pair (2, T), by the code that its trainer runs, and its accuracy."""
+    """Return trl's loss of one pair (2, T), computed by its trainer's code, and its accuracy."""
 
     class Said(torch.nn.Module):
         is_gradient_checkpointing = False

@@ -24,7 +24,7 @@ SHAPES = {"q.lora_A": (4, 48), "q.lora_B": (32, 4), "head.bias": (5,), "head.wei
 
 
 def values(seed: int) -> dict[str, torch.Tensor]:
-    """A state from integer arithmetic alone, so that it is the same on any machine and release."""
+    """Return a state from integer arithmetic alone, the same on every machine and release."""
     state, start = {}, 1 + 1000003 * seed
     for name, shape in SHAPES.items():
         count = int(np.prod(shape, dtype=int))

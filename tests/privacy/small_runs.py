@@ -30,7 +30,7 @@ def trained(folder: Path, **given):
 
 
 def told(folder: Path) -> list[dict]:
-    """The rounds as others see them, without what follows from the noisy adapter, or from the public schedule."""
+    """Return the public record of the rounds, without values that follow from the noisy adapter or the schedule."""
     known = ("round", "learning_rate", "loss", "accuracy", "update_norm")
     rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     return [{k: v for k, v in r.items() if k not in known} for r in rounds]

@@ -51,7 +51,7 @@ MODULES = {"prometheus-client": "prometheus_client", "mlflow-skinny": "mlflow"}
 
 
 def packages(extra: str) -> set[str]:
-    """What an extra brings, by the names of imports."""
+    """Return the import names of the packages that an extra installs."""
     found: set[str] = set()
     for requirement in EXTRAS[extra]:
         name, extras = re.match(r"([\w-]+)(?:\[(.*)\])?", requirement).groups()
@@ -136,7 +136,7 @@ class Reader:
                 shutil.copytree(transcript.parent, copy)
 
     def machine_of(self, command: str) -> dict[str, str]:
-        """A client has a machine of its own: here a home folder, with its state and its ledgers."""
+        """Return the environment of a client's own machine: a home folder with its state and ledgers."""
         home = Path(self.environment["HOME"]) / re.search(r"edge-\d", command).group()
         home.mkdir(exist_ok=True)
         return {"HOME": str(home)}

@@ -264,8 +264,10 @@ def test_federations_that_a_trainer_does_not_fit_are_one_sentence(settings, erro
     ("given", "said"), [({}, (1.25, 5, 2)), ({"privacy": "user_dp(noise_multiplier=1)"}, (0.0, 5, 1))]
 )
 def test_a_round_is_received_trained_and_sent(given, said, base, tmp_path):
-    """All that the client's half of a round asks of a trainer, without a server; what is measured stays where clients
-    keep it to themselves."""
+    """Cover what the client's half of a round needs from a trainer, without a server.
+
+    Measurements stay with clients that keep them private.
+    """
     trainer = trainer_like(base)
     trainer.args = SimpleNamespace(learning_rate=0.1, max_steps=-1)
     trainer.state = SimpleNamespace(global_step=5)

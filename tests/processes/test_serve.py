@@ -139,7 +139,7 @@ def test_a_late_joiner_takes_part_and_own_rows_are_evaluated(fleet):
 
 @pytest.mark.slow
 def test_an_asynchronous_run_goes_on_without_a_slow_client_and_takes_its_stale_update(fleet):
-    """c is suspended for some rounds; then b is, so that the buffer of two can only be filled with the help of c."""
+    """Client c is suspended for some rounds; then b is, so that only c can complete the buffer of two."""
     made = fleet(strategy="fedbuff(buffer=2)", rounds=20, measure="validation(every=20)")
 
     def of(name):

@@ -18,7 +18,7 @@ from tests.refusals import has_error
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of an unfinished run, with a blank in its path."""
+    """Return the folder of an unfinished run, with a blank in its path."""
     folder = tmp_path / "a run"
     folder.mkdir()
     (folder / "config.toml").write_text(RunConfig(dataset="tiny", model="tiny", clients=2, peft="lora").to_toml())

@@ -13,7 +13,7 @@ from tests.fleet import NAMES
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_client_in_flight_is_neither_lost_nor_counted_twice_when_the_server_goes(fleet, how):
-    """c trains, suspended, while the others step; the next server takes the update that the first one asked for."""
+    """Client c, suspended, trains while the others step; the next server takes the update that the first requested."""
     made = fleet(strategy="fedbuff(buffer=2)", rounds=14, measure="validation(every=14)")
 
     def lines(name=""):

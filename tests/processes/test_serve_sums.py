@@ -45,7 +45,7 @@ SHARED = {
 
 
 def charges(folder):
-    """What a ledger holds of each account."""
+    """Return the number of charges in a ledger, by account."""
     found: Counter[int] = Counter()
     for line in (folder / LEDGER).read_text().splitlines()[1:]:
         for client, _, _, count, *_ in json.loads(line)["charges"]:

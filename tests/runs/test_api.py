@@ -29,7 +29,7 @@ def state_of_this_process():
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """A run of two rounds that a callback has ended after one, with an object for a strategy."""
+    """Return a run of two rounds, with a strategy object, that a callback ended after one."""
     run_simulation = fedpeft.run_simulation  # with it come libraries that warn of this and that when imported
     before = state_of_this_process()
     heard = []

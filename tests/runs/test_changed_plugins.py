@@ -115,7 +115,7 @@ def test_a_plugin_that_has_changed_is_not_imported(rule, tmp_path, monkeypatch, 
 
 @pytest.fixture
 def in_place(package):  # noqa: F811
-    """The installed package, as `pip install -e` leaves it: it changes under one version as its author likes."""
+    """Return the installed package as `pip install -e` leaves it: it may change without a new version."""
     told = {"url": package.as_uri(), "dir_info": {"editable": True}}
     (package / "somebodys_rules-1.5.dist-info" / "direct_url.json").write_text(json.dumps(told))
     return package / "somebody.py"
@@ -298,7 +298,7 @@ def test_what_is_kept_of_rows_is_told_apart_by_the_code_that_made_it(tmp_path, m
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run with a strategy of one's own, and the strategy's file."""
+    """Return a finished run with a user's strategy, and the strategy's file."""
     folder = tmp_path_factory.mktemp("run")
     rule = folder / "my_rules.py"
     rule.write_text(RULE + PARTS)

@@ -144,7 +144,7 @@ def test_a_run_leaves_what_peft_loads_and_counts_its_traffic(project, rows, tmp_
 
 
 def test_folders_are_those_of_an_old_peft(project, rows, tmp_path):
-    """Of 0.6, which refuses other keys: https://github.com/huggingface/peft/blob/v0.6.2/src/peft/tuners/lora/config.py"""
+    """Version 0.6 refuses other keys (huggingface/peft, v0.6.2, src/peft/tuners/lora/config.py)."""
     run = tmp_path / "run"
     sets = flags([*TINY, STEPS, "num-server-rounds=1", "strategy.use-flexlora=true"])
     assert main([str(project), *sets, "--data", str(rows), "--workers", "1", "--output", str(run)]) == 0

@@ -16,7 +16,7 @@ ROWS = 400
 def made_result(
     point: dict[str, str], seed: int, skill: float, megabytes: float, epsilon: float | None = None
 ) -> Result:
-    """A made-up run: its accuracy rises to `skill`; equal seeds share the luck of their test rows."""
+    """Return an artificial run whose accuracy rises to `skill`; equal seeds share the luck of their test examples."""
     generator = np.random.default_rng(seed)
     luck = generator.random(ROWS)
     correct = (luck < skill).astype(np.float64)

@@ -109,7 +109,7 @@ class InProcess:
 def conducted(
     search: Search, folder: Path, starts: InProcess, trials: int = 0, sizes: Any = None, blocks: int = 0
 ) -> SearchFolder:
-    """The search in `folder`, done as far as it comes."""
+    """Run the search in `folder` as far as it gets."""
     folder.mkdir(parents=True, exist_ok=True)
     study = store.open_study(search, folder, every=1)
     place = SearchFolder(search, study, folder, trials or search.keys.trials, sizes, blocks)

@@ -28,7 +28,7 @@ class Part(LinearStrategy):
     share: float = setting(0.5, "of each update that counts", above=0, high=1)
 
     def contribution(self, update, state, layout):
-        """The scaled delta."""
+        """Return the scaled delta."""
         return {name: self.share * delta for name, delta in update.delta.items()}
 
 

@@ -56,7 +56,7 @@ def test_no_picture_is_drawn_that_nobody_asked_for(here):
 
 
 def proposed(out):
-    """The flags of the run that the last line names."""
+    """Return the flags of the run in the last line."""
     words = shlex.split(out.split("a run ")[1])[3:]
     return dict(zip(words[::2], words[1::2], strict=True))
 

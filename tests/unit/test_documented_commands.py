@@ -70,7 +70,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 
 
 def blocks(document: Path) -> list[list[str]]:
-    """The lines of each block of commands, of Flower's too, which are not fedpeft's own; files are left out."""
+    """Return the lines of each block of commands, Flower's included, which are not fedpeft's; files are left out."""
     text = join_lines(document.read_text(encoding="utf-8"))
     found = re.findall(r"^```(bash|text)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [(kind, [line for line in block.splitlines() if line]) for kind, block in found]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def listing():
-    """The module `.ci/errors.py`."""
+    """Yield the module `.ci/errors.py`."""
     spec = importlib.util.spec_from_file_location("error_listing", ROOT / ".ci" / "errors.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

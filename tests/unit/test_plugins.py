@@ -74,7 +74,7 @@ def rule(tmp_path):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An installed package with entry points, as pip leaves it."""
+    """Write an installed package with entry points, as pip leaves it."""
     (tmp_path / "somebody.py").write_text(RULE)
     told = tmp_path / "somebodys_rules-1.5.dist-info"
     told.mkdir()

@@ -30,7 +30,7 @@ def blocks(language: str, *pages: Path) -> list[str]:
 
 
 def python_of(page: str) -> str:
-    """The only block of Python on a page."""
+    """Return the only block of Python on a page."""
     [code] = blocks("python", ROOT / "docs" / page)
     return code
 

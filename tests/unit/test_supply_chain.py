@@ -43,9 +43,9 @@ def report(**download):
 
 
 def test_a_lock_is_names_versions_and_hashes_of_pip_s_report():
-    lock_of = runpy.run_path(str(ROOT / ".ci" / "lock.py"))["lock_of"]
-    head, line = lock_of(report(archive_info={"hashes": {"sha256": "a" * 64}})).splitlines()
+    format_lock = runpy.run_path(str(ROOT / ".ci" / "lock.py"))["format_lock"]
+    head, line = format_lock(report(archive_info={"hashes": {"sha256": "a" * 64}})).splitlines()
     assert "linux x86_64, Python 3.11" in head
     assert line == f"some-thing==1.0 --hash=sha256:{'a' * 64}"
     with pytest.raises(SystemExit, match=r"some-thing 1.0 comes without a SHA-256"):
-        lock_of(report())
+        format_lock(report())

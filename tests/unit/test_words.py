@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def words():
-    """The module `.ci/words.py`."""
+    """Yield the module `.ci/words.py`."""
     pytest.importorskip("textstat", reason="is in the extra dev")
     spec = importlib.util.spec_from_file_location("language_rules", ROOT / ".ci" / "words.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -119,7 +119,7 @@ def test_killed_clients_and_servers_end_with_the_state_of_a_simulation(fleet, ki
 
 
 def check_books(made, finished):
-    """A sum that a killed server goes on with is charged once in its book, and in each client's own."""
+    """Check that a sum resumed by a killed server is charged once by the server and by each client."""
     for k, name in enumerate(NAMES):
         [home] = (made.folder / "state").glob(f"*/{name}")
         own = sum(charge[3] for line in ledger(home) for charge in line["charges"])

@@ -27,7 +27,7 @@ def open_files(count):
 
 
 def comes(port, chance):
-    """A stranger: silent, or it says something that is no TLS, half a greeting, or goes at once."""
+    """Connect as a stranger that is silent, sends bytes that are not TLS or half a greeting, or leaves at once."""
     near = socket.create_connection(("127.0.0.1", port), timeout=30)
     kind = chance.randrange(6)
     with suppress(OSError):

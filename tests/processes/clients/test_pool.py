@@ -17,7 +17,7 @@ from tests.unit.clients.test_pool import TINY
 
 
 def alive(group: int) -> list[psutil.Process]:
-    """The processes of a process group that have not ended."""
+    """Return the processes of a process group that have not ended."""
     found = []
     for process in psutil.process_iter(["status"]):
         with suppress(ProcessLookupError):

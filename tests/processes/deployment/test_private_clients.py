@@ -19,7 +19,7 @@ def charges(folder):
 
 
 def homes(made):
-    """The clients' own folders, by name."""
+    """Return the clients' own folders, by name."""
     [run] = [folder for folder in (made.folder / "state").iterdir() if folder.name != "ledgers"]
     return {name: run / name for name in NAMES}
 

@@ -86,7 +86,7 @@ def environment_of(home):
 
 
 def flwr_run(folder, environment, *words, timeout, **more):
-    """The command of docs/flower-app.md, to its end; the adapter must be the simulation's."""
+    """Run the command of docs/flower-app.md, and check that its adapter is the simulation's."""
     given = {**SETTINGS, **more, "output": str(folder / "flower")}
     settings = {n: v for n, v in given.items() if n not in ("output", "nodes")}
     text = " ".join(f"{n.replace('_', '-')}={v!r}" for n, v in given.items())

@@ -30,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def wheel(folder: Path, name: str = "made_asset", files: dict[str, bytes] | None = None) -> Asset:
-    """A wheel on disk that pip accepts, and the asset that pins it."""
+    """Write a wheel that pip accepts, and return the asset that pins it."""
     folder.mkdir(exist_ok=True)
     file = f"{name}-1.0-py3-none-any.whl"
     info = f"{name}-1.0.dist-info"
@@ -47,7 +47,7 @@ def wheel(folder: Path, name: str = "made_asset", files: dict[str, bytes] | None
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """pip sees nothing but the folder that this returns."""
+    """Restrict pip to the folder that this fixture returns."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
     return tmp_path / "links"

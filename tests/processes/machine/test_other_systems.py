@@ -52,7 +52,7 @@ def test_cores_are_counted_without_an_affinity(macos):
 
 
 def with_site(folder, text):
-    """The environment of a process that runs `text` before anything else."""
+    """Return the environment of a process that runs `text` before anything else."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(text)
     places = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]

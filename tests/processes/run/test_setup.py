@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def imported():
-    """What a server and a client have imported before they are told anything."""
+    """Return the modules that a server and a client import before they receive settings."""
     code = (
         "import json, sys, fedpeft.deployment.server.serving, fedpeft.join, fedpeft.clients.client; "
         "print(json.dumps(list(sys.modules)))"

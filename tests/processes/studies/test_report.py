@@ -14,7 +14,7 @@ from tests.studies.made import made_result, made_study, section, write_study
 
 
 def in_browser(path: Path, width: int, script: str) -> str:
-    """The text that `script`, run on the page, leaves as the document's title."""
+    """Run `script` on the page and return the text that it leaves as the document's title."""
     path.write_text(path.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>"))
     command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
     command += ["--virtual-time-budget=5000", "--dump-dom", f"--user-data-dir={path.parent / 'browser'}"]

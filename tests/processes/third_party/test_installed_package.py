@@ -24,7 +24,7 @@ SETTINGS = ["--dataset", "colours", "--strategy", "half_mean(share=0.25)", "--cl
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """That of a Python in which the package is installed."""
+    """Return the environment of a Python in which the package is installed."""
     folder = tmp_path_factory.mktemp("third-party")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     built = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(PACKAGE)]

@@ -10,25 +10,25 @@ from tests.unit.aggregation.test_strategy_rules import a_gram_round
 
 
 def orthonormal(matrix):
-    """The nearest matrix with orthonormal rows."""
-    U, _, Wt = torch.linalg.svd(matrix, full_matrices=False)
-    return U @ Wt
+    """Return the nearest matrix with orthonormal rows."""
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
 
 
 def test_florg_maximizes_the_inner_product_with_the_last_g_and_not_the_nearness():
     """As its docstring states: other frames of the same mean are nearer to the last G, and none is more aligned."""
     before, trained, after = a_gram_round("florg", EQUAL)
-    _, root, Vt = torch.linalg.svd(torch.cat([p**0.5 * G for p, G in trained]), full_matrices=False)
-    whole = root[:, None] * Vt
+    _, root, right = torch.linalg.svd(torch.cat([p**0.5 * G for p, G in trained]), full_matrices=False)
+    whole = root[:, None] * right
     assert len(whole) > len(before)
     reached, draws = float((before * after).sum()), torch.Generator().manual_seed(3)
-    S = after @ torch.linalg.pinv(whole)
-    assert torch.allclose(S @ S.T, torch.eye(len(S)).double(), atol=1e-9)
+    frame = after @ torch.linalg.pinv(whole)
+    assert torch.allclose(frame @ frame.T, torch.eye(len(frame)).double(), atol=1e-9)
     for size in (1e-3, 0.1, 10.0):
         for _ in range(50):
-            other = orthonormal(S + size * torch.randn(S.shape, generator=draws, dtype=S.dtype))
+            other = orthonormal(frame + size * torch.randn(frame.shape, generator=draws, dtype=frame.dtype))
             assert float((before * (other @ whole)).sum()) < reached
-    nearer = S
+    nearer = frame
     for _ in range(2000):
         nearer = orthonormal(nearer - 0.02 * (nearer @ whole - before) @ whole.T)
     assert (nearer @ whole - before).norm() < 0.9 * (after - before).norm()

@@ -63,7 +63,7 @@ COMMANDS = {
 
 
 def one_sentence(command, folder, out, capfd):
-    """The command ends by itself, and says what is the matter where something is."""
+    """Check that the command ends, and prints one sentence if it fails."""
     capfd.readouterr()
     with not_for_ever():
         try:
@@ -77,7 +77,7 @@ def one_sentence(command, folder, out, capfd):
 
 
 def refusal(call):
-    """What the call says where it refuses, in one line; empty: it does not."""
+    """Return the one-line message of the call's refusal; empty if it does not refuse."""
     try:
         call()
     except FedpeftError as error:
@@ -91,7 +91,7 @@ def refusal(call):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run."""
+    """Return a finished run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     settings = folder.parent / "run.toml"
     settings.write_text(configuration("plain", rounds=2).to_toml())

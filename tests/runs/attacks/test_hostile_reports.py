@@ -26,14 +26,17 @@ NAN, INF = float("nan"), float("inf")
 
 
 def payload_of(edge, value):
-    """An update in which each number is `value`: no codec would encode NaN, so its bytes are put in by hand."""
+    """Return an update in which each number is `value`.
+
+    No codec would encode NaN, so the bytes are inserted directly.
+    """
     state = edge.setup.start
     header, body = read_payload(parse_codec("fp32").encode(state), {n: tuple(t.shape) for n, t in state.items()})
     return write_payload(header, np.full(len(body) // 4, value, "<f4").tobytes())
 
 
 def as_wide(edge, dtype):
-    """An update of numbers as wide as `dtype`'s."""
+    """Return an update whose numbers have the precision of `dtype`."""
     return parse_codec("cast(dtype=fp64)").encode({n: t.to(dtype) / 9 for n, t in edge.setup.start.items()})
 
 
@@ -102,7 +105,7 @@ def test_there_are_sixty_kinds():
 
 
 def stays_sound(made, lie):
-    """Runs the federation with a lying second client; returns the lines of its reports."""
+    """Run the federation with a lying second client, and return the lines of its reports."""
     edge = made.server.edges[1]
     honest = edge.handle
     edge.handle = lambda instruction: lie(honest(instruction), edge)

@@ -50,7 +50,7 @@ P256 = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 def twin(der):
-    """The same certificate with the other of its two valid signatures; this takes no key."""
+    """Return the same certificate with the other of its two valid signatures, which requires no key."""
     made = x509.load_der_x509_certificate(der)
     r, s = decode_dss_signature(made.signature)
     body = made.tbs_certificate_bytes

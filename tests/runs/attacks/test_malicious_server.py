@@ -60,7 +60,7 @@ SHARED = {"clients": 3, "local_work": "epochs(1.0)", "optimizer": "sgd"}
                                         "distributed_dp(noise_multiplier=1.5, rows=200)"],
                 ids=["plain", "dp_sgd", "local_dp", "distributed_dp"])  # fmt: skip
 def asked(request, tmp_path_factory):
-    """A task as an honest server asks it, and the client that it is for."""
+    """Yield a task of an honest server and the client that it is for."""
     given = SHARED if "distributed" in request.param else {"clients": 1}
     made = Federation(tmp_path_factory.mktemp("asked"), SilentObserver(), **given, rounds=1, privacy=request.param)
     made.run()
@@ -69,7 +69,7 @@ def asked(request, tmp_path_factory):
 
 
 def harmless(edge, instruction):
-    """What the client answers: a report, and no traceback in it."""
+    """Return the client's report, after checking that it contains no traceback."""
     report = edge.handle(instruction)
     assert isinstance(report, Report), instruction
     assert "\n" not in report.error, instruction
@@ -117,7 +117,7 @@ MECHANISMS = [
 
 
 def told_otherwise(description, name, value):
-    """The description with another value of one of its settings."""
+    """Return the description with another value of one setting; None if no message can carry it."""
     changed = v2.Description.FromString(description.SerializeToString())
     try:
         changed.config = tomli_w.dumps(tomllib.loads(description.config) | {name: value})
@@ -127,7 +127,7 @@ def told_otherwise(description, name, value):
 
 
 def joins(made, description, folder):
-    """The client that joins, or None: it refuses in one sentence."""
+    """Return the client that joins, or None if it refuses in one sentence."""
     folder.mkdir()
     try:
         edge = EdgeClient(description, made.folder / "0.jsonl", folder, folder / "ledgers", SilentObserver(),

@@ -39,7 +39,7 @@ class Extended(Family):
 
 @pytest.fixture
 def dynamic(monkeypatch):
-    """The correction of this file, known by its name."""
+    """Register the correction of this file under its name."""
     monkeypatch.setattr(drift, "CORRECTIONS", Extended("fedpeft.clients.corrections", "drift correction"))
 
 

@@ -23,7 +23,7 @@ from tests.runs.simulation.test_run_strategies import flags, settings, trained
 @pytest.mark.fast
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_a_step_is_the_algorithm_s(strength, tiny):
-    """v <- v - eta (grad F(v) + lambda (v - w)), from v away from w; F's gradient from a step without a pull."""
+    """The step is v <- v - eta (grad F(v) + lambda (v - w)), v != w; F's gradient comes from a step without a pull."""
     case = Case("lora(rank=4)", tiny)
     optimizer = "sgd(max_norm=0.0, head_rate=1.0)"
     job = case.jobs(rate=0.1, steps=1, optimizer=optimizer)[0]

@@ -131,7 +131,7 @@ def test_a_template_that_answers_can_not_be_told_from(chat_model, template, erro
 
 
 def merging():
-    """A tokenizer whose words have the space before them in them, as those of GPT-2 and Llama have."""
+    """Return a tokenizer whose words include the space before them, as in GPT-2 and Llama."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

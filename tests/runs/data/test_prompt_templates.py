@@ -56,7 +56,7 @@ def template(tmp_path, text):
 
 
 def learned(tokenizer, rows, i):
-    """The text of what counts, and of what does not."""
+    """Return the text that counts in the loss, and the text that does not."""
     batch = rows.batch(np.array([i]))
     counted = batch["labels"][0] != IGNORED
     real = batch["attention_mask"][0] == 1

@@ -88,7 +88,7 @@ def test_tensors_that_a_payload_does_not_hold_end_no_client(asked_edge):
 
 @pytest.fixture(scope="module")
 def asked_edge(tmp_path_factory):
-    """A task, and the client that it is for."""
+    """Return a task and the client that it is for."""
     made = Federation(tmp_path_factory.mktemp("asked"), SilentObserver(), clients=1, rounds=1)
     made.run()
     return made.server.direct.asked[0], made.server.edges[0]

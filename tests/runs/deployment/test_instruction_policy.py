@@ -31,7 +31,7 @@ PLANTED = "a planted model"
 
 @pytest.fixture(scope="module", params=["secure_sum", "distributed_dp(noise_multiplier=1, rows=310, test_noise=True)"])
 def summed(request, tmp_path_factory):
-    """A round of a secure sum: the honest third steps, and what each client has put into the sum."""
+    """Return a round of a secure sum: the honest third steps, and each client's contribution."""
     given = {"privacy": request.param, "clients": 3, "rounds": 1}
     if "distributed" in request.param:
         given |= {"local_work": "epochs(1.0)", "batch_size": 16}
@@ -52,7 +52,7 @@ def summed(request, tmp_path_factory):
 
 
 def update(summed, instruction):
-    """What the client would put into a sum; it raises what the client refuses."""
+    """Return the client's contribution to a sum; raise its error if the client refuses."""
     edge, kept = summed.edge, []
     instruction.check(len(edge.setup.layout.tensors))
     edge.policy.check(instruction)

@@ -15,7 +15,7 @@ from fedpeft.rounds.progress import ServerState
 
 
 def forgetful(edge, round_number):
-    """The client, whose disk is lost before it trains in this round."""
+    """Make the client lose its disk before it trains in this round."""
     handle = edge.handle
 
     def answer(instruction):

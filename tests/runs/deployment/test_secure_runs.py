@@ -37,7 +37,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A run in which client k drops out at step k + 1 of round k + 1, and three do in round 6."""
+    """Record a run in which client k drops out at step k + 1 of round k + 1, and three do in round 6."""
     folder, said = tmp_path_factory.mktemp("dropouts"), []
     leaving = {(k + 1, k + 1, k) for k in range(5)} | {(6, 4, k) for k in (0, 2, 4)}
     plain: dict[int, dict[int, np.ndarray]] = {}

@@ -42,7 +42,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A run in which client 0 is killed once between its charge and its answer; and what each has added."""
+    """Record a run in which client 0 is killed once between its charge and its answer, with each contribution."""
     folder = tmp_path_factory.mktemp("shared")
     plain, vector, left = {}, Member.vector, [(1, 0)]
 
@@ -195,7 +195,7 @@ def test_notes_of_a_sum_are_the_client_s_alone(recorded):
 
 
 def begun(made, round_number):
-    """The third step of a sum by hand, as each client is asked it: the first two have been taken."""
+    """Prepare the third step of a sum by hand, as each client is asked for it."""
     seed, secure = made.server.config.seed, made.server.setup.secure_sum
     told = Announcement(b"n" * 16, 3, secure.later.size, BESIDE, 1.0)
     terms = told.terms(secure, seed, round_number, made.server.roster.run)
@@ -213,8 +213,10 @@ def begun(made, round_number):
 
 
 def test_what_is_no_step_of_a_sum_is_not_charged_and_a_sum_is_charged_once(recorded):
-    """A server that says anything could else spend a budget that nothing is released for. (The last test of this run,
-    whose books have a sum more from here on.)"""
+    """Otherwise a server could spend a budget without a release.
+
+    This must be the last test of this run, since its ledgers have one more sum from here on.
+    """
     made = recorded.made
     trained = next(i for i in reversed(made.server.direct.asked) if i.kind == "train")
     for change in ({"round": 7}, {"round": 7, "said": b"junk"}, {"said": b"junk"}):

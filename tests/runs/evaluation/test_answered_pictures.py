@@ -39,7 +39,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(pictures, finished_run, tmp_path_factory):
-    """A finished run on pictures by method, and one on texts."""
+    """Return a finished run on images for each method, and one on texts."""
     rows = tmp_path_factory.mktemp("texts") / "rows.csv"
     rows.write_text("text,label\n" + "".join(f"{'good' if i % 2 else 'bad'} thing {i},{i % 2}\n" for i in range(30)))
     data = f"file(path={str(pictures)!r}, side=32)"

@@ -39,7 +39,7 @@ def classes(folder):
 
 
 def written(folder, *more, **columns):
-    """The lines of the table that the command writes of TEXTS, which has these columns."""
+    """Return the lines of the table that the command writes for TEXTS with these columns."""
     source, output = folder / "new.jsonl", folder / "answers.csv"
     source.write_text(
         "".join(json.dumps({name: texts[i] for name, texts in columns.items()}) + "\n" for i in range(12))

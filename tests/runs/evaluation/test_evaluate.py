@@ -22,7 +22,7 @@ from tests.refusals import has_error, refuses
 
 
 def conversation(i: int) -> list[dict[str, str]]:
-    """The answer is the last word of the question."""
+    """Return a question whose answer is its last word."""
     asked = WORDS[10 + i % 20 : 12 + i % 20 + i % 4]
     return [{"role": "user", "content": " ".join(asked)}, {"role": "assistant", "content": asked[-1]}]
 

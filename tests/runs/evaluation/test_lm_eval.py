@@ -50,7 +50,7 @@ TEXTS = {"choice": CHOICE, "free": FREE, "rolling": ROLLING}
 
 @pytest.fixture
 def run(finished_run):
-    """A finished run whose model goes on with texts, and has learned something."""
+    """Return a finished run whose model continues texts and has learned something."""
     return finished_run(
         dataset="tiny_lm(owners=3, rows=12)", model="tiny_lm", clients=3, cohort=3, rounds=1, local_work="steps(8)",
         partition="iid", dtype="fp32", peft="lora(layers=0)", learning_rate=0.05, measure="validation(keep=last)",

@@ -67,7 +67,7 @@ def test_the_rule_finds_a_load_that_trusts():
 
 @pytest.fixture
 def mark(tmp_path, monkeypatch):
-    """A file that exists once a folder's code has run; every question on the terminal is answered with yes."""
+    """Return a file that exists once a folder's code has run; terminal questions are answered with yes."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     return tmp_path / "ran"

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Job
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
+from torch.nn import functional
 
 from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.examples import IGNORED, PairRows
@@ -148,7 +148,7 @@ def test_the_loss_of_a_pair_is_the_formula(chat_model, file):
             one = rows.answers.batch([2 * row + side])
             ids, labels = (one[name][0][: rows.answers.lengths[2 * row + side]] for name in ("input_ids", "labels"))
             margins.append(likelihood(model, ids, labels) - likelihood(plain, ids, labels))
-        expected.append(-F.logsigmoid(0.5 * (margins[0] - margins[1])))
+        expected.append(-functional.logsigmoid(0.5 * (margins[0] - margins[1])))
     found = task.row_losses(model, rows.batch(np.arange(4)))
     assert found.sums.tolist() == pytest.approx([x.item() for x in expected], rel=1e-10)
     one, other = (

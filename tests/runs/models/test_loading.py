@@ -114,7 +114,7 @@ def test_what_can_not_be_read_from_is_one_sentence(tmp_path):
 
 @pytest.mark.fast
 def test_a_folder_without_a_vocabulary_or_with_another_model_s_is_refused(tmp_path):
-    """transformers makes a tokenizer without words of the one; the other's ids lie beyond the embeddings."""
+    """For the first, transformers makes a tokenizer without words; the second one's ids exceed the embeddings."""
     folder = tmp_path / "model"
     shutil.copytree(resolve_model("tiny"), folder)
     assert len(load_tokenizer(folder)) > 10
@@ -131,7 +131,7 @@ def test_a_folder_without_a_vocabulary_or_with_another_model_s_is_refused(tmp_pa
 
 @pytest.fixture
 def changed(tmp_path):
-    """A copy of the tiny encoder with a weight changed by `change`, or left out where that returns None."""
+    """Return a function that copies the tiny encoder with one weight changed by `change`, or left out on None."""
 
     def make(name, change=lambda weight: None):
         folder = tmp_path / "changed"

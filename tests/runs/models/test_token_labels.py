@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from rich.console import Console
+from torch.nn import functional
 
 from fedpeft import evaluate, export, plugins, predict
 from fedpeft.config import RunConfig
@@ -148,7 +148,7 @@ def test_losses_are_of_labelled_tokens_alone():
     found = task.losses(logits, {"labels": labels})
     for b in range(2):
         kept = labels[b] != IGNORED
-        slow = sum(-F.log_softmax(logits[b, t], -1)[labels[b, t]] for t in range(5) if kept[t])
+        slow = sum(-functional.log_softmax(logits[b, t], -1)[labels[b, t]] for t in range(5) if kept[t])
         assert torch.allclose(found.sums[b], slow)
         assert found.counts[b] == kept.sum()
         assert found.correct[b] == sum(int(logits[b, t].argmax() == labels[b, t]) for t in range(5) if kept[t])

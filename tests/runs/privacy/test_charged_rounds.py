@@ -105,8 +105,11 @@ def test_a_run_stopped_after_any_step_is_charged_for_all_that_it_released(tmp_pa
 
 
 def test_a_round_repeated_with_another_key_is_a_new_attempt_and_costs_again(tmp_path, monkeypatch):
-    """Other noise on the same data is a second release; the ledger then knows of three rounds, and the budget of two
-    is spent: without at_budget=sit_out the run refuses to go on."""
+    """Other noise on the same data is a second release.
+
+    The ledger then contains three rounds, and the budget of two is spent: without at_budget=sit_out the run refuses to
+    continue.
+    """
     folder = tmp_path / "run"
     commit = Server.commit
 

@@ -183,7 +183,7 @@ def test_nothing_of_a_single_client_is_recorded(tmp_path):
 def test_a_study_reads_a_run_whose_clients_tell_no_steps(tmp_path):
     simulate(RunConfig(**TINY), tmp_path / "run", False, Console(quiet=True))
     result = read_run(tmp_path / "run")
-    assert result.finished
+    assert result.is_finished
     assert (result.local_steps, result.trained_rows) == (None, None)
     assert BY_KEY["local_steps"].value(result) is None
 

@@ -20,7 +20,7 @@ from tests.refusals import has_error, refuses
 
 
 def book(made, k):
-    """The charges in client k's own ledger."""
+    """Return the charges in client k's own ledger."""
     return [json.loads(line) for line in (made.folder / f"edge-{k}" / LEDGER).read_text().splitlines()[1:]]
 
 
@@ -123,7 +123,7 @@ def test_a_client_refuses_what_the_second_book_has_missed_and_the_run_ends_in_pe
 
 
 def again(made):
-    """The places of a federation are new, as a server that begins another run would have it; the rows are the old."""
+    """Delete the folders of a federation, as if a server began another run on the same data."""
     for place in ("server", "edge-0", "edge-1"):
         shutil.rmtree(made.folder / place)
 
@@ -168,7 +168,7 @@ def test_a_lost_book_of_all_runs_is_made_again_from_the_run_s_own(federation):
 
 
 def asked_once(made, k=0):
-    """The first instruction to client k of a run."""
+    """Return the first instruction to client k of a run."""
     made.run()
     return next(i for i in made.server.direct.asked if i.client == k and i.round == 2)
 

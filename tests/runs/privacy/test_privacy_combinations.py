@@ -29,7 +29,7 @@ def test_there_are_mechanisms():
 
 
 def in_first_factors(state: State, started: State, layout: Layout) -> State:
-    """The same B A, as B times the A of the start: what was released, before a strategy turned the factors."""
+    """Return the same B A as B times the A of the start: the release before a strategy changed the factors."""
     found = dict(state)
     for pair in layout.pairs:
         found[pair.A] = started[pair.A]

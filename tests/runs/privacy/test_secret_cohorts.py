@@ -76,7 +76,7 @@ def test_record_lines_are_on_the_disk_before_the_checkpoint_that_counts_them(tmp
 
 
 def open_to_others(folder: Path) -> set[str]:
-    """What others may read in a run's folder, relative to it; what lies in a closed folder is closed."""
+    """Return the relative paths in a run's folder that other users may read; closed folders close their contents."""
     found = set()
     for path in folder.iterdir():
         if path.stat().st_mode & 0o077:

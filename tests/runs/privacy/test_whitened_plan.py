@@ -11,7 +11,7 @@ from tests.unit.privacy.test_whitened_plan import made
 
 
 def trained(folder, stop=None, **given):
-    """The progress of a run, and the run."""
+    """Train a run, and return its server state and the simulation."""
     simulation = made(folder, **given)
     folder.mkdir(exist_ok=True)
     stopping = (lambda: False) if stop is None else iter([False] * stop + [True] * 9).__next__
@@ -26,8 +26,9 @@ def test_it_moves_along_whitened_directions_alone_and_ends_within_its_budget(tmp
     assert progress.told["turn"].shape == (16, 16)
     moved = (progress.adapter["head.weight"] - progress.started["head.weight"]).double()
     assert torch.linalg.matrix_rank(moved) > 0
-    P = create_projection(moved.shape[1], 16)
-    assert (moved - moved @ P.T @ P).norm() < 1e-5 * moved.norm()  # noise in other directions leads nowhere
+    projection = create_projection(moved.shape[1], 16)
+    outside = moved - moved @ projection.T @ projection
+    assert outside.norm() < 1e-5 * moved.norm()  # noise in other directions leads nowhere
     assert 7.9 < simulation.protection.epsilons()[0] <= 8
 
 

@@ -41,7 +41,7 @@ TEXTS = ("some words of it", "kalep kamir puvos", "kalep " * 40)
 
 @pytest.fixture(scope="module")
 def runs(finished_run):
-    """A finished run by method."""
+    """Return a finished run for each method."""
     return {method: finished_run(**SETTINGS | {"peft": method} | more) for method, more in METHODS.items()}
 
 

@@ -25,7 +25,7 @@ IDS = torch.arange(4, 40)[None]
 
 
 def made(kind, config, folder):
-    """A model of random weights with the tokenizer of tiny_lm."""
+    """Write a model of random weights with the tokenizer of tiny_lm."""
     torch.manual_seed(0)
     model = kind(config)
     for parameter in model.parameters():  # norms and biases, too, or an exchange of them would not be seen
@@ -73,8 +73,8 @@ def test_base_plus_adapter_is_the_merged_model_and_transformers_reads_them(run, 
     adapted = {name.removesuffix(".lora_a") for name in factors if name.endswith(".lora_a")}
     assert len(adapted) == 14
     for name, weight in base.items():
-        A, B = factors.get(f"{name}.lora_a"), factors.get(f"{name}.lora_b")
-        expected = weight if A is None else weight + 32 / 4 * B @ A
+        lora_a, lora_b = factors.get(f"{name}.lora_a"), factors.get(f"{name}.lora_b")
+        expected = weight if lora_a is None else weight + 32 / 4 * lora_b @ lora_a
         assert np.abs(whole[name] - expected).max() < 1e-6
         assert name not in adapted or np.abs(whole[name] - weight).max() > 1e-6
     finished = FinishedRun.read(run)

@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of the run, as it would come from elsewhere."""
+    """Return a copy of the run, as if it came from another machine."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 

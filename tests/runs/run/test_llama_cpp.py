@@ -28,7 +28,7 @@ NEW = 16
 
 @pytest.fixture(scope="module")
 def run(finished_run, tmp_path_factory):
-    """A finished run whose adapter, of all layers, changes what the base says."""
+    """Return a finished run whose adapter, in all layers, changes the base's answers."""
     made = finished_run(
         dataset="office(rows=2, test_rows=1)", partition="natural", clients=0, cohort=1, rounds=1,
         local_work="steps(1)", batch_size=1, tokens=96, dtype="fp32", peft="lora(rank=4, layers=0)",
@@ -44,7 +44,7 @@ def run(finished_run, tmp_path_factory):
 
 
 def of_llama_cpp(folder, adapter):
-    """The new tokens behind each prompt, log p of each one's first, and how many tokens the prompt has."""
+    """Return the new tokens after each prompt, the log probability of the first, and the prompt's length in tokens."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()

@@ -21,7 +21,7 @@ SETTINGS = {"dataset": "tiny_lm", "clients": 2, "cohort": "all", "rounds": 1, "t
 
 @pytest.fixture
 def card_of(finished_run, tmp_path):
-    """Returns the run with a method, and the card of its exported adapter."""
+    """Return a function that gives a method's run and the card of its exported adapter."""
 
     def make(peft, **more):
         run = finished_run(**SETTINGS | {"model": "tiny_lm", "peft": peft} | more)
@@ -32,8 +32,10 @@ def card_of(finished_run, tmp_path):
 
 
 def wider(folder):
-    """tiny_lm with layers whose widths are multiples of 64, as real models' are: of others bitsandbytes 0.50 decodes
-    rows wrongly, or refuses them where a CPU has AVX-512 bf16."""
+    """Write tiny_lm with layers whose widths are multiples of 64, as in real models.
+
+    For other widths, bitsandbytes 0.50 decodes rows wrongly, or refuses them on a CPU with AVX-512 bf16.
+    """
     tiny = resolve_model("tiny_lm")
     config = transformers.AutoConfig.from_pretrained(tiny, hidden_size=64, head_dim=16, intermediate_size=128)
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from tests.runs.simulation.test_run_strategies import settings, trained
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of an exact rule whose first round is its best, and the bases after each round."""
+    """Return a run of an exact rule whose first round is its best, and the bases after each round."""
     given = settings("fedex_lora", learning_rate=0.02, rounds=3)
     simulation, _, progress = trained(tmp_path_factory.mktemp("run"), **given)
     bases = [

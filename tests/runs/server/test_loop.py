@@ -143,7 +143,7 @@ class Draw:
 
 @pytest.fixture
 def events(monkeypatch) -> list[str]:
-    """What happens, in order: charges, checkpoints and lines of records, and what the fakes above write down."""
+    """Return the list of events in order: charges, checkpoints, lines of records, and the fakes' notes."""
     seen: list[str] = []
 
     def watch(owner, name, event):

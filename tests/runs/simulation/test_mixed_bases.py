@@ -129,12 +129,12 @@ class StopError(Exception):
 
 
 def weight_of(layer: nn.Module) -> torch.Tensor:
-    """The weights that a linear layer computes with, quantized or not."""
+    """Return the weights that a linear layer computes with, quantized or not."""
     return layer.values() if isinstance(layer, QuantizedLinear) else layer.weight.detach()
 
 
 def weight_of_base(plain: Mapping[str, nn.Linear], module: str, base: str, residual: State) -> torch.Tensor:
-    """A layer's weight in a precision, with R where there is one."""
+    """Return a layer's weight in a precision, with the residual if there is one."""
     precision = base if base in PRECISIONS else ""
     weight = round_to_quantized(plain[module].weight.detach(), precision).to(DTYPES.get(base, torch.float32))
     return (weight.float() + residual[module]).to(weight.dtype) if residual else weight

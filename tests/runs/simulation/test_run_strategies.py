@@ -55,7 +55,7 @@ def flags(folder: Path, **given) -> list[str]:
 
 
 def trained(folder: Path, **given):
-    """Simulation, server and progress after all rounds, without the scoring that every run ends with."""
+    """Return simulation, server and server state after all rounds, without the final scoring."""
     simulation = Simulation(RunConfig(**given), folder, ConsoleObserver(QUIET))
     folder.mkdir(parents=True, exist_ok=True)
     server = simulation.server(Records(folder))
@@ -326,9 +326,9 @@ def test_segments_take_turns_among_the_rounds_that_train_the_same(tmp_path, monk
     monkeypatch.setattr(Uplink, "encode", noted)
     codec = "segments(count=2) | cast"
     trained(tmp_path / "run", **settings("rolora", dtype="fp32", cohort="all", rounds=4, codec=codec))
-    of_B, of_A = ([sorted(made[:6]), sorted(made[6:])] for made in turns.values())
-    assert of_B == [[*range(0, 6)], [*range(1, 7)]]
-    assert of_A == [[*range(1, 7)], [*range(2, 8)]]
+    turns_of_b, turns_of_a = ([sorted(made[:6]), sorted(made[6:])] for made in turns.values())
+    assert turns_of_b == [[*range(0, 6)], [*range(1, 7)]]
+    assert turns_of_a == [[*range(1, 7)], [*range(2, 8)]]
 
 
 REFUSED = {

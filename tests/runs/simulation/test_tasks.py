@@ -26,7 +26,7 @@ def lines(folder: Path, name: str) -> list[dict]:
 
 
 def killed_in(folder: Path, round_number: int, monkeypatch: pytest.MonkeyPatch, **given: object) -> None:
-    """A run that dies before it records a round, continued to its end."""
+    """Run a simulation that dies before it records a round, and continue it to its end."""
     commit = Server.commit
 
     def dies(self, progress):

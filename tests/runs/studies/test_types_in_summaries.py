@@ -17,7 +17,7 @@ NUMBERS = ["accuracy", "loss", "uplink_bytes", "seconds", "peak_memory_bytes", "
 
 
 def reported(folder, **changes) -> int:
-    """The exit code of a report on a study whose summaries have these values."""
+    """Return the exit code of a report on a study whose summaries have these values."""
     result = made_result({"codec": "fp32"}, 0, 0.8, 10.0)
     study = write_study(folder / "study", [dataclasses.replace(result, summary={**(result.summary or {}), **changes})])
     return main([str(study), "--output", str(folder / "page.html")])

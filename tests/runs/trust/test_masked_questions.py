@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
 
 
 def pooled(simulation, progress, question):
-    """The answer of whoever had all held-out rows, and each client's."""
+    """Return the answer on all held-out examples together, and each client's answer."""
     side = simulation.workers.pool._local.clients
     answers = []
     for client in range(TINY["clients"]):

@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
 
 
 def pooled(made, progress, question):
-    """The answer of whoever had all held-out rows."""
+    """Return the answer on all held-out examples together."""
     logits, labels = [], []
     for k, edge in enumerate(made.server.edges):
         side = edge.workers.pool._local.clients

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from fedpeft import simulate
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError, RunError
+from fedpeft.errors import ConfigError
 from fedpeft.reporting.summary import OWN_ROWS
 from fedpeft.studies.results import read_run
+from tests.refusals import refuses
 
 CONFIG = RunConfig(
     dataset="tiny", clients=4, cohort=2, rounds=2, workers=1, tokens=32, dtype="fp32", strategy="fedsa_lora",
@@ -22,7 +23,7 @@ CONFIG = RunConfig(
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The rows that clients train on and are evaluated on."""
+    """Record the examples that clients train on and are evaluated on."""
     rows = {"train": set(), "evaluate": set()}
     evaluated, train = encoded_reports.evaluate_client, clients.train_on_own_bases
 
@@ -49,7 +50,7 @@ def test_a_trial_sees_no_row_that_its_final_score_is_of(tmp_path, seen):
     chosen = {kind: set(rows) for kind, rows in seen.items()}
     assert all(chosen.values())
     assert not chosen["train"] & chosen["evaluate"]
-    with pytest.raises(RunError, match="has seen no test rows"):
+    with refuses("FP5216", tmp_path / "trial"):
         read_run(tmp_path / "trial")
     seen["evaluate"].clear()
     assert simulate.main(["--resume", str(tmp_path / "trial")]) == 0

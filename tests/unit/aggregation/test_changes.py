@@ -53,9 +53,9 @@ def test_inner_products_and_sums_are_those_of_the_whole_matrices(ranks, seed):
 @given(seed=st.integers(0, 10_000))
 def test_bases_are_the_leading_eigenvectors_of_the_unit_changes(ranks, seed):
     _, updates, dense = cohort(ranks, seed)
-    U, V = Changes.from_updates(PAIR, updates).compute_bases(3)
+    left, right = Changes.from_updates(PAIR, updates).compute_bases(3)
     unit = [D / D.norm() for D in dense]
-    for basis, squares in ((U, sum(D @ D.T for D in unit)), (V, sum(D.T @ D for D in unit))):
+    for basis, squares in ((left, sum(D @ D.T for D in unit)), (right, sum(D.T @ D for D in unit))):
         values, vectors = torch.linalg.eigh(squares)
         assert torch.allclose(basis.T @ basis, torch.eye(3).double(), atol=1e-6)
         if values[-3] - values[-4] > 1e-3 * values[-1]:
@@ -85,13 +85,13 @@ def test_clients_that_do_not_count_are_not_read():
 
 def test_the_bases_hold_all_changes_when_they_are_large_enough_and_nothing_else():
     _, updates, dense = cohort((1, 1, 1), 1)
-    U, V = Changes.from_updates(PAIR, updates).compute_bases(9)
-    for D in dense:
-        assert torch.allclose(U @ (U.T @ D @ V) @ V.T, D)
-    assert not U[:, 4:].any()  # three columns of dB and the common one of B
-    assert torch.allclose((U.T @ U)[:4, :4], torch.eye(4).double())
-    coordinates = Changes.from_updates(PAIR, updates).compute_coordinates(U, V)
-    assert torch.allclose(coordinates, torch.stack([U.T @ D @ V for D in dense]))
+    left, right = Changes.from_updates(PAIR, updates).compute_bases(9)
+    for dense_change in dense:
+        assert torch.allclose(left @ (left.T @ dense_change @ right) @ right.T, dense_change)
+    assert not left[:, 4:].any()  # three columns of dB and the common one of B
+    assert torch.allclose((left.T @ left)[:4, :4], torch.eye(4).double())
+    coordinates = Changes.from_updates(PAIR, updates).compute_coordinates(left, right)
+    assert torch.allclose(coordinates, torch.stack([left.T @ dense_change @ right for dense_change in dense]))
 
 
 @pytest.mark.parametrize("factor", [1e6, 1e-6])
@@ -114,9 +114,9 @@ def test_an_update_of_nothing_has_no_say_whatever_its_factors(factor):
     received, delta = updates[0].received, {n: torch.zeros_like(d) for n, d in updates[0].delta.items()}
     if factor:
         generator = torch.Generator().manual_seed(0)
-        G = factor * torch.randn(4, 4, generator=generator, dtype=torch.float64)
-        delta[PAIR.B] = received[PAIR.B] @ G - received[PAIR.B]
-        delta[PAIR.A] = torch.linalg.solve(G, received[PAIR.A]) - received[PAIR.A]
+        transform = factor * torch.randn(4, 4, generator=generator, dtype=torch.float64)
+        delta[PAIR.B] = received[PAIR.B] @ transform - received[PAIR.B]
+        delta[PAIR.A] = torch.linalg.solve(transform, received[PAIR.A]) - received[PAIR.A]
     nothing = dataclasses.replace(updates[0], delta=delta)
     with_it, without = (Changes.from_updates(PAIR, u).compute_bases(3) for u in ([nothing, *updates[1:]], updates[1:]))
     for one, other in zip(with_it, without, strict=True):

@@ -17,7 +17,7 @@ WIDTH = 8
 
 
 def drawn(counts, apart, seed=0):
-    """Normal rows (n, WIDTH) around means that lie about `apart` from one another, `counts` of each class; labels."""
+    """Draw normal examples (n, WIDTH), `counts` per class, around means that lie about `apart` apart; with labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     means = apart * torch.randn(len(counts), WIDTH, generator=torch.Generator().manual_seed(7), dtype=torch.float64)

@@ -22,17 +22,17 @@ from tests.refusals import refuses
 
 def test_each_rank_is_the_mean_of_those_who_trained_it():
     result, updates, state = a_round("fed_plora", MIXED)
-    A, B = state[pair.A].clone(), state[pair.B].clone()
+    lora_a, lora_b = state[pair.A].clone(), state[pair.B].clone()
     for j in range(4):
         owners = [(p, u, (u.ranks or tuple(range(4))).index(j)) for p, u in zip(shares(updates), updates, strict=True)
                   if j in (u.ranks or range(4))]  # fmt: skip
         total = sum(p for p, _, _ in owners)
         for p, u, slot in owners:
-            A[j] += p / total * u.delta[pair.A][slot]
-            B[:, j] += p / total * u.delta[pair.B][:, slot] * u.form.scale / FORM.scale
+            lora_a[j] += p / total * u.delta[pair.A][slot]
+            lora_b[:, j] += p / total * u.delta[pair.B][:, slot] * u.form.scale / FORM.scale
     assert any(u.ranks for u in updates)
-    assert torch.allclose(result.state[pair.A], A, atol=1e-12)
-    assert torch.allclose(result.state[pair.B], B, atol=1e-12)
+    assert torch.allclose(result.state[pair.A], lora_a, atol=1e-12)
+    assert torch.allclose(result.state[pair.B], lora_b, atol=1e-12)
 
 
 def test_a_rank_that_nobody_trains_stays_and_equal_ranks_are_fedit():

@@ -17,8 +17,8 @@ def exact_mean(updates):
 
 
 def best(matrix, rank):
-    U, S, Vt = torch.linalg.svd(matrix)
-    return (U[:, :rank] * S[:rank]) @ Vt[:rank]
+    left_vectors, singular, right_vectors = torch.linalg.svd(matrix)
+    return (left_vectors[:, :rank] * singular[:rank]) @ right_vectors[:rank]
 
 
 @pytest.mark.parametrize("clients", [EQUAL, MIXED], ids=["equal", "mixed"])
@@ -30,10 +30,10 @@ def test_a_sketch_that_spans_the_mean_gives_its_best_approximation(clients):
 
 def test_both_factors_carry_the_roots_of_the_singular_values():
     result, updates, _ = a_round("fedask(oversampling=20)", EQUAL)
-    S = torch.linalg.svdvals(exact_mean(updates))[: FORM.rank] / FORM.scale
-    A, B = result.state[pair.A], result.state[pair.B]
-    assert torch.allclose(A @ A.T, S.diag(), atol=1e-9)
-    assert torch.allclose(B.T @ B, S.diag(), atol=1e-9)
+    singular = torch.linalg.svdvals(exact_mean(updates))[: FORM.rank] / FORM.scale
+    lora_a, lora_b = result.state[pair.A], result.state[pair.B]
+    assert torch.allclose(lora_a @ lora_a.T, singular.diag(), atol=1e-9)
+    assert torch.allclose(lora_b.T @ lora_b, singular.diag(), atol=1e-9)
 
 
 def test_passes_bring_a_narrow_sketch_to_the_best_approximation():
@@ -74,6 +74,6 @@ def test_the_sketch_is_drawn_from_the_seed_and_the_round():
 def test_the_sketched_factors_are_a_projection():
     generator = torch.Generator().manual_seed(0)
     left, right, omega = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((9, 6), (6, 8), (8, 3)))
-    U, S, Vt = sketched_svd(LowRank(left, right), omega, 0)
-    Q = torch.linalg.qr(left @ right @ omega).Q
-    assert torch.allclose((U * S) @ Vt, Q @ Q.T @ left @ right)
+    left_vectors, singular, right_vectors = sketched_svd(LowRank(left, right), omega, 0)
+    basis = torch.linalg.qr(left @ right @ omega).Q
+    assert torch.allclose((left_vectors * singular) @ right_vectors, basis @ basis.T @ left @ right)

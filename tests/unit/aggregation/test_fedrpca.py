@@ -12,7 +12,7 @@ def drawn(*shape, seed):
 
 
 def planted():
-    """A matrix of rank 2, and sparse spikes in 5 % of its entries."""
+    """Return a matrix of rank 2, and sparse spikes in 5 % of its entries."""
     low = drawn(200, 2, seed=0) @ drawn(2, 30, seed=1)
     spikes = torch.where(drawn(200, 30, seed=2) > 1.645, 10 * drawn(200, 30, seed=3), 0.0)
     return low, spikes
@@ -25,27 +25,32 @@ def test_planted_parts_are_found():
 
 
 def test_nothing_near_the_decomposition_has_a_smaller_objective():
-    M = drawn(60, 8, seed=4) + 3 * drawn(60, 1, seed=5)
-    L = decompose(M, 1000)
+    matrix = drawn(60, 8, seed=4) + 3 * drawn(60, 1, seed=5)
+    low_rank = decompose(matrix, 1000)
 
     def objective(low):
-        return float(torch.linalg.svdvals(low).sum() + (M - low).abs().sum() / 60**0.5)
+        return float(torch.linalg.svdvals(low).sum() + (matrix - low).abs().sum() / 60**0.5)
 
-    least = objective(L)
-    assert least < min(objective(M), objective(torch.zeros_like(M))) * 0.99
+    least = objective(low_rank)
+    assert least < min(objective(matrix), objective(torch.zeros_like(matrix))) * 0.99
     for seed in range(20):
         for size in (1e-3, 1e-2, 1e-1, 1.0):
-            for direction in (drawn(60, 8, seed=seed), drawn(60, 1, seed=seed) @ drawn(1, 8, seed=seed), L, M - L):
+            for direction in (
+                drawn(60, 8, seed=seed),
+                drawn(60, 1, seed=seed) @ drawn(1, 8, seed=seed),
+                low_rank,
+                matrix - low_rank,
+            ):
                 for sign in (1, -1):
-                    moved = L + sign * size * direction
+                    moved = low_rank + sign * size * direction
                     assert objective(moved) > least - 1e-4 * least
 
 
 def test_singular_values_are_reduced_as_by_an_svd():
-    X = drawn(40, 6, seed=6)
-    U, S, Vt = torch.linalg.svd(X, full_matrices=False)
-    by = float(S[2])
-    assert torch.allclose(shrink_singular_values(X, by), (U * (S - by).clamp_min(0)) @ Vt, atol=1e-10)
+    matrix = drawn(40, 6, seed=6)
+    left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
+    by = float(singular[2])
+    assert torch.allclose(shrink_singular_values(matrix, by), (left * (singular - by).clamp_min(0)) @ right, atol=1e-10)
 
 
 @pytest.mark.parametrize("clients", [EQUAL, MIXED], ids=["equal", "mixed"])
@@ -57,9 +62,9 @@ def test_the_step_is_the_mean_of_l_and_beta_times_the_mean_of_s(clients, beta):
         unit = [u.scale / FORM.scale if name == pair.B else 1.0 for u in updates]
         deltas = [c * u.delta[name] for c, u in zip(unit, updates, strict=True)]
         deltas = [torch.nn.functional.pad(d, (0, columns - d.shape[1], 0, rows - d.shape[0])) for d in deltas]
-        M = torch.stack([d.flatten() for d in deltas], dim=1)
-        L = decompose(M, 200)
-        step = (L @ p + beta * (M - L) @ p).reshape(rows, columns)
+        matrix = torch.stack([d.flatten() for d in deltas], dim=1)
+        low_rank = decompose(matrix, 200)
+        step = (low_rank @ p + beta * (matrix - low_rank) @ p).reshape(rows, columns)
         assert torch.allclose(result.state[name], state[name] + step)
 
 
@@ -72,8 +77,8 @@ def test_with_beta_1_it_is_fedit():
 def test_an_adaptive_beta_makes_up_for_the_share_of_the_special_part():
     adaptive, updates, state = a_round("fedrpca(largest=1000.0)", EQUAL)
     p = torch.tensor(shares(updates), dtype=torch.float64)
-    M = torch.stack([u.delta[pair.A].flatten() for u in updates], dim=1)
-    mean, special = M @ p, (M - decompose(M, 200)) @ p
+    matrix = torch.stack([u.delta[pair.A].flatten() for u in updates], dim=1)
+    mean, special = matrix @ p, (matrix - decompose(matrix, 200)) @ p
     beta = max(1.0, float(mean.norm() / special.norm()))
     step = (adaptive.state[pair.A] - state[pair.A]).flatten()
     assert torch.allclose(step, mean + (beta - 1) * special)

@@ -27,11 +27,11 @@ def error(state, updates):
 
 def dense_error(weights, updates):
     """|dW* - s B A|^2 of the weights a and b (2 K,), written out."""
-    K, s = len(updates), FORM.scale
-    a, b = torch.as_tensor(weights[:K]), torch.as_tensor(weights[K:])
-    A = sum(w * padded(u.trained(pair.A), 4, 9) for w, u in zip(a, updates, strict=True))
-    B = sum(w * u.scale / s * padded(u.trained(pair.B), 12, 4) for w, u in zip(b, updates, strict=True))
-    return float((exact_mean(updates) - s * B @ A).square().sum())
+    count, s = len(updates), FORM.scale
+    a, b = torch.as_tensor(weights[:count]), torch.as_tensor(weights[count:])
+    lora_a = sum(w * padded(u.trained(pair.A), 4, 9) for w, u in zip(a, updates, strict=True))
+    lora_b = sum(w * u.scale / s * padded(u.trained(pair.B), 12, 4) for w, u in zip(b, updates, strict=True))
+    return float((exact_mean(updates) - s * lora_b @ lora_a).square().sum())
 
 
 @pytest.mark.parametrize("clients", [EQUAL, MIXED], ids=["equal", "mixed"])

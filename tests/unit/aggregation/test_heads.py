@@ -84,7 +84,7 @@ def skewed():
 
 
 def sent(head, features, labels, codec):
-    """The head solved from what 20 clients send, as it arrives, and from what they have."""
+    """Return the head solved from the decoded statistics of 20 clients, and from the exact ones."""
     width, coarse, exact = features.shape[1], Fold(), Fold()
     for k in range(20):
         rows = np.arange(20 * k, 20 * k + 20)

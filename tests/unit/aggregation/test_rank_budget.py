@@ -44,8 +44,11 @@ def test_what_is_kept_is_the_best_of_all_dense_singular_values(clients, share):
     result, updates, _ = a_round(f"rank_budget(share={share})", clients)
     triplets = []
     for number, pair in enumerate(layout.pairs):
-        U, S, Vt = torch.linalg.svd(dense_target(pair, updates))
-        triplets += [(float(S[i] ** 2) / costs()[number], number, S[i] * torch.outer(U[:, i], Vt[i])) for i in range(4)]
+        left, singular, right = torch.linalg.svd(dense_target(pair, updates))
+        triplets += [
+            (float(singular[i] ** 2) / costs()[number], number, singular[i] * torch.outer(left[:, i], right[i]))
+            for i in range(4)
+        ]
     spent, expected = 0.0, [torch.zeros(p.out_features, p.in_features, dtype=torch.float64) for p in layout.pairs]
     for _, number, matrix in sorted(triplets, key=lambda t: -t[0]):
         spent += costs()[number]
@@ -81,8 +84,8 @@ def test_sensitivity_is_the_round_s_change_along_each_triplet():
     result, updates, state = a_round("rank_budget(importance=sensitivity, warmup=9)")
     for pair in layout.pairs:
         before, after = (compute_effective_weight(pair, s, FORM).to_dense() for s in (state, result.state))
-        U, S, Vt = torch.linalg.svd(dense_target(pair, updates))
-        expected = [abs(float(S[i] * (U[:, i] @ (after - before) @ Vt[i]))) for i in range(4)]
+        left, singular, right = torch.linalg.svd(dense_target(pair, updates))
+        expected = [abs(float(singular[i] * (left[:, i] @ (after - before) @ right[i]))) for i in range(4)]
         found = strategy._compute_worth(pair, state, result.state, layout)
         assert found.tolist() == pytest.approx(expected, rel=1e-7)
     cut, _, _ = a_round("rank_budget(importance=sensitivity)")

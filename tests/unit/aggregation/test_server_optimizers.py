@@ -68,7 +68,7 @@ def test_tensors_without_a_direction_stay_and_inputs_are_untouched(name):
 
 
 def test_the_average_of_states_beside_another_optimizer():
-    """decay 0.5: after two rounds weights 1/3 and 2/3, after three 1/7, 2/7 and 4/7."""
+    """With decay 0.5, the weights are 1/3 and 2/3 after two rounds, and 1/7, 2/7 and 4/7 after three."""
     optimizer = SERVER_OPTIMIZERS.build("averaged(of=momentum(learning_rate=0.5), decay=0.5)")
     plain = SERVER_OPTIMIZERS.build("momentum(learning_rate=0.5)")
     state, memory, own, kept, states = X, {}, X, {}, []

@@ -35,7 +35,7 @@ def mean_of_products(pair, updates):
 
 
 def weight_after(pair, result, layout):
-    """What the next model adds to the base: factors and residual."""
+    """Return what the next model adds to the base: the product of the factors and the residual."""
     added = compute_effective_weight(pair, result.state, layout.form).to_dense().double()
     if pair.module in result.residuals:
         residual = result.residuals[pair.module]
@@ -82,9 +82,9 @@ def test_flexlora_is_the_best_approximation(clients, seed, svd):
     result = run_round(strategy, state, layout, updates)
     for pair in layout.pairs:
         exact = mean_of_products(pair, updates)
-        U, S, Vt = torch.linalg.svd(exact, full_matrices=False)
+        left, singular, right = torch.linalg.svd(exact, full_matrices=False)
         for rank in (1, 2, 5):
-            best = (U[:, :rank] * S[:rank]) @ Vt[:rank]
+            best = (left[:, :rank] * singular[:rank]) @ right[:rank]
             sent = strategy.dispatch(result.state, layout, AdapterShape(rank, 3.0), 2)
             held = 3.0 / rank * sent[pair.B].double() @ sent[pair.A].double()
             error, least = float((held - exact).norm()), float((best - exact).norm())

@@ -68,7 +68,7 @@ def test_the_package_passes_the_check(spec):
 
 
 def mean_is_client_0(pair, layout, updates):
-    """The weighted tensors are accumulated into another dict than the one that is returned."""
+    """Return client 0's product, as if the weighted sum went into a dict that is not returned."""
     u = updates[0]
     return u.scale * u.trained(pair.B) @ u.trained(pair.A)
 
@@ -81,15 +81,15 @@ def stack_without_scale(pair, layout, updates):
 def residual_without_scale(pair, layout, updates):
     honest = by_strategy("fedex_lora")(pair, layout, updates)
     p = normalize_weights([u.weight for u in updates])
-    A = sum(
+    lora_a = sum(
         w * torch.nn.functional.pad(u.trained(pair.A), (0, 0, 0, 12 - u.form.rank))
         for w, u in zip(p, updates, strict=True)
     )
-    B = sum(
+    lora_b = sum(
         w * u.scale / FORM.scale * torch.nn.functional.pad(u.trained(pair.B), (0, 12 - u.form.rank))
         for w, u in zip(p, updates, strict=True)
     )
-    return honest + FORM.scale * B @ A - B @ A  # the mean is subtracted without s
+    return honest + FORM.scale * lora_b @ lora_a - lora_b @ lora_a  # the mean is subtracted without s
 
 
 def svd_of(pair, updates):

@@ -33,16 +33,16 @@ def random_product(out, in_, width, seed, dtype=torch.float64):
 def test_truncated_svd_is_the_dense_one(out, in_, width, rank, seed, method):
     product = random_product(out, in_, width, seed)
     svd = compute_truncated_svd(product, rank, method)
-    S = torch.linalg.svdvals(product.to_dense())
-    S = torch.nn.functional.pad(S, (0, max(0, rank - len(S))))[:rank]
-    size = float(S[0])
+    singular = torch.linalg.svdvals(product.to_dense())
+    singular = torch.nn.functional.pad(singular, (0, max(0, rank - len(singular))))[:rank]
+    size = float(singular[0])
     assert svd.U.shape == (out, rank)
     assert svd.Vt.shape == (rank, in_)
     tolerance = 2e-6 if method == "gram" else 1e-11
-    assert torch.allclose(svd.S, S, rtol=0, atol=tolerance * size)
+    assert torch.allclose(svd.S, singular, rtol=0, atol=tolerance * size)
     # the error of the approximation is that of the best one
     error = (svd.to_low_rank().to_dense() - product.to_dense()).norm().square()
-    least = (product.to_dense().norm().square() - S.square().sum()).clamp_min(0)
+    least = (product.to_dense().norm().square() - singular.square().sum()).clamp_min(0)
     assert float(error - least) <= 10 * tolerance * size**2
     clear = 1e-3 * size < svd.S
     assert torch.allclose(svd.Vt[clear] @ svd.Vt[clear].T, torch.eye(int(clear.sum())).double(), atol=1e-6)
@@ -53,8 +53,8 @@ def test_truncated_svd_is_the_dense_one(out, in_, width, rank, seed, method):
 def test_fp32_factors_keep_fp32_accuracy(method):
     product = random_product(60, 90, 40, 0, torch.float32)
     exact = LowRank(product.left.double(), product.right.double()).to_dense()
-    U, S, Vt = torch.linalg.svd(exact, full_matrices=False)
-    best = (U[:, :8] * S[:8]) @ Vt[:8]
+    left_vectors, singular, right_vectors = torch.linalg.svd(exact, full_matrices=False)
+    best = (left_vectors[:, :8] * singular[:8]) @ right_vectors[:8]
     svd = compute_truncated_svd(product, 8, method)
     assert svd.U.dtype == svd.S.dtype == svd.Vt.dtype == torch.float32
     assert float((svd.to_low_rank().to_dense() - best).norm() / best.norm()) < 1e-6
@@ -86,11 +86,11 @@ def test_factors_that_repeat_themselves(alike):
 def test_both_roots_of_a_gram_matrix(root):
     left, right = random_product(9, 9, 12, 1).left, random_product(9, 9, 14, 2).left
     gram, other = left @ left.T, right @ right.T
-    C = root(gram)
-    assert torch.allclose(C.matrix @ C.matrix.T, gram)
-    around = C.transform(other)
-    assert torch.allclose(around.tril(), (C.matrix.T @ other @ C.matrix).tril())
-    assert torch.allclose(C.matrix.T @ C.undo(around.tril()), around.tril())
+    root_factor = root(gram)
+    assert torch.allclose(root_factor.matrix @ root_factor.matrix.T, gram)
+    around = root_factor.transform(other)
+    assert torch.allclose(around.tril(), (root_factor.matrix.T @ other @ root_factor.matrix).tril())
+    assert torch.allclose(root_factor.matrix.T @ root_factor.undo(around.tril()), around.tril())
     assert torch.equal(other, right @ right.T)
 
 
@@ -111,9 +111,9 @@ def test_randomised_finds_a_decaying_spectrum():
     product = random_product(80, 60, 30, 0)
     decaying = LowRank(product.left * 0.7 ** torch.arange(30), product.right)
     svd = compute_truncated_svd(decaying, 8, "randomised")
-    S = torch.linalg.svdvals(decaying.to_dense())
+    singular = torch.linalg.svdvals(decaying.to_dense())
     error = float((svd.to_low_rank().to_dense() - decaying.to_dense()).norm())
-    assert error <= 1.001 * float(S[8:].norm())
+    assert error <= 1.001 * float(singular[8:].norm())
 
 
 @pytest.mark.parametrize("method", [*EXACT, "randomised"])
@@ -150,10 +150,10 @@ def test_recompression_keeps_the_directions_that_there_are_or_all_but_a_share_of
     exact = recompress(product, 1e-14)
     assert exact.width == 3
     assert torch.allclose(exact.to_dense(), product.to_dense())
-    S = torch.linalg.svdvals(product.to_dense()).square()
-    within = recompress(product, float(S[2] / S[:3].sum()) * 1.01)
+    singular = torch.linalg.svdvals(product.to_dense()).square()
+    within = recompress(product, float(singular[2] / singular[:3].sum()) * 1.01)
     assert within.width == 2
-    assert float((within.to_dense() - product.to_dense()).square().sum()) == pytest.approx(float(S[2]))
+    assert float((within.to_dense() - product.to_dense()).square().sum()) == pytest.approx(float(singular[2]))
     nothing = recompress(product.scale(0.0), 1e-14)
     assert nothing.width == 1
     assert not nothing.to_dense().any()

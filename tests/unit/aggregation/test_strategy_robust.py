@@ -26,14 +26,16 @@ layout = create_lora_layout([(12, 9), (7, 15)], FORM, head=(3, 5))
 
 
 def refactored(update, seed):
-    """The same update with factors (B G, G^-1 A), G of moderate condition, another one per layer."""
+    """Return the same update with factors (B G, G^-1 A), with a different well-conditioned G per layer."""
     generator = torch.Generator().manual_seed(seed)
     delta = dict(update.delta)
     for pair in layout.pairs:
-        A, B = update.trained(pair.A), update.trained(pair.B)
-        G = torch.randn(len(A), len(A), generator=generator, dtype=A.dtype) + 3 * torch.eye(len(A), dtype=A.dtype)
-        delta[pair.A] = torch.linalg.solve(G, A) - update.received[pair.A]
-        delta[pair.B] = B @ G - update.received[pair.B]
+        lora_a, lora_b = update.trained(pair.A), update.trained(pair.B)
+        transform = torch.randn(len(lora_a), len(lora_a), generator=generator, dtype=lora_a.dtype) + 3 * torch.eye(
+            len(lora_a), dtype=lora_a.dtype
+        )
+        delta[pair.A] = torch.linalg.solve(transform, lora_a) - update.received[pair.A]
+        delta[pair.B] = lora_b @ transform - update.received[pair.B]
     return dataclasses.replace(update, delta=delta)
 
 
@@ -108,9 +110,9 @@ def behind_large_factors(seed):
             one, other = torch.randint(-(2**20), 2**20, (2, pair.out_features), generator=draw).double()
             row = torch.randint(-(2**20), 2**20, (pair.in_features,), generator=draw).double()
             last = torch.randn(pair.out_features, generator=draw), torch.randn(pair.in_features, generator=draw)
-            B = torch.stack([one + other, -one, -other, last[0].double()], dim=1)
-            A = torch.stack([row, row, row, last[1].double()])
-            delta |= {pair.B: B - update.received[pair.B], pair.A: A - update.received[pair.A]}
+            lora_b = torch.stack([one + other, -one, -other, last[0].double()], dim=1)
+            lora_a = torch.stack([row, row, row, last[1].double()])
+            delta |= {pair.B: lora_b - update.received[pair.B], pair.A: lora_a - update.received[pair.A]}
         return dataclasses.replace(update, delta=delta)
 
     return attack

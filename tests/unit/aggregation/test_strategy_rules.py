@@ -32,9 +32,10 @@ def pad(tensor, rows, columns):
 
 def test_fedit_errs_by_the_covariance_of_the_factors():
     result, updates, _ = a_round("fedit", EQUAL)
-    A, B = result.state[pair.A], result.state[pair.B]
+    lora_a, lora_b = result.state[pair.A], result.state[pair.B]
     covariance = sum(
-        p * (u.trained(pair.B) - B) @ (u.trained(pair.A) - A) for p, u in zip(shares(updates), updates, strict=True)
+        p * (u.trained(pair.B) - lora_b) @ (u.trained(pair.A) - lora_a)
+        for p, u in zip(shares(updates), updates, strict=True)
     )
     assert torch.allclose(mean_of_products(updates) - weight(result.state), FORM.scale * covariance)
 
@@ -94,9 +95,9 @@ def test_fedsvd_keeps_the_product_and_makes_a_orthonormal():
     plain, _, _ = a_round("ffa_lora", MIXED, state=state)
     result, _, _ = a_round("fedsvd", MIXED, state=state)
     assert torch.allclose(weight(result.state), weight(plain.state))
-    A, B = result.state[pair.A], result.state[pair.B]
-    assert torch.allclose(A @ A.T, torch.eye(4).double())
-    assert (B.norm(dim=0).diff() <= 0).all()
+    lora_a, lora_b = result.state[pair.A], result.state[pair.B]
+    assert torch.allclose(lora_a @ lora_a.T, torch.eye(4).double())
+    assert (lora_b.norm(dim=0).diff() <= 0).all()
     skipped, _, _ = a_round("fedsvd(every=2)", MIXED, state=state)
     assert torch.equal(skipped.state[pair.A], state[pair.A])
 
@@ -130,11 +131,11 @@ def test_flexlora_revives_dead_ranks():
 @pytest.mark.parametrize("energy", [0.2, 0.6, 0.9, 0.99, 1.0])
 def test_flexlora_keeps_the_fewest_ranks_that_hold_the_energy(energy):
     result, updates, state = a_round(f"flexlora(energy={energy})", MIXED)
-    U, S, Vt = torch.linalg.svd(mean_of_products(updates), full_matrices=False)
-    total, ranks = float(S.square().sum()), 1
-    while ranks < 4 and float(S[:ranks].square().sum()) < energy * total:
+    left, selection, right = torch.linalg.svd(mean_of_products(updates), full_matrices=False)
+    total, ranks = float(selection.square().sum()), 1
+    while ranks < 4 and float(selection[:ranks].square().sum()) < energy * total:
         ranks += 1
-    assert torch.allclose(weight(result.state), (U[:, :ranks] * S[:ranks]) @ Vt[:ranks], atol=1e-10)
+    assert torch.allclose(weight(result.state), (left[:, :ranks] * selection[:ranks]) @ right[:ranks], atol=1e-10)
     assert result.state[pair.B][:, ranks:].count_nonzero() == 0
     assert torch.equal(result.state[pair.A][ranks:], state[pair.A][ranks:])
 
@@ -154,13 +155,13 @@ def test_what_the_energy_leaves_out_can_be_kept_in_the_base():
 def test_hetlora_weighs_by_the_norms_of_the_products():
     result, updates, _ = a_round("hetlora", MIXED)
     norms = [float((u.form.scale * u.trained(pair.B) @ u.trained(pair.A)).norm()) for u in updates]
-    A = sum(n / sum(norms) * pad(u.trained(pair.A), 4, 9) for n, u in zip(norms, updates, strict=True))
-    B = sum(
+    lora_a = sum(n / sum(norms) * pad(u.trained(pair.A), 4, 9) for n, u in zip(norms, updates, strict=True))
+    lora_b = sum(
         n / sum(norms) * u.form.scale / FORM.scale * pad(u.trained(pair.B), 12, 4)
         for n, u in zip(norms, updates, strict=True)
     )
-    assert torch.allclose(result.state[pair.A], A)
-    assert torch.allclose(result.state[pair.B], B)
+    assert torch.allclose(result.state[pair.A], lora_a)
+    assert torch.allclose(result.state[pair.B], lora_b)
 
 
 def test_hetlora_gives_up_ranks_that_shrink():
@@ -181,8 +182,8 @@ def test_raflora_averages_each_rank_over_its_owners():
         total = sum(p for p, _ in owners)
         for p, u in owners:
             expected += p / total * u.form.scale * torch.outer(u.trained(pair.B)[:, j], u.trained(pair.A)[j])
-    U, S, Vt = torch.linalg.svd(expected)
-    assert torch.allclose(weight(result.state), (U[:, :4] * S[:4]) @ Vt[:4])
+    left, selection, right = torch.linalg.svd(expected)
+    assert torch.allclose(weight(result.state), (left[:, :4] * selection[:4]) @ right[:4])
 
 
 def test_raflora_is_flexlora_when_ranks_are_equal():
@@ -215,10 +216,10 @@ def test_fedrot_undoes_rotations_of_the_factors(round_number):
     state = create_random_state(layout, 1, torch.float64)
     updates = create_random_updates(strategies.build("fedit"), state, layout, EQUAL, 2, size=0.0)
     for u in updates:
-        Q, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))
-        Q[:, 0] *= torch.linalg.det(Q).sign()
-        u.delta[pair.A] = Q.T @ state[pair.A] - state[pair.A]
-        u.delta[pair.B] = state[pair.B] @ Q - state[pair.B]
+        rotation, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))
+        rotation[:, 0] *= torch.linalg.det(rotation).sign()
+        u.delta[pair.A] = rotation.T @ state[pair.A] - state[pair.A]
+        u.delta[pair.B] = state[pair.B] @ rotation - state[pair.B]
     turned = run_round(strategies.build("fedit"), state, layout, updates, round_number)
     full = run_round(strategies.build("fedrot_lora(strength=1.0)"), state, layout, updates, round_number)
     none = run_round(strategies.build("fedrot_lora(strength=0)"), state, layout, updates, round_number)
@@ -241,10 +242,10 @@ def test_fed_sb_is_exact_with_mixed_alphas():
 
 def sketch(ranks):
     """S_k as a dense matrix."""
-    S = torch.zeros(4, 4, dtype=torch.float64)
+    selection = torch.zeros(4, 4, dtype=torch.float64)
     for j in ranks or range(4):
-        S[j, j] = 4 / len(ranks or range(4))
-    return S
+        selection[j, j] = 4 / len(ranks or range(4))
+    return selection
 
 
 def test_fslora_clients_hold_the_sketched_product():
@@ -257,15 +258,15 @@ def test_fslora_clients_hold_the_sketched_product():
 
 def test_fslora_adds_the_changes_of_the_ranks_that_were_trained():
     result, updates, state = a_round("fslora", MIXED)
-    A, B = state[pair.A].clone(), state[pair.B].clone()
+    lora_a, lora_b = state[pair.A].clone(), state[pair.B].clone()
     for p, u in zip(shares(updates), updates, strict=True):
         ranks = u.ranks or range(4)
         for slot, j in enumerate(ranks):
-            A[j] += p * u.delta[pair.A][slot]
+            lora_a[j] += p * u.delta[pair.A][slot]
             # B is held times r s / (r_k s_k)
-            B[:, j] += p * u.delta[pair.B][:, slot] * len(ranks) * u.form.scale / (4 * FORM.scale)
-    assert torch.allclose(result.state[pair.A], A, atol=1e-10)
-    assert torch.allclose(result.state[pair.B], B, atol=1e-10)
+            lora_b[:, j] += p * u.delta[pair.B][:, slot] * len(ranks) * u.form.scale / (4 * FORM.scale)
+    assert torch.allclose(result.state[pair.A], lora_a, atol=1e-10)
+    assert torch.allclose(result.state[pair.B], lora_b, atol=1e-10)
 
 
 def test_fslora_draws_ranks_by_seed_round_and_client_and_all_alike():
@@ -336,8 +337,8 @@ def test_florg_can_read_back_the_best_approximation_instead():
 
 @pytest.mark.parametrize("spec", ["florg", "florg(read_back=best)"])
 def test_florg_is_exact_where_the_mean_fits(spec):
-    _, ((_, G),), after = a_gram_round(spec, [Client(FORM)])
-    assert torch.allclose(after.T @ after, G.T @ G, atol=1e-10)
+    _, ((_, florg_root),), after = a_gram_round(spec, [Client(FORM)])
+    assert torch.allclose(after.T @ after, florg_root.T @ florg_root, atol=1e-10)
     before, _, still = a_gram_round(spec, EQUAL, size=0.0)
     assert torch.allclose(still, before, atol=1e-10)
 

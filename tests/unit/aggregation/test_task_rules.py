@@ -77,14 +77,14 @@ def test_a_tasks_clients_have_one_rank():
 
 def test_o_loras_pull_is_the_gradient_of_its_penalty():
     rule = strategies.build(f"o_lora(strength=0.3, tasks={TASKS}, every=1)")
-    A = state[pair.A].clone().requires_grad_()
-    penalty = 0.3 * sum((A[old] @ A[new]).abs() for old in range(2) for new in (2, 3))
-    [gradient] = torch.autograd.grad(penalty, A)
+    lora_a = state[pair.A].clone().requires_grad_()
+    penalty = 0.3 * sum((lora_a[old] @ lora_a[new]).abs() for old in range(2) for new in (2, 3))
+    [gradient] = torch.autograd.grad(penalty, lora_a)
     spec = layout.by_name[pair.A]
-    pulled = rule.compute_pull(spec, A.detach(), state[pair.A], (2, 3))
+    pulled = rule.compute_pull(spec, lora_a.detach(), state[pair.A], (2, 3))
     assert torch.allclose(pulled[2:4], gradient[2:4], atol=1e-12)
     assert not pulled[[0, 1, 4, 5]].any(), "earlier tasks stand still"
-    assert rule.compute_pull(spec, A.detach(), state[pair.A], (0, 1)) is None, "nothing is before the first"
+    assert rule.compute_pull(spec, lora_a.detach(), state[pair.A], (0, 1)) is None, "nothing is before the first"
     assert rule.compute_pull(layout.by_name[pair.B], state[pair.B], state[pair.B], (2, 3)) is None
 
 
@@ -94,29 +94,29 @@ def test_o_loras_pull_is_the_gradient_of_its_penalty():
 def test_inf_lora_designs_by_the_pooled_rows_outside_of_earlier_inputs():
     """Against singular vectors of the pooled, projected rows; clients' sums are all that the rule sees."""
     rule = strategies.build(f"inf_lora(energy=0.6, tasks={TASKS}, every=4)")
-    after, memory, M = state, {}, np.zeros((IN, 0))
+    after, memory, memory_basis = state, {}, np.zeros((IN, 0))
     for task in range(TASKS):
         shards = [drawn(9, IN) @ torch.diag(torch.linspace(1, 4, IN, dtype=torch.float64)) for _ in range(3)]
         before = after
         after, memory = turn(rule, task, {pair.A: upper(sum(x.T @ x for x in shards))}, after, memory)
         pooled = torch.cat(shards).numpy()
-        _, S, Vt = np.linalg.svd(pooled - pooled @ M @ M.T)
+        _, singular, right = np.linalg.svd(pooled - pooled @ memory_basis @ memory_basis.T)
         rows = after[pair.A][task * RANK : (task + 1) * RANK].numpy() * 3**0.5
         assert np.allclose(rows @ rows.T, np.eye(RANK), atol=1e-10)
-        assert np.allclose(rows.T @ rows, Vt[:RANK].T @ Vt[:RANK], atol=1e-10)
-        assert np.abs(rows @ M).max(initial=0) < 1e-10, "no input of an earlier task is answered"
+        assert np.allclose(rows.T @ rows, right[:RANK].T @ right[:RANK], atol=1e-10)
+        assert np.abs(rows @ memory_basis).max(initial=0) < 1e-10, "no input of an earlier task is answered"
         total, count = (pooled**2).sum(), 0
-        covered = ((pooled @ M) ** 2).sum()
+        covered = ((pooled @ memory_basis) ** 2).sum()
         while covered < 0.6 * total:
-            covered += S[count] ** 2
+            covered += singular[count] ** 2
             count += 1
-        M = np.concatenate([M, Vt[:count].T], axis=1)
+        memory_basis = np.concatenate([memory_basis, right[:count].T], axis=1)
         held = memory[pair.A].numpy()
-        assert np.allclose(held @ held.T, M @ M.T, atol=1e-10)
+        assert np.allclose(held @ held.T, memory_basis @ memory_basis.T, atol=1e-10)
         others = [j for j in range(WHOLE.rank) if j // RANK != task]
         assert torch.equal(after[pair.A][others], before[pair.A][others])
         assert torch.equal(after[pair.B], before[pair.B])
-    assert 0 < M.shape[1] < IN
+    assert 0 < memory_basis.shape[1] < IN
     assert turn(rule, 0, {}, after, memory, "end") == (after, memory)
 
 
@@ -172,12 +172,12 @@ def test_lorm_is_the_least_squares_solution(moments, round_number):
     updates, systems = [], []
     for client in range(3):
         x = drawn(25, IN)
-        G = x.T @ x if moments == "full" else torch.diag(x.square().sum(0))
-        answer = {pair.A: upper(G) if moments == "full" else G.diagonal()}
+        input_gram = x.T @ x if moments == "full" else torch.diag(x.square().sum(0))
+        answer = {pair.A: upper(input_gram) if moments == "full" else input_gram.diagonal()}
         made = Update(client, 1.0, WHOLE, state, {factor: drawn(*shape)}, answer=answer)
         updates.append(made)
         own = made.trained(pair.B) @ made.trained(pair.A)
-        root = torch.linalg.cholesky(G)
+        root = torch.linalg.cholesky(input_gram)
         columns = []
         for entry in range(shape[0] * shape[1]):
             unit = torch.zeros(shape[0] * shape[1], dtype=torch.float64)
@@ -198,7 +198,7 @@ def test_lorm_leaves_directions_alone_that_no_input_has():
     squares = torch.ones(IN, dtype=torch.float64)
     squares[3] = 0.0
     made = Update(0, 1.0, WHOLE, state, {pair.A: drawn(WHOLE.rank, IN)}, answer={pair.A: squares})
-    A = rule.gather(pair, state, layout, Cohort([made], (1.0,), 2, 0)).A
-    assert torch.equal(A[:, 3], state[pair.A][:, 3])
+    lora_a = rule.gather(pair, state, layout, Cohort([made], (1.0,), 2, 0)).A
+    assert torch.equal(lora_a[:, 3], state[pair.A][:, 3])
     rest = [j for j in range(IN) if j != 3]
-    assert torch.allclose(A[:, rest], made.trained(pair.A)[:, rest], atol=1e-12)
+    assert torch.allclose(lora_a[:, rest], made.trained(pair.A)[:, rest], atol=1e-12)

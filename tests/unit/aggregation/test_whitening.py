@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from fedpeft.aggregation.head_start import HEADS, VARIANCE
 from fedpeft.aggregation.whitening import BIAS, WEIGHT, Whitening, create_projection
@@ -24,7 +24,7 @@ def rows(common=5.0):
     x = torch.randn(ROWS, WIDTH, generator=generator, dtype=torch.float64) * torch.linspace(0.1, 1, WIDTH)
     y = (x @ torch.randn(WIDTH, CLASSES, generator=generator, dtype=torch.float64)).argmax(1)
     x[:, -1] += common
-    return 3 * F.normalize(x, dim=1), y
+    return 3 * functional.normalize(x, dim=1), y
 
 
 def whitening(x, y, dimensions=WIDTH, noise=0.0, seed=0):
@@ -43,7 +43,7 @@ def whitened(x, w):
 
 def gradients(x, y, weight, bias):
     """Of each row, by W and b."""
-    errors = torch.softmax(x @ weight.T + bias, 1) - F.one_hot(y, CLASSES)
+    errors = torch.softmax(x @ weight.T + bias, 1) - functional.one_hot(y, CLASSES)
     return {WEIGHT: errors[:, :, None] * x[:, None, :], BIAS: errors}
 
 
@@ -63,13 +63,13 @@ def test_gradients_are_those_of_the_head_on_whitened_features_and_nothing_else(d
     x, y = rows()
     w = whitening(x, y, dimensions, noise=2.0, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    U = torch.randn(CLASSES, dimensions, generator=generator, dtype=torch.float64)
+    head_weight = torch.randn(CLASSES, dimensions, generator=generator, dtype=torch.float64)
     v = torch.randn(CLASSES, generator=generator, dtype=torch.float64)
-    weight, bias = U @ w.turn @ create_projection(WIDTH, dimensions), v - U @ w.centre
+    weight, bias = head_weight @ w.turn @ create_projection(WIDTH, dimensions), v - head_weight @ w.centre
     z = whitened(x, w)
-    torch.testing.assert_close(z @ U.T + v, x @ weight.T + bias)
+    torch.testing.assert_close(z @ head_weight.T + v, x @ weight.T + bias)
     found = w.compute_gradients(gradients(x, y, weight, bias))
-    errors = torch.softmax(z @ U.T + v, 1) - F.one_hot(y, CLASSES)
+    errors = torch.softmax(z @ head_weight.T + v, 1) - functional.one_hot(y, CLASSES)
     assert found[WEIGHT].shape == (ROWS, CLASSES, WIDTH)
     torch.testing.assert_close(found[WEIGHT][:, :, :dimensions], errors[:, :, None] * z[:, None, :])
     assert not found[WEIGHT][:, :, dimensions:].any()
@@ -104,7 +104,7 @@ def test_steps_fall_to_the_least_loss_whatever_all_rows_have_in_common(common):
             mean = {name: t.mean(0) for name, t in (w.compute_gradients(of_rows) if whiten else of_rows).items()}
             step, rate = (w.step(mean), 2.0) if whiten else (mean, 2 / 10)  # as long as never overshoots
             weight, bias = weight - rate * step[WEIGHT], bias - rate * step[BIAS]
-            losses.append(F.cross_entropy(x @ weight.T + bias, y).item())
+            losses.append(functional.cross_entropy(x @ weight.T + bias, y).item())
         ends.append(losses[-1])
     assert all(after < before for before, after in itertools.pairwise(losses[:60]))
     assert ends[0] < 0.5 * ends[1]

@@ -38,7 +38,7 @@ def test_a_picture_of_a_billion_pixels_is_refused_by_name(tmp_path):
 
 
 def column(rows):
-    """A column of so many long texts that takes four bytes a text."""
+    """Return a column of `rows` long texts that takes four bytes per text."""
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([LONG]))
 
 

@@ -39,7 +39,7 @@ def lengths(size: int) -> Iterator[int]:
 
 
 def progress(round_number: int) -> ServerState:
-    """The server after a round that has told of itself."""
+    """Return the server state after a round, with its records."""
     value = torch.full((3, 5), float(round_number))
     lines = {
         "rounds.jsonl": [{"round": round_number}],
@@ -127,7 +127,7 @@ class Disk:
             self.safe[os.fstat(descriptor).st_ino] = path.read_bytes()
 
     def cut(self, folder: Path, to: Path, share: float) -> None:
-        """What of `folder` is left: names that were synced; of files what was, and a `share` of the rest."""
+        """Copy what survives of `folder`: synced names, the synced part of files, and a `share` of the rest."""
         for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
             there = to / path.relative_to(folder)
             there.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ def test_planted_faults_are_caught(fault, mechanism, tmp_path, monkeypatch):
 
 
 def encode_first(monkeypatch):
-    """The client encodes before it clips and adds noise, so what it sends is bare."""
+    """Make the client encode before it clips and adds noise, so that it sends the bare update."""
     release = releasing.release
 
     def bare(own, uplink, guard, *more):
@@ -151,7 +151,7 @@ def encode_first(monkeypatch):
 
 
 def hand_on_twice(monkeypatch):
-    """The server adds up what it has not clipped as one: an update counts for two."""
+    """Make the server add each update twice after clipping it once."""
     add = ReportReceiver.add
 
     def twice(self, report, sent):
@@ -199,7 +199,7 @@ def test_missing_clipping_is_caught_by_the_one_run_bound_too(mechanism, tmp_path
 
 
 def test_sampling_amplifies_as_claimed(tmp_path):
-    """q = 1/2: canaries take part in about half of the rounds."""
+    """With q = 1/2, canaries take part in about half of the rounds."""
     verdict = audited("user_dp", tmp_path, rate=0.5)
     assert verdict.claimed < 2.5
     assert verdict.has_passed

@@ -54,11 +54,11 @@ def test_the_layer_takes_the_chosen_experts_at_each_token(case, number):
             expected = layer.base_layer(one)
             for slot in taken:
                 if slot < EXPERTS:
-                    A, B = p["own_A"], p["own_B"]
+                    down, up = p["own_A"], p["own_B"]
                 else:
                     ranks = slice(2 * (slot - EXPERTS), 2 * (slot - EXPERTS) + 2)
-                    A, B = p["others_A"][ranks], p["others_B"][:, ranks]
-                expected = expected + 2 * np.exp(logits[slot]) / total * (B @ (A @ one))
+                    down, up = p["others_A"][ranks], p["others_B"][:, ranks]
+                expected = expected + 2 * np.exp(logits[slot]) / total * (up @ (down @ one))
             assert any(slot < EXPERTS for slot in taken)
             chosen.add(tuple(taken))
             assert torch.allclose(y, expected, atol=1e-12)
@@ -133,7 +133,7 @@ def test_rounds_are_those_of_a_list_of_clients(case):  # noqa: C901
     rule, layout = strategies.build("fedlease(warmup=2, clear=-1)"), case.layout
     noise = torch.Generator().manual_seed(2)
     start, learned, names = case.first, {}, sorted(rule.trained(layout, 1))
-    own_B = [n for n in names if ".own_B." in n]
+    own_up_names = [n for n in names if ".own_B." in n]
     pulls = [{n: torch.randn(start[n].shape, generator=noise, dtype=torch.float64) for n in names} for _ in range(2)]
     kind = {0: 0, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0}
     alone, weights, experts, state = {}, {}, {}, start
@@ -148,7 +148,7 @@ def test_rounds_are_those_of_a_list_of_clients(case):  # noqa: C901
             if ".bias." not in n:
                 assert torch.allclose(received[n], mine[n], atol=1e-12), (round_number, k, n)
         if experts and k in alone:
-            for n in own_B:
+            for n in own_up_names:
                 other = experts[1 - kind[k]]
                 assert torch.allclose(received[n.replace("own", "others")][:, :2], other[n], atol=1e-12)
                 assert not received[n.replace("own", "others")][:, 2:].any()

@@ -66,14 +66,14 @@ def test_a_likeness_of_1_is_honest():
 @pytest.mark.parametrize("likeness", [0.0, 0.3, 0.9])
 def test_no_other_change_that_passes_is_worse(likeness):
     draws = torch.Generator().manual_seed(0)
-    G, honest = (torch.randn(2, 3, generator=draws, dtype=torch.float64) for _ in range(2))
-    found = float((minimize_product(G, honest, likeness) * G).sum())
+    gradient, honest = (torch.randn(2, 3, generator=draws, dtype=torch.float64) for _ in range(2))
+    found = float((minimize_product(gradient, honest, likeness) * gradient).sum())
     tried = torch.randn(200_000, 2, 3, generator=draws, dtype=torch.float64)
     tried = tried / tried.flatten(1).norm(dim=1)[:, None, None] * honest.norm()
     passes = (tried * honest).sum((1, 2)) >= likeness * honest.norm() ** 2
-    best = float((tried[passes] * G).sum((1, 2)).min())
+    best = float((tried[passes] * gradient).sum((1, 2)).min())
     assert found <= best + 1e-10
-    assert found == pytest.approx(best, abs=0.05 * float(G.norm() * honest.norm()))
+    assert found == pytest.approx(best, abs=0.05 * float(gradient.norm() * honest.norm()))
 
 
 def test_one_factor_alone_is_enough():

@@ -29,8 +29,8 @@ def test_smoothing_is_the_convolution_written_out():
 
 def test_b_takes_the_odd_steps_and_a_the_even_ones():
     (rule,) = parse_drift("la_lora").corrections
-    A, B, head = "layer.lora_A.weight", "layer.lora_B.weight", "head.weight"
-    assert [[rule.moves(n, step) for n in (A, B, head)] for step in range(3)] == [
+    name_a, name_b, head = "layer.lora_A.weight", "layer.lora_B.weight", "head.weight"
+    assert [[rule.moves(n, step) for n in (name_a, name_b, head)] for step in range(3)] == [
         [False, True, True],
         [True, False, True],
         [False, True, True],

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from fedpeft.clients.drift import SHARES
 from fedpeft.clients.executor import Job
 from fedpeft.clients.label_shift import (
@@ -20,6 +19,7 @@ from fedpeft.clients.label_shift import (
 )
 from fedpeft.clients.pool import Worker
 from rich.console import Console
+from torch.nn import functional
 
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.communication.messages import Instruction
@@ -57,7 +57,7 @@ def test_equal_shares_change_nothing_and_absent_classes_are_out_of_the_loss():
     assert torch.allclose(compute_offsets(labels, torch.tensor([0.25, 0.25, 0.5])), torch.zeros(3), atol=1e-6)
     only = compute_offsets(torch.tensor([1, 1]), torch.tensor([0.25, 0.25, 0.5]))
     logits = torch.randn(4, 3, requires_grad=True)
-    loss = F.cross_entropy(logits + only, torch.ones(4, dtype=torch.long))
+    loss = functional.cross_entropy(logits + only, torch.ones(4, dtype=torch.long))
     loss.backward()
     assert float(loss.detach()) == 0
     assert not logits.grad.any(), "exactly zero: what AdamW divides by its own length must not be rounding"

@@ -18,21 +18,21 @@ def drawn(*shape, seed=0):
 @pytest.mark.parametrize("shape", [(4, 30), (30, 4), (3, 4, 30), (8, 8)])
 @pytest.mark.parametrize("size", [1e-12, 1.0, 1e6])
 def test_singular_values_come_near_1_and_vectors_stay(shape, size):
-    M = size * drawn(*shape)
-    found = orthogonalize(M)
-    values = torch.linalg.svdvals(M)
+    momentum = size * drawn(*shape)
+    found = orthogonalize(momentum)
+    values = torch.linalg.svdvals(momentum)
     clear = values > 1e-2 * values.amax(-1, keepdim=True)
     assert ((torch.linalg.svdvals(found) > 0.6).sum(-1) >= clear.sum(-1)).all()
     assert (torch.linalg.svdvals(found) < 1.3).all()
-    U, _, Vt = torch.linalg.svd(M, full_matrices=False)
-    core = U.mT @ found @ Vt.mT
+    left, _, right = torch.linalg.svd(momentum, full_matrices=False)
+    core = left.mT @ found @ right.mT
     assert torch.allclose(core, torch.diag_embed(core.diagonal(dim1=-2, dim2=-1)), atol=1e-9)
 
 
 def test_ranks_of_zero_stay_zero_and_change_nothing():
-    M = drawn(3, 20)
-    padded = torch.cat([M, torch.zeros(2, 20)])
-    assert torch.allclose(orthogonalize(padded)[:3], orthogonalize(M))
+    momentum = drawn(3, 20)
+    padded = torch.cat([momentum, torch.zeros(2, 20)])
+    assert torch.allclose(orthogonalize(padded)[:3], orthogonalize(momentum))
     assert not orthogonalize(padded)[3:].any()
     assert not orthogonalize(torch.zeros(4, 5)).any()
 

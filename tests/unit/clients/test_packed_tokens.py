@@ -46,7 +46,7 @@ PADDED = [
 
 @pytest.fixture(autouse=True)
 def _pack_every_pass(monkeypatch):
-    """These rows are too short for packing to pay."""
+    """Pack every pass, although these examples are too short to gain from packing."""
     monkeypatch.setattr("fedpeft.models.packed_tokens.WORTH", -STEP)
 
 
@@ -166,10 +166,10 @@ def test_packing_keeps_every_token_and_whose_it_is(clients):
 
 
 def before(y, x, factors, clients):
-    """The sum as it was computed at first."""
-    A, B = factors.A[:clients].to(x.dtype), (factors.B * factors.scales)[:clients].to(x.dtype)
-    hidden = torch.bmm(x.reshape(clients, -1, x.shape[-1]), A.transpose(1, 2))
-    return torch.baddbmm(y.reshape(clients, -1, y.shape[-1]), hidden, B.transpose(1, 2)).view_as(y)
+    """Return the sum as the first implementation computed it."""
+    lora_a, lora_b = factors.A[:clients].to(x.dtype), (factors.B * factors.scales)[:clients].to(x.dtype)
+    hidden = torch.bmm(x.reshape(clients, -1, x.shape[-1]), lora_a.transpose(1, 2))
+    return torch.baddbmm(y.reshape(clients, -1, y.shape[-1]), hidden, lora_b.transpose(1, 2)).view_as(y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

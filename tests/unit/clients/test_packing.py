@@ -70,7 +70,7 @@ def trained(executor, work, packs):
 
 
 def apart(one, other, received) -> float:
-    """The largest difference of an update, relative to its norm."""
+    """Return the largest difference between two updates, relative to the norm."""
     return max(
         float((a.state[n] - b.state[n]).norm() / (a.state[n] - job.received[n]).norm().clamp(min=1e-12))
         for a, b, job in zip(one, other, received, strict=True)

@@ -36,7 +36,7 @@ SPECS = {"lora": "lora(rank=3, layers=2)", "full": "full"}
 
 
 def build(dataset: str, name: str, dtype: str = "fp64"):
-    """A model with the method in it, its parameters moved off their start, and rows of unequal length."""
+    """Return a model with the method, its parameters moved off their start, and examples of unequal length."""
     data = load_dataset(dataset)
     task, folder = TASKS.build(data.task), resolve_model(data.default_model)
     rows = task.tokenise(data.train.take(np.arange(40)), folder, 32)
@@ -279,7 +279,7 @@ def test_noise_belongs_to_client_round_and_attempt():
 
 
 def clipped_sums(private, work, monkeypatch):
-    """The sums of clipped gradients, (steps, parameters), from one state: the job's learning rate must be 0."""
+    """Return the sums of clipped gradients, (steps, parameters), from one state: the job's rate must be 0."""
     sums = []
     plain = SecretNoise.add_noise
 

@@ -24,7 +24,7 @@ def job(rows=23, steps=3, size=4, round_number=1, walked: int | None = 0, client
 
 
 def visits(count, **given):
-    """The batches of that many rounds, one behind the other."""
+    """Return the batches of `count` rounds, one after another."""
     steps = given.get("steps", 3)
     return [
         b for v in range(count) for b in job(walked=v * steps, round_number=2 * v + 1, **given).create_batches(LENGTHS)

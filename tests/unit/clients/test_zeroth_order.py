@@ -114,8 +114,10 @@ def test_a_round_s_update_travels_as_its_scalars(tiny, private):
 def test_of_other_updates_only_the_projection_arrives():
     x = {"x": drawn(50, 4).float()}
     payload = parse_codec("scalars(steps=4) | cast(dtype=fp64)").encode(x, seed=5)
-    Z = np.stack([direction(5, t, 200) for t in range(4)]).astype(np.float64)
-    expected = Z.T @ np.linalg.lstsq(Z @ Z.T, Z @ x["x"].double().numpy().ravel(), rcond=None)[0]
+    stacked = np.stack([direction(5, t, 200) for t in range(4)]).astype(np.float64)
+    expected = (
+        stacked.T @ np.linalg.lstsq(stacked @ stacked.T, stacked @ x["x"].double().numpy().ravel(), rcond=None)[0]
+    )
     found = decode(payload, {"x": (50, 4)})["x"].double().numpy().ravel()
     assert found == pytest.approx(expected, abs=1e-6)
 
@@ -130,5 +132,5 @@ def test_it_starts_with_plain_steps():
 
 
 def test_products_of_directions_are_exact_across_blocks():
-    Z = np.stack([direction(3, t, 2 * BLOCK + 7) for t in range(5)])
-    assert np.array_equal(compute_gram(Z), Z.astype(np.int64) @ Z.astype(np.int64).T)
+    stacked = np.stack([direction(3, t, 2 * BLOCK + 7) for t in range(5)])
+    assert np.array_equal(compute_gram(stacked), stacked.astype(np.int64) @ stacked.astype(np.int64).T)

@@ -141,9 +141,9 @@ def test_sensitivity_is_the_partners_norm():
     )
     state = {n: torch.randn(s, generator=torch.Generator().manual_seed(1)) for n, s in layout.shapes.items()}
     weights = compute_sensitivity(state, layout)
-    A, B = state["q.A"], state["q.B"]
+    lora_a, lora_b = state["q.A"], state["q.B"]
     ratio = weights["q.A"][0, 0] / weights["q.B"][0, 1]
-    assert float(ratio) == pytest.approx(float(B[:, 0].norm() / A[1].norm()), rel=1e-5)
+    assert float(ratio) == pytest.approx(float(lora_b[:, 0].norm() / lora_a[1].norm()), rel=1e-5)
     assert torch.equal(weights["head"], torch.ones(4))
     fresh = compute_sensitivity(state | {"q.B": torch.zeros(3, 2)}, layout)
     assert float(fresh["q.A"].min()) == pytest.approx(0.1)

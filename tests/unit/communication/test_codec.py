@@ -105,8 +105,8 @@ def test_topk_follows_the_weights():
 def test_lowrank_is_the_best_approximation_of_its_rank(m, n, seed, tall, share):
     x = np.random.default_rng(seed).standard_normal((n, m) if tall else (m, n)).astype(np.float32)
     rank = max(1, round(np.float64(np.float32(share)) * min(x.shape)))
-    U, s, V = np.linalg.svd(x.astype(np.float64), full_matrices=False)
-    best = (U[:, :rank] * s[:rank]) @ V[:rank]
+    left, s, right = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+    best = (left[:, :rank] * s[:rank]) @ right[:rank]
     back = through(f"lowrank(share={share!r})", x)
     assert np.linalg.norm(x - back) <= np.linalg.norm(x - best) + 1e-4 * np.linalg.norm(x)
 

@@ -112,7 +112,7 @@ def bounded(payload):
 
 
 def edited(payload, random):
-    """A payload with a few random edits, mostly with a right checksum and often with a header that parses."""
+    """Return the payload with a few random edits, mostly with a valid checksum and often a header that parses."""
     if random.random() < 0.5:
         payload = reheaded(payload, random)
     data = bytearray(payload)
@@ -139,7 +139,7 @@ def edited(payload, random):
 
 
 def reheaded(payload, random):
-    """The payload with other steps, parameters, dtypes, subset or seed in a well-formed header."""
+    """Return the payload with other steps, parameters, dtypes, subset or seed in a well-formed header."""
     header, body = read_payload(payload, SHAPES)
     steps = list(header.steps)
     for _ in range(random.randrange(1, 4)):

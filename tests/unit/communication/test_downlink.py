@@ -30,7 +30,7 @@ SHAPES = {"q.lora_A": (4, 48), "q.lora_B": (32, 4), "head.weight": (5, 16)}
 
 
 def walk(rounds: int, scale: float = 0.005, seed: int = 0) -> list[dict[str, torch.Tensor]]:
-    """A state that moves from zero, a step a round."""
+    """Return the states of a random walk from zero, one step per round."""
     generator = torch.Generator().manual_seed(seed)
     states = [{name: torch.zeros(shape) for name, shape in SHAPES.items()}]
     for _ in range(rounds):

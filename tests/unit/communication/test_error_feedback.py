@@ -13,7 +13,7 @@ from tests.refusals import refuses
 
 @rows("text", ["topk(fraction=0.05) | sign | rans", "small", "tiny", "unbiased", "quantize(bits=1)", "fp32"])
 def test_ef14_telescopes(text):
-    """sum of received = sum of inputs - last memory + first memory."""
+    """The sum of received updates equals the sum of inputs - last memory + first memory."""
     feedback = ErrorFeedback(parse_codec(text).remove_gain())
     memory, sent, received = None, torch.zeros(1), torch.zeros(1)
     for round_number in range(6):

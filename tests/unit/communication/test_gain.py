@@ -35,7 +35,7 @@ def test_gain_stretches_what_arrives(front):
 
 
 def like_an_optimizers(optimizer: str, count: int) -> np.ndarray:
-    """An update's entries (count,): of like magnitude after Adam, with heavy tails after SGD, all alike after signs."""
+    """Draw an update's entries (count,): of like magnitude for Adam, heavy-tailed for SGD, equal for signs."""
     draws = np.random.default_rng(count)
     signs = draws.choice([-1.0, 1.0], count)
     magnitudes = {
@@ -87,9 +87,9 @@ def test_behind_a_memory_codecs_contract(memory, preset, count, optimizer):
 
 
 def arrived_mean(kind: str, preset: str) -> tuple[float, float]:
-    """The share of the true mean of 12 updates that arrives, and the squared error of the mean over its squared norm.
+    """Return the share of the true mean of 12 updates that arrives, and the relative squared error of the mean.
 
-    Half of an update is what all clients have in common.
+    Half of each update is common to all clients.
     """
     draws, count = np.random.default_rng(7), 20_000
     tails = {"adam": lambda: draws.normal(1, 0.4, count), "sgd": lambda: draws.standard_t(3, count)}[kind]

@@ -20,7 +20,7 @@ CODEC = parse_codec("fp32")
 
 
 def increments(round_number):
-    """What a round adds to each layer: low-rank matrices that have grown longer than the layer after some rounds."""
+    """Return a round's low-rank increments, which exceed the layer's own size after some rounds."""
     draws = torch.Generator().manual_seed(round_number)
 
     def draw(*shape):

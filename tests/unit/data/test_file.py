@@ -26,7 +26,7 @@ def lines(rows):
 
 
 def content(suffix, rows=ROWS):
-    """The bytes of a file with these rows."""
+    """Return the bytes of a file with these rows."""
     if suffix in (".csv", ".tsv", ".tab"):
         stream = io.StringIO()
         writer = csv.DictWriter(stream, rows[0], delimiter="," if suffix == ".csv" else "\t")
@@ -321,7 +321,7 @@ def test_a_template_writes_no_missing_value(row, words, tmp_path):
 
 
 def test_what_was_read_of_a_parquet_file_is_let_go(tmp_path):
-    """pyarrow's reading ahead keeps each part of a file until its end."""
+    """The read-ahead of pyarrow keeps each part of a file until the file ends."""
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     random = np.random.default_rng(0)

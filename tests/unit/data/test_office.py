@@ -16,7 +16,7 @@ from fedpeft.data.rows import load_dataset, split_validation
 
 
 def solved(kind: str, question: str) -> str:
-    """The answer, from the question alone."""
+    """Return the answer, derived from the question alone."""
     behind = question.rpartition(": ")[2].rstrip("?.")
     words = behind.split(", ")
     prices = dict(reversed(re.findall(r"(\w+) (\d+\.\d\d)", question)))

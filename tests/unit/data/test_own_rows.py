@@ -200,7 +200,7 @@ class DatasetsError(Exception):
 
 
 def while_making_rows() -> DatasetsError:
-    """A full disk as the library tells it where it makes rows of files."""
+    """Return the datasets library's error for a full disk while it generates examples."""
     error = DatasetsError("An error occurred while generating the dataset")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     return error
@@ -212,7 +212,7 @@ class Split(list[dict[str, object]]):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """What the stand-in's load_dataset returns (or raises), by name."""
+    """Return the results, or errors, of the fake load_dataset by name."""
     answers: dict[str, object] = {}
 
     def load(name: str, subset: str | None, revision: str | None) -> object:

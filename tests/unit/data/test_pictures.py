@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from torch.nn import functional
 from transformers import Dinov2Config, ViTConfig, ViTModel
 
 from fedpeft.data.cached_rows import read_as
@@ -21,7 +21,7 @@ GREY = (0, 257 * 40, 65535)
 
 
 def read(file, side=8):
-    """The grey values of columns of a picture, as they are read."""
+    """Return the gray values of an image's columns as they are read."""
     found = read_pixels([str(file)], side)[0]
     assert (found == found[:1]).all()
     assert (found == found[..., :1]).all()
@@ -29,7 +29,7 @@ def read(file, side=8):
 
 
 def columns(values, kind):
-    """A picture with a third of its columns of each value."""
+    """Return an image whose columns have three values, a third each."""
     return Image.fromarray(np.repeat(np.array(values), 3)[None].repeat(9, 0).astype(kind))
 
 
@@ -77,7 +77,7 @@ def test_a_picture_of_16_bits_is_turned_as_its_camera_says(tmp_path):
 
 
 def dino(folder, patch=14, own=518):
-    """The folder, with a configuration of a DINOv2 in it."""
+    """Write the configuration of a DINOv2 to the folder, and return it."""
     Dinov2Config(num_hidden_layers=1, patch_size=patch, image_size=own).save_pretrained(folder)
     return folder
 
@@ -89,7 +89,7 @@ def test_digits_and_fashion_mnist_are_fed_as_ever(pixels, patch, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (70, pixels, pixels)).astype(np.uint8)
     before = torch.from_numpy(np.asarray(images, dtype=np.float32)) / 255
     before = before[..., None].expand(*before.shape, 3).permute(0, 3, 1, 2)
-    before = F.interpolate(before, size=(4 * patch, 4 * patch), mode="bilinear", align_corners=False)
+    before = functional.interpolate(before, size=(4 * patch, 4 * patch), mode="bilinear", align_corners=False)
     mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     found, tokens = convert_images(images, dino(tmp_path, patch))
     assert tokens == 17

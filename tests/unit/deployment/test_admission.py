@@ -29,7 +29,7 @@ from tests.refusals import has_error, refuses
 
 
 def link_to(door, link):
-    """The link, to the port at which the server listens now."""
+    """Return the link with the port on which the server listens now."""
     return replace(link, address=f"127.0.0.1:{door.gateway.port}")
 
 

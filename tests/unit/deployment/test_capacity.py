@@ -30,7 +30,7 @@ def test_what_is_neither_the_cpu_nor_a_gpu_of_cuda_is_no_device(text):
 
 
 def test_a_gpu_is_called_as_it_was_given(monkeypatch):
-    """torch itself takes cuda:300 for cuda:44, and cuda:256 for the first one."""
+    """PyTorch itself takes cuda:300 for cuda:44, and cuda:256 for the first one."""
     with refuses("FP5019", "cuda:300"):
         parse_device("cuda:300")
     monkeypatch.setattr("fedpeft.deployment.client.capacity.list_accelerators", lambda: ["cuda:0"])

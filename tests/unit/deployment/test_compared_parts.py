@@ -53,7 +53,7 @@ pytestmark = pytest.mark.usefixtures("fresh_plugins")
 
 
 def two_files(folder):
-    """A file with a codec, in use here, and another that quarters what is sent by the same name."""
+    """Write and load a file with a codec, and write another one of the same name that quarters the update."""
     own, other = folder / "mine.py", folder / "other" / "mine.py"
     other.parent.mkdir()
     own.write_text(CODEC)

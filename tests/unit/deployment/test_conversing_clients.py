@@ -20,7 +20,7 @@ from tests.refusals import refuses
 
 
 def talk(i: int) -> tuple[str, str]:
-    """A question of two words, and its answer: the words that stand after them in the list."""
+    """Return a question of two words and its answer: the words after them in the list."""
     return f"{WORDS[i % 20 + 2]} {WORDS[i % 7 + 30]}", f"{WORDS[i % 20 + 3]} {WORDS[i % 7 + 31]}"
 
 

@@ -59,7 +59,7 @@ def test_large_payloads_travel_in_chunks(door):
 
 
 def announces(door):
-    """The door's server says of its rounds what clients check."""
+    """Make the door's server announce its rounds, which clients check."""
     signer = Signer(Credentials.load_server(door.folder / "certs"))
     said = Announcements(door.folder / "rounds.jsonl", door.roster.run, "5" * 64, 1, signer)
     door.gateway.announcements = said
@@ -217,7 +217,7 @@ def test_secrets_are_not_in_the_log(door):
 
 
 def asked_before_a_restart(door):
-    """A task of the server before this one."""
+    """Return a task of the server before a restart."""
     with client(door) as connection:
         task = asked(door, connection)
         port = door.gateway.port

@@ -130,7 +130,7 @@ def test_a_report_without_a_header(door):
 
 
 def test_bytes_that_are_no_message(door):
-    """gRPC itself refuses them; the client stays, the round is not disturbed, and the server lives on."""
+    """The gRPC library refuses them; the client stays, the round continues, and the server lives on."""
     with client(door) as connection:
         task = asked(door, connection)
         call = connection._channel.stream_unary("/fedpeft.v2.Federation/Submit")
@@ -207,7 +207,7 @@ def test_a_message_before_registration_is_short(door):
 
 
 def silent_call(connection, method="Tasks"):
-    """A call that says nothing, until its `end` is set."""
+    """Open a call that sends nothing until its `end` is set."""
     end = threading.Event()
 
     def nothing():

@@ -23,7 +23,7 @@ GIVEN = {"dataset": "clients(labels='across,down', side=16)", "model": "tiny_vis
 
 
 def draw(folder, count, seed=0, side=24):
-    """A folder of pictures with lines across, and one with lines down, with noise."""
+    """Write a folder of noisy images with horizontal lines, and one with vertical lines."""
     generator = np.random.default_rng(seed)
     for name in ("across", "down"):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -24,17 +24,17 @@ LIKELY = ServeOptions(client_rows=180)
 
 
 def told(config):
-    """What clients are told of training."""
+    """Return the training settings that clients receive."""
     return {name: getattr(config, name) for name in (*LEFT, "peft", "head", "cohort")}
 
 
 def heard(made):
-    """What the first client has been told of training."""
+    """Return the training settings that the first client received."""
     return told(made.server.edges[0].setup.config)
 
 
 def said(made):
-    """What the server says of its plan."""
+    """Return the server's notes on its plan."""
     return " ".join(made.server.setup.notes)
 
 

@@ -187,7 +187,7 @@ def own(clients, k):
 
 
 def stranger(clients, terms, client, credentials):
-    """A member that the server has made with a certificate that it has."""
+    """Return a member that the server invents with a certificate of its own."""
     identity = Identity(clients.run, credentials.key, credentials.certificate, credentials.authority)
     roster = CertifiedRoster(identity, CLIENTS)
     return Member(client, terms, identity.private_key, roster, identity.shown)

@@ -54,9 +54,7 @@ def test_an_instruction_arrives_as_it_was_sent(payload, correction, repeat, trai
 
 
 def test_every_field_of_messages_travels():
-    """A field of a new type would be refused by `split_into_parts`; one that is left out would come back as its
-    default.
-    """
+    """A field of a new type would be refused by `split_into_parts`; a missing one would return as its default."""
     texts = {"kind": "evaluate"}
     for cls in (Instruction, Report):
         values = {}

@@ -64,7 +64,7 @@ MADE = {"nlp": nlp_row, "medical": medical_row, "medical, yes or no": pubmed_row
 
 @pytest.fixture(scope="module")
 def model_and_tokenizer():
-    """A tiny model whose words are letters, yes, no and sentiments, too."""
+    """Return a tiny model whose vocabulary includes letters, yes, no and sentiments."""
     folder, task = resolve_model("tiny_lm"), TASKS.build("causal_lm")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["A", "B", "C", "D", "e", "yes", "no", "maybe", "positive", "Negative", "neutral"])
@@ -79,7 +79,7 @@ def model_and_tokenizer():
 
 
 def speaking(model, tokenizer, said):
-    """The model, made to say some of these words most of the time."""
+    """Make the model generate these words most of the time."""
     generator = torch.Generator().manual_seed(1)
     weight = model.base.get_output_embeddings().weight
     with torch.no_grad():

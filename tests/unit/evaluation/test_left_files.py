@@ -47,7 +47,7 @@ def kept(tmp_path, observer, monkeypatch):
 
 
 def written(folder):
-    """What the weights were written with."""
+    """Return the number that the weights were written with."""
     return load_file(folder / "adapter" / "adapter.safetensors")["a"].shape[1]
 
 

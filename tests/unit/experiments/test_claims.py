@@ -75,8 +75,10 @@ def test_verdicts(by_seed, margin, word):
 @pytest.mark.parametrize("margin", [None, 0.5])
 @pytest.mark.parametrize("member", [0, 1, 2])
 def test_so_many_seeds_would_do(margin, member):
-    """With as many of the mean and scatter of a family's open claim, Holm's correction over the family rejects it; with
-    one less it does not, whichever of the open ones it is."""
+    """With that many seeds of the same mean and variance, Holm's correction rejects an open claim.
+
+    With one seed less it does not, whichever open claim of the family it is.
+    """
     family = [
         np.array([1.0, 3.0, -1.0, 2.0, 0.0]),
         np.array([1.0, 3.4, -1.4, 2.0, 0.0]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from experiments.privacy.frozen_rows import FrozenRows
 from experiments.private_plan.frozen_clients import FrozenClients
@@ -38,7 +38,7 @@ def test_rounds_are_those_of_one_client_after_another(cohort, noise):
             if coin >= cohort / 4:
                 continue
             head = state.clone().requires_grad_()
-            F.cross_entropy(x @ head[:, :-1].T + head[:, -1], y).backward()
+            functional.cross_entropy(x @ head[:, :-1].T + head[:, -1], y).backward()
             step = -0.8 * head.grad
             there, clipped = there + 1, clipped + bool(step.norm() > 1.0)
             total += step * min(1.0, 1.0 / float(step.norm()))

@@ -23,7 +23,7 @@ def printed(command, arguments, monkeypatch, capsys):
 
 
 def tables(lines):
-    """The cells of each table, without its head."""
+    """Return the cells of each table, without its head."""
     found, rest = [], lines
     while "" in rest:
         at = rest.index("")
@@ -51,7 +51,7 @@ def test_each_default_stands_beside_its_start(monkeypatch, capsys):
         first, last = (runs[*key[:3], state].summary["accuracy"] for state in ("start", "default"))
         assert (float(start), float(after)) == pytest.approx((100 * first, 100 * last), abs=0.006)
         gained, lost = map(int, rows.split(" / "))
-        tested = len(runs[*key[:3], "start"].scored.correct)
+        tested = len(runs[*key[:3], "start"].test_counts.correct)
         assert float(points) == pytest.approx(100 * (gained - lost) / tested, abs=0.006)
         of_partitions.setdefault((task, partition), []).append(100 * (last - first))
     shown = {(task, p): cell for task, _, *cells in means for p, cell in zip(PARTITIONS, cells, strict=True) if cell}
@@ -101,7 +101,7 @@ def test_a_preset_s_defaults_stand_beside_those_of_the_small_one(monkeypatch, ca
 
 @pytest.mark.parametrize("command", ["experiments.trust", "experiments.tune"])
 def test_a_command_without_options_refuses_them(command, monkeypatch, capsys):
-    """tune writes files: what is asked of it must not be passed over."""
+    """The tune command writes files, so it must not ignore its arguments."""
     with pytest.raises(SystemExit, match="2"):
         printed(command, ["--nonsense"], monkeypatch, capsys)
     assert "unrecognized arguments: --nonsense" in capsys.readouterr().err

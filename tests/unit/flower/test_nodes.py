@@ -50,7 +50,10 @@ class SuperLink(OwnGrid):
 
 
 def asked(grid, clients):
-    """What comes of a round: who has answered each client's message, or why nobody has; `clients`: or how many."""
+    """Send each client a message, and return the client that answered it or the reason of the failure.
+
+    `clients` lists the clients, or is their number.
+    """
     messages = [
         grid.create_message(write_record(Instruction("train", 1, client, b"")), "train", get_node_id(client), "1")
         for client in (range(clients) if isinstance(clients, int) else clients)

@@ -121,7 +121,7 @@ def test_a_run_that_fails_holds_nothing(tmp_path, monkeypatch):
 
 @pytest.fixture
 def shared():
-    """A cache that several users write to, with another user's store and notes, seen by who is not root."""
+    """Yield a cache of several users, with another user's store and notes, for a user who is not root."""
     with tempfile.TemporaryDirectory() as place:
         cache, root = Path(place), os.geteuid() == 0
         cache.chmod(0o777)

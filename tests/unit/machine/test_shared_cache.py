@@ -15,7 +15,7 @@ from tests.refusals import refuses
 
 @pytest.fixture(params=["memory", "file"])
 def shared(request, tmp_path, monkeypatch):
-    """A shared cache, and this machine's own, both empty."""
+    """Return a shared cache; it and this machine's own cache are empty."""
     url = f"memory://{tmp_path.name}" if request.param == "memory" else f"file://{tmp_path}/bucket"
     monkeypatch.setenv(VARIABLE, url)
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "one"))

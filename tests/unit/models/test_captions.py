@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedpeft.answers.captioning import caption_images, generate_captions
@@ -84,7 +84,9 @@ def test_losses_and_gradients_are_those_of_plain_transformers(folder, scene_rows
     for i, features in zip(chosen, seen(folder, scene_rows.inputs[chosen]), strict=True):
         ids = [tokenizer.bos_token_id, *tokenizer(scene_rows.texts[i], add_special_tokens=False)["input_ids"]]
         logits = read(base, head, features, ids)
-        losses.append(F.cross_entropy(logits, torch.tensor([*ids[1:], tokenizer.eos_token_id]), reduction="sum"))
+        losses.append(
+            functional.cross_entropy(logits, torch.tensor([*ids[1:], tokenizer.eos_token_id]), reduction="sum")
+        )
         counts.append(len(ids))
     batch = rows.batch(chosen)
     assert tokenizer.unk_token_id not in batch["input_ids"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from fedpeft.models import determinism
 from fedpeft.models.determinism import compute_deterministically, make_attention_deterministic
@@ -29,7 +29,7 @@ def switched(monkeypatch):
 def attended(transposed=True):
     """Output and inputs of fused attention as transformers has it."""
     inputs = [torch.randn(2, 3, 8, 16, requires_grad=True) for _ in range(3)]
-    output = F.scaled_dot_product_attention(*inputs)
+    output = functional.scaled_dot_product_attention(*inputs)
     return (output.transpose(1, 2).contiguous() if transposed else output), inputs
 
 
@@ -44,7 +44,7 @@ def test_only_the_fused_gradients_are_computed_strictly(transposed, switched):
     assert switched == [False, True], "strictly for the fused operation, and back"
     assert seen == [True] * 4
     others = [tensor.detach().clone().requires_grad_(True) for tensor in inputs]
-    F.scaled_dot_product_attention(*others).square().sum().backward()
+    functional.scaled_dot_product_attention(*others).square().sum().backward()
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(inputs, others, strict=True))
 
 

@@ -63,11 +63,11 @@ def test_a_residual_is_added_in_full_and_rounded_once(kernel):
     before = task.base(folder, torch.bfloat16).get_submodule(module).weight.detach()
     plain = task.model(task.base(folder, torch.bfloat16), 2)
     executor = BatchedExecutor(plain, task, method, None, layout, 2, kernel)
-    R = 1e-3 * torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
-    executor.set_residual({module: R})
+    residual = 1e-3 * torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
+    executor.set_residual({module: residual})
     layer = executor.get_frozen_layer(module)
     assert layer.kernel == kernel
-    assert torch.equal(layer.weight, (before.float() + R).to(torch.bfloat16))
+    assert torch.equal(layer.weight, (before.float() + residual).to(torch.bfloat16))
     executor.set_residual({})
     assert torch.equal(layer.weight, before)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from fedpeft.models.lean_attention import attend_lean
 
@@ -27,7 +27,9 @@ def torchs_own(query, key, value, mask, groups):
     """Keys and values written out for each head, in fp32 for bf16."""
     wide = torch.float32 if query.dtype == torch.bfloat16 else query.dtype
     q, k, v = (t.to(wide) for t in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)))
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).to(query.dtype).transpose(1, 2)
+    return (
+        functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).to(query.dtype).transpose(1, 2)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

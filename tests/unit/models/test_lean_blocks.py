@@ -39,7 +39,7 @@ class Mlp(nn.Module):
 
 
 def pair(module, dtype):
-    """A module as it is, and one that keeps less, in a base of one block."""
+    """Return a module unchanged, and one that keeps less, each in a base of one block."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         parameter.data.add_(0.3 * torch.randn(parameter.shape))
@@ -97,7 +97,7 @@ def test_what_gemma_adds_to_its_weight_is_not_rounded_away():
 
 
 def test_large_weights_of_a_norm_do_not_hide_what_small_ones_are():
-    """w and 1 + w are the same to a percent where w is 100, and not where it is 0.003."""
+    """A weight w and 1 + w agree to a percent if w is 100, but not if it is 0.003."""
     norm = Gemma3RMSNorm(WIDTH)
     norm.weight.data.fill_(0.003)[WIDTH // 2 :] = 100.0
     usual = nn.Sequential(nn.ModuleList([norm.to(torch.bfloat16).requires_grad_(False)]))

@@ -58,7 +58,7 @@ def outputs(model):
 
 
 def drawn(model):
-    """The adapter's parameters, drawn so that they count."""
+    """Draw the adapter's parameters, so that they have an effect."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in find_trainable(model).values():
@@ -100,7 +100,7 @@ def test_of_an_encoder_decoder_the_encoder_is_taken(family, saved):
 
 
 def test_t5_s_last_layers_are_in_bf16_as_the_others(saved):
-    """transformers keeps them in fp32, for the sake of fp16; an adapter, and a batched kernel, have one dtype."""
+    """The library keeps them in fp32 because of fp16; an adapter and a batched kernel have one dtype."""
     base = loaded(saved("T5"), torch.bfloat16)
     assert {parameter.dtype for parameter in base.parameters()} == {torch.bfloat16}
     real = BATCH["attention_mask"].bool()

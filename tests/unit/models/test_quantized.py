@@ -1,5 +1,7 @@
-"""A base in few bits: layers compute with the values that `round_to_quantized` names, forward and backward, before and
-after an evaluation."""
+"""Quantized bases: layers compute with the values of `round_to_quantized`.
+
+This holds forward and backward, before and after an evaluation.
+"""
 
 from __future__ import annotations
 

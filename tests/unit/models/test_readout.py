@@ -29,7 +29,7 @@ CLASSES = {"tiny": "tiny", "tiny_vision": "digits"}
 
 
 def base_and_batch(name, rows=6):
-    """A base in fp32, and rows that it reads."""
+    """Return a base in fp32 and a batch of examples for it."""
     task, folder = TASKS.build("classification"), resolve_model(name)
     examples = task.tokenise(load_dataset(CLASSES[name]).test.take(np.arange(rows)), folder, 24)
     batch = examples.batch(np.arange(rows))
@@ -37,7 +37,7 @@ def base_and_batch(name, rows=6):
 
 
 def states_of(base, batch):
-    """What enters the first block and leaves each, the last one's with the norm behind it, by transformers itself."""
+    """Return transformers' own states: the input of the first block and each block's output, the last one normed."""
     with torch.no_grad():
         output = base(**batch, output_hidden_states=True)
     states = [*output.hidden_states[:-1], output.last_hidden_state]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from transformers import BertConfig, BertModel
 
 import fedpeft
@@ -17,7 +17,7 @@ MODEL = """
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch.nn.functional as F
+from torch.nn import functional
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
 
@@ -30,7 +30,7 @@ class DrawnBert(BertModel):
 
     def forward(self, *given, **named):
         made = super().forward(*given, **named)
-        made.last_hidden_state = F.dropout(made.last_hidden_state, 0.1)
+        made.last_hidden_state = functional.dropout(made.last_hidden_state, 0.1)
         return made
 
 
@@ -73,7 +73,7 @@ class Own(BertModel):
 
     def forward(self, *given, **named):
         made = super().forward(*given, **named)
-        made.last_hidden_state = F.dropout(made.last_hidden_state * (1 + 1e-6 * torch.rand(())), self.share)
+        made.last_hidden_state = functional.dropout(made.last_hidden_state * (1 + 1e-6 * torch.rand(())), self.share)
         return made
 
 

@@ -83,13 +83,13 @@ def flat(gradients):
 def test_losses_are_torchs_own():
     generator = torch.Generator().manual_seed(2)
     h = torch.randn(50, 8, generator=generator, dtype=torch.float64, requires_grad=True)
-    W = torch.randn(20, 8, generator=generator, dtype=torch.float64)
+    weight = torch.randn(20, 8, generator=generator, dtype=torch.float64)
     labels = torch.randint(20, (50,), generator=generator)
     scale = torch.rand(50, generator=generator, dtype=torch.float64)
-    losses, correct = module.compute_token_losses(h, labels, lambda x: x @ W.T)
-    expected = torch.nn.functional.cross_entropy(h @ W.T, labels, reduction="none")
+    losses, correct = module.compute_token_losses(h, labels, lambda x: x @ weight.T)
+    expected = torch.nn.functional.cross_entropy(h @ weight.T, labels, reduction="none")
     assert torch.allclose(losses, expected, rtol=1e-12)
-    assert torch.equal(correct, (h @ W.T).argmax(1) == labels)
+    assert torch.equal(correct, (h @ weight.T).argmax(1) == labels)
     got, want = (torch.autograd.grad((x * scale).sum(), h)[0] for x in (losses, expected))
     assert torch.allclose(got, want, rtol=1e-10, atol=1e-12)
 

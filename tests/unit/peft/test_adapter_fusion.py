@@ -46,16 +46,16 @@ def test_the_attention_is_that_of_each_token_by_itself(tiny):
     layer = next(m for m in case.model.modules() if isinstance(m, Fusion))
     x = torch.randn(2, 3, layer.base_layer.in_features, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     case.sequential.load({n: 1.5 * t for n, t in case.start.items()})
-    Q, K, V = (getattr(layer, name).weight for name in ("query", "key", "value"))
+    query, key, value = (getattr(layer, name).weight for name in ("query", "key", "value"))
     with torch.no_grad():
         found = layer(x)
         for row in range(2):
             for token in range(3):
                 h = layer.base_layer(x[row, token])
                 z = [a.up.weight @ (a.down.weight @ h + a.down.bias).relu() + a.up.bias for a in layer.adapters]
-                weights = torch.stack([((Q @ h) @ (K @ each)).exp() for each in z])
+                weights = torch.stack([((query @ h) @ (key @ each)).exp() for each in z])
                 assert 0.01 < float(weights[0] / weights.sum()) < 0.99
-                mixed = sum(w * (V @ each) for w, each in zip(weights / weights.sum(), z, strict=True))
+                mixed = sum(w * (value @ each) for w, each in zip(weights / weights.sum(), z, strict=True))
                 assert torch.allclose(found[row, token], h + mixed, atol=1e-12)
 
 
@@ -71,9 +71,9 @@ def of_width(tiny, width):
 
 
 def test_values_are_pulled_to_the_identity_in_each_local_step(tiny):
-    W = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
-    [gradient] = torch.autograd.grad(0.01 * (W - torch.eye(5)).square().sum(), W)
-    assert torch.allclose(compute_identity_pull(W.detach()), gradient)
+    weight = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
+    [gradient] = torch.autograd.grad(0.01 * (weight - torch.eye(5)).square().sum(), weight)
+    assert torch.allclose(compute_identity_pull(weight.detach()), gradient)
     case = Case(BOTH, tiny)
     job = case.jobs(steps=1, rate=0.5, optimizer="sgd")[0]
     executor = SequentialExecutor(case.model, case.task, case.rows, case.layout)

@@ -22,13 +22,13 @@ def test_the_weight_changes_by_a_row_of_d_for_each_column(width):
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(width, 7).double()
     stacked = StackedMiSS(layer, (4, 7), 2)
-    D = torch.randn(2, 4, 7, generator=generator, dtype=torch.float64)
-    stacked.miss_block.data = D
+    blocks = torch.randn(2, 4, 7, generator=generator, dtype=torch.float64)
+    stacked.miss_block.data = blocks
     x = torch.eye(width, dtype=torch.float64).repeat(2, 1)
     found = (stacked(x) - layer(x)).view(2, width, 7)
     for k in range(2):
         for j in range(width):
-            assert torch.allclose(found[k, j], D[k, j % 4])
+            assert torch.allclose(found[k, j], blocks[k, j % 4])
 
 
 def test_the_mean_of_d_is_the_mean_of_what_clients_compute_in_a_layer(tiny):

@@ -32,17 +32,17 @@ def test_at_first_it_is_the_base_model(case, tiny):
 
 def test_the_factors_are_the_leading_part_of_the_weight():
     weight = torch.randn(7, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    B, A = compute_leading_factors(weight, 3, 2.0, torch.float64)
-    U, S, Vt = torch.linalg.svd(weight)
-    assert torch.allclose(2.0 * B @ A, (U[:, :3] * S[:3]) @ Vt[:3])
-    assert torch.allclose(B.T @ B, A @ A.T)
+    lora_b, lora_a = compute_leading_factors(weight, 3, 2.0, torch.float64)
+    left, singular, right = torch.linalg.svd(weight)
+    assert torch.allclose(2.0 * lora_b @ lora_a, (left[:, :3] * singular[:3]) @ right[:3])
+    assert torch.allclose(lora_b.T @ lora_b, lora_a @ lora_a.T)
     layer = nn.Linear(11, 7).double()
     layer.weight.data = weight
-    dense = torch.linalg.svdvals(weight - 2.0 * B @ A)
-    assert torch.allclose(dense[:4], S[3:])
+    dense = torch.linalg.svdvals(weight - 2.0 * lora_b @ lora_a)
+    assert torch.allclose(dense[:4], singular[3:])
     x = torch.eye(11, dtype=torch.float64)
-    found = Remainder(layer, B, A, 2.0)(x) - layer.bias
-    assert torch.allclose(found.T, weight - 2.0 * B @ A)
+    found = Remainder(layer, lora_b, lora_a, 2.0)(x) - layer.bias
+    assert torch.allclose(found.T, weight - 2.0 * lora_b @ lora_a)
 
 
 def test_a_has_a_gradient_in_the_first_step(case, tiny):
@@ -94,8 +94,8 @@ def test_a_cut_to_the_leading_ranks_keeps_what_is_learned(case):
 
         start = product(case.first)
         mean = sum(product(r.state) for r in results) / len(results)
-        U, S, Vt = torch.linalg.svd(mean)
-        cut = (U[:, :4] * S[:4]) @ Vt[:4]
+        left, singular, right = torch.linalg.svd(mean)
+        cut = (left[:, :4] * singular[:4]) @ right[:4]
         lost += float((mean - cut).square().sum())
         total += float((mean - start).square().sum())
     assert lost < 1e-3 * total

@@ -33,7 +33,7 @@ def test_it_has_as_many_numbers_as_the_paper_s_formula():
 def test_it_adds_features_of_the_query_times_m_to_each_head(tiny):
     case = Case("prefix_tuning_plus(layers=1)", tiny)
     name = "encoder.layer.2.attention.self"
-    M = case.start[f"{name}.prefix_plus.M"].view(4, 12, 12)
+    prefix_matrix = case.start[f"{name}.prefix_plus.M"].view(4, 12, 12)
     module = case.model.base.get_submodule(name)
     seen = {}
     module.query.register_forward_hook(lambda *call: seen.update(query=call[2]))
@@ -47,7 +47,7 @@ def test_it_adds_features_of_the_query_times_m_to_each_head(tiny):
         case.model(batch)
     query = seen["query"].unflatten(-1, (4, 12))
     phi = torch.where(query > 0, query, query.exp() - 1)
-    expected = torch.stack([phi[:, :, h] @ M[h] for h in range(4)], dim=2).flatten(2)
+    expected = torch.stack([phi[:, :, h] @ prefix_matrix[h] for h in range(4)], dim=2).flatten(2)
     assert torch.allclose(seen["output"] - plain, expected, atol=1e-12)
     assert float(expected.abs().max()) > 0.01
 

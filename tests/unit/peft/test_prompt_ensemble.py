@@ -28,7 +28,7 @@ def case(tiny):
 
 @pytest.fixture
 def one_by_one(tiny, case):
-    """The `peft` library's prompt models, each with one of the prompts."""
+    """Return the `peft` library's prompt models, one per prompt."""
     models = []
     for prompt in case.start["prompts.weight"].split(4):
         model = create_model(PEFT_METHODS.build("prompt_tuning(length=4)"), tiny, "fp64")

@@ -45,7 +45,7 @@ def test_an_update_of_648_numbers_takes_less_than_3_kb():
 
 
 def gate(matrix, qubit, qubits):
-    """A gate on neighbouring qubits from `qubit` on, as a matrix over all states."""
+    """Return a gate on adjacent qubits from `qubit` on, as a matrix over all states."""
     width = int(math.log2(len(matrix)))
     left, right = (torch.eye(2**n, dtype=torch.float64) for n in (qubit, qubits - qubit - width))
     return torch.kron(torch.kron(left, matrix), right)
@@ -85,13 +85,13 @@ def test_the_series_is_the_exponential_of_a_skew_matrix():
     columns = Taylor(12, 3, 14)
     entries = 0.3 * torch.randn(2, columns.numbers, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = columns(entries)
-    for numbers, U in zip(entries, found, strict=True):
+    for numbers, frame in zip(entries, found, strict=True):
         rows, cols = torch.tril_indices(12, 3, -1)
-        X = torch.zeros(12, 12, dtype=torch.float64)
-        X[rows, cols] = numbers
-        X = X - X.T
-        assert torch.allclose(U, torch.linalg.matrix_exp(X)[:, :3], atol=1e-8)
-        assert torch.allclose(U.T @ U, torch.eye(3, dtype=torch.float64), atol=1e-8)
+        skew = torch.zeros(12, 12, dtype=torch.float64)
+        skew[rows, cols] = numbers
+        skew = skew - skew.T
+        assert torch.allclose(frame, torch.linalg.matrix_exp(skew)[:, :3], atol=1e-8)
+        assert torch.allclose(frame.T @ frame, torch.eye(3, dtype=torch.float64), atol=1e-8)
 
 
 def test_the_mean_of_lambda_is_exact_and_that_of_angles_is_measured(tiny):

@@ -34,7 +34,7 @@ def test_unlike_releases_compose():
 
 
 def test_published_values():
-    """z = 1, 10 of 100 clients, 100 rounds, delta 1e-3: 4.78 with Poisson sampling, 80 without amplification."""
+    """For z = 1, 10 of 100 clients, 100 rounds, delta 1e-3: 4.78 with Poisson sampling, 80 without amplification."""
     assert epsilon({Event(1.0, 0.1): 100}, 1e-3) == pytest.approx(4.78, abs=0.03)
     assert epsilon({Event(1.0, 1.0): 100}, 1e-3) == pytest.approx(80.0, rel=0.01)
 

@@ -69,9 +69,9 @@ def test_moments_as_a_vector_keep_their_norm():
 
 
 def test_the_projection_is_the_same_everywhere_and_keeps_angles():
-    P = create_projection(8, 3)
-    assert torch.equal(P, create_projection.__wrapped__(8, 3))
-    assert torch.allclose(P @ P.T, torch.eye(3, dtype=torch.float64))
+    projection = create_projection(8, 3)
+    assert torch.equal(projection, create_projection.__wrapped__(8, 3))
+    assert torch.allclose(projection @ projection.T, torch.eye(3, dtype=torch.float64))
     assert create_projection(4, 64).shape == (4, 4)
 
 

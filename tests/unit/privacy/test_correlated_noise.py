@@ -41,7 +41,7 @@ def patterns(rounds: int, separation: int, most: int | None = None):
 
 
 def sensitivity(factor: np.ndarray, separation: int, most: int | None = None) -> float:
-    """The largest |F x| over all patterns and signs of contributions of norm 1; by convexity no others are larger."""
+    """Return the largest |F x| over all patterns and signs of contributions of norm 1; by convexity, the maximum."""
     return max(
         float(np.linalg.norm(factor[:, turns] @ np.array(signs)))
         for turns in patterns(len(factor), separation, most)
@@ -177,9 +177,11 @@ def test_a_round_tried_again_begins_a_chain_and_so_does_one_after_a_gap():
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_whatever_is_tried_again_no_contribution_shows_more_than_it_is_charged(data):
-    """A server goes back to earlier states and on with other inputs, as it likes. Of each contribution (a round and
-    an attempt, charged once) all that is ever released is coefficients of F, each beside noise of its own; their
-    squares add up to 1 at most."""
+    """A server may return to earlier states and continue with other inputs.
+
+    A contribution (a round and an attempt, charged once) is only released as coefficients of F, each with its own
+    noise. Their squares add up to at most 1.
+    """
     rounds, bands = 6, 3
     factor = optimised(rounds, bands)
     after: list[tuple[dict, int]] = [({}, 0)]  # memory, and rounds done

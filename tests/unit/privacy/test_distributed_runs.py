@@ -131,8 +131,10 @@ def test_the_size_of_a_cohort_that_its_noise_tells_is_counted_against_models():
 
 
 def told_by_there_being_a_sum(clients: int, rate: float, noise: float, budget: float) -> float:
-    """delta at epsilon `budget` of a round against those who see models, where all others add zeros: a client adds 1,
-    or 0 in its place, and there is no sum of fewer than 3."""
+    """Return delta at epsilon `budget` of a round for those who see models, if all others add zeros.
+
+    A client adds 1, or 0 in its place, and sums of fewer than 3 clients are not released.
+    """
     more, two = binom.sf(2, clients - 1, rate), binom.pmf(2, clients - 1, rate)
     seen = np.linspace(-10.0, 11.0, 20001)
     without, added = (np.exp(-(((seen - x) / noise) ** 2) / 2) / math.sqrt(2 * math.pi) / noise for x in (0, 1))

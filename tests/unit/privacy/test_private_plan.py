@@ -42,7 +42,7 @@ def exposure(rows=400, clients=20, often=2, entries=1000, cohort=20, rounds=8) -
 
 
 def rates(plan, rounds):
-    """What the rates of all rounds, as a run takes them, add up to, relative to the first one's."""
+    """Return the sum of the rates of all rounds, relative to the first one."""
     own = LOCAL_OPTIMIZERS.build(plan.optimizer)
     schedule = Schedule(1.0, rounds, own.schedule, own.floor, repeats=False)
     return sum(schedule.get_rate(round_number) for round_number in range(1, rounds + 1))

@@ -45,7 +45,7 @@ def exact(order: int, p: np.ndarray, q: np.ndarray) -> float:
 
 
 def shifted(logs: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """The shifted and the plain one, where both are known."""
+    """Return the shifted and the plain values on their common support."""
     return (logs[: len(logs) - shift], logs[shift:]) if shift else (logs, logs)
 
 
@@ -214,7 +214,7 @@ def test_a_modulus_too_small_says_how_many_bits_are_not():
 
 
 def chi_square(drawn: np.ndarray, variance: float) -> float:
-    """The p-value of numbers under Skellam's distribution; rare ones are taken together."""
+    """Return the p-value of numbers under Skellam's distribution, with rare numbers pooled."""
     reach = int(3.5 * math.sqrt(variance))
     x = np.arange(-reach, reach + 1)
     expected = stats.skellam.pmf(x, variance / 2, variance / 2) * len(drawn)

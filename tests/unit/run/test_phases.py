@@ -147,7 +147,7 @@ def test_a_heart_beats_only_in_silence():
 
 
 def observed(console):
-    """What a run without a word leaves on a console after the first line that says that it still goes on."""
+    """Return what a silent run prints on a console after the first line that reports progress."""
     beaten = threading.Event()
 
     class Watched(ConsoleObserver):

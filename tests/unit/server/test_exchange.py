@@ -153,7 +153,7 @@ def test_what_waits_is_the_same_from_memory_and_from_the_disk(tmp_path, monkeypa
 
 
 def _reported(tmp_path):
-    """What makes acceptances of a round, what its clients were sent, and their reports."""
+    """Return a factory of the round's update collectors, what its clients received, and their reports."""
     audit = CanaryAudit(privacy="user_dp(noise_multiplier=1)", rounds=1, canaries=6, rate=1.0)
     made = _Clients(audit, MECHANISMS.build(audit.privacy), tmp_path, np.ones(6, bool))
     progress = ServerState(round=0, adapter=made.start)

@@ -122,10 +122,10 @@ def test_an_adapter_of_lower_rank_has_the_same_effective_weights_in_the_global_f
     layout = Layout(
         (TensorSpec("m.A", (4, 5), "lora_A", "m"), TensorSpec("m.B", (3, 4), "lora_B", "m")), AdapterShape(4, 8.0)
     )
-    form, A, B = AdapterShape(2, 6.0), torch.randn(2, 5).double(), torch.randn(3, 2).double()
-    whole = expand_to_global({"m.A": A, "m.B": B}, layout, form)
+    form, lora_a, lora_b = AdapterShape(2, 6.0), torch.randn(2, 5).double(), torch.randn(3, 2).double()
+    whole = expand_to_global({"m.A": lora_a, "m.B": lora_b}, layout, form)
     assert whole["m.A"].shape == (4, 5)
-    assert torch.allclose(layout.form.scale * whole["m.B"] @ whole["m.A"], form.scale * B @ A)
+    assert torch.allclose(layout.form.scale * whole["m.B"] @ whole["m.A"], form.scale * lora_b @ lora_a)
 
 
 @pytest.mark.parametrize(

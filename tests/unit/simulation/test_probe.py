@@ -101,7 +101,7 @@ def test_no_strength_is_tried_behind_the_peak():
 
 
 def begun(observer, label=None, rows=40):
-    """A probe of a few rows, begun beside what comes next; of one `label` it can't be fitted."""
+    """Begin a probe of a few examples in the background; with a single `label` it can't be fitted."""
     parts = [noisy_classes(n, seed) for seed, n in enumerate((rows, 20, 50))]
     if label is not None:
         parts[0] = (parts[0][0], np.full(rows, label))

@@ -26,7 +26,7 @@ def study(folder: Path, seeds: str = "[0]", more: str = "") -> Study:
 
 
 def finished(place: Workplace, planned: PlannedRun) -> Path:
-    """The folder of a run that has ended as `simulate` ends one."""
+    """Write the folder of a run as `simulate` leaves it at the end."""
     config, folder = planned.config, place.runs / planned.name
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(config.to_toml())
@@ -38,10 +38,10 @@ def finished(place: Workplace, planned: PlannedRun) -> Path:
 
 
 def done(made: Study, folder: Path) -> Path:
-    """The same, with its line in results.jsonl; the first run's folder."""
+    """Write a finished first run with its line in results.jsonl, and return its folder."""
     place = Workplace(made, folder)
     ran = finished(place, place.planned[0])
-    assert place.finish(RunProcess(place.planned[0], ran, ran.with_suffix(".log")), 0).finished
+    assert place.finish(RunProcess(place.planned[0], ran, ran.with_suffix(".log")), 0).is_finished
     return ran
 
 

@@ -46,12 +46,12 @@ def many_methods(count: int, seeds: int = 2) -> Section:
 
 
 def texts(svg: str) -> list[str]:
-    """The words of an SVG, which matplotlib leaves as comments beside their shapes."""
+    """Return the words of an SVG, which matplotlib leaves as comments beside their shapes."""
     return re.findall(r"<!-- (.*?) -->", svg)
 
 
 def legend_of(svg: str) -> list[str]:
-    """The words of its legend."""
+    """Return the words of the legend of an SVG."""
     return texts(svg[svg.index('<g id="legend_1">') :]) if '<g id="legend_1">' in svg else []
 
 

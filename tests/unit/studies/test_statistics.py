@@ -184,15 +184,17 @@ def test_runs_on_the_rows_of_two_data_sets_are_no_pairs_though_they_are_as_many(
         "scenes(task='towers(connector=none)')",
         "scenes(rows=600)",
     )
-    of = {name: {0: replace(result, config=result.config | {"dataset": name}).scored} for name in names}
+    of = {name: {0: replace(result, config=result.config | {"dataset": name}).test_counts} for name in names}
     same = {(one, other) for one in names for other in names if compare(of[one], of[other]) is not None}
     alike = {("tasks(a)", "tasks(a, late=2)"), names[-2:]}
     assert same == {(name, name) for name in names} | alike | {(other, one) for one, other in alike}
 
 
 def false_signs(of_seeds: float, of_rows: float, of_rest: float, seeds: int = 5) -> tuple[float, float]:
-    """How often a sign is claimed of differences whose mean is 0, over seeds and rows that are drawn anew: by the
-    interval over both, and by the wider of one over seeds and one over rows."""
+    """Return how often a sign is claimed although the mean difference is 0, over redrawn seeds and examples.
+
+    The first number uses the interval over both, the second the wider of one over seeds and one over examples.
+    """
     random, rows, draws = np.random.default_rng(0), 100, 3000
     over, wider = 0, 0
     for _ in range(draws):

@@ -17,7 +17,7 @@ AXES = '[axes]\nwork = [{label = "short", local_work = "steps(1)"}, {label = "lo
 
 @pytest.fixture(autouse=True)
 def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here all runs are there, and what would start others takes seconds."""
+    """Fail if a run is started, since all runs are finished and starting others takes seconds."""
     monkeypatch.setattr(runner, "Starter", lambda _: pytest.fail("no run is left, and a process is begun for them"))
 
 

@@ -40,7 +40,7 @@ def rows(count, seed, scale=3.0):
 
 
 def of_clients(question, logits, labels, clients=5):
-    """The sum of the answers of clients that hold these rows; one has none."""
+    """Return the sum of the answers of clients that hold these examples; one client has none."""
     ends = [0, 0, *sorted(np.random.default_rng(9).choice(len(labels), clients - 1, replace=False)), len(labels)]
     answers = [question.answer(logits[a:b], labels[a:b]) for a, b in itertools.pairwise(ends)]
     return {name: sum(answer[name] for answer in answers) for name in answers[0]}
@@ -87,10 +87,10 @@ def test_errors_are_those_of_libraries(bins):
 
 def test_a_temperature_makes_an_overconfident_model_better():
     logits, labels = rows(2000, 2)
-    T = find_federated_temperature(lambda q: q.answer(logits, labels))
-    asked = create_questions(T, 15)
+    temperature = find_federated_temperature(lambda q: q.answer(logits, labels))
+    asked = create_questions(temperature, 15)
     told = compare_answers([question.answer(logits, labels) for question in asked], asked)
-    assert T > 1.5
+    assert temperature > 1.5
     assert told["after"]["error"] < told["before"]["error"] / 2
     assert told["after"]["loss"] < told["before"]["loss"]
     assert told["after"]["accuracy"] == told["before"]["accuracy"]

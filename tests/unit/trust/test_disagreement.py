@@ -35,7 +35,7 @@ def updates(count=4):
 
 
 def dense(update):
-    """What a client changes, as one vector per layer."""
+    """Return a client's change, as one vector per layer."""
     found = {}
     for m in MODULES:
         before = update.received[f"{m}.B"] @ update.received[f"{m}.A"]
@@ -136,12 +136,12 @@ def test_spectra_are_those_of_dense_weights():
     found = compute_spectra(decompose(state, LAYOUT), {})
     norms = {}
     for m in MODULES:
-        S = torch.linalg.svdvals(state[f"{m}.B"] @ state[f"{m}.A"] * FORM.scale)[:RANK]
-        p = (S**2 / (S**2).sum()).numpy()
+        singular = torch.linalg.svdvals(state[f"{m}.B"] @ state[f"{m}.A"] * FORM.scale)[:RANK]
+        p = (singular**2 / (singular**2).sum()).numpy()
         assert found[m].effective_rank == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-9)
-        assert found[m].stable_rank == pytest.approx(float((S**2).sum() / S[0] ** 2), rel=1e-9)
+        assert found[m].stable_rank == pytest.approx(float((singular**2).sum() / singular[0] ** 2), rel=1e-9)
         assert found[m].leading == pytest.approx(p[0], rel=1e-9)
-        norms[m] = float((S**2).sum())
+        norms[m] = float((singular**2).sum())
     assert found["one"].energy == pytest.approx(norms["one"] / sum(norms.values()))
 
 
@@ -165,8 +165,8 @@ def test_removing_a_direction_and_shrinking_leave_equal_norms():
     state = drawn(8)
     cut, shrunk = remove_leading(state, LAYOUT), shrink_alike(state, LAYOUT)
     for m in MODULES:
-        U, S, Vt = torch.linalg.svd(state[f"{m}.B"] @ state[f"{m}.A"])
-        expected = state[f"{m}.B"] @ state[f"{m}.A"] - S[0] * torch.outer(U[:, 0], Vt[0])
+        left, singular, right = torch.linalg.svd(state[f"{m}.B"] @ state[f"{m}.A"])
+        expected = state[f"{m}.B"] @ state[f"{m}.A"] - singular[0] * torch.outer(left[:, 0], right[0])
         torch.testing.assert_close(cut[f"{m}.B"] @ cut[f"{m}.A"], expected)
         ratio = (shrunk[f"{m}.B"] @ shrunk[f"{m}.A"]).norm() / expected.norm()
         assert float(ratio) == pytest.approx(1, rel=1e-9)

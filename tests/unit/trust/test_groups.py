@@ -25,20 +25,20 @@ def cohort(seed, kind):
         own = random.normal(size=(count, size, size)) / 4 * random.uniform(1.0, 2.0)
     else:
         own = np.zeros((1, size, size))
-    W = target + own[truth]
+    client_weights = target + own[truth]
     if kind == "opposed":
         truth[random.choice(clients, int(random.integers(1, 3)), replace=False)] = 1
-        W = np.where(truth[:, None, None] == 1, -W, W)
+        client_weights = np.where(truth[:, None, None] == 1, -client_weights, client_weights)
     x = random.normal(size=(clients, rows, size))
-    y = np.einsum("koi,kri->kro", W, x) + 0.3 * random.normal(size=(clients, rows, size))
-    A = torch.from_numpy(np.broadcast_to(random.normal(size=(rank, size)) / 4, (clients, rank, size)).copy())
-    B = torch.zeros(clients, size, rank, dtype=torch.float64)
-    X, Y = torch.from_numpy(x), torch.from_numpy(y)
+    y = np.einsum("koi,kri->kro", client_weights, x) + 0.3 * random.normal(size=(clients, rows, size))
+    lora_a = torch.from_numpy(np.broadcast_to(random.normal(size=(rank, size)) / 4, (clients, rank, size)).copy())
+    lora_b = torch.zeros(clients, size, rank, dtype=torch.float64)
+    inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
     for _ in range(30):
-        error = X @ (B @ A).mT - Y
-        gradient = error.mT @ X / rows
-        A, B = A - 0.05 * B.mT @ gradient, B - 0.05 * gradient @ A.mT
-    flat = (B @ A).flatten(1).numpy()
+        error = inputs @ (lora_b @ lora_a).mT - targets
+        gradient = error.mT @ inputs / rows
+        lora_a, lora_b = lora_a - 0.05 * lora_b.mT @ gradient, lora_b - 0.05 * gradient @ lora_a.mT
+    flat = (lora_b @ lora_a).flatten(1).numpy()
     flat /= np.linalg.norm(flat, axis=1, keepdims=True)
     return flat @ flat.T, truth
 

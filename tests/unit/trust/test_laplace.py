@@ -43,11 +43,17 @@ def dense(inputs, outputs, tokens):
 def test_the_covariance_is_that_of_the_dense_inverse(variance):
     inputs, outputs, tokens = factors()
     curvature = Curvature.from_sums(inputs, outputs, tokens, rank=IN)
-    H = dense(inputs, outputs, tokens)
-    G = drawn(CLASSES, OUT, IN, seed=5)
-    expected = G.flatten(1) @ torch.linalg.inv(H + torch.eye(len(H)) / variance) @ G.flatten(1).T
-    torch.testing.assert_close(curvature.compute_covariance(G, variance), expected, rtol=1e-6, atol=1e-9)
-    determinant = torch.linalg.slogdet(torch.eye(len(H)) + variance * H)[1]
+    hessian = dense(inputs, outputs, tokens)
+    gradients_by_class = drawn(CLASSES, OUT, IN, seed=5)
+    expected = (
+        gradients_by_class.flatten(1)
+        @ torch.linalg.inv(hessian + torch.eye(len(hessian)) / variance)
+        @ gradients_by_class.flatten(1).T
+    )
+    torch.testing.assert_close(
+        curvature.compute_covariance(gradients_by_class, variance), expected, rtol=1e-6, atol=1e-9
+    )
+    determinant = torch.linalg.slogdet(torch.eye(len(hessian)) + variance * hessian)[1]
     assert curvature.log_determinant(variance) == pytest.approx(float(determinant), rel=1e-9)
 
 
@@ -56,26 +62,30 @@ def test_of_few_directions_it_is_the_dense_inverse_of_the_truncated_matrix():
     curvature = Curvature.from_sums(inputs, outputs, tokens, rank=3)
     values, vectors = torch.linalg.eigh(inputs)
     kept = vectors[:, -3:] * values[-3:] @ vectors[:, -3:].T
-    H = dense(kept, outputs, tokens)
-    G = drawn(CLASSES, OUT, IN, seed=5)
-    expected = G.flatten(1) @ torch.linalg.inv(H + torch.eye(len(H)) / 0.5) @ G.flatten(1).T
-    torch.testing.assert_close(curvature.compute_covariance(G, 0.5), expected, rtol=1e-6, atol=1e-9)
+    hessian = dense(kept, outputs, tokens)
+    gradients_by_class = drawn(CLASSES, OUT, IN, seed=5)
+    expected = (
+        gradients_by_class.flatten(1)
+        @ torch.linalg.inv(hessian + torch.eye(len(hessian)) / 0.5)
+        @ gradients_by_class.flatten(1).T
+    )
+    torch.testing.assert_close(curvature.compute_covariance(gradients_by_class, 0.5), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_the_evidence_is_that_of_the_dense_gaussian():
-    """log N(W; 0, s2 I) + LL + n/2 log 2 pi - 1/2 logdet(H + I / s2) without what does not depend on s2."""
+    """It is log N(W; 0, s2 I) + LL + n/2 log 2 pi - 1/2 logdet(H + I / s2) without terms that do not depend on s2."""
     inputs, outputs, tokens = factors()
-    curvature, W = Curvature.from_sums(inputs, outputs, tokens, rank=IN), 0.3 * drawn(OUT, IN, seed=8)
-    H, n = dense(inputs, outputs, tokens), OUT * IN
+    curvature, weight = Curvature.from_sums(inputs, outputs, tokens, rank=IN), 0.3 * drawn(OUT, IN, seed=8)
+    hessian, n = dense(inputs, outputs, tokens), OUT * IN
 
     def direct(variance):
-        prior = -n / 2 * math.log(variance) - float(W.square().sum()) / (2 * variance)
-        return prior - 7.0 - float(torch.linalg.slogdet(H + torch.eye(n) / variance)[1]) / 2
+        prior = -n / 2 * math.log(variance) - float(weight.square().sum()) / (2 * variance)
+        return prior - 7.0 - float(torch.linalg.slogdet(hessian + torch.eye(n) / variance)[1]) / 2
 
     for variance in (0.01, 0.2, 5.0):
-        found = compute_evidence({"W": curvature}, float(W.square().sum()), -7.0, variance)
+        found = compute_evidence({"W": curvature}, float(weight.square().sum()), -7.0, variance)
         assert found == pytest.approx(direct(variance), rel=1e-9)
-    found = find_best_variance({"W": curvature}, {"W": W}, -7.0)
+    found = find_best_variance({"W": curvature}, {"W": weight}, -7.0)
     least = minimize_scalar(lambda x: -direct(math.exp(x)), bounds=(-13, 9), method="bounded")
     assert found == pytest.approx(math.exp(least.x), rel=1e-3)
 
@@ -115,8 +125,8 @@ def test_of_one_row_and_token_it_is_the_exact_gauss_newton(model):
     logits, gradients = compute_logit_gradients(model, one)
     p = logits.softmax(-1)
     for name, (inputs, outputs) in name_sums({n: w.weight.shape for n, w in find_lora_layers(model).items()}).items():
-        J = gradients[name].flatten(1)
-        exact = J.T @ (torch.diag(p) - p[:, None] * p) @ J
+        jacobian = gradients[name].flatten(1)
+        exact = jacobian.T @ (torch.diag(p) - p[:, None] * p) @ jacobian
         found = dense(sums[inputs], sums[outputs], float(sums["tokens"]))
         torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-12)
 
@@ -130,8 +140,8 @@ def test_of_more_tokens_the_error_is_what_it_is(model):
         one = {name: tensor[k : k + 1] for name, tensor in rows.items()}
         logits, gradients = compute_logit_gradients(model, one)
         p = logits.softmax(-1)
-        for J in gradients.values():
-            exact += float(torch.trace(J.flatten(1).T @ (torch.diag(p) - p[:, None] * p) @ J.flatten(1)))
+        for jacobian in gradients.values():
+            exact += float(torch.trace(jacobian.flatten(1).T @ (torch.diag(p) - p[:, None] * p) @ jacobian.flatten(1)))
     found = 0.0
     for inputs, outputs in name_sums({n: w.weight.shape for n, w in find_lora_layers(model).items()}).values():
         found += float(torch.trace(sums[inputs]) / sums["tokens"] * torch.trace(sums[outputs]))

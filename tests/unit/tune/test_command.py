@@ -87,7 +87,7 @@ def test_labels_of_words_are_not_searched_among_lengths(tmp_path):
     """Losses are means over the words that are not cut off, which were other ones in each trial."""
     facts_of = lambda config: SimpleNamespace(task="token_labels", default_model="tiny")  # noqa: E731
     lengths = TEXT.replace("tokens = 32\n", "").replace("[search]\n", "[search]\ntokens = [16, 32]\n")
-    with refuses("FP1442", "labels of words", "words"):
+    with refuses("FP1442", "token labels", "words"):
         check_tokens(read_search(written(tmp_path, lengths)), facts_of)
     models = TEXT.replace('model = "tiny"\n', "").replace("[search]\n", '[search]\nmodel = ["tiny", "tiny_lm"]\n')
     check_tokens(read_search(written(tmp_path, models)), facts_of)  # the words are the same

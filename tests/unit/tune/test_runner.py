@@ -37,7 +37,7 @@ def _at_once(monkeypatch):
 
 
 def told(place):
-    """What there is to know of all trials, times aside."""
+    """Return all records of all trials, without times."""
     return [
         (t.number, t.state, t.params, t.value, t.intermediate_values, t.user_attrs)
         for t in place.study.get_trials(deepcopy=False)
@@ -178,7 +178,7 @@ def test_accuracy_is_made_large(tmp_path):
 
 
 def ended(folder, losses, **summary):
-    """The place of a search whose trial 0 has ended with these losses by round."""
+    """Return a search whose trial 0 ended with these losses by round."""
     search = search_of(folder)
     (folder / "out").mkdir()
     place = SearchFolder(search, store.open_study(search, folder / "out", 1), folder / "out", 1, None, 0)

@@ -85,11 +85,14 @@ def test_ranges_that_read_alike_are_other_ones(tmp_path, text, was, now):
         (BASE + "[search]\nbatch_size = 4\n", ("FP1454",)),
         (BASE + "[search]\nbatch_size = [4, 0]\n", ("FP1227", "batch_size", "at least 1", "0")),
         (BASE + '[search]\nstrategy = ["fedit", "fedt"]\n', ("FP1074", "FP1231", "strategy", "fedt")),
-        (BASE + "[search]\nrounds = [2, 4]\n", ("FP1473", "rounds", "rounds are what trials are compared at")),
+        (
+            BASE + "[search]\nrounds = [2, 4]\n",
+            ("FP1473", "rounds", "trials are compared after the same number of rounds"),
+        ),
         (BASE + "[search]\nseed = [0, 1]\n", ("FP1473", "seed")),
         (
             BASE.replace('"tiny"\nmodel', '"{d}"\nmodel') + '[search]\nd = ["tiny", "reviews"]\n',
-            ("FP1472", "dataset", "d", "losses on other rows can't be compared"),
+            ("FP1472", "dataset", "d", "losses on different datasets can't be compared"),
         ),
         (BASE + 'measure = "validation(every={e})"\n[search]\ne = [1, 2]\n', ("FP1472", "measure", "e")),
         (BASE.replace("rounds = 4", 'rounds = "{r}"') + "[search]\nr = [2, 4]\n", ("FP1472", "rounds", "r")),

@@ -25,7 +25,7 @@ class HalfMean(LinearStrategy):
     share: float = setting(0.5, "of each update that counts", above=0, high=1)
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """The scaled delta."""
+        """Return the scaled delta."""
         return {name: self.share * delta for name, delta in update.delta.items()}
 
 
@@ -36,7 +36,7 @@ class Colours:
     rows: int = setting(120, "training rows", low=30)
 
     def load(self) -> Dataset:
-        """The same rows each time."""
+        """Load the same examples each time."""
         return Dataset("colours", "text", "classification", self._made(self.rows), self._made(30), COLOURS, "tiny")
 
     def _made(self, count: int) -> Rows:
