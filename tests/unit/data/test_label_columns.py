@@ -242,7 +242,7 @@ def test_rows_without_classes_are_spread_iid_by_default(tmp_path):
 def test_test_rows_have_labels_of_the_training_rows_kind(tmp_path):
     path, other = tagged(tmp_path / "t.jsonl", 40), tmp_path / "o.jsonl"
     other.write_text('{"text": "x", "label": ["wet", "new"]}\n')
-    with refuses("FP3076", "1", "occur in the training rows", "new"):
+    with refuses("FP3076", "1", "occur in the training examples", "new"):
         load_dataset(f"file(path={str(path)!r}, test={str(other)!r})")
     other.write_text('{"text": "x", "label": "wet"}\n')
     with refuses("FP3157", "several labels each"):
