@@ -40,6 +40,8 @@ _changing = threading.RLock()
 def hold(folder: Path) -> None:
     """Keep a store until the run (`keep_states`) or this process ends, and record its use.
 
+    If another process is removing the store, wait until it has finished.
+
     Raises:
         PermissionError: the store belongs to another user.
         OSError: the disk has no space for the record.

@@ -114,7 +114,7 @@ class Asset:
             if process.returncode == 0:
                 progress.update(bar, completed=self.size)
         if process.returncode != 0:
-            raise self._explain(log.read_text(errors="replace"))
+            raise self._create_error(log.read_text(errors="replace"))
         archive = out / self.file
         if not archive.is_file():
             raise AssetError(
@@ -132,7 +132,7 @@ class Asset:
         )
         return package.parent
 
-    def _explain(self, log: str) -> AssetError:
+    def _create_error(self, log: str) -> AssetError:
         if any(words in log for words in NO_ROOM):
             return create_disk_error(self.file)
         lines = [line.strip() for line in log.splitlines() if line.strip()]

@@ -144,7 +144,7 @@ def test_what_is_no_picture_is_one_sentence(runs, pictures, tmp_path, capfd, mon
         ([run, "--data", str(tmp_path / "lost.csv"), *output], r"FP3057 1 of 1 "),
         ([run, "--data", str(tmp_path / "texts.csv"), *output], r"has no column 'file_name', which names the picture"),
         ([run, "--data", str(pictures), "--text", "body", *output], r"leave --text out"),
-        ([text, "--data", str(pictures), *output], r"reads texts, and .*pictures holds pictures"),
+        ([text, "--data", str(pictures), *output], r"FP1158 .*pictures"),
     ):
         capfd.readouterr()
         assert predict(words) == 2, words

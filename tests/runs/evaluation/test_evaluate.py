@@ -175,9 +175,9 @@ def test_what_is_too_long_is_counted_and_said(run, tmp_path, capsys):
         (["--questions", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--questions", "rows.csv"], "must end in .jsonl"),
         (["--metrics", "bleu"], "unknown metric 'bleu'"),
-        (["--own", "7"], "'7' names no clients; give ids from 0 to 2"),
+        (["--own", "7"], "FP1160 '7'"),
         (["--new-tokens", "0"], "--new-tokens must be at least 1, got 0"),
-        (["--flowertune", "nlp"], "needs the track's rows"),
+        (["--flowertune", "nlp"], "FP1162"),
         (["--output", __file__], "is a file"),
     ],
 )
