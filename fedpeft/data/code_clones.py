@@ -81,7 +81,7 @@ def rename_variables(text: str, function: Definition, random: np.random.Generato
     spots = [(line, column, name) for name, found in places.items() for line, column in found]
     for line, column, name in sorted(spots, reverse=True):
         row = lines[line - 1]
-        if row[column : column + len(name)] != name:  # nowhere in a tree of this text
+        if row[column : column + len(name)] != name:  # the tree does not belong to this text
             return None
         lines[line - 1] = row[:column] + new[name] + row[column + len(name) :]
     return "\n".join(lines)

@@ -57,11 +57,11 @@ def pack_conversation(value: object, where: str) -> str:
             )
     if value[0]["role"] == "assistant":
         raise DataError(
-            f"FP3015 {where}: the assistant speaks first; a conversation begins with the user, or the system"
+            f"FP3015 {where}: the first message is the assistant's; begin with one of the user or the system"
         )
     if not any(m["role"] == "assistant" and m["content"].strip() for m in value):
         empty = "the assistant's are empty" if any(m["role"] == "assistant" for m in value) else "there is none"
-        raise DataError(f"FP3016 {where}: nobody answers; a conversation has a message of the assistant, and {empty}")
+        raise DataError(f"FP3016 {where}: the conversation needs a message of the assistant with text, and {empty}")
     return encode_row([{"role": m["role"], "content": m["content"]} for m in value], where)
 
 
@@ -96,8 +96,8 @@ def pack_messages(
         own = f'{{"template": {json.dumps(file)}, "sha256": "{compute_fingerprint(file)}", "messages": %s}}'
     else:
         raise ConfigError(
-            f"FP1084 the prompt template {template} is one of columns, and {source} holds conversations; take {CHAT}, "
-            f"or a file of your own that ends in {SUFFIX}"
+            f"FP1084 the prompt template {template} formats columns, but {source} contains conversations; choose "
+            f"{CHAT}, or a file of your own that ends in {SUFFIX}"
         )
     for place, record in records:
         where = f"{place} of {source}"
@@ -155,8 +155,8 @@ def tokenize_row(tokenizer: Any, row: str) -> tuple[list[int], list[bool]]:
     if isinstance(packed_row, list):
         if not getattr(tokenizer, "chat_template", None):
             raise ModelError(
-                "FP4001 the model's tokenizer has no chat template; take an instruction-tuned model such as smollm2, "
-                "or give the data set a template of your own: template='FILE.jinja'"
+                "FP4001 the model's tokenizer has no chat template; choose an instruction-tuned model such as smollm2, "
+                "or give the dataset a template of your own: template='FILE.jinja'"
             )
         return _tokenize_conversation(tokenizer, packed_row, None, "the model's chat template")
     if packed_row.get("whole"):
@@ -243,7 +243,7 @@ def _apply_template(
     asked = {"tokenize": True, "return_dict": True} | asked
     try:
         opened = asked.get("add_generation_prompt", False)
-        with memory.limit_memory(ROOM):  # the text alone: a tokenizer without memory would end the process
+        with memory.limit_memory(ROOM):  # a tokenizer that runs out of memory would end the process
             text = tokenizer.apply_chat_template(
                 messages, chat_template=template, tokenize=False, add_generation_prompt=opened
             )

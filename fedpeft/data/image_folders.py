@@ -180,7 +180,7 @@ def read_pixels(pictures: list[str], side: int) -> np.ndarray:
 
     made, wrong = np.empty((len(pictures), side, side, 3), np.uint8), []
     for i, file in enumerate(pictures):
-        if not Path(file).is_file():  # a pipe would be waited for
+        if not Path(file).is_file():  # reading a pipe would block
             wrong.append(f"FP3058 there is no picture {file}")
             continue
         try:

@@ -58,7 +58,7 @@ def convert_to_dataset(given: Any) -> Dataset:
 
 
 def _build_records(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]]) -> list[dict[str, Any]]:
-    digits = len(str(len(clients)))  # owners are put into the order of their names
+    digits = len(str(len(clients)))  # owners are sorted by name
     rows = []
     for number, (texts, labels) in enumerate(clients):
         if len(texts) != len(labels):

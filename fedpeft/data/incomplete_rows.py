@@ -63,7 +63,7 @@ class CompleteRecords:
         for place, record in self.records:
             self._rows += 1
             if (self.incomplete == DROP or not self._left_out) and _has_words(record, columns):
-                yield place, record  # as nearly all are
+                yield place, record  # the usual case
                 continue
             needed = {role: [c] if c in record else c.split(AND) for role, c in self.needs.items()}
             if not self._can_lack(place) and any(column not in record for own in needed.values() for column in own):
@@ -134,7 +134,7 @@ def _is_missing(value: Any, role: str) -> bool:
     if isinstance(value, str):
         return not value or value.isspace()
     if isinstance(value, list | tuple):
-        return not value and role != "label"  # which may be none of several
+        return not value and role != "label"  # a row may have none of several labels
     return value is None or (isinstance(value, float) and value != value)
 
 

@@ -33,7 +33,7 @@ def hash_inputs(inputs: Inputs) -> NDArray[np.uint64]:
 def check_rows(dataset: Dataset) -> list[str]:
     """Return warnings about duplicates within and across splits, and about rare or dominant classes."""
     distinct, index, inverse = np.unique(hash_inputs(dataset.train.inputs), return_index=True, return_inverse=True)
-    first, found = index[inverse], list[str]()  # of each row, the first that says the same
+    first, found = index[inverse], list[str]()  # position of each row's first duplicate
     if len(distinct) < len(first):
         found.append(f"{len(first) - len(distinct):,} of {len(first):,} training examples are duplicates")
     for name, rows in (("validation", dataset.validation), ("test", dataset.test)):

@@ -150,7 +150,8 @@ class LabelColumn:
             if len(self._first) > 1:
                 where, value = next(v for sort, v in self._first.items() if sort != "list")
                 raise DataError(
-                    f"FP3069 {where}: the column {self.column!r} holds lists elsewhere, and here {shorten_value(value)}"
+                    f"FP3069 {where}: the column {self.column!r} contains lists in other rows, got "
+                    f"{shorten_value(value)}; give lists in all rows"
                 )
             return Labels("labels", self._values, (), self._note("multi-label: lists of labels"))
         if self.asked == "number":
@@ -318,10 +319,12 @@ def encode_labels(
     return names, find_positions(train, names, name), find_positions(test, names, name)
 
 
-def find_positions(labels: Sequence[str], names: Sequence[str], name: str, *, told: bool = False) -> NDArray[np.int64]:
+def find_positions(
+    labels: Sequence[str], names: Sequence[str], name: str, *, are_given: bool = False
+) -> NDArray[np.int64]:
     """Return the position of each label among `names`, int64 (rows,).
 
-    `told` is true if a user gave the names; otherwise they are those of the training examples.
+    `are_given` is true if a user gave the names; otherwise they are those of the training examples.
 
     Raises:
         DataError: a label is not among the names.
@@ -333,7 +336,7 @@ def find_positions(labels: Sequence[str], names: Sequence[str], name: str, *, to
         raise DataError(
             f"FP3073 {name}: {len(unseen)} labels are not among the given names, {', '.join(names[:20])}: {shown}; add "
             "them to labels, or remove their rows (label=COLUMN selects the column)"
-            if told
+            if are_given
             else f"FP3074 {name}: {len(unseen)} of the test labels do not occur in the training examples: {shown}; "
             "remove their rows, or add training examples with these labels"
         )

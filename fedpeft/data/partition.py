@@ -113,7 +113,7 @@ class Partition(Shards):
         """Build a partition from int (rows,): the client of each row, or -1 for an unused row."""
         made = growing_array.create_spool(np.int32)
         for part in growing_array.iterate_parts(len(client_of_row)):
-            made.append(client_of_row[part] + 1)  # the rows of nobody come first
+            made.append(client_of_row[part] + 1)  # rows without a client come first
         place = made.create_array()
         order, sizes = (
             growing_array.sort_by_group(None, place, clients + 1),

@@ -142,9 +142,7 @@ class PromptTemplate:
         given = _parse_columns(text, read)
         if unread := sorted(given.keys() - read):
             known = ", ".join(sorted(read))
-            raise DataError(
-                f"FP3105 {where}: the template does not read {unread[0]!r:.80}; a question gives some of {known}"
-            )
+            raise DataError(f"FP3105 {where}: the template does not read {unread[0]!r:.80}; give some of {known}")
         try:
             return self.format_prompt(given or {"instruction": text, "input": ""}, where)
         except DataError as error:

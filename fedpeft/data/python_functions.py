@@ -143,7 +143,7 @@ class SourceFile:
             if isinstance(node, Definition) and node.returns is not None and not returns:
                 arrow = source.rindex("->", begin, at(node.returns.lineno, node.returns.col_offset))
                 colon = source.index(":", at(node.returns.end_lineno, node.returns.end_col_offset))
-                cuts.append((source.rindex(")", begin, arrow) + 1, colon))  # with parentheses around it
+                cuts.append((source.rindex(")", begin, arrow) + 1, colon))  # the annotation may be in parentheses
         try:
             return _remove_comments(_remove_spans(source, begin, end, cuts))
         except (IndentationError, tokenize.TokenError):
@@ -193,7 +193,7 @@ def _find_unwanted(node: ast.AST, outermost: bool) -> Iterator[tuple[tuple[int, 
     """Yield the spans of decorators and docstrings, each from (line, column) to (line, column)."""
     if not isinstance(node, Definition | ast.ClassDef):
         return
-    if node.decorator_list and not outermost:  # the outermost begins behind its own
+    if node.decorator_list and not outermost:  # the outermost starts after its decorators
         first = node.decorator_list[0]
         yield (first.lineno, first.col_offset - 1), (node.lineno, node.col_offset)
     first_statement = node.body[0]

@@ -126,7 +126,7 @@ def read_records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
             f"FP1108 {name} must end in {', '.join((*SUFFIXES, LINES))}, or one of them and .gz, since the ending "
             "decides how it is read"
         )
-    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+    if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe would block
         raise DataError(f"FP3110 {name} is a pipe or a device; give a file of rows")
     with _raise_data_errors(name, given), open_unpacked(path) as stream:
         if suffix in PARQUET or suffix in ARROW:
@@ -353,7 +353,7 @@ def replace_class_numbers(record: dict[str, Any], classes: Mapping[str, list[str
         value = record.get(column)
         numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
         if len(numbers) < (len(value) if isinstance(value, list) else 1):
-            continue  # names already
+            continue  # already names
         for number in numbers:
             if not 0 <= number < len(names):
                 raise DataError(
@@ -377,7 +377,7 @@ def _read_saved(name: str, path: Path) -> Iterator[Record]:
             yield TablePlace(f"row {number}"), replace_class_numbers(record, classes, f"row {number} of {name}")
     except FedpeftError:
         raise
-    except Exception as error:  # whatever the library meets in files that it has not written
+    except Exception as error:  # the library may raise anything for foreign files
         raise DataError(
             f"FP3125 {name} can't be read as a saved dataset: {' '.join(str(error).split())[:200]}"
         ) from None

@@ -417,8 +417,8 @@ def _sample_systematically(rows: Rows, count: int, seed: int) -> tuple[Rows, Row
     candidates = total - len(firsts)
     if not 0 < count <= candidates:
         raise DataError(
-            f"FP3146 {count} rows can't be held out of {total}, since one row of each of the {len(firsts)} classes or "
-            f"owners stays in training; hold out 1 to {candidates}"
+            f"FP3146 {count} rows can't be held out of {total}: at least one must be, and at most {candidates} can, "
+            f"since one row of each of the {len(firsts)} classes or owners stays in training"
         )
     step = candidates / count
     places = ((np.arange(count) + generator.random()) * step).astype(np.int64)  # among the candidates

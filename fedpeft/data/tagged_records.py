@@ -101,24 +101,28 @@ def _pack_records(
 
 
 def convert_tags(
-    tables: Sequence[Sequence[str]], name: str, told: Sequence[str] | None, where: str
+    tables: Sequence[Sequence[str]], name: str, given_names: Sequence[str] | None, where: str
 ) -> tuple[list[Sequence[str]], tuple[str, ...]]:
     """Return packed rows with tags as positions among the names of labels, and these names.
 
     Args:
         tables: packed rows of each split, the training split first.
         name: what messages call the data.
-        told: the names of labels, in order; None: those that occur in the first table, sorted.
+        given_names: the names of labels, in order; None: those that occur in the first table, sorted.
         where: the end of the message "tags do not ...".
 
     Raises:
         DataError: a tag has no name, or the first table has only one tag.
     """
-    names = tuple(told) if told else sort_labels({str(tag) for row in tables[0] for tag in json.loads(row)["tags"]})
+    names = (
+        tuple(given_names)
+        if given_names
+        else sort_labels({str(tag) for row in tables[0] for tag in json.loads(row)["tags"]})
+    )
     if len(names) < 2:
         raise DataError(f"FP3191 {name} has one tag only in its training examples, {names[0]!r}; token labels need two")
     position: dict[Any, int] = {label: i for i, label in enumerate(names)}
-    if told and not any(label.isdecimal() for label in told):
+    if given_names and not any(label.isdecimal() for label in given_names):
         position |= {i: i for i in range(len(names))}
     else:
         position |= {int(label): i for label, i in tuple(position.items()) if label.isdecimal()}

@@ -22,7 +22,13 @@ def parse_row(row: Any) -> tuple[list[str], list[int]]:
         if not words or len(words) != len(tags):
             raise ValueError("not as many tags as words")
         return [str(word) for word in words], [int(tag) for tag in tags]
-    except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:  # 1e999; nested too deep
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+    ) as error:  # such as 1e999, or nested too deep
         raise DataError(
             f"FP3147 a row of token labels must be JSON of words and as many tags: {row!r:.60} ({error})"
         ) from None

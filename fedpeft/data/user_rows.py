@@ -65,7 +65,9 @@ class Names:
     @property
     def needs(self) -> dict[str, str]:
         """The columns that must have a value in each row, see `fedpeft.data.incomplete_rows.CompleteRecords`."""
-        free = self.label is None or (self.label_type == "labels" and AND not in self.label)  # none of several labels
+        free = self.label is None or (
+            self.label_type == "labels" and AND not in self.label
+        )  # a row may have none of several labels
         found = {"text": self.text, "label": None if free else self.label, "owner": self.owner}
         return {role: column for role, column in found.items() if column is not None}
 
@@ -292,14 +294,14 @@ def _encode_owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
 
 
 def _encode_labels(
-    tables: Sequence[Labels | None], name: str, column: str, told: tuple[str, ...] | None
+    tables: Sequence[Labels | None], name: str, column: str, given_names: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...] | None, list[NDArray[Any] | None]]:
     """Return label names, and each table's labels as numbers; the first table is the training set.
 
-    `told` are the names of `KnownLabels`.
+    `given_names` are the names of `KnownLabels`.
     """
-    if told is not None and (why := _explain_missing_names(tables[0])):
-        raise DataError(f"FP3156 {name}: labels={','.join(told)!r} gives names, but {why}; leave it out")
+    if given_names is not None and (why := _explain_missing_names(tables[0])):
+        raise DataError(f"FP3156 {name}: labels={','.join(given_names)!r} gives names, but {why}; leave it out")
     if tables[0] is None:
         return None, [None] * len(tables)
     kind = tables[0].kind
@@ -307,17 +309,17 @@ def _encode_labels(
     if len(labels) < len(tables):
         raise DataError(
             f"FP3157 {name}: the training examples have {_CALLED[kind]}, but the validation or test examples have "
-            "another type of label; set label_type"
+            "another type of label; set label_type to a type that fits all"
         )
     if kind == "number":
         return (column,), [build_array(table) for table in labels]
     if kind == "labels":
-        if told is not None:
-            return told, [build_matrix(table, told, name, "occur in labels") for table in labels]
+        if given_names is not None:
+            return given_names, [build_matrix(table, given_names, name, "occur in labels") for table in labels]
         names = collect_label_names(labels[0], name)
         return names, [build_matrix(table, names, name) for table in labels]
-    names = told or sort_labels(set(labels[0].values))
-    return names, [find_positions(table.values, names, name, told=told is not None) for table in labels]
+    names = given_names or sort_labels(set(labels[0].values))
+    return names, [find_positions(table.values, names, name, are_given=given_names is not None) for table in labels]
 
 
 def _explain_missing_names(labels: Labels | None) -> str:

@@ -145,7 +145,7 @@ class File:
             splits = self._find_splits()
             pictures = has_pictures(splits.train)
             _, first = next(self._read_records(splits.train, pictures), ("", {}))
-        except FedpeftError:  # which loading reports
+        except FedpeftError:  # `load` reports it
             return None
         return "zero" if not pictures and choose_tag_reading(first, self.text, self.label, self.text) else None
 
@@ -246,7 +246,7 @@ class File:
             raise ConfigError(
                 f"FP1091 {path} contains no images, but the training examples are images; give a folder of images"
             )
-        if self.owner == AUTO and names.owner is not None:  # test rows may belong to nobody
+        if self.owner == AUTO and names.owner is not None:  # test examples may have no owner
             _, first = next(self._read_records(path, pictures), ("", {}))
             names = names if names.owner in first else dataclasses.replace(names, owner=None)
         found = self._read_records(path, pictures)

@@ -173,12 +173,12 @@ def _read_hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
     try:
         rows = datasets.load_dataset(name, split="train")
-    except Exception as error:  # whatever the library raises of names, networks and files
+    except Exception as error:  # the library may raise anything for names, networks and files
         if is_disk_full(error):
             raise create_hub_disk_error(f"the data set {name}") from None
         reason = " ".join(str(error).split())[:200]
         raise AssetError(
-            f"FP2005 can't fetch the data set {name}: {reason}; give a local file or folder of it"
+            f"FP2005 can't fetch the dataset {name}: {reason}; give a local file or folder of it"
         ) from None
     for number, record in enumerate(rows, 1):
         yield f"row {number}", record

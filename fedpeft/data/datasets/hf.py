@@ -92,15 +92,18 @@ class HF:
         try:
             splits = datasets.load_dataset(self.name, self.subset, revision=self.revision)
         except datasets.exceptions.DatasetNotFoundError:
-            raise AssetError(f"FP2006 the hub has no data set {self.name!r} that is open to you") from None
+            raise AssetError(
+                f"FP2006 the hub has no dataset {self.name!r} that you can "
+                "access; check its name, and log in if it is private"
+            ) from None
         except ValueError as error:  # an unknown subset; the library's message lists those that exist
-            raise ConfigError(f"FP1093 hf data set {self.name}: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"FP1093 hf dataset {self.name}: {' '.join(str(error).split())}") from None
         except (OSError, RuntimeError) as error:  # ConnectionError and the hub's HTTP errors are OSErrors
             if is_disk_full(error):
                 raise create_hub_disk_error(f"the data set {self.name}") from None
             reason = " ".join(str(error).split())[:200]
-            raise AssetError(f"FP2007 can't fetch the data set {self.name} from the hub: {reason}") from None
-        except datasets.exceptions.DatasetsError as error:  # files that are not what they are taken for
+            raise AssetError(f"FP2007 can't fetch the dataset {self.name} from the hub: {reason}") from None
+        except datasets.exceptions.DatasetsError as error:  # files in another format than expected
             if is_disk_full(error):
                 raise create_hub_disk_error(f"the data set {self.name}") from None
             reason = " ".join(str(error.__cause__ or error).split())[:200]

@@ -88,8 +88,8 @@ class Tasks:
         for data in loaded:
             if (data.kind, data.task) != (loaded[0].kind, loaded[0].task):
                 raise ConfigError(
-                    f"FP1099 tasks are learned by one model: {texts[0]} is {loaded[0].kind}, {loaded[0].task}, and "
-                    f"{data.name} is {data.kind}, {data.task}"
+                    f"FP1099 tasks need datasets of one type, but {texts[0]} is {loaded[0].kind}, {loaded[0].task}, "
+                    f"and {data.name} is {data.kind}, {data.task}; choose others"
                 )
             if data.task == "token_labels":
                 raise ConfigError(
@@ -123,7 +123,7 @@ class Tasks:
         of_class = np.arange(data.classes) // self.classes
 
         def assign_task(rows: Rows) -> Rows:
-            assert rows.labels is not None  # of a classification
+            assert rows.labels is not None  # since the task is a classification
             return dataclasses.replace(rows, owners=None, tasks=of_class[rows.labels].astype(np.int64))
 
         validation = None if data.validation is None else assign_task(data.validation)

@@ -67,7 +67,7 @@ def test_what_a_column_is_taken_as(values, asked, kind, taken):
         ([float("nan")], "auto", "must hold a word or an integer"),
         (["inf"], "number", "row 1 of x: .* finite number"),
         (["x"], "number", "finite number"),
-        ([["a"], "b"], "auto", "row 2 of x: .*holds lists elsewhere, and here 'b'"),
+        ([["a"], "b"], "auto", "FP3069 row 2 of x: .*'b'"),
         ([["a"]], "class", "must hold a word or a number, got"),
         ([0.5], "labels", "must hold a list of labels"),
         ([None], "auto", "row 1 of x"),
