@@ -35,7 +35,7 @@ from fedpeft.machine.processes import (
     get_storage_variables,
     hide_main_module,
     ignore_interrupts,
-    keep_where,
+    set_storage_variables,
 )
 from fedpeft.peft.adapter import State
 from fedpeft.plugins import Recipe
@@ -182,7 +182,7 @@ def _start(
     global _worker
     _not_computing.acquire()
     end_with_parent()
-    keep_where(where)
+    set_storage_variables(where)
     threading.Thread(target=_end_once_closed, args=(closed,), daemon=True).start()
     with started:
         number = started.value

@@ -201,7 +201,7 @@ def write_text(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: st
     Raises:
         ConfigError: one of both is longer than the model takes.
     """
-    question = Question(QuestionForm(True, run.template, paired=True).pack_row(text, "", "the text"), text, ("",))
+    question = Question(QuestionForm(True, run.template, is_paired=True).pack_row(text, "", "the text"), text, ("",))
     asking = question.tokenize_prompt(tokenizer)
     readable = count_readable_tokens(run.model_directory, 0, UNBOUNDED)
     if max(len(asking), new_tokens) > readable:

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 from fedpeft.data.made_words import WORDS
-from fedpeft.data.scenes import COLOURS, SHAPES
+from fedpeft.data.scenes import COLORS, SHAPES
 from fedpeft.models.base_model import resolve_model
 
-SAID = ("a", *COLOURS, *SHAPES, "left", "of", "above")
+SAID = ("a", *COLORS, *SHAPES, "left", "of", "above")
 
 
 def tiny_captioner(folder: Path) -> str:

@@ -1,1 +1,1 @@
-"""Questions to language models: how they are put, how answers are made, and how right they are."""
+"""Questions to language models: their prompts, the generated answers, and how correct these are."""

@@ -1,4 +1,4 @@
-"""What a language model says of images: greedy, many at a time. Rows are equally long, so none is padded."""
+"""Captions by a language model: greedy, many images at a time. All inputs have equal length, so none is padded."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ def caption_images(
     new_tokens: int,
     advance: Callable[[int], object] = lambda _: None,
 ) -> list[str]:
-    """What the model says of each image, in at most `new_tokens` tokens.
+    """Return a caption of each image, of at most `new_tokens` tokens.
 
     Args:
-        model: of the task `captions`.
+        model: a model of the task `captions`.
+        tokenizer: the language model's tokenizer.
         patches: features of images (rows, N, width) by the frozen encoder.
-        advance: is told how many more are done.
+        new_tokens: most tokens of a caption.
+        advance: called with the number of images after each batch.
     """
     found = []
     for part in torch.split(patches, BATCH):
@@ -38,7 +40,7 @@ def caption_images(
 
 
 def generate_captions(model: FederatedModel, tokenizer: Any, patches: Tensor, new_tokens: int) -> list[list[int]]:
-    """The tokens of a caption of each image, in one pass, up to one that ends it."""
+    """Return the tokens of each image's caption before its end token, generated in one batch."""
     assert isinstance(model, Captioner)
     device, ends = next(model.parameters()).device, get_end_tokens(model, tokenizer)
     start = torch.full((len(patches), 1), start_of(tokenizer), device=device)

@@ -1,8 +1,8 @@
-"""Answers of a language model, many at a time: greedy, prompts padded on the left.
+"""Answers of a language model, many at a time: greedy, with prompts padded on the left.
 
-With an attention mask, positions are counted from each prompt's first token, so that an answer does not depend on what
-is beside it, but for rounding. Methods that put a prompt of their own in front have no say in positions (the `peft`
-library ignores them, in cached generation, too), so there prompts are padded on the right, and nothing is cached.
+With an attention mask, positions start at each prompt's first token. So an answer does not depend on the rest of its
+batch, except for rounding. Methods that prepend virtual tokens can't set positions, because the `peft` library ignores
+them, also in cached generation. For these methods, prompts are padded on the right and nothing is cached.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedpeft.models.task import FederatedModel
 from fedpeft.models.tasks.seq2seq import Seq2SeqModel
 
 BATCH = 16
-"""Prompts of a pass."""
+"""Number of prompts per forward pass."""
 
 GREEDY: Final[dict[str, Any]] = {
     "do_sample": False,
@@ -36,22 +36,22 @@ GREEDY: Final[dict[str, Any]] = {
     )),
     **dict.fromkeys(("token_healing", "use_mtp"), False),
 }  # fmt: skip
-"""What a model's own generation settings may say otherwise, and answers would not be the likeliest token each time, or
-transformers would refuse them: other ways of searching than its own code knows, ends that are no tokens, and what needs
-more than the model. Of all versions of transformers.
+"""Generation settings that make the answer the likeliest token at each step, in all versions of transformers.
 
-What a decoder starts with stays, a forced first token of a translation's language, too.
+They override a model's own settings. Other values would change the search, need more than the model, end answers at
+something other than a token, or be rejected by transformers. The decoder's first tokens keep their settings,
+including a forced token for the language of a translation.
 """
 
 
 def select_greedy_settings(base: Any) -> dict[str, Any]:
-    """Those of `GREEDY` that a base's settings know: transformers refuses names of other versions."""
+    """Return the entries of `GREEDY` that the base model's settings contain; transformers rejects other names."""
     settings = getattr(base, "generation_config", None)
     return {name: value for name, value in GREEDY.items() if hasattr(settings, name)}
 
 
 def get_end_tokens(model: FederatedModel, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer, by the tokenizer and by the model's own settings."""
+    """Return the tokens that end an answer, from the tokenizer and from the model's own settings."""
     settings: Any = getattr(model.base, "generation_config", None)
     named = getattr(settings, "eos_token_id", None)
     named = named if isinstance(named, list) else [named]
@@ -66,11 +66,15 @@ def answer_prompts(
     batch: int = BATCH,
     advance: Callable[[int], object] = lambda _: None,
 ) -> list[str]:
-    """What the model says to each prompt, in at most `new_tokens` tokens.
+    """Return the model's answer to each prompt, of at most `new_tokens` tokens.
 
     Args:
-        prompts: token ids, each with the `new_tokens` at most as many as the model reads.
-        advance: is told how many more are done.
+        model: a language model.
+        tokenizer: its tokenizer.
+        prompts: token ids; each prompt fits the model together with `new_tokens`.
+        new_tokens: most tokens of an answer.
+        batch: number of prompts per forward pass.
+        advance: called with the number of prompts after each batch.
     """
     order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
     found = [""] * len(prompts)
@@ -87,7 +91,7 @@ def answer_prompts(
 def generate_tokens(
     model: FederatedModel, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> list[list[int]]:
-    """The new tokens behind each prompt, or that a decoder writes of it, in one pass, up to one that ends an answer."""
+    """Return the tokens that follow each prompt, or that a decoder writes for it, before the first end token."""
     ends, padding = get_end_tokens(model, tokenizer), get_padding_id(tokenizer)
     if isinstance(model, Seq2SeqModel):
         return _decode_answers(model, prompts, new_tokens, ends, padding)
@@ -115,7 +119,7 @@ def generate_tokens(
 def _decode_answers(
     model: Seq2SeqModel, prompts: Sequence[Sequence[int]], new_tokens: int, ends: Sequence[int], padding: int
 ) -> list[list[int]]:
-    """What the decoder writes of what the encoder reads; prompts are padded on the right, as in training."""
+    """Return the decoder's tokens for each prompt; prompts are padded on the right, as in training."""
     longest, device = round_up_length(max(map(len, prompts))), next(model.parameters()).device
     ids = torch.tensor([[*prompt, *[padding] * (longest - len(prompt))] for prompt in prompts], device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -130,11 +134,11 @@ def _decode_answers(
             eos_token_id=ends or None,
             **select_greedy_settings(model.base),
         )
-    return [cut_at_end(row, ends) for row in made[:, 1:].tolist()]  # behind the token that a decoder starts with
+    return [cut_at_end(row, ends) for row in made[:, 1:].tolist()]  # after the decoder's start token
 
 
 def _has_virtual_tokens(model: FederatedModel) -> bool:
-    """Whether the adapter puts positions before those of a row."""
+    """Return whether the adapter prepends virtual tokens."""
     configs: Any = getattr(model.base, "peft_config", {})
     return any(config.is_prompt_learning for config in configs.values())
 
@@ -142,7 +146,10 @@ def _has_virtual_tokens(model: FederatedModel) -> bool:
 def _generate_without_cache(
     model: FederatedModel, prompts: Sequence[Sequence[int]], new_tokens: int, ends: Sequence[int], padding: int
 ) -> list[list[int]]:
-    """As `generate_tokens`, with a whole pass for each new token; those that have ended leave it."""
+    """Return the tokens that follow each prompt, with a full forward pass per token.
+
+    Finished prompts leave the batch.
+    """
     rows, device = [list(prompt) for prompt in prompts], next(model.parameters()).device
     open_rows = list(range(len(rows)))
     for _ in range(new_tokens):
@@ -162,5 +169,5 @@ def _generate_without_cache(
 
 
 def cut_at_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """The tokens before the first that ends an answer."""
+    """Return the tokens before the first end token."""
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]

@@ -1,9 +1,9 @@
-"""Multiple choice by likelihood: which of the choices a language model holds for the likeliest answer.
+"""Multiple choice by likelihood: the choice that a language model considers the likeliest answer.
 
     log p(choice | question), summed over the choice's tokens                      ("accuracy")
     the same, divided by the number of the choice's characters                     ("accuracy by length")
 
-The two are `acc` and `acc_norm` of the lm-evaluation-harness (Gao et al.): a sum favours short choices.
+They are `acc` and `acc_norm` of the lm-evaluation-harness (Gao et al.). A sum favors short choices.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fedpeft.models import scoring
 from fedpeft.models.task import FederatedModel, Task
 
 BATCH = 16
-"""Sequences of a pass."""
+"""Number of sequences per forward pass."""
 
 
 def tokenize_choices(tokenizer: Any, questions: Sequence[Question], delimiter: str) -> list[tuple[list[int], int]]:
-    """For each choice of each question the token ids of both, and how many of them are the question's."""
+    """Return the token ids of question and choice together, and the question's number of tokens, for each choice."""
     found = []
     for question in questions:
         prompt = question.tokenize_prompt(tokenizer)
@@ -36,7 +36,7 @@ def tokenize_choices(tokenizer: Any, questions: Sequence[Question], delimiter: s
     return found
 
 
-def log_likelihoods(
+def compute_log_likelihoods(
     model: FederatedModel,
     task: Task,
     tokenizer: Any,
@@ -44,16 +44,19 @@ def log_likelihoods(
     delimiter: str,
     advance: Callable[[int], object] = lambda _: None,
 ) -> list[np.ndarray]:
-    """log p of each choice, (choices,) for each question.
+    """Return log p of each choice, float64 (choices,), for each question.
 
     Args:
-        task: of language models.
-        delimiter: what stands between question and choice.
-        advance: is told how many more sequences are done.
+        model: a language model.
+        task: its task.
+        tokenizer: its tokenizer.
+        questions: multiple-choice questions.
+        delimiter: text between question and choice.
+        advance: called with the number of sequences after each batch.
     """
     examples = (
         _build_pairs(tokenizer, questions)
-        if questions[0].paired
+        if questions[0].is_paired
         else _build_continuations(tokenizer, questions, delimiter)
     )
     found = np.zeros(len(examples))
@@ -67,14 +70,14 @@ def log_likelihoods(
 
 
 def _build_continuations(tokenizer: Any, questions: Sequence[Question], delimiter: str) -> Examples:
-    """Choices behind their questions, the loss on the choices."""
+    """Return choices as continuations of their questions; the loss counts the choices' tokens."""
     rows = tokenize_choices(tokenizer, questions, delimiter)
     targets = [[False] * asked + [True] * (len(ids) - asked) for ids, asked in rows]
     return build_token_rows([ids for ids, _ in rows], get_padding_id(tokenizer), None, targets)
 
 
 def _build_pairs(tokenizer: Any, questions: Sequence[Question]) -> Examples:
-    """Choices that a decoder writes of questions that an encoder reads; the token of end counts, too."""
+    """Return choices as targets of a decoder, with the question as source; the end token counts, too."""
     both = [(question.tokenize_prompt(tokenizer), choice) for question in questions for choice in question.choices]
     read = build_token_rows([ids for ids, _ in both], get_padding_id(tokenizer), None)
     said = build_token_rows([tokenize_target(tokenizer, choice) for _, choice in both], get_padding_id(tokenizer), None)
@@ -82,6 +85,6 @@ def _build_pairs(tokenizer: Any, questions: Sequence[Question]) -> Examples:
 
 
 def choose_answers(question: Question, likelihoods: np.ndarray) -> tuple[int, int]:
-    """Positions of the likeliest choice, and of the likeliest by length."""
+    """Return the positions of the likeliest choice, and of the likeliest by length."""
     lengths = np.array([len(choice) for choice in question.choices])
     return int(likelihoods.argmax()), int((likelihoods / lengths).argmax())

@@ -1,4 +1,4 @@
-"""What a metric of answers is: how near what a model says comes to a right answer, from 0 to 1."""
+"""Interface of metrics, which compare an answer with the right ones; values are 0 to 1."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from fedpeft.spec import split_outside_parentheses
 
 
 class Metric(ABC):
-    """One metric. Subclasses are frozen dataclasses; their fields are the user's settings."""
+    """A metric. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     def check(self) -> None:  # noqa: B027
-        """Refuse to be used, or AssetError: a library is missing; by default there is none."""
+        """Check that the metric can be used; by default it always can.
+
+        Raises:
+            AssetError: a library is missing.
+        """
 
     @abstractmethod
     def score(self, said: str, right: Sequence[str]) -> float:
-        """From 0 to 1, by the nearest of the `right` answers (at least one)."""
+        """Return a score from 0 to 1, for the most similar of the `right` answers (at least one)."""
 
 
 def parse_metrics(text: str) -> dict[str, Metric]:
-    """The metrics that `text` names, joined by ",", by their texts, with their libraries.
+    """Return the metrics in `text`, joined by ",", by their specifications, after a check of their libraries.
 
     Raises:
-        ConfigError: there is no such metric, or none is named.
+        ConfigError: a metric does not exist, or `text` is empty.
         AssetError: a library is missing.
     """
     texts = [part.strip() for part in split_outside_parentheses(text, ",") if part.strip()]
@@ -33,5 +37,5 @@ def parse_metrics(text: str) -> dict[str, Metric]:
     for metric in found.values():
         metric.check()
     if not found:
-        raise ConfigError(f"FP1033 --metrics names none; legal: {', '.join(METRICS.names)}")
+        raise ConfigError(f"FP1033 --metrics is empty; legal: {', '.join(METRICS.names)}")
     return found

@@ -1,11 +1,11 @@
-"""Questions with right answers: those of a run's own test rows, or of a JSONL file.
+"""Questions with right answers, from a run's own test examples or a JSONL file.
 
     {"question": "...", "answer": "..."}                                    or several right answers: ["...", "..."]
     {"question": "...", "choices": ["...", "..."], "answer": 1}             a position from 0, a letter, or the text
     {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}       the last answer is the right one
 
-A model is asked in the form that it was tuned with: the tokens before an answer are those of training. Conversations of
-more than a question and an answer need a form of conversations.
+Prompts have the form that the model was tuned with: the tokens before an answer are those of training. A conversation
+of more than a question and an answer needs a model that was tuned on conversations.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import suggest_legal
 
 PAIRED = pack_pair("", "")[: len('{"source')]
-"""How rows of pairs begin."""
+"""Start of each row of pairs."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
+    """A question with its right answers.
 
     Attributes:
-        row: the question with a right answer, packed as instruction data are (`fedpeft.data.conversations`).
-        asked: the question, to be read.
+        row: the question with a right answer, packed as instruction data (`fedpeft.data.conversations`).
+        asked: the question, for readers.
         right: the right answers, at least one.
-        choices: what can be chosen from; empty: the answer is free.
+        choices: the choices; empty: the answer is free.
     """
 
     row: str
@@ -46,18 +46,18 @@ class Question:
     choices: tuple[str, ...] = ()
 
     @property
-    def paired(self) -> bool:
-        """Whether an encoder reads it, and a decoder answers."""
+    def is_paired(self) -> bool:
+        """Whether an encoder reads the question and a decoder answers."""
         return self.row.startswith(PAIRED)
 
     def tokenize_prompt(self, tokenizer: Any) -> list[int]:
-        """The token ids before the answer, or of what an encoder reads.
+        """Return the token ids before the answer, or of the source text for an encoder.
 
         Raises:
             ModelError: the model has no chat template.
             DataError: the template fails.
         """
-        if self.paired:
+        if self.is_paired:
             return tokenize_source(tokenizer, parse_pair(self.row)[0])
         ids, answers = tokenize_row(tokenizer, self.row)
         last = len(answers) - 1 - answers[::-1].index(True)
@@ -68,25 +68,25 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionForm:
-    """How questions are put.
+    """Form of the prompts.
 
     Attributes:
-        asks: whether the model was tuned on questions and answers; if not, a question is a text that it goes on with.
-        paired: whether an encoder reads the question.
-        template: that of the run's data set; None: the model's own chat template.
+        asks: whether the model was tuned on questions and answers; otherwise it continues the question as a text.
+        template: the template of the run's dataset; None: the model's own chat template.
+        is_paired: whether an encoder reads the question.
     """
 
     asks: bool
     template: str | None = None
-    paired: bool = False
+    is_paired: bool = False
 
     def pack_row(self, question: str, answer: str, where: str) -> str:
-        """A packed row.
+        """Return a packed row of question and answer.
 
         Raises:
             DataError: the template fails.
         """
-        if self.paired:
+        if self.is_paired:
             asked = PromptTemplate(self.template).format_question(question, where) if self.template else question
             return pack_pair(asked, answer)
         if not self.asks:
@@ -99,19 +99,19 @@ class QuestionForm:
         )
 
     def pack_conversation(self, messages: Sequence[Mapping[str, str]], where: str) -> str:
-        """A packed row of a conversation of any length.
+        """Return a packed row of a conversation of any length.
 
         Raises:
-            DataError: it is no conversation, or the form is none of conversations.
+            DataError: it is not a conversation, or the model was not tuned on conversations.
         """
         row = pack_conversation(list(messages), where)
-        if self.paired or not self.asks or not self._is_conversation():
-            why = "it has an encoder that reads one text" if self.paired else "it was tuned on texts without roles"
-            if self.asks and not self.paired:
+        if self.is_paired or not self.asks or not self._is_conversation():
+            why = "its encoder reads a single text" if self.is_paired else "it was tuned on texts without roles"
+            if self.asks and not self.is_paired:
                 why = f"it was tuned with the template {self.template}, which writes one question"
             raise DataError(
-                f"FP3003 {where} is a conversation of more than a question and an answer, and the model can't be asked "
-                f"in it: {why}; give question and answer"
+                f"FP3003 {where} is a conversation of more than a question and an answer, which the model can't "
+                f"continue: {why}; give one question and its answer"
             )
         if self.template in (None, CHAT):
             return row
@@ -119,7 +119,10 @@ class QuestionForm:
         return json.dumps({"template": file, "sha256": compute_fingerprint(file), "messages": json.loads(row)})
 
     def _is_conversation(self) -> bool:
-        """Whether conversations are written: by the model's own chat template, or by a file that reads `messages`."""
+        """Return whether prompts are conversations.
+
+        They are with the model's own chat template, or a template file that reads `messages`.
+        """
         if self.template in (None, CHAT):
             return True
         own = PromptTemplate(str(self.template))
@@ -127,7 +130,7 @@ class QuestionForm:
 
 
 def parse_question(row: str) -> Question:
-    """The last question of a packed row."""
+    """Return the last question of a packed row."""
     found = json.loads(row)
     if isinstance(found, dict) and "source" in found:
         return Question(row, found["source"], (found["target"],))
@@ -142,19 +145,21 @@ def parse_question(row: str) -> Question:
 
 
 def read_questions(path: str, form: QuestionForm) -> list[Question]:
-    """The questions of a JSONL file.
+    """Return the questions of a JSONL file.
 
     Raises:
-        ConfigError: it is no JSONL file.
-        DataError: it can't be read, has no questions, or a line is none; the message names the line.
+        ConfigError: its name does not end as a JSONL file's.
+        DataError: it can't be read, has no questions, or a line is not one; the message names the line.
     """
     if Path(path).suffix.lower() not in JSON_LINES:
-        raise ConfigError(f"FP1034 questions are read from lines of JSON; {path} must end in {' or '.join(JSON_LINES)}")
+        raise ConfigError(f"FP1034 questions must be lines of JSON; {path} must end in {' or '.join(JSON_LINES)}")
     found = [_build_question(record, f"{place} of {path}", form) for place, record in read_records(path)]
     if not found:
         raise DataError(f"FP3004 {path} has no questions")
     if len({bool(question.choices) for question in found}) > 1:
-        raise DataError(f"FP3005 {path} has questions with choices and such without; give each kind a file of its own")
+        raise DataError(
+            f"FP3005 {path} has questions with choices and others without; put each type into a file of its own"
+        )
     return found
 
 
@@ -178,7 +183,7 @@ def _build_question(record: Mapping[str, Any], where: str, form: QuestionForm) -
 
 
 def _build_from_conversation(messages: Sequence[Mapping[str, str]], where: str, form: QuestionForm) -> Question:
-    """The last question of a conversation; one that has no other is put like any question."""
+    """Return the last question of a conversation; a single question is treated like any other."""
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     if [message["role"] for message in messages[: last + 1]] != ["user", "assistant"]:
         return parse_question(form.pack_conversation(messages, where))
@@ -187,7 +192,7 @@ def _build_from_conversation(messages: Sequence[Mapping[str, str]], where: str, 
 
 
 def _convert_to_texts(value: object, column: str, where: str) -> tuple[str, ...]:
-    """A text, a number, or several of them, as texts."""
+    """Return a text, a number, or a list of them as texts."""
     values = value if isinstance(value, list) else [value]
     fit = [isinstance(v, (str, int, float)) and not isinstance(v, bool) and bool(str(v).strip()) for v in values]
     if not values or not all(fit):
@@ -198,20 +203,22 @@ def _convert_to_texts(value: object, column: str, where: str) -> tuple[str, ...]
 
 
 def _find_position(answer: object, choices: Sequence[str], where: str) -> int:
-    """Which of the choices is right: a position, a letter, or the text itself, which comes first."""
+    """Return the position of the right choice, which is given as a text, a position, or a letter.
+
+    A text takes precedence.
+    """
     if str(answer) in choices and not isinstance(answer, int):
         return choices.index(str(answer))
     if str(answer) in choices and choices.index(str(answer)) != answer:
         raise DataError(
-            f"FP3010 {where}: the right answer {answer} is the text of one choice and may be the position of another; "
-            "give "
-            f'the text as "{answer}"'
+            f"FP3010 {where}: the right answer {answer} may be the text of one choice or the position of another; "
+            f'write "{answer}" for the text'
         )
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
     if isinstance(answer, str) and answer.strip().upper() in tuple(LETTERS[: len(choices)]):
         return LETTERS.index(answer.strip().upper())
     raise DataError(
-        f"FP3011 {where}: the right answer {answer!r:.40} is none of the {len(choices)} choices; give its position "
+        f"FP3011 {where}: the right answer {answer!r:.40} is not one of the {len(choices)} choices; give its position "
         f"from 0, its letter from A to {LETTERS[: len(choices)][-1]}, or its text"
     )

@@ -1,1 +1,1 @@
-"""An attack suite against a server's own settings: hostile servers and clients on loopback, and what each learned."""
+"""Attack suite against a server's own settings: hostile servers and clients on loopback, and what each learns."""

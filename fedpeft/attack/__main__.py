@@ -1,7 +1,9 @@
-"""python -m fedpeft.attack [CONFIG.toml] [SERVER FLAGS]: attack a server's settings on loopback before others join.
+"""Attack a server's settings on loopback before others join: python -m fedpeft.attack [CONFIG.toml] [SERVER FLAGS].
 
-python -m fedpeft.attack --privacy secure_sum --clients 5
-python -m fedpeft.attack run.toml
+    python -m fedpeft.attack --privacy secure_sum --clients 5
+    python -m fedpeft.attack run.toml
+
+The command prints a table of what each attack learned, and who refused it.
 """
 
 from __future__ import annotations
@@ -31,19 +33,19 @@ ABOUT = """Attack a server's settings: hostile servers and clients on this machi
 python -m fedpeft.attack run.toml --privacy secure_sum"""
 
 OPTIONS = {
-    "CONFIG.toml": "settings of the server; flags override them",
-    "--fewest N": f"clients of a sum that each client takes part in at least (default: {FEWEST})",
-    "SERVER FLAGS": "those of serve; examples, model, clients and rounds are replaced by few and small ones",
+    "CONFIG.toml": "the server's settings; flags override them",
+    "--fewest N": f"fewest clients of a sum that a client joins (default: {FEWEST})",
+    "SERVER FLAGS": "flags of serve; dataset, model, clients and rounds are replaced by small ones",
     "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
 }
 
 WIDTH = 150
-"""Least characters of the table."""
+"""Minimum number of characters per line of the table."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """The command line, see `OPTIONS`."""
+    """Command line, see `OPTIONS`."""
 
     config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
     fewest: int = FEWEST
@@ -56,7 +58,7 @@ class Command:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 1 if an attack succeeds that should not, 2 for a user's mistake."""
+    """Run the command and return its exit code: 0, 1 if an attack succeeds that should not, 2 for a user's mistake."""
     return run_command(lambda: _run_attacks(sys.argv[1:] if arguments is None else arguments, Console()))
 
 
@@ -81,7 +83,7 @@ def _run_attacks(arguments: list[str], console: Console) -> int:
         table.add_row(*map(escape, told), f"[bold red]{result.verdict}[/]" if not result.holds else result.verdict)
     console.print(table)
     if len(results) < len(ATTACKS):
-        console.print(f"{len(ATTACKS) - len(results)} attacks on secure sums were left out: --privacy has no such sums")
+        console.print(f"{len(ATTACKS) - len(results)} attacks on secure sums were skipped, because --privacy uses none")
     broken = [result.attack.name for result in results if not result.holds]
     console.print(
         f"{len(results)} attacks, {len(broken)} succeeded that should not{': ' * bool(broken)}{', '.join(broken)}"

@@ -1,4 +1,4 @@
-"""A malicious server and colluding clients against honest members of one secure sum, whoever carries the messages."""
+"""A malicious server and colluding clients against honest members of one secure sum, with any transport."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class HonestMember(Protocol):
-    """An honest member of a sum, near or at the other end of a connection. A refusal is a PayloadError."""
+    """Interface of an honest member of a sum, local or remote. It refuses a step with a PayloadError."""
 
     def keys(self) -> bytes:
         """Take step 1."""
@@ -45,18 +45,19 @@ class HonestMember(Protocol):
 
 @dataclass
 class SplitView:
-    """An attack that shows two groups of honest clients different survivors: one gives the victim's seed, one its key.
+    """Attack that shows two groups of honest clients different survivors.
 
-    The victim's neighbors are the colluding clients and honest ones, `terms.neighbours` in all. Outsiders are honest
-    clients that are not its neighbors: they sign with the second group.
+    One group reveals the victim's seed, and the other its key. The victim's neighbors are the colluding clients and
+    honest ones, `terms.neighbours` in all. Outsiders are honest clients that are not its neighbors; they sign with the
+    second group.
 
     Attributes:
-        terms: of the sum.
-        victim: id of the client whose vector the server wants.
-        near: honest neighbors of the victim, by id.
+        terms: terms of the sum.
+        victim: id and member of the client whose vector the server wants.
+        near: the victim's honest neighbors, by id.
         outsiders: honest clients that are not its neighbors, by id.
-        confederates: colluding clients, by id, with their keys.
-        refusals: what honest members have answered instead of a message.
+        confederates: colluding clients with their keys, by id.
+        refusals: sentences of honest members that refused a step.
     """
 
     terms: Terms
@@ -67,6 +68,7 @@ class SplitView:
     refusals: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        """Divide the victim's honest neighbors into two groups."""
         self.id, member = self.victim
         self.honest: dict[int, HonestMember] = {self.id: member, **self.near, **self.outsiders}
         near = list(self.near)
@@ -74,7 +76,7 @@ class SplitView:
         self.second, self.first, self.helpers = near[:second], near[second:], list(self.outsiders)
 
     def list_peers(self, client: int) -> list[int]:
-        """Return whom the server calls a client's neighbors: the useful ones first."""
+        """Return the neighbors that the server announces to a client, the useful ones first."""
         near = [*self.confederates, self.id]
         if client in self.helpers:
             near = [*self.confederates, *self.second, *self.helpers]
@@ -85,7 +87,7 @@ class SplitView:
         return [peer for peer in near if peer != client][: self.terms.neighbours]
 
     def run(self) -> np.ndarray | None:
-        """Return the victim's vector modulo 2^bits as the attacker reads it; None: it lacks shares."""
+        """Return the victim's vector modulo 2^bits, or None if the attacker lacks shares."""
         said = {i: self._ask(member.keys) for i, member in self.honest.items()}
         keys = {i: words.keys_of(content) for i, content in said.items() if content is not None}
         keys |= {i: words.keys_of(member.keys()) for i, member in self.confederates.items()}
@@ -108,7 +110,7 @@ class SplitView:
         return remove_masks(self.terms, self.id, masked, shares, keys, [p for p in self.peers[self.id] if p in sealed])
 
     def _ask(self, step: Callable[..., T], *said: bytes) -> T | None:
-        """Return what an honest member answers; None: it refuses."""
+        """Return an honest member's answer, or None if it refuses."""
         try:
             return step(*said)
         except PayloadError as error:
@@ -116,7 +118,7 @@ class SplitView:
             return None
 
     def _collect_vector(self, sealed: dict[int, dict[int, bytes]]) -> np.ndarray | None:
-        """Return what the victim sends; all honest members take step 3."""
+        """Return the victim's masked vector; all honest members take step 3."""
         vectors = {}
         for i, member in self.honest.items():
             heard = words.write_sealed({p: sealed[p][i] for p in self.peers[i] if i in sealed.get(p, {})})
@@ -125,7 +127,7 @@ class SplitView:
         return None if content is None else unpacked(content, self.terms.length, self.terms.bits)
 
     def _collect_shares(self, survivors: dict[int, list[int]], sealed: dict[int, dict[int, bytes]]) -> Shares:
-        """Return shares of the victim's secrets, by holder and secret."""
+        """Return the shares of the victim's secrets, by holder and secret."""
         told = {i: words.write_ids(survivors[i]) for i in self.honest}
         signed = {i: self._ask(member.witness, told[i]) for i, member in self.honest.items()}
         shares: Shares = {}
@@ -150,22 +152,23 @@ Shares = dict[tuple[int, int], bytes]
 def remove_masks(
     terms: Terms, client: int, masked: np.ndarray, shares: Shares, keys: Mapping[int, words.Keys], peers: Sequence[int]
 ) -> np.ndarray | None:
-    """Return a client's vector without its masks, by shares of both of its secrets; None: there are too few.
+    """Return a client's vector without its masks, from shares of both of its secrets; None if there are too few.
 
     Args:
-        terms, client: of the sum, and whose vector it is.
-        masked: the vector under masks.
-        shares: of the client's secrets.
-        keys: that members have advertised.
-        peers: neighbors that it shares masks with.
+        terms: terms of the sum.
+        client: id of the client.
+        masked: its masked vector.
+        shares: shares of its secrets.
+        keys: the members' advertised keys.
+        peers: the neighbors with which it shares masks.
     """
 
-    def joined(which: int) -> bytes:
+    def join_shares(which: int) -> bytes:
         held = {holder: share for (holder, of), share in shares.items() if of == which}
         return shamir.joined(held, terms.needed)
 
     try:
-        seed, key = joined(words.SEED), joined(words.MASK)
+        seed, key = join_shares(words.SEED), join_shares(words.MASK)
     except PayloadError:
         return None
     if hashlib.sha256(seed).digest() != keys[client].commitment or public(key) != keys[client].mask:

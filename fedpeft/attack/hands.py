@@ -1,4 +1,4 @@
-"""What a malicious server does within one secure sum: it asks single clients for single steps, as it likes."""
+"""Actions of a malicious server in one secure sum: it requests single steps from single clients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fedpeft.rounds.masked_sum import MaskedSum
 
 @dataclass(frozen=True)
 class RemoteMember:
-    """A real client as a member of a sum that the attacker has announced."""
+    """A real client as a member of a sum that the attacker announces."""
 
     hands: SumAttacker
     client: int
@@ -54,16 +54,17 @@ class RemoteMember:
 
 
 class SumAttacker:
-    """The attacker's hands on one sum.
-
-    Args:
-        stage: of the attack.
-        masked: the sum that the server's own code has begun.
-        asked: the instructions of training.
-        clients: that the attacker announces.
-    """
+    """Attacker within one sum."""
 
     def __init__(self, stage: AttackStage, masked: MaskedSum, asked: Sequence[Instruction], clients: int) -> None:
+        """Announce the attacker's own sum, based on the server's.
+
+        Args:
+            stage: the stage of the attack.
+            masked: the sum that the server's own code has started.
+            asked: the training instructions.
+            clients: number of clients that the attacker announces.
+        """
         self.stage, self.masked = stage, masked
         self.work = {instruction.client: instruction for instruction in asked}
         self.told = Announcement(os.urandom(16), clients, masked.size, masked.numbers, masked.clip)
@@ -84,20 +85,20 @@ class SumAttacker:
         return report.payload
 
     def try_step(self, client: int, step: int, said: bytes) -> bytes | None:
-        """Return a client's answer to one step; None: it refuses."""
+        """Return a client's answer to one step, or None if it refuses."""
         try:
             return self.ask(client, step, said)
         except PayloadError:
             return None
 
     def create_confederate(self, client: int) -> Member:
-        """Return a colluding client: a member of the federation whose key the attacker has."""
+        """Return a colluding client: a member of the federation whose key the attacker holds."""
         return self._create_member(
             client, Credentials.load_client(self.stage.certs / "clients" / self.stage.names[client])
         )
 
     def invent_member(self, client: int, days: float = 30) -> Member:
-        """Return a member that the attacker has invented with the authority's key; `days`: its certificate is valid."""
+        """Return a member that the attacker created with the authority's key; valid for `days` days."""
         folder = Authority(self.stage.certs, days).client(f"invented-{client}")
         files = (read(folder / name) for name in ("ca.pem", "client.pem", "client.key"))
         return self._create_member(client, Credentials(*files))
@@ -117,20 +118,20 @@ class SumAttacker:
 
 
 def take_over_round(stage: AttackStage, round_number: int, clients: int, work: Callable[[SumAttacker], None]) -> None:
-    """Let the attacker do its `work` in place of the secure sum of a round; then the attack is over."""
+    """Let the attacker do its `work` instead of the secure sum of a round, and end the attack after it."""
 
     def change(of: Callable[..., Total]) -> Callable[..., Total]:
-        def attacked(masked: MaskedSum, asked: Sequence[Instruction], *given: Any) -> Total:
+        def attack_sum(masked: MaskedSum, asked: Sequence[Instruction], *given: Any) -> Total:
             if masked.round != round_number:
                 return of(masked, asked, *given)
             try:
                 work(SumAttacker(stage, masked, asked, clients))
-            except PayloadError as error:  # which the stage has noted as that client's
+            except PayloadError as error:  # the stage has recorded the client's refusal
                 raise VoidError(str(error)) from None
             finally:
                 stage.over.set()
             raise VoidError("FP6186 the attacker forms no sum")
 
-        return attacked
+        return attack_sum
 
     stage.replace(MaskedSum, "of", change)

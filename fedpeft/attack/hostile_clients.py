@@ -1,6 +1,6 @@
-"""Attacks of one admitted client: it tries to stop the others' rounds, or to spoil their model.
+"""Attacks of one admitted client, which tries to stop the others' rounds or to spoil their model.
 
-It reads nothing: it is sent what all clients are sent.
+It learns nothing, because it receives what all clients receive.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEYS, SHARES, VECTOR, UNMASK = 1, 2, 3, 5
 """Steps of a secure sum (`fedpeft.privacy.secure_sum.member`)."""
 
 ALWAYS: Final = range(100)
-"""Rounds in which it lies."""
+"""Rounds in which the client lies."""
 
 
 def lying_norm(stage: AttackStage) -> Outcome:
@@ -51,7 +51,7 @@ def not_a_number(stage: AttackStage) -> Outcome:
 
 
 def false_shares(stage: AttackStage) -> Outcome:
-    """Give false shares of the others' secrets when the masks are taken off."""
+    """Give false shares of the others' secrets when the masks are removed."""
 
     def answer(_edge: EdgeClient, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
         report = honest(instruction)
@@ -65,7 +65,7 @@ def false_shares(stage: AttackStage) -> Outcome:
 
 
 def garbage_for_shares(stage: AttackStage) -> Outcome:
-    """Seal garbage for its neighbors in place of shares."""
+    """Seal garbage for its neighbors instead of shares."""
 
     def answer(_edge: EdgeClient, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
         report = honest(instruction)
@@ -106,7 +106,7 @@ def leaves(stage: AttackStage) -> Outcome:
 
 
 def garbage(stage: AttackStage) -> Outcome:
-    """Send random bytes in place of each answer."""
+    """Send random bytes instead of each answer."""
 
     def answer(_edge: EdgeClient, instruction: Instruction, honest: Callable[[Instruction], Report]) -> Report:
         report = honest(instruction)

@@ -1,6 +1,6 @@
-"""Attacks of a server within secure sums: what it announces, whom it shows to whom, and what it asks twice.
+"""Attacks of a server within secure sums: false announcements, split views and repeated requests.
 
-Colluding clients are members of the federation whose keys the server has, and which no roster keeps out.
+Colluding clients are members of the federation whose keys the server holds, so no roster excludes them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fedpeft.privacy.secure_sum.roster import signature
 from fedpeft.rounds.masked_sum import MaskedSum
 
 ANNOUNCED: Final = 5
-"""Clients that the attacker announces."""
+"""Number of clients that the attacker announces."""
 
 LOW_ORDER: Final = (bytes(32), (1).to_bytes(32, "little"), (2**255 - 20).to_bytes(32, "little"),
                     bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"))  # fmt: skip
@@ -38,7 +38,7 @@ LOW_ORDER: Final = (bytes(32), (1).to_bytes(32, "little"), (2**255 - 20).to_byte
 
 
 def reading_along(stage: AttackStage) -> Outcome:
-    """Keep the protocol, and read all that arrives."""
+    """Follow the protocol, and read all that arrives."""
     return stage.run()
 
 
@@ -77,7 +77,7 @@ def _split_view(stage: AttackStage, more: int) -> Outcome:
 
 
 def invented_clients(stage: AttackStage) -> Outcome:
-    """Surround the victim with clients that the authority's key has made, and that no roster has."""
+    """Surround the victim with clients that the authority's key created, and that no roster contains."""
 
     def work(hands: SumAttacker) -> None:
         confederates = {i: hands.invent_member(i) for i in range(1, ANNOUNCED)}
@@ -118,7 +118,7 @@ def sum_of_one(stage: AttackStage) -> Outcome:
 
 
 def alone_in_a_cohort(stage: AttackStage) -> Outcome:
-    """Announce a sum of five, and show the victim one colluding client alone."""
+    """Announce a sum of five, and show the victim only one colluding client."""
 
     def work(hands: SumAttacker) -> None:
         liar = hands.create_confederate(len(stage.names) - 1)
@@ -132,7 +132,7 @@ def alone_in_a_cohort(stage: AttackStage) -> Outcome:
 
 
 def low_order_keys(stage: AttackStage) -> Outcome:
-    """Show the victim low-order keys in place of the honest clients' own: the masks would be known."""
+    """Show the victim low-order keys instead of the honest clients' own, so that the attacker can compute the masks."""
 
     def work(hands: SumAttacker) -> None:
         keys = {i: words.keys_of(RemoteMember(hands, i).keys()) for i in hands.work}
@@ -149,12 +149,12 @@ def sign_keys(terms: Terms, client: int, own: Credentials, keys: words.Keys) -> 
     return replace(keys, signature=signature(key, advertised(terms, client, keys)))
 
 
-# ------------------------------------------------------------------------------------------------------ asked for twice
+# --------------------------------------------------------------------------------------------------- repeated requests
 
 
 @dataclass(frozen=True)
 class HalfOpenSum:
-    """A sum after its first two steps, as the server sees it; all by client.
+    """A sum after its first two steps, in the server's view; all values are by client.
 
     Attributes:
         members: the clients.
@@ -185,7 +185,7 @@ def open_sum(hands: SumAttacker) -> HalfOpenSum:
 
 
 def survivors_twice(stage: AttackStage) -> Outcome:
-    """Have all sign that all survive, and after a restart that the victim does not: both of its secrets are given."""
+    """Let all sign that all survive, and after a restart that the victim does not, to get both of its secrets."""
 
     def work(hands: SumAttacker) -> None:
         opened = open_sum(hands)
@@ -209,7 +209,7 @@ def survivors_twice(stage: AttackStage) -> Outcome:
 
 
 def vector_twice(stage: AttackStage) -> Outcome:
-    """Ask the victim for its vector again, with fewer neighbors: the difference tells their masks."""
+    """Request the victim's vector again with fewer neighbors: the difference reveals their masks."""
 
     def work(hands: SumAttacker) -> None:
         opened = open_sum(hands)
@@ -222,7 +222,7 @@ def vector_twice(stage: AttackStage) -> Outcome:
 
 
 def old_task(stage: AttackStage) -> Outcome:
-    """Ask in round 2 for a sum of round 1 again."""
+    """Request a sum of round 1 again in round 2."""
 
     def work(hands: SumAttacker) -> None:
         hands.ask(VICTIM, 1, hands.told.to_bytes(), round_number=1)
@@ -232,7 +232,7 @@ def old_task(stage: AttackStage) -> Outcome:
 
 
 def second_sum(stage: AttackStage) -> Outcome:
-    """Form the sum of a round, and that of all but the victim: the difference is the victim's update."""
+    """Form the sum of a round, and the sum without the victim: the difference is the victim's update."""
     stage.replace(
         MaskedSum, "of", lambda of: lambda masked, asked, *given: _form_both(stage, of, masked, asked, *given)
     )
@@ -251,12 +251,12 @@ def _form_both(
     return first
 
 
-def restarted(stage: AttackStage) -> Outcome:
-    """Form a sum, forget it by a restart, and form that of all but the victim under the same round's number."""
+def restart_server(stage: AttackStage) -> Outcome:
+    """Form a sum, forget it in a restart, and form the sum without the victim under the same round's number."""
     sums: list[np.ndarray] = []
 
     def change(of: Callable[..., Total]) -> Callable[..., Total]:
-        def attacked(masked: MaskedSum, asked: Sequence[Instruction], *given: Any) -> Total:
+        def attack_sum(masked: MaskedSum, asked: Sequence[Instruction], *given: Any) -> Total:
             if not masked.round:
                 return of(masked, asked, *given)
             if not sums:
@@ -266,7 +266,7 @@ def restarted(stage: AttackStage) -> Outcome:
             stage.held[masked.round].append(sums[0] - total.vector)
             return total
 
-        return attacked
+        return attack_sum
 
     stage.replace(MaskedSum, "of", change)
     stage.run()
@@ -275,11 +275,11 @@ def restarted(stage: AttackStage) -> Outcome:
 
 
 def void_round(stage: AttackStage) -> Outcome:
-    """Form the sum of a round, call it void, and leave the victim out of the next round on the same model."""
+    """Form the sum of a round, declare it void, and leave the victim out of the next round on the same model."""
     sums: list[np.ndarray] = []
 
     def change(of: Callable[..., Total]) -> Callable[..., Total]:
-        def attacked(masked: MaskedSum, asked: Sequence[Instruction], *given: Any) -> Total:
+        def attack_sum(masked: MaskedSum, asked: Sequence[Instruction], *given: Any) -> Total:
             if not masked.round:
                 return of(masked, asked, *given)
             if not sums:
@@ -289,7 +289,7 @@ def void_round(stage: AttackStage) -> Outcome:
             stage.held[masked.round - 1].append(sums[0] - total.vector)
             return total
 
-        return attacked
+        return attack_sum
 
     stage.replace(MaskedSum, "of", change)
     return stage.run()

@@ -1,7 +1,7 @@
-"""Lies of one client in secure sums: what it can state about its update.
+"""Lies of one client in secure sums: false statements about its update.
 
-A client that lies sends integers as it likes. The kinds below change the four numbers beside its vector. An honest
-client would state (weight, examples, examples x loss, norm in units of C).
+A lying client sends arbitrary integers. The lies below change the four numbers beside its vector. An honest client
+states (weight, examples, examples x loss, norm in units of C).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fedpeft.privacy.secure_sum.sum import SecureSum
 
 HUGE = 2.0**27
 Number = Callable[[float, int], float]
-"""Makes a lie of an honest number and the round."""
+"""Makes a lie from an honest number and the round."""
 
 Stated = Callable[[list[float], int], list[float]]
-"""Makes lies of the four honest numbers and the round."""
+"""Makes lies from the four honest numbers and the round."""
 
 
 def lie_after_start(value: float) -> Number:
-    """Lie from round 1 on."""
+    """Return a lie that replaces the number from round 1 on."""
     return lambda honest, round_number: value if round_number else honest
 
 
@@ -45,17 +45,17 @@ def replace_numbers(
 
 
 def lie_always(value: float) -> Number:
-    """Lie in every round."""
+    """Return a lie that replaces the number in every round."""
     return lambda _honest, _round: value
 
 
 def draw_numbers(honest: list[float], round_number: int) -> list[float]:
-    """Return numbers of all sizes from round 1 on."""
+    """Return random numbers of all sizes from round 1 on."""
     return np.random.default_rng(round_number).uniform(-HUGE, HUGE, BESIDE).tolist() if round_number else honest
 
 
 def draw_integers(sent: np.ndarray, bits: int) -> np.ndarray:
-    """Return integers of all sizes, in place of those sent."""
+    """Return random integers of all sizes, instead of those sent."""
     return np.random.default_rng(len(sent)).integers(0, 2**bits, len(sent)).astype(sent.dtype)
 
 
@@ -87,14 +87,14 @@ LIES: dict[str, Stated] = {
     "all numbers: huge": replace_numbers(*[lie_after_start(HUGE)] * BESIDE),
     "all numbers: random": draw_numbers,
 }
-"""By name; 22 kinds of statements."""
+"""The 22 false statements by name."""
 
 CLAIMS: dict[str, Stated] = {
     "examples: ten times its own, before round 1, too": replace_numbers(
         weight=lambda honest, _: 10 * honest, rows=lambda honest, _: 10 * honest
     ),
 }
-"""By name; what masks hide: the mean is diluted as by a client that has so many examples."""
+"""Statements that masks hide, by name; they dilute the mean as a client with that many examples would."""
 
 UPDATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "update: not a number": lambda tensor: tensor * float("nan"),
@@ -102,20 +102,20 @@ UPDATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "update: zero": torch.zeros_like,
     "update: 1e9 times as long": lambda tensor: tensor * 1e9,
 }
-"""By name; 4 kinds of updates that a client sends through its honest software."""
+"""The 4 false updates, by name, that a client sends through its honest software."""
 
 VECTORS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "vector: the largest integers": lambda sent, bits: np.full_like(sent, 2**bits - 1),
     "vector: random integers": lambda sent, bits: draw_integers(sent, bits),
 }
-"""By name; integers that no honest software sends: the sum overflows."""
+"""Integers by name that no honest software sends; the sum overflows."""
 
 
 def create_lie(kind: str, liar: int, rounds: range) -> Change:
-    """Return what makes a client lie in these rounds (0: before round 1), in place of `Contribution.integers`."""
+    """Return a replacement of `Contribution.integers` that lies for one client in these rounds (0: before round 1)."""
 
     def change(honest: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-        def integers(
+        def create_integers(
             given: Contribution,
             told: Announcement,
             secure: SecureSum,
@@ -139,13 +139,13 @@ def create_lie(kind: str, liar: int, rounds: range) -> Change:
                 sent, told.integers(secure, round_number), (LIES | CLAIMS)[kind](honestly, round_number)
             )
 
-        return integers
+        return create_integers
 
     return change
 
 
 def replace_integers(sent: np.ndarray, grid: Integers, numbers: list[float]) -> np.ndarray:
-    """Return the integers with other numbers; what is too large for the digits goes into the highest one."""
+    """Return the integers with other numbers; the highest digit takes what exceeds the others."""
     sent, places = sent.copy(), list(grid._places)
     digits = sent[grid.size :].reshape(len(places), grid.numbers)
     for i, number in enumerate(numbers):

@@ -1,8 +1,8 @@
-"""A federation on loopback that is attacked: the real server, real clients in threads, and a grade of what was read.
+"""A federation on loopback under attack: the real server, real clients in threads, and a grade of what was read.
 
-Server and clients share a process. An attack replaces methods that only the attacker's side runs, or a client's answers
-by that client's name. `Stage.run` records what each honest client has put into each sum, and compares it with what the
-attacker holds at the end.
+Server and clients share a process. An attack replaces methods that only the attacker's side runs, or the answers of a
+client by its name. `AttackStage.run` records what each honest client contributes to each sum, and finally compares it
+with what the attacker holds.
 """
 
 from __future__ import annotations
@@ -43,37 +43,37 @@ from fedpeft.reporting.records import Records
 from fedpeft.rounds.progress import ServerState
 
 ALIKE: Final = 0.99
-"""Correlation with a client's update from which on that update counts as read."""
+"""Smallest correlation with a client's update at which the update counts as read."""
 
 VICTIM: Final = 0
-"""Id of the client whose update an attacker wants; ids go by the order of names."""
+"""Id of the client whose update an attacker wants; ids follow the order of names."""
 
 SECONDS: Final = 180.0
-"""How long one attack may take."""
+"""Longest duration of an attack."""
 
 IDLE: Final = 3.0
-"""Seconds without work after which a federation that some client has left is over."""
+"""Seconds without work after which a federation ends that a client has left."""
 
 Answer = Callable[[EdgeClient, Instruction, Callable[[Instruction], Report]], Report]
-"""What a hostile client answers, given its edge, its task and its honest software."""
+"""Makes a hostile client's answer from its edge, its task and its honest software."""
 
 
 Change = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Makes the attacker's method of the honest one."""
+"""Makes the attacker's method from the honest one."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one attack.
+    """Result of one attack.
 
     Attributes:
         read: by client, the largest correlation of a vector that the attacker holds with the client's update.
-        sums: sums that the server has formed in rounds of training.
-        reports: updates that arrived without masks.
-        refusals: why honest clients and the server refused, by who it was; the first sentence of each.
-        rounds: rounds of training that the server has ended, and how many of them have moved the model.
-        lines: what the server has told its user.
-        progress: the server at its end; None: it was stopped.
+        sums: number of sums that the server formed in training rounds.
+        reports: number of updates that arrived without masks.
+        refusals: first reason why each honest client, or the server, refused, by its name.
+        rounds: number of completed training rounds, and how many of them moved the model.
+        lines: lines that the server printed for its user.
+        progress: the server's final state; None: it was stopped.
     """
 
     read: dict[str, float]
@@ -91,9 +91,10 @@ class Outcome:
 
 
 class LineObserver:
-    """An observer that keeps what the server tells its user."""
+    """Observer that keeps the lines that the server prints for its user."""
 
     def __init__(self) -> None:
+        """Start without lines."""
         self.lines: list[str] = []
 
     def say(self, text: str) -> None:
@@ -101,10 +102,11 @@ class LineObserver:
         self.lines.append(text)
 
     def round_done(self, _result: object) -> bool:
-        """Go on."""
+        """Return False, so that the run continues."""
         return False
 
     def __getattr__(self, _name: str) -> Callable[..., None]:
+        """Return a function that ignores any other event."""
         return lambda *_given, **_named: None
 
 
@@ -113,13 +115,14 @@ class AttackStage:
     """One federation to attack.
 
     Attributes:
-        folder: for its files; exists.
-        config: of the server, with as many clients as take part.
-        options: of the server.
-        fewest: clients of a sum that each client takes part in at least.
+        folder: existing folder for its files.
+        config: the server's settings, with the number of participating clients.
+        options: the server's options.
+        fewest: fewest clients of a sum that a client joins.
         pinned: whether clients pin a roster.
         hostile: answers of hostile clients, by name.
-        patches: methods to replace while it runs: their class, their name, and what makes the new one of the old one.
+        patches: methods to replace during the run: their class, their name, and what makes the new one from the old
+            one.
         held: vectors that the attacker holds, as floats, by round.
         over: set by an attack that has all it can get.
     """
@@ -135,6 +138,7 @@ class AttackStage:
     over: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        """Name the clients, and prepare empty records."""
         self.names = [f"edge-{k}" for k in range(int(self.config.clients))]
         self.federation: Federation | None = None
         self.silent = ""  # digest of a model that does not learn
@@ -147,19 +151,19 @@ class AttackStage:
         self._joined: set[str] = set()
         self._one_by_one = threading.Lock()
 
-    # ------------------------------------------------------------------------------------------------ what is attacked
+    # ------------------------------------------------------------------------------------------------------ federation
 
     @property
     def certs(self) -> Path:
-        """Folder of the certificates of this run."""
+        """Folder of the certificates."""
         return self.folder / "certs"
 
     def replace(self, owner: type, name: str, change: Change) -> None:
-        """Replace a method while the federation runs; `change` makes the new one of the old one."""
+        """Replace a method while the federation runs; `change` makes the new one from the old one."""
         self.patches.append((owner, name, change))
 
     def prepare(self) -> None:
-        """Make certificates, a roster, and examples for each client."""
+        """Create certificates, a roster, and examples for each client."""
         authority = Authority(self.certs, 30)
         authority.ensure()
         authority.server(["127.0.0.1", "localhost"])
@@ -177,10 +181,10 @@ class AttackStage:
             (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(self) -> Outcome:
-        """Run the federation until its end, or until nobody is left to attack.
+        """Run the federation until it ends, or until no client is left to attack.
 
         Raises:
-            FedpeftError: the settings cannot be served, or an honest client cannot join.
+            FedpeftError: the settings can't be served, or an honest client can't join.
         """
         if not self.certs.exists():
             self.prepare()
@@ -201,7 +205,7 @@ class AttackStage:
             stack.callback(federation.close)
             federation.gateway.start(options.listen, credentials)
             server = federation.server(Records(home, private=True))
-            server.transport.grid.goes_on = True  # type: ignore[attr-defined]  # a server that is stopped ends at once
+            server.transport.grid.goes_on = True  # type: ignore[attr-defined]  # a stopped server ends at once
             clients = [threading.Thread(target=self._start_client, args=(name,), daemon=True) for name in self.names]
             self._worked = time.monotonic()
             for client in clients:
@@ -246,13 +250,13 @@ class AttackStage:
         try:
             joining.join(options, edge, Console(quiet=True))
         except Exception as error:
-            if name not in self._joined or not isinstance(error, FedpeftError):  # no refusal: `run` raises it
+            if name not in self._joined or not isinstance(error, FedpeftError):  # not a refusal, so `run` raises it
                 self._crash = error
             elif not self.over.is_set():
                 self._refusals.setdefault(name, str(error))
 
     def _watch(self, federation: Federation, clients: Sequence[threading.Thread]) -> None:
-        """Stop the server when the attack is over, or when a client has left and nobody works any more."""
+        """Stop the server when the attack is over, or when a client has left and no client works any more."""
         end = time.monotonic() + SECONDS
         while not self.over.wait(0.1) and time.monotonic() < end:
             idle = time.monotonic() - self._worked > IDLE and not self._one_by_one.locked()
@@ -260,14 +264,14 @@ class AttackStage:
                 break
         federation.stopping.set()
 
-    # ---------------------------------------------------------------------------------------------------- what is read
+    # ----------------------------------------------------------------------------------------------------------- grade
 
     def _record(self, stack: contextlib.ExitStack) -> None:
-        """Record each client's part and each sum, and let clients work one after another."""
+        """Record each client's contribution and each sum, and let only one client work at a time."""
         integers, of, handle = Contribution.integers, Total.of.__func__, EdgeClient.handle  # type: ignore[attr-defined]
         begin = EdgeClient.__init__
 
-        def recorded(
+        def record_contribution(
             given: Contribution,
             told: Announcement,
             secure: SecureSum,
@@ -281,7 +285,7 @@ class AttackStage:
                 self._parts = [find_entries(given, "lora_"), slice(None)]
             return integers(given, told, secure, seed, round_number, client, *secret)
 
-        def summed(cls: type[Total], content: np.ndarray, clients: int, *given: Any) -> Total:
+        def record_sum(cls: type[Total], content: np.ndarray, clients: int, *given: Any) -> Total:
             total: Total = of(cls, content, clients, *given)
             round_number = given[-1]
             if round_number:
@@ -289,7 +293,7 @@ class AttackStage:
                 self.held[round_number].append(total.vector)
             return total
 
-        def handled(edge: EdgeClient, instruction: Instruction) -> Report:
+        def handle_alone(edge: EdgeClient, instruction: Instruction) -> Report:
             name = edge.folder.name
             with self._one_by_one:
                 lie = self.hostile.get(name)
@@ -300,15 +304,15 @@ class AttackStage:
             self._reports += bool(instruction.kind == "train" and not instruction.step and report.payload)
             return report
 
-        def begun(edge: EdgeClient, *given: Any) -> None:  # Python's parser is not safe in threads before 3.12
+        def begin_alone(edge: EdgeClient, *given: Any) -> None:  # Python's parser is not safe in threads before 3.12
             with self._one_by_one:
                 begin(edge, *given)
             self._joined.add(edge.folder.name)
 
-        stack.enter_context(patch.object(EdgeClient, "__init__", begun))
-        stack.enter_context(patch.object(Contribution, "integers", recorded))
-        stack.enter_context(patch.object(Total, "of", classmethod(summed)))
-        stack.enter_context(patch.object(EdgeClient, "handle", handled))
+        stack.enter_context(patch.object(EdgeClient, "__init__", begin_alone))
+        stack.enter_context(patch.object(Contribution, "integers", record_contribution))
+        stack.enter_context(patch.object(Total, "of", classmethod(record_sum)))
+        stack.enter_context(patch.object(EdgeClient, "handle", handle_alone))
 
     def _grade(self) -> dict[str, float]:
         """Return the largest correlation of what the attacker holds with each honest client's update or adapter."""
@@ -323,7 +327,7 @@ class AttackStage:
 
 
 def ignore_event(*_given: object) -> None:
-    """Show nobody an event: it stands in the log."""
+    """Ignore an event, which the log contains."""
 
 
 def flatten_update(given: Contribution) -> np.ndarray:
@@ -339,7 +343,7 @@ def find_entries(given: Contribution, part: str) -> np.ndarray:
 
 
 def compute_correlation(one: np.ndarray, other: np.ndarray, part: np.ndarray | slice) -> float:
-    """Return the cosine of a part of two vectors of one length; 0 if they cannot be compared."""
+    """Return the cosine of a part of two vectors of equal length; 0 if they can't be compared."""
     if one.shape != other.shape or not one[part].any() or not other[part].any():
         return 0.0
     one, other = one[part], other[part]

@@ -1,4 +1,4 @@
-"""The attacks of `python -m fedpeft.attack`, and what each is expected to learn."""
+"""Attacks of `python -m fedpeft.attack`, with the expected result of each."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Attack:
     """One attack of the suite.
 
     Attributes:
-        run: attacks a stage; its docstring says how.
+        run: function that attacks a stage; its docstring describes the attack.
         controls: what the attacker controls.
-        aim: what the attacker wants: to read one client's update, or to stop or spoil the rounds.
-        clients: that take part.
-        rounds: of training.
-        sums: whether it is an attack on secure sums.
-        stopped_by: what stops it if nobody refuses anything; empty: refusals.
-        limit: why the documentation says that nothing prevents it; empty: it is prevented.
+        aim: the attacker's goal: to read one client's update, or to stop or spoil the rounds.
+        clients: number of participating clients.
+        rounds: number of training rounds.
+        sums: whether it attacks secure sums.
+        stopped_by: what stops it if no party refuses anything; empty: refusals.
+        limit: the documented reason why nothing prevents it; empty: it is prevented.
     """
 
     run: Callable[[AttackStage], Outcome]
@@ -48,12 +48,12 @@ class Attack:
 
     @property
     def name(self) -> str:
-        """What the attack is called."""
+        """Name of the attack."""
         return self.run.__name__.replace("_", " ")
 
     @property
     def about(self) -> str:
-        """What the attacker does, in one sentence."""
+        """Action of the attacker, in one sentence."""
         return (self.run.__doc__ or "").splitlines()[0]
 
 
@@ -82,7 +82,7 @@ ATTACKS: Final = (
     Attack(in_sums.vector_twice),
     Attack(in_sums.old_task, rounds=2),
     Attack(in_sums.second_sum),
-    Attack(in_sums.restarted),
+    Attack(in_sums.restart_server),
     Attack(in_sums.void_round, rounds=2,
            limit="sums of two rounds can be subtracted; give --fewest, or distributed_dp"),
     _create_client_attack(hostile_clients.lying_norm, stopped_by="the server: it bounds the norm"),
@@ -101,14 +101,15 @@ ATTACKS: Final = (
 
 @dataclass(frozen=True)
 class Result:
-    """What one attack has come to.
+    """Judged result of one attack.
 
     Attributes:
-        attack, outcome: see there.
+        attack: the attack.
+        outcome: what happened.
         learned: what the attacker learned.
         refused: who refused, and why.
-        verdict: in a word or two.
-        holds: whether the documentation's claim holds.
+        verdict: one or two words.
+        holds: whether the documented claim holds.
     """
 
     attack: Attack
@@ -122,15 +123,16 @@ class Result:
 def attack_settings(
     config: RunConfig, options: ServeOptions, fewest: int = FEWEST, attacks: Sequence[Attack] = ATTACKS
 ) -> Iterator[Result]:
-    """Attack a server's settings, and yield one result after the other.
+    """Attack a server's settings, and yield one result after another.
 
     Args:
-        config, options: of the server; data, model and number of clients are replaced by small ones.
-        fewest: clients of a sum that each client takes part in at least.
-        attacks: to run; those on secure sums are left out if the settings have none.
+        config: the server's settings; dataset, model and number of clients are replaced by small ones.
+        options: the server's options.
+        fewest: fewest clients of a sum that a client joins.
+        attacks: the attacks to run; those on secure sums are skipped if the settings use none.
 
     Raises:
-        FedpeftError: settings that cannot be served.
+        FedpeftError: the settings can't be served.
     """
     summed = sums_in(config.privacy) is not None
     for attack in attacks:
@@ -141,7 +143,7 @@ def attack_settings(
 
 
 def reduce_settings(config: RunConfig, attack: Attack) -> RunConfig:
-    """Return a server's settings with small data, a small model and the clients of an attack."""
+    """Return a server's settings with a small dataset and model, and the number of clients of an attack."""
     return dataclasses.replace(
         config,
         dataset="tiny",
@@ -160,19 +162,19 @@ def reduce_settings(config: RunConfig, attack: Attack) -> RunConfig:
 
 
 def reduce_options(options: ServeOptions) -> ServeOptions:
-    """Return a server's options that do not depend on its data and addresses."""
+    """Return the server's options that do not depend on its data and addresses."""
     kept = ("held_out", "most_rows", "most_weight")
     return ServeOptions(**{name: getattr(options, name) for name in kept})
 
 
 def judge(attack: Attack, outcome: Outcome, config: RunConfig) -> Result:
-    """Return what came of an attack, in words."""
+    """Return the judged result of an attack."""
     secure = sums_in(config.privacy)
     summed = secure is not None
     ended, moved = outcome.rounds
     if attack.aim == "the rounds":
         prevented = ended == attack.rounds == moved
-        learned = f"nothing; {moved} of {attack.rounds} rounds have moved the model"
+        learned = f"nothing; {moved} of {attack.rounds} rounds moved the model"
     elif summed:
         prevented, learned = not outcome.victims, _describe_learned(outcome)
     elif outcome.refusals:
@@ -181,11 +183,11 @@ def judge(attack: Attack, outcome: Outcome, config: RunConfig) -> Result:
         prevented, learned = False, _describe_clear(config)
     refused, limit = _describe_refusal(attack, outcome), attack.limit
     if not summed and attack.run is in_sums.reading_along:
-        limit = "as the settings say"
+        limit = "the settings allow it"
     elif prevented and secure is not None and secure.noisy:
         refused, limit = (NOISE if refused == NOBODY else refused), ""
     elif any("too little noise" in line for line in outcome.lines):
-        limit = limit or "one client that fails voids a sum that needs the noise of all; allow for dropouts"
+        limit = limit or "one failing client voids a sum that needs the noise of all; allow for dropouts"
     if limit and not (prevented and outcome.refusals):
         verdict, holds = f"not prevented: {limit}", True
     elif not prevented:

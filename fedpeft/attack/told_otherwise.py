@@ -1,7 +1,7 @@
-"""Attacks of a server that tells one client otherwise than the others: another form, other work, another model.
+"""Attacks of a server that sends one client something else than the others: another shape, other work, another model.
 
-Each aims at the victim's update. It brings the updates of the others to zero, so that the sum is the victim's update.
-The server signs whatever its attack needs.
+Each aims at the victim's update. It makes the updates of the others zero, so that the sum is the victim's update. The
+server signs whatever its attack needs.
 """
 
 from __future__ import annotations
@@ -30,47 +30,47 @@ Recorded = Callable[[Broadcast, Release], Release]
 
 
 def other_alpha(stage: AttackStage) -> Outcome:
-    """Give the others another alpha, and for it a model that does not learn; one record has both."""
+    """Send the others another alpha, and for it a model that does not learn; one record contains both."""
     return _tell_other_form(stage, lambda form: replace(form, alpha=form.alpha * 1.000001))
 
 
 def no_rank(stage: AttackStage) -> Outcome:
-    """Give the others a model without ranks that does not learn; one record has both."""
+    """Send the others a model without ranks that does not learn; one record contains both."""
     return _tell_other_form(stage, lambda _: None)
 
 
 def no_digest(stage: AttackStage) -> Outcome:
-    """Record no digest of the model, and give the others one that does not learn."""
+    """Record no digest of the model, and send the others one that does not learn."""
     _tell(stage, _stop_learning, lambda _, release: replace(release, states=dict.fromkeys(release.states, "")))
     return stage.run()
 
 
 def other_model(stage: AttackStage) -> Outcome:
-    """Record the model, and give the others one that does not learn."""
+    """Record the model, and send the others one that does not learn."""
     _tell(stage, _stop_learning, lambda _, release: release)
     return stage.run()
 
 
 def one_step(stage: AttackStage) -> Outcome:
-    """Give the others a single local step, in which factors that begin with zeros do not learn."""
+    """Send the others a single local step, in which factors that start as zeros do not learn."""
     _tell(stage, lambda _, instruction: replace(instruction, steps=1), lambda _, release: release)
     return stage.run()
 
 
 def no_rate(stage: AttackStage) -> Outcome:
-    """Give the others a learning rate of next to zero, which the record does not have."""
+    """Send the others a learning rate of almost zero, which the record does not contain."""
     _tell(stage, lambda _, instruction: replace(instruction, learning_rate=1e-30), lambda _, release: release)
     return stage.run()
 
 
 def two_records(stage: AttackStage) -> Outcome:
-    """Sign two histories: the victim's has the model, the others' one that does not learn."""
+    """Sign two histories: the victim's contains the model, and the others' one that does not learn."""
     victim = stage.names[VICTIM]
     _tell(stage, _stop_learning, lambda _, release: release)
     second: dict[Gateway, Gateway] = {}
 
-    def announced(announce: Callable[..., str]) -> Callable[..., str]:
-        def both(said: Announcements, release: Release) -> str:
+    def replace_announce(announce: Callable[..., str]) -> Callable[..., str]:
+        def announce_both(said: Announcements, release: Release) -> str:
             assert stage.federation is not None
             gateway = stage.federation.gateway
             if gateway not in second:
@@ -84,94 +84,96 @@ def two_records(stage: AttackStage) -> Outcome:
             announce(others, _replace_states(release, stage) if release.kind == "train" else release)
             return digest
 
-        return both
+        return announce_both
 
-    def streamed(stream: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-        def of_two(gateway: Gateway, session: Session, *given: Any) -> AsyncIterator[Any]:
+    def replace_stream(stream: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+        def stream_history(gateway: Gateway, session: Session, *given: Any) -> AsyncIterator[Any]:
             if session.member.name != victim:
-                return stream(_Late(gateway, second), session, *given)
+                return stream(_SecondHistory(gateway, second), session, *given)
             return stream(gateway, session, *given)
 
-        return of_two
+        return stream_history
 
-    def stated(about: Callable[..., SignedStatement]) -> Callable[..., SignedStatement]:
-        def of_two(said: Announcements, client: str, instruction: Instruction) -> SignedStatement:
+    def replace_about(about: Callable[..., SignedStatement]) -> Callable[..., SignedStatement]:
+        def select_statement(said: Announcements, client: str, instruction: Instruction) -> SignedStatement:
             for gateway, other in second.items():
                 if client != victim and said is gateway.announcements and other.announcements is not None:
                     return about(other.announcements, client, instruction)
             return about(said, client, instruction)
 
-        return of_two
+        return select_statement
 
     stage.replace(Coordinator, "take_keys", skip_key_check)
-    stage.replace(Announcements, "announce", announced)
-    stage.replace(Announcements, "about", stated)
-    stage.replace(Gateway, "_stream", streamed)
+    stage.replace(Announcements, "announce", replace_announce)
+    stage.replace(Announcements, "about", replace_about)
+    stage.replace(Gateway, "_stream", replace_stream)
     return stage.run()
 
 
 def skip_key_check(take_keys: Callable[..., None]) -> Callable[..., None]:
-    """Let the server pass on keys that it cannot verify."""
+    """Return a method that lets the server pass on keys that it can't verify."""
 
-    def taken(coordinator: Coordinator, client: int, content: bytes) -> None:
+    def take_unchecked(coordinator: Coordinator, client: int, content: bytes) -> None:
         coordinator.roster = None
         take_keys(coordinator, client, content)
 
-    return taken
+    return take_unchecked
 
 
-class _Late:
-    """A gateway that announces the second history as soon as there is one."""
+class _SecondHistory:
+    """A gateway that announces the second history as soon as it exists."""
 
     def __init__(self, gateway: Gateway, second: Mapping[Gateway, Gateway]) -> None:
+        """Store the gateway and the second gateways."""
         self._gateway, self._second = gateway, second
 
     def __getattr__(self, name: str) -> Any:
+        """Return the gateway's attribute, or the announcements of the second history."""
         if name == "announcements" and self._gateway in self._second:
             return self._second[self._gateway].announcements
         return getattr(self._gateway, name)
 
 
-# ------------------------------------------------------------------------------------------------------- how it is done
+# ------------------------------------------------------------------------------------------------------ implementation
 
 
 def _tell(stage: AttackStage, sent: Sent, recorded: Recorded) -> None:
-    """Let all but the victim be sent something else in rounds of training, and all records be something else."""
+    """Change the instructions of all clients but the victim in training rounds, and all records of these rounds."""
 
-    def instructed(instruction: Callable[..., Instruction]) -> Callable[..., Instruction]:
-        def otherwise(dispatch: Broadcast, kind: str, client: int, *given: Any, **more: Any) -> Instruction:
+    def replace_instruction(instruction: Callable[..., Instruction]) -> Callable[..., Instruction]:
+        def change_instruction(dispatch: Broadcast, kind: str, client: int, *given: Any, **more: Any) -> Instruction:
             honest = instruction(dispatch, kind, client, *given, **more)
             return sent(dispatch, honest) if kind == "train" and client != VICTIM else honest
 
-        return otherwise
+        return change_instruction
 
-    def released(release: Callable[..., Release]) -> Callable[..., Release]:
-        def otherwise(dispatch: Broadcast, kind: str, *given: Any, **more: Any) -> Release:
+    def replace_release(release: Callable[..., Release]) -> Callable[..., Release]:
+        def change_release(dispatch: Broadcast, kind: str, *given: Any, **more: Any) -> Release:
             honest = release(dispatch, kind, *given, **more)
             stage.silent = compute_digest(_decode_zero_model(dispatch))
             return recorded(dispatch, honest) if kind == "train" else honest
 
-        return otherwise
+        return change_release
 
-    stage.replace(Broadcast, "create_instruction", instructed)
-    stage.replace(Broadcast, "release", released)
+    stage.replace(Broadcast, "create_instruction", replace_instruction)
+    stage.replace(Broadcast, "release", replace_release)
 
 
 def _tell_other_form(stage: AttackStage, change: Callable[[AdapterShape], AdapterShape | None]) -> Outcome:
-    def form_of(instruction: Instruction) -> AdapterShape | None:
+    def change_shape(instruction: Instruction) -> AdapterShape | None:
         return change(instruction.form) if instruction.form else AdapterShape(1, 1.0)
 
-    def sent(dispatch: Broadcast, instruction: Instruction) -> Instruction:
-        form = form_of(instruction)
+    def change_instruction(dispatch: Broadcast, instruction: Instruction) -> Instruction:
+        form = change_shape(instruction)
         rank, alpha = (form.rank, form.alpha) if form else (0, 0.0)
         return replace(_stop_learning(dispatch, instruction), rank=rank, alpha=alpha)
 
-    def recorded(dispatch: Broadcast, release: Release) -> Release:
+    def change_release(dispatch: Broadcast, release: Release) -> Release:
         form = dispatch.form(VICTIM)
         name = format_form(change(form) if form else AdapterShape(1, 1.0))
         return replace(release, states={**release.states, name: compute_digest(_decode_zero_model(dispatch))})
 
-    _tell(stage, sent, recorded)
+    _tell(stage, change_instruction, change_release)
     return stage.run()
 
 
@@ -184,7 +186,7 @@ def _stop_learning(dispatch: Broadcast, instruction: Instruction) -> Instruction
 
 
 def _encode_zero_model(dispatch: Broadcast) -> bytes:
-    """Return a model whose factors are zero: neither of them has a gradient."""
+    """Return the payload of a model whose factors are zero, so that neither of them has a gradient."""
     setup = dispatch.setup
     state = {n: torch.zeros_like(t) if "lora_" in n else t for n, t in dispatch.progress.adapter.items()}
     return setup.downlink.encode(state, shapes=setup.layout.shapes)

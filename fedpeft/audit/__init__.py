@@ -1,1 +1,1 @@
-"""Whether a mechanism protects as it claims, and whether a finished run gives its members away."""
+"""Audits: whether a mechanism protects as it claims, and whether a finished run reveals its members."""

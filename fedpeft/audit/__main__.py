@@ -1,7 +1,9 @@
-"""python -m fedpeft.audit: does a mechanism protect as it claims, and does a finished run give its members away?
+"""Audit a privacy mechanism with canaries, or attack finished runs with membership inference.
 
-python -m fedpeft.audit --privacy "user_dp(noise_multiplier=4)" --rounds 10      canaries
-python -m fedpeft.audit runs/A runs/B                                            membership inference
+    python -m fedpeft.audit --privacy "user_dp(noise_multiplier=4)" --rounds 10      canaries
+    python -m fedpeft.audit runs/A runs/B                                            membership inference
+
+The first form checks the claim of a mechanism. The second measures how well losses reveal a run's members.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ class Command:
 
 
 def attack(runs: tuple[Path, ...], console: Console) -> None:
-    """Membership inference on finished runs, one line each.
+    """Attack finished runs with membership inference, and print one line for each.
 
     Raises:
-        FedpeftError: a folder that holds no finished run.
+        FedpeftError: a folder does not contain a finished run.
     """
     from fedpeft.audit.membership import attack_membership
     from fedpeft.config import read_config
@@ -58,7 +60,7 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
         found = attack_membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
         label = config.privacy or "no protection"
         told = f"{found.mean:.3f} (worst client {found.worst_area:.3f}, by chance {found.by_chance:.3f})"
-        rows.append((f"{folder.name}: {label}", told if len(found.areas) else "nobody to compare"))
+        rows.append((f"{folder.name}: {label}", told if len(found.areas) else "no members to compare"))
         if found.note:
             rows.append(("", found.note))
     console.print(
@@ -67,17 +69,17 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
 
 
 def show(verdict: Verdict, console: Console) -> None:
-    """Print what is claimed and what was found."""
+    """Print the claim of a mechanism and the bounds of its audit."""
     rows: list[tuple[str, Any]] = [
         (f"claimed epsilon, delta {verdict.delta:.2g}", f"{verdict.claimed:.2f}"),
         ("at least, one-run bound (99.9 %)", f"{verdict.bounds.one_run:.2f}"),
         ("at least, Gaussian fit (99.9 %)", f"{verdict.bounds.fit:.2f}"),
         *(
-            [("sums over rows and all but one differ by, in clipping norms", f"{verdict.distance:.2f}")]
+            [("change of the sum without one example, in clipping norms", f"{verdict.distance:.2f}")]
             if verdict.distance is not None
             else []
         ),
-        *([("sizes of cohorts that are told, and not charged", f"{verdict.sizes:.2f}")] if verdict.sizes else []),
+        *([("uncharged release of cohort sizes, epsilon", f"{verdict.sizes:.2f}")] if verdict.sizes else []),
         ("verdict", _format_verdict(verdict)),
     ]
     console.print(create_summary_table("canary audit", rows))
@@ -93,11 +95,11 @@ def show_sums(verdict: SumVerdict, console: Console) -> None:
 def _format_verdict(verdict: Verdict) -> str:
     if not verdict.has_passed:
         return "[bold red]it protects less than it claims[/]"
-    return "consistent" if math.isfinite(verdict.claimed) else "nothing is claimed, so nothing can be refuted"
+    return "consistent" if math.isfinite(verdict.claimed) else "no claim, so nothing can be refuted"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code: 0, 1 where a claim is refuted, 2 for a user's mistake."""
+    """Run the command and return its exit code: 0, 1 if a claim is refuted, 2 for a user's mistake."""
     return run_command(lambda: _run_audit(tyro.cli(Command, args=arguments, prog="python -m fedpeft.audit"), Console()))
 
 
@@ -106,7 +108,7 @@ def _run_audit(command: Command, console: Console) -> int:
 
     silence_libraries()
     if command.runs and command.audit != CanaryAudit():
-        raise ConfigError("FP1039 finished runs are attacked as they are; give their folders or --privacy, not both")
+        raise ConfigError("FP1039 finished runs keep their own mechanism; give their folders or --privacy, not both")
     if command.runs:
         attack(command.runs, console)
         return 0
@@ -115,7 +117,7 @@ def _run_audit(command: Command, console: Console) -> int:
             'FP1040 give --privacy "user_dp(noise_multiplier=4)" to audit, or the folders of finished runs'
         )
     audit = CanaryAudit(**check_settings("the audit", CanaryAudit, vars(command.audit)))
-    if (secure := sums_in(audit.privacy)) is not None:  # which show no single updates, as canaries need
+    if (secure := sums_in(audit.privacy)) is not None:  # secure sums hide the single updates that canaries need
         told = audit_sums(secure)
         show_sums(told, console)
         return 1 if told.excess else 0

@@ -1,4 +1,4 @@
-"""What a finished private run is attacked with, where its mechanism asks for it (`audit=True`)."""
+"""Attacks on a finished private run, if its mechanism sets `audit=True`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from fedpeft.simulation.simulation import Simulation
 
 CANARIES = 400
-"""About so many."""
+"""Approximate number of canaries."""
 
 
 def run_attacks(simulation: Simulation) -> dict[str, Any]:
-    """What attacks find out about a finished run; for `summary.json`. Without rounds there is nothing for canaries."""
+    """Attack a finished run and return the results for `summary.json`; canaries need rounds of training."""
     from fedpeft.audit.membership import attack_membership
 
     found = attack_membership(simulation)
@@ -45,8 +45,11 @@ def run_attacks(simulation: Simulation) -> dict[str, Any]:
 
 
 def audit_run(simulation: Simulation) -> CanaryAudit:
-    """The audit of a run's own mechanism: its noise, clipping and codec, and the rate and releases of whoever spends
-    most. Strategies that the audit's small layer does not suit are replaced by fedit: they come after the noise."""
+    """Return the audit of a run's own mechanism: its noise, clipping and codec.
+
+    Rate and number of releases are those of the client that spends most. A strategy that does not suit the audit's
+    small layer is replaced by fedit, since aggregation comes after the noise.
+    """
     protection = simulation.protection
     assert protection is not None
     federation, mechanism = protection.exposure, protection.mechanism
@@ -56,7 +59,9 @@ def audit_run(simulation: Simulation) -> CanaryAudit:
     )
     steps = int(federation.steps.max()) if mechanism.per_example else 1
     rounds, rate, more, canaries = max(1, round(spends[1] / steps)), spends[0], "", CANARIES
-    if mechanism.cohort_form is CohortForm.TURNS:  # as far apart as clients', whatever does not divide evenly
+    if (
+        mechanism.cohort_form is CohortForm.TURNS
+    ):  # the canaries' distance between turns is that of the clients, despite uneven division
         turns = turns_of(federation.clients, federation.cohort)
         rounds, rate, canaries = federation.rounds, 1 / turns, turns * max(1, round(CANARIES / turns))
         more = f", noise={vars(mechanism)['noise']!r}"

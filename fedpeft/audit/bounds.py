@@ -1,7 +1,7 @@
-"""What a one-run audit concludes from canaries: lower bounds on epsilon, from who was in and how they scored.
+"""Lower bounds on epsilon from a one-run audit, computed from the canaries' presence and scores.
 
-Every canary is in the data or not, by a fair coin. From the released numbers each gets a score, higher if it seems to
-be in. If it can be told better than (epsilon, delta) allows, the mechanism does not do what it claims.
+A fair coin decides whether a canary is in the data. From the released numbers each canary gets a score, which is higher
+if it seems to be in. If the scores reveal more than (epsilon, delta) allows, the mechanism does not keep its claim.
 
     one-run bound   Steinke, Nasr, Jagielski, arXiv 2305.08846, theorem 5.2: of r guesses, the number of right ones is
                     dominated by Binomial(r, e^eps / (1 + e^eps)), up to a term in delta. Valid for any mechanism,
@@ -25,8 +25,10 @@ from scipy.stats import binom, norm
 CONFIDENCE = 0.999
 
 SHARES = (0.1, 0.5, 1.0)
-"""Guesses are made for this share of the canaries, half of them the highest scores, half the lowest; every share is
-tried, at a confidence that allows for it."""
+"""Shares of the canaries for which guesses are made, half of them for the highest scores and half for the lowest.
+
+Every share is tried, at a confidence that allows for it.
+"""
 
 LARGEST = 1000.0
 
@@ -40,31 +42,31 @@ class Bounds:
 
     @property
     def largest(self) -> float:
-        """The stronger one."""
+        """Stronger bound."""
         return max(self.one_run, self.fit)
 
 
 def compute_bounds(scores: np.ndarray, included: np.ndarray, delta: float) -> Bounds:
-    """Both bounds at `delta`, from scores (m,) and who was in, booleans (m,)."""
+    """Return both bounds at `delta`, from scores (m,) and whether each canary is in the data, booleans (m,)."""
     return Bounds(compute_one_run_bound(scores, included, delta), compute_gaussian_fit_bound(scores, included, delta))
 
 
 def compute_one_run_bound(scores: np.ndarray, included: np.ndarray, delta: float) -> float:
-    """The largest epsilon that the number of right guesses refutes."""
+    """Return the largest epsilon that the number of right guesses refutes."""
     order = np.argsort(-scores, kind="stable")
     m = len(scores)
 
-    def of_share(share: float) -> float:
+    def compute_bound(share: float) -> float:
         half = max(1, round(m * share / 2))
         right = int(included[order[:half]].sum() + (~included[order[-half:]]).sum())
         chance = (1 - CONFIDENCE) / len(SHARES)
         return find_largest_refuted(lambda epsilon: compute_p_value(m, 2 * half, right, epsilon, delta) < chance)
 
-    return max(map(of_share, SHARES))
+    return max(map(compute_bound, SHARES))
 
 
 def compute_p_value(m: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """Probability of at least `right` right ones of `guesses`, of m canaries, under (epsilon, delta)."""
+    """Return the probability of at least `right` of `guesses` being right, with m canaries, under (epsilon, delta)."""
     q = 1 / (1 + math.exp(-epsilon))
     beta = float(binom.sf(right - 1, guesses, q))
     below = np.cumsum(binom.pmf(np.arange(right - 1, -1, -1), guesses, q))  # P[right > W >= right - i], i = 1, 2, ...
@@ -73,7 +75,7 @@ def compute_p_value(m: int, guesses: int, right: int, epsilon: float, delta: flo
 
 
 def compute_gaussian_fit_bound(scores: np.ndarray, included: np.ndarray, delta: float) -> float:
-    """Epsilon of the Gaussian mechanism with the lower confidence limit of mu."""
+    """Return epsilon of the Gaussian mechanism whose mu is the lower confidence limit."""
     inside, outside = scores[included], scores[~included]
     freedom = len(scores) - 2
     pooled = ((inside.var() * len(inside) + outside.var() * len(outside)) / freedom) ** 0.5
@@ -86,19 +88,22 @@ def compute_gaussian_fit_bound(scores: np.ndarray, included: np.ndarray, delta: 
 
 
 def compute_gaussian_epsilon(mu: float, delta: float) -> float:
-    """Epsilon of two unit Gaussians mu apart (Balle and Wang, arXiv 1805.06530): their privacy profile, inverted."""
+    """Return epsilon of two unit Gaussians mu apart, by inversion of their privacy profile.
 
-    def below(epsilon: float) -> bool:
+    Source: Balle and Wang, arXiv 1805.06530.
+    """
+
+    def is_too_small(epsilon: float) -> bool:
         reached = norm.cdf(mu / 2 - epsilon / mu) - math.exp(
             min(700.0, epsilon + float(norm.logcdf(-mu / 2 - epsilon / mu)))
         )
         return bool(reached > delta)
 
-    return find_largest_refuted(below) if mu > 0 else 0.0
+    return find_largest_refuted(is_too_small) if mu > 0 else 0.0
 
 
 def find_largest_refuted(refuted: Callable[[float], bool]) -> float:
-    """The largest epsilon for which `refuted` holds, to 1e-3; 0 where it holds for none."""
+    """Return the largest epsilon for which `refuted` holds, to 1e-3; 0 if it holds for none."""
     if not refuted(0.0):
         return 0.0
     low, high = 0.0, 1.0

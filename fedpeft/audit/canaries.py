@@ -1,20 +1,21 @@
-"""Canaries through the functions that rounds run: what a mechanism really hides, against what it claims.
+"""Canaries in the pipeline of real rounds: a mechanism's actual privacy against its claim.
 
-An audit drives the real pipeline: ledger and key, `releasing.release` with clipping, noise and codec, and
-`Acceptance.add` with decoding, checks and aggregation, the functions of a run's rounds, for several rounds. Its units
-are as visible as clipping allows: canary i contributes ten times the clipping norm along coordinate i, and is in the
-data by the toss of a coin. Its contribution changes sign each round, and its score is the alternating sum of that
-coordinate over the released rounds: noise that is used twice cancels there, while fresh noise is as strong as in a
-plain sum. Epsilon as claimed by the ledger must not lie below what the scores refute (`fedpeft.audit.bounds`).
+An audit runs several rounds of the real pipeline: ledger and key, `releasing.release` with clipping, noise and codec,
+and the server's decoding, checks and aggregation. Its units are as visible as clipping allows. Canary i contributes ten
+times the clipping norm along coordinate i, and a coin decides whether it is in the data.
 
-Where clients take turns (`fedpeft.privacy.server_noise`) the noise of rounds is related, and whoever knows how makes
-it white first: a canary's score is then the part of its entry that has the shape of its turns.
+The contribution changes sign each round. A canary's score is the alternating sum of its coordinate over the released
+rounds. Noise that is used twice cancels in this sum, while fresh noise is as strong as in a plain sum. The ledger's
+epsilon must not be below what the scores refute (`fedpeft.audit.bounds`).
 
-Where cohorts are secret, what is told of a round must be the same for all sizes (`fedpeft.audit.cohorts`).
+If clients take turns (`fedpeft.privacy.server_noise`), the noise of rounds is correlated. An attacker who knows the
+correlation first whitens the noise. The score is then the part of a canary's entry that has the shape of its turns.
 
-A canary that is a row of DP-SGD has some entries instead of one, and its gradient goes through dropout. What it does to
-the contributions of other rows is no noise that a score could be told from, so that is measured by itself: under one
-key, the sums over all rows and over all but one must not differ by more than one clipping norm.
+If cohorts are secret, the released data of a round must not depend on the cohort's size (`fedpeft.audit.cohorts`).
+
+With DP-SGD, a canary is an example with several entries, and its gradient passes through dropout. Its effect on the
+contributions of other examples is not noise, so scores can't reveal it. It is measured separately: under one key, the
+sums over all examples and over all but one must not differ by more than one clipping norm.
 """
 
 from __future__ import annotations
@@ -58,40 +59,44 @@ from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.sampling import TurnTaking
 
 VISIBLE = 10.0
-"""A canary's contribution, in clipping norms: clipping must cut it."""
+"""Size of a canary's contribution, in clipping norms, so that clipping must reduce it."""
 
 
 FORM = AdapterShape(2, 4.0)
 
 
 ENTRIES = 16
-"""Most entries of the adapter that a row's gradient lies in."""
+"""Most entries of the adapter that an example's gradient covers."""
 
 
-NEIGHBOURS = 4
-"""Rows without which the sum over rows is looked at."""
+NEIGHBORS = 4
+"""Number of examples that are left out of the sum, one at a time."""
 
 
 @dataclass(frozen=True)
 class CanaryAudit:
-    """What is audited, and how."""
+    """Settings of an audit."""
 
     privacy: str = setting("", "mechanism: user_dp(noise_multiplier=4), dp_sgd(...), local_dp(...)")
-    rounds: int = setting(10, "rounds that are released", low=1)
-    rate: float = setting(1.0, "sampling rate q, of clients or of rows", above=0, high=1)
-    steps: int = setting(1, "local steps a round, of dp_sgd", low=1)
+    rounds: int = setting(10, "number of rounds", low=1)
+    rate: float = setting(1.0, "sampling rate q of clients or examples", above=0, high=1)
+    steps: int = setting(1, "local steps per round, for dp_sgd", low=1)
     strategy: str = setting("fedit", "aggregation strategy")
-    codec: str = setting("fp32", "how updates are encoded")
-    canaries: int = setting(1000, "canaries, each in the data by a coin", low=20)
-    seed: int = setting(0, "of the coins that say who is in", low=0)
+    codec: str = setting("fp32", "codec of the updates")
+    canaries: int = setting(1000, "number of canaries; a coin decides which are in the data", low=20)
+    seed: int = setting(0, "seed of the coins", low=0)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the ledger claims, what the scores say at least, and how far neighbouring sums lie apart at most.
+    """Result of an audit.
 
-    The distance is in clipping norms; None: not of rows. `sizes` is the epsilon of what rounds tell of the sizes of
-    their secret cohorts, which no ledger charges.
+    Attributes:
+        claimed: epsilon by the ledger.
+        delta: the delta of all epsilons.
+        bounds: lower bounds on epsilon from the scores.
+        distance: largest difference between sums over neighboring data, in clipping norms; None: canaries are clients.
+        sizes: epsilon of the released sizes of secret cohorts, which no ledger charges.
     """
 
     claimed: float
@@ -108,19 +113,18 @@ class Verdict:
 
 
 def run(audit: CanaryAudit, folder: Path) -> Verdict:
-    """Release the rounds with the ledger and key in `folder`, and judge them.
+    """Run the audit with the ledger and key in `folder`, and return its verdict.
 
     Raises:
-        FedpeftError: settings that don't go together.
+        FedpeftError: settings contradict each other.
     """
     mechanism = parse_privacy(audit.privacy)
     if not isinstance(mechanism, Mechanism) or not mechanism.protects:
-        raise PrivacyError(
-            f"FP7010 {audit.privacy} claims nothing that could be audited; give user_dp, dp_sgd or local_dp"
-        )
+        raise PrivacyError(f"FP7010 {audit.privacy} makes no privacy claim to audit; give user_dp, dp_sgd or local_dp")
     if isinstance(mechanism, SumMechanism):
         raise PrivacyError(
-            f"FP7011 the audit looks at single updates, and {mechanism.name} has none; its bounds are tested"
+            f"FP7011 the audit needs single updates, which {mechanism.name} hides in a sum; give user_dp, dp_sgd or "
+            "local_dp"
         )
     included = seeds.create_generator(audit.seed, "canaries").random(audit.canaries) < 0.5
     if mechanism.per_example:
@@ -129,7 +133,7 @@ def run(audit: CanaryAudit, folder: Path) -> Verdict:
 
 
 def create_layout(canaries: int) -> Layout:
-    """A small layer, and a head with an entry for each canary."""
+    """Return a small layer, and a head with one entry per canary."""
     return Layout(
         (
             TensorSpec("layer.lora_A.weight", (FORM.rank, 5), "lora_A", "layer"),
@@ -141,7 +145,7 @@ def create_layout(canaries: int) -> Layout:
 
 
 class _Pipeline:
-    """What both kinds of canaries have in common: the parts, the ledger, and the alternating score."""
+    """Common base of both types of canaries: parts, ledger and alternating score."""
 
     def __init__(self, audit: CanaryAudit, mechanism: Mechanism, folder: Path, included: np.ndarray) -> None:
         self.audit, self.mechanism, self.included = audit, mechanism, included
@@ -175,26 +179,26 @@ class _Pipeline:
         )
 
     def draw_cohort(self, round_number: int) -> list[int]:
-        """Who takes part in a round, where the cohort is no secret."""
+        """Return the clients of a round, for cohorts that are not secret."""
         federation = self.protection.exposure
         if self.mechanism.cohort_form is CohortForm.TURNS:
             return TurnTaking(federation.clients, federation.cohort).draw(self.audit.seed, round_number)
         return list(range(federation.clients))
 
     def create_canary(self, index: int, sign: float) -> State:
-        """The contribution of a canary: along its own entry of the head."""
+        """Return a canary's contribution, along its own entry of the head."""
         head = torch.zeros(self.layout.shapes["head.weight"])
         head[0, index] = sign * VISIBLE * self.mechanism.clip
         return {**{name: torch.zeros_like(t) for name, t in self.start.items()}, "head.weight": head}
 
     def sign(self, round_number: int) -> float:
-        """Of a canary's contribution in a round."""
+        """Return the sign of a canary's contribution in a round."""
         return 1.0 if round_number % 2 else -1.0
 
     def create_acceptance(
         self, strategy: Strategy, layout: Layout, progress: ServerState, plan: RoundPlan
     ) -> ReportReceiver:
-        """What takes a round's reports, as the server makes it."""
+        """Return the receiver of a round's reports, as the server creates it."""
         state, round_number = progress.adapter, plan.number
         private = self.protection.aggregator(
             strategy, self.optimizer, layout, state, round_number, plan.attempt, progress.clip
@@ -216,17 +220,17 @@ class _Pipeline:
         )
 
     def release(self, update: State, received: State, layout: Layout, ids: tuple[int, int, int], seed: int) -> bytes:
-        """What leaves a client of its update, as any client releases it; `ids` are round, attempt and client."""
+        """Return a client's released payload for an update; `ids` are round, attempt and client."""
         own = releasing.LocalUpdate(update, received, received | update, layout)
         encoding = releasing.Encoding(memory={}, bits=0.0, seed=seed, turn=ids[0] + ids[2])
         left: tuple[bytes, State] = releasing.release(own, self.uplink, self.protection.guard, ids, encoding)
         return left[0]
 
     def decode_canary(self, acceptance: ReportReceiver, payload: bytes, canary: int, received: State) -> State:
-        """What the server makes of a canary's payload.
+        """Return the server's decoded update of a canary's payload.
 
         Raises:
-            PrivacyError: it refuses it.
+            PrivacyError: the server rejects it.
         """
         form = acceptance.layout.form
         assert form is not None
@@ -235,13 +239,11 @@ class _Pipeline:
         update = acceptance.add(report, SentState(asked, Package(b"", received, None)))
         if update is None:
             reason = acceptance.results[-1].rejected
-            raise PrivacyError(
-                f"FP7012 the server does not take what a canary sends ({reason}); audit it with a smaller clip"
-            )
+            raise PrivacyError(f"FP7012 the server rejects a canary's update ({reason}); audit it with a smaller clip")
         return update.delta
 
     def judge(self, scores: np.ndarray, distance: float | None = None) -> Verdict:
-        """The ledger's claim, and the bounds."""
+        """Return the verdict: the ledger's claim and the bounds of the scores."""
         claimed, _ = self.protection.epsilons()
         delta, federation, sizes = self.protection.delta, self.protection.exposure, 0.0
         if self.mechanism.secret_cohort and is_size_revealed(federation.cohort):
@@ -251,14 +253,17 @@ class _Pipeline:
 
 
 class _Clients(_Pipeline):
-    """Canaries are clients: who is in, is in the population (user_dp), or has one update instead of its opposite."""
+    """Canaries that are clients.
+
+    A canary in the data is in the population (user_dp), or sends one update instead of its opposite.
+    """
 
     def _create_federation(self) -> Exposure:
         m = self.audit.canaries
         return self._create_exposure(m, 1, max(1, math.floor(self.audit.rate * m + 1e-9)))
 
     def compute_verdict(self) -> Verdict:
-        """Release all rounds; a canary's score is what its entry of the head moved by, signs alternating."""
+        """Release all rounds; a canary's score is the movement of its entry, with alternating signs."""
         progress = ServerState(round=0, adapter=self.start)
         moves, turns = np.zeros((2, self.audit.rounds, self.audit.canaries))
         for round_number in range(1, self.audit.rounds + 1):
@@ -269,7 +274,7 @@ class _Clients(_Pipeline):
                 payload = self.create_payload(member, plan, progress.adapter)
                 if payload is not None:
                     delta = self.decode_canary(acceptance, payload, member, progress.adapter)
-                    if self.mechanism.noises_updates:  # everyone sees the update itself
+                    if self.mechanism.noises_updates:  # the attacker sees the update itself
                         moves[round_number - 1, member] = float(delta["head.weight"][0, member])
             takes_turns = self.mechanism.cohort_form is CohortForm.TURNS
             turns[round_number - 1, plan.cohort if takes_turns else slice(None)] = self.sign(round_number)
@@ -283,9 +288,13 @@ class _Clients(_Pipeline):
         return self.judge(self._compute_scores(moves, turns))
 
     def _compute_scores(self, moves: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """Of canaries, from what their entries moved by in each round and the signs of their turns, (rounds, canaries).
+        """Return the canaries' scores.
 
-        Both are seen through the factor that makes the noise white, where there is one.
+        If the noise of rounds is correlated, both arguments are first multiplied by the factor that whitens it.
+
+        Args:
+            moves: movement of each canary's entry in each round, (rounds, canaries).
+            turns: signs of the rounds in which a canary takes its turn, otherwise 0, (rounds, canaries).
         """
         mechanism, exposure = self.mechanism, self.protection.exposure
         factor = mechanism.noise_factor(exposure) if isinstance(mechanism, RelatesNoise) else None
@@ -295,15 +304,15 @@ class _Clients(_Pipeline):
         return scores
 
     def create_payload(self, client: int, plan: RoundPlan, received: State) -> bytes | None:
-        """What a client sends; None: it is not in the data."""
+        """Return a client's payload, or None if it is not in the data."""
         inside, round_number = bool(self.included[client]), plan.number
         if self.mechanism.noises_updates:
-            update = self._update(client, round_number if inside else round_number + 1)
+            update = self._create_update(client, round_number if inside else round_number + 1)
             return self.release(update, received, self.layout, (round_number, plan.attempt, client), client)
         return self._encode_canary(client, round_number % 2) if inside else None
 
-    def _update(self, client: int, round_number: int) -> State:
-        """A canary's update in a round; the next round has its opposite."""
+    def _create_update(self, client: int, round_number: int) -> State:
+        """Return a canary's update in a round; the next round has its opposite."""
         trained = self.strategy.trained(self.layout, round_number)
         update = {name: t for name, t in self.create_canary(client, self.sign(round_number)).items() if name in trained}
         if not isinstance(self.strategy, SelectsUpdate):
@@ -313,20 +322,20 @@ class _Clients(_Pipeline):
 
     @cache  # noqa: B019 - lives as long as the audit
     def _encode_canary(self, client: int, odd: int) -> bytes:
-        """What a canary sends where the server adds the noise: rounds of the same parity are alike."""
-        return self.release(self._update(client, 2 - odd), self.start, self.layout, (2 - odd, 0, client), client)
+        """Return a canary's payload if the server adds the noise; rounds of equal parity share it."""
+        return self.release(self._create_update(client, 2 - odd), self.start, self.layout, (2 - odd, 0, client), client)
 
 
 class _Rows(_Pipeline):
-    """Canaries are rows of one client, which trains with DP-SGD; their gradients lie in entries of their own."""
+    """Canaries that are examples of one client, which trains with DP-SGD; each gradient has entries of its own."""
 
     def _create_federation(self) -> Exposure:
         return self._create_exposure(1, self.audit.canaries, 1)
 
     def compute_verdict(self) -> Verdict:
-        """Train all rounds; a canary's score is what its entries of the handed-in updates moved by."""
+        """Train all rounds; a canary's score is the movement of its entries in the submitted updates."""
         executor = _create_executor(self)
-        rule = strategies.build("fedit")  # whatever follows is free
+        rule = strategies.build("fedit")  # aggregation after the noise costs no privacy
         progress = ServerState(round=0, adapter=executor.start)
         scores = np.zeros(self.audit.canaries)
         plain = LOCAL_OPTIMIZERS.build("sgd(head_rate=1.0)")
@@ -365,27 +374,27 @@ class _Rows(_Pipeline):
         return self.judge(scores, self._measure_distance(executor, job))
 
     def _measure_distance(self, executor: CanaryExecutor, job: Job) -> float:
-        """The largest distance of the sums over all rows and over all but one, in clipping norms, each step's mean."""
+        """Return the largest distance between sums over all examples and over all but one, in clipping norms a step."""
         assert job.privacy is not None
         quiet = replace(job, training=job.training.replace_steps(2), privacy=replace(job.privacy, noise=0.0, rate=1.0))
 
-        def total(rows: np.ndarray) -> np.ndarray:
+        def compute_sum(rows: np.ndarray) -> np.ndarray:
             [trained] = executor.train([replace(quiet, rows=rows)])
             return len(rows) * _flatten(subtract_states(trained.state, quiet.received), executor.layout)
 
         rows = np.arange(self.audit.canaries)
-        whole = total(rows)
-        apart = (float(np.linalg.norm(whole - total(np.delete(rows, row)))) for row in range(NEIGHBOURS))
+        whole = compute_sum(rows)
+        apart = (float(np.linalg.norm(whole - compute_sum(np.delete(rows, row)))) for row in range(NEIGHBORS))
         return max(apart) / float(quiet.training.steps_for(self.audit.canaries) * self.mechanism.clip)
 
 
 def _flatten(state: State, layout: Layout) -> np.ndarray:
-    """All tensors in one vector."""
+    """Return all tensors as one vector."""
     return torch.cat([state[name].flatten() for name in layout.names]).double().numpy()
 
 
 def _create_executor(pipeline: _Pipeline) -> CanaryExecutor:
-    """The executor on the tiny model; rows' gradients lie in entries of their own."""
+    """Return the executor with the tiny model; each example's gradient has entries of its own."""
     from fedpeft.data.rows import load_dataset
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.task import TASKS
@@ -397,7 +406,9 @@ def _create_executor(pipeline: _Pipeline) -> CanaryExecutor:
     method.attach(model, "fp32")
     layout, canaries = method.layout(model), pipeline.audit.canaries
     if canaries > layout.numel:
-        raise ConfigError(f"FP1041 the audited adapter has {layout.numel} parameters; take no more canaries than that")
+        raise ConfigError(
+            f"FP1041 {canaries} canaries exceed the audited adapter's {layout.numel} parameters; give at most that many"
+        )
     rows = task.tokenise(data.train.take(np.arange(canaries) % len(data.train)), folder, 32)
     executor = CanaryExecutor(model, task, rows, layout, method.privacy)
     spread = layout.numel // canaries

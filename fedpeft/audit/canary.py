@@ -1,4 +1,4 @@
-"""DP-SGD's own training loop with planted gradients, for the audit: as visible as a row can be."""
+"""DP-SGD's own training loop with planted gradients, as visible as an example's gradient can be."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DROPPED = 0.25
 
 
 class CanaryExecutor(PrivateExecutor):
-    """Row i has a gradient of one length along entries of its own, less what dropout removes of it.
+    """Executor in which row i has a gradient of fixed length along its own entries, less what dropout removes.
 
     Attributes:
         start: the adapter before round 1.
-        entries: of each row, in the flattened adapter, (rows, entries).
-        length: of a gradient before dropout.
-        sign: of all gradients of a round.
+        entries: each row's entries in the flattened adapter, (rows, entries).
+        length: length of a gradient before dropout.
+        sign: sign of all gradients of a round.
     """
 
     start: State
@@ -36,6 +36,7 @@ class CanaryExecutor(PrivateExecutor):
     def __init__(
         self, model: FederatedModel, task: Task, examples: Examples, layout: Layout, route: PrivacyRoute
     ) -> None:
+        """Prepare DP-SGD, and add the dropout of the planted gradients."""
         super().__init__(model, task, examples, layout, route)
         self.masks = ClientDropout(DROPPED, self.dropout)
 

@@ -1,12 +1,12 @@
-"""Membership inference by loss: how well a row's loss tells whether some client has trained on it.
+"""Membership inference by loss: how well an example's loss reveals that some client trained on it.
 
-Yeom et al., arXiv 1709.01604: a row with a low loss is called a member. Per client, the score is the area under the ROC
-curve, members being the client's training rows and non-members rows that nobody had; 0.5 is guessing. Non-members are
-weighted to the client's mix of classes, because otherwise telling classes apart would pass for telling members; members
-of a class that no non-member has are left out.
+Yeom et al., arXiv 1709.01604, call an example with a low loss a member. A client's score is the area under the ROC
+curve: members are its training examples, and non-members are examples that no client had. A score of 0.5 is guessing.
+Non-members are weighted to the client's mix of classes; otherwise, a difference between classes would look like one
+between members and others. Members of a class without non-members are left out.
 
-The worst of many clients with few rows is above 0.5 by chance alone. How far is told beside it: losses are shuffled
-among all rows of a class, which leaves no member to tell, and the worst of the clients is looked at again.
+By chance alone, the worst of many clients with few examples is above 0.5. To measure this, losses are shuffled among
+all examples of a class, which hides every member, and the worst client is computed again.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from fedpeft.peft import saved_adapter
 from fedpeft.simulation.simulation import Simulation
 
 MEMBERS = 1500
-"""At most about this many training rows are scored: whole clients, drawn at random."""
+"""Approximate largest number of training examples that are scored: whole clients, drawn at random."""
 
 SHUFFLES = 100
-"""The mean of the worst client over so many is known to about 0.002."""
+"""Number of shuffles; their mean worst client is accurate to about 0.002."""
 
 
 @dataclass(frozen=True)
 class Membership:
-    """What is found; not-a-number where no member's class is one of a non-member.
+    """Result of the attack; not-a-number if no member's class has a non-member.
 
     Attributes:
-        areas: under the curve, of each client that has members to compare, (at most clients,).
-        by_chance: what the largest of them would be if no client gave anything away, the mean over shuffles.
-        members: rows of clients that were scored.
-        left_out: those of them whose class no non-member has.
+        areas: area under the curve of each client with members to compare, (at most clients,).
+        by_chance: the largest area expected if no client revealed anything, the mean over shuffles.
+        members: number of clients' examples.
+        left_out: number of them whose class has no non-member.
     """
 
     areas: np.ndarray
@@ -48,24 +48,27 @@ class Membership:
 
     @property
     def mean(self) -> float:
-        """Over clients."""
+        """Mean area over clients."""
         return float(self.areas.mean()) if len(self.areas) else float("nan")
 
     @property
     def worst_area(self) -> float:
-        """Of the client that gives most away."""
+        """Area of the client that reveals most."""
         return float(self.areas.max()) if len(self.areas) else float("nan")
 
     @property
     def note(self) -> str:
-        """Who was left out; empty: nobody."""
+        """Sentence about members that were left out; empty: none."""
         if not self.left_out:
             return ""
-        return f"{self.left_out:,} of {self.members:,} members left out: no row that nobody trained on has their class"
+        return f"{self.left_out:,} of {self.members:,} members left out: their class has no non-member"
 
 
 def compute_auc(members: np.ndarray, others: np.ndarray, weights: np.ndarray) -> float:
-    """Chance that a member has a lower loss than another row, equal ones by halves; `weights` are the other rows'."""
+    """Return the probability that a member has a lower loss than another example; equal losses count half.
+
+    `weights` (others,) are those of the other examples.
+    """
     order = np.argsort(others)
     lower = np.r_[0.0, np.cumsum(weights[order])]
     below, up_to = (lower[np.searchsorted(others[order], members, side)] for side in ("left", "right"))
@@ -73,13 +76,13 @@ def compute_auc(members: np.ndarray, others: np.ndarray, weights: np.ndarray) ->
 
 
 def measure_membership(losses: np.ndarray, labels: np.ndarray, clients: np.ndarray, seed: int) -> Membership:
-    """How well losses tell the members of each client.
+    """Measure how well losses reveal the members of each client.
 
     Args:
-        losses: of all rows, (rows,).
-        labels: their classes, (rows,); all alike where there are none.
-        clients: whose row each is, (rows,); -1: nobody's.
-        seed: of the shuffles.
+        losses: losses of all examples, (rows,).
+        labels: their classes, (rows,); all equal if there are none.
+        clients: the client of each example, (rows,); -1: none.
+        seed: seed of the shuffles.
     """
     others = clients < 0
     known = others | np.isin(labels, labels[others])
@@ -87,7 +90,7 @@ def measure_membership(losses: np.ndarray, labels: np.ndarray, clients: np.ndarr
     groups = [clients == client for client in np.unique(clients[~others])]
     weights = [_compute_weights(labels[group], labels[others]) for group in groups]
 
-    def areas(losses: np.ndarray) -> np.ndarray:
+    def compute_areas(losses: np.ndarray) -> np.ndarray:
         pairs = zip(groups, weights, strict=True)
         return np.array([compute_auc(losses[group], losses[others], weight) for group, weight in pairs])
 
@@ -96,10 +99,10 @@ def measure_membership(losses: np.ndarray, labels: np.ndarray, clients: np.ndarr
     worst, shuffled = [], np.empty_like(losses)
     for _ in range(SHUFFLES if groups else 0):
         shuffled[by_class] = losses[np.lexsort((generator.random(len(losses)), labels))]
-        worst.append(areas(shuffled).max())
+        worst.append(compute_areas(shuffled).max())
     by_chance = float(np.mean(worst)) if worst else float("nan")
     members = int((~others).sum() + (~known).sum())
-    return Membership(areas(losses), by_chance, members, int((~known).sum()))
+    return Membership(compute_areas(losses), by_chance, members, int((~known).sum()))
 
 
 def attack_membership(simulation: Simulation) -> Membership:
@@ -114,7 +117,7 @@ def attack_membership(simulation: Simulation) -> Membership:
     losses = np.zeros(len(examples))
     lengths = examples.lengths[rows]
     batches = np.array_split(np.argsort(-lengths, kind="stable"), max(1, len(rows) // 32))
-    simulation.observer.phase("attack: membership inference, rows scored", len(batches))
+    simulation.observer.phase("attack: membership inference, batches scored", len(batches))
     for index in batches:
         scores = scoring.score(model, simulation.setup.task, examples.batch(rows[index]))
         losses[rows[index]] = scores.loss / np.maximum(scores.count, 1)
@@ -134,7 +137,7 @@ def _select_clients(simulation: Simulation) -> list[np.ndarray]:
 
 
 def _compute_weights(members: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Weights (others,) that give the other rows the members' mix of classes."""
+    """Return weights (others,) that give the other examples the members' mix of classes."""
     classes = int(max(members.max(), others.max())) + 1
     share, held = np.bincount(members, minlength=classes), np.bincount(others, minlength=classes)
     weights: np.ndarray = (share / np.maximum(held, 1))[others]

@@ -1,4 +1,4 @@
-"""Audit of secure sums: how many colluding clients they tolerate, against how many the settings assume."""
+"""Audit of secure sums: how many colluding clients they tolerate, compared with the number that the settings assume."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class SumVerdict:
     """Result of the audit.
 
     Attributes:
-        tolerated: by number of clients in a sum, how many of them may collude with the server.
-        excess: one sentence about the first cohort in which more are assumed; empty: there is none.
+        tolerated: for each number of clients in a sum, how many of them may collude with the server.
+        excess: one sentence about the first cohort that tolerates fewer than assumed; empty: there is none.
     """
 
     tolerated: dict[int, int]

@@ -1,10 +1,9 @@
-"""The suite that every part must pass, ours and yours.
+"""Conformance suite that every part must pass, ours and yours.
 
     pip install 'fedpeft[test]'
     python -m fedpeft.conformance my_rules.py
 
-runs it on the parts of a plugin, whatever families they belong to; in this repository `python -m pytest` runs the same
-files on our own.
+The command tests all parts of a plugin. In this repository, `python -m pytest` runs the same files on our own parts.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from fedpeft.parts import Family
 
 
 def list_tested_parts(family: Family[Any]) -> tuple[str, ...]:
-    """The parts of a family that the suite is about: those of the plugins that are named, or all of our own."""
+    """Return the names of a group's parts to test: those of the selected plugins, or all of our own."""
     named = plugins.list_named()
     if not named:
         return family.own_names
@@ -25,6 +24,6 @@ def list_tested_parts(family: Family[Any]) -> tuple[str, ...]:
 
 
 def list_required_settings(cls: Any) -> list[str]:
-    """The settings of a part that have no defaults: without them nothing can be made to be tested."""
+    """Return the settings of a part without defaults; such a part can't be built for a test."""
     missing = dataclasses.MISSING
     return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]

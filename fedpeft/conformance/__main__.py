@@ -1,4 +1,4 @@
-"""python -m fedpeft.conformance PLUGIN...: whether a plugin's parts do what every part must."""
+"""Test whether a plugin's parts meet the requirements of every part: python -m fedpeft.conformance PLUGIN..."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Command:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="PLUGIN...", help="a file, a folder with __init__.py, or an installed package"),
     ]
-    select: Annotated[str, tyro.conf.arg(help="only tests whose name has this in it")] = ""
+    select: Annotated[str, tyro.conf.arg(help="only tests whose name contains this")] = ""
 
 
 def check(command: Command) -> int:
-    """Run the suite; pytest's exit code: 0 where all tests have passed.
+    """Run the suite and return pytest's exit code, which is 0 if all tests pass.
 
     Raises:
-        FedpeftError: there is no pytest, or no such plugin, or it holds no parts.
+        FedpeftError: pytest is not installed, or the plugin does not exist or has no parts.
     """
     from fedpeft import plugins
     from fedpeft.wiring import catalogue
@@ -46,7 +46,7 @@ def check(command: Command) -> int:
         raise ConfigError("FP1082 name a plugin: python -m fedpeft.conformance my_rules.py")
     catalogue.use(command.plugins)
     if not any(plugin.names for plugin in plugins.list_named()):
-        raise ConfigError(f"FP1083 {', '.join(command.plugins)} holds no parts")
+        raise ConfigError(f"FP1083 {', '.join(command.plugins)} contains no parts; name a plugin that does")
     folder = Path(__file__).parent
     own = ["-c", os.devnull, "--rootdir", str(folder), "--import-mode=importlib", "-q", "--tb=short"]
     own += ["-p", "no:cacheprovider", "-p", "no:warnings"]
@@ -54,7 +54,7 @@ def check(command: Command) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code: 0, 1 where a test has failed, 2 for a user's mistake."""
+    """Run the command and return its exit code: 0, 1 if a test fails, 2 for a user's mistake."""
     return run_command(lambda: check(tyro.cli(Command, args=arguments, prog="python -m fedpeft.conformance")))
 
 

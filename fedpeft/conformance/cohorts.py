@@ -1,6 +1,6 @@
-"""Made-up cohorts: random global states and random updates of clients with given ranks, alphas and weights.
+"""Made-up cohorts: random global states and updates of clients with given ranks, alphas and weights.
 
-For tests and measurements of strategies; nothing here trains anything.
+They serve tests and measurements of strategies; nothing is trained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedpeft.seeds import create_torch_generator
 def create_lora_layout(
     shapes: Sequence[tuple[int, int]], form: AdapterShape, head: tuple[int, int] | None = None
 ) -> Layout:
-    """LoRA layers `layer.0`, `layer.1`, .. of the given (out, in), and a head of (classes, features) if given."""
+    """Return LoRA layers `layer.0`, `layer.1`, .. of the given (out, in), and a head of (classes, features)."""
     specs: list[TensorSpec] = []
     for i, (out, in_) in enumerate(shapes):
         module = f"layer.{i}"
@@ -34,7 +34,10 @@ def create_lora_layout(
 
 
 def create_random_state(layout: Layout, seed: int, dtype: torch.dtype = torch.float32) -> State:
-    """A global state in the midst of training: no tensor is zero; factors of about unit singular values."""
+    """Return a global state as in the middle of training.
+
+    No tensor is zero, and factors have singular values of about 1.
+    """
     generator = create_torch_generator(seed, "state")
     return {
         t.name: (torch.randn(t.shape, generator=generator, dtype=torch.float64) / _get_width(t) ** 0.5).to(dtype)
@@ -49,7 +52,7 @@ def _get_width(t: TensorSpec) -> int:
 
 @dataclass(frozen=True)
 class Client:
-    """One made-up client: its LoRA form and its unnormalised weight."""
+    """A made-up client: its LoRA shape and its weight before normalization."""
 
     form: AdapterShape
     weight: float = 1.0
@@ -64,7 +67,7 @@ def create_random_updates(
     round_number: int = 1,
     size: float = 0.5,
 ) -> list[Update]:
-    """What the clients hand in when their deltas are random, `size` times as large as the state's tensors."""
+    """Return the clients' updates with random deltas, `size` times as large as the state's tensors."""
     updates = []
     trained = strategy.trained(layout, round_number)
     private = strategy.private(layout)
@@ -85,14 +88,14 @@ def create_random_updates(
 def run_round(
     strategy: Strategy, state: State, layout: Layout, updates: Sequence[Update], round_number: int = 1, seed: int = 0
 ) -> Aggregate:
-    """One round of any rule, as a server does it, the server optimizer being plain addition."""
+    """Return the result of one round of any strategy, with plain addition as server optimizer."""
     ordered = sorted(updates, key=lambda update: update.client)
     if isinstance(strategy, RoundStrategy):
         return strategy.aggregate(
             state, layout, lambda names: [_select_tensors(u, names) for u in ordered], round_number, seed
         )
     if not isinstance(strategy, LinearStrategy):
-        raise TypeError("a strategy is linear or gathers")
+        raise TypeError("a strategy must be a LinearStrategy or a RoundStrategy")
     total = Fold()
     trained = strategy.trained(layout, round_number) - strategy.private(layout)
     for update in ordered:

@@ -1,4 +1,4 @@
-"""What the suite shares: one tiny federation's pieces. Nothing here is faked: small real models on made text."""
+"""Fixtures of the suite: the pieces of one tiny federation, with small real models on generated text and no mocks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 
 SMALL_FILES = 5_000_000
-"""Bytes of a folder's files, at most, whose model stays in memory."""
+"""Most bytes of a folder's files for which the model stays in memory."""
 
 
 @pytest.fixture(autouse=True, scope="session")
 def small_bases_are_read_once() -> Iterator[None]:
-    """Most tests begin with one of a few small models, and transformers takes longer to read it than they take to train
-    it: its files are read once per process, and again when they have changed."""
+    """Read each small base model once per process, and again when its files change.
+
+    Most tests start with one of a few small models, and transformers takes longer to read one than a test to train it.
+    """
     from fedpeft.models import loading
 
     kept: dict[object, Any] = {}
     read = loading._load_with_attention
 
-    def loaded(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    def load_once(load: Callable[..., Any], directory: Path, dtype: torch.dtype, options: dict[str, Any]) -> Any:
         files = [(path, path.stat()) for path in sorted(directory.rglob("*")) if path.is_file()]
         if sum(found.st_size for _, found in files) > SMALL_FILES:
             return read(load, directory, dtype, options)
@@ -36,19 +38,19 @@ def small_bases_are_read_once() -> Iterator[None]:
         key = (load, dtype, repr(options), state)
         if key not in kept:
             model, report = read(load, directory, dtype, options)
-            if report["missing_keys"]:  # these are drawn at random
+            if report["missing_keys"]:  # missing weights are drawn at random
                 return model, report
             kept[key] = model, report
         return copy.deepcopy(kept[key])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "_load_with_attention", loaded)
+        patch.setattr(loading, "_load_with_attention", load_once)
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[Any, Any, Path, int]:
-    """Task, tokenised rows, model folder and number of classes of the tiny data set."""
+    """Return task, tokenized examples, model folder and number of classes of the tiny dataset."""
     from fedpeft.data.rows import load_dataset
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.task import TASKS
@@ -61,7 +63,7 @@ def tiny() -> tuple[Any, Any, Path, int]:
 
 
 def build_with_defaults(family: Any, name: str) -> Any:
-    """The part as it is without settings; a test of one that must be given some is skipped."""
+    """Build a part with its default settings; skip the test if some have no default."""
     from fedpeft.conformance import list_required_settings
 
     if needed := list_required_settings(family.part(name)):

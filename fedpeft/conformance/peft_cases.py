@@ -1,4 +1,4 @@
-"""PEFT methods on tiny models, for the tests of what each must do; of our own, some that are joined, too."""
+"""PEFT methods on tiny models, for tests of every method; the built-in ones include combinations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 
 Tiny = tuple[Any, Any, Path, int]
-"""Task, tokenised rows, model folder and number of classes."""
+"""Task, tokenized examples, model folder and number of classes."""
 
 SMALL = {
     "adapter_fusion": "adapter_fusion(runs=('{finished}/0', '{finished}/1'), width=5)",
@@ -73,13 +73,13 @@ NAMES = list_tested_parts(PEFT_METHODS)
 OWN = PEFT_METHODS.own_names == NAMES
 SPECS = [*(SMALL.get(name, name) for name in NAMES), *(MORE if OWN else [])]
 RULE = {"vera": "rolora", "adalora": "flexlora", "lora_gram": "florg"}
-"""The strategy of methods whose plain mean is wrong."""
+"""Strategy of each method for which a plain mean is wrong."""
 
 SHARDS = [np.arange(0, 20), np.arange(20, 50), np.arange(50, 57)]
 
 
 def create_model(method: PeftMethod, tiny: Tiny, dtype: str) -> Any:
-    """The method on a base of its own precision."""
+    """Return the method's model, on a base of the method's own precision."""
     task, _, folder, classes = tiny
     base = task.base(folder, DTYPES[dtype])
     quantize(base, method.base_precision)
@@ -90,7 +90,7 @@ def create_model(method: PeftMethod, tiny: Tiny, dtype: str) -> Any:
 
 @functools.cache
 def create_finished_runs(folder: Path, task: Any, classes: int) -> Path:
-    """A folder with two finished runs of bottleneck on the base in `folder`, for methods that combine such."""
+    """Return a folder with two finished runs of bottleneck on the base in `folder`, for methods that combine runs."""
     made = Path(tempfile.mkdtemp(prefix="finished-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     for number in range(2):
@@ -106,16 +106,17 @@ def create_finished_runs(folder: Path, task: Any, classes: int) -> Path:
 
 @functools.cache
 def load_tiny_pictures() -> Tiny:
-    """As the tiny data set, of digits."""
+    """Return task, examples, model folder and number of classes of a small image dataset."""
     task, folder = TASKS.build("classification"), resolve_model("tiny_vision")
     data = load_dataset("digits")
     return task, task.tokenise(data.train.take(np.arange(60)), folder, 0), folder, data.classes
 
 
 class Case:
-    """A method on the tiny model, or one of pictures, with a start that is away from zero."""
+    """A method on a tiny model of texts or images, with a start that differs from zero."""
 
     def __init__(self, spec: str, tiny: Tiny, dtype: str = "fp64") -> None:
+        """Build the model, its layout and its start; `dtype` is that of the base."""
         if "{finished}" in spec:
             task, _, folder, classes = tiny
             spec = spec.replace("{finished}", str(create_finished_runs(folder, task, classes)))
@@ -131,8 +132,8 @@ class Case:
         self.start = {n: t + 0.05 * torch.randn(t.shape, generator=noise, dtype=t.dtype) for n, t in self.first.items()}
         self.sequential = SequentialExecutor(self.model, self.task, self.rows, self.layout)
 
-    def batched(self) -> BatchedExecutor:
-        """Two clients at a time."""
+    def create_batched_executor(self) -> BatchedExecutor:
+        """Return an executor that trains two clients at a time."""
         base = self.task.base(self.folder, DTYPES[self.dtype])
         quantize(base, self.method.base_precision)
         plain = self.task.model(base, self.classes)
@@ -146,7 +147,7 @@ class Case:
         steps: int = 3,
         optimizer: str = "adamw(head_rate=1.0)",
     ) -> list[Job]:
-        """One for each of `SHARDS`, each in its form of `start`."""
+        """Return one job for each of `SHARDS`, each with its own shape of `start`."""
         made = []
         for client, rows in enumerate(SHARDS):
             form = forms[client] if forms else self.layout.form
@@ -158,16 +159,16 @@ class Case:
 
     @property
     def strategy(self) -> Strategy:
-        """The one whose mean is right for the method."""
+        """Strategy whose mean is right for the method."""
         return strategies.build(RULE.get(self.method.name, "fedit"))
 
 
 each_method = pytest.mark.parametrize("spec", SPECS)
-"""For tests of every method."""
+"""Parametrization of tests for every method."""
 
 
 def find_largest_difference(one: Sequence[Trained], other: Sequence[Trained], jobs: Sequence[Job]) -> float:
-    """The largest difference of a tensor between two ways of training, in terms of how far it has moved."""
+    """Return the largest difference of a tensor between two ways of training, relative to the tensor's movement."""
     return max(
         float((a.state[n] - b.state[n]).norm() / (a.state[n] - job.received[n]).norm().clamp(min=1e-300))
         for a, b, job in zip(one, other, jobs, strict=True)

@@ -1,4 +1,4 @@
-"""What every codec step must do: a new one is found and tested without an edit here."""
+"""Requirements of every codec step; new steps are found and tested automatically."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def create_state(shapes=SHAPES, seed=0, dtype=torch.float32):
 
 
 def list_variants(name):
-    """The part with its defaults, and with each setting's choices and ends of range."""
+    """Return the part with its defaults, and with each setting's choices and ends of range."""
     part = codecs.part(name)
     made = [] if list_required_settings(part) else [part()]
     for field in dataclasses.fields(part) if made else ():
@@ -73,7 +73,7 @@ PIPELINES = (
     if codecs.own_names == NAMES
     else [str(step) for name in NAMES for step in list_variants(name)]
 )
-"""Of our own steps, those that are put together; of a plugin's, each as it stands."""
+"""Combinations of the built-in steps, or each step of a plugin alone."""
 
 
 def encode(codec, state, **options):

@@ -1,4 +1,4 @@
-"""What every start of the head must do: statistics of the shapes that it says, sums over clients, a head that fits."""
+"""Requirements of every start of the head: declared shapes of statistics, sums over clients, and a head that fits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = list_tested_parts(HEADS)
 
 
 def create_rows(count, seed):
-    """Features (count, WIDTH) around a mean of each class, and labels (count,): the last class has none."""
+    """Return features (count, WIDTH) around a mean of each class, and labels (count,), none of the last class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES - 1, (count,), generator=generator)
     means = torch.eye(CLASSES, WIDTH) * 3
@@ -33,7 +33,7 @@ def head(request):
 
 
 def sum_statistics(head, of):
-    """The sums of clients' statistics."""
+    """Return the sums of the clients' statistics."""
     total = {}
     for features, labels in of:
         for name, tensor in head.additive(head.statistics(features, labels, CLASSES)).items():

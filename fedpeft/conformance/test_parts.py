@@ -1,4 +1,4 @@
-"""What every part of every family must do: be a documented frozen dataclass with declared settings and a text form."""
+"""Requirements of every part: a documented frozen dataclass with declared settings and a text form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = [
     pytest.param(family, name, id=f"{family.group}.{name}") for family in ALL for name in list_tested_parts(family)
 ]
 OFFLINE = {"digits", "tiny", "tiny_lm"}
-"""Of our own data sets, those that are made or come with a library; a plugin's are all loaded."""
+"""Built-in datasets that are generated or come with a library; all datasets of a plugin are loaded."""
 
 
 @pytest.mark.parametrize(("family", "name"), PARTS)

@@ -1,4 +1,4 @@
-"""What every PEFT method must do: declare its tensors, train them, alone and in batches, on any base."""
+"""Requirements of every PEFT method: it declares its tensors and trains them, alone and in batches, on any base."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_batched_equals_sequential(spec, tiny):
     if not case.method.batched:
         pytest.skip("trained one client at a time")
     jobs = case.jobs()
-    one, other = list(case.sequential.train(jobs)), list(case.batched().train(jobs))
+    one, other = list(case.sequential.train(jobs)), list(case.create_batched_executor().train(jobs))
     assert find_largest_difference(one, other, jobs) < 1e-9
     assert [t.loss for t in one] == pytest.approx([t.loss for t in other], rel=1e-12)
 
@@ -136,7 +136,7 @@ def test_a_client_s_own_size_is_what_is_evaluated(name, tiny):
     large, small = Case(f"{name}({size}=6)", tiny), Case(f"{name}({size}=2)", tiny)
     rows = np.arange(20)
     expected = small.sequential.evaluate(small.start, rows)
-    for executor in (large.sequential, large.batched()):
+    for executor in (large.sequential, large.create_batched_executor()):
         found = executor.evaluate(small.start, rows, small.layout.form)
         assert found.mean_loss == pytest.approx(expected.mean_loss, rel=1e-9)
 
@@ -147,7 +147,7 @@ def decode_in_place(base, precision):
 
 
 def has_batched_text_form(spec):
-    """Whether it has a batched form, on bases that read texts."""
+    """Return whether the method has a batched form, on bases that read texts."""
     method = PEFT_METHODS.build(spec)
     return method.batched and not method.of_pictures
 
@@ -157,7 +157,7 @@ NOT_FOR_LANGUAGE = {"linear_probe", "head2toe", "bitfit", "bitfit(layers=1)", SM
 
 @pytest.fixture(scope="module")
 def tiny_language():
-    """Task, rows, model folder and no classes: a decoder with rotary positions and causal attention."""
+    """Return task, examples, model folder and no classes: a decoder with rotary positions and causal attention."""
     task, folder = TASKS.build("causal_lm"), resolve_model("tiny_lm")
     return task, task.tokenise(load_dataset("tiny_lm").train.take(np.arange(60)), folder, 24), folder, 0
 
@@ -169,7 +169,7 @@ def tiny_language():
 def test_batched_equals_sequential_on_a_language_model(spec, tiny_language):
     case = Case(spec, tiny_language)
     jobs = case.jobs()
-    one, other = list(case.sequential.train(jobs)), list(case.batched().train(jobs))
+    one, other = list(case.sequential.train(jobs)), list(case.create_batched_executor().train(jobs))
     assert find_largest_difference(one, other, jobs) < 1e-9
     assert not any(torch.equal(one[0].state[n], jobs[0].received[n]) for n in one[0].state)
 
@@ -199,7 +199,7 @@ def test_sizes_are_mixed_or_refused(spec, tiny):
     alone = list(case.sequential.train([jobs[2]]))
     assert find_largest_difference(one[2:], alone, jobs[2:]) == 0
     if method.batched:
-        assert find_largest_difference(one, list(case.batched().train(jobs)), jobs) < 1e-9
+        assert find_largest_difference(one, list(case.create_batched_executor().train(jobs)), jobs) < 1e-9
 
 
 def test_what_can_not_be_joined_is_refused():

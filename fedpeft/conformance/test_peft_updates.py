@@ -1,4 +1,4 @@
-"""What a PEFT method's updates must go through: every codec, and the mean that is right for it."""
+"""Requirements of a PEFT method's updates: every codec, and the mean that is right for the method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a saved adapter must be: the same model when it is loaded, and the plain base when it is merged."""
+"""Requirements of a saved adapter: the same model after loading, and the plain base model after merging."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedpeft.peft import saved_adapter
 
 
 def save_and_load(case, folder):
-    """The model of `case.start`, from its files."""
+    """Return the model of `case.start`, loaded from its files."""
     method = case.method
     changes, state = method.changes(case.model, case.start), method.as_saved(case.model, case.start)
     own = (method.saved_as or case.spec) if not (changes or method.in_peft or method.whole_model) else None

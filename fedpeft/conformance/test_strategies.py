@@ -1,4 +1,4 @@
-"""What every strategy must do, ours and yours."""
+"""Requirements of every strategy, ours and yours."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ CORES = [
         TensorSpec("layer.0.bias.weight", (3,), "plain", "layer.0"),
     ),
 ]
-"""Of rules that refuse LoRA's factors, the tensors that they are for."""
+"""Tensors for strategies that reject LoRA's factors."""
 EQUAL = [Client(FORM, 3.0), Client(FORM, 1.0), Client(FORM, 2.5), Client(FORM, 7.0)]
 
 
@@ -73,7 +73,7 @@ def case(strategy):
 
 
 def compute_added_weights(result, layout):
-    """By layer, what the adapter and the residual add to the base; other tensors as they are."""
+    """Return each layer's sum of adapter and residual, and the other tensors unchanged."""
     weights = {p.module: compute_effective_weight(p, result.state, layout.form).to_dense() for p in layout.pairs}
     for module, residual in result.residuals.items():
         weights[module] = weights[module] + residual.to_dense()
@@ -125,7 +125,7 @@ def test_what_is_sent_is_a_copy(case):
 def test_different_forms_are_taken_or_refused(case, name):
     strategy, layout, _ = case
     strategy.check(layout, [FORM, FORM])
-    if strategy.mixed_ranks and (layout.pairs or name == "owned_mean"):  # whose forms are lengths of prompts
+    if strategy.mixed_ranks and (layout.pairs or name == "owned_mean"):  # its shapes are prompt lengths
         strategy.check(layout, [c.form for c in MIXED])
     else:
         with pytest.raises(ConfigError, match="rank"):
@@ -159,7 +159,7 @@ def test_zero_updates_change_nothing(case):
     strategy, layout, state = case
     updates = create_random_updates(strategy, state, layout, EQUAL, 3, size=0.0)
     for u in updates:
-        # what flasc sends is sparse; the deltas are what counts
+        # flasc sends a sparse state; only the deltas count
         u.received.update(state)
     result = run_round(strategy, state, layout, updates)
     assert_close(compute_added_weights(result, layout), compute_added_weights(type(result)(state, {}), layout))

@@ -1,1 +1,1 @@
-"""Rows: from where they come, whose they are, and how they become a model's input."""
+"""Datasets: where examples come from, which owner each belongs to, and how they become a model's input."""

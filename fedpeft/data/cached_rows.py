@@ -1,6 +1,7 @@
-"""What runs share on one machine: tokenised rows, frozen hidden states, frozen features. Never results.
+"""Cache of tokenized examples, frozen hidden states and frozen features, shared by all runs on a machine.
 
-Everything is keyed by a hash of what it was computed from, written to a temporary name and renamed.
+Results of runs are never cached. Each entry's key is a hash of what it was computed from. Entries are written to a
+temporary name and then renamed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from fedpeft.data.square_pictures import AS_EVER
 from fedpeft.machine import cache
 
 TOKENIZER_FILES = ("*token*", "vocab*", "merges.txt", "*.model", "*.jinja", "config.json")
-"""What tokens depend on, in a model's folder."""
+"""Files of a model's folder that tokens depend on."""
 
 
 def hash_rows(rows: Rows) -> str:
-    """SHA-256 of the rows' inputs, texts and labels."""
+    """Return the SHA-256 of the inputs, texts and labels of `rows`, in hexadecimal."""
     digest = hashlib.sha256()
     if isinstance(rows.inputs, np.ndarray):
         digest.update(repr((rows.inputs.shape, rows.inputs.dtype)).encode())
@@ -45,10 +46,10 @@ def hash_rows(rows: Rows) -> str:
 
 
 def read_as(inputs: Inputs) -> dict[str, str]:
-    """How the model is fed such inputs, for keys of what is made of them; of those that are fed as ever nothing.
+    """Return the cache-key fields that describe how images are fed to the model; empty for texts and small images.
 
-    Images above 28 pixels a side were once neither smoothed nor given more than 4 x 4 patches; what lies in a cache
-    from that time is not theirs.
+    Older versions neither smoothed images above 28 pixels a side nor gave them more than 4 x 4 patches. The field keeps
+    their cache entries apart from today's.
     """
     if not isinstance(inputs, np.ndarray) or max(inputs.shape[1:3]) <= AS_EVER:
         return {}
@@ -63,7 +64,7 @@ def _add(digest: Any, texts: Sequence[str]) -> None:
 
 
 def convert_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
-    """The arrays of model-ready rows, for `arrays`."""
+    """Return the named arrays that `restore_examples` turns back into `examples`."""
     if isinstance(examples, ImageRows):
         return {"pixels": examples.pixels, "labels": examples.labels, "tokens": np.array(examples.tokens)}
     if isinstance(examples, CaptionedRows):
@@ -85,16 +86,16 @@ def convert_to_arrays(examples: Examples) -> dict[str, np.ndarray]:
 
 
 def _convert_texts(texts: TokenRows) -> dict[str, np.ndarray]:
-    """The arrays of texts beside images, or beside other texts."""
+    """Return the arrays of a row's second text, or of the text beside an image, with `TEXT` before their names."""
     return {f"{TEXT}{name}": array for name, array in convert_to_arrays(texts).items()}
 
 
 TEXT = "text_"
-"""What the names of arrays of texts beside something else begin with."""
+"""Prefix of the names of arrays that belong to a second text, or to the text beside an image."""
 
 
 def restore_examples(found: Mapping[str, np.ndarray]) -> Examples:
-    """The inverse of `convert_to_arrays`."""
+    """Return the examples that `convert_to_arrays` turned into these arrays."""
     own = {name.removeprefix(TEXT): array for name, array in found.items() if name.startswith(TEXT)}
     if own:
         texts = cast(TokenRows, restore_examples(own))
@@ -121,9 +122,13 @@ def restore_examples(found: Mapping[str, np.ndarray]) -> Examples:
 
 
 def load_cached_examples(data_key: str) -> Examples:
-    """The tokenised rows called `data_key`, memory-mapped."""
+    """Return the tokenized examples of the cache entry `data_key`, memory-mapped.
 
-    def missing() -> Mapping[str, np.ndarray]:
-        raise FileNotFoundError(f"the tokenised rows {data_key} have left the cache while the run was going on")
+    Raises:
+        FileNotFoundError: the entry was evicted during the run.
+    """
 
-    return restore_examples(cache.load_arrays("rows", data_key, missing))
+    def report_missing() -> Mapping[str, np.ndarray]:
+        raise FileNotFoundError(f"the tokenized examples {data_key} were evicted from the cache during the run")
+
+    return restore_examples(cache.load_arrays("rows", data_key, report_missing))

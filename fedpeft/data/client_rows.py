@@ -1,9 +1,9 @@
-"""How the rows of real clients look: what a server says of them where nobody names anything else."""
+"""Defaults for the form of real clients' rows: column names and legal image sizes."""
 
 from __future__ import annotations
 
 TEXT, LABEL = "text", "label"
-"""Columns by which clients' rows are told where nobody names any."""
+"""Default names of the text column and the label column of clients' files."""
 
 SMALLEST, LARGEST = 8, 512
-"""Pixels per side of the smallest and the largest picture that rows are brought to."""
+"""Fewest and most pixels per side that a client's images are scaled to."""

@@ -1,11 +1,14 @@
-"""Clones of Python functions: the same function with its own names changed and independent statements in another order,
-the second and third kind of clones of Roy, Cordy and Koschke (Science of Computer Programming 74, 2009).
+"""Clones of Python functions: renamed local names and reordered independent statements.
 
-Names and statements are changed at their places in the text, and no tree is printed: all else stays as it was written.
-Changed are the names of the function, of arguments and of local variables, never of attributes, inner functions,
-imports or handled exceptions, nor what a string formats. New names may be those of another function, which a reader of
-names alone then takes the clone for. Two assignments that follow each other change places where neither reads or writes
-what the other writes and neither calls anything. Nothing is run.
+These are the second and third type of clones of Roy, Cordy and Koschke (Science of Computer Programming 74, 2009). The
+text is edited in place and never printed from a syntax tree, so everything else stays as it was written.
+
+Renamed are the function, its arguments and its local variables. Attributes, inner functions, imports, handled
+exceptions and names inside format strings keep their names. A new name may come from another function, so that a model
+that reads names alone mistakes the clone for that function.
+
+Two consecutive assignments change places if neither reads or writes what the other writes and neither calls anything.
+No code is run.
 """
 
 from __future__ import annotations
@@ -19,19 +22,24 @@ import numpy as np
 from fedpeft.data.python_functions import Definition
 
 STEMS = ("alpha", "batch", "cell", "delta", "entry", "field", "group", "handle", "item", "joint", "kind", "lower")
-"""What new names are made of where others have none left, with a number behind."""
+"""Stems of new names, completed by a number, for when `names` are used up."""
 
 Span = tuple[int, int]
-"""Line from 1, and column in characters."""
+"""Line number, from 1, and column in characters."""
 
 CALLS = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr)
 
 
 def clone(text: str, random: np.random.Generator, names: Sequence[str] = ()) -> str | None:
-    """The function in `text` (ASCII) with its names changed and statements reordered; None: it is no function, or has
-    no argument or variable to rename. The same generator gives the same clone.
+    """Return a clone of the function in `text`, or None if it can't be cloned.
 
-    `names`: what things are called in the clone, as far as the text has no such names yet.
+    A clone needs one function with at least one argument or variable to rename. The same generator gives the same
+    clone.
+
+    Args:
+        text: source of the function, in ASCII.
+        random: decides names and order.
+        names: preferred new names; those that occur in the text are skipped.
     """
     function = _parse_function(text)
     if function is None or not _find_changed_names(function).keys() - {function.name}:
@@ -50,19 +58,19 @@ def _parse_function(text: str) -> Definition | None:
 
 
 def find_own_names(text: str) -> list[str]:
-    """The names of the function in `text` that a clone changes, in alphabetical order; none: it is no function."""
+    """Return the names that a clone changes, sorted; empty if `text` is not a single function."""
     function = _parse_function(text)
     return [] if function is None else sorted(_find_changed_names(function))
 
 
 def _find_changed_names(function: Definition) -> dict[str, list[Span]]:
-    """The names that are changed, and where they stand."""
+    """Return the names that a clone changes, each with its places."""
     kept = _find_kept_names(function) | {"self", "cls", "_"}
     return {name: found for name, found in _find_places(function).items() if name not in kept}
 
 
 def rename_variables(text: str, function: Definition, random: np.random.Generator, names: Sequence[str]) -> str | None:
-    """`text` with other names; None: its places can't be found."""
+    """Return `text` with new names, or None if a place of the syntax tree does not show the name in the text."""
     places = _find_changed_names(function)
     taken = set(re.findall(r"\w+", text))
     free = [name for name in names if name not in taken]
@@ -73,14 +81,14 @@ def rename_variables(text: str, function: Definition, random: np.random.Generato
     spots = [(line, column, name) for name, found in places.items() for line, column in found]
     for line, column, name in sorted(spots, reverse=True):
         row = lines[line - 1]
-        if row[column : column + len(name)] != name:  # nowhere in a tree of this text
+        if row[column : column + len(name)] != name:  # the tree does not belong to this text
             return None
         lines[line - 1] = row[:column] + new[name] + row[column + len(name) :]
     return "\n".join(lines)
 
 
 def _find_places(function: Definition) -> dict[str, list[Span]]:
-    """Where the names of the function, of arguments, and of variables that are assigned stand."""
+    """Return the places of the function's name, its arguments and its assigned variables."""
     local = {function.name}
     before = len("async def " if isinstance(function, ast.AsyncFunctionDef) else "def ")
     found: dict[str, list[Span]] = {function.name: [(function.lineno, function.col_offset + before)]}
@@ -96,7 +104,11 @@ def _find_places(function: Definition) -> dict[str, list[Span]]:
 
 
 def _find_kept_names(function: Definition) -> set[str]:
-    """Names that stand where no tree says, or that others know: of strings, imports, exceptions, keywords, patterns."""
+    """Return names that can't be renamed safely.
+
+    These occur in format strings, imports, exception handlers, patterns or global statements, or name inner functions
+    and classes.
+    """
     kept: set[str] = set()
     for node in ast.walk(function):
         match node:
@@ -116,7 +128,7 @@ def _find_kept_names(function: Definition) -> set[str]:
 
 
 def reorder_assignments(text: str, random: np.random.Generator) -> str:
-    """`text` with neighbouring assignments exchanged that do not depend on each other, each pair or not by a coin."""
+    """Return `text` with some consecutive independent assignments exchanged, each pair with probability 1/2."""
     function = _parse_function(text)
     if function is None:
         return text
@@ -134,7 +146,7 @@ def reorder_assignments(text: str, random: np.random.Generator) -> str:
 
 
 def _list_bodies(function: Definition) -> list[list[ast.stmt]]:
-    """The lists of statements, innermost last; exchanged lines stay within theirs."""
+    """Return all lists of statements, innermost last; a statement moves only within its own list."""
     parts = ("body", "orelse", "finalbody")
     return [
         body for node in ast.walk(function) for name in parts if isinstance(body := getattr(node, name, None), list)
@@ -142,7 +154,7 @@ def _list_bodies(function: Definition) -> list[list[ast.stmt]]:
 
 
 def _is_alone(first: ast.stmt, second: ast.stmt, lines: list[str]) -> bool:
-    """Whether nothing else stands on the lines of two statements that follow each other."""
+    """Return whether two consecutive statements share their lines with nothing else."""
     if first.end_lineno is None or second.end_lineno is None or second.lineno != first.end_lineno + 1:
         return False
     return all(
@@ -152,7 +164,7 @@ def _is_alone(first: ast.stmt, second: ast.stmt, lines: list[str]) -> bool:
 
 
 def is_independent(first: ast.stmt, second: ast.stmt) -> bool:
-    """Whether two statements are assignments to names that give the same in either order."""
+    """Return whether both statements assign to plain names and give the same result in either order."""
     if not all(isinstance(s, ast.Assign | ast.AnnAssign) for s in (first, second)):
         return False
     if any(isinstance(node, CALLS) for s in (first, second) for node in ast.walk(s)):
@@ -165,7 +177,7 @@ def is_independent(first: ast.stmt, second: ast.stmt) -> bool:
 
 
 def _collect_names(statement: ast.stmt) -> tuple[set[str], set[str]]:
-    """Names that are written, and read."""
+    """Return the names that a statement writes, and those that it reads."""
     names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
     written = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     return written, {node.id for node in names if isinstance(node.ctx, ast.Load)}

@@ -1,8 +1,8 @@
-"""CoNLL files: a word and its tags a line in columns, and a blank line behind each sentence.
+"""CoNLL files: one word with its tags per line, in columns, and a blank line after each sentence.
 
-Columns are separated by tabs if the line has one, else by spaces. The first is the word, the last is the tag of named
-entities (`ner_tags`), and those between are `column_2`, `column_3` and so on (CoNLL-2003: Tjong Kim Sang and
-De Meulder, 2003). Lines that begin with -DOCSTART- separate documents and are left out.
+Columns are separated by tabs if the line contains one, and by spaces otherwise. The first column is the word and the
+last is the tag of named entities (`ner_tags`). Those between are `column_2`, `column_3` and so on (CoNLL-2003: Tjong
+Kim Sang and De Meulder, 2003). Lines that begin with -DOCSTART- separate documents and are skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BETWEEN_DOCUMENTS = "-DOCSTART-"
 
 
 def read_sentences(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """Return the sentences of a CoNLL file, each with the place of its first line.
+    """Yield the sentences of a CoNLL file, each with the place of its first line.
 
     Raises:
         DataError: the file is empty, or a line has no tag or other columns than the first; the message names the line.

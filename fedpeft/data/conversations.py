@@ -1,8 +1,10 @@
-"""Instruction data: one JSON text a row, of which the answers are learned.
+"""Instruction data: one JSON text per example; the model learns the answers in it.
 
-Conversations are lists of {"role": ..., "content": ...}, written by the model's own chat template or by that of a
-file: {"template": ..., "sha256": ..., "messages": ...}. Rows of columns are {"prompt": ..., "answer": ...}; with
-{"whole": true} both are cut into tokens as one text.
+The text has one of three forms:
+
+- A conversation is a list of {"role": ..., "content": ...}. The model's own chat template formats it.
+- A conversation for a template file is {"template": ..., "sha256": ..., "messages": ...}.
+- Columns are {"prompt": ..., "answer": ...}. With {"whole": true}, both are tokenized as one text.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ ROLES = ("system", "user", "assistant")
 
 
 def pack_conversation(value: object, where: str) -> str:
-    """A conversation as one text, checked.
+    """Check a conversation and return it as one JSON text.
 
     Raises:
-        DataError: it is no list of messages, or nobody answers; `where` is named.
+        DataError: it is not a list of messages, or has no answer; the message contains `where`.
     """
     if not isinstance(value, list) or not value:
         raise DataError(
@@ -55,19 +57,20 @@ def pack_conversation(value: object, where: str) -> str:
             )
     if value[0]["role"] == "assistant":
         raise DataError(
-            f"FP3015 {where}: the assistant speaks first; a conversation begins with the user, or the system"
+            f"FP3015 {where}: the first message is the assistant's; begin with one of the user or the system"
         )
     if not any(m["role"] == "assistant" and m["content"].strip() for m in value):
         empty = "the assistant's are empty" if any(m["role"] == "assistant" for m in value) else "there is none"
-        raise DataError(f"FP3016 {where}: nobody answers; a conversation has a message of the assistant, and {empty}")
+        raise DataError(f"FP3016 {where}: the conversation needs a message of the assistant with text, and {empty}")
     return encode_row([{"role": m["role"], "content": m["content"]} for m in value], where)
 
 
 def encode_row(row: object, where: str) -> str:
-    """A row as JSON; `where` it stands is named.
+    """Return a row as JSON.
 
     Raises:
-        DataError: a text in it ends in the middle of a character, which no tokenizer takes.
+        DataError: a text contains half of a character (a lone surrogate), which no tokenizer accepts; the message
+            contains `where`.
     """
     made = json.dumps(row)
     if "\\ud" in made and any("\ud800" <= c <= "\udfff" for c in json.dumps(row, ensure_ascii=False)):
@@ -78,11 +81,13 @@ def encode_row(row: object, where: str) -> str:
 def pack_messages(
     records: Iterable[tuple[str, Mapping[str, Any]]], column: str, text: str, source: str, template: str | None = None
 ) -> Any:
-    """The records with the conversation in `column` packed into the column `text`; `template`: of a file, or None.
+    """Yield the records with the conversation of `column` packed into the column `text`.
+
+    `template` is a template file, or None or `CHAT` for the model's own chat template.
 
     Raises:
-        ConfigError: the template is one of columns.
-        DataError: a record has no such column, or no conversation in it; or there is no such template.
+        ConfigError: the template formats columns, not messages.
+        DataError: a record lacks the column or a valid conversation, or the template does not exist.
     """
     if template in (None, CHAT):
         own = ""
@@ -91,8 +96,8 @@ def pack_messages(
         own = f'{{"template": {json.dumps(file)}, "sha256": "{compute_fingerprint(file)}", "messages": %s}}'
     else:
         raise ConfigError(
-            f"FP1084 the prompt template {template} is one of columns, and {source} holds conversations; take {CHAT}, "
-            f"or a file of your own that ends in {SUFFIX}"
+            f"FP1084 the prompt template {template} formats columns, but {source} contains conversations; choose "
+            f"{CHAT}, or a file of your own that ends in {SUFFIX}"
         )
     for place, record in records:
         where = f"{place} of {source}"
@@ -108,10 +113,12 @@ def pack_messages(
 def pack_prompts(
     records: Iterable[tuple[str, Mapping[str, Any]]], template: str, answer: str, text: str, source: str
 ) -> Any:
-    """The records with the prompt that `template` writes and the answer in a column packed into the column `text`.
+    """Yield the records with the formatted prompt and the answer packed into the column `text`.
+
+    `template` writes the prompt from all columns except `answer`.
 
     Raises:
-        ConfigError: there is no such template.
+        ConfigError: the template does not exist.
         DataError: the template fails on a record, or a record has no answer.
     """
     made = PromptTemplate(template)
@@ -138,18 +145,18 @@ def pack_prompts(
 
 
 def tokenize_row(tokenizer: Any, row: str) -> tuple[list[int], list[bool]]:
-    """Token ids of a packed row, and which of them are an answer's.
+    """Return the token ids of a packed row, and a flag for each token that belongs to an answer.
 
     Raises:
-        ModelError: the tokenizer has no chat template, or one that changes what it has written.
-        DataError: the template refuses the conversation, or its file has changed.
+        ModelError: the tokenizer has no chat template, or its template rewrites earlier messages.
+        DataError: the template rejects the conversation, or its file has changed.
     """
     packed_row = json.loads(row)
     if isinstance(packed_row, list):
         if not getattr(tokenizer, "chat_template", None):
             raise ModelError(
-                "FP4001 the model's tokenizer has no chat template; take an instruction-tuned model such as smollm2, "
-                "or give the data set a template of your own: template='FILE.jinja'"
+                "FP4001 the model's tokenizer has no chat template; choose an instruction-tuned model such as smollm2, "
+                "or give the dataset a template of your own: template='FILE.jinja'"
             )
         return _tokenize_conversation(tokenizer, packed_row, None, "the model's chat template")
     if packed_row.get("whole"):
@@ -158,12 +165,12 @@ def tokenize_row(tokenizer: Any, row: str) -> tuple[list[int], list[bool]]:
         return _tokenize_apart(tokenizer, packed_row["prompt"], packed_row["answer"])
     file = packed_row["template"]
     if compute_fingerprint(file) != packed_row["sha256"]:
-        raise DataError(f"FP3021 the prompt template {file} has changed while its rows were read; begin anew")
+        raise DataError(f"FP3021 the prompt template {file} changed while its rows were read; start the command again")
     return _tokenize_conversation(tokenizer, packed_row["messages"], read_template(file), f"the prompt template {file}")
 
 
 def _tokenize_apart(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[bool]]:
-    """Prompt and answer, cut into tokens by themselves so that where one ends is certain; then the end of a text."""
+    """Tokenize prompt and answer separately, so that the boundary is exact, and append the end-of-text token."""
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     asked = list(tokenizer(prompt)["input_ids"])
     if end and asked[-1:] == end:
@@ -173,17 +180,17 @@ def _tokenize_apart(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int]
 
 
 def _tokenize_text(tokenizer: Any, prompt: str, answer: str, ends: bool) -> tuple[list[int], list[bool]]:
-    """Prompt and answer, cut into tokens as one text; a token is the answer's if it begins behind the prompt.
+    """Tokenize prompt and answer as one text; a token belongs to the answer if it begins after the prompt.
 
-    `ends`: the end of a text stands behind, and is learned.
+    If `ends` is true, an end-of-text token is appended and learned.
 
     Raises:
-        ModelError: the tokenizer does not say where its tokens lie.
+        ModelError: the tokenizer does not report the offsets of its tokens.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            "FP4002 the model's tokenizer does not say where in a text its tokens lie (it has no tokenizer.json), and "
-            "answers can't be told from prompts; take another model, or template='alpaca'"
+            "FP4002 the model's tokenizer does not report the offsets of its tokens (it has no tokenizer.json), so "
+            "answers can't be separated from prompts; choose another model, or template='alpaca'"
         )
     encoded = tokenizer(prompt + answer, return_offsets_mapping=True)
     ids, learned = list(encoded["input_ids"]), [b > a >= len(prompt) for a, b in encoded["offset_mapping"]]
@@ -195,9 +202,12 @@ def _tokenize_text(tokenizer: Any, prompt: str, answer: str, ends: bool) -> tupl
 def _tokenize_conversation(
     tokenizer: Any, messages: list[dict[str, str]], template: str | None, called: str
 ) -> tuple[list[int], list[bool]]:
-    """An answer is what the template adds to the conversation so far, opened for an answer: its text and the token
-    that ends it. Where tokens of the shorter conversation are none of the longer one's, the template's own marks
-    count, or else the places of tokens in the text."""
+    """Tokenize a conversation and flag the answers' tokens.
+
+    An answer is what the template adds to the conversation so far, opened for an answer: its text and the token that
+    ends it. If the tokens of the shorter conversation do not begin those of the longer one, the template's generation
+    marks decide. Without marks, the offsets of the tokens in the text decide.
+    """
     spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     steps = [step for i in spoken for step in ((messages[:i], True), (messages[: i + 1], False))]
     ids: list[int] = []
@@ -214,26 +224,26 @@ def _tokenize_conversation(
         answers += [not opened] * (len(now) - len(ids))
         ids = now
     if not any(answers):
-        raise DataError(f"FP3022 {called} leaves out what the assistant says in {json.dumps(messages):.80}")
+        raise DataError(f"FP3022 {called} drops the assistant's answers in {json.dumps(messages):.80}")
     return ids, answers
 
 
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""How a template marks what a model is to learn, for transformers' `return_assistant_tokens_mask`."""
+"""How a template marks what a model learns, for transformers' `return_assistant_tokens_mask`."""
 
 
 def _apply_template(
     tokenizer: Any, messages: list[dict[str, str]], template: str | None, called: str, **asked: bool
 ) -> Any:
-    """What the template makes of messages: tokens, or with `tokenize=False` the text.
+    """Apply the chat template to messages; return the tokens, or with `tokenize=False` the text.
 
     Raises:
-        DataError: the template refuses them.
+        DataError: the template rejects the messages.
     """
     asked = {"tokenize": True, "return_dict": True} | asked
     try:
         opened = asked.get("add_generation_prompt", False)
-        with memory.limit_memory(ROOM):  # the text alone: a tokenizer without memory would end the process
+        with memory.limit_memory(ROOM):  # a tokenizer that runs out of memory would end the process
             text = tokenizer.apply_chat_template(
                 messages, chat_template=template, tokenize=False, add_generation_prompt=opened
             )
@@ -249,11 +259,12 @@ def _apply_template(
 def _tokenize_by_places(
     tokenizer: Any, steps: list[tuple[list[dict[str, str]], bool]], template: str | None, called: str
 ) -> tuple[list[int], list[bool]]:
-    """Tokens of the whole text, of which those are answers that have a letter of one: where a template opens an answer
-    by a space, that space and the first word are one token.
+    """Tokenize the whole text; a token belongs to an answer if it overlaps one.
+
+    If a template opens an answer with a space, that space and the first word are one token.
 
     Raises:
-        ModelError: the text of the shorter conversation does not begin the longer one's, or tokens have no places.
+        ModelError: the shorter conversation's text does not begin the longer one's, or tokens have no offsets.
     """
     text, answers = "", []
     for so_far, opened in steps:
@@ -262,9 +273,9 @@ def _tokenize_by_places(
         )
         if not now.startswith(text) or not getattr(tokenizer, "is_fast", False):
             raise ModelError(
-                f"FP4003 {called} writes earlier messages anew when another one follows, or an answer not as it opens "
-                "it, so that answers can't be told from the rest; take conversations with one answer each, another "
-                "model, or a template='FILE.jinja' that marks answers by {% generation %}"
+                f"FP4003 {called} rewrites earlier messages when another one follows, or changes how it opens an "
+                "answer, so answers can't be separated from the rest; use conversations with one answer each, "
+                "another model, or a template='FILE.jinja' that marks answers with {% generation %}"
             )
         answers += [] if opened else [(len(text), len(now))]
         text = now
@@ -274,10 +285,10 @@ def _tokenize_by_places(
 
 
 def format_question(tokenizer: Any, text: str, template: str | None) -> tuple[str, bool]:
-    """What a model that was tuned with `template` is asked, and whether special tokens are in it already.
+    """Return the prompt for a model tuned with `template`, and whether it already contains special tokens.
 
     Raises:
-        DataError: the template asks for more than an instruction, refuses it, or there is none.
+        DataError: the template does not exist, rejects the question, or needs more columns than an instruction.
     """
     written, called = None, "the model's chat template"
     if template not in (None, CHAT):

@@ -1,7 +1,7 @@
-"""Model-ready rows: token ids of ragged length (or images of one size), with labels.
+"""Model-ready examples: token ids of ragged length, or images of one size, with labels.
 
-Token ids live in one flat array with offsets, so that ten thousand clients share one copy, memory-mapped from the
-cache. Rows are padded only when a batch is made, to the longest in that batch.
+Token ids are stored in one flat array with offsets, memory-mapped from the cache, so ten thousand clients share one
+copy. Examples are padded only when a batch is built, to the longest one in the batch.
 """
 
 from __future__ import annotations
@@ -20,48 +20,53 @@ from fedpeft.machine import growing_array
 from fedpeft.machine.mapped import leave
 
 Batch = dict[str, Tensor]
-"""Arguments of the model's forward pass, and `labels` ((B,) classes, or (B, T) tokens with -100 where none)."""
+"""Arguments of the model's forward pass, and `labels`: classes (B,), or tokens (B, T) with -100 for none."""
 
 IGNORED = -100
 """The label of a token that does not count."""
 
 
 LENGTH_STEP = 16
-"""Batches are padded to a multiple of this many tokens: the CPU's matrix library keeps kernels and scratch memory for
-every shape it has seen, which is half a gigabyte a worker after a few hundred lengths."""
+"""Batches are padded to a multiple of this many tokens.
+
+The CPU's matrix library keeps kernels and scratch memory for every shape that it has seen. After a few hundred
+lengths these take half a gigabyte per worker.
+"""
 
 
 def round_up_length(tokens: int) -> int:
-    """`tokens`, rounded up to LENGTH_STEP."""
+    """Round `tokens` up to a multiple of `LENGTH_STEP`."""
     return -(-tokens // LENGTH_STEP) * LENGTH_STEP
 
 
 class Examples(Protocol):
-    """What training and evaluation need of a set of rows."""
+    """Interface of a set of examples for training and evaluation."""
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens per row, (rows,)."""
         ...
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The padded batch of these rows."""
+        """Return the padded batch of these rows."""
         ...
 
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Token ids.
+    """Token ids of texts.
 
     Attributes:
         ids: int32 (total,); row i is ids[offsets[i]:offsets[i + 1]].
         offsets: int64 (rows + 1,).
-        labels: int64 (rows,); None for language modelling.
+        labels: int64 (rows,); None for language modeling.
         padding_id: fills the end of shorter rows.
-        targets: bool (total,), which tokens count in a language model's loss; None: all but the first of a row.
-        cut: rows whose end was cut off, where it was counted: of language models.
+        targets: bool (total,), the tokens that count in a language model's loss; None: all but the first of a row.
+        cut: number of rows that were truncated; counted for language models only.
     """
 
     ids: np.ndarray
@@ -72,6 +77,7 @@ class TokenRows:
     cut: int = 0
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self.offsets) - 1
 
     @cached_property
@@ -84,7 +90,10 @@ class TokenRows:
         return made.create_array()
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """input_ids and attention_mask (B, T), labels (B,) or (B, T); T: the longest row, rounded up to LENGTH_STEP."""
+        """Return input_ids and attention_mask (B, T), and labels (B,) or (B, T).
+
+        T is the longest row's length, rounded up to `LENGTH_STEP`.
+        """
         spans = [(int(self.offsets[r]), int(self.offsets[r + 1])) for r in rows]
         longest = round_up_length(max(end - start for start, end in spans))
         input_ids = torch.full((len(spans), longest), self.padding_id, dtype=torch.long)
@@ -104,15 +113,16 @@ class TokenRows:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def pack_batch(self, sequences: Sequence[Sequence[int]], tokens: int) -> Batch:
-        """The rows of each sequence one behind the other, for language modelling.
+        """Return the rows of each sequence concatenated without padding between them, for language modeling.
 
         Args:
             sequences: rows; a sequence may be empty.
             tokens: T, at least as many as any sequence holds.
 
         Returns:
-            input_ids, position_ids and labels (B, T). Positions begin anew with each row, and with the padding at the
-            end: by that transformers keeps rows from seeing each other where there is no attention_mask.
+            input_ids, position_ids and labels (B, T). Positions start at 0 with each row, and with the padding at the
+            end.
+            Without attention_mask, transformers uses these restarts to keep rows from seeing each other.
         """
         shape = (len(sequences), tokens)
         input_ids = torch.full(shape, self.padding_id, dtype=torch.long)
@@ -136,16 +146,16 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class TaggedRows(TokenRows):
-    """Token ids with a label for some of them.
+    """Token ids with a label for some of the tokens.
 
     Attributes:
-        tags: int64 (total,), the label of each token; `IGNORED` where it has none.
+        tags: int64 (total,), the label of each token; `IGNORED` for tokens without one.
     """
 
     tags: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """As of `TokenRows`, with the tokens' labels (B, T)."""
+        """Return the batch of `TokenRows`, with the tokens' labels (B, T)."""
         batch = super().batch(rows)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for b, row in enumerate(rows):
@@ -156,20 +166,21 @@ class TaggedRows(TokenRows):
 
 @dataclass(frozen=True)
 class PairRows:
-    """Two sequences a row: answers to a question, the preferred one first, or a query and its document.
+    """Two sequences per example: two answers to a question, the better one first, or a query and its document.
 
     Attributes:
-        answers: 2 n rows, as tokens or as hidden states; row i is answers 2 i and 2 i + 1.
-        cut: rows of which an answer's end was cut off.
+        answers: 2 n rows, as tokens or as hidden states; example i has the rows 2 i and 2 i + 1.
+        cut: number of examples with a truncated sequence.
     """
 
     answers: Examples
     cut: int = 0
 
     sequences: ClassVar[int] = 2
-    """Sequences that a row has in a pass."""
+    """Number of sequences per example in a forward pass."""
 
     def __len__(self) -> int:
+        """Return the number of pairs."""
         return len(self.answers) // 2
 
     @property
@@ -179,7 +190,7 @@ class PairRows:
         return longest
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """As of a sequence, all of (B, 2, ...)."""
+        """Return the batch of both sequences; each tensor has the shape (B, 2, ...)."""
         index = np.asarray(rows)
         both = self.answers.batch(np.stack([2 * index, 2 * index + 1], 1).ravel())
         return {name: tensor.view(-1, 2, *tensor.shape[1:]) for name, tensor in both.items()}
@@ -187,13 +198,20 @@ class PairRows:
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images: `pixels` float32 (rows, channels, height, width), normalised for the model; `labels` int64 (rows,)."""
+    """Images for a model.
+
+    Attributes:
+        pixels: float32 (rows, channels, height, width), normalized for the model.
+        labels: int64 (rows,).
+        tokens: number of tokens per image.
+    """
 
     pixels: np.ndarray
     labels: np.ndarray
     tokens: int
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.labels)
 
     @property
@@ -202,7 +220,7 @@ class ImageRows:
         return np.full(len(self), self.tokens)
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """pixel_values (B, channels, height, width) and labels (B,)."""
+        """Return pixel_values (B, channels, height, width) and labels (B,)."""
         index = np.asarray(rows)
         return {
             "pixel_values": torch.from_numpy(np.ascontiguousarray(self.pixels[index])),
@@ -215,10 +233,10 @@ class CaptionedRows:
     """Images with their texts.
 
     Attributes:
-        pixels: float32 (rows, channels, height, width), normalised for the model.
-        texts: one each, with the pairs' labels.
-        held: bool (rows, 2), whether a row has its image, and its text.
-        tokens: of an image.
+        pixels: float32 (rows, channels, height, width), normalized for the model.
+        texts: one text per image, with the pairs' labels.
+        held: bool (rows, 2), whether an example has its image, and whether it has its text.
+        tokens: number of tokens per image.
     """
 
     pixels: np.ndarray
@@ -227,16 +245,20 @@ class CaptionedRows:
     tokens: int
 
     def __len__(self) -> int:
+        """Return the number of pairs."""
         return len(self.texts)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of both, (rows,)."""
+        """Tokens of image and text together, (rows,)."""
         lengths: np.ndarray = self.texts.lengths + self.tokens
         return lengths
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """pixel_values (B, channels, height, width); input_ids and attention_mask (B, T); held and labels (B, 2)."""
+        """Return pixel_values, input_ids and attention_mask, held and labels.
+
+        Their shapes are (B, channels, height, width), twice (B, T), and twice (B, 2).
+        """
         index = np.asarray(rows)
         text = self.texts.batch(rows)
         return text | {
@@ -248,12 +270,12 @@ class CaptionedRows:
 
 @dataclass(frozen=True)
 class DescribedRows:
-    """What a frozen encoder has made of images, and texts that say what they show.
+    """Outputs of a frozen image encoder, with captions.
 
     Attributes:
         patches: float32 (rows, N, width).
-        texts: one each.
-        cut: texts whose end was cut off.
+        texts: one caption per image.
+        cut: number of truncated captions.
     """
 
     patches: np.ndarray
@@ -261,28 +283,29 @@ class DescribedRows:
     cut: int = 0
 
     def __len__(self) -> int:
+        """Return the number of pairs."""
         return len(self.texts)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of both, (rows,)."""
+        """Tokens of patches and caption together, (rows,)."""
         lengths: np.ndarray = self.texts.lengths + self.patches.shape[1]
         return lengths
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """patches (B, N, width); input_ids, attention_mask and labels (B, T), of the texts alone."""
+        """Return patches (B, N, width), and the captions' input_ids, attention_mask and labels (B, T)."""
         patches = torch.from_numpy(np.ascontiguousarray(self.patches[np.asarray(rows)]))
         return self.texts.batch(rows) | {"patches": patches}
 
 
 @dataclass(frozen=True)
 class AnsweredRows:
-    """Texts that an encoder reads, and those that a decoder is to write.
+    """Pairs of source text, for an encoder, and target text, for a decoder.
 
     Attributes:
-        texts: what is read.
-        answers: one each.
-        cut: rows of which a text's or an answer's end was cut off.
+        texts: source texts.
+        answers: one target text per source text.
+        cut: number of pairs with a truncated text.
     """
 
     texts: TokenRows
@@ -290,34 +313,35 @@ class AnsweredRows:
     cut: int = 0
 
     def __len__(self) -> int:
+        """Return the number of pairs."""
         return len(self.texts)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of both, (rows,)."""
+        """Tokens of both texts together, (rows,)."""
         lengths: np.ndarray = self.texts.lengths + self.answers.lengths
         return lengths
 
     @property
     def longer_lengths(self) -> np.ndarray:
-        """Tokens of each row's longer side, (rows,): a limit of tokens is one of either."""
+        """Tokens of each pair's longer text, (rows,); a limit of tokens applies to each text."""
         longer: np.ndarray = np.maximum(self.texts.lengths, self.answers.lengths)
         return longer
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """input_ids and attention_mask (B, S) of the texts; labels (B, T), the answers' tokens, all of them."""
+        """Return the source's input_ids and attention_mask (B, S), and labels (B, T), all of the target's tokens."""
         read, said = self.texts.batch(rows), self.answers.batch(rows)
         labels = said["input_ids"].masked_fill(said["attention_mask"] == 0, IGNORED)
         return {"input_ids": read["input_ids"], "attention_mask": read["attention_mask"], "labels": labels}
 
 
 MADE_UP_TOKENS = 16
-"""Tokens or patches of a made-up row: any model reads as many."""
+"""Number of tokens or patches of a made-up example; any model accepts as many."""
 
 
 def make_up_batch(config: Any, rows: int, generator: torch.Generator) -> Batch:
-    """Rows that a model of `config` can read: texts of random tokens, or images of noise."""
-    if hasattr(config, "patch_size"):  # BEiT has a vocabulary, too: of what it was trained to see
+    """Return made-up examples for a model of `config`: random tokens, or images of noise."""
+    if hasattr(config, "patch_size"):  # BEiT has a vocabulary, too: its visual tokens
         side = math.isqrt(MADE_UP_TOKENS) * config.patch_size
         return {"pixel_values": torch.randn(rows, 3, side, side, generator=generator)}
     ids = torch.randint(config.vocab_size, (rows, MADE_UP_TOKENS), generator=generator)
@@ -325,19 +349,20 @@ def make_up_batch(config: Any, rows: int, generator: torch.Generator) -> Batch:
 
 
 def batch_by_length(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Row indices in batches of similar length: a pure function of the lengths, longest first."""
+    """Return row indices in batches of similar length, longest first; they depend on the lengths alone."""
     order = np.argsort(-lengths, kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 @dataclass(frozen=True)
 class RelabeledRows:
-    """Rows whose labels (n,) are others than those that `examples` holds."""
+    """Examples with other labels (n,) than those of `examples`."""
 
     examples: Examples
     labels: np.ndarray
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self.examples)
 
     @property
@@ -346,5 +371,5 @@ class RelabeledRows:
         return self.examples.lengths
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The batch with the other labels."""
+        """Return the batch with the other labels."""
         return self.examples.batch(rows) | {"labels": torch.from_numpy(self.labels[np.asarray(rows)])}

@@ -1,7 +1,7 @@
-"""Folders of pictures: a folder for each class, or a table beside them that names file and class.
+"""Folders of images: a folder for each class, or a table that names file and class.
 
-The table is called metadata.csv, metadata.jsonl or the like, with the column file_name, as the `datasets` library's
-image folders have it. All pictures are brought to one square: scaled, and the middle cut out.
+The table is called metadata.csv, metadata.jsonl or the like and has the column file_name, as image folders of the
+`datasets` library do. All images are scaled and center-cropped to one square.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ from fedpeft.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""What a picture's content may be, whatever its name: Pillow has Ghostscript, a program, open some other formats."""
+"""Legal formats of an image's content, whatever its name; for some others Pillow starts Ghostscript, a program."""
 
 UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".dcm", ".svg")
-"""Endings of pictures that are not read: to pass over a telephone's photographs in silence would lose half of them."""
+"""Endings of images that can't be read; skipping them silently could lose half of the photos of a phone."""
 
 METADATA = "metadata"
 FILE_NAME = "file_name"
 SHOWN = 5
-"""Files that are named where many are wrong."""
+"""Number of files that a message names."""
 
 CLASS = "label"
-"""The column of the class, where folders are classes."""
+"""Column of the class if folders are classes."""
 
 
 def _list_pictures(folder: Path) -> list[Path]:
-    """By their names, such that are not read included, and links that lead nowhere."""
+    """Return a folder's images by name, including unreadable formats and broken links."""
     return [p for p in list_visible(folder) if not p.is_dir() and p.suffix.lower() in (*PICTURES, *UNREAD)]
 
 
 def _check_readable(pictures: list[Path]) -> list[Path]:
-    """The same; DataError where some are of a kind that is not read."""
+    """Return the same images, or raise DataError if some have a format that can't be read."""
     if unread := [p for p in pictures if p.suffix.lower() in UNREAD]:
         raise DataError(
-            f"FP3049 {unread[0].parent} holds {len(unread)} picture(s) of a kind that is not read, e.g. "
-            f"{unread[0].name}; save them as .jpg or .png, or take them out of the folder (read are "
+            f"FP3049 {unread[0].parent} contains {len(unread)} image(s) in a format that can't be read, e.g. "
+            f"{unread[0].name}; save them as .jpg or .png, or remove them from the folder (legal are "
             f"{', '.join(PICTURES)})"
         )
     return pictures
 
 
 def _list_by_class(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Class and file of each picture in a folder for each class.
+    """Yield class and file of each image, from one folder per class.
 
     Raises:
-        DataError: pictures that would be passed over: in a folder within that of a class, or of a kind not read.
+        DataError: an image would be skipped, because its folder is nested too deep or its format can't be read.
     """
     for sub in list_visible(folder):
         if not sub.is_dir():
             continue
         if deeper := next((p for p in list_visible(sub) if p.is_dir() and _list_pictures(p)), None):
             raise DataError(
-                f"FP3050 {deeper} holds pictures, and is a folder within that of the class {sub.name!r}; put them into "
-                f"{sub} itself, or take them out of it"
+                f"FP3050 {deeper} contains images, but is a subfolder of the class {sub.name!r}; move the images into "
+                f"{sub} itself, or remove them"
             )
         # macOS and its archives write an accent as a character of its own
         name = unicodedata.normalize("NFC", sub.name)
@@ -71,12 +71,12 @@ def _list_by_class(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def find_table(folder: Path) -> Path | None:
-    """The table that tells of a folder's pictures; None: there is none."""
+    """Return the metadata table in a folder of images, or None."""
     return next((p for p in list_visible(folder) if get_stem(p) == METADATA and get_suffix(p) and p.is_file()), None)
 
 
 def has_pictures(folder: Path) -> bool:
-    """Whether a folder is one of pictures, by class or with a table."""
+    """Return whether a folder contains images, by class or with a table."""
     if not folder.is_dir():
         return False
     if _list_pictures(folder):
@@ -88,17 +88,17 @@ def has_pictures(folder: Path) -> bool:
 
 
 def read_picture_records(folder: Path, given: TableFormat = DETECT) -> Iterator[Record]:
-    """A record for each picture: its path in the column file_name, and its class, or all that the table says.
+    """Yield a record for each image: its path in the column file_name, with its class or the table's other columns.
 
     Raises:
-        DataError: pictures without a class, or that would be passed over; a table without the column file_name, or
-            one that leads outside.
+        DataError: an image has no class or would be skipped; or the table has no column file_name, or names a file
+            outside of the folder.
     """
     table = find_table(folder)
     if table is None:
         if loose := _list_pictures(folder):
             raise DataError(
-                f"FP3051 {folder} holds pictures that are in no class, e.g. {loose[0].name}; put each class into a "
+                f"FP3051 {folder} contains images without a class, e.g. {loose[0].name}; put each class into a "
                 f"folder of its own, or give a {METADATA}.csv with the columns {FILE_NAME} and {CLASS}"
             )
         for name, picture in _list_by_class(folder):
@@ -108,7 +108,7 @@ def read_picture_records(folder: Path, given: TableFormat = DETECT) -> Iterator[
 
 
 def _read_table(table: Path, given: TableFormat) -> Iterator[Record]:
-    """The records of a table, each with the path of its picture in the column file_name."""
+    """Yield the table's records, each with the path of its image in the column file_name."""
     folder = table.parent
     for place, record in read_records(str(table), given):
         if FILE_NAME not in record:
@@ -126,22 +126,22 @@ def _read_table(table: Path, given: TableFormat) -> Iterator[Record]:
 
 
 def _find_picture(folder: Path, named: str) -> Path:
-    """Where a picture is that a table names, its accents written as the table does, or as the file system does."""
+    """Return the path of an image that a table names, with accents in the form that the file system uses."""
     ways = (named, *(unicodedata.normalize(form, named) for form in ("NFC", "NFD")))
     places = [Path(os.path.normpath(folder / way)) for way in ways]  # links stay: large folders are often made of them
     return next((place for place in places if place.exists()), places[0])
 
 
 def list_unlabeled_pictures(source: Path, given: TableFormat = DETECT) -> list[Record]:
-    """A record for each picture of a folder or a table, its path in the column file_name; no classes are needed.
+    """Return a record for each image of a folder or table, its path in the column file_name; classes are optional.
 
     Args:
-        source: a folder as for training, or of pictures in no class; or a table beside its pictures.
+        source: a folder as for training, a folder of loose images, or a table next to its images.
+        given: the format of the table.
 
     Raises:
-        ConfigError: the table's ending does not say how to read it.
-        DataError: there is no such folder or file, there are no pictures, some are not where the table says, or some
-            would be passed over.
+        ConfigError: the table's ending is unknown.
+        DataError: the folder or file does not exist, has no images, names missing ones, or some would be skipped.
     """
     folder = source.expanduser()
     if not folder.exists():
@@ -150,16 +150,19 @@ def list_unlabeled_pictures(source: Path, given: TableFormat = DETECT) -> list[R
     found = list(_read_folder(folder) if table is None else _read_table(table, given))
     if not found:
         raise DataError(
-            f"FP3056 {source} holds no pictures ({', '.join(PICTURES)}), loose or in a folder for each class; give a "
+            f"FP3056 {source} contains no images ({', '.join(PICTURES)}), loose or in a folder for each class; give a "
             f"folder that does, or a table with the column {FILE_NAME}"
         )
     if missing := [record[FILE_NAME] for _, record in found if not Path(record[FILE_NAME]).is_file()]:
-        raise DataError(f"FP3057 {len(missing)} of {len(found)} pictures of {source} are not there, e.g. {missing[0]}")
+        raise DataError(
+            f"FP3057 {len(missing)} of {len(found)} images of {source} are missing, e.g. {missing[0]}; correct their "
+            "names"
+        )
     return found
 
 
 def _read_folder(folder: Path) -> Iterator[Record]:
-    """Loose pictures, and those in folders of it, with the folder's name as their class."""
+    """Yield loose images, and those in subfolders with the folder's name as their class."""
     by_class = list(_list_by_class(folder))
     for name, picture in [*(("", loose) for loose in _check_readable(_list_pictures(folder))), *by_class]:
         told = {CLASS: name} if by_class else {}
@@ -167,17 +170,17 @@ def _read_folder(folder: Path) -> Iterator[Record]:
 
 
 def read_pixels(pictures: list[str], side: int) -> np.ndarray:
-    """The pictures as uint8 (pictures, side, side, 3), 0 to 255, turned as their cameras say.
+    """Return the images as uint8 (images, side, side, 3), 0 to 255, rotated as their metadata requires.
 
     Raises:
-        DataError: files that are no pictures, damaged ones, or such whose numbers do not say what is white; the first
-            five are named, and the others counted.
+        DataError: files are not images, are damaged, or have pixels with an unknown range; the message names the first
+            five and counts the others.
     """
     from PIL import Image
 
     made, wrong = np.empty((len(pictures), side, side, 3), np.uint8), []
     for i, file in enumerate(pictures):
-        if not Path(file).is_file():  # a pipe would be waited for
+        if not Path(file).is_file():  # reading a pipe would block
             wrong.append(f"FP3058 there is no picture {file}")
             continue
         try:

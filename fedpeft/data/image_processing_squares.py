@@ -1,8 +1,8 @@
-"""What an exported classifier of pictures is fed, for `transformers.pipeline` and `AutoImageProcessor`.
+"""Image preprocessing of an exported classifier, for `transformers.pipeline` and `AutoImageProcessor`.
 
-transformers loads it with `trust_remote_code=True`. No class of transformers does the same: a run's pictures are
-brought to a square of some pixels first, then to the model's own. A copy of this file lies in the folder of every
-exported classifier of pictures, beside one of `square_pictures.py`; that is why it is imported from where this one is.
+transformers loads it with `trust_remote_code=True`. None of its own classes does the same: a run first scales images to
+a square of the dataset's size, then to the model's. A copy of this file, next to one of `square_pictures.py`, is in the
+folder of every exported image classifier. That is why it imports its neighbor relatively.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from .square_pictures import IMAGENET_DEVIATION, IMAGENET_MEAN, convert_to_model
 
 
 class SquarePictures(BaseImageProcessor):
-    """Pictures as a run fed them to its model.
+    """Image preprocessing, the same as in training.
 
     Args:
-        side: pixels per side that a picture is brought to first, and its middle cut out; at least 1.
-        size: pixels per side that the model is fed, as height and width, which are equal.
-        named: those of every image processor.
+        side: pixels per side that an image is first scaled and center-cropped to; at least 1.
+        size: height and width of the model's input in pixels, which are equal.
+        named: arguments of every image processor.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 - as transformers declares it
 
     def __init__(self, side: int = 64, size: dict[str, int] | None = None, **named: Any) -> None:
+        """Store the sizes, and ImageNet's mean and deviation for normalization."""
         super().__init__(**named)
         self.side = side
         self.size = size or {"height": side, "width": side}
@@ -35,13 +36,13 @@ class SquarePictures(BaseImageProcessor):
         self.rescale_factor = 1 / 255
         self.image_mean, self.image_std = list(IMAGENET_MEAN), list(IMAGENET_DEVIATION)
 
-    def __call__(  # type: ignore[override]  # nothing can be asked for otherwise than in training
+    def __call__(  # type: ignore[override]  # no option may differ from training
         self, images: Any, *_: Any, return_tensors: Any = None, **__: Any
     ) -> BatchFeature:
-        """pixel_values float32 (pictures, 3, height, width) of a PIL image, or of several.
+        """Return pixel_values float32 (images, 3, height, width) for a PIL image, or for several.
 
         Raises:
-            ValueError: one has numbers that do not say what is white.
+            ValueError: the range of an image's pixels is unknown.
         """
         given = list(images) if isinstance(images, list | tuple) else [images]
         squares = np.stack([crop_to_square(picture, self.side) for picture in given])

@@ -1,8 +1,8 @@
-"""Images to the pixels a vision model expects, and how many patches it sees of them.
+"""Conversion of images to a vision model's input, and the number of patches that it sees.
 
-Images of up to 64 pixels a side become 4 x 4 patches, enlarged where they are smaller. Of larger ones the model sees as
-many whole patches as lie in the shorter side, and no more than it was made for: of 224 pixels a DINOv2 of patches of 14
-sees 16 x 16. A picture costs about as much as its patches are many.
+Images of up to 64 pixels a side become 4 x 4 patches and are enlarged if necessary. For larger images, the model sees
+as many whole patches as fit into the shorter side, up to its own limit. A DINOv2 with patches of 14 pixels sees 16 x 16
+patches of 224 pixels. The cost of an image is about proportional to its number of patches.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ PATCHES = 4
 """Patches per side that small images are enlarged to: 4 x 4 patches and the class token make 17 tokens."""
 
 SMALL = 64
-"""Pixels per side up to which an image has `PATCHES`, whatever the size of a patch."""
+"""Most pixels per side of an image that becomes `PATCHES` x `PATCHES` patches, whatever their size."""
 
 AT_ONCE = 64
-"""Images that are worked on at a time, in fp32."""
+"""Number of images that are converted at a time, in fp32."""
 
 
 def get_vision_config(config: Any) -> Any:
-    """The configuration of the vision tower, where a model has one beside another for texts; else `config` itself."""
+    """Return the configuration of the vision tower if the model also has a text tower; else `config` itself."""
     return config.vision_config if hasattr(config, "vision_config") and hasattr(config, "text_config") else config
 
 
 def check_vision(config: Any, model_directory: Path) -> None:
-    """Refuse models whose blocks lie in stages of unequal width, such as Swin, ConvNeXt and ResNet, and those of images
-    that have not three channels.
+    """Reject models that fedpeft can't adapt to images.
+
+    These have blocks in stages of unequal width (Swin, ConvNeXt, ResNet), or do not take three channels.
 
     Raises:
         ModelError: the model is one of these.
@@ -42,18 +43,18 @@ def check_vision(config: Any, model_directory: Path) -> None:
     if hasattr(config, "patch_size") and channels != 3:
         raise ModelError(
             f"FP4004 the model in {model_directory} reads images of {channels} channel(s) (num_channels of its "
-            "config.json), and all are given in 3, grey ones three times the same; make it with num_channels=3"
+            "config.json), but fedpeft gives 3 channels, also for grayscale images; create it with num_channels=3"
         )
     if isinstance(getattr(config, "depths", None), list | tuple):
         raise ModelError(
-            f"FP4005 the model in {model_directory} is of the kind {config.model_type!r}, whose blocks lie in stages "
-            "of unequal width; fedpeft adapts transformers with one list of blocks: take ViT, DINOv2 (dinov2_small) "
-            "or the vision tower of CLIP"
+            f"FP4005 the model in {model_directory} is of type {config.model_type!r}, which has stages of unequal "
+            "width; fedpeft adapts transformers with one list of blocks: choose ViT, DINOv2 (dinov2_small) or the "
+            "vision tower of CLIP"
         )
 
 
 def check_reads_texts(model_directory: Path) -> None:
-    """Refuse models of images for rows of texts, and of both, such as CLIP: classification takes their vision tower.
+    """Reject image models for texts, and models of both, such as CLIP, since classification uses their vision tower.
 
     Raises:
         ModelError: the model is one of these.
@@ -61,22 +62,22 @@ def check_reads_texts(model_directory: Path) -> None:
     config = load_model_config(model_directory)
     if get_vision_config(config) is not config:
         raise ModelError(
-            f"FP4006 the model in {model_directory} ({config.model_type}) has two towers, and classification takes the "
-            "one for images; for texts save the other as a folder of its own, of CLIP by "
-            "CLIPTextModel.from_pretrained(MODEL).save_pretrained(FOLDER), with the tokenizer beside it"
+            f"FP4006 the model in {model_directory} ({config.model_type}) has two towers, and classification uses the "
+            "one for images; for texts, save the other as a folder of its own with the tokenizer, such as "
+            "CLIPTextModel.from_pretrained(MODEL).save_pretrained(FOLDER) for CLIP"
         )
     if hasattr(config, "patch_size") and not hasattr(config, "vocab_size"):
         raise ModelError(
-            f"FP4007 the model in {model_directory} ({config.model_type}) reads images, and the rows are texts; take a "
-            "model of texts, such as minilm"
+            f"FP4007 the model in {model_directory} ({config.model_type}) reads images, but the examples are texts; "
+            "choose a text model, such as minilm"
         )
 
 
 def count_patches(shorter: int, model_directory: Path) -> tuple[int, int]:
-    """Patches per side that the model sees of an image of `shorter` pixels at its shorter side, and pixels of a patch.
+    """Return the patches per side for an image with `shorter` pixels at its shorter side, and the pixels of a patch.
 
     Raises:
-        ModelError: the model has no `patch_size`, or stages: it is not a vision transformer.
+        ModelError: the model has no `patch_size`, or has stages, so it is not a vision transformer.
     """
     config = get_vision_config(load_model_config(model_directory))
     check_vision(config, model_directory)
@@ -92,14 +93,14 @@ def count_patches(shorter: int, model_directory: Path) -> tuple[int, int]:
 
 
 def convert_images(images: np.ndarray, model_directory: Path) -> tuple[np.ndarray, int]:
-    """Images (rows, height, width) or (rows, height, width, 3) in [0, 255] as model input.
+    """Return images (rows, height, width) or (rows, height, width, 3) in [0, 255] as model input.
 
     Returns:
-        float32 (rows, 3, side, side), brought to the model's patches and normalised as ImageNet; and the tokens per
+        float32 (rows, 3, side, side), scaled to the model's patches and normalized as for ImageNet; and the tokens per
         image: its patches and the class token.
 
     Raises:
-        ModelError: the model has no `patch_size`, or stages: it is not a vision transformer.
+        ModelError: the model has no `patch_size`, or has stages, so it is not a vision transformer.
     """
     patches, patch = count_patches(min(images.shape[1:3]), model_directory)
     side = patch * patches

@@ -1,4 +1,4 @@
-"""What suits data sets of images with texts, whose task stands in their own settings."""
+"""Defaults for datasets of images with texts, whose task is one of their settings."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from fedpeft.spec import parse_spec
 
 
 def is_captioning(task: str) -> bool:
-    """Whether texts are to be said of images, not to be found for them."""
+    """Return whether the task generates captions, instead of matching images and texts."""
     return parse_spec(task).name == "captions"
 
 
 def choose_model(task: str) -> str:
-    """The base, by default."""
+    """Return the default base model."""
     return "towers(text=smollm2)" if is_captioning(task) else "towers"
 
 
 def choose_start(task: str) -> str | None:
-    """How the head starts by default: a connector into a language model as the regression onto its embeddings."""
+    """Return the default start of the head.
+
+    For captioning, the connector starts as a regression onto text embeddings.
+    """
     return "ridge(scale=1.0)" if is_captioning(task) else None

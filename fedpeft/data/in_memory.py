@@ -1,4 +1,4 @@
-"""Rows that a Python program hands over, as a data set part like any other."""
+"""Datasets that a Python program passes to a run, as a part like any other."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from fedpeft.parts import setting
 
 NAME = "in_memory"
 TEST_FRACTION = 0.2
-"""Of rows without a test set of their own: held out, stratified, as those of a file are."""
+"""Share of the examples held out for test, stratified as for a file, if there is no test set."""
 
 
 def convert_to_dataset(given: Any) -> Dataset:
-    """The data set of what a user calls one.
+    """Return the `Dataset` for any of the values that a user may pass as one.
 
-    Args:
-        given: a `Dataset`, or a part that loads one; a `datasets.Dataset` or `DatasetDict` (columns text and label,
-            splits train and test); a pandas `DataFrame` with these columns; a sequence of mappings, one a row, with
-            text, and label or owner if there are any; or a sequence of (texts, labels) pairs, one a client.
+    These values are legal:
+
+    - a `Dataset`, or a part that loads one;
+    - a `datasets.Dataset` or `DatasetDict` with the columns text and label, and the splits train and test;
+    - a pandas `DataFrame` with these columns;
+    - a sequence of mappings, one per example, with text and perhaps label and owner;
+    - a sequence of (texts, labels) pairs, one per client.
 
     Raises:
-        DataError: it is nothing of the kind, or its rows can't be used.
+        DataError: the value has none of these types, or its examples can't be used.
     """
     if isinstance(given, Dataset):
         return given
@@ -38,8 +41,8 @@ def convert_to_dataset(given: Any) -> Dataset:
         return loaded
     if type(given).__module__.partition(".")[0] == "datasets":
         splits = given if isinstance(given, Mapping) else {"train": given}
-        labelled = "label" in next(iter(splits.values())).column_names
-        source = HF(name=NAME, label="label" if labelled else None, test="test" if "test" in splits else None)
+        has_labels = "label" in next(iter(splits.values())).column_names
+        source = HF(name=NAME, label="label" if has_labels else None, test="test" if "test" in splits else None)
         return source.build_dataset(splits)
     if type(given).__name__ == "DataFrame" and hasattr(given, "to_dict"):
         given = given.to_dict("records")
@@ -55,7 +58,7 @@ def convert_to_dataset(given: Any) -> Dataset:
 
 
 def _build_records(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]]) -> list[dict[str, Any]]:
-    digits = len(str(len(clients)))  # owners are put into the order of their names
+    digits = len(str(len(clients)))  # owners are sorted by name
     rows = []
     for number, (texts, labels) in enumerate(clients):
         if len(texts) != len(labels):
@@ -75,16 +78,16 @@ def _build_dataset(rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> Data
 
 
 def create_part(dataset: Dataset) -> tuple[type, str]:
-    """A data set part that holds `dataset`, and its text, which tells other rows apart."""
+    """Return a dataset part that holds `dataset`, and its specification, which contains a hash of the examples."""
 
     @dataclass(frozen=True)
     class InMemory:
-        """Rows that were handed over in Python."""
+        """Examples that a Python program passed."""
 
         rows: str = setting(dataclasses.MISSING, "hash of the rows")
 
         def load(self) -> Dataset:
-            """Those rows."""
+            """Return those examples."""
             return dataset
 
     digest = hashlib.sha256(" ".join(_list_hashes(dataset)).encode()).hexdigest()
@@ -92,7 +95,10 @@ def create_part(dataset: Dataset) -> tuple[type, str]:
 
 
 def _list_hashes(dataset: Dataset) -> list[str]:
-    """Its rows, and what else it says of how they are learned; what it does not say leaves its text as it was."""
+    """Return hashes of the rows, and properties that affect training.
+
+    Defaults add nothing, so the hashes of older datasets stay valid.
+    """
     owners = [] if dataset.train.owners is None else dataset.train.owners.tolist()
     found = [hash_rows(dataset.train), hash_rows(dataset.test), repr(owners)]
     found += [dataset.task] if "(" in dataset.task else []

@@ -1,4 +1,4 @@
-"""Rows that lack a text, an answer, a label or an owner: counted by what they lack, and refused or left out."""
+"""Rows that lack a text, an answer, a label or an owner: they are counted, and rejected or left out."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from fedpeft.errors import DataError
 
 REFUSE, DROP = "refuse", "drop"
 INCOMPLETE = (REFUSE, DROP)
-"""What becomes of such rows."""
+"""Legal treatments of incomplete rows."""
 
 LACKS = {"text": "an empty text", "answer": "no answer", "label": "no label", "owner": "no owner"}
-"""What is said of a row without it."""
+"""Description of what a row lacks."""
 
 SHOWN = 5
-"""Places that are named of rows that lack the same."""
+"""Number of places that a message names for each missing column."""
 
 
 @dataclass
 class CompleteRecords:
-    """Those of a source's records that have what they need, in their order.
+    """Records of a source that have all required columns, in their order.
 
-    The others are counted as one goes through; nothing of them is kept but a few places. Where rows are refused, none
-    is given behind the first that lacks something, and all others that do are counted before it is said.
+    Iteration counts the others and keeps only a few of their places. If incomplete rows are refused, no record follows
+    the first incomplete one, and the error is raised after all of them are counted.
 
     Attributes:
-        records: with the names of their places.
-        source: what they are of, for messages.
-        needs: the column, or several as "a + b", of each of `LACKS` that a row must have.
-        incomplete: of `INCOMPLETE`; empty: rows are refused, and nobody may say otherwise.
-        hint: what else to do about rows without a label, a clause.
-        reader: whose setting `incomplete` is, file or hf.
-        owner_hint: what else to do about rows without an owner, a clause.
+        records: the records with the names of their places.
+        source: name of the source, for messages.
+        needs: for each of `LACKS` that a row must have, the column, or several as "a + b".
+        incomplete: one of `INCOMPLETE`; empty: rows are refused, and there is no setting to change that.
+        hint: another remedy for rows without a label, a clause.
+        reader: the dataset part that has the setting `incomplete`: file or hf.
+        owner_hint: another remedy for rows without an owner, a clause.
     """
 
     records: Iterable[tuple[str, Mapping[str, Any]]]
@@ -54,15 +54,20 @@ class CompleteRecords:
     _places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the complete records with their places.
+
+        Raises:
+            DataError: rows are incomplete and refused, or no row is complete.
+        """
         columns = tuple(self.needs.values())
         for place, record in self.records:
             self._rows += 1
             if (self.incomplete == DROP or not self._left_out) and _has_words(record, columns):
-                yield place, record  # as nearly all are
+                yield place, record  # the usual case
                 continue
             needed = {role: [c] if c in record else c.split(AND) for role, c in self.needs.items()}
             if not self._can_lack(place) and any(column not in record for own in needed.values() for column in own):
-                yield place, record  # whose reader says what the columns are called
+                yield place, record  # its reader reports the missing column
             elif lacked := [(r, c) for r, own in needed.items() for c in own if _is_missing(record.get(c), r)]:
                 self._columns = self._columns or ", ".join(map(str, record))
                 self._count(place, lacked)
@@ -77,22 +82,23 @@ class CompleteRecords:
             raise DataError(f"FP3062 {self.source}: {self._describe_missing()}; {cure}{hint}")
         if self._rows and self._left_out == self._rows:
             raise DataError(
-                f"FP3063 {self.source} has no row that is complete: {self._describe_missing()}; the first that "
-                f"lacks something has "
-                f"the columns {self._columns}"
+                f"FP3063 {self.source} has no complete row: {self._describe_missing()}; the first one has the columns "
+                f"{self._columns}"
             )
 
     @property
     def note(self) -> str:
-        """How many rows were left out, and for what; empty: none."""
+        """Sentence about the number of rows left out and the reasons; empty: none."""
         if not self._left_out:
             return ""
         why = ", ".join(f"{LACKS[role].removeprefix('an ')} {count:,}" for role, count in self._roles.most_common())
         return f"{self._left_out:,} of {self._rows:,} rows of {self.source} are left out: {why}"
 
     def _can_lack(self, place: str) -> bool:
-        """Whether a record may have no such column at all: one of JSON, whose rows name their own, where it is left
-        out then."""
+        """Return whether a record may lack a column entirely.
+
+        This holds for JSON records, which name their own columns, if incomplete rows are dropped.
+        """
         return self.incomplete == DROP and not isinstance(place, TablePlace)
 
     def _count(self, place: str, lacked: list[tuple[str, str]]) -> None:
@@ -104,7 +110,7 @@ class CompleteRecords:
                 shown.append(str(place))
 
     def _describe_missing(self) -> str:
-        """How many rows lack what, and where."""
+        """Return how many rows lack which column, and where."""
         told: list[str] = []
         for (role, column), count in self._lacked.most_common():
             have = "has" if count == 1 else "have"
@@ -115,7 +121,7 @@ class CompleteRecords:
 
 
 def _has_words(record: Mapping[str, Any], columns: tuple[str, ...]) -> bool:
-    """Whether all these columns are there, and hold texts that are not blank."""
+    """Return whether all these columns exist and hold texts that are not blank."""
     for column in columns:
         value = record.get(column)
         if not isinstance(value, str) or not value or value.isspace():
@@ -124,16 +130,16 @@ def _has_words(record: Mapping[str, Any], columns: tuple[str, ...]) -> bool:
 
 
 def _is_missing(value: Any, role: str) -> bool:
-    """Whether a value is none: null, blank, NaN as tables have it, or of a text or answer a list of nothing."""
+    """Return whether a value is null, blank, NaN, or for a text or answer an empty list."""
     if isinstance(value, str):
         return not value or value.isspace()
     if isinstance(value, list | tuple):
-        return not value and role != "label"  # which may be none of several
+        return not value and role != "label"  # a row may have none of several labels
     return value is None or (isinstance(value, float) and value != value)
 
 
 def _format_places(places: list[str], count: int) -> str:
-    """Places of rows, `count` of them altogether: "lines 2, 5 and 3 more"."""
+    """Return the places of `count` rows in words: "lines 2, 5 and 3 more"."""
     kind, _, _ = places[0].partition(" ")
     numbers = [place.removeprefix(f"{kind} ") for place in places]
     alike = len(places) > 1 and all(map(str.isdecimal, numbers))

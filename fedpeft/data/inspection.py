@@ -1,4 +1,4 @@
-"""What is wrong with a data set that can be used: one sentence each, before anything is trained on it."""
+"""Warnings about a usable dataset, one sentence each, before anything is trained on it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fedpeft.data.partition import Shards
 from fedpeft.data.rows import Dataset, Inputs, Rows
 
 FEW = 10
-"""Rows of a class below which it can't be learned, nor its accuracy be told."""
+"""Fewest examples of a class that can be learned and evaluated."""
 
 FREQUENT = 0.9
-"""The share of one class from which on naming it always looks like learning."""
+"""Share of one class above which a constant prediction looks like a good result."""
 
 
 def hash_inputs(inputs: Inputs) -> NDArray[np.uint64]:
-    """A hash of each text, without regard to case and space, or of each image; (rows,).
+    """Return a 64-bit hash of each text, without regard to case and space, or of each image; uint64 (rows,).
 
-    64 bits: of ten million rows, two that differ have the same one in 1 of 370,000 data sets.
+    Among ten million rows, two different ones have the same hash in 1 of 370,000 datasets.
     """
     if isinstance(inputs, np.ndarray):
         content = (np.ascontiguousarray(x).tobytes() for x in inputs)
@@ -31,11 +31,11 @@ def hash_inputs(inputs: Inputs) -> NDArray[np.uint64]:
 
 
 def check_rows(dataset: Dataset) -> list[str]:
-    """Rows that occur twice, within a split and across, classes with few rows or nearly all."""
+    """Return warnings about duplicates within and across splits, and about rare or dominant classes."""
     distinct, index, inverse = np.unique(hash_inputs(dataset.train.inputs), return_index=True, return_inverse=True)
-    first, found = index[inverse], list[str]()  # of each row, the first that says the same
+    first, found = index[inverse], list[str]()  # position of each row's first duplicate
     if len(distinct) < len(first):
-        found.append(f"{len(first) - len(distinct):,} of {len(first):,} training rows say what another one says")
+        found.append(f"{len(first) - len(distinct):,} of {len(first):,} training examples are duplicates")
     for name, rows in (("validation", dataset.validation), ("test", dataset.test)):
         if rows is not None:
             found += _describe_overlap(name, rows, distinct)
@@ -46,16 +46,16 @@ def check_rows(dataset: Dataset) -> list[str]:
 
 
 MEMORY = 0.01
-"""Share of the test rows that training rows say, too, above which a run says so: of R8 it is 0.002."""
+"""Share of test examples that also occur in training, above which a run warns; for R8 it is 0.002."""
 
 HASHED = 100_000
-"""Rows up to which a run looks for equal ones, of itself: it takes a second for every 20,000 of 20 Newsgroups."""
+"""Most rows among which a run looks for duplicates; 20,000 rows of 20 Newsgroups take a second."""
 
 
 def report_test_overlap(dataset: Dataset) -> list[str]:
-    """What a run has to say of test rows that it trains on; empty: they are few, or rows are too many to look for them.
+    """Return warnings about test examples that also occur in training; empty if these are few or rows are too many.
 
-    Only where rows are predicted: texts that are answered, or go on, may begin alike.
+    Only labeled examples are compared; generated texts may begin alike.
     """
     if dataset.train.labels is None or len(dataset.train) + len(dataset.test) > HASHED:
         return []
@@ -63,99 +63,102 @@ def report_test_overlap(dataset: Dataset) -> list[str]:
 
 
 def _describe_overlap(name: str, rows: Rows, trained: NDArray[np.uint64], share: float = 0.0) -> list[str]:
-    """A sentence, where more than a share of the rows are among those of training, whose digests are given."""
+    """Return a warning if more than `share` of the rows have a hash in `trained`."""
     shared = int(np.isin(hash_inputs(rows.inputs), trained).sum())
     if shared <= share * len(rows):
         return []
     return [
-        f"{shared:,} of {len(rows):,} {name} rows occur in the training rows, too, so that their score tells of "
-        "memory; leave them out of one"
+        f"{shared:,} of {len(rows):,} {name} examples also occur in the training examples, so their score "
+        "measures memorization; remove them from one of the sets"
     ]
 
 
 def _check_classes(dataset: Dataset, labels: np.ndarray, first: NDArray[np.int64]) -> list[str]:
     found: list[str] = []
     if contradicting := int((labels != labels[first]).sum()):
-        found.append(f"{contradicting:,} training rows have another class than an equal row has")
+        found.append(f"{contradicting:,} training examples have another class than an equal example")
     names, counts = dataset.label_names or (), np.bincount(labels, minlength=dataset.classes)
     few = np.flatnonzero(counts < FEW)
     if len(few):
         shown = ", ".join(f"{names[i]} ({counts[i]})" for i in few[:5])
-        found.append(f"{len(few)} of {len(names)} classes have fewer than {FEW} training rows: {shown}")
+        found.append(f"{len(few)} of {len(names)} classes have fewer than {FEW} training examples: {shown}")
     if counts.max() > FREQUENT * len(labels):
         share = counts.max() / len(labels)
         found.append(
-            f"{share:.0%} of the training rows are of the class {names[counts.argmax()]}; accuracy says little"
+            f"{share:.0%} of the training examples have the class {names[counts.argmax()]}, so accuracy is hard to "
+            "interpret"
         )
     tested = np.bincount(np.asarray(dataset.test.labels), minlength=dataset.classes)
     if len(untested := np.flatnonzero(tested == 0)):
-        found.append(f"{len(untested)} of {len(names)} classes have no test rows, e.g. {names[untested[0]]}")
+        found.append(f"{len(untested)} of {len(names)} classes have no test examples, e.g. {names[untested[0]]}")
     return found
 
 
 FAR = 10.0
-"""Standard deviations from the mean beyond which a number pulls on the squared error as a hundred others do."""
+"""Distance from the mean, in standard deviations, at which a number weighs on the squared error as a hundred others
+do.
+"""
 
 
 OUTSIDE = 0.05
-"""The share of test rows beyond all training rows from which on both are not of one kind."""
+"""Share of test examples outside the range of the training examples, above which the sets probably differ."""
 
 
 def _check_numbers(dataset: Dataset, numbers: np.ndarray, first: NDArray[np.int64]) -> list[str]:
     found: list[str] = []
     deviation = max(float(numbers.std()), np.finfo(float).tiny)
     if apart := int((np.abs(numbers[first] - numbers) > deviation).sum()):
-        found.append(f"{apart:,} training rows differ by more than a standard deviation from an equal row")
+        found.append(f"{apart:,} training examples differ by more than a standard deviation from an equal example")
     if far := int((np.abs(numbers - numbers.mean()) > FAR * deviation).sum()):
         found.append(
-            f"{far:,} training rows lie more than {FAR:g} standard deviations from the mean, and rule the squared "
-            "error; look at them, or take logarithms"
+            f"{far:,} training examples lie more than {FAR:g} standard deviations from the mean and dominate the "
+            "squared error; check them, or predict logarithms"
         )
     low, high = float(numbers.min()), float(numbers.max())
     test = np.asarray(dataset.test.labels)
     if (outside := int(((test < low) | (test > high)).sum())) > OUTSIDE * len(test):
-        found.append(f"{outside:,} of {len(test):,} test rows lie outside of the training rows' {low:g} to {high:g}")
+        found.append(f"{outside:,} of {len(test):,} test examples lie outside the training range {low:g} to {high:g}")
     return found
 
 
 def _check_labels(dataset: Dataset, labels: np.ndarray, first: NDArray[np.int64]) -> list[str]:
     found: list[str] = []
     if contradicting := int((labels != labels[first]).any(1).sum()):
-        found.append(f"{contradicting:,} training rows have other labels than an equal row has")
+        found.append(f"{contradicting:,} training examples have other labels than an equal example")
     names, counts = dataset.label_names or (), labels.sum(0, dtype=np.int64)
     few = np.flatnonzero(counts < FEW)
     if len(few):
         shown = ", ".join(f"{names[i]} ({counts[i]})" for i in few[:5])
-        found.append(f"{len(few)} of {len(names)} labels have fewer than {FEW} training rows: {shown}")
+        found.append(f"{len(few)} of {len(names)} labels have fewer than {FEW} training examples: {shown}")
     frequent = np.flatnonzero(counts > FREQUENT * len(labels))
     if len(frequent):
-        found.append(f"{len(frequent)} of {len(names)} labels are those of nearly every row, e.g. {names[frequent[0]]}")
+        found.append(f"{len(frequent)} of {len(names)} labels occur in nearly every example, e.g. {names[frequent[0]]}")
     untested = np.flatnonzero(np.asarray(dataset.test.labels).sum(0) == 0)
     if len(untested):
-        found.append(f"{len(untested)} of {len(names)} labels have no test rows, e.g. {names[untested[0]]}")
+        found.append(f"{len(untested)} of {len(names)} labels have no test examples, e.g. {names[untested[0]]}")
     return found
 
 
 def check_lengths(lengths: np.ndarray, tokens: int) -> list[str]:
-    """Rows that are cut to `tokens`; `lengths` (rows,) are whole."""
+    """Return a warning about rows longer than `tokens`; `lengths` (rows,) are those before truncation."""
     cut = int((lengths > tokens).sum())
     if not cut:
         return []
     need = int(np.ceil(np.percentile(lengths, 95)))
     return [
-        f"{cut:,} of {len(lengths):,} rows are longer than {tokens} tokens and would be cut there; --tokens {need} "
-        "holds 95 % whole"
+        f"{cut:,} of {len(lengths):,} examples are longer than {tokens} tokens and would be truncated; --tokens {need} "
+        "keeps 95 % whole"
     ]
 
 
 def check_partition(partition: Shards, rows: Rows) -> list[str]:
-    """Clients that hold next to nothing, or one class only."""
+    """Return warnings about clients with few examples, or with one class only."""
     found, sizes = list[str](), partition.sizes
     if tiny := int((sizes < FEW).sum()):
-        found.append(f"{tiny:,} of {len(sizes):,} clients have fewer than {FEW} rows, the smallest {sizes.min()}")
+        found.append(f"{tiny:,} of {len(sizes):,} clients have fewer than {FEW} examples, the smallest {sizes.min()}")
     if rows.targets == "classes" and rows.labels is not None:
         labels = rows.labels
         single = sum(len(np.unique(labels[partition.shard(k)])) == 1 for k in range(len(partition)))
         if single:
-            found.append(f"{single:,} of {len(sizes):,} clients have rows of one class only")
+            found.append(f"{single:,} of {len(sizes):,} clients have examples of one class only")
     return found

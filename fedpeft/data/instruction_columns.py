@@ -1,5 +1,4 @@
-"""Instruction data told by their columns: conversations as messages or as ShareGPT has them, alpaca's columns, and a
-prompt with its completion.
+"""Instruction data, recognized by the names of its columns.
 
     messages                       a list of {"role": ..., "content": ...}, as chat templates take it
     conversations                  a list of {"from": "human" or "gpt", "value": ...}: ShareGPT, or as messages
@@ -7,6 +6,8 @@ prompt with its completion.
     prompt, completion             two texts, or two lists of messages, as the trl library takes them
     prompt, chosen, rejected       preferences, as the trl library takes them; conversations may bring their prompt
     input, target                  two texts, for an encoder with a decoder (`fedpeft.data.text_to_text`)
+
+A setting that names a column takes precedence.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ SPEAKERS = {
     "assistant": "assistant",
     "system": "system",
 }
-"""Who speaks in ShareGPT's files, and the role."""
+"""Role of each speaker in ShareGPT's files."""
 
 ASKING = ("instruction", "question", "query", "prompt", "problem", "input", "source", "src", "article", "document")
+"""Usual names of columns with questions."""
 ANSWERING = ("output", "answer", "response", "completion", "solution", "target", "tgt", "summary")
-"""What columns of texts, and of what answers them, are often called; not taken so by themselves."""
+"""Usual names of columns with answers; they are suggested, and never used automatically."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ class ColumnReading:
     """How instruction data are read.
 
     Attributes:
-        said: what was taken, in one line.
-        packed: of records and the name of their source, those with the packed row in the text's column.
+        said: one line about the chosen reading.
+        packed: maps records and the name of their source to records with the packed row in the text column.
         needs: the columns that must have a value in each row, see `fedpeft.data.incomplete_rows.CompleteRecords`.
-        task, template: what is learned, and how a question is put, see `Dataset`.
+        task: the task, see `Dataset`.
+        template: the prompt template of questions, see `Dataset`.
     """
 
     said: str
@@ -67,18 +70,25 @@ def choose_reading(
     beta: float = 0.1,
     target: str | None = None,
 ) -> ColumnReading | None:
-    """How the data whose first record is `first` are read; None: they are no instruction data.
+    """Return how to read data that start with the record `first`, or None if they are not instruction data.
 
     Args:
         first: a record.
-        text: the column where packed rows go; data that have it are plain texts, unless settings say otherwise.
-        messages, template, answer, beta, target: the user's settings, see the data set `file`.
+        text: the column for packed rows. Data that already have it are plain texts, unless another argument overrides
+            it.
+        messages: the user's column of conversations, or None.
+        template: the user's prompt template, or None.
+        answer: the column of answers if a template writes the prompts.
+        beta: strength of the preference loss (DPO).
+        target: the user's column of target texts, or None.
 
     Raises:
-        ConfigError: settings that contradict each other.
+        ConfigError: settings contradict each other.
     """
     if target is not None and messages is not None:
-        raise ConfigError("FP1105 messages names conversations, and target one text of a pair; leave one of them out")
+        raise ConfigError(
+            "FP1105 messages is for conversations, but target is for pairs of texts; leave one of them out"
+        )
     if target is not None:
         return read_pairs(text, target, text, template)
     if messages is None and template is None and text not in first and {INPUT, TARGET} <= first.keys():
@@ -126,7 +136,7 @@ def choose_reading(
 
 
 def read_pairs(read: str, target: str, text: str, template: str | None = None) -> ColumnReading:
-    """Pairs of a column `read`, or of what a template makes of others, and the column `target`."""
+    """Return the reading of pairs: a column `read`, or a template's prompt, with the column `target`."""
     asked = f"columns in the prompt template {template}" if template else f"the column {read!r}"
     return ColumnReading(
         f"pairs of texts for an encoder with a decoder: {asked}, answered by the column {target!r}",
@@ -138,13 +148,13 @@ def read_pairs(read: str, target: str, text: str, template: str | None = None) -
 
 
 def suggest_answer_columns(columns: Iterable[str]) -> str:
-    """Which settings learn one of `columns` from another, a clause; empty: none seems to answer another."""
+    """Return the settings that learn one of `columns` from another, as a clause; empty if no names suggest this."""
     called = {column.lower(): column for column in columns}
     read, answer = (next((called[name] for name in names if name in called), "") for names in (ASKING, ANSWERING))
     if not (read and answer):
         return ""
     by = "template=alpaca, " if read == ASKING[0] else "template='ASK.jinja', "
-    there = "" if read == ASKING[0] else f", a file that says {{{{ {read} }}}}"
+    there = "" if read == ASKING[0] else f", a file that contains {{{{ {read} }}}}"
     return (
         f"; if {answer!r} answers {read!r}, a language model learns it by {by}answer={answer}{there}; T5 or BART by "
         f"text={read}, target={answer}"
@@ -156,7 +166,7 @@ def _describe_template(template: str | None) -> str:
 
 
 def _convert_turns(records: Records, column: str, source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The records with ShareGPT's turns as messages."""
+    """Yield the records with ShareGPT's turns as messages."""
     for place, record in records:
         turns = record.get(column)
         if isinstance(turns, list) and any(isinstance(turn, dict) and "from" in turn for turn in turns):

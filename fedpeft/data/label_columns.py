@@ -1,8 +1,8 @@
-"""What a user's label column holds: one class a row, a number to predict, or any of several labels.
+"""A user's label column: one class per row, a number to predict, or any of several labels.
 
-A column of numbers with fractions is one of numbers, and so are whole numbers of which more rows than not have one of
-their own; lists are several labels, and so are several columns of 0 and 1 (`label="toxic + insult"`). All else is
-classes, fewer whole numbers among it: `label_type` says where that is not meant.
+A column contains numbers if some have fractions, or if most rows have a whole number of their own. Lists are several
+labels, and so are several columns of 0 and 1 (`label="toxic + insult"`). Everything else is classes, including a few
+different whole numbers. `label_type` overrides this choice.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from fedpeft.errors import ConfigError, DataError, shorten_value
 
 Kind = Literal["class", "number", "labels"]
 KINDS = ("auto", "class", "number", "labels")
-"""What a user may call a column; auto: as its values look."""
+"""Legal label types; auto: detected from the values."""
 
 AND = " + "
-"""Between the names of columns that are read together."""
+"""Separator between the names of columns that are read together."""
 
 BETWEEN = ";"
-"""Between the labels of a row where they are one text."""
+"""Separator between the labels of a row that are written as one text."""
 
 _YES_NO = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True, "0,0": False, "1,0": True}
 
 
 @dataclass(frozen=True)
 class Labels:
-    """A column's labels.
+    """Labels of a column.
 
     Attributes:
-        kind: what they are.
-        values: str of each row; or float; or a tuple of str.
-        names: of labels that have columns of their own, in their order; empty: labels are those that occur.
-        notes: what was taken by itself, in one line each.
+        kind: their type.
+        values: one str, float or tuple of str per row.
+        names: names of labels that have columns of their own, in order; empty: labels are those that occur.
+        notes: one line for each choice that was made automatically.
     """
 
     kind: Kind
@@ -62,11 +62,11 @@ class Labels:
 
 @dataclass
 class LabelColumn:
-    """Takes the labels of one row after the other.
+    """Collector of the labels of one row after another.
 
     Attributes:
-        column: its name; of several, joined by " + ".
-        asked: what it shall be taken as, of `KINDS`.
+        column: its name, or several names joined by " + ".
+        asked: the required type, one of `KINDS`.
         form: the format of the file, with its decimal sign.
     """
 
@@ -81,18 +81,18 @@ class LabelColumn:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of several columns; empty: there is one."""
+        """Names of several columns; empty: there is one."""
         return tuple(self.column.split(AND)) if AND in self.column else ()
 
-    def of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
-        """Which of the `columns` a record needs: one that is called as all of them together is one column."""
+    def select_columns(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the `columns` to read from a record; empty if one column has the joined name."""
         return () if self.column in record else self.columns
 
     def add(self, value: Any, where: str) -> None:
-        """Take a row's value.
+        """Add a row's value.
 
         Raises:
-            DataError: it is no label of the kind that was asked for, or of any; the message names the row.
+            DataError: it is not a label of the required type, or of any; the message names the row.
         """
         if isinstance(value, np.generic | np.ndarray):
             value = value.tolist()
@@ -100,7 +100,7 @@ class LabelColumn:
             value = float(value)
         if self.asked == "labels" and (value is None or (isinstance(value, str) and not value.strip())):
             value = []
-        found = _sort_of(value)
+        found = _classify_value(value)
         wanted = {"class": ("word",), "number": ("number", "word"), "labels": ("list", "word")}.get(self.asked)
         if self.asked == "class" and found == "number":
             value, found = _format_number(value), "word"
@@ -117,10 +117,10 @@ class LabelColumn:
         self._values.append(value if found == "number" else self._known.setdefault((type(value), value), value))
 
     def add_columns(self, values: Sequence[Any], where: str) -> None:
-        """Take a row's values of several columns, each 0 or 1.
+        """Add a row's values of several columns, each 0 or 1.
 
         Raises:
-            DataError: one is neither; the message names the row.
+            DataError: a value is neither; the message names the row.
         """
         held = []
         for column, value in zip(self.columns, values, strict=True):
@@ -134,10 +134,10 @@ class LabelColumn:
         self._values.append(self._known.setdefault((tuple, tuple(held)), tuple(held)))
 
     def parse(self) -> Labels:
-        """What the column holds.
+        """Return the labels, with the type that fits all values.
 
         Raises:
-            DataError: values of several kinds, or numbers that may be meant as classes.
+            DataError: values have several types, or numbers may be meant as classes.
         """
         if not self._first and self._values:
             if self.asked in ("class", "number"):
@@ -150,7 +150,8 @@ class LabelColumn:
             if len(self._first) > 1:
                 where, value = next(v for sort, v in self._first.items() if sort != "list")
                 raise DataError(
-                    f"FP3069 {where}: the column {self.column!r} holds lists elsewhere, and here {shorten_value(value)}"
+                    f"FP3069 {where}: the column {self.column!r} contains lists in other rows, got "
+                    f"{shorten_value(value)}; give lists in all rows"
                 )
             return Labels("labels", self._values, (), self._note("multi-label: lists of labels"))
         if self.asked == "number":
@@ -179,7 +180,7 @@ class LabelColumn:
         where, _ = self._first["word"]
         raise DataError(
             f"FP3070 {where}: the column {self.column!r} holds what looks like numbers with a decimal comma, such as "
-            f"{shown!r}{self._suggest_decimal(shown)}, or say label_type=class if these are classes"
+            f"{shown!r}{self._suggest_decimal(shown)}, or set label_type=class if these are classes"
         )
 
     def _parse_number_or_comma(self, value: Any, where: str) -> float | str:
@@ -192,10 +193,10 @@ class LabelColumn:
         return self._parse_number(value, where)
 
     def _convert_to_numbers(self) -> Labels:
-        """Return what was asked for as numbers.
+        """Return the values as numbers, as the user requires.
 
         Raises:
-            DataError: words with commas that have two readings, or none.
+            DataError: words with commas have two readings, or none.
         """
         if not self._commas:
             return Labels("number", self._values)
@@ -206,14 +207,13 @@ class LabelColumn:
         return Labels("number", numbers, (), (f"{_AS_COMMA}, such as {next(iter(self._commas))}",))
 
     def _parse_numbers(self) -> Labels:
-        """Of a column that has floats; whole numbers and words of digits may stand among them."""
+        """Return the numbers of a column with floats; it may also contain integers and words of digits."""
         numbers = [self._parse_number(value, f"row {i}") for i, value in enumerate(self._values, 1)]
         if self.asked == "auto" and all(number.is_integer() for number in numbers):
             where, value = self._first["number"]
             raise DataError(
                 f"FP3071 {where}: the column {self.column!r} holds whole numbers written as "
-                f"{shorten_value(value)}; say "
-                "whether they are label_type=number, to be predicted, or label_type=class"
+                f"{shorten_value(value)}; set label_type=number to predict them, or label_type=class"
             )
         return Labels("number", numbers, (), self._note("regression: numbers with fractions"))
 
@@ -228,14 +228,14 @@ class LabelColumn:
         return number
 
     def _suggest_decimal(self, word: str) -> str:
-        setting = self.form.written("decimal", "SIGN") if self.form.decimal == AUTO else ""
+        setting = self.form.format_setting("decimal", "SIGN") if self.form.decimal == AUTO else ""
         return suggest_decimal(word, setting.replace("'SIGN'", "VALUE"))
 
     def _note(self, what: str) -> tuple[str, ...]:
         return () if self.asked != "auto" else (f"taken as {what}",)
 
     def _list_doubts(self, words: Sequence[str]) -> tuple[str, ...]:
-        """What speaks against classes, where nobody has asked for them."""
+        """Return reasons why values taken as classes may be something else, unless the user chose classes."""
         names, doubts = set(words), []
         if self.asked == "auto" and (joined := sum(BETWEEN in name for name in names)):
             doubts.append(
@@ -253,7 +253,7 @@ class LabelColumn:
         elif self.asked == "auto" and has_mostly_distinct(words):
             doubts.append(
                 f"taken as classes, {len(names):,} of them in {len(words):,} rows; if they are meant as numbers, "
-                "label_type=number names the first that is none"
+                "label_type=number reports the first one that is not"
             )
         return tuple(doubts)
 
@@ -265,8 +265,8 @@ class LabelColumn:
         }.get(self.asked, "a word or an integer (a class), a number, or a list of labels")
 
 
-def _sort_of(value: Any) -> str:
-    """Of a value: "word" (or an integer), "number", "list" of words; empty: none of them."""
+def _classify_value(value: Any) -> str:
+    """Return the type of a value: "word" (or an integer), "number", "list" of words; empty: none of them."""
     if isinstance(value, str):
         return "word" if value.strip() else ""
     if isinstance(value, float):
@@ -279,7 +279,7 @@ def _sort_of(value: Any) -> str:
 
 
 def _format_number(number: float) -> str:
-    """The name of a class that is a number: "2" of 2.0, and no two numbers have one name."""
+    """Return the class name of a number: "2" for 2.0; different numbers get different names."""
     short = f"{number:g}"
     return short if float(short) == number else repr(number).removesuffix(".0")
 
@@ -288,10 +288,10 @@ _AS_COMMA = "numbers with a decimal comma (decimal=',')"
 
 
 def parse_names(text: str, least: int = 2) -> tuple[str, ...]:
-    """The names in a user's "a,b,c", in that order.
+    """Return the names in a user's "a,b,c", in that order.
 
     Raises:
-        ConfigError: they are fewer than `least`, or one stands there twice.
+        ConfigError: there are fewer than `least`, or one occurs twice.
     """
     names = tuple(word.strip() for word in text.split(",") if word.strip())
     if len(set(names)) < max(least, len(names)):
@@ -302,7 +302,7 @@ def parse_names(text: str, least: int = 2) -> tuple[str, ...]:
 
 
 def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
-    """Distinct labels, sorted, numbers by value; "1" and "01" are two."""
+    """Return the distinct labels, sorted, numbers by value; "1" and "01" differ."""
     numbers = all(label.isdecimal() for label in labels)
     return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
 
@@ -310,7 +310,7 @@ def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
 def encode_labels(
     train: Sequence[str], test: Sequence[str], name: str
 ) -> tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int64]]:
-    """Label names, those of the training rows in order, and the labels of both parts as int64 (rows,) positions.
+    """Return the names of the training labels in order, and both parts' labels as int64 (rows,) positions in them.
 
     Raises:
         DataError: a test label does not occur in training.
@@ -319,47 +319,51 @@ def encode_labels(
     return names, find_positions(train, names, name), find_positions(test, names, name)
 
 
-def find_positions(labels: Sequence[str], names: Sequence[str], name: str, *, told: bool = False) -> NDArray[np.int64]:
-    """Where each of the labels stands among `names`, int64 (rows,); `told`: by a user, else they are of training rows.
+def find_positions(
+    labels: Sequence[str], names: Sequence[str], name: str, *, are_given: bool = False
+) -> NDArray[np.int64]:
+    """Return the position of each label among `names`, int64 (rows,).
+
+    `are_given` is true if a user gave the names; otherwise they are those of the training examples.
 
     Raises:
-        DataError: one does not.
+        DataError: a label is not among the names.
     """
     position = {label: i for i, label in enumerate(names)}
     unseen = sorted(set(labels) - position.keys())
     if unseen:
         shown = ", ".join(repr(label) for label in unseen[:5])
         raise DataError(
-            f"FP3073 {name}: {len(unseen)} labels are not among those named, {', '.join(names[:20])}: {shown}; name "
-            "them in labels, too, or leave those rows out (the column is named by label)"
-            if told
-            else f"FP3074 {name}: {len(unseen)} of the test labels do not occur in the training rows: {shown}; leave "
-            "those rows out, or add training rows with these labels"
+            f"FP3073 {name}: {len(unseen)} labels are not among the given names, {', '.join(names[:20])}: {shown}; add "
+            "them to labels, or remove their rows (label=COLUMN selects the column)"
+            if are_given
+            else f"FP3074 {name}: {len(unseen)} of the test labels do not occur in the training examples: {shown}; "
+            "remove their rows, or add training examples with these labels"
         )
     return np.array([position[label] for label in labels], np.int64)
 
 
-def label_names(labels: Labels, name: str) -> tuple[str, ...]:
-    """The names of several labels: their columns, or those that occur, sorted (numbers by value).
+def collect_label_names(labels: Labels, name: str) -> tuple[str, ...]:
+    """Return the names of several labels: their columns, or those that occur, sorted (numbers by value).
 
     Raises:
-        DataError: there are none.
+        DataError: no row has a label.
     """
     if labels.names:
         return labels.names
     distinct = {label for row in labels.values for label in row}
     if not distinct:
-        raise DataError(f"FP3075 {name}: no training row has a label")
+        raise DataError(f"FP3075 {name}: no training example has a label; check the column")
     return sort_labels(distinct)
 
 
 def build_matrix(
-    labels: Labels, names: Sequence[str], name: str, where: str = "occur in the training rows"
+    labels: Labels, names: Sequence[str], name: str, where: str = "occur in the training examples"
 ) -> NDArray[Any]:
-    """Which of the labels `names` each row has, int8 (rows, names).
+    """Return whether each row has each of the labels `names`, int8 (rows, names).
 
     Raises:
-        DataError: a row has another; `where` says what is asked of labels.
+        DataError: a row has another label; `where` completes the message "labels do not ...".
     """
     position = {label: i for i, label in enumerate(names)}
     made = np.zeros((len(labels.values), len(names)), np.int8)
@@ -377,17 +381,20 @@ def build_matrix(
 
 
 def build_array(labels: Labels) -> NDArray[np.float64]:
-    """Numbers, float64 (rows,)."""
+    """Return the numbers as float64 (rows,)."""
     return np.array(cast(Sequence[float], labels.values), np.float64)
 
 
 def compute_moments(numbers: NDArray[np.float64], name: str) -> tuple[float, float]:
-    """Mean and standard deviation, of the sums over rows: how many, of y, and of squares.
+    """Return the mean and standard deviation of the numbers.
 
     Raises:
         DataError: the numbers are all equal.
     """
     mean, deviation = float(numbers.mean()), float(numbers.std())
     if not deviation > 1e-12 * abs(mean):
-        raise DataError(f"FP3077 {name}: the numbers to predict are all {mean:g}; there is nothing to learn")
+        raise DataError(
+            f"FP3077 {name}: the numbers to predict are all {mean:g}, so there is nothing to learn; choose another "
+            "column"
+        )
     return mean, deviation

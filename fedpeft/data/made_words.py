@@ -1,4 +1,4 @@
-"""The vocabulary of the made data sets, and the word tokenizer of the tiny models that read them."""
+"""Vocabulary of the generated datasets, and the word tokenizer of the tiny models that read them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ _FIRST = ("ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se"
 _SECOND = ("bar", "den", "fil", "gos", "hum", "kat", "lep", "mir", "nok", "pul", "rax", "set", "tid", "vos", "zun")
 
 WORDS: tuple[str, ...] = tuple(first + second for first in _FIRST for second in _SECOND)
-"""225 words; every made text consists of these."""
+"""The 225 words that every generated text consists of."""
 
 
 def create_word_tokenizer(special: tuple[str, ...]) -> Tokenizer:
-    """One token per word, split at spaces; ids: `special` (which holds [UNK]) from 0 on, then WORDS."""
+    """Create a tokenizer with one token per word, split at spaces.
+
+    Ids count `special`, which contains [UNK], from 0 on, and then `WORDS`.
+    """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -28,7 +31,7 @@ def create_word_tokenizer(special: tuple[str, ...]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int, **special: str) -> None:
-    """Write the files from which `AutoTokenizer` loads; `special` names tokens as in `cls_token="[CLS]"`."""
+    """Write the files for `AutoTokenizer`; `special` names tokens, such as `cls_token="[CLS]"`."""
     from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]

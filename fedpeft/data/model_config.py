@@ -1,4 +1,4 @@
-"""What the config.json in a model's folder says, or why it says nothing here."""
+"""Loading of the config.json in a model's folder."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from fedpeft.errors import ModelError
 
 UNKNOWN = "does not recognize this architecture"
-"""How transformers tells that no class of its own, or registered, has the kind that a config.json names."""
+"""Part of transformers' message about a model type that neither it nor a registered class supports."""
 
 CODE = "`trust_remote_code=True`"
-"""What transformers advises where `auto_map` in a model folder names code to load the model with."""
+"""Part of transformers' message about a model folder whose `auto_map` names code to run."""
 
 
 def load_model_config(folder: Path) -> Any:
-    """What config.json of a model's folder says, as transformers' class of its kind.
+    """Return the transformers configuration of the model in a folder.
 
     Raises:
-        ModelError: there is none, none of a kind that is known here, or one that needs code from elsewhere.
+        ModelError: config.json is missing, has an unknown model type, or needs code from elsewhere.
     """
     from transformers import AutoConfig
 
@@ -31,7 +31,7 @@ def load_model_config(folder: Path) -> Any:
 
 
 def _check_attention(config: Any, folder: Path) -> None:
-    """Refuse an attention that transformers would download as code: ORG/NAME of the hub's kernels."""
+    """Reject an attention that transformers would download as code (ORG/NAME of the hub's kernels)."""
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
     for name in (getattr(part, "_attn_implementation", None) for part in parts):
         if "/" in str(name):
@@ -48,12 +48,12 @@ def needs_remote_code(error: Exception) -> bool:
 
 
 def describe_error(error: Exception) -> str:
-    """The first line of what an exception of a library says; of a kind of model that it does not know, what to do."""
+    """Return the first line of a library's exception; for an unsupported model, also the remedy."""
     text = str(error).strip()
     if needs_remote_code(error):
         return (
-            "its files name code to run (auto_map), and fedpeft never runs code from a model folder; take a model that "
-            "transformers supports without it, or register your own class (docs/own-parts.md): --plugin FILE"
+            "its files name code to run (auto_map), and fedpeft never runs code from a model folder; choose a model "
+            "that transformers supports without it, or register your own class (docs/own-parts.md): --plugin FILE"
         )
     if UNKNOWN in text:
         own = "if its class is your own, register it in a file (docs/own-parts.md) and name that: --plugin FILE"

@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 COMMA, POINT = ",", "."
 
 MANY = 20
-"""Different words from which on a column of words with commas may hold numbers."""
+"""Fewest different words for which a column of words with commas may contain numbers."""
 
 NEARLY_ALL = 0.95
-"""The share of rows that must look like numbers."""
+"""Share of rows that must look like numbers."""
 
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", re.ASCII)
@@ -29,7 +29,7 @@ def convert_decimal(word: str, decimal: str) -> str:
     if decimal == COMMA:
         if _DECIMAL_COMMA.fullmatch(word):
             return word.replace(".", "").replace(",", ".")
-        return word.replace(".", ",") if "." in word else word  # a decimal point makes it no number
+        return word.replace(".", ",") if "." in word else word  # a decimal point is not a number here
     if decimal == POINT and _THOUSANDS.fullmatch(word):
         return word.replace(",", "")
     return word
@@ -38,8 +38,8 @@ def convert_decimal(word: str, decimal: str) -> str:
 def is_comma_only(words: Collection[str]) -> bool:
     """Return whether a decimal comma is the only way to read `words`, of which some have commas.
 
-    All must be such numbers, and one must be no number with thousands. Points separate thousands beside a comma in the
-    same word, such as `1.234,5`; alone they may be decimal points.
+    All must have this form, and at least one must not be a number with separated thousands. Points separate thousands
+    beside a comma in the same word, such as `1.234,5`. Alone they may be decimal points.
     """
     has_proof = any("," in word and not _THOUSANDS.fullmatch(word) for word in words)
     return has_proof and all(_DECIMAL_COMMA.fullmatch(word) and ("," in word or "." not in word) for word in words)
@@ -62,7 +62,7 @@ def _is_pairs_of_few(pairs: Sequence[Sequence[str]]) -> bool:
 
 
 def suggest_decimal(word: str, setting: str) -> str:
-    """Return how a number with a comma is to be written, a clause; empty: it is none.
+    """Return how to write a number with a comma, as a clause; empty: it is not a number.
 
     Args:
         word: a cell.
@@ -83,7 +83,7 @@ def suggest_decimal(word: str, setting: str) -> str:
 
 
 def describe_numbers(words: Sequence[str], decimal: str = "") -> str:
-    """Return why words are numbers to predict; empty: they are no numbers, or whole ones that may be classes."""
+    """Return why words are numbers to predict; empty: they are not, or may be classes."""
     names = set(words)
     numbers = parse_numbers(names, decimal)
     if not all(number.is_integer() for number in numbers):

@@ -1,6 +1,6 @@
-"""The three single-label text corpora that the Orange text-mining add-on packs: 20 Newsgroups, Reuters R52 and R8.
+"""Three single-label text corpora of the Orange text-mining add-on: 20 Newsgroups, Reuters R52 and R8.
 
-Prepared by Ana Cardoso-Cachopo (all-terms versions of "Datasets for single-label text categorization"): letters only,
+Ana Cardoso-Cachopo prepared them (all-terms versions of "Datasets for single-label text categorization"): letters only,
 lower case, single spaces, title first. The train/test splits are the standard ones: by date for 20 Newsgroups, modApte
 for Reuters-21578. The package is AGPL-3.0; the news texts are distributed for research. Only the text files are read.
 """
@@ -27,7 +27,7 @@ HEADER_LINES = 3  # column names, column types, column roles
 
 
 def load(name: str, corpus: str, default_model: str) -> Dataset:
-    """The data set `name` from `corpus`-train.tab and `corpus`-test.tab; rows without text are dropped."""
+    """Return the dataset `name` from `corpus`-train.tab and `corpus`-test.tab; rows without text are dropped."""
     folder = ASSET.fetch()
     train_labels, train_texts = _read(folder / f"{corpus}-train.tab")
     test_labels, test_texts = _read(folder / f"{corpus}-test.tab")
@@ -44,7 +44,7 @@ def load(name: str, corpus: str, default_model: str) -> Dataset:
 
 
 def _read(path: Path) -> tuple[list[str], list[str]]:
-    """Labels and texts of one file of `label TAB text` lines."""
+    """Return the labels and texts of a file of `label TAB text` lines."""
     labels, texts = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if number <= HEADER_LINES or not line:

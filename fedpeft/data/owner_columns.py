@@ -24,11 +24,11 @@ OWNERS = (
     "centre",
     "centre_id",
 )
-"""Names of columns that are taken as owners, in any case."""
+"""Names of columns that are used as owners, in any case."""
 
 
 def find_owner(record: Mapping[str, Any], used: Collection[str], source: str) -> str | None:
-    """Return the column that holds the owners of rows; None: no column is called so.
+    """Return the column of owners, or None if no column has one of the names.
 
     Args:
         record: the first record.
@@ -36,7 +36,7 @@ def find_owner(record: Mapping[str, Any], used: Collection[str], source: str) ->
         source: what messages call the rows.
 
     Raises:
-        DataError: several columns are called so.
+        DataError: several columns have such names.
     """
     columns = [
         column

@@ -1,6 +1,6 @@
-"""Several short rows in one sequence, so that less is padding: which rows lie together.
+"""Packing of several short rows into one sequence, to save padding.
 
-First fit, longest first: within 11/9 of the fewest sequences (Johnson, 1973).
+First fit, longest first, needs at most 11/9 of the fewest possible sequences (Johnson, 1973).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 Bins = list[list[int]]
-"""For each sequence the rows in it, one behind the other."""
+"""Rows of each sequence, in order."""
 
 
 def pack_rows(lengths: Sequence[int] | np.ndarray, capacity: int) -> Bins:
-    """Rows of these `lengths` in sequences of at most `capacity` tokens; each row is at most as long as one.
+    """Pack rows of these `lengths` into sequences of at most `capacity` tokens; no row is longer than that.
 
     Returns:
         Positions in `lengths`, each once.
@@ -33,14 +33,14 @@ def pack_rows(lengths: Sequence[int] | np.ndarray, capacity: int) -> Bins:
 
 
 def pack_clients(lengths: Sequence[np.ndarray], capacity: int) -> list[Bins] | None:
-    """The rows of several clients, packed client by client, with equally many sequences each (the last ones empty).
+    """Pack the rows of several clients separately, into equally many sequences each; the last ones may be empty.
 
     Args:
-        lengths: of each client's rows.
+        lengths: lengths of each client's rows.
         capacity: tokens of a sequence.
 
     Returns:
-        For each client its sequences, as positions in its rows; None where packing does not make them fewer.
+        Each client's sequences, as positions in its rows; None if packing saves no sequence.
     """
     found = [pack_rows(own, capacity) for own in lengths]
     most = max(len(bins) for bins in found)
@@ -50,11 +50,11 @@ def pack_clients(lengths: Sequence[np.ndarray], capacity: int) -> list[Bins] | N
 
 
 Place = tuple[int, int, int]
-"""Where a row lies: its sequence, its first position there, and its tokens."""
+"""Sequence of a row, its first position there, and its number of tokens."""
 
 
 def find_places(bins: Bins, lengths: Sequence[int] | np.ndarray) -> list[Place]:
-    """Where each row lies, in the order of `lengths`."""
+    """Return the place of each row, in the order of `lengths`."""
     found: dict[int, Place] = {}
     for sequence, rows in enumerate(bins):
         start = 0

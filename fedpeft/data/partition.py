@@ -1,4 +1,4 @@
-"""How the training rows lie on the clients: disjoint shards, none empty, covering, unless a part says otherwise."""
+"""Partitions of the training examples over clients: disjoint, complete, and without empty shards except where noted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedpeft.seeds import create_generator
 
 @dataclass(frozen=True)
 class PartitionStatistics:
-    """What a partition looks like.
+    """Sizes and label skew of a partition.
 
     Attributes:
         clients: number of shards.
@@ -30,11 +30,11 @@ class PartitionStatistics:
         rows_median: median rows of a shard.
         rows_max: rows of the largest shard.
         unused_rows: rows that no client has.
-        label_entropy: mean over clients of the entropy of their labels divided by that of all labels: 1 for equal label
-            distributions, 0 for one class per client; None without labels.
+        label_entropy: mean over clients of their labels' entropy, divided by the entropy of all labels. It is 1 for
+            equal label distributions, and 0 for one class per client; None without labels.
         label_distance: mean over clients of the total-variation distance (0 to 1) between their label distribution and
             that of all clients' rows; None without labels.
-        resampled: whether a row may be several clients' (`fedpeft.data.partitions.resample`).
+        resampled: whether several clients may share a row (`fedpeft.data.partitions.resample`).
     """
 
     clients: int
@@ -47,14 +47,15 @@ class PartitionStatistics:
     resampled: bool = False
 
     def drop_labels(self) -> PartitionStatistics:
-        """The same, without what depends on labels."""
+        """Return a copy without the values that depend on labels."""
         return replace(self, label_entropy=None, label_distance=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes as a dictionary that JSON holds."""
+        """Return the attributes as a dictionary for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
+        """Return the statistics in one line."""
         clients = "1 client" if self.clients == 1 else f"{self.clients} clients"
         text = f"{clients}, rows {self.rows_min} / {self.rows_median:g} / {self.rows_max} (min/median/max)"
         if self.label_distance is not None:
@@ -67,18 +68,18 @@ class PartitionStatistics:
 
 
 class Shards(ABC):
-    """Which rows each client has."""
+    """Row numbers of each client."""
 
     resampled: ClassVar[bool] = False
-    """Whether a row may be several clients'."""
+    """Whether several clients may share a row."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many clients there are."""
+        """Return the number of clients."""
 
     @abstractmethod
     def shard(self, client: int) -> NDArray[np.int64]:
-        """The row numbers of `client` (0 <= client < clients), ascending, int64 (rows of it,)."""
+        """Return the row numbers of `client` (0 <= client < clients), ascending, int64 (rows in its shard,)."""
 
     @property
     @abstractmethod
@@ -87,7 +88,12 @@ class Shards(ABC):
 
     @abstractmethod
     def statistics(self, labels: NDArray[np.int64] | None, rows: int | None = None) -> PartitionStatistics:
-        """Sizes and label skew, for `labels` int64 (rows,) of all rows, or None and the number of rows."""
+        """Return sizes and label skew.
+
+        Args:
+            labels: int64 (rows,), the labels of all rows; or None.
+            rows: the number of all rows if there are no labels.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +110,10 @@ class Partition(Shards):
 
     @classmethod
     def from_assignment(cls, client_of_row: NDArray[np.integer], clients: int) -> Partition:
-        """From int (rows,): the client of each row, or -1 for a row that stays unused."""
+        """Build a partition from int (rows,): the client of each row, or -1 for an unused row."""
         made = growing_array.create_spool(np.int32)
         for part in growing_array.iterate_parts(len(client_of_row)):
-            made.append(client_of_row[part] + 1)  # the rows of nobody come first
+            made.append(client_of_row[part] + 1)  # rows without a client come first
         place = made.create_array()
         order, sizes = (
             growing_array.sort_by_group(None, place, clients + 1),
@@ -117,15 +123,16 @@ class Partition(Shards):
 
     @classmethod
     def from_shards(cls, shards: Sequence[NDArray[np.integer]]) -> Partition:
-        """From one int array of row numbers per client."""
+        """Build a partition from one int array of row numbers per client."""
         offsets = np.concatenate(([0], np.cumsum([len(s) for s in shards]))).astype(np.int64)
         return cls(np.concatenate([np.sort(s) for s in shards]).astype(np.int64), offsets)
 
     def __len__(self) -> int:
+        """Return the number of clients."""
         return len(self.offsets) - 1
 
     def shard(self, client: int) -> NDArray[np.int64]:
-        """The row numbers of `client` (0 <= client < clients), int64 (rows of it,)."""
+        """Return the row numbers of `client` (0 <= client < clients), int64 (rows in its shard,)."""
         return self.indices[self.offsets[client] : self.offsets[client + 1]]
 
     @property
@@ -134,10 +141,10 @@ class Partition(Shards):
         return np.diff(self.offsets)
 
     def check(self, rows: int, covering: bool = True) -> Partition:
-        """Itself, if it is a legal partition of `rows` rows.
+        """Return this partition if it is a legal one of `rows` rows.
 
         Raises:
-            DataError: a client has no row, a row number is out of range or used twice, or (if `covering`) left out.
+            DataError: a client has no row; or a row number is out of range, used twice, or (if `covering`) missing.
         """
         empty = np.flatnonzero(self.sizes <= 0)
         if len(empty):
@@ -145,10 +152,10 @@ class Partition(Shards):
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.indices):
             raise DataError("FP3080 the partition's offsets do not fit its indices")
         if len(self.indices) and (self.indices.min() < 0 or self.indices.max() >= rows):
-            raise DataError(f"FP3081 the partition names rows outside of 0 to {rows - 1}")
+            raise DataError(f"FP3081 the partition contains row numbers outside of 0 to {rows - 1}")
         used = np.bincount(self.indices, minlength=rows)
         if used.max(initial=0) > 1:
-            raise DataError(f"FP3082 the partition gives row {int(used.argmax())} to two clients")
+            raise DataError(f"FP3082 the partition assigns row {int(used.argmax())} to two clients")
         if covering and not used.all():
             raise DataError(
                 f"FP3083 the partition leaves {int((used == 0).sum())} rows out, e.g. row {int(used.argmin())}"
@@ -156,7 +163,7 @@ class Partition(Shards):
         return self
 
     def statistics(self, labels: NDArray[np.int64] | None, rows: int | None = None) -> PartitionStatistics:
-        """Sizes and label skew, for `labels` int64 (rows,) of all rows, or None and the number of rows."""
+        """Return sizes and label skew; see `Shards.statistics`."""
         sizes = self.sizes
         total = len(labels) if labels is not None else len(self.indices) if rows is None else rows
         evenness = distance = None
@@ -164,11 +171,12 @@ class Partition(Shards):
             client_of_index = np.repeat(np.arange(len(self)), sizes)
             classes = int(labels.max()) + 1
             cells = client_of_index * classes + labels[self.indices]
-            counts_KC = np.bincount(cells, minlength=len(self) * classes).reshape(len(self), classes)
-            shares_KC = counts_KC / counts_KC.sum(1, keepdims=True)
-            overall_C = counts_KC.sum(0) / counts_KC.sum()
-            evenness = float(entr(shares_KC).sum(1).mean() / max(float(entr(overall_C).sum()), np.finfo(float).tiny))
-            distance = float(np.abs(shares_KC - overall_C).sum(1).mean() / 2)
+            # per client and class
+            counts = np.bincount(cells, minlength=len(self) * classes).reshape(len(self), classes)
+            shares = counts / counts.sum(1, keepdims=True)
+            overall_shares = counts.sum(0) / counts.sum()
+            evenness = float(entr(shares).sum(1).mean() / max(float(entr(overall_shares).sum()), np.finfo(float).tiny))
+            distance = float(np.abs(shares - overall_shares).sum(1).mean() / 2)
         return PartitionStatistics(
             clients=len(self),
             rows_min=int(sizes.min()),
@@ -181,32 +189,34 @@ class Partition(Shards):
 
 
 class Partitioner(Protocol):
-    """A partition part: a way to split rows over clients."""
+    """Interface of a partition part: a way to split rows over clients."""
 
     def split(self, rows: Rows, clients: int, seed: int) -> Shards:
-        """One shard of `rows` for each of `clients`; equal seeds give equal partitions."""
+        """Return one shard of `rows` for each of `clients`; equal seeds give equal partitions."""
         ...
 
 
 USUAL = "dirichlet(alpha=0.5)"
-"""How rows of data sets that don't say otherwise are split, as papers do."""
+"""Default partition of datasets without a preference, as in papers."""
 
 
 def split(partitioner: Partitioner, rows: Rows, clients: int, seed: int) -> Shards:
-    """What a partition part makes of `rows`, which may be anybody's part: checked.
+    """Return the shards that a partition part makes of `rows`, checked, since the part may be a plugin.
 
     Raises:
-        DataError: it can't split them so; or has given something else than was asked for, rows that there are not, one
-            row to two clients, or none to one.
+        DataError: the part can't split these rows, returns another type or number of clients, uses a row twice or one
+            that does not exist, or leaves a client without rows.
     """
     shards, name = partitioner.split(rows, clients, seed), name_of(type(partitioner))
     if not isinstance(shards, Shards):
         raise DataError(
-            f"FP3084 the partition {name} returns a {type(shards).__name__} where it has to return Shards, such as "
-            "Partition.from_shards makes of an array of row numbers for each client"
+            f"FP3084 the partition {name} returns a {type(shards).__name__} but must return Shards; "
+            "Partition.from_shards builds them from one array of row numbers per client"
         )
     if clients and len(shards) != clients:
-        raise DataError(f"FP3085 the partition {name} makes {len(shards)} clients where {clients} were asked for")
+        raise DataError(
+            f"FP3085 the partition {name} makes {len(shards)} clients instead of {clients}; correct its split()"
+        )
     return shards.check(len(rows), covering=False) if isinstance(shards, Partition) else shards
 
 
@@ -216,18 +226,18 @@ def require_rows(rows: Rows, clients: int) -> None:
         raise DataError(f"FP3086 the number of clients must be at least 1, got {clients}")
     if clients > len(rows):
         raise DataError(
-            f"FP3087 {clients} clients can't share {len(rows)} training rows: each needs at least one; "
-            f"ask for at most {len(rows)} clients"
+            f"FP3087 {clients} clients can't share {len(rows)} training examples, since each needs at least one; "
+            f"give at most {len(rows)} clients"
         )
 
 
 def fill_empty_clients(
     client_of_row: NDArray[np.int64], clients: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """`client_of_row` int64 (rows,) with each empty client given one random row of the then largest client.
+    """Give each empty client one random row of the then largest client; int64 (rows,).
 
-    The usual per-class Dirichlet split leaves clients empty once there are many; drawing again until none is, as some
-    code does, never ends for thousands of clients. `clients` must be at most the number of rows.
+    `clients` is at most the number of rows. With many clients, the usual per-class Dirichlet split leaves some empty.
+    Drawing again until none is empty, as some code does, never ends for thousands of clients.
     """
     sizes = np.bincount(client_of_row, minlength=clients)
     empty = np.flatnonzero(sizes == 0)
@@ -253,7 +263,7 @@ def fill_empty_clients(
 def split_held_out(
     rows: NDArray[np.int64], share: float, seed: int, client: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A client's rows in two: to train on (at least one), and the `share` of them, rounded, that is held out."""
+    """Split a client's rows: keep at least one for training, and hold out the `share` of them, rounded."""
     count = min(round(share * len(rows)), len(rows) - 1)
     if count <= 0:
         return rows, rows[:0]
@@ -263,5 +273,5 @@ def split_held_out(
 
 
 def select_training_shards(shards: Shards, share: float, seed: int) -> Partition:
-    """Return the rows of each client without the `share` of them that `split_held_out` sets apart."""
+    """Return each client's examples without the `share` that `split_held_out` holds out."""
     return Partition.from_shards([split_held_out(shards.shard(k), share, seed, k)[0] for k in range(len(shards))])

@@ -1,7 +1,7 @@
-"""Preference data: two answers to a question, and which of them is better. One JSON text a row.
+"""Preference data: two answers to a question, and which of them is better; one JSON text per row.
 
-Of each row the chosen answer and the rejected one are packed as instruction data are: {"chosen": ..., "rejected": ...}
-with what `fedpeft.data.conversations` makes of the question with that answer.
+The chosen and the rejected answer are packed as instruction data, {"chosen": ..., "rejected": ...}. Each value is what
+`fedpeft.data.conversations` makes of the question with that answer.
 """
 
 from __future__ import annotations
@@ -20,20 +20,25 @@ SIDES = ("chosen", "rejected")
 """Columns of the two answers, the better one first."""
 
 PROMPT = "prompt"
-"""Column of the question: a text, or the messages before the answer; may be left out where both answers are the last
-messages of conversations that begin alike."""
+"""Column of the question: a text, or the messages before the answer.
+
+It may be missing if both answers are the last messages of conversations that begin alike.
+"""
 
 
 def pack_preferences(
     records: Iterable[tuple[str, Mapping[str, Any]]], text: str, source: str, template: str | None = None
 ) -> Any:
-    """The records with the two packed answers in the column `text`.
+    """Yield the records with the two packed answers in the column `text`.
 
     Args:
-        template: of the prompt; None and "chat": the model's own chat template.
+        records: the records with the names of their places.
+        text: the column for packed rows.
+        source: name of the source, for messages.
+        template: the prompt template; None and "chat": the model's own chat template.
 
     Raises:
-        ConfigError: there is no such template.
+        ConfigError: the template does not exist.
         DataError: a record lacks a column, an answer is empty, or both answers are the same.
     """
     own = None if template in (None, CHAT) else PromptTemplate(str(template))
@@ -47,7 +52,7 @@ def pack_preferences(
                 )
         prompt = record[PROMPT] if PROMPT in record else _get_prompt(record, where)
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        answers = [_answer(record, side, asked, where) for side in SIDES]
+        answers = [_get_answer(record, side, asked, where) for side in SIDES]
         if answers[0] == answers[1]:
             raise DataError(
                 f"FP3096 {where}: the chosen and the rejected answer are the same, so neither can be preferred"
@@ -67,26 +72,27 @@ def pack_preferences(
 
 
 def _get_prompt(record: Mapping[str, Any], where: str) -> Any:
-    """What precedes the answer in the column of the better one, a conversation."""
+    """Return the messages before the answer, from the conversation in the column of the better answer."""
     found = record[SIDES[0]]
     if not isinstance(found, list) or len(found) < 2:
         raise DataError(
-            f"FP3098 {where} has no column {PROMPT!r}, which preferences need, unless their answers are conversations, "
-            "the prompt's messages included"
+            f"FP3098 {where} has no column {PROMPT!r}; preferences need it unless their answers are conversations that "
+            "include the prompt's messages"
         )
     return found[:-1]
 
 
-def _answer(record: Mapping[str, Any], side: str, asked: Any, where: str) -> str:
-    """The answer in a column: a text, or, as some data sets have it, the last message of a conversation, before which
-    nothing is but what is `asked`."""
+def _get_answer(record: Mapping[str, Any], side: str, asked: Any, where: str) -> str:
+    """Return the answer in a column: a text, or the last message of a conversation that starts with `asked`."""
     answer = record[side]
     if isinstance(answer, list) and answer and isinstance(answer[-1], dict):
         *before, last = answer
         if last.get("role") != "assistant":
             raise DataError(f"FP3099 {where}: the last message in the column {side!r} is not the assistant's")
         if before and before != asked:
-            raise DataError(f"FP3100 {where}: what precedes the answer in the column {side!r} is not the prompt")
+            raise DataError(
+                f"FP3100 {where}: the messages before the answer in the column {side!r} differ from the prompt"
+            )
         answer = last.get("content")
     if not isinstance(answer, str) or not answer.strip():
         raise DataError(f"FP3101 {where}: the column {side!r} must hold an answer, got {record[side]!r:.40}")

@@ -1,14 +1,14 @@
-"""Prompt templates: what a model is asked of a row's columns, or of a conversation, in the form that it answers.
+"""Prompt templates: the prompt for a row's columns, or for a conversation.
 
-    alpaca      of the columns instruction and input, as Stanford Alpaca has it (Taori et al., 2023)
+    alpaca      from the columns instruction and input, as in Stanford Alpaca (Taori et al., 2023)
     chat        the same columns as a user's message, in the model's own chat template
     bare        the column instruction as it stands
-    flowertune  of the column instruction alone, as Flower's FlowerTune templates have it
-    FILE.jinja  a template of your own: of the row's columns; of conversations, it gets `messages`,
+    flowertune  from the column instruction alone, as in Flower's FlowerTune templates
+    FILE.jinja  a template of your own: from the row's columns; for conversations, it gets `messages`,
                 `add_generation_prompt`, `bos_token` and `eos_token`, as transformers' chat templates do
 
-A template of columns writes the prompt, up to where the answer begins. The answer is a column of its own. A finished
-model is asked by the instruction, by the one column that a template reads, or by a JSON object of several.
+A template of columns writes the prompt up to the start of the answer; the answer is a column of its own. A question to
+a finished model is the instruction, the one column that the template reads, or a JSON object of several columns.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from fedpeft.machine import memory
 from fedpeft.machine.files import parse_json
 
 CHAT = "chat"
-"""The name of the model's own chat template."""
+"""Name of the model's own chat template."""
 
 BARE = "bare"
-"""The name of the template of prompts that stand in the rows as they are asked."""
+"""Name of the template for prompts that are used as they stand."""
 
 SUFFIX = ".jinja"
 
 ASKED = ("instruction", "input")
-"""The columns that templates by name read."""
+"""Columns that the named templates read."""
 
 OF_COLUMNS = {
     "alpaca": (
@@ -56,11 +56,11 @@ OF_COLUMNS = {
     BARE: "{{ instruction }}",
     CHAT: "{{ instruction }}{% if input is defined and input %}\n\n{{ input }}{% endif %}",
 }
-"""Templates of columns, by name; that of `chat` is the user's message."""
+"""Templates of columns by name; the one of `chat` is the user's message."""
 
 
 def check_template(name: str) -> None:
-    """Refuse a text that can't name a prompt template.
+    """Reject a name that can't be a prompt template.
 
     Raises:
         ConfigError: lists the legal names.
@@ -73,7 +73,7 @@ def check_template(name: str) -> None:
 
 
 def check_readable(name: str) -> None:
-    """Refuse a text that can't name a prompt template, and a file that can't be read.
+    """Reject a name that can't be a prompt template, and a file that can't be read.
 
     Raises:
         ConfigError: see `check_template`.
@@ -95,11 +95,12 @@ class PromptTemplate:
     name: str
 
     def __post_init__(self) -> None:
+        """Check the name."""
         check_template(self.name)
 
     @property
     def text(self) -> str:
-        """In Jinja.
+        """Source of the template, in Jinja.
 
         Raises:
             DataError: the file can't be read.
@@ -107,10 +108,10 @@ class PromptTemplate:
         return OF_COLUMNS[self.name] if self.name in OF_COLUMNS else read_template(self.name)
 
     def format_prompt(self, columns: Mapping[str, Any], where: str) -> str:
-        """The prompt for a row; `where` is the row in messages.
+        """Return the prompt for a row; messages call the row `where`.
 
         Raises:
-            DataError: the template is not valid, refuses the row, lacks a column, or writes nothing.
+            DataError: the template is not valid, rejects the row, lacks a column, or writes nothing.
         """
         try:
             made = _render(self.text, {str(name): value for name, value in columns.items()})
@@ -121,28 +122,27 @@ class PromptTemplate:
         if not made.strip():
             raise DataError(f"FP3103 {where}: the prompt template {self.name} writes nothing")
         if self.name in OF_COLUMNS and not any(str(columns.get(name) or "").strip() for name in ASKED):
-            raise DataError(f"FP3104 {where} asks nothing: {' and '.join(ASKED)} are empty")
+            raise DataError(f"FP3104 {where} contains no question: {' and '.join(ASKED)} are empty")
         return made
 
     def format_question(self, text: str, where: str) -> str:
-        """The prompt for a question without a row: it is the instruction, or the one column that the template reads, or
-        of several a JSON object of columns.
+        """Return the prompt for a question without a row.
+
+        The question is the instruction, the one column that the template reads, or a JSON object of several columns.
 
         Raises:
-            DataError: as of `prompt`; the template reads other columns than are given, or not all of them.
+            DataError: as for `format_prompt`; or the template reads other columns, or more than are given.
         """
         try:
             read = meta.find_undeclared_variables(ENVIRONMENT.parse(self.text)) - ENVIRONMENT.globals.keys()
-        except TemplateError:  # which `prompt` says
+        except TemplateError:  # `format_prompt` reports it
             read = set()
         if len(read) < 2:
             return self.format_prompt({"instruction": text, "input": "", **dict.fromkeys(read, text)}, where)
         given = _parse_columns(text, read)
         if unread := sorted(given.keys() - read):
             known = ", ".join(sorted(read))
-            raise DataError(
-                f"FP3105 {where}: the template does not read {unread[0]!r:.80}; a question gives some of {known}"
-            )
+            raise DataError(f"FP3105 {where}: the template does not read {unread[0]!r:.80}; give some of {known}")
         try:
             return self.format_prompt(given or {"instruction": text, "input": ""}, where)
         except DataError as error:
@@ -153,7 +153,7 @@ class PromptTemplate:
 
 
 def _parse_columns(text: str, read: Set[str]) -> dict[str, Any]:
-    """The columns of a question that is a JSON object with any of those that are `read`; empty: it is plain text."""
+    """Return the columns of a question that is a JSON object with any of the columns `read`; empty for plain text."""
     try:
         given = parse_json(text.encode())
     except ValueError:
@@ -162,7 +162,7 @@ def _parse_columns(text: str, read: Set[str]) -> dict[str, Any]:
 
 
 def describe_error(error: Exception) -> str:
-    """What an exception of Jinja says, in one line, with its line in the template if it has one."""
+    """Return the message of a Jinja exception in one line, with its line in the template if known."""
     line = getattr(error, "lineno", None)
     if isinstance(error, MemoryError):
         return f"it takes more than {ROOM >> 20} MiB of memory"
@@ -171,7 +171,7 @@ def describe_error(error: Exception) -> str:
 
 
 def read_template(path: str) -> str:
-    """The text of a template in a file.
+    """Return the text of a template file.
 
     Raises:
         DataError: it can't be read.
@@ -187,22 +187,28 @@ def read_template(path: str) -> str:
 
 
 def compute_fingerprint(path: str) -> str:
-    """SHA-256 of a template in a file."""
+    """Return the SHA-256 of a template file."""
     return hashlib.sha256(read_template(path).encode()).hexdigest()
 
 
 def _check_value(value: Any) -> Any:
-    """What a template writes of a value; a missing one, or a list, would be written as Python has it."""
+    """Return a value for Jinja to write.
+
+    Raises:
+        TypeError: it is missing, a list or an object, which Jinja would write in Python syntax.
+    """
     if value is None or isinstance(value, list | dict) or (isinstance(value, float) and math.isnan(value)):
-        raise TypeError(f"it would write {value!r:.40}, which is no text; ask for it in the template, or leave it out")
+        raise TypeError(
+            f"it would write {value!r:.40}, which is not a text; test for it in the template, or leave it out"
+        )
     return value
 
 
 LONGEST = 10_000_000
-"""Characters that a template writes at most, and entries of what it multiplies."""
+"""Most characters that a template may write, and most entries of a product."""
 
 ROOM = 1 << 30
-"""Bytes that one rendering takes at most."""
+"""Most bytes that one rendering may take."""
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -244,8 +250,8 @@ ENVIRONMENT = BoundedEnvironment(
     keep_trailing_newline=False,
     finalize=_check_value,
 )
-"""Of all templates of columns."""
-del ENVIRONMENT.globals["lipsum"]  # which draws words at random, as many as it is asked for
+"""Jinja environment of all templates of columns."""
+del ENVIRONMENT.globals["lipsum"]  # it draws random words, without a limit
 
 
 def _render(text: str, columns: Mapping[str, Any]) -> str:

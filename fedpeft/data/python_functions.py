@@ -1,9 +1,11 @@
-"""Functions of Python source files with a return annotation: the text without it, the annotated type, a fingerprint.
+"""Functions of Python files with a return annotation: the text without it, the annotated type, and a fingerprint.
 
-Files are parsed and never run. The text is the source itself, cut: without the return annotation, decorators,
-docstrings and comments, also of functions inside; arguments keep their annotations. Positions of the syntax tree are
-used and no tree is printed, since that differs between versions of Python. Left out is what would make the type trivial
-or impossible to tell: methods with two leading underscores, tests, stubs, and what a package carries of others.
+Files are parsed and never run. The text is the source without the return annotation, decorators, docstrings and
+comments, also in inner functions; arguments keep their annotations. It is cut at positions of the syntax tree and never
+printed from the tree, since printing differs between versions of Python.
+
+Functions whose type is trivial or impossible to predict are left out: methods with two leading underscores, tests,
+stubs, and a package's copies of others.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ TYPES = {
     **{name: name for name in ("bool", "bytes", "float", "int", "str")},
     "Optional": "optional",
 }
-"""Name of an annotation, without its module and its arguments -> the type that is asked for."""
+"""Type to predict, by an annotation's name without its module and arguments."""
 
 NOT_ITS_OWN = {"test", "tests", "testing", "vendor", "_vendor", "vendored", "_vendored", "extern", "third_party"}
 """Folders that are skipped."""
 
 SYNTAX = (3, 11)
-"""Files that need newer syntax are skipped on every version of Python alike."""
+"""Newest syntax that is read; files that need a newer one are skipped on every version of Python."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -45,11 +47,11 @@ class Function:
     """A function of a file.
 
     Attributes:
-        name: dotted, with the classes and functions that it stands in, and the line.
+        name: dotted, with the enclosing classes and functions, and the line.
         text: its source, cut.
         type: one of the values of `TYPES`, or `none`.
-        fingerprint: equal for functions that differ only in the names of their arguments and local variables, in their
-            own name, annotations, the values of literals, and in being async.
+        fingerprint: equal for functions that differ only in names of arguments and local variables, their own name,
+            annotations, the values of literals, and in being async.
     """
 
     name: str
@@ -59,13 +61,13 @@ class Function:
 
 
 def find_functions_below(folder: Path) -> Iterator[Function]:
-    """The functions of all files below `folder`, in the order of their paths."""
+    """Yield the functions of all files below `folder`, in the order of their paths."""
     for module, source in read_modules(folder):
         yield from find_functions(source, module)
 
 
 def read_modules(folder: Path) -> Iterator[tuple[str, str]]:
-    """Dotted name and source of all files below `folder`, in the order of their paths."""
+    """Yield the dotted name and source of all files below `folder`, in the order of their paths."""
     for path in sorted(folder.rglob("*.py")):
         inside = path.relative_to(folder)
         if not NOT_ITS_OWN.intersection(inside.parts[:-1]) and not path.name.startswith(("test_", "conftest")):
@@ -77,7 +79,7 @@ def read_modules(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def find_functions(source: str, module: str) -> Iterator[Function]:
-    """The functions in the source of a module, outer ones first; none if it is no Python of version `SYNTAX`."""
+    """Yield the functions of a module, outer ones first; none if it is not Python of version `SYNTAX`."""
     if "->" not in source:
         return
     file = SourceFile.parse(source)
@@ -95,12 +97,12 @@ def find_functions(source: str, module: str) -> Iterator[Function]:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The source of a module with its syntax tree.
+    """Source of a module with its syntax tree.
 
     Attributes:
-        source: in which positions count characters.
-        starts: of its lines.
-        tree: of it.
+        source: ASCII text, so that positions count characters.
+        starts: the position of each line.
+        tree: the syntax tree.
     """
 
     source: str
@@ -109,7 +111,7 @@ class SourceFile:
 
     @classmethod
     def parse(cls, source: str) -> SourceFile | None:
-        """Read; None if it is no Python of version `SYNTAX`."""
+        """Parse a module; return None if it is not Python of version `SYNTAX`."""
         source = source.replace("\r\n", "\n").replace("\r", "\n")  # a form feed ends a line for `splitlines`, not here
         source = source.encode("ascii", "replace").decode()  # positions count bytes in trees, and characters in tokens
         try:
@@ -121,16 +123,18 @@ class SourceFile:
 
     @property
     def definitions(self) -> Iterator[Definition]:
-        """Its functions, outer ones first."""
+        """Functions of the module, outer ones first."""
         return _find_definitions(self.tree)
 
     def get_position(self, line: int | None, column: int | None) -> int:
-        """The position in the source."""
+        """Return the position of a line and column in the source."""
         return self.starts[(line or 1) - 1] + (column or 0)
 
     def get_text(self, definition: Definition, returns: bool) -> str | None:
-        """A function without decorators, docstrings and comments, and without return annotations unless `returns`; None
-        if it can't be cut: a string's lines stand further left than its function."""
+        """Return a function without decorators, docstrings and comments; `returns` keeps return annotations.
+
+        Return None if it can't be cut, because lines of a string are indented less than the function.
+        """
         at, source = self.get_position, self.source
         begin, end = at(definition.lineno, definition.col_offset), at(definition.end_lineno, definition.end_col_offset)
         cuts: list[tuple[int, int]] = []
@@ -139,7 +143,7 @@ class SourceFile:
             if isinstance(node, Definition) and node.returns is not None and not returns:
                 arrow = source.rindex("->", begin, at(node.returns.lineno, node.returns.col_offset))
                 colon = source.index(":", at(node.returns.end_lineno, node.returns.end_col_offset))
-                cuts.append((source.rindex(")", begin, arrow) + 1, colon))  # with parentheses around it
+                cuts.append((source.rindex(")", begin, arrow) + 1, colon))  # the annotation may be in parentheses
         try:
             return _remove_comments(_remove_spans(source, begin, end, cuts))
         except (IndentationError, tokenize.TokenError):
@@ -147,7 +151,7 @@ class SourceFile:
 
 
 def _find_definitions(node: ast.AST) -> Iterator[Definition]:
-    """The functions in a module or statement; expressions hold none, so that they are not looked through."""
+    """Yield the functions in a module or statement; expressions contain none and are skipped."""
     for part in ("body", "orelse", "finalbody", "handlers", "cases"):
         for inner in getattr(node, part, ()):
             if isinstance(inner, Definition):
@@ -157,7 +161,7 @@ def _find_definitions(node: ast.AST) -> Iterator[Definition]:
 
 
 def get_type(annotation: ast.expr) -> str | None:
-    """The type that an annotation names; None if it is none of `TYPES`."""
+    """Return the type of an annotation, or None if it is not one of `TYPES`."""
     match annotation:
         case ast.Constant(value=None):
             return "none"
@@ -178,7 +182,7 @@ def get_type(annotation: ast.expr) -> str | None:
 
 
 def is_stub(definition: Definition) -> bool:
-    """Whether nothing is done: only a docstring, `...`, `pass` or `raise`."""
+    """Return whether the function contains only a docstring, `...`, `pass` or `raise`."""
     idle = (ast.Pass, ast.Raise)
     return all(
         isinstance(s, idle) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) for s in definition.body
@@ -186,10 +190,10 @@ def is_stub(definition: Definition) -> bool:
 
 
 def _find_unwanted(node: ast.AST, outermost: bool) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Spans of decorators and docstrings, each from (line, column) to (line, column)."""
+    """Yield the spans of decorators and docstrings, each from (line, column) to (line, column)."""
     if not isinstance(node, Definition | ast.ClassDef):
         return
-    if node.decorator_list and not outermost:  # the outermost begins behind its own
+    if node.decorator_list and not outermost:  # the outermost starts after its decorators
         first = node.decorator_list[0]
         yield (first.lineno, first.col_offset - 1), (node.lineno, node.col_offset)
     first_statement = node.body[0]
@@ -202,7 +206,7 @@ def _get_span(node: ast.stmt) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _remove_spans(source: str, begin: int, end: int, cuts: list[tuple[int, int]]) -> str:
-    """`source[begin:end]` without the `cuts`, empty lines, and the indentation that all lines share."""
+    """Return `source[begin:end]` without the `cuts`, empty lines, and the indentation that all lines share."""
     kept: list[str] = []
     position = begin
     for first, last in sorted(cuts):
@@ -227,17 +231,17 @@ def _remove_comments(text: str) -> str:
 
 
 def compute_fingerprint(definition: Definition) -> str:
-    """A hash of the normalised tree; see `Function`."""
+    """Return a hash of the normalized tree; see `Function`."""
     local: dict[str, str] = {}
     for node in ast.walk(definition):
         match node:
             case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
                 local.setdefault(name, f"local {len(local)}")
 
-    def plain(node: object) -> str:
+    def describe(node: object) -> str:
         match node:
             case list():
-                return f"[{','.join(map(plain, node))}]"
+                return f"[{','.join(map(describe, node))}]"
             case ast.Constant(value=value):
                 return repr(value) if value is None or isinstance(value, bool) else type(value).__name__
             case ast.Name(id=name):
@@ -245,16 +249,16 @@ def compute_fingerprint(definition: Definition) -> str:
             case ast.arg(arg=name):
                 return local[name]
             case ast.Await(value=awaited):
-                return plain(awaited)
+                return describe(awaited)
             case ast.AsyncFunctionDef() | ast.FunctionDef():
                 body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
-                return f"def({plain(node.args)}{plain(body)})"
+                return f"def({describe(node.args)}{describe(body)})"
             case ast.AnnAssign(target=target, value=value):
-                return f"Assign({plain([target])},{plain(value)})"
+                return f"Assign({describe([target])},{describe(value)})"
             case ast.AST():
                 skipped = ("ctx", "type_comment", "kind", "type_params")
-                fields = (plain(value) for name, value in ast.iter_fields(node) if name not in skipped)
+                fields = (describe(value) for name, value in ast.iter_fields(node) if name not in skipped)
                 return f"{type(node).__name__.removeprefix('Async')}({','.join(fields)})"
         return repr(node)
 
-    return hashlib.sha256(plain(definition).encode()).hexdigest()
+    return hashlib.sha256(describe(definition).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Files of records, each with named columns: CSV, TSV, JSON lines, JSON, Parquet, Arrow, plain or .gz; lines of a text;
-and a data set that the `datasets` library has saved.
+"""Files of records with named columns, lines of text, and datasets that the `datasets` library saved.
 
-Records are read one after another, or batch by batch: no file is held in memory as a whole but a JSON list.
+Legal formats are CSV, TSV, JSON lines, JSON, Parquet and Arrow, plain or .gz. Records are read one after another, or in
+batches. Only a JSON list is held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from fedpeft.data.table_format import DETECT, GZ, SEPARATORS, TableFormat, detec
 from fedpeft.errors import ConfigError, DataError, FedpeftError
 
 Record = tuple[str, dict[str, Any]]
-"""Its place in the file, such as "line 3", and its values by column."""
+"""Place of a record in its file, such as "line 3", and its values by column."""
 
 
 class TablePlace(str):
-    """The place of a record whose columns are named once, for all records of its table.
+    """Place of a record whose columns are named once, for all records of its table.
 
     Attributes:
-        table: what its table is called within the source; empty: the source is one table.
+        table: name of the table within the source; empty: the source is one table.
     """
 
     table: str
 
     def __new__(cls, place: str, table: str = "") -> TablePlace:
-        """A place, such as "line 3"."""
+        """Create a place, such as "line 3"."""
         made = super().__new__(cls, place)
         made.table = table
         return made
 
 
 def locate_record(place: str, file: str) -> str:
-    """The place of a record that lies at `place` in one file of several."""
+    """Return the place of a record at `place` in one file of several."""
     return TablePlace(f"{place} of {file}", file) if isinstance(place, TablePlace) else f"{place} of {file}"
 
 
 def name_incomplete_part(place: str, source: str) -> str:
-    """What has no column that the record at `place` of `source` lacks: the record, or all of its table."""
+    """Return a name for what lacks a column: the record at `place` of `source`, or its whole table."""
     if not isinstance(place, TablePlace):
         return f"{place} of {source}"
     return f"{place.table} of {source}" if place.table else source
@@ -60,37 +60,39 @@ PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather")
 CONLL = (".conll", ".iob", ".iob2", ".bio")
 SUFFIXES = (*DELIMITERS, *JSON_LINES, JSON, *PARQUET, *ARROW, *CONLL)
-"""Of the files that can be read; each may be followed by .gz."""
+"""Endings of files that can be read; .gz may follow."""
 
 LINES = ".txt"
-"""Of a file whose lines are texts. In a folder of rows it says what these are, more often than it is one of them."""
+"""Ending of a file whose lines are texts; in a folder of records such a file is usually a description, so it is
+ignored.
+"""
 
 ROWS = 1024
-"""Rows of a Parquet or Arrow file that are Python objects at a time."""
+"""Number of rows of a Parquet or Arrow file that are Python objects at a time."""
 
 MOST_ROWS = 10_000_000
-"""Rows of a Parquet or Arrow file that are read at most: compressed, many more fit into a file of a few kB."""
+"""Most rows of a Parquet or Arrow file; compressed, many more fit into a few kB."""
 
 MOST_BYTES = 64 << 30
-"""Bytes that a Parquet file may have without compression."""
+"""Most bytes of a Parquet file without compression."""
 
 SAVED = "state.json"
-"""What a data set that `save_to_disk` has written has in its folder."""
+"""File that `save_to_disk` writes into a dataset's folder."""
 
 
 def get_suffix(path: Path) -> str:
-    """What says how a file is read, in small letters, without .gz; empty: nothing that is known here."""
+    """Return the ending that decides how a file is read, in lower case and without .gz; empty: unknown."""
     name = path.name.lower().removesuffix(GZ)
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), "")
 
 
 def is_saved(path: Path) -> bool:
-    """Whether `path` is the folder of one data set that the `datasets` library has saved."""
+    """Return whether `path` is the folder of one dataset that the `datasets` library saved."""
     return (path / SAVED).is_file()
 
 
 def format_note(path: Path, given: TableFormat = DETECT) -> str:
-    """Return what was detected of a text file's format, in one line; empty: nothing unusual, or it is no text file.
+    """Return one line about a text file's detected format; empty: nothing unusual, or another type of file.
 
     Raises:
         DataError: the file fits several formats, or can't be read.
@@ -108,10 +110,10 @@ def _find_format(path: Path) -> str:
 
 
 def read_records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
-    """The records of a file, or of a saved data set, each with its place; `given` is the format of text files.
+    """Yield the records of a file or saved dataset, each with its place; `given` is the format of text files.
 
     Raises:
-        ConfigError: its ending does not say how to read it, or the library that reads it is not installed.
+        ConfigError: its ending is unknown, or the library that reads it is not installed.
         DataError: it can't be read; the message names the line or row.
     """
     path = Path(name).expanduser()
@@ -121,11 +123,11 @@ def read_records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
     suffix = _find_format(path)
     if not suffix:
         raise ConfigError(
-            f"FP1108 {name} must end in {', '.join((*SUFFIXES, LINES))} (or one of them and .gz), which says how to "
-            "read it"
+            f"FP1108 {name} must end in {', '.join((*SUFFIXES, LINES))}, or one of them and .gz, since the ending "
+            "decides how it is read"
         )
-    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
-        raise DataError(f"FP3110 {name} is no file of rows, but a pipe or a device; give a file")
+    if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe would block
+        raise DataError(f"FP3110 {name} is a pipe or a device; give a file of rows")
     with _raise_data_errors(name, given), open_unpacked(path) as stream:
         if suffix in PARQUET or suffix in ARROW:
             yield from _read_columns(name, stream, suffix)
@@ -135,7 +137,7 @@ def read_records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
 
 @contextmanager
 def _raise_data_errors(name: str, given: TableFormat) -> Iterator[None]:
-    """Raise a DataError for what goes wrong while a file is read."""
+    """Raise a DataError for each failure to read a file."""
     try:
         yield
     except FileNotFoundError:
@@ -146,7 +148,7 @@ def _raise_data_errors(name: str, given: TableFormat) -> Iterator[None]:
         where = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         raise DataError(f"FP3182 {name} is not {given.encoding} text{where}; name another encoding, or auto") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"FP3113 {name} is no whole .gz file: {error}") from None
+        raise DataError(f"FP3113 {name} is not a complete .gz file: {error}") from None
     except OSError as error:
         raise DataError(f"FP3037 can't read {name}: {error.strerror or ' '.join(str(error).split())[:200]}") from None
 
@@ -180,7 +182,7 @@ def _read_table(name: str, stream: TextIO, delimiter: str, given: TableFormat) -
             raise DataError(f"FP3115 {name} names a column twice in its first line: {', '.join(header)}")
         others = [sign for sign in SEPARATORS if sign != delimiter and sign in "".join(header)]
         if len(header) == 1 and others:
-            write = given.written("sep", others[0])
+            write = given.format_setting("sep", others[0])
             remedy = f"write {write}, or save" if write else "save"
             raise DataError(
                 f"FP3183 {name} has {others[0]!r} between its columns; {remedy} it with {delimiter!r} between them"
@@ -201,7 +203,7 @@ def _read_table(name: str, stream: TextIO, delimiter: str, given: TableFormat) -
 
 
 def _parse_json(text: str) -> Any:
-    """JSON, in which no object names a column twice."""
+    """Parse JSON; raise ValueError if an object names a column twice."""
     return json.loads(text, object_pairs_hook=_check_unique_names)
 
 
@@ -214,7 +216,7 @@ def _check_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_lines(name: str, stream: TextIO) -> Iterator[Record]:
-    """Each line that is not blank, as the column text."""
+    """Yield each line that is not blank, as the column text."""
     blank = True
     for number, line in enumerate(stream, 1):
         if line.strip():
@@ -240,7 +242,7 @@ def _read_json_lines(name: str, stream: TextIO) -> Iterator[Record]:
 
 
 def _read_json(name: str, stream: TextIO) -> Iterator[Record]:
-    """A list of objects, or an object a line, as many call .json."""
+    """Yield the objects of a list, or of a file with an object per line, which many call .json, too."""
     first = ""
     while not first.strip():
         first = stream.read(1)
@@ -261,13 +263,16 @@ def _read_json(name: str, stream: TextIO) -> Iterator[Record]:
 
 
 def require_package(package: str, what: str) -> None:
-    """ConfigError unless `package`, an extra's, is installed."""
+    """Raise ConfigError unless `package`, a dependency of an extra, is installed."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"FP1109 {what} needs the package {package}; install it with: pip install 'fedpeft[hub]'")
 
 
 def _read_columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
-    """The rows of a Parquet or Arrow file; classes that its `datasets` schema names are given by name."""
+    """Yield the rows of a Parquet or Arrow file.
+
+    Numbers of classes are replaced by the names in its `datasets` schema.
+    """
     require_package("pyarrow", f"{name}: reading {'Parquet' if suffix in PARQUET else 'Arrow'}")
     import pyarrow as pa
 
@@ -275,7 +280,7 @@ def _read_columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
         if suffix in PARQUET:
             from pyarrow import parquet
 
-            # else columns of a row group, or with pre_buffer all that has been read, are held as they lie in the file
+            # a larger buffer, or pre_buffer, would hold whole columns of the file in memory
             table = parquet.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
             _check_size(name, table.metadata)
             schema, batches = table.schema_arrow, table.iter_batches(batch_size=ROWS)
@@ -290,34 +295,33 @@ def _read_columns(name: str, stream: BinaryIO, suffix: str) -> Iterator[Record]:
                 for record in batch.slice(start, ROWS).to_pylist():
                     number += 1
                     if number > MOST_ROWS:  # the head of an Arrow file does not contain their number
-                        raise _too_many(name, f"more than {MOST_ROWS:,}")
+                        raise _create_size_error(name, f"more than {MOST_ROWS:,}")
                     yield TablePlace(f"row {number}"), replace_class_numbers(record, classes, f"row {number} of {name}")
     except pa.ArrowException as error:
         raise DataError(f"FP3123 {name} can't be read as {suffix}: {' '.join(str(error).split())[:200]}") from None
 
 
 def _check_size(name: str, metadata: Any) -> None:
-    """Refuse a Parquet file of too many rows or bytes before any of them is decoded.
+    """Reject a Parquet file with too many rows or bytes before any of them is decoded.
 
     Raises:
         DataError: names the file, its size and the limit.
     """
     if metadata.num_rows > MOST_ROWS:
-        raise _too_many(name, f"{metadata.num_rows:,}")
+        raise _create_size_error(name, f"{metadata.num_rows:,}")
     size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     if size > MOST_BYTES:
         raise DataError(
-            f"FP3194 {name} has {size:,} bytes without compression, and at most {MOST_BYTES:,} are read; give a part "
-            "of it"
+            f"FP3194 {name} has {size:,} bytes without compression, but the limit is {MOST_BYTES:,}; split the file"
         )
 
 
-def _too_many(name: str, rows: str) -> DataError:
-    return DataError(f"FP3195 {name} has {rows} rows, and at most {MOST_ROWS:,} are read; give a part of it")
+def _create_size_error(name: str, rows: str) -> DataError:
+    return DataError(f"FP3195 {name} has {rows} rows, but the limit is {MOST_ROWS:,}; split the file")
 
 
 def _open_arrow(stream: BinaryIO) -> tuple[Any, Iterator[Any]]:
-    """Schema and batches of an Arrow file, in the file format or in that of streams, which `datasets` writes."""
+    """Return schema and batches of an Arrow file, in the file format or the stream format, which `datasets` writes."""
     import pyarrow as pa
 
     try:
@@ -330,7 +334,7 @@ def _open_arrow(stream: BinaryIO) -> tuple[Any, Iterator[Any]]:
 
 
 def _get_class_names(schema: Any) -> dict[str, list[str]]:
-    """The names of classes, by column, that the `datasets` library has left in a schema."""
+    """Return the names of classes, by column, that the `datasets` library stored in a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         each = {c: f["feature"] if isinstance(f.get("feature"), dict) else f for c, f in features.items()}  # of lists
@@ -340,20 +344,21 @@ def _get_class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def replace_class_numbers(record: dict[str, Any], classes: Mapping[str, list[str]], where: str) -> dict[str, Any]:
-    """A record with the names of its classes in place of their numbers.
+    """Return a record with the names of classes in place of their numbers.
 
     Raises:
-        DataError: a number that no class has: -1 is how the hub marks hidden labels.
+        DataError: no class has a number; -1 marks hidden labels on the hub.
     """
     for column, names in classes.items():
         value = record.get(column)
         numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
         if len(numbers) < (len(value) if isinstance(value, list) else 1):
-            continue  # names already
+            continue  # already names
         for number in numbers:
             if not 0 <= number < len(names):
                 raise DataError(
-                    f"FP3124 {where}: the label {number} is none of the {len(names)} classes (-1: it is hidden)"
+                    f"FP3124 {where}: the label {number} is not one of the {len(names)} classes, 0 to {len(names) - 1} "
+                    "(-1 marks hidden labels)"
                 )
         found = [names[number] for number in numbers]
         record = record | {column: found if isinstance(value, list) else found[0]}
@@ -361,7 +366,7 @@ def replace_class_numbers(record: dict[str, Any], classes: Mapping[str, list[str
 
 
 def _read_saved(name: str, path: Path) -> Iterator[Record]:
-    require_package("datasets", f"{name}: a data set written by save_to_disk")
+    require_package("datasets", f"{name}: a dataset written by save_to_disk")
     import datasets
 
     try:
@@ -372,7 +377,7 @@ def _read_saved(name: str, path: Path) -> Iterator[Record]:
             yield TablePlace(f"row {number}"), replace_class_numbers(record, classes, f"row {number} of {name}")
     except FedpeftError:
         raise
-    except Exception as error:  # whatever the library meets in files that it has not written
+    except Exception as error:  # the library may raise anything for foreign files
         raise DataError(
-            f"FP3125 {name} can't be read as a saved data set: {' '.join(str(error).split())[:200]}"
+            f"FP3125 {name} can't be read as a saved dataset: {' '.join(str(error).split())[:200]}"
         ) from None

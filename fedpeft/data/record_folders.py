@@ -1,4 +1,4 @@
-"""Folders of records: the splits of a data set, or a file for each client."""
+"""Folders of records: the splits of a dataset, or one file per client."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-"""What the files and folders of a split are called."""
+"""Names of the files and folders of each split."""
 
 OWNER = "file"
-"""The column that says whose row it is where each client has a file of its own."""
+"""Column of the owner if each client has a file of its own."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Where a data set's rows are; None: there is no such part."""
+    """Paths of a dataset's splits; None: there is no such split."""
 
     train: Path
     validation: Path | None = None
@@ -34,38 +34,38 @@ class Splits:
 
 
 def get_stem(path: Path) -> str:
-    """A file's name without what says how it is read."""
+    """Return a file's name without the ending that decides how it is read."""
     suffix = get_suffix(path)
     return path.name[: path.name.lower().rindex(suffix)] if suffix else path.name
 
 
 def list_visible(folder: Path) -> list[Path]:
-    """What is in a folder, by name, without hidden files; DataError where it can't be read."""
+    """Return the entries of a folder by name, without hidden files; raise DataError if it can't be read."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
         raise DataError(f"FP3126 can't read the folder {folder}: {error.strerror}") from None
 
 
-def _split_name(path: Path) -> str:
-    """What says which split an entry is: its name, without the hub's number of a part, as in train-00000-of-00001."""
+def _get_split_name(path: Path) -> str:
+    """Return the part of a name that identifies the split, without the hub's numbers, as in train-00000-of-00001."""
     return re.sub(r"-\d{5}-of-\d{5}$", "", get_stem(path).lower())
 
 
 def find_splits(path: Path) -> Splits:
-    """The splits in a folder that has a file or folder called train; else all of `path` is for training.
+    """Return the splits in a folder that has a file or folder called train; otherwise, all of `path` is for training.
 
     Raises:
-        DataError: two files claim to be the same split, or there are test or validation rows, and nothing called train.
+        DataError: two entries have names of the same split, or nothing is called train beside another split.
     """
     if not path.is_dir() or is_saved(path):
         return Splits(path)
     found: dict[str, Path] = {}
     entries = [p for p in list_visible(path) if p.is_dir() or get_suffix(p)]
     for split, names in SPLITS.items():
-        called = [p for p in entries if _split_name(p) in names]
+        called = [p for p in entries if _get_split_name(p) in names]
         if len(called) > 1:
-            parts = all(_split_name(p) != get_stem(p).lower() for p in called)
+            parts = all(_get_split_name(p) != get_stem(p).lower() for p in called)
             remedy = f"put its parts into a folder called {split}" if parts else "keep one"
             raise DataError(
                 f"FP3127 {path} has more than one {split} split: {', '.join(p.name for p in called)}; {remedy}"
@@ -75,23 +75,23 @@ def find_splits(path: Path) -> Splits:
     if found and "train" not in found:
         one = next(iter(found.values()))
         raise DataError(
-            f"FP3128 {path} has {one.name} and nothing called train, and would be trained on the rows of both; call "
-            "the training rows train, or name their file"
+            f"FP3128 {path} has {one.name} but nothing called train, so all of it would be trained on; rename "
+            "the training file to train, or name it"
         )
     return Splits(**found) if found else Splits(path)
 
 
 def list_client_files(folder: Path) -> list[Path]:
-    """The files of records in a folder, one a client.
+    """Return the files of records in a folder, one per client.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or two of the same client.
     """
     found = [p for p in list_visible(folder) if get_suffix(p) and p.is_file()]
     if not found:
         raise DataError(
-            f"FP3129 {folder} has no files of rows ({', '.join(SUFFIXES)}, or with .gz), no pictures in folders by "
-            "class, and is no data set written by save_to_disk; legal are these"
+            f"FP3129 {folder} contains none of these: files of rows ({', '.join(SUFFIXES)}, or with .gz), images in "
+            "folders by class, a dataset written by save_to_disk"
         )
     names = [get_stem(p) for p in found]
     if twice := sorted({n for n in names if names.count(n) > 1}):
@@ -100,7 +100,10 @@ def list_client_files(folder: Path) -> list[Path]:
 
 
 def read_records_below(path: Path, given: TableFormat = DETECT) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a file or saved data set; of a folder, those of its files, with the column `OWNER`: whose."""
+    """Yield the records of a file, a saved dataset, or the files of a folder.
+
+    The column `OWNER` names the file of a record in a folder.
+    """
     if not path.is_dir() or is_saved(path) or get_suffix(path):
         yield from read_records(str(path), given)
         return
@@ -110,7 +113,7 @@ def read_records_below(path: Path, given: TableFormat = DETECT) -> Iterator[tupl
 
 
 def format_notes(path: Path, given: TableFormat = DETECT) -> list[str]:
-    """Return what was detected of the formats of a file, or of the files in a folder, in a line for each format.
+    """Return one line for each unusual format that was detected in a file, or in the files of a folder.
 
     Raises:
         DataError: a file fits several formats.

@@ -1,6 +1,6 @@
-"""One picture to what a vision model is fed: eight bits a colour, a square, and that square in the model's pixels.
+"""Conversion of one image to a vision model's input: eight bits per color, a square, the model's size.
 
-A copy of this file lies in the folder of every exported classifier of pictures: it imports numpy, PIL and torch only.
+A copy of this file is in the folder of every exported image classifier, so it imports only numpy, PIL and torch.
 """
 
 from __future__ import annotations
@@ -9,28 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 AS_EVER = 28
-"""Pixels a side up to which nothing is smoothed before it is made smaller: results of such data sets are committed."""
+"""Most pixels per side of images that are downscaled without smoothing; committed results depend on this."""
 
 WHITE = 65535
-"""Of a grey picture of 16 bits."""
+"""Value of white in a grayscale image of 16 bits."""
 
 
 def convert_to_eight_bits(picture: Any) -> Any:
-    """A PIL image in RGB, eight bits a colour.
+    """Return a PIL image in RGB with eight bits per color.
 
-    Grey pictures of 16 bits (modes I;16 and, of some formats, I) are divided by 257: 65,535 is white, whatever the
-    brightest pixel is. Grey pictures of fractions (mode F) are taken to reach from 0 to 1, and where one of their
-    pixels is above 1, from 0 to 255.
+    Grayscale images of 16 bits (modes I;16 and, for some formats, I) are divided by 257: 65,535 is white, whatever the
+    brightest pixel is. Grayscale images of floats (mode F) range from 0 to 1, or from 0 to 255 if a pixel is above 1.
 
     Raises:
-        ValueError: numbers beyond these ranges; nobody could say which of them is white.
+        ValueError: pixels are outside of these ranges, so the value of white is unknown.
     """
     if not picture.mode.startswith("I") and picture.mode != "F":
         return picture.convert("RGB")
@@ -42,17 +41,17 @@ def convert_to_eight_bits(picture: Any) -> Any:
     if not (low >= 0 and high <= white):  # a NaN is neither
         legal = "0 to 1 or 0 to 255" if picture.mode == "F" else "0 to 65,535"
         raise ValueError(
-            f"its grey values reach from {low:g} to {high:g}, and only {legal} says what is white; scale it, and save "
+            f"its gray values range from {low:g} to {high:g}, but must range from {legal}; scale it, and save "
             "it with 8 or 16 bits"
         )
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
 
 
 def crop_to_square(picture: Any, side: int) -> np.ndarray:
-    """A PIL image as uint8 (side, side, 3): turned as its camera says, scaled, and the middle cut out.
+    """Return a PIL image as uint8 (side, side, 3): rotated by its metadata, scaled, and center-cropped.
 
     Raises:
-        ValueError: as `convert_to_eight_bits`.
+        ValueError: see `convert_to_eight_bits`.
         OSError: the file behind it is damaged.
     """
     from PIL import Image, ImageOps
@@ -62,14 +61,14 @@ def crop_to_square(picture: Any, side: int) -> np.ndarray:
 
 
 def convert_to_model_input(images: np.ndarray, side: int) -> Tensor:
-    """Images (rows, height, width) or (rows, height, width, 3) in [0, 255] as float32 (rows, 3, side, side).
+    """Return images (rows, height, width) or (rows, height, width, 3) in [0, 255] as float32 (rows, 3, side, side).
 
-    Bilinear; what becomes smaller is smoothed first, as stripes would come out as others else. Normalised as ImageNet.
+    They are scaled bilinearly, with smoothing before downscaling to avoid aliasing, and normalized as for ImageNet.
     """
     pixels = torch.from_numpy(np.asarray(images, dtype=np.float32)) / 255
     pixels = pixels[..., None].expand(*pixels.shape, 3) if pixels.ndim == 3 else pixels
     largest = max(images.shape[1:3])
-    pixels = F.interpolate(
+    pixels = functional.interpolate(
         pixels.permute(0, 3, 1, 2),
         size=(side, side),
         mode="bilinear",

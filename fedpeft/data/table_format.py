@@ -1,8 +1,8 @@
-"""How the bytes of a text file become cells: encoding, separator of columns, and decimal sign.
+"""Format of a text file of cells: encoding, separator of columns, and decimal sign.
 
-A user may set each. What is left at `auto` is detected, and `FileFormat.note` reports it. A file that fits several
-formats is refused with the setting to write. Encodings are UTF-8, UTF-16 and UTF-32 by their byte order marks, and
-cp1252 (which contains Latin-1) if all letters belong to one group of Western European alphabets.
+A user may set each of them. A value of `auto` is detected, and `FileFormat.note` reports it. A file that fits several
+formats is rejected with the setting to write. UTF-8, UTF-16 and UTF-32 are detected by their byte order marks. Text is
+cp1252, which includes Latin-1, if all letters belong to one group of Western European alphabets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AUTO = "auto"
 TAB = "tab"
 DECIMALS = (AUTO, ".", ",")
 SEPARATORS = ",;\t|"
-"""Separators that are detected."""
+"""Separators that can be detected."""
 
 UTF_8 = "utf-8-sig"
 SAMPLE = 1 << 20
@@ -37,7 +37,7 @@ SAMPLE_ROWS = 500
 
 _MARKS = (
     (codecs.BOM_UTF8, UTF_8),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # it begins as the mark of UTF-16 does
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it starts with
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -61,7 +61,7 @@ class TableFormat:
 
     Attributes:
         sep: the separator of columns; `auto`: detected.
-        encoding: of a text file, as Python calls it; `auto`: detected.
+        encoding: the encoding, by Python's name; `auto`: detected.
         decimal: the decimal sign of numeric labels; `auto`: a comma if no other reading is possible.
         setting: how the user writes a setting, with NAME and VALUE; empty: there are no settings.
     """
@@ -72,6 +72,7 @@ class TableFormat:
     setting: str = ""
 
     def __post_init__(self) -> None:
+        """Check the settings, and replace the word tab by its character."""
         sep = "\t" if self.sep in (TAB, "\\t") else self.sep
         if sep != AUTO and (len(sep) != 1 or sep in "\"'\r\n\0 " or sep.isalnum()):
             raise ConfigError(f"FP1496 sep={self.sep!r} must be one sign such as ';' or '|', the word tab, or auto")
@@ -82,14 +83,14 @@ class TableFormat:
             is_text = False
         if not is_text:
             raise ConfigError(
-                f"FP1497 encoding={self.encoding!r} is no encoding of text; legal are auto, utf-8, latin-1, cp1252, "
-                "utf-16 and the others that Python knows"
+                f"FP1497 encoding={self.encoding!r} is not a text encoding; legal are auto, utf-8, latin-1, cp1252, "
+                "utf-16 and Python's other encodings"
             )
         if self.decimal not in DECIMALS:
             raise ConfigError(f"FP1498 decimal={self.decimal!r} must be one of {', '.join(DECIMALS)}")
 
-    def written(self, name: str, value: str) -> str:
-        """Return how the user sets `name` to `value`, or an empty text if nobody can."""
+    def format_setting(self, name: str, value: str) -> str:
+        """Return how the user sets `name` to `value`, or an empty text if that is impossible."""
         shown = TAB if value == "\t" else value
         return self.setting.replace("NAME", name).replace("VALUE", repr(shown)) if self.setting else ""
 
@@ -99,12 +100,12 @@ DETECT = TableFormat()
 
 @dataclass(frozen=True)
 class FileFormat:
-    """The format of one file.
+    """Format of one file.
 
     Attributes:
-        encoding: as Python calls it.
-        sep: between columns; empty: the file is no table.
-        note: what was detected, in one line; empty: nothing unusual.
+        encoding: Python's name of the encoding.
+        sep: separator of columns; empty: the file is not a table.
+        note: one line about what was detected; empty: nothing unusual.
     """
 
     encoding: str
@@ -124,7 +125,7 @@ def open_unpacked(path: Path) -> Iterator[BinaryIO]:
 
 
 def detect_format(path: Path, name: str, usual: str, given: TableFormat) -> FileFormat:
-    """Return the format of a text file.
+    """Detect the format of a text file, except for what the user set.
 
     Args:
         path: an existing file.
@@ -147,7 +148,7 @@ def _detect_format(path: Path, name: str, usual: str, given: TableFormat, state:
         with open_unpacked(path) as stream:
             encoding = _detect_encoding(name, stream, given)
     elif codecs.lookup(encoding).name == "utf-8":
-        encoding = UTF_8  # a byte order mark is no part of the first column's name
+        encoding = UTF_8  # a byte order mark does not belong to the first column's name
     sep = given.sep
     if sep == AUTO:
         with open_unpacked(path) as stream:
@@ -192,12 +193,12 @@ def _detect_encoding(name: str, stream: BinaryIO, given: TableFormat) -> str:
 
 
 def _advise_encoding(given: TableFormat) -> str:
-    write = given.written("encoding", "ENCODING")
+    write = given.format_setting("encoding", "ENCODING")
     return f", or name its encoding: {write}, such as cp1252, cp1250 or utf-16-le" if write else ""
 
 
 def _is_western(stream: BinaryIO) -> bool:
-    """Return whether bytes that are no UTF-8 are Western European text in cp1252, and nothing else."""
+    """Return whether bytes that are not UTF-8 can only be Western European text in cp1252."""
     letters: set[str] = set()
     while line := stream.readline(SAMPLE):
         if line.isascii() and b"\0" not in line:
@@ -218,7 +219,7 @@ def _detect_separator(name: str, sample: str, usual: str, given: TableFormat) ->
     columns = {sep: _count_columns(sample, sep) for sep in SEPARATORS}
     even = [sep for sep, (count, is_even) in columns.items() if count > 1 and is_even]
     if len(even) > 1:
-        ways = [given.written("sep", sep) for sep in even]
+        ways = [given.format_setting("sep", sep) for sep in even]
         remedy = f"write {' or '.join(ways)}" if all(ways) else "put quotes around cells that hold one of them"
         raise DataError(f"FP3186 {name} may have {' or '.join(map(repr, even))} between its columns; {remedy}")
     if even:

@@ -1,8 +1,8 @@
-"""Records of words with a tag each, as files for named entities have them: two columns with lists of equal length.
+"""Records of words with a tag each, as in files for named entities: two columns with lists of equal length.
 
-Columns are those that the user names, or tokens (or words) and ner_tags (or tags, labels). Tags are names; whole
+The columns are those that the user names, or tokens (or words) and ner_tags (or tags, labels). Tags are names. Whole
 numbers are positions in the names that a user gives, or names themselves. Parquet, Arrow and saved files of the
-`datasets` library have names for their numbers (`fedpeft.data.record_files`).
+`datasets` library contain names for their numbers (`fedpeft.data.record_files`).
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from fedpeft.parts import suggest_legal
 TASK = "token_labels"
 WORDS, TAGS = (TOKENS, "words"), (NER_TAGS, "tags", "labels")
 TEXT, LABEL = "text", "label"
-"""Columns of a user who names none."""
+"""Settings of a user who names no columns."""
 
 
 def choose_tag_reading(
     first: Mapping[str, Any], text: str, label: str | None, packed_into: str
 ) -> ColumnReading | None:
-    """Return how words and their tags are read; None: the data hold none.
+    """Return how to read words and their tags, or None if the data contain none.
 
     Args:
         first: the first record.
-        text, label: the user's columns.
+        text: the user's text column.
+        label: the user's label column; None: there is none.
         packed_into: the column for packed rows.
     """
     columns = _find_columns(first, text, label)
@@ -48,7 +49,7 @@ def choose_tag_reading(
 
 
 def find_word_column(first: Mapping[str, Any], text: str) -> str | None:
-    """Return the column that holds the words of rows, as lists; None: there is none."""
+    """Return the column that contains words as lists, or None."""
     names = [text] if text in first or text != TEXT else WORDS
     return next((name for name in names if _is_list(first.get(name), str)), None)
 
@@ -69,7 +70,7 @@ def _is_list(value: Any, kind: Any) -> bool:
 def _pack_records(
     records: Records, words: str, tags: str, packed_into: str, source: str
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Return the records with their words and tags as one text, tags by name or number.
+    """Yield the records with their words and tags as one text, tags by name or number.
 
     Raises:
         DataError: a row has other values, or not as many tags as words; the message names the row.
@@ -100,26 +101,28 @@ def _pack_records(
 
 
 def convert_tags(
-    tables: Sequence[Sequence[str]], name: str, told: Sequence[str] | None, where: str
+    tables: Sequence[Sequence[str]], name: str, given_names: Sequence[str] | None, where: str
 ) -> tuple[list[Sequence[str]], tuple[str, ...]]:
-    """Return packed rows with tags as positions among the names of labels, and the names.
+    """Return packed rows with tags as positions among the names of labels, and these names.
 
     Args:
-        tables: packed rows of each split, the training rows first.
+        tables: packed rows of each split, the training split first.
         name: what messages call the data.
-        told: the names of labels, in order; None: those that occur in the first table, sorted.
-        where: where tags must occur, for messages.
+        given_names: the names of labels, in order; None: those that occur in the first table, sorted.
+        where: the end of the message "tags do not ...".
 
     Raises:
-        DataError: a tag has no name, or the first table has one kind of tag only.
+        DataError: a tag has no name, or the first table has only one tag.
     """
-    names = tuple(told) if told else sort_labels({str(tag) for row in tables[0] for tag in json.loads(row)["tags"]})
+    names = (
+        tuple(given_names)
+        if given_names
+        else sort_labels({str(tag) for row in tables[0] for tag in json.loads(row)["tags"]})
+    )
     if len(names) < 2:
-        raise DataError(
-            f"FP3191 {name} has one kind of tag only in its training rows, {names[0]!r}; token labels need two"
-        )
+        raise DataError(f"FP3191 {name} has one tag only in its training examples, {names[0]!r}; token labels need two")
     position: dict[Any, int] = {label: i for i, label in enumerate(names)}
-    if told and not any(label.isdecimal() for label in told):
+    if given_names and not any(label.isdecimal() for label in given_names):
         position |= {i: i for i in range(len(names))}
     else:
         position |= {int(label): i for label, i in tuple(position.items()) if label.isdecimal()}

@@ -1,6 +1,6 @@
-"""Texts of many rows: a list while they are few, else a file on disk of which only what is asked for is read.
+"""Texts of many rows: a short list in memory, or a file on disk that is read on demand.
 
-The places of many texts are on disk, too: 8 bytes a text where all rows are taken, 16 where some are.
+The positions of many texts are on disk, too: 8 bytes per text if all rows are used, 16 bytes if some are selected.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from fedpeft.machine.growing_array import HELD, create_nameless_file
 from fedpeft.machine.mapped import PIECE, leave
 
 BLOCK = 4096
-"""Texts that are read together where all are read."""
+"""Number of texts that are read together during iteration."""
 
 
 class TextFile:
-    """Texts in UTF-8, one behind the other.
+    """Texts in UTF-8, one after another.
 
     Attributes:
-        file: has no name, and goes with the last object that reads it.
-        ends: int64 (texts,), where each text ends.
+        file: an unnamed file, deleted with the last object that reads it.
+        ends: int64 (texts,), the end position of each text.
     """
 
     def __init__(self, file: IO[bytes], ends: NDArray[np.int64]) -> None:
+        """Store the open file and the end positions of its texts."""
         self.file, self.ends = file, ends
 
     def __len__(self) -> int:
+        """Return the number of texts."""
         return len(self.ends)
 
     def read(self, rows: NDArray[np.int64]) -> list[str]:
-        """The texts at `rows`, each 0 <= row < texts, in that order."""
+        """Return the texts at `rows`, each 0 <= row < texts, in that order."""
         ends = self.ends[rows]
         starts = np.where(rows > 0, self.ends[rows - 1], 0)
         if not len(rows):
@@ -51,18 +53,20 @@ class TextFile:
 class TextColumn(Sequence[str]):
     """Texts on disk, as a sequence of str.
 
-    Read with `pread` rather than mapped, so that they stay in the system's cache of files, and are not counted as the
-    process's own memory.
+    They are read with `pread` and not memory-mapped, so the system caches them and does not count them as the process's
+    memory.
 
     Attributes:
-        files: where the texts are, numbered through from the first file's first.
-        rows: int64 (texts,), the number of each; None: all, in their order.
+        files: the files with the texts, numbered through all files from the first.
+        rows: int64 (texts,), the number of each text; None: all, in their order.
     """
 
     def __init__(self, files: tuple[TextFile, ...], rows: NDArray[np.int64] | None = None) -> None:
+        """Store the files and the selected rows."""
         self.files, self.rows = files, rows
 
     def __len__(self) -> int:
+        """Return the number of texts."""
         return sum(map(len, self.files)) if self.rows is None else len(self.rows)
 
     @overload
@@ -70,12 +74,14 @@ class TextColumn(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> TextColumn: ...
     def __getitem__(self, index: Any) -> Any:
+        """Return the text at a position, or the column of a slice."""
         if isinstance(index, slice):
             return self.take(np.arange(*index.indices(len(self))))
-        number = range(len(self))[index]  # negative ones, and those that are none
+        number = range(len(self))[index]  # resolves negative indices, and raises IndexError beyond the end
         return self._read(number, number + 1)[0]
 
     def __iter__(self) -> Iterator[str]:
+        """Yield the texts in order, read in blocks."""
         for start in range(0, len(self), BLOCK):
             yield from self._read(start, min(start + BLOCK, len(self)))
         for numbers in (self.rows, *(file.ends for file in self.files)):
@@ -83,7 +89,7 @@ class TextColumn(Sequence[str]):
                 leave(numbers)
 
     def take(self, indices: NDArray[np.integer[Any]]) -> TextColumn:
-        """The texts at `indices` (int, any length), in that order."""
+        """Return the texts at `indices` (int, any length), in that order."""
         chosen = np.asarray(indices, np.int64)
         return TextColumn(
             self.files,
@@ -91,7 +97,7 @@ class TextColumn(Sequence[str]):
         )
 
     def join_texts(self, others: Sequence[str]) -> TextColumn:
-        """These, and after them `others`."""
+        """Return these texts, followed by `others`."""
         if not len(others):
             return self
         more = others if isinstance(others, TextColumn) else TextColumn((_write_texts(others),))
@@ -118,9 +124,10 @@ class TextColumn(Sequence[str]):
 
 
 class TextWriter:
-    """Takes one text after the other."""
+    """Collector of texts, which moves them to disk beyond `held` bytes."""
 
     def __init__(self, held: int = HELD) -> None:
+        """Start empty; up to `held` characters stay in memory."""
         self._held = held
         self._texts: list[str] = []
         self._bytes = 0
@@ -130,6 +137,7 @@ class TextWriter:
         self._end = 0
 
     def __len__(self) -> int:
+        """Return the number of texts added so far."""
         return self._written + len(self._texts)
 
     def append(self, text: str) -> None:
@@ -156,7 +164,7 @@ class TextWriter:
         self._texts, self._bytes = [], 0
 
     def create_column(self) -> Sequence[str]:
-        """The texts: a list, or what is on disk. Nothing may be added afterwards.
+        """Return the texts: a list, or a column on disk. Nothing may be added afterwards.
 
         Raises:
             AssetError: the disk of the cache is full.
@@ -178,12 +186,12 @@ def _write_texts(texts: Iterable[str]) -> TextFile:
 
 
 def take_texts(texts: Sequence[str], indices: NDArray[np.integer[Any]]) -> Sequence[str]:
-    """The texts at `indices` (int, any length), in that order."""
+    """Return the texts at `indices` (int, any length), in that order."""
     return texts.take(indices) if isinstance(texts, TextColumn) else [texts[i] for i in indices.tolist()]
 
 
 def join_texts(first: Sequence[str], second: Sequence[str]) -> Sequence[str]:
-    """The texts of both, one after the other."""
+    """Return the texts of both, one after the other."""
     if isinstance(first, TextColumn):
         return first.join_texts(second)
     if isinstance(second, TextColumn):

@@ -1,19 +1,19 @@
-"""Two texts that belong together, as one row: {"query": ..., "document": ...}, one JSON text."""
+"""Pairs of texts for retrieval, as one JSON text per row: {"query": ..., "document": ...}."""
 
 from __future__ import annotations
 
 import json
 
 SIDES = ("query", "document")
-"""What is asked with, and what is to be found."""
+"""Names of the text to search with, and of the text to find."""
 
 
 def pack_pair(query: str, document: str) -> str:
-    """The row of two texts."""
+    """Return two texts as a row."""
     return json.dumps(dict(zip(SIDES, (query, document), strict=True)))
 
 
 def get_side(row: str, name: str) -> str:
-    """One of the texts of a row; `name` is one of `SIDES`."""
+    """Return one text of a row; `name` is one of `SIDES`."""
     text: str = json.loads(row)[name]
     return text

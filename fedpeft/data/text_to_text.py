@@ -1,9 +1,9 @@
-"""Pairs of texts, one that an encoder reads and one that a decoder writes: one JSON text a row.
+"""Pairs of source text, for an encoder, and target text, for a decoder: one JSON text per row.
 
     {"source": "translate English to German: That is good.", "target": "Das ist gut."}
 
-Both are cut into tokens by themselves, as the model's tokenizer does it for either side. An answer ends with the token
-of end; where it is cut it does not, so that nobody learns to stop in the middle.
+The model's tokenizer tokenizes both separately. A target ends with the end token, unless it was truncated, so that no
+model learns to stop in the middle.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import suggest_legal
 
 INPUT, TARGET = "input", "target"
-"""Columns by which pairs are told where nobody names any."""
+"""Default columns of source and target texts."""
 
 Records = Iterable[tuple[str, Mapping[str, Any]]]
 
 
 def pack_pair(source: str, target: str) -> str:
-    """A row."""
+    """Return source and target text as a row."""
     return json.dumps({"source": source, "target": target})
 
 
 def parse_pair(row: str) -> tuple[str, str]:
-    """What is read and what is to be written of a row.
+    """Return source and target text of a row.
 
     Raises:
-        DataError: it is no such row.
+        DataError: the row is not a pair.
     """
     try:
         found = json.loads(row)
         return str(found["source"]), str(found["target"])
     except (ValueError, KeyError, TypeError):
         raise DataError(
-            f"FP3150 seq2seq learns from pairs of texts, and this row is none: {row!r:.60}; name both columns: "
+            f"FP3150 seq2seq needs pairs of texts, got {row!r:.60}; name both columns: "
             "file(path=..., text=COLUMN, target=COLUMN)"
         ) from None
 
@@ -51,22 +51,24 @@ def parse_pair(row: str) -> tuple[str, str]:
 def pack_targets(
     found: Records, columns: tuple[str, str], text: str, source: str, template: str | None = None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The records with a packed pair in the column `text`.
+    """Yield the records with a packed pair in the column `text`.
 
     Args:
         found: records with the names of their places.
-        columns: of what is read, perhaps several as "a + b", and of what is to be written.
-        text: where the row goes.
-        source: what the records come from, for messages.
-        template: that writes what is read, see `fedpeft.data.prompt_templates`; None: the column as it stands.
+        columns: the source column, perhaps several as "a + b", and the target column.
+        text: the column for packed rows.
+        source: name of the records' source, for messages.
+        template: the template of source texts, see `fedpeft.data.prompt_templates`; None: the column as it stands.
 
     Raises:
-        ConfigError: the template is that of a chat, or there is none.
-        DataError: a record lacks one of both texts.
+        ConfigError: the template is a chat template, or does not exist.
+        DataError: a record lacks one of the two texts.
     """
     read, target = columns
     if template == CHAT:
-        raise ConfigError("FP1112 template=chat writes conversations, and target names one text; leave one of them out")
+        raise ConfigError(
+            "FP1112 template=chat is for conversations, but target is for pairs of texts; leave one of them out"
+        )
     if template is not None:
         for place, record in pack_prompts(found, template, target, text, source):
             made = json.loads(record[text])
@@ -80,10 +82,10 @@ def pack_targets(
 
 
 def read_pair_rows(path: str, read: str, target: str, given: TableFormat = DETECT) -> Rows:
-    """The pairs of a file.
+    """Return the pairs of a file.
 
     Raises:
-        DataError: the file can't be read, has no rows, or a row lacks one of both texts.
+        DataError: the file can't be read, has no rows, or a row lacks one of the two texts.
     """
     rows = [str(record[read]) for _, record in pack_targets(read_records(path, given), (read, target), read, path)]
     if not rows:
@@ -106,17 +108,17 @@ def _get_text(record: Mapping[str, Any], column: str, place: str, source: str) -
 
 
 def tokenize_source(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of what an encoder reads."""
+    """Return the token ids of a source text."""
     return list(tokenizer(text)["input_ids"])
 
 
 def cut_source(tokenizer: Any, text: str, most: int) -> list[int]:
-    """The same, at most `most` of them, its special tokens at both ends."""
+    """Return at most `most` token ids of a source text, with special tokens at both ends."""
     return list(tokenizer(text, truncation=True, max_length=most)["input_ids"])
 
 
 def tokenize_target(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of what a decoder writes, the token of end included."""
+    """Return the token ids of a target text, including the end token."""
     ids = list(tokenizer(text_target=text)["input_ids"])
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, int(end)]

@@ -1,4 +1,4 @@
-"""Text to token ids with the model's own tokenizer."""
+"""Tokenization of texts with the model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fedpeft.machine.growing_array import GrowingArray, create_spool, iterate_pa
 
 
 def load_tokenizer(model_directory: Path) -> Any:
-    """The model's tokenizer.
+    """Return the model's tokenizer.
 
     Raises:
-        ModelError: the directory has none, or one of more tokens than the model knows.
+        ModelError: the directory has none, or one with more tokens than the model embeds.
     """
     from transformers import AutoTokenizer
 
@@ -34,37 +34,37 @@ def load_tokenizer(model_directory: Path) -> Any:
 
 
 FEW_WORDS = 10
-"""Tokens beside the special ones, from which on a tokenizer without files is one that needs none (of bytes)."""
+"""Tokens beside the special ones from which on a tokenizer without files needs none, such as one of bytes."""
 
 
 def _check_vocabulary(tokenizer: Any, model_directory: Path) -> None:
-    """Refuse what transformers makes where the files are missing, or are another model's: it says nothing of either."""
+    """Reject the tokenizer that transformers silently makes if files are missing or belong to another model."""
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     words = len(tokenizer) - len(set(tokenizer.all_special_ids))
     if words < FEW_WORDS and not any((model_directory / name).is_file() for name in files):
         raise ModelError(
-            f"FP4011 {model_directory} has no vocabulary ({', '.join(sorted(files))}), without which every word is the "
-            "same unknown one; save the model's tokenizer beside its weights: tokenizer.save_pretrained(FOLDER)"
+            f"FP4011 {model_directory} has no vocabulary ({', '.join(sorted(files))}), so every word would be unknown; "
+            "save the model's tokenizer beside its weights: tokenizer.save_pretrained(FOLDER)"
         )
     config = json.loads((model_directory / "config.json").read_text("utf-8"))
     known = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     needed = max(tokenizer.vocab_size, get_padding_id(tokenizer) + 1)
     if isinstance(known, int) and needed > known:
         raise ModelError(
-            f"FP4012 the tokenizer in {model_directory} has {needed:,} tokens, and the model embeds {known:,} "
-            "(vocab_size in config.json); save the model's own tokenizer there, or resize_token_embeddings of the "
-            "model and save that"
+            f"FP4012 the tokenizer in {model_directory} has {needed:,} tokens, but the model embeds {known:,} "
+            "(vocab_size in config.json); save the model's own tokenizer there, or call resize_token_embeddings on "
+            "the model and save it"
         )
 
 
 TOGETHER = 1000
-"""Texts that a tokenizer is given at a time: all at once, their ids would be lists of Python numbers, 30 bytes each."""
+"""Number of texts per tokenizer call; ids in lists of Python numbers take 30 bytes each."""
 
 
 def tokenize_texts(
     texts: Iterable[str], labels: np.ndarray | None, model_directory: Path, max_tokens: int
 ) -> TokenRows:
-    """Tokenise `texts` (special tokens included), each cut to `max_tokens` (at least 2).
+    """Tokenize `texts` (special tokens included), each truncated to `max_tokens` (at least 2).
 
     Raises:
         ModelError: the directory has no tokenizer.
@@ -79,16 +79,15 @@ def tokenize_texts(
 
 
 def get_padding_id(tokenizer: Any) -> int:
-    """The id that shorter rows are filled up with."""
+    """Return the id that fills up shorter rows."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
 
 
 class TokenSpool:
-    """Takes the token ids of one row after the other; of many rows they lie in a file
-    (`fedpeft.machine.growing_array`).
-    """
+    """Collector of token ids, row by row; many rows are stored in a file (`fedpeft.machine.growing_array`)."""
 
     def __init__(self, padding: int, counted: bool = False) -> None:
+        """Start empty; `counted` keeps the targets of each row."""
         self._padding, self._counted = padding, counted
         self._ids, self._targets, self._lengths = GrowingArray(np.int32), GrowingArray(bool), GrowingArray(np.int64)
         self._waiting: list[Sequence[int]] = []
@@ -98,7 +97,8 @@ class TokenSpool:
         """Add a row; one without tokens becomes one token of padding.
 
         Args:
-            targets: which tokens count in a language model's loss, as long as `ids`, where they are told apart.
+            ids: token ids.
+            targets: the tokens that count in a language model's loss, as long as `ids`, if the spool keeps them.
         """
         self._waiting.append(list(ids) or [self._padding])
         self._marks.append(targets)
@@ -115,7 +115,7 @@ class TokenSpool:
         self._waiting, self._marks = [], []
 
     def rows(self, labels: np.ndarray | None) -> TokenRows:
-        """The rows that were added."""
+        """Return the rows that were added."""
         self._write()
         offsets = compute_ends(self._lengths.create_array())
         targets = self._targets.create_array() if self._counted else None
@@ -123,7 +123,7 @@ class TokenSpool:
 
 
 def compute_ends(lengths: np.ndarray) -> np.ndarray:
-    """Where rows of these lengths (rows,) begin and end in one flat array: int64 (rows + 1,), from 0 on."""
+    """Return the start and end of rows with these lengths (rows,) in one flat array: int64 (rows + 1,), from 0 on."""
     made, end = create_spool(np.int64), 0
     made.append([0])
     for part in iterate_parts(len(lengths)):
@@ -139,10 +139,13 @@ def build_token_rows(
     labels: np.ndarray | None,
     targets: Sequence[Sequence[bool]] | None = None,
 ) -> TokenRows:
-    """Rows of ids in one flat array; a row without tokens becomes one token of padding.
+    """Return rows of ids in one flat array; a row without tokens becomes one token of padding.
 
     Args:
-        targets: which tokens count in a language model's loss, as long as the rows; None: all.
+        encoded: token ids of each row.
+        padding: id of the padding token.
+        labels: (rows,), or None.
+        targets: the tokens that count in a language model's loss, as long as the rows; None: all.
     """
     made = TokenSpool(padding, counted=targets is not None)
     for ids, counted in zip(encoded, itertools.repeat(()) if targets is None else targets, strict=targets is not None):
@@ -151,7 +154,7 @@ def build_token_rows(
 
 
 def build_tagged_rows(encoded: Sequence[Sequence[int]], labels: Sequence[np.ndarray], padding: int) -> TaggedRows:
-    """Rows of ids with the label of each token (`IGNORED`: none); every row has a token."""
+    """Return rows of ids with the label of each token (`IGNORED`: none); every row has a token."""
     plain = build_token_rows(encoded, padding, None)
     tags = np.concatenate([np.zeros(0, np.int64), *labels])
     return TaggedRows(plain.ids, plain.offsets, None, plain.padding_id, tags=tags)

@@ -1,4 +1,4 @@
-"""A user's own rows: named columns of records, and a checked data set of them."""
+"""A user's own examples: named columns of records, and the checked dataset built from them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fedpeft.data.label_columns import (
     Labels,
     build_array,
     build_matrix,
+    collect_label_names,
+    compute_moments,
     find_positions,
-    label_names,
     parse_names,
     sort_labels,
 )
-from fedpeft.data.label_columns import compute_moments as moments_of
 from fedpeft.data.record_files import name_incomplete_part
 from fedpeft.data.rows import DATASETS, Dataset, Rows, split_test
 from fedpeft.data.table_format import DETECT, TableFormat
@@ -34,18 +34,23 @@ from fedpeft.parts import suggest_legal
 from fedpeft.spec import Spec
 
 Records = Iterable[tuple[str, Mapping[str, Any]]]
-"""Of each its place, such as "line 3", and its values by column."""
+"""Place of each record, such as "line 3", and its values by column."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """Which column holds what; `label` None means causal language modelling, `owner` None that nobody owns rows.
+    """Columns of a user's data and how to read them.
 
-    `ask` is how a user names a column, with ROLE for text, label or owner; empty: their names are fixed. `label_type`
-    is what the label's column holds, one of `fedpeft.data.label_columns.KINDS`. `incomplete` is what becomes of rows
-    that lack something, one of `fedpeft.data.incomplete_rows.INCOMPLETE`; empty: they are refused, and nobody may say
-    otherwise. `form` is the format of text files, with the decimal sign of labels. `finds_owner`: the owner's column
-    was found by its name.
+    Attributes:
+        text: column of texts.
+        label: column of labels; None: causal language modeling.
+        owner: column of owners; None: no row has one.
+        ask: how a user names a column, with ROLE for text, label or owner; empty: the names are fixed.
+        label_type: type of the labels, one of `fedpeft.data.label_columns.KINDS`.
+        incomplete: treatment of incomplete rows, one of `fedpeft.data.incomplete_rows.INCOMPLETE`; empty: they are
+            refused, and there is no setting to change that.
+        form: format of text files, with the decimal sign of labels.
+        finds_owner: whether the owner's column was found by its name.
     """
 
     text: str
@@ -60,47 +65,49 @@ class Names:
     @property
     def needs(self) -> dict[str, str]:
         """The columns that must have a value in each row, see `fedpeft.data.incomplete_rows.CompleteRecords`."""
-        free = self.label is None or (self.label_type == "labels" and AND not in self.label)  # none of several labels
+        free = self.label is None or (
+            self.label_type == "labels" and AND not in self.label
+        )  # a row may have none of several labels
         found = {"text": self.text, "label": None if free else self.label, "owner": self.owner}
         return {role: column for role, column in found.items() if column is not None}
 
     def complete(self, records: Records, source: str, needs: Mapping[str, str] | None = None) -> CompleteRecords:
-        """Those `records` of `source` that have what they need; None: these columns."""
+        """Return the `records` of `source` that have values in all columns `needs`; None: in those of `Names.needs`."""
         settable = self.label_type == "auto" and "ROLE=" in self.ask and AND not in (self.label or "")
-        hint = "; label_type=labels takes rows that have several labels or none" if settable else ""
+        hint = "; label_type=labels accepts rows with several labels or none" if settable else ""
         reader = self.ask.partition("(")[0]
-        owner_hint = "; owner=None takes rows that belong to nobody" if self.finds_owner else ""
+        owner_hint = "; owner=None accepts rows without an owner" if self.finds_owner else ""
         needed = self.needs if needs is None else needs
         return CompleteRecords(records, source, needed, self.incomplete, hint, reader, owner_hint)
 
 
 def get_text_column(text: str) -> str:
-    """The column of texts in rows like those of the data set that `text` describes, where nobody names another.
+    """Return the default text column of the dataset that `text` describes.
 
     Raises:
-        ConfigError: unknown name or setting; or data sets of several columns.
+        ConfigError: unknown name or setting; or datasets with different columns.
     """
     return str(getattr(DATASETS.build(text), "text", "text"))
 
 
 @dataclass(frozen=True)
 class Owners:
-    """Whose each row is: the position of a name in `names`, int32 (rows,); names in the order of their first rows."""
+    """Owner of each row: a position in `names`, int32 (rows,); names are in the order of their first rows."""
 
     names: tuple[str, ...]
     rows: NDArray[np.int32]
 
     def find_positions(self, names: Sequence[str]) -> NDArray[np.int32]:
-        """Positions among other `names`, which hold all of these."""
+        """Return the rows' positions among other `names`, which include all of these."""
         place = {name: i for i, name in enumerate(names)}
         return growing_array.take_rows(np.array([place[name] for name in self.names], np.int32), self.rows)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Checked columns: one string per row; None where the column was not asked for.
+    """Checked columns: one string per row; None for a column that was not requested.
 
-    Texts of many rows are on disk; a label or owner that several rows share is one string. `left_out` says which rows
+    Texts of many rows are on disk; rows with equal labels or owners share one string. `left_out` reports the rows that
     were left out; empty: none.
     """
 
@@ -111,10 +118,11 @@ class Table:
 
 
 def read(source: str, records: Records, names: Names) -> Table:
-    """The columns `names` of the `records` of `source`.
+    """Read the columns `names` of the `records` of `source`.
 
     Raises:
-        DataError: no records; a column is missing (the message names those that exist), has no value or a wrong type.
+        DataError: there are no records; or a column is missing (the message lists those that exist), has no value or a
+            wrong type.
     """
     texts = TextWriter()
     owners, waiting = growing_array.create_spool(np.int32), array_of_numbers("i")
@@ -126,7 +134,7 @@ def read(source: str, records: Records, names: Names) -> Table:
         lacks = name_incomplete_part(place, source)
         texts.append(_get_text(record, names, where, lacks))
         if labels is not None:
-            if columns := labels.of(record):
+            if columns := labels.select_columns(record):
                 labels.add_columns([_get_value(record, column, "label", lacks, names.ask) for column in columns], where)
             else:
                 labels.add(_get_value(record, labels.column, "label", lacks, names.ask), where)
@@ -149,17 +157,17 @@ def read(source: str, records: Records, names: Names) -> Table:
 
 
 def check_texts(source: str, records: Records, names: Names) -> None:
-    """Go through the texts of the `records` of `source`, and keep none.
+    """Check the texts of the `records` of `source`, and keep none.
 
     Raises:
-        DataError: as of `read`, of texts.
+        DataError: as in `read`, for texts.
     """
     for place, record in names.complete(records, source):
         _get_text(record, names, f"{place} of {source}", name_incomplete_part(place, source))
 
 
 def _get_text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> str:
-    """The text of a column; of several, `a + b`, one text with each value after its column's name."""
+    """Return the text of a column; for several, `a + b`, one text with each value after its column's name."""
     columns = (names.text,) if names.text in record else names.text.split(AND)
     values = [_get_value(record, column, "text", lacks, names.ask) for column in columns]
     for column, value in zip(columns, values, strict=True):
@@ -181,13 +189,13 @@ def _get_text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -
 
 
 def _get_value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: str) -> Any:
-    """A record's value of a column; `lacks` is what has no such column, where there is none."""
+    """Return a record's value of a column; messages call what lacks the column `lacks`."""
     if column not in record:
         hint = f"; name yours: {ask.replace('ROLE', role)}" if ask else ""
         if role == "label" and "ROLE=" in ask:  # a setting, which may be None
-            hint += "; if the rows have no labels, set label=None for language modelling"
+            hint += "; if the rows have no labels, set label=None for language modeling"
         if hint and "ROLE=" in ask and role != "owner":
-            hint += "; owner=COLUMN names whose row it is"
+            hint += "; owner=COLUMN names the column of owners"
         if role == "text" and "ROLE=" in ask:
             hint += suggest_answer_columns(map(str, record))
         raise DataError(
@@ -198,11 +206,12 @@ def _get_value(record: Mapping[str, Any], column: str, role: str, lacks: str, as
 
 @dataclass(frozen=True)
 class KnownLabels:
-    """What a user knows of the labels beforehand; None: it is that of the training rows.
+    """Properties of the labels that a user gives in advance; None: they come from the training examples.
 
     Attributes:
-        mean, deviation: of numbers to predict, in their units.
-        names: of classes or labels, in order.
+        mean: mean of numbers to predict, in their units.
+        deviation: standard deviation of numbers to predict.
+        names: names of classes or labels, in order.
     """
 
     mean: float | None = None
@@ -211,10 +220,10 @@ class KnownLabels:
 
     @classmethod
     def from_settings(cls, mean: float | None, deviation: float | None, labels: str | None) -> KnownLabels:
-        """What settings say; `labels` as "a,b,c".
+        """Return the properties in the user's settings; `labels` is written "a,b,c".
 
         Raises:
-            ConfigError: `labels` names none, or one twice.
+            ConfigError: `labels` contains no name, or one twice.
         """
         return cls(mean, deviation, None if labels is None else parse_names(labels, least=1))
 
@@ -232,13 +241,20 @@ def build_dataset(
     known: KnownLabels = NOTHING,
     column: str = "label",
 ) -> Dataset:
-    """The data set of these tables; without `test`, the fraction of `train` is held out, stratified, by `seed`.
+    """Return the dataset of these tables; without `test`, hold out a stratified share of `train`.
 
-    `column` is what numbers to predict are called.
+    Args:
+        name: name of the dataset.
+        train: the training table.
+        test: the test table, or None.
+        test_fraction: share of `train` that is held out without `test`.
+        seed: decides which rows these are.
+        validation: the validation table; None: some of `train` are held out later.
+        known: properties of the labels that the user gave.
+        column: name of the numbers to predict.
 
     Raises:
-        DataError: labels that occur in test rows alone, or are of another kind there than in the training rows; or that
-            are not `known`, or can't be.
+        DataError: labels occur only in the test set, differ in type from the training labels, or are not `known`.
     """
     tables = [train, *(table for table in (validation, test) if table is not None)]
     names, labels = _encode_labels([table.labels for table in tables], name, column, known.names)
@@ -267,9 +283,9 @@ def build_dataset(
 
 
 def _encode_owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
-    """Whose the rows of each table are: names, or where texts are on disk, positions among all names in their order.
+    """Return the owners of each table's rows: names, or for texts on disk, positions among all sorted names.
 
-    A name takes four bytes a letter of the longest; parts ask only which rows share an owner, and for owners in order.
+    Names take four bytes per letter of the longest one. Parts need only equality and order of owners.
     """
     if not any(isinstance(table.texts, TextColumn) for table in tables):
         return [None if table.owners is None else np.array(table.owners.names)[table.owners.rows] for table in tables]
@@ -278,71 +294,70 @@ def _encode_owners(tables: Sequence[Table]) -> list[NDArray[Any] | None]:
 
 
 def _encode_labels(
-    tables: Sequence[Labels | None], name: str, column: str, told: tuple[str, ...] | None
+    tables: Sequence[Labels | None], name: str, column: str, given_names: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...] | None, list[NDArray[Any] | None]]:
-    """Label names, and each table's labels as numbers; the first table is the training rows'. `told`: see
-    `KnownLabels`.
+    """Return label names, and each table's labels as numbers; the first table is the training set.
+
+    `given_names` are the names of `KnownLabels`.
     """
-    if told is not None and (why := _explain_missing_names(tables[0])):
-        raise DataError(f"FP3156 {name}: labels={','.join(told)!r} names classes, and {why}; leave it out")
+    if given_names is not None and (why := _explain_missing_names(tables[0])):
+        raise DataError(f"FP3156 {name}: labels={','.join(given_names)!r} gives names, but {why}; leave it out")
     if tables[0] is None:
         return None, [None] * len(tables)
     kind = tables[0].kind
     labels = [table for table in tables if table is not None and table.kind == kind]
     if len(labels) < len(tables):
         raise DataError(
-            f"FP3157 {name}: the training rows have {_CALLED[kind]}, and validation or test rows have something else; "
-            "say with label_type what they are"
+            f"FP3157 {name}: the training examples have {_CALLED[kind]}, but the validation or test examples have "
+            "another type of label; set label_type to a type that fits all"
         )
     if kind == "number":
         return (column,), [build_array(table) for table in labels]
     if kind == "labels":
-        if told is not None:
-            return told, [
-                build_matrix(table, told, name, "stand among those that are named in labels") for table in labels
-            ]
-        names = label_names(labels[0], name)
+        if given_names is not None:
+            return given_names, [build_matrix(table, given_names, name, "occur in labels") for table in labels]
+        names = collect_label_names(labels[0], name)
         return names, [build_matrix(table, names, name) for table in labels]
-    names = told or sort_labels(set(labels[0].values))
-    return names, [find_positions(table.values, names, name, told=told is not None) for table in labels]
+    names = given_names or sort_labels(set(labels[0].values))
+    return names, [find_positions(table.values, names, name, are_given=given_names is not None) for table in labels]
 
 
 def _explain_missing_names(labels: Labels | None) -> str:
-    """Return why nobody can name the values of a column; empty: they can be named, by default by those that occur."""
+    """Return why a user can't name the labels; empty: a user can."""
     if labels is None:
-        return "these rows have no labels"
+        return "the examples have no labels"
     if labels.kind == "number":
-        return "these rows have numbers to predict, of which label_type=class makes classes"
-    return "these labels are called as their columns are" if labels.names else ""
+        return "the examples have numbers to predict (label_type=class makes them classes)"
+    return "the names of the label columns are fixed" if labels.names else ""
 
 
 _CALLED = {"class": "classes", "number": "numbers to predict", "labels": "several labels each"}
 
 
 def _choose_task(train: Rows, name: str, known: KnownLabels) -> str:
-    """What is learned of the training rows' labels."""
+    """Return the task that fits the training labels."""
     if train.targets != "numbers":
         if known.mean is not None or known.deviation is not None:
             raise DataError(
-                f"FP3158 {name} has no numbers to predict; leave mean and deviation out, or say label_type=number"
+                f"FP3158 {name} has no numbers to predict; leave mean and deviation out, or set label_type=number"
             )
         return {"classes": "classification", "labels": "multi_label"}.get(train.targets, "causal_lm")
     if (known.mean is None) != (known.deviation is None):
         raise DataError(f"FP3159 {name}: mean and deviation belong together; give both, or neither")
     if known.mean is not None:
         return str(Spec("regression", {"mean": known.mean, "deviation": known.deviation, "known": True}))
-    mean, deviation = moments_of(np.asarray(train.labels), name)
+    mean, deviation = compute_moments(np.asarray(train.labels), name)
     return str(Spec("regression", {"mean": mean, "deviation": deviation}))
 
 
 def build_picture_dataset(made: Dataset, pixels: Callable[[list[str]], NDArray[np.uint8]]) -> Dataset:
-    """A data set of pictures, made of one whose texts are their paths; `pixels` reads them.
+    """Return an image dataset from one whose texts are paths; `pixels` reads them.
 
     Raises:
         DataError: there are no labels.
     """
     if made.label_names is None:
-        raise DataError(f"FP3160 {made.name}: pictures need labels; leave label=None out")
+        raise DataError(f"FP3160 {made.name}: images need labels; leave label=None out")
 
     def read_in(rows: Rows) -> Rows:
         return replace(rows, inputs=pixels(list(map(str, rows.inputs))))
@@ -353,10 +368,10 @@ def build_picture_dataset(made: Dataset, pixels: Callable[[list[str]], NDArray[n
 
 
 class DescribedDataset(Dataset):
-    """A data set of which one side knows a part only: class names without rows, or the rows of one client."""
+    """A dataset of which one side holds only a part: class names without examples, or the examples of one client."""
 
     def __post_init__(self) -> None:
-        """Nothing to check: rows are the other side's."""
+        """Skip all checks, because the other side holds the examples."""
 
 
 def build_labeled_rows(
@@ -369,18 +384,21 @@ def build_labeled_rows(
     form: TableFormat = DETECT,
     say: Callable[[str], object] = str,
 ) -> tuple[Rows, tuple[str, ...]]:
-    """The rows of records, with labels as positions in `names` (None: the names that occur, sorted), and the names.
+    """Return the examples of records, with labels as positions in the names, and these names.
 
     Args:
         path: what the records come from, for messages.
         found: the records.
-        text, label: columns; a label of None: rows have none.
-        targets: what labels are: "classes" or ""; "numbers", which `names` or the column call; "labels", several a row.
+        text: the text column.
+        label: the label column; None: there are no labels.
+        names: names of the labels; None: those that occur, sorted.
+        targets: type of the labels: "classes" or ""; "numbers", which `names` or the column name; "labels", several per
+            row.
         form: the format of the file, with the decimal sign of labels.
-        say: is told what was detected of the labels.
+        say: called with each line about detected labels.
 
     Raises:
-        DataError: the file can't be read, lacks a column, or holds a label that is not in `names`.
+        DataError: the file can't be read, lacks a column, or contains a label that is not in `names`.
     """
     kinds = {"numbers": "number", "labels": "auto" if AND in (label or "") else "labels"}
     kind = kinds.get(targets, "class" if names else "auto")
@@ -393,13 +411,13 @@ def build_labeled_rows(
     if targets == "numbers":
         return Rows(table.texts, build_array(table.labels)), tuple(names or (str(label),))
     if targets == "labels":
-        known = tuple(names or label_names(table.labels, path))
+        known = tuple(names or collect_label_names(table.labels, path))
         where = f"belong to the federation, whose labels are {', '.join(map(repr, known[:20]))}"
         return Rows(table.texts, build_matrix(table.labels, known, path, where)), known
     if table.labels.kind != "class":
         raise DataError(
-            f"FP3161 the column {label!r} of {path} holds {_CALLED[table.labels.kind]}, no classes; say so with --task "
-            "'regression(mean=50, deviation=10)' or multi_label"
+            f"FP3161 the column {label!r} of {path} contains {_CALLED[table.labels.kind]} instead of classes; set "
+            "--task 'regression(mean=50, deviation=10)' or multi_label"
         )
     values = list(table.labels.values)
     known = tuple(names or sorted(set(values)))
@@ -409,6 +427,6 @@ def build_labeled_rows(
         shown = ", ".join(repr(name) for name in unknown[:5])
         raise DataError(
             f"FP3162 {path} has {len(unknown)} label{'' if len(unknown) == 1 else 's'} in column {label!r} that the "
-            f"federation does not know: {shown}; its labels are {', '.join(map(repr, known[:20]))}"
+            f"federation does not use: {shown}; its labels are {', '.join(map(repr, known[:20]))}"
         )
     return Rows(table.texts, np.array([position[name] for name in values], np.int64)), known

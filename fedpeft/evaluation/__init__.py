@@ -1,1 +1,1 @@
-"""What finished language models and classifiers say of rows, beside what the right answers are."""
+"""Evaluation of finished language models and classifiers: their answers, compared with the right ones."""

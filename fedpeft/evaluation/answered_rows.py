@@ -1,9 +1,11 @@
-"""What a finished run says of each row of a file: the file's own columns, and behind them its answers.
+"""Answers of a finished run to the rows of a file: the file's columns, followed by the answers.
 
-words            predicted, a JSON list with the label of each word
-classes          predicted, and its probability by the run's temperature
-several labels   predicted, joined by "; ", and the probability of each label
-numbers          predicted, in the unit of the labels
+The columns of an answer depend on the task:
+
+- words: predicted, a JSON list with the label of each word.
+- classes: predicted, and its probability at the run's temperature.
+- several labels: predicted, joined by "; ", and the probability of each label.
+- numbers: predicted, in the unit of the labels.
 """
 
 from __future__ import annotations
@@ -35,20 +37,20 @@ from fedpeft.models import scoring
 from fedpeft.reporting.finished_run import FinishedRun
 
 ROWS = 512
-"""Rows of the file that are in memory at a time."""
+"""Number of the file's rows in memory at a time."""
 
 PICTURES_AT_ONCE = 64
-"""Pictures that are: of 224 pixels a side, 0.6 MB each."""
+"""Number of images in memory at a time; an image of 224 pixels a side takes 0.6 MB."""
 
 PREDICTED = "predicted"
 PROBABILITY = "probability"
 
 Answer = dict[str, str]
-"""Of a row, by column."""
+"""Values of an answer by column."""
 
 
 def build_answer(run: FinishedRun, outputs: Tensor, abstain: float = 0.0) -> Answer:
-    """What a head's outputs (outputs,) say of a row; no class where the likeliest is less likely than `abstain`."""
+    """Return the answer for a head's outputs (outputs,); it has no class if none is as likely as `abstain`."""
     names = run.labels or []
     if run.task.targets == "numbers":
         return {PREDICTED: f"{run.task.values(outputs).tolist()[0]:.6g}"}
@@ -65,27 +67,27 @@ def build_answer(run: FinishedRun, outputs: Tensor, abstain: float = 0.0) -> Ans
 def answer_rows(
     run: FinishedRun, source: Path, column: str | None, abstain: float, given: TableFormat = DETECT
 ) -> Iterator[tuple[Record, Answer]]:
-    """The rows of a file in their order, each with the model's answer.
+    """Yield the rows of a file in order, each with the model's answer.
 
     Args:
-        run: of a classifier, of one class, several labels or a number a row; or of labels of words.
-        source: a file that `--dataset file:` reads, or a folder or table of pictures; labels are not needed.
-        column: of the texts; None: as in the run's own data. Pictures have none.
-        abstain: probability below which a row has no class, 0 to 1.
+        run: a run of a classifier with one class, several labels or a number per row, or with labels of words.
+        source: a file that `--dataset file:` reads, or a folder or table of images; labels are optional.
+        column: text column; None: as in the run's own data. Images have none.
+        abstain: probability below which a row gets no class, 0 to 1.
         given: the format of text files.
 
     Raises:
-        FedpeftError: the run answers otherwise, or its files are missing; the rows can't be read.
+        FedpeftError: the run gives other answers, or its files are missing; or the rows can't be read.
     """
     if run.task.describes:
         raise ConfigError(
-            f"FP1155 {run.folder} captions pictures whose files it is given: python -m fedpeft.predict RUN PICTURE "
-            "PICTURE ..."
+            f"FP1155 {run.folder} writes captions; give it image files: python -m fedpeft.predict RUN PICTURE PICTURE "
+            "..."
         )
     if run.labels is None:
         raise ConfigError(
-            f"FP1156 {run.folder} has no classes: python -m fedpeft.evaluate asks a language model the questions of a "
-            "file"
+            f"FP1156 {run.folder} has no classes; for a file of questions to a language model, use python -m "
+            "fedpeft.evaluate"
         )
     if abstain and run.task.targets != "classes":
         raise ConfigError(f"FP1157 {run.folder} has no classes of which one is likeliest; leave --abstain out")
@@ -103,18 +105,18 @@ def answer_rows(
 
 
 Source = tuple[Iterator[Record], Callable[[list[Record]], Examples], int]
-"""Rows, how some of them become model input, and how many are in memory at a time."""
+"""Rows, the conversion of some of them to model input, and how many are in memory at a time."""
 
 
 def _answer_words(
     run: FinishedRun, source: Path, column: str | None, given: TableFormat
 ) -> Iterator[tuple[Record, Answer]]:
-    """Rows of words, as lists or as texts with spaces; all are looked at before the model is loaded."""
+    """Yield answers to rows of words, as lists or as texts with spaces; all are checked before the model is loaded."""
     text = column or get_text_column(run.config.dataset)
     _, first = next(read_records(str(source), given), ("", {}))
     words = find_word_column(first, text)
 
-    def words_of(place: str, record: Mapping[str, Any]) -> list[str]:
+    def get_words(place: str, record: Mapping[str, Any]) -> list[str]:
         value = record.get(words or text)
         held = value if words else value.split() if isinstance(value, str) else None
         if not isinstance(held, list) or not held or not all(isinstance(word, str) for word in held):
@@ -125,19 +127,19 @@ def _answer_words(
         return held
 
     for place, record in read_records(str(source), given):
-        words_of(place, record)
+        get_words(place, record)
     model, waiting = run.model(run.base()), read_records(str(source), given)
     while rows := list(islice(waiting, ROWS)):
-        labels = label_words(run, model, [words_of(*row) for row in rows])
+        labels = label_words(run, model, [get_words(*row) for row in rows])
         yield from (
             (row, {PREDICTED: json.dumps(of, ensure_ascii=False)}) for row, of in zip(rows, labels, strict=True)
         )
 
 
 def _prepare_texts(run: FinishedRun, source: Path, column: str | None, given: TableFormat = DETECT) -> Source:
-    """Rows of a file; all of its texts are looked at before a model is loaded, or an answer is lost."""
+    """Check all texts of a file before the model is loaded, and return them as a source."""
     if has_pictures(source):
-        raise ConfigError(f"FP1158 {run.folder} reads texts, and {source} holds pictures; give --data a file of texts")
+        raise ConfigError(f"FP1158 {run.folder} reads texts, but {source} contains images; give --data a file of texts")
     names = Names(column or get_text_column(run.config.dataset), None, None, "--text COLUMN", form=given)
     check_texts(str(source), read_records(str(source), given), names)
 
@@ -149,9 +151,9 @@ def _prepare_texts(run: FinishedRun, source: Path, column: str | None, given: Ta
 
 
 def _prepare_pictures(run: FinishedRun, source: Path, column: str | None, given: TableFormat) -> Source:
-    """Pictures of a folder or a table, each by its path."""
+    """Return the images of a folder or table as a source."""
     if column is not None:
-        raise ConfigError(f"FP1159 {run.folder} reads pictures, which the column {FILE_NAME} names; leave --text out")
+        raise ConfigError(f"FP1159 {run.folder} reads images, which the column {FILE_NAME} names; leave --text out")
 
     def encode(rows: list[Record]) -> Examples:
         return run.load_pictures([str(record[FILE_NAME]) for _, record in rows])
@@ -160,14 +162,14 @@ def _prepare_pictures(run: FinishedRun, source: Path, column: str | None, given:
 
 
 def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answer]:
-    """Write rows with their answers as CSV, whole or not at all; what is yielded is written.
+    """Write rows with their answers as CSV, completely or not at all; yield each answer that was written.
 
-    Columns are those of the first row; lists and objects of JSON are written as JSON. A text that a spreadsheet would
-    run as a formula has an apostrophe in front (`fedpeft.machine.spreadsheet`).
+    The columns are those of the first row. Lists and objects of JSON are written as JSON. A text that a spreadsheet
+    would run as a formula starts with an apostrophe (`fedpeft.machine.spreadsheet`).
 
     Raises:
-        DataError: the file has no rows, or a column of its own by an answer's name.
-        RunError: the disk is full, or can't be written.
+        DataError: the file has no rows, or a column with an answer's name.
+        RunError: the disk is full or can't be written.
     """
     first = next(pairs, None)
     if first is None:
@@ -178,8 +180,8 @@ def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answ
     partly = output.with_name(f"{output.name}.part")
     try:
         with files.raise_write_errors(output):
-            # half a character in another column than that of the texts is written as JSON has it
-            partly.unlink(missing_ok=True)  # of a killed command; a link there would lead to another file
+            # half of a character in a column other than that of the texts is written as an escape
+            partly.unlink(missing_ok=True)  # left by a killed command; a link would lead to another file
             with partly.open("x", newline="", encoding="utf-8", errors="backslashreplace") as stream:
                 table = csv.writer(stream)
                 table.writerow(map(_format_cell, [*record, *answer]))
@@ -198,7 +200,7 @@ def write(pairs: Iterator[tuple[Record, Answer]], output: Path) -> Iterator[Answ
 
 
 def _format_cell(value: Any) -> str:
-    """Return the text of a cell, which no spreadsheet runs as a formula."""
+    """Return the text of a cell, escaped so that no spreadsheet runs it as a formula."""
     if value is None:
         return ""
     return escape_cell(json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value))

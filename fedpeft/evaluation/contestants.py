@@ -1,6 +1,6 @@
-"""Who is compared: the base, the run's global model, clients' own adapters, and clients who trained alone.
+"""Models of an evaluation: the base, the run's global model, clients' own adapters, and clients who trained alone.
 
-A client alone is that of `fedpeft.simulation.alone`. What it ends with is kept in the run's folder.
+`fedpeft.simulation.alone` trains a client alone. The resulting adapter is kept in the run's folder.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from fedpeft.simulation.simulation import Simulation
 BASE, GLOBAL = "base", "global"
 
 ALL = "all"
-"""In the place of clients' ids: every client."""
+"""Text that selects every client instead of a list of ids."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One of those who are compared.
+    """A model of the evaluation.
 
     Attributes:
         name: "base", "global", "client 3" or "client 3 alone".
-        model: makes the model, which shares the base's weights.
+        model: creates the model, which shares the base's weights.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Contestants:
-    """Those of a finished run.
+    """Models of a finished run.
 
     Attributes:
         run: the run.
-        observer: is told how long training goes on.
+        observer: observes the progress of training.
     """
 
     run: FinishedRun
@@ -59,24 +59,24 @@ class Contestants:
 
     @cached_property
     def base(self) -> nn.Module:
-        """The base in fp32, without adapter; all share its weights."""
+        """Base model in fp32, without adapter; all models share its weights."""
         return self.run.base()
 
     @cached_property
     def simulation(self) -> Simulation:
-        """The run's rows and parts, as they were.
+        """Run with its examples and parts.
 
         Raises:
-            RunError: it was a server's, and the clients' rows are not here.
+            RunError: it was a server's run, whose examples only the clients hold.
         """
         refuse_servers_run(self.run.folder)
         return Simulation(self.run.config, self.run.folder, self.observer)
 
     def select_clients(self, own: str, alone: str) -> list[Contestant]:
-        """Base and global model, and the clients whose ids are given, such as "0, 3" or "all"; empty: none.
+        """Return base and global model, and the clients in `own` and `alone`, such as "0, 3" or "all"; empty: none.
 
         Raises:
-            ConfigError: no such client, or clients have no adapters of their own.
+            ConfigError: a client does not exist, or clients have no adapters of their own.
             PrivacyError: clients of a private run would be trained without protection.
         """
         run = self.run
@@ -104,7 +104,7 @@ class Contestants:
         words = [word.strip() for word in text.split(",")]
         if not all(word.isdecimal() and int(word) < count for word in words):
             raise ConfigError(
-                f"FP1160 {text!r} names no clients; give ids from 0 to {count - 1}, such as 0,3, or {ALL}"
+                f"FP1160 {text!r} is not a list of clients; give ids from 0 to {count - 1}, such as 0,3, or {ALL}"
             )
         return list(dict.fromkeys(map(int, words)))
 
@@ -115,11 +115,12 @@ class Contestants:
         folder = self._get_folder(f"alone-{client}")
         if saved_adapter.is_complete(
             folder, self.run.labels is not None
-        ):  # a kill of an earlier version has left others
+        ):  # an earlier version may have left incomplete ones
             return folder
         if self.run.config.privacy:
             raise PrivacyError(
-                "FP7027 clients of a private run are not trained alone: their adapters would give their rows away"
+                "FP7027 clients of a private run can't be trained alone, since their adapters would reveal their "
+                "examples; leave --alone out"
             )
         return self._save_state(folder.name, train_one_alone(self.simulation, client))
 
@@ -127,10 +128,10 @@ class Contestants:
         return self.run.folder / "evaluation" / name
 
     def _save_state(self, name: str, state: State) -> Path:
-        """Its folder, which is there only when it is whole: it is written beside its place."""
+        """Save an adapter and return its folder, which appears only when it is complete."""
         folder, part = self._get_folder(name), self._get_folder(f"{name}.part")
         with raise_write_errors(folder):
-            if part.exists():  # a kill has left it
+            if part.exists():  # left by a killed command
                 shutil.rmtree(part)
             make_private_folder(part)
         save(self.simulation.setup, state, part)
@@ -141,6 +142,6 @@ class Contestants:
         return folder
 
     def close(self) -> None:
-        """End workers, where there are any."""
+        """End the workers, if there are any."""
         if "simulation" in self.__dict__:
             self.simulation.close()

@@ -1,4 +1,4 @@
-"""The evaluation of a finished run: who is compared, on which rows and questions, and what came out."""
+"""Evaluation of a finished run: models, test examples and questions, and the results."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ from fedpeft.reporting.target_lines import describe_undefined
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is asked for.
+    """Settings of an evaluation.
 
     Attributes:
-        questions: a JSONL file; empty: the run's own test rows, where they are questions.
-        metrics: of free answers, as texts joined by ",".
-        new_tokens: the most that an answer has.
-        rows: at most so many test rows, and so many questions; 0: all.
-        own, alone: ids of clients, or "all"; see `Contestants.select_clients`.
-        track: FlowerTune's, whose rows the file of questions holds; empty: none.
+        questions: a JSONL file; empty: the run's own test examples, if they are questions.
+        metrics: metrics of free answers, joined by ",".
+        new_tokens: most tokens of an answer.
+        rows: most test examples, and most questions; 0: all.
+        own: ids of clients, or "all"; see `Contestants.select_clients`.
+        alone: ids of clients that train alone, or "all".
+        track: the FlowerTune track of the file of questions; empty: none.
         lm_eval: tasks of lm-eval, by name or YAML file, joined by ","; empty: none.
     """
 
@@ -54,19 +55,20 @@ class EvaluationRequest:
     lm_eval: str = ""
 
     def __post_init__(self) -> None:
+        """Check that the settings are in range and fit together."""
         for name, value, low in (("new-tokens", self.new_tokens, 1), ("rows", self.rows, 0)):
             if value < low:
                 raise ConfigError(f"FP1161 --{name} must be at least {low}, got {value}")
         if self.track and not self.questions:
-            raise ConfigError("FP1162 --flowertune needs the track's rows: give them with --questions FILE")
+            raise ConfigError("FP1162 --flowertune needs the track's questions; give them with --questions FILE")
         if self.lm_eval and (self.questions or self.track):
             raise ConfigError(
-                "FP1163 tasks of lm-eval bring questions of their own; leave --questions and --flowertune out"
+                "FP1163 tasks of lm-eval contain their own questions; leave --questions and --flowertune out"
             )
 
     @property
     def language_flags(self) -> list[str]:
-        """The flags that are given and that only language models read."""
+        """Given flags that apply to language models only."""
         given = {
             "questions": self.questions,
             "lm-eval": self.lm_eval,
@@ -76,7 +78,7 @@ class EvaluationRequest:
         return [f"--{name}" for name, value in given.items() if value]
 
     def list_settings(self, language: bool) -> dict[str, Any]:
-        """What evaluation.json says of it, by flag; of a model that is no `language` model without what that reads."""
+        """Return the settings for evaluation.json, by flag; without `language`, leave out those of language models."""
         given = asdict(self)
         given["flowertune"] = given.pop("track")
         unread = () if language else ("questions", "metrics", "new_tokens", "flowertune", "lm_eval")
@@ -85,26 +87,26 @@ class EvaluationRequest:
 
 @dataclass
 class QuestionAnswers:
-    """A question, and what everybody says to it: texts by name."""
+    """A question, and the answers of all models: texts by name."""
 
     question: str
     right: Sequence[str]
     said: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """A line of answers.jsonl."""
+        """Return a line of answers.jsonl."""
         return {"question": self.question, "right": list(self.right), "said": self.said}
 
 
 @dataclass
 class EvaluationResult:
-    """What came out.
+    """Result of an evaluation.
 
     Attributes:
-        table: measures by who is compared, in order.
+        table: measures by model, in order.
         answered: questions and answers, in order.
-        notes: what is to be said of rows.
-        asked: what was asked for, by flag.
+        notes: remarks about the examples.
+        asked: the settings, by flag.
     """
 
     table: dict[str, Measures]
@@ -113,14 +115,16 @@ class EvaluationResult:
     asked: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """evaluation.json, and answers.jsonl where there are any; that of an evaluation before goes.
+        """Write evaluation.json, and answers.jsonl if there are answers; replace those of an earlier evaluation.
 
         Raises:
             RunError: the folder can't be written.
         """
         with files.raise_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "evaluation.json").unlink(missing_ok=True)  # it is there where all is written
+            (folder / "evaluation.json").unlink(
+                missing_ok=True
+            )  # written last, so it exists only if all files are complete
             if self.answered:
                 lines = [json.dumps(one.to_dict(), ensure_ascii=False) + "\n" for one in self.answered]
                 files.replace(folder / "answers.jsonl", "".join(lines).encode())
@@ -134,13 +138,18 @@ class EvaluationResult:
 
 
 Measure = Callable[[Contestant, FederatedModel], Measures]
-"""What one pass over rows or questions finds out about a model."""
+"""Function that measures a model in one pass over examples or questions."""
 
 
 class Evaluation:
-    """The evaluation of `run`; what is wrong with what is `wanted` is said before a model is loaded."""
+    """Evaluation of a finished run."""
 
     def __init__(self, run: FinishedRun, wanted: EvaluationRequest, observer: RunObserver) -> None:
+        """Check the request before any model is loaded, and load its questions.
+
+        Raises:
+            FedpeftError: the request does not suit the run, or its files can't be read.
+        """
         run.check_answers()
         run.check_reads_texts("evaluate")
         self.run = run
@@ -151,12 +160,12 @@ class Evaluation:
         self.language = run.labels is None
         if not self.language and wanted.language_flags:
             options = " and ".join(wanted.language_flags)
-            what = "predicts numbers, and" if run.task.targets == "numbers" else "holds a classifier, which"
-            raise ConfigError(f"FP1164 {run.folder} {what} answers no questions; leave {options} out")
+            what = "predicts numbers and" if run.task.targets == "numbers" else "is a classifier and"
+            raise ConfigError(f"FP1164 {run.folder} {what} can't answer questions; leave {options} out")
         if run.task.translates and (wanted.track or wanted.lm_eval):
             option = "--flowertune" if wanted.track else "--lm-eval"
             raise ConfigError(
-                f"FP1165 {option} is for models that go on with a text, and {run.folder} holds an encoder with a "
+                f"FP1165 {option} is for models that continue a text, but {run.folder} has an encoder with a "
                 "decoder; give --questions FILE.jsonl"
             )
         if self.language and not wanted.track:
@@ -167,31 +176,31 @@ class Evaluation:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The run's."""
+        """Dataset of the run."""
         return load_dataset(self.run.config.dataset)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The base model's."""
+        """Tokenizer of the base model."""
         return load_tokenizer(self.run.model_directory)
 
     @cached_property
     def readable(self) -> int:
-        """The most tokens that the model reads."""
+        """Most tokens that the model reads."""
         return count_readable_tokens(self.run.model_directory, self.run.method.extra_tokens, UNBOUNDED)
 
     @activation_cache_limit.keep_states()
     def evaluate(self) -> EvaluationResult:
-        """The evaluation.
+        """Evaluate the models and return the result.
 
         Raises:
-            FedpeftError: rows, clients or files that can't be used.
+            FedpeftError: examples, clients or files can't be used.
         """
         contestants = Contestants(self.run, self.observer)
         try:
             called = contestants.select_clients(self.wanted.own, self.wanted.alone)
         finally:
-            contestants.close()  # workers who have trained: their memory is not needed any more
+            contestants.close()  # frees the memory of workers that trained
         measures = self._create_measures()
         table: dict[str, Measures] = {}
         for contestant in called:
@@ -213,7 +222,7 @@ class Evaluation:
         return found
 
     def _load_questions(self) -> list[Question]:
-        """The questions that are asked, those that the model can't read left out and counted."""
+        """Return the questions; those that exceed the model's length are left out and counted."""
         wanted = self.wanted
         if wanted.questions:
             form = QuestionForm(self.run.task.asks, self.run.template, self.run.task.translates)
@@ -231,7 +240,7 @@ class Evaluation:
         examples = self._test_rows(rows)
 
         def measure(contestant: Contestant, model: FederatedModel) -> Measures:
-            self.observer.phase(f"{contestant.name}: held-out rows", len(examples))
+            self.observer.phase(f"{contestant.name}: test examples", len(examples))
             found = evaluate_held_out(model, self.run.task, examples, self.observer.advance, rows.labels)
             if note := describe_undefined(found):
                 self.notes.append(f"{contestant.name}: {note}")
@@ -244,7 +253,9 @@ class Evaluation:
         examples = run.task.tokenise(rows, run.model_directory, run.tokens)
         cut = getattr(examples, "cut", 0)
         if cut:
-            self.notes.append(f"{cut} of {len(examples)} test rows are longer than {run.tokens} tokens and cut there")
+            self.notes.append(
+                f"{cut} of {len(examples)} test examples are longer than {run.tokens} tokens and truncated"
+            )
         return examples
 
     def _create_exam_measure(self) -> Measure:
@@ -288,7 +299,7 @@ class Evaluation:
             one.said[contestant.name] = text
 
     def _add_probe(self, table: dict[str, Measures]) -> dict[str, Measures]:
-        """Of a classifier's base, the linear probe that the run has scored on the same test rows."""
+        """Add, for a classifier, the linear probe that the run evaluated on the same test examples."""
         probe = self.run.summary.get("baseline_accuracy")
         if self.language or probe is None or self.wanted.rows:
             return table
@@ -297,7 +308,7 @@ class Evaluation:
         return {f"{BASE}, linear probe": {self.run.task.metric: float(probe), **more}, **table}
 
     def _add_means(self, table: dict[str, Measures]) -> dict[str, Measures]:
-        """Beside several clients, their mean, of what each of them has."""
+        """Add the means over several clients, for measures that all of them have."""
         made = dict(table)
         for name, ending in (("clients, mean", ""), ("clients alone, mean", " alone")):
             rows = [

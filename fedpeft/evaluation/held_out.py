@@ -1,4 +1,4 @@
-"""Held-out rows: loss, and what goes with it, of a finished model."""
+"""Loss and metrics of a finished model on test examples."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def evaluate_held_out(
     advance: Callable[[int], object] = lambda _: None,
     labels: np.ndarray | None = None,
 ) -> Measures:
-    """The loss per prediction, in nats but of numbers; and perplexity, or the task's headline number.
+    """Return the loss per prediction, in nats except for numbers, and perplexity or the task's headline metric.
 
-    With the rows' `labels` also what the task tells of all rows together (`Task.measures`).
+    With the examples' `labels`, the result includes measures over all examples together (`Task.measures`).
     """
     loss = correct = count = 0.0
     said: list[np.ndarray] = []

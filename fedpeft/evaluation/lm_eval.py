@@ -1,9 +1,9 @@
-"""Tasks of lm-eval, where it is installed, on the models of a finished run.
+"""Tasks of lm-eval, if it is installed, for the models of a finished run.
 
-The harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness, MIT) has the tasks, their prompts, metrics and
-filters. What it asks of a model, likelihoods and greedy answers, comes from here: so methods that
-it does not know, such as prompts in front of a text, are measured as they were trained. A task's texts are put as they
-are, in no chat template.
+The harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness, MIT) provides the tasks, their prompts, metrics
+and filters. This module provides a model's likelihoods and greedy answers. So methods that the harness does not
+support, such as virtual tokens before a text, are measured as they were trained. A task's texts are used without a chat
+template.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from fedpeft.models.task import TASKS, FederatedModel
 from fedpeft.reporting.observer import RunObserver
 
 NEW_TOKENS = 256
-"""Of an answer where a task does not say, as lm-eval's own models have it."""
+"""Most tokens of an answer if the task sets no limit, as in lm-eval's own models."""
 
 ENDINGS = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
 class TaskSample:
-    """One sample of a task: what was asked, what is right, and what was said."""
+    """One sample of a task: question, right answer, and the model's answer."""
 
     question: str
     right: str
@@ -44,12 +44,12 @@ class TaskSample:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks by name, or by the YAML files of one's own.
+    """Tasks by name, or by a user's YAML files.
 
     Attributes:
-        names: as lm-eval has them, or paths.
-        most: samples of each task; 0: all.
-        readable: tokens that the model reads.
+        names: lm-eval's names, or paths.
+        most: most samples of each task; 0: all.
+        readable: most tokens that the model reads.
     """
 
     names: tuple[str, ...]
@@ -58,7 +58,7 @@ class Tasks:
 
     @classmethod
     def read(cls, text: str, most: int, readable: int) -> Tasks:
-        """The tasks in `text`, joined by commas, with their data.
+        """Return the tasks in `text`, joined by commas, with their data.
 
         Raises:
             AssetError: lm-eval is missing, or a task or its data can't be loaded.
@@ -68,13 +68,13 @@ class Tasks:
         made = cls(tuple(name.strip() for name in text.split(",") if name.strip()), most, readable)
         try:
             made.manager.load(list(made.names))
-        except Exception as error:  # whatever it, `datasets` and a user's YAML raise
+        except Exception as error:  # lm-eval, `datasets` and a user's YAML may raise anything
             raise AssetError(f"FP2010 lm-eval can't load {', '.join(made.names)}: {describe_error(error)}") from None
         return made
 
     @cached_property
     def manager(self) -> Any:
-        """lm-eval's index of tasks; without its own, which take seconds to find, where all are files."""
+        """Index of lm-eval's tasks; if all tasks are files, it excludes lm-eval's own, whose search takes seconds."""
         from lm_eval.tasks import TaskManager
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -83,10 +83,10 @@ class Tasks:
     def measure(
         self, model: FederatedModel, tokenizer: Any, name: str, observer: RunObserver
     ) -> tuple[dict[str, float], list[TaskSample]]:
-        """The measures of `model`, which is called `name`, and its answers.
+        """Return the measures of `model`, and its answers; the observer shows `name`.
 
         Raises:
-            ConfigError: a task can't be done, such as one whose answers are drawn at random.
+            ConfigError: a task is not supported, such as one with sampled answers.
         """
         from lm_eval import simple_evaluate
 
@@ -97,7 +97,7 @@ class Tasks:
             )
         except FedpeftError:
             raise
-        except Exception as error:  # whatever a task's own functions raise
+        except Exception as error:  # a task's own functions may raise anything
             raise ConfigError(
                 f"FP1167 lm-eval's {', '.join(self.names)} can't be measured: {describe_error(error)}"
             ) from None
@@ -105,7 +105,10 @@ class Tasks:
 
 
 def _collect_measures(found: Any) -> dict[str, float]:
-    """Of tasks that belong to no group, and of groups: "TASK METRIC", and the filter where it is not "none"."""
+    """Return the measures of groups, and of tasks outside of groups.
+
+    A name is "TASK METRIC", followed by the filter unless it is "none".
+    """
     within = {task for group in found.get("groups", {}) for task in found["group_subtasks"].get(group, ())}
     made = {}
     for task, row in (found["results"] | found.get("groups", {})).items():
@@ -118,7 +121,7 @@ def _collect_measures(found: Any) -> dict[str, float]:
 
 
 def _read_sample(sample: Any) -> TaskSample:
-    """A sample: of choices, the likeliest one."""
+    """Return a sample; for multiple choice, with the likeliest choice."""
     arguments = [tuple(given) for given in sample["arguments"]]
     said = sample["filtered_resps"]
     if len(arguments) > 1 and len(said) == len(arguments):
@@ -127,18 +130,20 @@ def _read_sample(sample: Any) -> TaskSample:
 
 
 class EvaluatedModel:
-    """What lm-eval asks of a model; `create_model` makes lm-eval's `LM` of it.
-
-    Args:
-        model, tokenizer: of the run.
-        readable: the most tokens that the model reads.
-        name: of the model, for the observer.
-        observer: is told how it goes on.
-    """
+    """Model interface of lm-eval; `create_model` makes lm-eval's `LM` of it."""
 
     backend = "causal"
 
     def __init__(self, model: FederatedModel, tokenizer: Any, readable: int, name: str, observer: RunObserver) -> None:
+        """Store the model.
+
+        Args:
+            model: a model of the run.
+            tokenizer: its tokenizer.
+            readable: most tokens that the model reads.
+            name: the model's name for the observer.
+            observer: observes the progress.
+        """
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -148,18 +153,18 @@ class EvaluatedModel:
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """Token that ends a text."""
         end: int = self.tokenizer.eos_token_id
         return end
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that stands before a text that has nothing before it."""
+        """Token before the start of a text."""
         first: int | None = self.tokenizer.bos_token_id
         return self.eot_token_id if first is None else first
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids, with those that the tokenizer adds unless the text has them already."""
+        """Return the token ids, with the tokenizer's special tokens unless the text already contains them."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
         ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
@@ -168,7 +173,7 @@ class EvaluatedModel:
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """log p of each request's last tokens behind those before them, and whether they are the likeliest."""
+        """Return log p of each request's last tokens given those before them, and whether they are the likeliest."""
         if not requests:
             return []
         self.observer.phase(f"{self.name}: likelihoods", len(requests))
@@ -189,7 +194,7 @@ class EvaluatedModel:
         return found
 
     def loglikelihood_rolling(self, requests: Iterable[Any], disable_tqdm: bool = False) -> list[float]:
-        """log p of each whole text, in windows where it is longer than the model reads."""
+        """Return log p of each whole text, in windows if it is longer than the model reads."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         windows: list[tuple[Any, list[int], list[int]]] = []
@@ -204,10 +209,10 @@ class EvaluatedModel:
         return [sum(next(each)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The greedy answer to each request, up to one of the texts that end it.
+        """Return the greedy answer to each request, up to one of the texts that end it.
 
         Raises:
-            ConfigError: a task wants drawn answers, or longer ones than the model reads.
+            ConfigError: a task requires sampled answers, or longer ones than the model reads.
         """
         from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
@@ -215,12 +220,14 @@ class EvaluatedModel:
         asked = [(self.tok_encode(r.args[0]), normalize_gen_kwargs(r.args[1], NEW_TOKENS)) for r in requests]
         if any(settings.get("do_sample") for _, settings in asked):
             raise ConfigError(
-                "FP1168 a task of lm-eval wants answers that are drawn at random; only greedy ones are made"
+                "FP1168 a task of lm-eval requires sampled answers, but only greedy ones are supported; choose another "
+                "task"
             )
         most = {settings["max_gen_toks"] for _, settings in asked}
         if max(most) >= self.readable:
             raise ConfigError(
-                f"FP1169 a task of lm-eval wants {max(most)} new tokens; the model reads {self.readable} in all"
+                f"FP1169 a task of lm-eval requires {max(most)} new tokens, but the model reads {self.readable} in "
+                "all; choose another task"
             )
         found = [""] * len(asked)
         for new in most:
@@ -236,7 +243,7 @@ class EvaluatedModel:
 
 
 def create_model(*given: Any) -> Any:
-    """`EvaluatedModel` as lm-eval's `LM`."""
+    """Return an `EvaluatedModel` as lm-eval's `LM`."""
     from lm_eval.api.model import TemplateLM
 
     return type("Answering", (EvaluatedModel, TemplateLM), {})(*given)

@@ -1,4 +1,4 @@
-"""Labels of words: what a finished run of token labels answers, one label for each word of a row."""
+"""Labels of words: the answers of a finished run of token labels, one label per word."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fedpeft.models.task import FederatedModel
 from fedpeft.reporting.finished_run import FinishedRun
 
 CUT = ""
-"""The label of a word that the model does not read: it lies behind the run's longest row, or has no token."""
+"""Label of a word that the model does not read, because it is beyond the run's longest row or has no token."""
 
 
 def label_words(run: FinishedRun, model: FederatedModel, rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return the likeliest label of each word of `rows`, which have at least one word each."""
-    # the first token of a word bears the word's place, as in training its label
+    # the first token of a word carries the word's position, as it carries the label in training
     packed = [json.dumps({"words": list(words), "tags": list(range(len(words)))}) for words in rows]
     examples = run.task.tokenise(Rows(packed), run.model_directory, run.tokens)
     names = run.labels or []

@@ -1,1 +1,1 @@
-"""What the process stands on: hardware, memory, caches and downloads."""
+"""Services of the machine: hardware, memory, caches and downloads."""

@@ -1,11 +1,11 @@
-"""How much disk what frozen layers give of rows may take, all runs together: the least recently used goes first.
+"""Limit on the disk space of the activation cache, for all runs together: the least recently used store goes first.
 
 A store is a folder `frozen-NAME` of the cache. Every process that reads one holds a shared lock on `frozen-NAME.use`,
-which the system takes back when the process ends, however it ends; only a store that nobody holds is removed. A run
-that is one of many in its process lets go at its end (`keep_states`).
+which the system releases when the process ends, however it ends. Only a store that nobody holds is removed. A run that
+shares its process with others releases its stores at its end (`keep_states`).
 
-In a cache that several users share, each user's stores have a limit of their own: others' can be neither measured nor
-removed.
+If several users share a cache, each user's stores have their own limit, because a user can neither measure nor remove
+those of others.
 """
 
 from __future__ import annotations
@@ -25,38 +25,41 @@ from filelock import FileLock
 from fedpeft.errors import AssetError, ConfigError
 
 VARIABLE: Final = "FEDPEFT_FROZEN_GB"
-"""Environment variable: the most gigabytes (10^9 bytes) that a user's stores take together, above 0."""
+"""Environment variable: the most gigabytes (10^9 bytes) of a user's stores together, above 0."""
 
 SHARE: Final = 0.5
-"""Without it: of what the disk has for them, which is what is free and what they take."""
+"""Default limit: share of the disk space that is free or already used by the stores."""
 
 PREFIX: Final = "frozen-"
 
 _held: dict[Path, int] = {}
-_going_on: list[frozenset[Path]] = []  # for each `keep_states` that has not ended, what was held before
+_going_on: list[frozenset[Path]] = []  # for each active `keep_states`, the stores held before it
 _changing = threading.RLock()
 
 
 def hold(folder: Path) -> None:
-    """Keep a store from being removed until the run (`keep_states`), or this process, ends, and note that it has been
-    used; waits for a removal.
+    """Keep a store until the run (`keep_states`) or this process ends, and record its use.
+
+    If another process is removing the store, wait until it has finished.
 
     Raises:
-        PermissionError: the store is another user's.
-        OSError: the disk has no room for the note.
+        PermissionError: the store belongs to another user.
+        OSError: the disk has no space for the record.
     """
     with _changing:
         if folder not in _held:
-            lock = os.open(_use(folder), os.O_RDWR | os.O_CREAT, 0o600)
+            lock = os.open(_get_lock_path(folder), os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(lock, fcntl.LOCK_SH)
             _held[folder] = lock
-        os.utime(_use(folder))
+        os.utime(_get_lock_path(folder))
 
 
 @contextmanager
 def keep_states() -> Iterator[None]:
-    """What is held within stays until the end, and may be removed afterwards; of several at the same time in one
-    process, until the last one ends."""
+    """Release the stores that are first held inside this block at its end.
+
+    If several blocks overlap in one process, the last one to end releases them.
+    """
     with _changing:
         _going_on.append(frozenset(_held) if not _going_on else _going_on[0])
     try:
@@ -69,11 +72,11 @@ def keep_states() -> Iterator[None]:
 
 
 def make_room(folder: Path, needed: int) -> None:
-    """Remove what was used longest ago until a new store of `needed` bytes has its place within the limit.
+    """Remove the least recently used stores until a new store of `needed` bytes fits the limit.
 
     Raises:
-        AssetError: it is larger than the limit, or what others are using leaves too little.
-        ConfigError: the limit is no number above 0.
+        AssetError: it is larger than the limit, or stores in use leave too little.
+        ConfigError: the limit is not a number above 0.
         OSError: the disk can't be read.
     """
     cache = folder.parent
@@ -82,11 +85,11 @@ def make_room(folder: Path, needed: int) -> None:
             store for store in cache.glob(f"{PREFIX}*") if store.is_dir() and store != folder and _is_readable(store)
         ]
         sizes = {store: _count_bytes(store) for store in others}
-        limit = _limit(cache, sum(sizes.values()))
+        limit = _get_limit(cache, sum(sizes.values()))
         if needed > limit:  # before anything is removed for it
             raise AssetError(
-                f"FP2026 frozen layers' output of these rows needs {needed / 1e9:.2f} GB, more than the "
-                f"{limit / 1e9:.2f} GB that {cache} gives all your runs; set {VARIABLE} to more gigabytes"
+                f"FP2026 the activation cache of these examples needs {needed / 1e9:.2f} GB, more than the "
+                f"{limit / 1e9:.2f} GB in {cache} for all your runs; set {VARIABLE} to more gigabytes"
             )
         excess = sum(sizes.values()) + needed - limit
         for store in sorted(others, key=_get_last_use):
@@ -96,13 +99,13 @@ def make_room(folder: Path, needed: int) -> None:
                 excess -= sizes.pop(store)
     if excess > 0:
         raise AssetError(
-            f"FP2027 frozen layers' output of these rows needs {needed / 1e9:.2f} GB, and runs that are going on use "
-            f"{sum(sizes.values()) / 1e9:.2f} GB of the {limit / 1e9:.2f} GB that {cache} gives all your runs; set "
+            f"FP2027 the activation cache of these examples needs {needed / 1e9:.2f} GB, but active runs use "
+            f"{sum(sizes.values()) / 1e9:.2f} GB of the {limit / 1e9:.2f} GB in {cache} for all your runs; set "
             f"{VARIABLE} to more gigabytes, or wait for the others"
         )
 
 
-def _limit(cache: Path, taken: int) -> float:
+def _get_limit(cache: Path, taken: int) -> float:
     given = os.environ.get(VARIABLE)
     if not given:
         return SHARE * (shutil.disk_usage(cache).free + taken)
@@ -115,18 +118,18 @@ def _limit(cache: Path, taken: int) -> float:
     return limit * 1e9
 
 
-def _use(store: Path) -> Path:
+def _get_lock_path(store: Path) -> Path:
     return store.with_name(f"{store.name}.use")
 
 
 def _get_last_use(store: Path) -> float:
-    """When a store was last opened; of one that is older than these notes, when it was last written to."""
-    use = _use(store)
+    """Return when a store was last opened, or, without such a record, last written to."""
+    use = _get_lock_path(store)
     return (use if use.exists() else store).stat().st_mtime
 
 
 def _is_readable(store: Path) -> bool:
-    """Whether a store is this user's: all are of mode 0700."""
+    """Return whether a store belongs to this user; all stores have mode 0700."""
     try:
         os.scandir(store).close()
     except (PermissionError, FileNotFoundError):
@@ -137,22 +140,22 @@ def _is_readable(store: Path) -> bool:
 def _count_bytes(store: Path) -> int:
     try:
         return sum(file.stat().st_size for file in store.iterdir())
-    except FileNotFoundError:  # its run has just given it up
+    except FileNotFoundError:  # its run has just removed it
         return 0
 
 
 def _try_to_remove(store: Path) -> bool:
-    """Whether nobody uses a store, so that it is gone now."""
+    """Remove a store if nobody uses it; return whether it is gone."""
     try:
-        lock = os.open(_use(store), os.O_RDWR | os.O_CREAT, 0o600)
-    except PermissionError:  # the note is another user's, who had a store of this name
+        lock = os.open(_get_lock_path(store), os.O_RDWR | os.O_CREAT, 0o600)
+    except PermissionError:  # the lock belongs to another user, who had a store of this name
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     else:
-        (store / "tiles.done").unlink(missing_ok=True)  # first: a kill leaves no store that passes for whole
+        (store / "tiles.done").unlink(missing_ok=True)  # first, so that a kill leaves no store that looks complete
         shutil.rmtree(store)
         return True
     finally:

@@ -1,6 +1,6 @@
-"""A computation in a process of its own, beside a run, on the processor time that the others leave.
+"""Computation in a low-priority process beside a run.
 
-The process writes nothing: ended at any moment, it leaves nothing behind. It ends with whoever has started it.
+The process writes no files, so it leaves nothing behind if it is killed. It ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -20,25 +20,33 @@ from fedpeft.machine.processes import (
     get_forkserver,
     get_storage_variables,
     hide_main_module,
-    keep_where,
+    set_storage_variables,
 )
 
 T = TypeVar("T")
 
 NICENESS = 5
-"""Of the process: against one that computes it gets a quarter of a core, so that it never waits for ever."""
+"""Niceness of the process: beside a busy process it gets a quarter of a core, so it always makes progress."""
 
 
 class BackgroundProcess(Generic[T]):
-    """`function(*arguments)`, begun at once; the function is found by its module's name.
+    """A call of `function(*arguments)` in its own process.
 
-    Args:
-        done: is told, in a thread of its own, once there is a result, an error or neither.
+    Attributes:
+        error: the exception of the function or of its transfer; None: there is none.
+        seconds: duration of the call; None: it has not finished.
     """
 
     def __init__(
         self, done: Callable[[BackgroundProcess[T]], None], function: Callable[..., T], *arguments: Any
     ) -> None:
+        """Start the process.
+
+        Args:
+            done: called in a thread of its own when there is a result or an error, or the process was killed.
+            function: a function that its module's name identifies.
+            arguments: its arguments.
+        """
         context = get_forkserver()
         self._done = done
         self._answer, theirs = context.Pipe(duplex=False)
@@ -59,35 +67,35 @@ class BackgroundProcess(Generic[T]):
     def _watch(self) -> None:
         try:
             self.seconds, self._result, self.error = self._answer.recv()
-        except (EOFError, OSError):  # it was ended
+        except (EOFError, OSError):  # the process was killed
             pass
-        except Exception as error:  # whatever a class raises that is made anew from what was sent
-            self.error = RunError(f"FP5156 what a process has sent can't be read ({type(error).__name__}: {error})")
+        except Exception as error:  # unpickling runs code of any class
+            self.error = RunError(f"FP5156 the result of a process can't be read ({type(error).__name__}: {error})")
         self._finished.set()
         if not self._closed:
             self._done(self)
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Identifier of the process."""
         assert self._process.pid is not None
         return self._process.pid
 
     @property
-    def running(self) -> bool:
-        """Whether it still computes."""
+    def is_running(self) -> bool:
+        """Whether the process is still computing."""
         return not self._finished.is_set()
 
     @property
-    def lost(self) -> bool:
-        """Whether the process was ended before it had a result."""
-        return not self.running and self.seconds is None
+    def is_lost(self) -> bool:
+        """Whether the process was killed before it had a result."""
+        return not self.is_running and self.seconds is None
 
     def wait_for_result(self) -> T | None:
-        """Waits for the result; None: the process was ended from outside, as systems do that run out of memory.
+        """Wait for the result and return it; None if the process was killed from outside, for instance without memory.
 
         Raises:
-            Exception: whatever the function has raised.
+            Exception: whatever the function raised.
         """
         self._finished.wait()
         if self.error is not None:
@@ -95,7 +103,7 @@ class BackgroundProcess(Generic[T]):
         return self._result
 
     def close(self) -> None:
-        """End it, whether it is done or not."""
+        """End the process, whether it has finished or not."""
         self._closed = True
         self._process.kill()
         self._process.join()
@@ -106,9 +114,9 @@ class BackgroundProcess(Generic[T]):
 def _compute(
     answer: Connection, where: Mapping[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who has started this process, and ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
     end_with_parent()
-    keep_where(where)
+    set_storage_variables(where)
     os.nice(NICENESS)
     started = time.perf_counter()
     try:
@@ -121,7 +129,7 @@ def _compute(
 
 
 def _send(answer: Connection, found: tuple[float, Any, Exception | None]) -> None:
-    """What has come out; of what can't be sent, why."""
+    """Send the result, or if that fails, the reason."""
     try:
         answer.send(found)
     except Exception as error:

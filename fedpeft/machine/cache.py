@@ -1,6 +1,6 @@
-"""What runs share on one machine: folders and arrays, each made once, by whoever is first, and checked by its name.
+"""Cache of folders and arrays that all runs on a machine share; each entry is made once and identified by its name.
 
-Machines share them too where there is a `get_shared_cache`.
+Machines share entries, too, if there is a `get_shared_cache`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fedpeft.machine.shared_cache import get_shared_cache
 
 
 def compute_key(**parts: Any) -> str:
-    """A short hash of `parts` (anything JSON holds)."""
+    """Return a short hash of `parts`, which JSON can represent."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def hash_files(folder: Path, names: tuple[str, ...]) -> str:
-    """SHA-256 of the files in `folder` whose names match one of the glob patterns `names`."""
+    """Return the SHA-256 of the files in `folder` whose names match one of the glob patterns `names`."""
     digest = hashlib.sha256()
     for path in sorted(p for pattern in names for p in folder.glob(pattern)):
         digest.update(path.name.encode())
@@ -40,25 +40,26 @@ def hash_files(folder: Path, names: tuple[str, ...]) -> str:
 
 
 class _ComputingError(Exception):
-    """What has failed is what would have been kept, and not keeping it."""
+    """Failure of the computation, not of the cache that would have stored its result."""
 
     def __init__(self, error: OSError) -> None:
+        """Store the original error."""
         self.error = error
 
 
 def load_arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Named arrays, memory-mapped from the cache; computed and stored where they are missing.
+    """Return named arrays, memory-mapped from the cache; compute and store them if they are missing.
 
-    They are made of rows that may be private, so nobody else can read them.
+    They may derive from private examples, so other users can't read them.
 
     Raises:
-        AssetError: the cache can't be written, or the arrays are another user's; also whatever `compute` raises.
+        AssetError: the cache can't be written, or the arrays belong to another user; also whatever `compute` raises.
     """
 
     def fill(empty: Path) -> None:
         try:
             made = compute()
-        except OSError as error:  # of code that may be a user's own: no failure of the cache's disk
+        except OSError as error:  # may come from a user's code, not from the cache's disk
             if files.is_disk_full(error):
                 raise
             raise _ComputingError(error) from error
@@ -73,18 +74,18 @@ def load_arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndar
         files.make_private_folder(target)  # an earlier version may have left it open
     except PermissionError:
         raise AssetError(
-            f"FP2011 {target} belongs to another user, and so do its rows; set FEDPEFT_CACHE to a directory of your own"
+            f"FP2011 {target} belongs to another user; set FEDPEFT_CACHE to a directory of your own"
         ) from None
     return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(target.glob("*.npy"))}
 
 
 def is_cached(kind: str, name: str) -> bool:
-    """Whether `load_arrays` would read and not compute."""
+    """Return whether `load_arrays` would read the arrays instead of computing them."""
     return (get_cache_directory() / f"{kind}-{name}").is_dir()
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """As `np.save`; of an array that is itself a mapped file, piece by piece, so that none of it stays in memory."""
+    """Save an array as `np.save` does; write a mapped file piece by piece, so that none of it stays in memory."""
     if not isinstance(array, np.memmap):
         np.save(path, array, allow_pickle=False)
         return
@@ -95,14 +96,16 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 LOCK_SECONDS = 1800.0
-"""How long to wait for another process that is fetching the same asset."""
+"""Longest wait for another process that fetches the same entry."""
 
 
 def get_cache_directory() -> Path:
-    """Where fetched and converted assets live: $FEDPEFT_CACHE, else $XDG_CACHE_HOME/fedpeft, else ~/.cache/fedpeft.
+    """Return the cache, and create it if it is missing.
+
+    It is $FEDPEFT_CACHE, else $XDG_CACHE_HOME/fedpeft, else ~/.cache/fedpeft.
 
     Raises:
-        AssetError: the directory can't be made.
+        AssetError: the directory can't be created.
     """
     chosen = os.environ.get("FEDPEFT_CACHE")
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -118,16 +121,16 @@ def get_cache_directory() -> Path:
 
 
 def get_cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, private: bool = False) -> Path:
-    """The folder `name` of the cache, made by `fill(empty folder)` if it is not there yet.
+    """Return the folder `name` of the cache; if it is missing, `fill(empty folder)` makes it first.
 
     Args:
-        name: a file name that changes whenever what `fill` writes would change.
+        name: a file name that changes whenever the content would change.
         fill: writes the content; called under a lock, at most once at a time over all processes.
         room: bytes of free disk that `fill` needs, checked first (0: not checked).
-        private: whether nobody else on this machine may read it.
+        private: whether other users may not read it.
 
     Raises:
-        AssetError: the disk is full or the cache can't be written or locked, or the shared one not reached; also
+        AssetError: the disk is full, the cache can't be written or locked, or the shared cache is unreachable; also
             whatever `fill` raises.
     """
     cache = get_cache_directory()
@@ -138,7 +141,7 @@ def get_cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, pr
         with FileLock(cache / f"{name}.lock", timeout=LOCK_SECONDS):
             if final.is_dir():  # another process made it while this one waited
                 return final
-            for rest in cache.glob(f"{name}.*.partial"):  # of a killed run, whose pip may still write to it
+            for rest in cache.glob(f"{name}.*.partial"):  # left by a killed run, whose pip may still write to it
                 shutil.rmtree(rest, ignore_errors=True)
             free = shutil.disk_usage(cache).free
             if free < room:
@@ -159,7 +162,7 @@ def get_cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, pr
                 shutil.rmtree(partial, ignore_errors=True)
     except Timeout:
         raise AssetError(
-            f"FP2014 another process holds {cache / name}.lock since {LOCK_SECONDS / 60:.0f} minutes"
+            f"FP2014 another process has held {cache / name}.lock for {LOCK_SECONDS / 60:.0f} minutes; end it, or wait"
         ) from None
     except OSError as error:
         if files.is_disk_full(error):
@@ -169,10 +172,10 @@ def get_cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, pr
 
 
 def offer(folder: Path) -> None:
-    """Put a folder of this machine's cache into the shared one, where there is one and it lacks it; no other folder.
+    """Copy a folder of this machine's cache into the shared cache if that lacks it; ignore other folders.
 
     Raises:
-        AssetError: the shared cache can't be reached, or may not be written.
+        AssetError: the shared cache can't be reached or written.
     """
     shared = get_shared_cache()
     if shared is None or folder.parent != get_cache_directory() or not folder.is_dir():
@@ -182,24 +185,25 @@ def offer(folder: Path) -> None:
 
 
 def find_local_folder(folder: Path) -> Path:
-    """A folder of another machine's cache in this one's, from the shared cache; `folder` where it is here already, or
-    nobody has it.
+    """Return this machine's copy of a folder of another machine's cache, taken from the shared cache.
+
+    If `folder` exists here, or there is no shared cache, return it unchanged.
 
     Raises:
-        AssetError: as `get_cached_folder`.
+        AssetError: see `get_cached_folder`.
     """
     if folder.is_dir() or get_shared_cache() is None:
         return folder
 
-    def nobody(_: Path) -> None:
+    def report_missing(_: Path) -> None:
         raise AssetError(f"FP2016 {folder.name} is neither on this machine nor in the shared cache")
 
-    return get_cached_folder(folder.name, nobody)
+    return get_cached_folder(folder.name, report_missing)
 
 
 @contextmanager
 def check_disk_space(name: str) -> Iterator[None]:
-    """Write something called `name` to the cache's disk.
+    """Turn a full disk while `name` is written to the cache into an AssetError.
 
     Raises:
         AssetError: the disk is full.
@@ -213,7 +217,7 @@ def check_disk_space(name: str) -> Iterator[None]:
 
 
 def create_disk_error(name: str) -> AssetError:
-    """What to say of a cache that has no room for `name`."""
+    """Return the error about a cache that has no space for `name`."""
     return AssetError(
         f"FP2017 the disk of {get_cache_directory()} is full while storing {name}; "
         "free some space or set FEDPEFT_CACHE to another disk"
@@ -221,7 +225,7 @@ def create_disk_error(name: str) -> AssetError:
 
 
 def create_hub_disk_error(name: str) -> AssetError:
-    """What to say of the hub's own cache that has no room for `name`."""
+    """Return the error about the hub's own cache that has no space for `name`."""
     return AssetError(
         f"FP2018 the disk is full while {name} is fetched from the hub; free some space, or set HF_HOME to a folder on "
         "another disk"

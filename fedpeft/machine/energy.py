@@ -1,8 +1,8 @@
-"""What this machine has used, in joules, where it says so: its processors by RAPL, its NVIDIA cards by NVML.
+"""Energy that this machine has used, in joules: its processors by RAPL, its NVIDIA GPUs by NVML, if available.
 
-RAPL counts the energy of a processor's package (and of memory, which it does not hold) in microjoules, and begins anew
-at a limit; a counter that is read at least every few minutes is not missed by a turn. Both count all that runs on the
-machine. NVML is read through nvidia-ml-py, where that is installed.
+RAPL counts the energy of a processor's package in microjoules, and that of memory separately. Its counter restarts at a
+limit; no restart is missed if the counter is read at least every few minutes. Both count everything that runs on the
+machine. NVML is read through nvidia-ml-py if that is installed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ POWERCAP = Path("/sys/class/powercap")
 
 @dataclass
 class Counter:
-    """One counter of energy.
+    """One energy counter.
 
     Attributes:
-        name: of what it counts.
-        read: its joules now.
-        turn: joules at which it begins anew; 0: never.
+        name: what it counts.
+        read: returns its value in joules.
+        turn: joules at which it restarts; 0: never.
     """
 
     name: str
@@ -31,10 +31,11 @@ class Counter:
     _total: float = 0.0
 
     def __post_init__(self) -> None:
+        """Take the first reading."""
         self._last = self.read()
 
     def measure_joules(self) -> float:
-        """Since it was made."""
+        """Return the joules since this counter was created."""
         now = self.read()
         step = now - self._last
         self._total += step if step >= 0 else step + self.turn if self.turn else 0.0
@@ -43,27 +44,27 @@ class Counter:
 
 
 def find_rapl_counters(folder: Path = POWERCAP) -> list[Counter]:
-    """The packages' counters, and those of memory beside them; none where nobody may read them.
+    """Return the counters of processor packages and of memory; empty if they can't be read.
 
-    A domain of the whole platform holds the others, and is left out where there are any.
+    A counter of the whole platform includes the others, so it is used only if there are no others.
     """
     found: dict[str, Counter] = {}
     for zone in sorted(folder.glob("*-rapl:*")) if folder.is_dir() else ():
         try:
             name = (zone / "name").read_text().strip()
             if zone.name.count(":") > 1 and name != "dram":
-                continue  # cores and graphics, which their package counts
+                continue  # cores and graphics are part of their package
             turn = int((zone / "max_energy_range_uj").read_text()) / 1e6
             file = zone / "energy_uj"
             found[zone.name] = Counter(name, lambda file=file: int(file.read_text()) / 1e6, turn)  # type: ignore[misc]
-        except (OSError, ValueError):  # root alone may read it, or a container hides it
+        except (OSError, ValueError):  # only root can read it, or a container hides it
             continue
     parts = [counter for counter in found.values() if counter.name != "psys"]
     return parts or list(found.values())
 
 
 def find_nvml_counters() -> list[Counter]:
-    """The cards' counters; none without cards, without nvidia-ml-py, or on cards before Volta, which count nothing."""
+    """Return the GPUs' counters; empty without GPUs or nvidia-ml-py, or on GPUs before Volta, which have none."""
     try:
         import pynvml
     except ImportError:
@@ -81,12 +82,12 @@ def find_nvml_counters() -> list[Counter]:
 
 @dataclass
 class Meter:
-    """Of this machine; it measures nothing where there are no counters."""
+    """Energy meter of this machine; without counters it measures nothing."""
 
     counters: list[Counter] = field(default_factory=lambda: [*find_rapl_counters(), *find_nvml_counters()])
 
     def measure_joules(self) -> float | None:
-        """Since it was made; None: nobody counts."""
+        """Return the joules since this meter was created, or None if there is no counter."""
         if not self.counters:
             return None
         try:

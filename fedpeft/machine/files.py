@@ -1,4 +1,4 @@
-"""Files that a kill leaves whole, and that others can't read where they are private, from the first byte."""
+"""Files that a kill leaves complete, and that others can't read, from the first byte, if they are private."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from fedpeft.errors import RunError
 
 
 def read(file: Path) -> bytes:
-    """The content of a file; a pipe or a device, which would be waited for, is refused.
+    """Return the content of a regular file; a pipe or device would block, so it is rejected.
 
     Raises:
-        OSError: there is none, it is none, or it can't be read.
+        OSError: the file does not exist, is not a regular file, or can't be read.
     """
     with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened_file:
         if not stat.S_ISREG(os.fstat(opened_file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(file))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(file))
         return opened_file.read()
 
 
 def check_regular_file(file: Path) -> Path:
-    """The file, for a library that would wait for a pipe's other end, beyond what a signal can stop.
+    """Return the path of a regular file, for a library that would block on a pipe beyond what a signal can stop.
 
     Raises:
-        OSError: there is none, or it is a pipe or a device.
+        OSError: the file does not exist, or is a pipe or a device.
     """
     if not stat.S_ISREG(os.stat(file).st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(file))
     return file
 
 
 def copy(file: Path, target: Path) -> None:
-    """Copy a file to `target`, which does not exist; a symbolic link, a pipe or a device is refused.
+    """Copy a regular file to `target`, which does not exist; reject a symbolic link, a pipe or a device.
 
     Raises:
-        OSError: there is no such file, or it can't be read or written.
+        OSError: the file does not exist, or can't be read or written.
     """
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with open(descriptor, "rb") as source, open(target, "xb") as copied:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(file))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(file))
         shutil.copyfileobj(source, copied)
 
 
 def find_links(path: Path) -> Iterator[Path]:
-    """Yield each symbolic link at `path` or below it. A hard link can't be told from the file itself."""
+    """Yield each symbolic link at `path` or below it. A hard link is indistinguishable from the file itself."""
     if path.is_symlink():
         yield path
         return
@@ -63,10 +63,11 @@ def find_links(path: Path) -> Iterator[Path]:
 
 
 def parse_json(text: bytes) -> Any:
-    """The value that JSON holds.
+    """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, nested too deep, or holds half of a character, which nothing could print.
+        ValueError: it is not JSON in UTF-8, is nested too deep, or contains half of a character, which can't be
+            printed.
     """
     try:
         found = json.loads(text)
@@ -77,24 +78,24 @@ def parse_json(text: bytes) -> Any:
 
 
 def read_json(file: Path) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
     Raises:
-        OSError: as `read`.
-        ValueError: as `parse_json`.
+        OSError: see `read`.
+        ValueError: see `parse_json`.
     """
     return parse_json(read(file))
 
 
 ZEROS = 1 << 20
-"""Bytes that are written at a time where the system can't reserve a file's room."""
+"""Number of bytes per write if the system can't reserve disk space."""
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Give an empty file `size` bytes of zeros that have room on the disk, however the system does that.
+    """Give an empty file `size` bytes of zeros, with disk space for all of them.
 
-    macOS lacks `posix_fallocate`. A file that is only lengthened has no room there, and a full disk would show when a
-    mapping of it is written, which ends the process.
+    macOS lacks `posix_fallocate`. A file that is only extended has no space reserved. A full disk would then end the
+    process when a mapping of the file is written.
 
     Raises:
         OSError: the disk is full, or the file can't be written.
@@ -116,10 +117,10 @@ def flush_data(descriptor: int) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder of mode 0700, or give it that mode.
+    """Create a folder of mode 0700, or give it that mode.
 
     Raises:
-        OSError: it can't be made.
+        OSError: it can't be created.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -139,7 +140,7 @@ def open_for_writing(file: Path, mode: str, private: bool) -> IO[bytes]:
 
 
 def replace(file: Path, content: bytes, private: bool = False) -> None:
-    """Write a whole file and bring it to the disk, or leave the one that is there.
+    """Write a whole file and flush it to the disk; on an error, the old file stays.
 
     Raises:
         OSError: the disk is full or can't be written.
@@ -158,7 +159,7 @@ def replace(file: Path, content: bytes, private: bool = False) -> None:
 
 
 def append(file: Path, content: bytes, private: bool = False) -> None:
-    """Append to a file, perhaps a new one, and bring it to the disk, or leave it as it was.
+    """Append to a file, perhaps a new one, and flush it to the disk; on an error, it stays as it was.
 
     Raises:
         OSError: the disk is full or can't be written.
@@ -169,19 +170,19 @@ def append(file: Path, content: bytes, private: bool = False) -> None:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
-        if not before:  # its name, too
+        if not before:  # flush the new file's name, too
             sync(file.parent)
     except OSError:
-        with suppress(OSError):  # of what did not fit a part may be there
+        with suppress(OSError):  # a part may have been written
             file.unlink() if before is None else os.truncate(file, before)
         raise
 
 
 def sync(path: Path) -> None:
-    """Bring to the disk what has been written to a file, or which names a folder has.
+    """Flush a file's content, or a folder's names, to the disk.
 
     Raises:
-        OSError: there is no such file, or the disk can't be written.
+        OSError: the file does not exist, or the disk can't be written.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -192,19 +193,23 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def raise_write_errors(what: Path) -> Iterator[None]:
-    """A full disk, or one that can't be written, is one clear RunError about `what`."""
+    """Turn a full or unwritable disk into one RunError about `what`.
+
+    Raises:
+        RunError: it can't be written.
+    """
     try:
         yield
-    except (OSError, SafetensorError) as error:  # the latter: a full disk, as safetensors tells it
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by the latter
         raise RunError(f"FP5102 {what} can't be written: {error}") from error
 
 
 NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "Not enough disk space")
-"""What is said of a full disk in words; the last by the library `datasets`."""
+"""Messages about a full disk; the last one comes from the library `datasets`."""
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or one that it comes from, says that a disk is full or a quota used up; libraries use words."""
+    """Return whether an error, or one of its causes, reports a full disk or quota, by its code or its message."""
     came: BaseException | None = error
     while came is not None:
         full = isinstance(came, OSError) and came.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,6 +1,6 @@
-"""Arrays that grow piece by piece: small ones in memory, large ones in a file that nobody else sees.
+"""Arrays that grow piece by piece: small ones in memory, large ones in a file that no other process sees.
 
-The file lies in the cache, has no name, and is gone when the process ends, however it ends.
+The unnamed file is on the cache's disk, and disappears when the process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from fedpeft.machine import cache, files
 from fedpeft.machine.mapped import PIECE, leave
 
 HELD = 16 << 20
-"""Bytes of an array from which on it lies in a file."""
+"""Most bytes of an array in memory; a larger one is stored in a file."""
 
 ROWS = 1 << 17
-"""Rows whose numbers are worked on at a time."""
+"""Number of rows that are processed at a time."""
 
 
 def create_nameless_file() -> IO[bytes]:
-    """A file for what does not fit memory, on the disk of the cache; a part of memory is what /tmp often is.
+    """Create an unnamed file on the cache's disk, for data beyond memory; /tmp is often a part of memory.
 
     Raises:
-        AssetError: the cache can't be made.
+        AssetError: the cache can't be created.
     """
     return tempfile.TemporaryFile(dir=cache.get_cache_directory())
 
 
 class GrowingArray:
-    """A flat array that is appended to."""
+    """A flat array that grows at its end."""
 
     def __init__(self, dtype: DTypeLike, held: int = HELD) -> None:
+        """Start empty; up to `held` bytes stay in memory."""
         self.dtype, self._held = np.dtype(dtype), held
         self._pieces: list[NDArray[Any]] = []
         self._waiting = 0  # bytes in pieces
@@ -42,7 +43,7 @@ class GrowingArray:
         self._length = 0
 
     def append(self, values: Any) -> None:
-        """Add `values`, whatever makes a flat array of the spool's type.
+        """Append `values`, anything that converts to a flat array of the same type.
 
         Raises:
             AssetError: the disk of the cache is full.
@@ -61,7 +62,7 @@ class GrowingArray:
         self._pieces, self._waiting = [], 0
 
     def create_array(self) -> NDArray[Any]:
-        """What was appended, flat; of a file, mapped read-only. Nothing may be appended afterwards.
+        """Return the flat array; a file is mapped read-only. Nothing may be appended afterwards.
 
         Raises:
             AssetError: the disk of the cache is full.
@@ -75,16 +76,16 @@ class GrowingArray:
         return np.memmap(self._file, self.dtype, "r", shape=(self._length,))
 
 
-# ---------------------------------------------------------------------------------------------- numbers of each row
+# ------------------------------------------------------------------------------------------------ one number per row
 
 
 def create_spool(dtype: DTypeLike) -> GrowingArray:
-    """A spool for a number of each row: of more than `PIECE` bytes they lie in a file."""
+    """Create a growing array for one number per row; more than `PIECE` bytes are stored in a file."""
     return GrowingArray(dtype, held=PIECE)
 
 
 def create_zeros(length: int, dtype: DTypeLike) -> NDArray[Any]:
-    """Zeros, flat; of more than `PIECE` bytes in a file, mapped, which goes with the array.
+    """Return a flat array of zeros; more than `PIECE` bytes are in a mapped file, which disappears with the array.
 
     Raises:
         AssetError: the disk of the cache is full.
@@ -93,23 +94,23 @@ def create_zeros(length: int, dtype: DTypeLike) -> NDArray[Any]:
     if length * kind.itemsize <= PIECE:
         return np.zeros(length, kind)
     file = create_nameless_file()
-    with cache.check_disk_space("rows that do not fit memory"):  # writing to a mapping could not say that there is none
+    with cache.check_disk_space("rows that do not fit memory"):  # a write to a mapping can't report a full disk
         files.reserve(file.fileno(), length * kind.itemsize)
     return np.memmap(file, kind, "r+", shape=(length,))
 
 
 def iterate_parts(length: int) -> Iterator[slice]:
-    """The rows 0 to `length`, some at a time."""
+    """Yield slices that cover the rows 0 to `length`, `ROWS` at a time."""
     return (slice(start, min(start + ROWS, length)) for start in range(0, length, ROWS))
 
 
 def move_to_file(array: NDArray[Any]) -> NDArray[Any]:
-    """A flat array of a number for each row; a large one in a file, mapped read-only."""
+    """Return a flat array; a large one is moved to a file and mapped read-only."""
     return array if array.nbytes <= PIECE or isinstance(array, np.memmap) else concatenate([array])
 
 
 def concatenate(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Flat arrays of one type one after the other; a large result in a file, mapped read-only."""
+    """Concatenate flat arrays; a large result is in a file, mapped read-only."""
     made = create_spool(np.result_type(*arrays))
     for array in arrays:
         for part in iterate_parts(len(array)):
@@ -119,7 +120,7 @@ def concatenate(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def take_rows(array: NDArray[Any], rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
-    """`array[rows]`; a large result in a file, mapped read-only."""
+    """Return `array[rows]`; a large result is in a file, mapped read-only."""
     made = create_spool(array.dtype)
     for part in iterate_parts(len(rows)):
         made.append(array[rows[part]])
@@ -129,7 +130,7 @@ def take_rows(array: NDArray[Any], rows: NDArray[np.integer[Any]]) -> NDArray[An
 
 
 def find_unmarked(marks: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Where `marks` (rows,) are not set, ascending; a large result in a file, mapped read-only."""
+    """Return the positions where `marks` (rows,) are false, ascending; a large result is in a file, read-only."""
     made = create_spool(np.int64)
     for part in iterate_parts(len(marks)):
         made.append(np.flatnonzero(~marks[part]) + part.start)
@@ -138,9 +139,9 @@ def find_unmarked(marks: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def find_unique(column: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The values that occur, sorted, and of each row (rows,) which of them it has: `np.unique` with its inverse.
+    """Return the distinct values, sorted, and the position of each row's value among them, as `np.unique` does.
 
-    Whole numbers that are as small as positions are counted instead of sorted, a part of the rows at a time.
+    Integers below the number of rows are counted instead of sorted, a part of the rows at a time.
     """
     small = column.dtype.kind in "iu" and column.ndim == 1 and len(column) > 0
     if not small or int(column.min()) < 0 or int(column.max()) > len(column):
@@ -158,7 +159,7 @@ def find_unique(column: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def count_groups(group: NDArray[np.integer[Any]], groups: int) -> NDArray[np.int64]:
-    """How many rows each group has, 0 <= group < groups: int64 (groups,)."""
+    """Return the number of rows of each group, 0 <= group < groups: int64 (groups,)."""
     made = np.zeros(groups, np.int64)
     for part in iterate_parts(len(group)):
         made += np.bincount(group[part], minlength=groups)
@@ -168,9 +169,9 @@ def count_groups(group: NDArray[np.integer[Any]], groups: int) -> NDArray[np.int
 def sort_by_group(
     rows: NDArray[np.integer[Any]] | None, group: NDArray[np.integer[Any]], groups: int
 ) -> NDArray[np.int64]:
-    """`rows` (any,) ordered by `group[row]`, 0 <= group < groups, and within each as they are; None: all, ascending.
+    """Return `rows` (any,) sorted by `group[row]`, 0 <= group < groups, and stable within each group.
 
-    A large result lies in a file, mapped.
+    None stands for all rows. A large result is in a mapped file.
     """
     total = len(group) if rows is None else len(rows)
     made, place = create_zeros(total, np.int64), np.zeros(groups, np.int64)

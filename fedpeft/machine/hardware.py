@@ -1,4 +1,4 @@
-"""The machine: its cores, its GPUs, its arithmetic and its free memory, containers' limits included."""
+"""Hardware of the machine: cores, GPUs, arithmetic and free memory, within the limits of a container."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def has_fast_bf16(device: str) -> bool:
-    """Whether "cpu", "cuda" or "cuda:N" has bf16 arithmetic of its own.
+    """Return whether "cpu", "cuda" or "cuda:N" has native bf16 arithmetic.
 
-    A CPU without it (AVX2 only) converts number by number, at a ninth of its speed in fp32.
+    A CPU without it (AVX2 only) converts each number, at a ninth of its fp32 speed.
     """
     if device.startswith("cuda"):
         with torch.cuda.device(device):
@@ -28,12 +28,12 @@ def has_fast_bf16(device: str) -> bool:
 
 
 def list_accelerators() -> list[str]:
-    """The GPUs that torch can use here: "cuda:0", "cuda:1", ...; `CUDA_VISIBLE_DEVICES` narrows them, empty to none."""
+    """Return the GPUs that torch can use: "cuda:0", "cuda:1", ...; `CUDA_VISIBLE_DEVICES` restricts them."""
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
 def divide_gpus(jobs: int) -> list[str]:
-    """Values of `CUDA_VISIBLE_DEVICES` that divide the GPUs among `jobs` processes; none where there are no GPUs."""
+    """Return values of `CUDA_VISIBLE_DEVICES` that divide the GPUs among `jobs` processes; empty without GPUs."""
     count = len(list_accelerators())
     visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")[:count]
     each = max(1, count // jobs)
@@ -41,12 +41,12 @@ def divide_gpus(jobs: int) -> list[str]:
 
 
 def get_gpu_name(device: str) -> str:
-    """The model of a GPU, as its driver calls it; `device` itself where it is not of this machine."""
+    """Return the driver's name of a GPU; return `device` if it is not a GPU of this machine."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") and list_accelerators() else device
 
 
 def count_usable_cores() -> int:
-    """Cores for worker processes: those of the machine, less what this process, or its container, may not use."""
+    """Return the number of cores that this process, or its container, may use."""
     found = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         found = min(found, len(os.sched_getaffinity(0)))
@@ -54,7 +54,7 @@ def count_usable_cores() -> int:
 
 
 def count_container_cores(folder: Path) -> int:
-    """Cores that a container (cgroup 2) may use, rounded up; a huge number where there is no limit."""
+    """Return the number of cores that a container (cgroup 2) may use, rounded up; huge without a limit."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
         return -(-int(quota) // int(period))
@@ -63,9 +63,10 @@ def count_container_cores(folder: Path) -> int:
 
 
 def map_in_threads(threads: int, work: Callable[..., T], *each: Sequence[Any]) -> list[T]:
-    """`work` on the first of `each`, on the second, and so on, as `map` does; by so many threads, one: by this one.
+    """Return the results of `work` on the entries of `each`, as `map` does, in up to `threads` threads.
 
-    A GPU's worker has cores to itself, and encodes its clients' updates on them.
+    With one thread, the calling thread does the work. A worker with a GPU uses its cores to encode its clients'
+    updates.
     """
     if threads == 1 or len(each[0]) < 2:
         return list(map(work, *each))
@@ -74,14 +75,14 @@ def map_in_threads(threads: int, work: Callable[..., T], *each: Sequence[Any]) -
 
 
 def get_free_memory(device: str) -> int:
-    """Bytes that are free on "cpu" (of the machine, or of its container if that is less), "cuda" or "cuda:N"."""
+    """Return the free bytes of "cpu" (of the machine, or of its container if that is less), "cuda" or "cuda:N"."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     return min(int(psutil.virtual_memory().available), get_container_memory(CGROUP))
 
 
 def get_container_memory(folder: Path) -> int:
-    """Bytes that a container (cgroup 2) may still take; a huge number where there is no limit."""
+    """Return the bytes that a container (cgroup 2) may still allocate; huge without a limit."""
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
         cache = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

@@ -1,4 +1,4 @@
-"""Values as JSON holds them."""
+"""Conversion of values to JSON."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fedpeft.errors import ConfigError
 
 
 def check_json(values: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return a copy of `values` as JSON holds it.
+    """Return a copy of `values` after a round trip through JSON.
 
     Raises:
-        ConfigError: JSON cannot hold one of them.
+        ConfigError: JSON can't represent one of them.
     """
     try:
         copied: dict[str, Any] = json.loads(json.dumps(convert_to_plain(dict(values))))
@@ -24,7 +24,7 @@ def check_json(values: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def convert_to_plain(value: Any) -> Any:
-    """What JSON holds: no NaN or infinity (null), no numpy or torch numbers."""
+    """Return a value for JSON: NaN and infinity become null, numbers of numpy and torch become Python's."""
     if isinstance(value, dict):
         return {str(k): convert_to_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Memory of a run: proportional set size (PSS) summed over all its processes, and how to keep it low."""
+"""Memory of a run: proportional set size (PSS), summed over all its processes; and ways to keep it low."""
 
 from __future__ import annotations
 
@@ -14,25 +14,32 @@ from pathlib import Path
 import psutil
 
 INTERVAL_SECONDS = 5.0
-"""Between two samples, each of which takes tens of milliseconds from who computes."""
+"""Seconds between two samples, each of which costs tens of milliseconds."""
 
 FIRST_SECONDS = 10.0
-"""So long it is a tenth: short runs have a peak, too."""
+"""Seconds during which the interval is ten times shorter, so that short runs have a peak, too."""
 
 
 class PeakMemory:
-    """Samples in the background; `bytes` is the highest sum seen (0 where the system does not tell)."""
+    """Peak of `measure_memory`, sampled in the background.
+
+    Attributes:
+        bytes: the highest sum so far; 0 if the system does not report memory.
+    """
 
     def __init__(self) -> None:
+        """Prepare the sampling thread."""
         self.bytes = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> PeakMemory:
+        """Start sampling."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop sampling."""
         self._stop.set()
         self._thread.join()
 
@@ -46,7 +53,7 @@ class PeakMemory:
 
 
 def measure_memory() -> int:
-    """Bytes now: pages that several processes share count by their share."""
+    """Return the bytes in use now; pages that several processes share are divided among them."""
     me = psutil.Process()
     total = 0
     for process in (me, *me.children(recursive=True)):
@@ -62,10 +69,10 @@ _limiting = threading.Lock()
 
 @contextmanager
 def limit_memory(more: int) -> Iterator[None]:
-    """Raise MemoryError where this process would allocate over `more` bytes beyond what it holds now.
+    """Raise MemoryError if this process allocates more than `more` bytes beyond what it holds now.
 
-    The limit is one of the process: it counts the other threads' allocations, too. Where the system has no
-    /proc/self/statm (macOS), there is none.
+    The limit applies to the process, so allocations of other threads count, too. Systems without /proc/self/statm
+    (macOS) have no limit.
     """
     with _limiting:
         before = resource.getrlimit(resource.RLIMIT_AS)
@@ -85,26 +92,26 @@ def limit_memory(more: int) -> Iterator[None]:
 
 
 def release() -> None:
-    """Collect garbage, then `trim`; takes a fifth of a second where everything is imported."""
+    """Collect garbage, then call `trim`; this takes a fifth of a second if everything is imported."""
     gc.collect()
     trim()
 
 
 def trim() -> None:
-    """Give freed memory back to the system, in milliseconds; glibc alone keeps what lies below the top of its heap."""
+    """Return freed memory to the system, in milliseconds; only glibc keeps memory below the top of its heap."""
     of_libc = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if of_libc is not None:
         of_libc(0)
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""Constants of glibc's malloc.h."""
 
 
 def keep_freed() -> None:
     """Let this process keep freed memory for its next allocations, up to 256 MB at the top of its heap.
 
-    glibc gives it back at once, and every training step takes it anew, page by page.
+    By default glibc returns it at once, and every training step allocates it again, page by page.
     """
     of_libc = getattr(ctypes.CDLL(None), "mallopt", None)
     if of_libc is not None:

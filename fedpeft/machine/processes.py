@@ -1,4 +1,4 @@
-"""Starting processes from within somebody's script or notebook."""
+"""Start of processes from within a user's script or notebook."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
 
 PLACES = ("FEDPEFT_CACHE", "FEDPEFT_SHARED_CACHE", "FEDPEFT_FROZEN_GB", "XDG_CACHE_HOME", "HOME")
-"""What of the environment says where, and within which bounds, things are kept."""
+"""Environment variables that set where data are stored, and how much."""
 
 
 @contextmanager
 def hide_main_module() -> Iterator[None]:
-    """Processes that are started here do not run the user's script again, as multiprocessing has them do otherwise.
+    """Keep processes that are started in this block from running the user's script again, as multiprocessing does.
 
-    Without this a script needs `if __name__ == "__main__":` around what starts them. What they are given to call is
-    found by its module's name, which must not be `__main__`.
+    Without this, a script needs `if __name__ == "__main__":` around the start. The processes find the function to call
+    by its module's name, which must not be `__main__`.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -35,11 +35,11 @@ def hide_main_module() -> Iterator[None]:
 
 @contextmanager
 def ignore_interrupts() -> Iterator[None]:
-    """Ctrl-C does nothing here, nor ever to the processes that are started here, unless they say otherwise.
+    """Ignore Ctrl-C in this block and in the processes that are started in it, unless they handle it.
 
-    An executor whose shutdown is interrupted leaves workers that wait for ever; a process that still imports what it
-    needs would print where it was. Only the main thread can say so: in another one nothing changes. A SIGTERM that
-    something is to come of comes afterwards.
+    An executor whose shutdown is interrupted leaves workers that wait forever. A process that is still importing would
+    print a traceback. Only the main thread can change this; in another thread nothing happens. A handled SIGTERM is
+    delivered after the block.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -59,7 +59,7 @@ def ignore_interrupts() -> Iterator[None]:
 
 @contextmanager
 def restore_sigterm() -> Iterator[None]:
-    """What is to come of SIGTERM is the same afterwards, if anything was: libraries have ideas of their own."""
+    """Restore the handler of SIGTERM after this block, if there was one, because libraries may replace it."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -69,32 +69,32 @@ def restore_sigterm() -> Iterator[None]:
 
 
 def get_forkserver() -> ForkServerContext:
-    """Processes are forked from one that has imported everything and done nothing else: fast, and in shared memory.
+    """Return a context that forks processes from one that has imported everything: fast, with shared memory.
 
-    That one keeps the environment of the moment when it was first needed: `get_storage_variables` are handed to who is
-    forked later. It ignores Ctrl-C from its first moment on, and so does who is forked.
+    The server process keeps the environment of its start, so `get_storage_variables` must be passed to later processes.
+    It ignores Ctrl-C from the start, and so do its children.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedpeft.clients.preload"])
-    with hide_main_module(), ignore_interrupts():  # starts it, and does not wait until it has imported anything
+    with hide_main_module(), ignore_interrupts():  # starts the server without waiting for its imports
         ensure_running()
     return context
 
 
 def get_storage_variables() -> dict[str, str]:
-    """Where things are kept, as this process's environment says it."""
+    """Return the variables of this process's environment that set where data are stored."""
     return {name: os.environ[name] for name in PLACES if name in os.environ}
 
 
-def keep_where(given: Mapping[str, str]) -> None:
-    """Keep things where the process does whose `get_storage_variables` are given."""
+def set_storage_variables(given: Mapping[str, str]) -> None:
+    """Set the storage variables to those of another process (`get_storage_variables`)."""
     for name in PLACES:
         os.environ.pop(name, None)
     os.environ.update(given)
 
 
 def end_with_parent() -> None:
-    """This process ends when the one that has started it does, however that ends."""
+    """End this process when its parent ends, however that happens."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

@@ -1,10 +1,11 @@
-"""What machines that share no file system share: folders of the cache, and pieces of larger ones, in object storage.
+"""Cache in object storage, for machines without a common file system: folders, and pieces of larger ones.
 
-`FEDPEFT_SHARED_CACHE` is a URL that fsspec knows (`s3://bucket/folder`, `gs://...`, `file:///...`); unset: nothing is
-shared. Whoever lacks something looks there before computing it, and puts there what it has computed. A folder counts
-once its manifest is there, which is written last and holds the SHA-256 of every file; what does not agree with its
-digest is taken for missing, and is computed anew. Names change with what they stand for, so nothing is ever replaced by
-something else. Who may write there is trusted as one who may write to the cache.
+`FEDPEFT_SHARED_CACHE` is a URL for fsspec (`s3://bucket/folder`, `gs://...`, `file:///...`); without it, nothing is
+shared. A run looks there before it computes an entry, and stores there what it computed.
+
+A folder is complete when its manifest exists, which is written last and contains the SHA-256 of every file. A file with
+another digest counts as missing and is computed again. Names change with their content, so an entry is never replaced
+by something else. Everyone who can write there is trusted like a user who can write to the cache.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ VARIABLE = "FEDPEFT_SHARED_CACHE"
 MANIFEST = "manifest.json"
 
 PLAIN = re.compile(r"[\w+@=-][\w.+@=-]*")
-"""A part of a path inside a folder."""
+"""Legal part of a path inside a folder."""
 
 
 def get_shared_cache() -> SharedCache | None:
-    """The one that the environment names; None: there is none.
+    """Return the shared cache that the environment sets, or None.
 
     Raises:
-        AssetError: what fsspec needs for this kind of URL is not installed, or nobody knows such a URL.
+        AssetError: the type of URL is unknown, or a package that fsspec needs for it is not installed.
     """
     url = os.environ.get(VARIABLE, "")
     return _open_cache(url.rstrip("/")) if url else None
@@ -58,10 +59,11 @@ def _open_cache(url: str) -> SharedCache:
 
 @dataclass(frozen=True)
 class SharedCache:
-    """The storage behind a URL.
+    """Storage behind a URL.
 
     Attributes:
-        system: fsspec's.
+        url: the URL.
+        system: fsspec's file system.
         root: path of the URL in it.
     """
 
@@ -70,7 +72,7 @@ class SharedCache:
     root: str
 
     def read(self, name: str) -> bytes | None:
-        """An object as `write` was given it; None: it is not there, or damaged.
+        """Return an object that `write` stored; None if it is missing or damaged.
 
         Raises:
             AssetError: the storage can't be reached.
@@ -84,20 +86,20 @@ class SharedCache:
         return data if hashlib.sha256(data).digest() == digest else None
 
     def write(self, name: str, data: bytes) -> None:
-        """Put an object there.
+        """Store an object.
 
         Raises:
-            AssetError: the storage can't be reached, or may not be written.
+            AssetError: the storage can't be reached or written.
         """
         with _raise_cache_errors(self.url):
             self.system.pipe_file(f"{self.root}/{name}", hashlib.sha256(data).digest() + data)
 
     def fetch(self, name: str, folder: Path) -> bool:
-        """Copy a folder into an empty one; False: it is not there, or damaged, and `folder` is empty again.
+        """Copy a folder into an empty one; return False, with the folder empty again, if it is missing or damaged.
 
         Raises:
             AssetError: the storage can't be reached, or its manifest names files outside of the folder.
-            OSError: there is no room in `folder`.
+            OSError: the disk of `folder` is full.
         """
         text = self.read(f"{name}/{MANIFEST}")
         if text is None:
@@ -122,11 +124,13 @@ class SharedCache:
         if not isinstance(files, dict) or not all(
             all(map(PLAIN.fullmatch, file.split("/"))) and isinstance(digest, str) for file, digest in files.items()
         ):
-            raise AssetError(f"FP2028 {self.url}/{name}/{MANIFEST} is no manifest of this version; remove {name} there")
+            raise AssetError(
+                f"FP2028 {self.url}/{name}/{MANIFEST} is not a manifest of this version; remove {name} there"
+            )
         return files
 
     def has_folder(self, name: str) -> bool:
-        """Whether there is such a folder.
+        """Return whether the folder exists.
 
         Raises:
             AssetError: the storage can't be reached.
@@ -134,14 +138,14 @@ class SharedCache:
         return self.read(f"{name}/{MANIFEST}") is not None
 
     def keep(self, name: str, folder: Path) -> None:
-        """Copy a folder there, over one that is damaged.
+        """Store a folder, also over a damaged one.
 
         Raises:
-            AssetError: the storage can't be reached, or may not be written.
+            AssetError: the storage can't be reached or written.
         """
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         if not all(all(map(PLAIN.fullmatch, file.split("/"))) for file in files):
-            return  # whoever wants it makes it
+            return  # other machines compute it themselves
         for file, path in files.items():
             with _raise_cache_errors(self.url):
                 self.system.put_file(str(path), f"{self.root}/{name}/{file}")
@@ -155,7 +159,7 @@ def _compute_digest(path: Path) -> str:
 
 
 def _empty_folder(folder: Path) -> bool:
-    """False, with nothing left in the folder."""
+    """Delete the content of a folder and return False."""
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return False
@@ -163,9 +167,9 @@ def _empty_folder(folder: Path) -> bool:
 
 @contextmanager
 def _raise_cache_errors(url: str, reading: bool = False) -> Iterator[None]:
-    """What clouds' libraries raise has no common type: all of it becomes one sentence.
+    """Turn the errors of cloud libraries, which have no common type, into one AssetError.
 
-    While `reading`, a full disk is this machine's, and an OSError stays one.
+    While `reading`, a full disk is this machine's, and stays an OSError.
     """
     try:
         yield
@@ -176,5 +180,5 @@ def _raise_cache_errors(url: str, reading: bool = False) -> Iterator[None]:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AssetError(
-            f"FP2029 {VARIABLE}={url} can't be used ({type(error).__name__}: {reason}); mend or unset it"
+            f"FP2029 {VARIABLE}={url} can't be used ({type(error).__name__}: {reason}); correct or unset it"
         ) from None

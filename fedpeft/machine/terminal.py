@@ -1,7 +1,7 @@
-"""The console that all commands write to: it shows control characters that data contain, and obeys none of them.
+"""Console of all commands: it prints control characters in a visible form, so terminals do not obey them.
 
-Class names, texts, file names and peers' messages come from elsewhere. An escape sequence in one of them could clear
-the screen, set the window's title or write over a warning.
+Class names, texts, file names and peers' messages may contain escape sequences. These could clear the screen, set the
+window's title or overwrite a warning.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ OBEYED = (
     *range(0x202A, 0x202F),  # these and the next turn the direction of what follows
     *range(0x2066, 0x206A),
 )
-"""Characters that a terminal obeys instead of showing them; line ends and tabs are not among them."""
+"""Characters that a terminal obeys instead of showing them, except for line ends and tabs."""
 
 SHOWN = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in OBEYED}
 
 
 def escape_control_characters(text: str) -> str:
-    r"""Return a text in which control characters are spelled out, as in \x1b."""
+    r"""Return a text in which control characters are written as in \x1b."""
     return text.translate(SHOWN)
 
 
 class Console(console.Console):
-    """A rich console that spells out the control characters in all that it is given to print."""
+    """A rich console that prints control characters in a visible form."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a text to print: what is spelled out here counts where columns are measured."""
+        """Return a text to print; escaped characters count when columns are measured."""
         return super().render_str(escape_control_characters(text), **options)
 
     def render(

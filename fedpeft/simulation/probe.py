@@ -207,7 +207,7 @@ class BegunProbe:
     def _get_fit(self) -> Mapping[str, np.ndarray]:
         assert self._parts is not None
         assert self._observer is not None
-        if self._beside is None or self._beside.running or self._beside.lost:
+        if self._beside is None or self._beside.is_running or self._beside.is_lost:
             self._observer.phase("linear probe", 1)
         made = None if self._beside is None else self._beside.wait_for_result()
         return made or _fit_on_one_thread(self._fit, *self._parts())
@@ -217,7 +217,7 @@ class BegunProbe:
         if beside.error is not None:
             what = escape(f"{type(beside.error).__name__}: {beside.error}")
             self._observer.say(f"[bold red]probe[/]   can't be fitted, so the run ends after this round ({what})")
-        elif beside.lost:
+        elif beside.is_lost:
             self._observer.say("[bold]probe[/]   its process was ended from outside; it is fitted once more at the end")
         else:
             self._observer.say(f"[bold]probe[/]   fitted in {beside.seconds:.0f} s beside the rounds")

@@ -52,7 +52,7 @@ CASES = {
     "unknown codec": ({"--codec": "zip"}, "presets"),
     "codec steps in a wrong order": ({"--codec": "rans | topk(fraction=0.1)"}, "topk"),
     "unknown head": ({"--head": "ride"}, "did you mean 'ridge'"),
-    "more clients than rows": ({"--clients": "100000"}, "training rows"),
+    "more clients than rows": ({"--clients": "100000"}, "FP3087"),
     "momentum at the server as a strategy": ({"--strategy": "FedAvgM"}, "--server-optimizer 'momentum(beta=0.9)'"),
     "cohort of more than all": ({"--cohort": "7"}, "number of clients (6)"),
     "cohort of nobody": ({"--cohort": "0"}, "at least 1|above 0|neither a fraction"),

@@ -66,7 +66,7 @@ def test_a_run_is_proposed_whose_clients_have_nothing_wrong(here, capsys):
     rows(here / "my.jsonl")
     assert main(["my.jsonl", "--model", "tiny", "--clients", "6"]) == 1
     out = capsys.readouterr().out
-    assert "clients have fewer than 10 rows" in out
+    assert "clients have fewer than 10 examples" in out
     flags = proposed(out)
     assert flags["--partition"] == "iid"
     assert main([flags["--dataset"], "--model", "tiny", "--partition", "iid", "--clients", flags["--clients"]]) == 0
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_exit_code_1(here, capsys):
     assert main([text, "--model", "tiny", "--tokens", "8"]) == 1
     out = capsys.readouterr().out
     assert "natural: 3 clients" in out
-    for words in ("say what another one says", "another class than an equal row", "longer than 8 tokens"):
+    for words in ("training examples are duplicates", "another class than an equal example", "longer than 8 tokens"):
         assert words in out
     assert "--clients 0" in out
 

@@ -1,1 +1,1 @@
-"""How an answer is compared with the right ones, one way per file."""
+"""Metrics of answers, one per file."""

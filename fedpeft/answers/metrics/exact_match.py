@@ -1,4 +1,4 @@
-"""Exact match: 1 where what is said is a right answer, letter by letter; white space around it aside."""
+"""Exact match: 1 if an answer equals a right one letter by letter, apart from surrounding white space."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fedpeft.answers.metric import Metric
 
 @dataclass(frozen=True)
 class ExactMatch(Metric):
-    """Whether an answer is a right one, letter by letter."""
+    """Exact match of an answer with a right one."""
 
     def score(self, said: str, right: Sequence[str]) -> float:
-        """1 or 0."""
+        """Return 1 for an exact match, and 0 otherwise."""
         return float(said.strip() in {answer.strip() for answer in right})
 
 

@@ -1,7 +1,7 @@
-"""F1 of words: the harmonic mean of precision and recall of the words that answer and right answer share.
+"""F1 of words: the harmonic mean of precision and recall of the words that two answers share.
 
-As SQuAD counts them (Rajpurkar et al., arXiv 1606.05250): in small letters, without punctuation and articles. The words
-are compared by torchmetrics.
+Words are counted as in SQuAD (Rajpurkar et al., arXiv 1606.05250): in lower case, without punctuation and articles.
+torchmetrics compares them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from fedpeft.answers.metric import Metric
 
 @dataclass(frozen=True)
 class F1(Metric):
-    """Words that an answer shares with a right one, as SQuAD counts them."""
+    """F1 of the words that an answer shares with a right one, as in SQuAD."""
 
     def score(self, said: str, right: Sequence[str]) -> float:
-        """From 0 to 1."""
+        """Return the highest F1 among the right answers, 0 to 1."""
         from torchmetrics.functional.text.squad import squad
 
         target = {"answers": {"answer_start": [0] * len(right), "text": list(right)}, "id": "0"}

@@ -1,6 +1,6 @@
 """ROUGE-L: the longest common subsequence of words, as an F-measure (Lin, 2004), by the library rouge-score.
 
-It needs `pip install 'fedpeft[evaluate]'`. Words are as the library has them: small letters and digits.
+It needs `pip install 'fedpeft[evaluate]'`. The library splits texts into words of lower-case letters and digits.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from fedpeft.parts import setting
 class RougeL(Metric):
     """The longest common subsequence of words, as an F-measure."""
 
-    stem: bool = setting(False, "whether words are cut to their stems first (Porter)")
+    stem: bool = setting(False, "reduce words to their stems first (Porter)")
 
     def check(self) -> None:
-        """AssetError where rouge-score is missing."""
+        """Raise AssetError if rouge-score is missing."""
         require_extra("rouge_score", "evaluate", "the metric rouge_l")
 
     @cached_property
@@ -32,7 +32,7 @@ class RougeL(Metric):
         return RougeScorer(["rougeL"], use_stemmer=self.stem)
 
     def score(self, said: str, right: Sequence[str]) -> float:
-        """From 0 to 1."""
+        """Return the highest F-measure among the right answers, 0 to 1."""
         return max(float(self._scorer.score(answer, said)["rougeL"].fmeasure) for answer in right)
 
 

@@ -1,1 +1,1 @@
-"""Data sets, one per file; `--dataset NAME` picks one."""
+"""Datasets, one per file; `--dataset NAME` selects one."""

@@ -1,9 +1,8 @@
-"""Rows that real clients have: `clients(labels='bad,good')`, or of pictures `clients(labels='cat,dog', side=64)`.
+"""Examples that only real clients hold: `clients(labels='bad,good')`, for images `clients(labels='cat,dog', side=64)`.
 
-Of them a server knows the form alone: what is learned, what classes are called, which columns there are, how pictures
-and conversations are brought to what a model reads. `python -m fedpeft.serve` makes it of its flags and writes it into
-the run's settings; each client reads its own file or folder by it. Nothing is loaded. The data are the clients', and
-so is their licence.
+The server knows only their form: the task, the names of classes, the columns, and how images and conversations are
+prepared. `python -m fedpeft.serve` builds this form from its flags and writes it into the run's settings. Each client
+reads its own file or folder accordingly. Nothing is loaded here. The data and their license are the clients' own.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from fedpeft.parts import setting
 from fedpeft.spec import parse_spec
 
 ANSWER = "output"
-"""Column of the answers, where a template writes the prompts."""
+"""Default column of the answers if a template writes the prompts."""
 
 PACKED = "packed by fedpeft"
-"""Where the packed text of a conversation goes, beside columns that may be called anything."""
+"""Column for the packed text of a conversation; no user's column has this name."""
 
 CONVERSATIONS = ("instruction", "dpo")
-"""Tasks whose rows are conversations, or prompts with answers."""
+"""Tasks whose examples are conversations, or prompts with answers."""
 
 LANGUAGE = ("causal_lm", *CONVERSATIONS)
 """Tasks of language models."""
@@ -48,40 +47,45 @@ LANGUAGE = ("causal_lm", *CONVERSATIONS)
 
 @dataclass(frozen=True)
 class Clients:
-    """The form of the rows of real clients."""
+    """Form of the examples that real clients hold."""
 
     task: str = setting(
         "classification",
-        "what is learned: classification, multi_label, 'regression(mean=50, deviation=10)', causal_lm, instruction, "
+        "task: classification, multi_label, 'regression(mean=50, deviation=10)', causal_lm, instruction, "
         "dpo, seq2seq or token_labels",
     )
     labels: str | None = setting(None, "names of classes or labels in order: a,b,c")
-    text: str = setting(TEXT, "column of texts; of conversations those of their usual names")
-    label: str = setting(LABEL, "column of classes, numbers or labels, or of what answers the texts")
-    side: int = setting(0, "pixels per side that pictures are brought to; 0: rows are texts", low=0, high=LARGEST)
+    text: str = setting(TEXT, "column of texts; for conversations, None of the usual names")
+    label: str = setting(LABEL, "column of classes, numbers or labels, or of the answers to the texts")
+    side: int = setting(0, "pixels per side that images are scaled to; 0: examples are texts", low=0, high=LARGEST)
     template: str | None = setting(
         None,
-        "of conversations: chat (the model's own), alpaca, flowertune or FILE.jinja; None: chat",
+        "template of conversations: chat (the model's own), alpaca, flowertune or FILE.jinja; None: chat",
         path=True,
         check=check_template,
     )
 
     def __post_init__(self) -> None:
+        """Check that the settings fit together."""
         if self.side and self.learns in (*LANGUAGE, "seq2seq", TOKEN_LABELS):
             raise ConfigError(
-                f"FP1086 side={self.side} is of pictures, and {self.learns} is learned of texts; leave one out"
+                f"FP1086 side={self.side} is for images, but the task {self.learns} needs texts; leave one of them out"
             )
         if 0 < self.side < SMALLEST:
-            raise ConfigError(f"FP1087 side={self.side} is less than {SMALLEST} pixels, of which nothing can be seen")
+            raise ConfigError(
+                f"FP1087 side={self.side} is too small to show anything; give {SMALLEST} to {LARGEST} pixels"
+            )
         if self.template is not None:
             check_template(self.template)
         if self.template is not None and self.learns not in CONVERSATIONS:
             raise ConfigError(
-                f"FP1088 template={self.template!r} writes conversations, and the task is {self.learns}; name one of "
-                "these, instruction or dpo, or leave the template out"
+                f"FP1088 template={self.template!r} formats conversations, but the task is {self.learns}; choose "
+                "the task instruction or dpo, or leave the template out"
             )
         if self.learns == "dpo" and (self.text, self.label) != (TEXT, LABEL):
-            raise ConfigError("FP1089 preferences stand in columns called prompt, chosen and rejected; name no others")
+            raise ConfigError(
+                "FP1089 preferences must be in the columns prompt, chosen and rejected; leave out text and label"
+            )
 
     @property
     def learns(self) -> str:
@@ -90,12 +94,12 @@ class Clients:
 
     @property
     def kind(self) -> Kind:
-        """What rows are."""
+        """Input type: image or text."""
         return "image" if self.side else "text"
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """Of classes or labels, as they are given, or as the columns of numbers, and of 0 and 1, are called."""
+        """Names of the classes or labels, or of the label columns; None if clients' files decide."""
         if self.learns == "regression":
             return (self.label,)
         if self.labels is None and self.learns == "multi_label" and AND in self.label:
@@ -104,31 +108,31 @@ class Clients:
 
     @property
     def default_model(self) -> str:
-        """The model that suits such rows."""
+        """Name of the default base model for this task."""
         if self.side:
             return "dinov2_small"
         return "smollm2" if self.learns in LANGUAGE else NO_MODEL if self.learns == "seq2seq" else "minilm"
 
     @property
     def suited_head(self) -> str | None:
-        """How the head starts: at zero if words are labeled; None: no special way."""
+        """Start of the head: zero for token labels; None leaves the choice to the run."""
         return "zero" if self.learns == TOKEN_LABELS else None
 
     @property
     def columns(self) -> tuple[str, str]:
-        """Of texts and labels, as clients are told; of pairs those of what is read and of what is written."""
+        """Columns of texts and labels in clients' files; for pairs, those of the source and target texts."""
         given = (self.text, self.label)
         return (INPUT, TARGET) if self.learns == "seq2seq" and given == (TEXT, LABEL) else given
 
     def load(self) -> Dataset:
-        """Refused: nobody else has these rows.
+        """Raise ConfigError, because only the clients hold these examples.
 
         Raises:
             ConfigError: always.
         """
         raise ConfigError(
-            "FP1090 clients(...) are rows that real clients have, and nobody else; a simulation takes rows of your "
-            "own by --dataset file:PATH, and a finished run answers them by python -m fedpeft.predict RUN --data FILE"
+            "FP1090 only real clients hold the examples of clients(...); for your own, simulate with --dataset "
+            "file:PATH, or apply a finished run with python -m fedpeft.predict RUN --data FILE"
         )
 
     def read(
@@ -139,17 +143,19 @@ class Clients:
         given: TableFormat = DETECT,
         say: Callable[[str], object] = str,
     ) -> tuple[Rows, tuple[str, ...]]:
-        """The rows of a client's file or folder, with labels as positions in names, and the names.
+        """Return the examples of a client's file or folder, and the names of the classes.
+
+        Labels are positions in these names.
 
         Args:
-            path: a file of records; of pictures a folder.
-            names: of classes or labels, in order; None: those that occur, sorted.
+            path: a file of records; for images a folder.
+            names: names of classes or labels, in order; None: those that occur, sorted.
             targets: what labels are, see `fedpeft.models.task.Task`.
             given: the format of text files.
-            say: is told what was detected.
+            say: called with each line about a detected format.
 
         Raises:
-            ConfigError, DataError: it can't be read, or its rows are of another form.
+            ConfigError, DataError: the file can't be read, or its examples have another form.
         """
         for note in format_notes(path, given):
             say(note)
@@ -167,7 +173,7 @@ class Clients:
         return self._convert_to_pictures(rows) if self.side else rows, known
 
     def create_empty_rows(self, targets: str, names: Sequence[str] | None) -> Rows:
-        """None of them."""
+        """Return `Rows` of this form without any example."""
         labels: NDArray[Any] | None = None
         if targets == "labels":
             labels = np.zeros((0, len(names or ())), np.int8)
@@ -176,16 +182,16 @@ class Clients:
         return Rows(np.zeros((0, self.side, self.side, 3), np.uint8) if self.side else [], labels)
 
     def _read_records(self, path: Path, given: TableFormat) -> Iterator[Record]:
-        """The records of a client's rows."""
+        """Yield a client's records, after a check that they are images or texts as the run requires."""
         found = read_own_records(path, given)
         if not self.side and has_pictures(path):
             raise DataError(
-                f"FP3024 {path} holds pictures, and the federation learns from texts; a server says --side 64 for "
-                "pictures"
+                f"FP3024 {path} contains images, but the federation learns from texts; a server sets --side 64 for "
+                "images"
             )
         if self.side and not has_pictures(path):
             raise DataError(
-                f"FP3025 {path} holds no pictures, and the federation learns from pictures; give a folder of them, in "
+                f"FP3025 {path} contains no images, but the federation learns from images; give a folder of them, in "
                 "a folder for each class or with a metadata.csv of file_name and label"
             )
         return found
@@ -194,13 +200,13 @@ class Clients:
         return Rows(read_pixels(list(map(str, rows.inputs)), self.side), rows.labels)
 
     def _read_words(self, path: Path, names: Sequence[str] | None, given: TableFormat) -> tuple[Rows, tuple[str, ...]]:
-        """Return rows of words and tags as positions among the names of labels, and these."""
+        """Return examples of words with tags, as positions among the names of labels, and these names."""
         _, first = read_first_record(path, given)
         found = choose_tag_reading(first, self.text, self.label, PACKED)
         if found is None:
             raise DataError(
-                f"FP3180 {path} holds no words with tags, which the federation learns from: a list of words in a "
-                f"column tokens and one of as many tags in a column ner_tags; it has {', '.join(map(repr, first))}"
+                f"FP3180 {path} contains no words with tags, which the federation learns from: a list of words in a "
+                f"column tokens, and a list of as many tags in a column ner_tags; it has {', '.join(map(repr, first))}"
             )
         complete = Names(PACKED, None, None).complete(self._read_records(path, given), str(path), found.needs)
         texts = read(str(path), found.packed(complete, str(path)), Names(PACKED, None, None)).texts
@@ -209,7 +215,7 @@ class Clients:
         return Rows(made), known
 
     def _read_conversations(self, path: Path, given: TableFormat) -> Rows:
-        """Packed conversations, see `fedpeft.data.conversations`, or preferences."""
+        """Return packed conversations (`fedpeft.data.conversations`) or preferences."""
         _, first = read_first_record(path, given)
         messages, answer = (None if self.text == TEXT else self.text), (ANSWER if self.label == LABEL else self.label)
         found = choose_reading(first, PACKED, messages, self.template or "chat", answer)
@@ -219,16 +225,18 @@ class Clients:
                 "instruction and output",
                 "dpo": "preferences: columns prompt, chosen and rejected",
             }[self.learns]
-            raise DataError(f"FP3026 {path} holds other rows than the federation learns from, which are {wanted}")
+            raise DataError(f"FP3026 {path} does not contain what the federation learns from: {wanted}")
         packed = found.packed(self._read_records(path, given), str(path))
         return Rows(read(str(path), packed, Names(PACKED, None, None)).texts)
 
 
 def read_own_records(path: Path, given: TableFormat = DETECT) -> Iterator[Record]:
-    """The rows in a file or a folder, each with its place; of pictures, their files. `given` is the format of texts.
+    """Return the records of a file or folder with their places; for images, one record per file.
+
+    `given` is the format of text files.
 
     Raises:
-        DataError: there is no such file or folder.
+        DataError: the file or folder does not exist.
     """
     if not path.expanduser().exists():
         raise DataError(f"FP3027 there is no {'file' if get_suffix(path) else 'file or folder'} {path}")
@@ -236,10 +244,10 @@ def read_own_records(path: Path, given: TableFormat = DETECT) -> Iterator[Record
 
 
 def read_first_record(path: Path, given: TableFormat = DETECT) -> Record:
-    """The first of the rows in a file or folder, and its place.
+    """Return the first record of a file or folder, with its place.
 
     Raises:
-        ConfigError, DataError: there is none, or it can't be read.
+        ConfigError, DataError: it has no records, or can't be read.
     """
     first = next(read_own_records(path, given), None)
     if first is None:

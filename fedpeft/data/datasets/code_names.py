@@ -1,14 +1,20 @@
-"""What the names in Python functions are: a label for each word of a function, out of open-source packages.
+"""Names in Python functions: a label for each word of a function from open-source packages.
 
     def  scaled ( values , by )  :  return  values . copy ( ) . times ( by = by )
     O    FUN    O ARG    O ARG O O  O       ARG    O ATT  O O O ATT   O KEY O ARG O
 
-The functions, their packages and the split are those of `code_types`. Words are Python's own tokens without layout and
-comments. Labels are spans in IOB2: the name of a function that is defined (FUN), of an argument where it is declared or
-used (ARG), of a local variable (VAR), of an argument in a call (KEY), and chains of attributes `.b.c` (ATT), the only
-spans of several words. Names of modules, classes, builtins and all else are outside (O). They come from the syntax
-tree; a default value is read as if it stood inside of its function. Functions with f-strings are left out: versions of
-Python cut these into other words.
+The functions, their packages and the split are those of `code_types`. Words are Python's own tokens, without layout and
+comments. Labels are spans in IOB2:
+
+- FUN: the name of a function that is defined.
+- ARG: an argument, where it is declared or used.
+- VAR: a local variable.
+- KEY: the name of an argument in a call.
+- ATT: a chain of attributes `.b.c`, the only spans of several words.
+
+Names of modules, classes and builtins, and all else, are outside (O). Labels come from the syntax tree; a default value
+is read as if it were inside its function. Functions with f-strings are left out, because versions of Python split these
+into different words.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ LABELS = ("O", "B-ARG", "B-ATT", "I-ATT", "B-FUN", "B-KEY", "B-VAR")
 WORDS = (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP)
 
 LONGEST = 40
-"""Characters of a word; longer ones, which are strings, are cut."""
+"""Most characters of a word; longer ones, which are strings, are cut."""
 
 Place = tuple[int, int]
 """Line, from 1, and column of a name."""
@@ -41,16 +47,16 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class CodeNames:
-    """The names in functions, with what each is."""
+    """Names in Python functions, each with its role."""
 
-    package_rows: int = setting(150, "at most so many functions of a package", low=10, high=10_000)
+    package_rows: int = setting(150, "most functions of a package", low=10, high=10_000)
     characters: int = setting(600, "functions with a longer text are left out", low=80, high=100_000)
 
     suited_partition: ClassVar[str] = "natural"
     suited_head: ClassVar[str] = "zero"
 
     def load(self) -> Dataset:
-        """Rows of words and tags, owners are packages; fetched (30 MB) on first use, as `code_types` is.
+        """Return examples of words and tags; owners are packages. The first use fetches 30 MB, as `code_types` does.
 
         Raises:
             AssetError: a package can't be fetched.
@@ -67,7 +73,9 @@ class CodeNames:
             rows = [row for row in map(build_row, (f.text for f in chosen)) if row is not None][: self.package_rows]
             (test if name in held_out else train).extend((row, name) for row in rows)
         if not train or not test:
-            raise DataError(f"FP3029 no function has at most {self.characters} characters; allow more (characters)")
+            raise DataError(
+                f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
+            )
         return Dataset("code_names", "text", "token_labels", _build_rows(train), _build_rows(test), LABELS, "minilm")
 
 
@@ -76,8 +84,10 @@ def _build_rows(rows: Sequence[tuple[str, str]]) -> Rows:
 
 
 def build_row(text: str) -> str | None:
-    """A function's words and tags as a row (`fedpeft.models.tasks.token_labels`); None: it has f-strings, or can't be
-    parsed by itself."""
+    """Return a function's words and tags as a row (`fedpeft.models.tasks.token_labels`).
+
+    Return None if it has f-strings or can't be parsed alone.
+    """
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
@@ -103,7 +113,7 @@ def build_row(text: str) -> str | None:
 def _find_names(
     tree: ast.AST, arguments: frozenset[str] = frozenset(), local: frozenset[str] = frozenset()
 ) -> Iterator[tuple[Place, str]]:
-    """Where names stand, and what each is; those of outer functions count inside, as they do in Python."""
+    """Yield the place and role of each name; inner functions see the names of outer ones, as in Python."""
     for node in ast.iter_child_nodes(tree):
         own, inner = arguments, local
         match node:
@@ -130,7 +140,7 @@ def _list_arguments(given: ast.arguments) -> Iterator[str]:
 
 
 def _find_assigned(function: ast.AST) -> Iterator[str]:
-    """Names that are assigned to in a function, those of functions inside it aside."""
+    """Yield names that a function assigns to, except inside inner functions."""
     for node in ast.iter_child_nodes(function):
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda() | ast.ClassDef():

@@ -1,11 +1,11 @@
-"""Docstrings and their functions, out of the source of open-source packages: which function does what is said?
+"""Docstrings and their functions from open-source packages: which function does a docstring describe?
 
-The packages, their split and the cuts are those of `code_types`. A query is the first paragraph of a docstring, at most
-`WORDS` words, its document the function without docstrings, decorators and comments. Of functions with the same
-fingerprint, or the same query, anywhere in the list only the first counts, and those of test packages come first: no
-document, and no query, is in both parts. Of each package at most `package_rows` are taken, chosen by hash.
+The packages, their split and the length limits are those of `code_types`. A query is the first paragraph of a
+docstring, cut to `WORDS` words. Its document is the function without docstrings, decorators and comments.
 
-Owners are packages.
+Only the first of several functions with the same fingerprint or query counts; test packages come first. So no document
+and no query is in both parts. At most `package_rows` functions of a package are taken, chosen by hash. Owners are
+packages.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from fedpeft.families import TASKS
 from fedpeft.parts import setting
 
 WORDS = (4, 60)
-"""Of a query, at least and at most; a longer one is cut."""
+"""Fewest and most words of a query; a longer one is cut."""
 
 SECTION = re.compile(r"\n\s*\n|\n\s*(?:Args|Arguments|Parameters|Returns|Raises|Yields|Example)s?\s*:|\n\s*[:@]\w")
-"""Where the first paragraph ends."""
+"""Pattern of the end of a docstring's first paragraph."""
 
 READING = 1
-"""Counted up when a change of the reader makes other pairs of the same files."""
+"""Version of the reader; increase it if a change yields other pairs from the same files."""
 
 
 @dataclass(frozen=True)
-class Documented:
-    """A function with what its docstring says.
+class DocumentedFunction:
+    """A function with the description from its docstring.
 
     Attributes:
         name: dotted, with the line.
         query: the first paragraph of the docstring, on one line.
         text: the function's source, cut.
-        fingerprint: as of `fedpeft.data.python_functions.Function`.
+        fingerprint: that of `fedpeft.data.python_functions.Function`.
     """
 
     name: str
@@ -56,46 +56,48 @@ class Documented:
 
 @dataclass(frozen=True)
 class CodeSearch:
-    """Functions that are to be found by their docstrings."""
+    """Functions, to be found by their docstrings."""
 
-    package_rows: int = setting(100, "at most so many functions of a package", low=10, high=10_000)
+    package_rows: int = setting(100, "most functions of a package", low=10, high=10_000)
     characters: int = setting(1500, "functions with a longer text are left out", low=80, high=100_000)
     task: str = setting("retrieval", "loss and its settings: retrieval(loss=sigmoid, scale=20)", nested=TASKS)
 
     suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
-        """Pairs, owners are packages; fetched (30 MB) on first use.
+        """Return pairs of docstring and function; owners are packages. The first use fetches 30 MB.
 
         Raises:
             AssetError: a package can't be fetched.
             DataError: no function is left.
         """
-        train: list[tuple[Documented, str]] = []
-        test: list[tuple[Documented, str]] = []
+        train: list[tuple[DocumentedFunction, str]] = []
+        test: list[tuple[DocumentedFunction, str]] = []
         held = {package.name for package in HELD_OUT}
         for name, functions in read_all().items():
             chosen = [f for f in functions if len(f.text) <= self.characters]
             chosen = sorted(chosen, key=lambda f: compute_digest(f"{name}/{f.name}"))[: self.package_rows]
             (test if name in held else train).extend((f, name) for f in sorted(chosen, key=lambda f: f.name))
         if not train or not test:
-            raise DataError(f"FP3029 no function has at most {self.characters} characters; allow more (characters)")
+            raise DataError(
+                f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
+            )
         return Dataset("code_search", "text", self.task, build_rows(train), build_rows(test), None, "minilm")
 
 
-def read_all() -> dict[str, list[Documented]]:
-    """The pairs of each package, no two alike: those of test packages first; read once and kept in the cache."""
-    return read_packages("code_search", READING, Documented, find_documented_below, drop_duplicates)
+def read_all() -> dict[str, list[DocumentedFunction]]:
+    """Return each package's pairs without duplicates, test packages first; they are read once and cached."""
+    return read_packages("code_search", READING, DocumentedFunction, find_documented_below, drop_duplicates)
 
 
-def find_documented_below(folder: Path) -> Iterator[Documented]:
-    """The documented functions of all files below `folder`, in the order of their paths."""
+def find_documented_below(folder: Path) -> Iterator[DocumentedFunction]:
+    """Yield the documented functions of all files below `folder`, in the order of their paths."""
     for module, source in read_modules(folder):
         yield from find_documented(source, module)
 
 
-def find_documented(source: str, module: str) -> Iterator[Documented]:
-    """The functions in the source of a module whose docstring says something, outer ones first."""
+def find_documented(source: str, module: str) -> Iterator[DocumentedFunction]:
+    """Yield the functions of a module that have a descriptive docstring, outer ones first."""
     file = SourceFile.parse(source)
     if file is None:
         return
@@ -106,17 +108,17 @@ def find_documented(source: str, module: str) -> Iterator[Documented]:
         text = file.get_text(definition, returns=True)
         if text is not None:
             name = f"{module}.{definition.name}:{definition.lineno}"
-            yield Documented(name, query, text, compute_fingerprint(definition))
+            yield DocumentedFunction(name, query, text, compute_fingerprint(definition))
 
 
 def get_first_paragraph(definition: Definition) -> str | None:
-    """What the docstring says first, on one line and without sections of arguments; None: less than `WORDS` words."""
+    """Return the docstring's first paragraph on one line, or None if it has fewer than `WORDS[0]` words."""
     words = SECTION.split(ast.get_docstring(definition) or "")[0].split()
     return " ".join(words[: WORDS[1]]) if len(words) >= WORDS[0] else None
 
 
-def drop_duplicates(functions: Iterator[Documented], seen: set[str]) -> Iterator[Documented]:
-    """Those neither whose fingerprint nor whose query is in `seen`, where both are from then on."""
+def drop_duplicates(functions: Iterator[DocumentedFunction], seen: set[str]) -> Iterator[DocumentedFunction]:
+    """Yield functions whose fingerprint and query are not in `seen`, and add both to it."""
     for function in functions:
         marks = {function.fingerprint, re.sub(r"\W+", " ", function.query.lower()).strip()}
         if not marks & seen:
@@ -124,8 +126,8 @@ def drop_duplicates(functions: Iterator[Documented], seen: set[str]) -> Iterator
             yield function
 
 
-def build_rows(functions: Sequence[tuple[Documented, str]]) -> Rows:
-    """Pairs and owners as `Rows`; each is the only one that is right."""
+def build_rows(functions: Sequence[tuple[DocumentedFunction, str]]) -> Rows:
+    """Return pairs and owners as `Rows`; each query has one correct document."""
     return Rows([pack_pair(f.query, f.text) for f, _ in functions], None, np.array([owner for _, owner in functions]))
 
 

@@ -1,14 +1,14 @@
-"""Return types of Python functions, out of the source of open-source packages: `def is_empty(self): ...` -> bool.
+"""Return types of Python functions from open-source packages: `def is_empty(self): ...` -> bool.
 
-The packages are pinned wheels under permissive licences, the newest of the day they were listed. They are fetched once,
-and nothing of them is part of fedpeft. What is a function's text is said in `fedpeft.data.python_functions`.
+The packages are pinned wheels under permissive licenses, the newest when the list was made. They are fetched once and
+are not part of fedpeft. `fedpeft.data.python_functions` defines a function's text.
 
-Owners are packages. Split by package: every fifth of the list, which is in alphabetical order, is held out for test, so
-that no test row is of a code base that was trained on. (The rows that a run holds out of training for validation are of
-the same packages as the clients'.) Of functions with the same fingerprint, anywhere in the list, only the first counts,
-and those of test packages come first. Of each package at most `package_rows` functions are taken, chosen by hash.
+Owners are packages. The split is by package: every fifth of the alphabetical list is held out for test, so no test
+example comes from a code base that was trained on. Validation examples come from the clients' packages.
 
-Files that need syntax newer than Python 3.11 are left out, so that all versions of Python find the same functions.
+Only the first of several functions with the same fingerprint counts, and test packages come first. At most
+`package_rows` functions of a package are taken, chosen by hash. Files that need syntax newer than Python 3.11 are left
+out, so that all versions of Python find the same functions.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ class Package:
     """A wheel of the registry.
 
     Attributes:
-        name: the registry's.
+        name: the registry's name.
         version: exact version.
         folder: the import package whose files are read.
-        licence: SPDX expression.
+        license_id: SPDX expression.
         size: bytes of the wheel.
-        sha256: hex digest of it.
+        sha256: its hex digest.
     """
 
     name: str
     version: str
     folder: str
-    licence: str
+    license_id: str
     size: int
     sha256: str
 
     @property
     def asset(self) -> Asset:
-        """Its Python files."""
+        """Python files of the wheel."""
         stem = self.name.replace("-", "_").replace(".", "_")
         file = f"{stem}-{self.version}-py3-none-any.whl"
         return Asset(self.name, self.version, file, self.sha256, self.size, self.folder, ("*.py",))
@@ -102,32 +102,32 @@ werkzeug 3.1.9 werkzeug BSD-3-Clause 228700 6392e50c78460ba618e5b21f08a71f59c99c
 xarray 2026.9.0 xarray Apache-2.0 1445445 fe349fa871628b1a0a5217af3fe1283a2862d5485156e6eda354fffb81c3bb7c
 zarr 3.1.6 zarr MIT 295655 b5a82c5079d1c3d4ee8f06746fa3b9a98a7d804300fa3f4be154362a33e1207e
 """  # noqa: E501
-"""A line is: name, version, folder, licence, bytes, SHA-256."""
+"""Each line contains name, version, folder, license, bytes and SHA-256."""
 
 PACKAGES = tuple(
-    Package(name, version, folder, licence, int(size), sha256)
-    for name, version, folder, licence, size, sha256 in (line.split() for line in LIST.split("\n") if line)
+    Package(name, version, folder, license_id, int(size), sha256)
+    for name, version, folder, license_id, size, sha256 in (line.split() for line in LIST.split("\n") if line)
 )
 
 HELD_OUT = PACKAGES[4::5]
-"""For test."""
+"""Packages of the test set."""
 
 TYPES = ("bool", "callable", "dict", "int", "iterator", "list", "none", "optional", "str", "tuple")
-"""That are asked for, the ten most frequent; functions of other types are left out."""
+"""Classes: the ten most frequent return types; functions of other types are left out."""
 
 READING = 2
-"""Counted up when a change of the reader makes other functions of the same files."""
+"""Version of the reader; increase it if a change yields other functions from the same files."""
 
 
 @dataclass(frozen=True)
 class CodeTypes:
     """Functions with the type that they return."""
 
-    package_rows: int = setting(300, "at most so many functions of a package", low=10, high=10_000)
+    package_rows: int = setting(300, "most functions of a package", low=10, high=10_000)
     characters: int = setting(1500, "functions with a longer text are left out", low=80, high=100_000)
 
     def load(self) -> Dataset:
-        """Texts with one label each, owners are packages; fetched (30 MB) on first use.
+        """Return texts with one label each; owners are packages. The first use fetches 30 MB.
 
         Raises:
             AssetError: a package can't be fetched.
@@ -141,12 +141,14 @@ class CodeTypes:
             held = any(name == package.name for package in HELD_OUT)
             (test if held else train).extend((f, name) for f in sorted(chosen, key=lambda f: f.name))
         if not train or not test:
-            raise DataError(f"FP3029 no function has at most {self.characters} characters; allow more (characters)")
+            raise DataError(
+                f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
+            )
         return Dataset("code_types", "text", "classification", build_rows(train), build_rows(test), TYPES, "minilm")
 
 
 def read_all() -> dict[str, list[Function]]:
-    """The functions of each package, no two alike: those of test packages first; read once and kept in the cache."""
+    """Return each package's functions without duplicates, test packages first; they are read once and cached."""
     return read_packages("code_types", READING, Function, find_functions_below, drop_duplicates)
 
 
@@ -157,14 +159,14 @@ def read_packages(
     below: Callable[[Path], Iterator[T]],
     distinct: Callable[[Iterator[T], set[str]], Iterator[T]],
 ) -> dict[str, list[T]]:
-    """What is found in the files of each package, those of test packages first; read once and kept in the cache.
+    """Return what `below` finds in each package, test packages first; it is read once and cached.
 
     Args:
-        name: of the data set, which the cache is told.
-        reading: counted up when what is found of the same files changes.
+        name: the dataset's name, part of the cache key.
+        reading: version of the reader; it changes if the same files yield something else.
         kind: a dataclass of plain values.
-        below: what a package's folder holds.
-        distinct: those that are like none that was seen before; remembers them.
+        below: finds the instances of `kind` in a package's folder.
+        distinct: drops duplicates of what was seen before, and remembers the rest.
     """
     order = [*HELD_OUT, *(package for package in PACKAGES if package not in HELD_OUT)]
 
@@ -184,7 +186,7 @@ def read_packages(
 
 
 def drop_duplicates(functions: Iterator[Function], seen: set[str]) -> Iterator[Function]:
-    """Those whose fingerprint is not in `seen`, where it is from then on."""
+    """Yield functions whose fingerprint is not in `seen`, and add it."""
     for function in functions:
         if function.fingerprint not in seen:
             seen.add(function.fingerprint)
@@ -192,12 +194,12 @@ def drop_duplicates(functions: Iterator[Function], seen: set[str]) -> Iterator[F
 
 
 def compute_digest(text: str) -> str:
-    """SHA-256, hexadecimal."""
+    """Return the SHA-256 of `text` in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def build_rows(functions: Sequence[tuple[Function, str]]) -> Rows:
-    """Texts, labels and owners as `Rows`."""
+    """Return texts, labels and owners as `Rows`."""
     labels = np.array([TYPES.index(function.type) for function, _ in functions], np.int64)
     return Rows([function.text for function, _ in functions], labels, np.array([owner for _, owner in functions]))
 

@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 grey images of 8 x 8 pixels, 10 classes, part of scikit-learn; nothing is fetched.
+"""Handwritten digits: 1,797 grayscale images of 8 x 8 pixels in 10 classes, part of scikit-learn; nothing is fetched.
 
 Source: the test part of UCI's Optical Recognition of Handwritten Digits (CC BY 4.0). A quarter of each class is held
 out for test by a fixed seed; there is no standard split.
@@ -18,11 +18,11 @@ from fedpeft.parts import setting
 class Digits:
     """The digits, for tests and small vision runs."""
 
-    test_fraction: float = setting(0.25, "share of the rows held out for test", above=0.0, high=0.9)
+    test_fraction: float = setting(0.25, "share of the examples held out for test", above=0.0, high=0.9)
     seed: int = setting(0, "seed of the test split; not the run's seed", low=0)
 
     def load(self) -> Dataset:
-        """Images uint8 (rows, 8, 8), 0 to 255."""
+        """Return images uint8 (examples, 8, 8), 0 to 255, with their digits."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -1,8 +1,7 @@
-"""Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28 grey pixels, 10 classes (Xiao et al., arXiv
-1708.07747; MIT licence).
+"""Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28 grayscale pixels in 10 classes.
 
-Read from the four IDX files (plain or .gz): those of `path`, of the Debian package dataset-fashion-mnist where it is
-installed, or of that package fetched with `apt-get download` (31 MB, no root needed).
+Source: Xiao et al., arXiv 1708.07747 (MIT license). The four IDX files, plain or .gz, come from `path`, from the
+installed Debian package dataset-fashion-mnist, or from that package after `apt-get download` (31 MB, without root).
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ WAYS = f"install the Debian package {PACKAGE}, or give the folder of the IDX fil
 
 @dataclass(frozen=True)
 class FashionMnist:
-    """Clothes, as small grey images."""
+    """Clothes as small grayscale images."""
 
     path: str | None = setting(None, "folder with the IDX files; None: the Debian package")
-    rows: int = setting(60_000, "the first so many training images", low=1000, high=60_000)
-    test_rows: int = setting(10_000, "the first so many test images", low=100, high=10_000)
+    rows: int = setting(60_000, "number of training images, the first ones", low=1000, high=60_000)
+    test_rows: int = setting(10_000, "number of test images, the first ones", low=100, high=10_000)
 
     def load(self) -> Dataset:
-        """Images uint8 (rows, 28, 28).
+        """Return images uint8 (examples, 28, 28) with their classes.
 
         Raises:
-            AssetError: the files are not there and can't be fetched.
-            DataError: they are not what they should be.
+            AssetError: the files are missing and can't be fetched.
+            DataError: the files are damaged.
         """
         if self.path is not None:
             folder = Path(self.path).expanduser()
@@ -58,11 +57,11 @@ class FashionMnist:
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:
-    """The array in an IDX file (Yann LeCun's format, unsigned bytes), compressed or not.
+    """Return the array in an IDX file (Yann LeCun's format, unsigned bytes), plain or compressed.
 
     Raises:
-        AssetError: there is no such file.
-        DataError: it is no IDX file of bytes, or is cut short.
+        AssetError: the file does not exist.
+        DataError: it is not an IDX file of bytes, or is cut short.
     """
     for file, opened in ((folder / name, open), (folder / f"{name}.gz", gzip.open)):
         if file.is_file():
@@ -92,7 +91,7 @@ def _fetch(target: Path) -> None:
     work.mkdir()
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise AssetError(f"FP2002 Fashion-MNIST is not here, and there is no {tool} to fetch it with; {WAYS}")
+            raise AssetError(f"FP2002 Fashion-MNIST is missing, and so is the program {tool} to fetch it; {WAYS}")
     for command in (["apt-get", "download", PACKAGE], ["dpkg-deb", "-x", "PACKAGE", "."]):
         words = [str(next(work.glob("*.deb"))) if word == "PACKAGE" else word for word in command]
         done = subprocess.run(words, cwd=work, capture_output=True, text=True, check=False)

@@ -1,22 +1,34 @@
-"""Your own rows: `file:PATH`, or `file(path="PATH", text="body", label="topic")`.
+"""Your own examples: `file:PATH`, or `file(path="PATH", text="body", label="topic")`.
 
-PATH is a file of named columns, CSV, TSV, JSON lines, JSON, Parquet or Arrow, plain or .gz (the first line of a CSV or
-TSV file names the columns); a CoNLL file; a .txt file, whose lines are the column text; or a folder: a data set that
-`save_to_disk` of the `datasets` library has written, single or with splits; files train, validation and test; a file
-for each client; or pictures, in a folder for each class or with a metadata.csv of file_name and label. Parquet, Arrow
-and saved data sets need the extra `hub`.
+PATH is one of these:
 
-`text="premise + hypothesis"` makes one text of two columns, each after its name, as T5 writes pairs (Raffel et al.,
-2020, appendix D). Labels that are numbers with fractions are predicted (regression), in units of the training rows'
-mean and deviation or of those that are given; lists of labels, or columns of 0 and 1 (`label="toxic + insult"`), are
-several labels a row; all else is one class. Instruction data are told by their columns, where there is none called as
-`text` says: messages, conversations (ShareGPT), instruction and output (alpaca), prompt and completion. The model's
-chat template is applied, or a `template`, and the loss is that of the answers. A prompt with a chosen and a rejected
-answer is a preference, learned by DPO. Columns input and target, or any that `text` and `target` name, are pairs of
-texts for an encoder with a decoder: `file(path="FILE", text=article, target=summary)`. Columns of words and tags are
-token labels: `file(path="FILE", text=tokens, label=ner_tags)`. Separator, encoding and decimal comma of a table, and
-a column called owner, client, site or hospital, are detected and reported. Without test rows, a seeded share of each
-class is held out. The data is yours, and so is its licence.
+- a file of named columns: CSV, TSV, JSON lines, JSON, Parquet or Arrow, plain or .gz;
+- a CoNLL file;
+- a .txt file, whose lines become the column text;
+- a folder that `save_to_disk` of the `datasets` library wrote, with or without splits;
+- a folder with files train, validation and test, or with one file per client;
+- a folder of images, in a folder for each class or with a metadata.csv of file_name and label.
+
+The first line of a CSV or TSV file names the columns. Parquet, Arrow and saved datasets need the extra `hub`.
+
+The columns decide the task:
+
+- `text="premise + hypothesis"` joins two columns, each after its name, as T5 writes pairs (Raffel et al., 2020,
+  appendix D).
+- Labels that are numbers with fractions are predicted (regression). Their unit is the mean and deviation of the
+  training examples, or the given ones.
+- Lists of labels, or columns of 0 and 1 (`label="toxic + insult"`), are several labels per example. Other labels are
+  classes.
+- Without a column named as `text`, these columns are instruction data: messages, conversations (ShareGPT),
+  instruction and output (alpaca), prompt and completion. The model's chat template or `template` formats them, and
+  the loss counts the answers only.
+- A prompt with a chosen and a rejected answer is a preference, learned by DPO.
+- Columns input and target, or those that `text` and `target` name, are pairs for an encoder with a decoder:
+  `file(path="FILE", text=article, target=summary)`.
+- Words with tags are token labels: `file(path="FILE", text=tokens, label=ner_tags)`.
+
+Separator, encoding and decimal comma of a table are detected and reported. So is a column called owner, client, site or
+hospital. Without test examples, a seeded share of each class is held out. The data and their license are yours.
 """
 
 from __future__ import annotations
@@ -45,68 +57,76 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class File:
-    """Rows from a file or folder of your own."""
+    """Examples from a file or folder of your own."""
 
     argument: ClassVar[str] = "path"
 
     path: str = setting(
         dataclasses.MISSING, "the file (.csv, .tsv, .jsonl, .json, .txt, .parquet, .arrow, or .gz) or folder", path=True
     )
-    text: str = setting("text", "name of the column with the texts; of two: 'premise + hypothesis'")
+    text: str = setting("text", "name of the column with the texts; for two columns 'premise + hypothesis'")
     label: str | None = setting(
         "label", "name of the column with classes, numbers or lists of labels, or 'toxic + insult'; None: language"
     )
-    label_type: str = setting("auto", "what the labels are; auto: as they look; it is reported", choices=KINDS)
+    label_type: str = setting(
+        "auto", "type of the labels; auto: detected from their values and reported", choices=KINDS
+    )
     labels: str | None = setting(
         None, "names of classes or labels in order: a,b,c; None: those that occur in the training examples"
     )
-    mean: float | None = setting(None, "of numbers to predict, where known; None: of the training examples")
-    deviation: float | None = setting(None, "standard deviation of the same; None: of the training examples", above=0)
+    mean: float | None = setting(None, "mean of the numbers to predict; None: that of the training examples")
+    deviation: float | None = setting(
+        None, "standard deviation of the numbers to predict; None: that of the training examples", above=0
+    )
     owner: str | None = setting(
         AUTO,
-        "name of the column that says whose row it is, for the natural partition; auto: a column called owner, client, "
-        "site or hospital; None: none",
+        "name of the column of owners, for the natural partition; auto: a column called owner, client, site or "
+        "hospital; None: no owners",
     )
-    sep: str = setting(AUTO, "what separates the columns of a text file: ',', ';', tab, ...; auto: detected, reported")
-    encoding: str = setting(AUTO, "of a text file: utf-8, latin-1, cp1252, utf-16, ...; auto: detected, and reported")
+    sep: str = setting(AUTO, "separator of a text file's columns: ',', ';', tab, ...; auto: detected and reported")
+    encoding: str = setting(
+        AUTO, "encoding of a text file: utf-8, latin-1, cp1252, utf-16, ...; auto: detected and reported"
+    )
     decimal: str = setting(
         AUTO, "decimal sign of numeric labels; auto: a comma if they have no other reading", choices=DECIMALS
     )
     incomplete: str = setting(
         REFUSE,
-        "rows without a text, an answer, a label or an owner, of training, validation and test alike; drop: they are "
-        "left out and reported",
+        "rows of any split without a text, an answer, a label or an owner; drop: leave them out and report their "
+        "number",
         choices=INCOMPLETE,
     )
     messages: str | None = setting(
-        None, "name of the column with conversations, for instruction data; messages where there is no text column"
+        None, "name of the column with conversations; by default messages, if there is no text column"
     )
     template: str | None = setting(
         None,
-        "instruction data: alpaca, chat (the model's own) or FILE.jinja, a template of columns or messages",
+        "template of instruction data: alpaca, chat (the model's own) or FILE.jinja for columns or messages",
         path=True,
         check=check_template,
     )
-    answer: str = setting("output", "name of the column with the answers, where a template writes the prompts")
+    answer: str = setting("output", "name of the column with the answers if a template writes the prompts")
     target: str | None = setting(
-        None, "name of the column with the texts that a decoder is to write (T5, BART); `text` is what is read"
+        None, "name of the column with the texts that a decoder writes (T5, BART); it reads the column `text`"
     )
     beta: float = setting(
-        0.1, "preferences: how much it costs to leave the base's answers (DPO)", above=0.0, high=100.0
+        0.1, "preferences: strength of the penalty for leaving the base model's answers (DPO)", above=0.0, high=100.0
     )
     validation: str | None = setting(
-        None, "a file of validation examples with the same columns; None: that of the folder, or held out", path=True
+        None, "a file of validation examples with the same columns; None: the folder's, or held out", path=True
     )
     test: str | None = setting(
         None,
-        "a file of test examples with the same columns; None: that of the folder, or hold some of `path` out",
+        "a file of test examples with the same columns; None: the folder's, or held out of `path`",
         path=True,
     )
-    test_fraction: float = setting(0.2, "share of the rows held out for test when there are none", above=0.0, high=0.9)
+    test_fraction: float = setting(
+        0.2, "share of the examples held out for test if there is no test set", above=0.0, high=0.9
+    )
     side: int = setting(
         64,
-        "pixels per side that pictures are brought to; up to 64 the model sees 4 x 4 patches, above as many whole ones "
-        "as fit",
+        "pixels per side that images are scaled to; the model sees 4 x 4 patches up to 64 pixels, and above as many "
+        "whole patches as fit",
         low=8,
         high=512,
     )
@@ -115,24 +135,25 @@ class File:
     task_in_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self._get_format()  # or the settings of its format are none
+        """Check the settings of the text format."""
+        self._get_format()  # raises if its settings are not legal
 
     @property
     def suited_head(self) -> str | None:
-        """How the head starts on these rows: at zero if words are labeled; None: no special way."""
+        """Start of the head: zero for token labels; None leaves the choice to the run."""
         try:
             splits = self._find_splits()
             pictures = has_pictures(splits.train)
             _, first = next(self._read_records(splits.train, pictures), ("", {}))
-        except FedpeftError:  # which loading reports
+        except FedpeftError:  # `load` reports it
             return None
         return "zero" if not pictures and choose_tag_reading(first, self.text, self.label, self.text) else None
 
     def load(self) -> Dataset:
-        """The rows, checked.
+        """Return the examples, checked.
 
         Raises:
-            ConfigError: the file's ending does not say how to read it, or a library is missing that reads it.
+            ConfigError: the file's ending is unknown, or the library that reads it is missing.
             DataError: it can't be read, or its rows can't be used; the message names the line.
         """
         splits = self._find_splits()
@@ -180,7 +201,7 @@ class File:
         if instructions is None or instructions.task != TOKEN_LABELS:
             return user_rows.build_dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
         tables = [train, *(table for table in (validation, test) if table is not None)]
-        texts, labels = convert_tags([table.texts for table in tables], name, known.names, "occur in training rows")
+        texts, labels = convert_tags([table.texts for table in tables], name, known.names, "occur in training examples")
         train, *others = (dataclasses.replace(t, texts=own) for t, own in zip(tables, texts, strict=True))
         validation = None if validation is None else others.pop(0)
         test = None if test is None else others.pop(0)
@@ -198,7 +219,7 @@ class File:
         return TableFormat(self.sep, self.encoding, self.decimal, f"file(path={self.path!r}, NAME=VALUE)")
 
     def _find_owner(self, first: dict[str, Any], splits: Splits, instructions: ColumnReading | None) -> str | None:
-        """Return the column of owners: the user's, or that of files by client, or one that is called so.
+        """Return the column of owners: the given one, that of one file per client, or one with a usual name.
 
         Raises:
             DataError: several columns are called so.
@@ -220,12 +241,12 @@ class File:
     def _read_table(
         self, path: Path, pictures: bool, instructions: ColumnReading | None, names: user_rows.Names
     ) -> user_rows.Table:
-        """One split's rows."""
+        """Return the table of one split."""
         if pictures and not has_pictures(path):
             raise ConfigError(
-                f"FP1091 {path} holds no pictures, and the training rows are pictures; give a folder of the same kind"
+                f"FP1091 {path} contains no images, but the training examples are images; give a folder of images"
             )
-        if self.owner == AUTO and names.owner is not None:  # test rows may belong to nobody
+        if self.owner == AUTO and names.owner is not None:  # test examples may have no owner
             _, first = next(self._read_records(path, pictures), ("", {}))
             names = names if names.owner in first else dataclasses.replace(names, owner=None)
         found = self._read_records(path, pictures)
@@ -237,7 +258,7 @@ class File:
         return dataclasses.replace(table, left_out=complete.note)
 
     def _find_splits(self) -> Splits:
-        """Where the rows are, the settings before what is found."""
+        """Return the paths of the splits; the settings take precedence over what the folder contains."""
         found = find_splits(Path(self.path).expanduser())
         given = {
             name: Path(path).expanduser()
@@ -249,7 +270,7 @@ class File:
     def _list_notes(
         self, splits: Splits, instructions: ColumnReading | None, names: user_rows.Names
     ) -> tuple[str, ...]:
-        """What was taken by itself, in one line each."""
+        """Return one line for each choice that was made automatically."""
         notes = [
             note
             for path in (splits.train, splits.validation, splits.test)

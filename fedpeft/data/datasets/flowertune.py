@@ -1,15 +1,17 @@
-"""Rows of Flower's FlowerTune tracks, on the clients that have them there: `flowertune(NAME, track=finance)`.
+"""Examples of Flower's FlowerTune tracks, on the same clients as there: `flowertune(NAME, track=finance)`.
 
     general_nlp   the prompt is the column instruction; the column input is left out, as the template does
     finance, code the prompt is instruction, a space, input
     medical       the prompt is the column input
 
-The answer is the column output, a space before it; prompt and answer are cut into tokens as one text, and only the
-answer's are learned. Templates add no token that ends an answer: `end=True` does. Row i of the data lies on the client
-that has it in `dataset.shuffle(seed=42)` cut into contiguous shards (Flower's IidPartitioner): its owner, for the
-natural partition. Rows that are held out for validation and test are missing there; all others lie as they did.
+The answer is the column output after a space. Prompt and answer are tokenized as one text, and only the answer's tokens
+are learned. The templates add no token that ends an answer; `end=True` does.
 
-Source: github.com/adap/flower, examples/flowertune-llm-* (Apache-2.0). The data sets have licences of their own.
+Row i belongs to the client that holds it in `dataset.shuffle(seed=42)`, cut into contiguous shards (Flower's
+IidPartitioner). This client is its owner for the natural partition. Validation and test examples are taken out of these
+shards; all other rows stay where they are.
+
+Source: github.com/adap/flower, examples/flowertune-llm-* (Apache-2.0). The datasets have licenses of their own.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ TRACKS = {
     "medical": ("flwrlabs/medical-meadow-medical-flashcards", 20),
     "code": ("flwrlabs/code-alpaca-20k", 10),
 }
-"""Data set and number of clients (SuperNodes) of each track."""
+"""Dataset and number of clients (SuperNodes) of each track."""
 
 ENDINGS = (*JSON_LINES, *DELIMITERS, ".json")
 
@@ -54,22 +56,22 @@ class FlowerTune:
 
     name: str = setting(
         dataclasses.MISSING,
-        "data set on the hub, a folder with a copy, or a file (.jsonl, .json, .csv, .tsv)",
+        "dataset on the hub, a folder with a copy, or a file (.jsonl, .json, .csv, .tsv)",
         path=True,
     )
-    track: str = setting("general_nlp", "which columns make the prompt", choices=tuple(TRACKS))
-    clients: int = setting(20, "into how many shards the rows are cut", low=1, high=100_000)
+    track: str = setting("general_nlp", "track, which decides the columns of the prompt", choices=tuple(TRACKS))
+    clients: int = setting(20, "number of shards that the rows are cut into", low=1, high=100_000)
     shuffle: int = setting(42, "seed of the shuffling; not the run's seed", low=0)
-    end: bool = setting(False, "the model's end-of-text token behind each answer is learned, too")
-    test: str | None = setting(None, "file of test examples with the same columns; None: hold some rows out", path=True)
-    held_out: int = setting(200, "rows held out for test where `test` is None; at most a tenth of all", low=1)
+    end: bool = setting(False, "also learn the model's end-of-text token after each answer")
+    test: str | None = setting(None, "file of test examples with the same columns; None: hold some out", path=True)
+    held_out: int = setting(200, "examples held out for test if `test` is None; at most a tenth of all", low=1)
 
     def load(self) -> Dataset:
-        """The rows, checked.
+        """Return the examples, checked.
 
         Raises:
-            AssetError: the data set can't be fetched, or the extra 'hub' is missing.
-            DataError: its rows can't be used, or there are fewer than clients.
+            AssetError: the dataset can't be fetched, or the extra 'hub' is missing.
+            DataError: its rows can't be used, or there are fewer rows than clients.
         """
         texts = self._read_texts(self.name)
         rows = Rows(texts, None, assign_clients(len(texts), self.clients, self.shuffle))
@@ -94,7 +96,7 @@ class FlowerTune:
         return texts
 
     def pack_row(self, record: Mapping[str, Any], where: str) -> str:
-        """A record as one text (`fedpeft.data.conversations`).
+        """Return a record as one text (`fedpeft.data.conversations`).
 
         Raises:
             DataError: a column is missing or holds no text; `where` is named.
@@ -108,13 +110,13 @@ class FlowerTune:
 
 
 def assign_clients(rows: int, clients: int, seed: int) -> NDArray[np.int64]:
-    """The client of each row, int64 (rows,): as `datasets` shuffles, and cuts into contiguous shards.
+    """Return the client of each row, int64 (rows,): shuffled as `datasets` does, then cut into contiguous shards.
 
     Raises:
-        DataError: fewer rows than clients.
+        DataError: there are fewer rows than clients.
     """
     if rows < clients:
-        raise DataError(f"FP3033 {clients} clients can't share {rows} rows; ask for fewer")
+        raise DataError(f"FP3033 {clients} clients can't share {rows} rows; give fewer clients")
     client = np.empty(rows, np.int64)
     for k, shard in enumerate(np.array_split(np.random.default_rng(seed).permutation(rows), clients)):
         client[shard] = k
@@ -133,7 +135,7 @@ def _get_column(record: Mapping[str, Any], name: str, where: str, empty: bool = 
 
 
 def _read_records(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The records of a file, of a folder with files, or of a data set on the hub, each with its place."""
+    """Yield the records of a file, a folder or a dataset of the hub, each with its place."""
     path = Path(source).expanduser()
     if path.is_file() or path.suffix.lower() in ENDINGS:
         yield from _read_list(path) if path.suffix.lower() == ".json" else read_records(source)
@@ -146,7 +148,7 @@ def _read_records(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _read_list(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The records of a JSON file with one list, as Stanford Alpaca's is."""
+    """Yield the records of a JSON file that contains one list, such as Stanford Alpaca's."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -164,19 +166,19 @@ def _read_list(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _read_hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if importlib.util.find_spec("datasets") is None:
         raise AssetError(
-            f"FP2004 the rows of {name} need the package datasets (pip install 'fedpeft[hub]'), or a local file of "
-            f"them: {', '.join(ENDINGS)}, or a folder with one such file that is called train"
+            f"FP2004 to fetch {name}, install the package datasets (pip install 'fedpeft[hub]'), or give a local file "
+            f"({', '.join(ENDINGS)}) or a folder with one such file called train"
         )
     import datasets
 
     try:
         rows = datasets.load_dataset(name, split="train")
-    except Exception as error:  # whatever the library raises of names, networks and files
+    except Exception as error:  # the library may raise anything for names, networks and files
         if is_disk_full(error):
-            raise create_hub_disk_error(f"the data set {name}") from None
+            raise create_hub_disk_error(f"the dataset {name}") from None
         reason = " ".join(str(error).split())[:200]
         raise AssetError(
-            f"FP2005 can't fetch the data set {name}: {reason}; give a local file or folder of it"
+            f"FP2005 can't fetch the dataset {name}: {reason}; give a local file or folder of it"
         ) from None
     for number, record in enumerate(rows, 1):
         yield f"row {number}", record

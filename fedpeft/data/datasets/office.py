@@ -1,8 +1,8 @@
-"""Made office tasks with one right answer each: instruction data of twelve kinds, each kind an owner.
+"""Generated office tasks with one right answer each: instruction data of twelve types; each type is an owner.
 
-A question says what is wanted in plain words ("Which costs least: tea 4.20, cake 3.10, soup 5.90?"), the answer is the
-result alone ("cake"). An untuned model talks around it, so exact match shows what tuning has taught; test questions are
-of the same kinds and occur in no training row. Nothing is fetched; free of any licence.
+A question states the request in plain words ("Which costs least: tea 4.20, cake 3.10, soup 5.90?"). The answer is the
+result alone ("cake"). An untuned model adds words around it, so exact match shows what tuning taught. Test questions
+have the same types and do not occur in the training examples. Nothing is fetched, and no license applies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedpeft.data.rows import Dataset, Rows
 from fedpeft.parts import setting
 
 ORDER = "Answer with the result alone."
-"""What a model is told before each question."""
+"""System message before each question."""
 
 THINGS = (
     *("apple", "bread", "candle", "desk", "envelope", "folder", "glue", "hammer", "ink", "jacket", "kettle", "lamp"),
@@ -61,7 +61,7 @@ def _draw_cheapest(draw: random.Random) -> Task:
     return f"Which costs least: {_join_words(offers)}?", things[prices.index(min(prices))]
 
 
-def _count(draw: random.Random) -> Task:
+def _draw_count(draw: random.Random) -> Task:
     things = draw.sample(THINGS, draw.randint(2, 6))
     return f"How many things are on the list: {_join_words(things)}?", str(len(things))
 
@@ -90,7 +90,7 @@ def _draw_largest(draw: random.Random) -> Task:
     return f"Which number is largest: {_join_words(list(map(str, numbers)))}?", str(max(numbers))
 
 
-def _name(draw: random.Random) -> Task:
+def _draw_name(draw: random.Random) -> Task:
     first, middle, last = draw.choice(FIRST), draw.choice(FIRST), draw.choice(LAST)
     return f"Write the last name first: {first} {middle} {last}", f"{last}, {first} {middle}"
 
@@ -115,32 +115,32 @@ def _draw_timetable(draw: random.Random) -> Task:
 KINDS: dict[str, Callable[[random.Random], Task]] = {
     "acronyms": _draw_acronym,
     "capitals": _draw_capitals,
-    "counts": _count,
+    "counts": _draw_count,
     "dates": _draw_date,
     "e-mails": _draw_email,
     "invoices": _draw_invoice,
-    "names": _name,
+    "names": _draw_name,
     "numbers": _draw_largest,
     "prices": _draw_cheapest,
     "reversals": _draw_reversal,
     "sorting": _draw_sorting,
     "timetables": _draw_timetable,
 }
-"""What each owner asks."""
+"""Each owner's function that draws a question and its answer."""
 
 
 @dataclass(frozen=True)
 class Office:
-    """Made office tasks of twelve kinds, with one right answer each."""
+    """Generated office tasks of twelve types, with one right answer each."""
 
-    rows: int = setting(40, "training examples of each kind", low=2, high=200)
-    test_rows: int = setting(8, "test examples of each kind", low=1, high=100)
+    rows: int = setting(40, "training examples of each type", low=2, high=200)
+    test_rows: int = setting(8, "test examples of each type", low=1, high=100)
     seed: int = setting(0, "seed of the rows; not the run's seed", low=0)
 
     suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
-        """Rows of one question and its answer, kind by kind."""
+        """Return examples of one question and its answer each, type by type."""
         train, test = [], []
         for kind, draw in KINDS.items():
             generator = random.Random(f"office {self.seed} {kind}")

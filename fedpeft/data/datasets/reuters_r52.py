@@ -1,7 +1,7 @@
 """Reuters-21578 R52: 6,532 training and 2,568 test news stories of 52 topics, very imbalanced (modApte split).
 
-One row of the training file has neither label nor text and is dropped. The rarest topics have one training row.
-Source and licence: see `fedpeft.data.orange_corpora`.
+One line of the training file has neither label nor text and is dropped. The rarest topics have one training example.
+Source and license: see `fedpeft.data.orange_corpora`.
 """
 
 from __future__ import annotations

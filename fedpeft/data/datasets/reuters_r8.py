@@ -1,7 +1,7 @@
 """Reuters-21578 R8: 5,485 training and 2,189 test news stories of the 8 most frequent topics (modApte split).
 
-Imbalanced: two topics hold three quarters of the rows.
-Source and licence: see `fedpeft.data.orange_corpora`.
+The classes are imbalanced: two topics hold three quarters of the examples. Source and license: see
+`fedpeft.data.orange_corpora`.
 """
 
 from __future__ import annotations

@@ -1,17 +1,23 @@
 """Polarity of short texts from four domains: film reviews, product reviews, newspaper editorials and tweets.
 
-Source: the ground truth of VADER (Hutto and Gilbert, ICWSM 2014): 10,605 snippets of film reviews (Pang and Lee), 3,708
-sentences of about 300 product reviews (Hu and Liu), 5,190 of 500 editorials and 4,200 tweets, each with 15 or more
-human ratings from -4 to 4, and their mean. A text is positive above `margin`, negative below -`margin`; those between,
-about which people disagree or which say nothing, are left out. The files lie in the package vaderSentiment 0.5 (MIT);
-the texts' own rights are their sources'. What raters have said of test rows a run's calibration is compared with
+The source is the ground truth of VADER (Hutto and Gilbert, ICWSM 2014):
+
+- 10,605 snippets of film reviews (Pang and Lee);
+- 3,708 sentences of about 300 product reviews (Hu and Liu);
+- 5,190 snippets of 500 editorials;
+- 4,200 tweets.
+
+Each text has 15 or more human ratings from -4 to 4, and their mean. A text is positive above `margin` and negative
+below -`margin`. Those between, neutral or disputed, are left out. The files are part of the package vaderSentiment 0.5
+(MIT); the texts keep the rights of their sources. A run compares its calibration with the ratings of the test examples
 (`fedpeft.trust.raters`).
 
-Held out for test: a fifth of each domain's documents, chosen by hash; a document is a product review or an editorial,
-and each film snippet and tweet is one by itself. A text that occurs twice counts once. Owners are documents,
-`domain/number`: numbered as in their files, which are by product and by date, but film snippets by hash, since their
-file is sorted by polarity. So the partition `grouped`, which suits these rows, makes clients of documents that belong
-together.
+A fifth of each domain's documents is held out for test, chosen by hash. A document is a product review, an editorial, a
+film snippet or a tweet. A text that occurs twice counts once.
+
+Owners are documents, `domain/number`, numbered as in their files, which are sorted by product and by date. Film
+snippets are numbered by hash, since their file is sorted by polarity. So the partition `grouped`, the default here,
+gives each client documents that belong together.
 """
 
 from __future__ import annotations
@@ -46,16 +52,16 @@ DOMAINS = {
     "products": "amazonReviewSnippets",
     "tweets": "tweets",
 }
-"""Domain -> how the names of its files begin."""
+"""Start of the file names of each domain."""
 
 BY_HASH = ("films",)
-"""Domains whose files are sorted by polarity: clients with one class each would be of the file's making."""
+"""Domains whose files are sorted by polarity; in file order, clients would have one class each."""
 
 LABELS = ("negative", "positive")
 
 
 class Rated(NamedTuple):
-    """A text, the document that it is of, its mean rating, -4 to 4, and what it is called in the files."""
+    """A rated text: its document, mean rating (-4 to 4), text and identifier in the files."""
 
     document: str
     rating: float
@@ -65,23 +71,23 @@ class Rated(NamedTuple):
 
 @dataclass(frozen=True)
 class Reviews:
-    """Negative or positive, in four domains."""
+    """Negative or positive texts of four domains."""
 
     suited_partition: ClassVar[str] = "grouped"
 
-    margin: float = setting(0.5, "mean rating, -4 to 4, from which on a text has a polarity", above=0.0, high=3.0)
+    margin: float = setting(0.5, "mean rating, of -4 to 4, beyond which a text has a polarity", above=0.0, high=3.0)
     test_fraction: float = setting(0.2, "share of each domain's documents held out for test", above=0.0, high=0.5)
 
     def load(self) -> Dataset:
-        """Texts with one label and one owner each; fetched (2.4 MB) on first use.
+        """Return texts with one label and one owner each; the first use fetches 2.4 MB.
 
         Raises:
             AssetError: the package can't be fetched.
-            DataError: its files are not what they should be, or no text is as far from 0 as `margin`.
+            DataError: its files are damaged, or no mean rating is beyond `margin`.
         """
         train: list[tuple[str, int, str]] = []  # text, label, owner
         test: list[tuple[str, int, str]] = []
-        votes: list[list[int]] = []  # of test rows
+        votes: list[list[int]] = []  # of test examples
         seen: set[str] = set()
         with tarfile.open(ASSET.fetch() / ARCHIVE) as archive:
             for domain, start in DOMAINS.items():
@@ -107,10 +113,10 @@ class Reviews:
 
 
 def read_member(archive: tarfile.TarFile, file: str) -> tuple[str, str]:
-    """The text of a file, and what the archive calls it.
+    """Return the text of a file in the archive, and its name there.
 
     Raises:
-        DataError: the archive has none.
+        DataError: the archive does not contain the file.
     """
     name = f"hutto_ICWSM_2014/{file}"
     try:
@@ -118,15 +124,15 @@ def read_member(archive: tarfile.TarFile, file: str) -> tuple[str, str]:
     except KeyError:
         content = None
     if content is None:
-        raise DataError(f"FP3043 {name} in {ARCHIVE} is no file; delete its folder to fetch it again")
+        raise DataError(f"FP3043 {ARCHIVE} does not contain the file {name}; delete its folder to fetch it again")
     return content.read().decode("utf-8-sig"), name
 
 
 def parse_ratings(content: str, name: str) -> dict[str, str]:
-    """The lists of ratings in the lines `id TAB mean TAB deviation TAB [3, 2, ...]` of a file, as text, by id.
+    """Return the list of ratings of each id, as text, from lines `id TAB mean TAB deviation TAB [3, 2, ...]`.
 
     Raises:
-        DataError: a line is not of this form.
+        DataError: a line does not have this form.
     """
     found = {}
     for number, line in enumerate(content.splitlines(), 1):
@@ -138,10 +144,10 @@ def parse_ratings(content: str, name: str) -> dict[str, str]:
 
 
 def parse_votes(given: str, domain: str) -> list[int]:
-    """The ratings in a list, as text.
+    """Return the ratings in a list that is given as text.
 
     Raises:
-        DataError: it is no list of whole numbers.
+        DataError: it is not a list of whole numbers.
     """
     try:
         votes = json.loads(given)
@@ -149,23 +155,24 @@ def parse_votes(given: str, domain: str) -> list[int]:
         votes = None
     if not isinstance(votes, list) or not votes or not all(type(vote) is int for vote in votes):
         raise DataError(
-            f"FP3045 {given!r:.60} are no ratings of a text from {domain}; delete its folder to fetch it again"
+            f"FP3045 {given!r:.60} is not a list of ratings of a text from {domain}; delete its folder to fetch it "
+            "again"
         )
     return votes
 
 
 def build_raters(votes: list[list[int]]) -> Raters:
-    """Of the ratings of each text, at least one; those of 0 are undecided."""
+    """Return the raters of texts with at least one rating each; a rating of 0 is half a vote for each class."""
     signs = [np.sign(row) for row in votes]
     share = np.array([(1 + sign.mean()) / 2 for sign in signs])
     return Raters(share, np.array([np.std(row) for row in votes]))
 
 
 def read_rated(content: str, name: str) -> Iterator[Rated]:
-    """The lines `id TAB rating TAB text` of a file; `document_sentence` is an id, or a document's number alone.
+    """Yield the texts in lines `id TAB rating TAB text`; an id is `document_sentence` or a document's number alone.
 
     Raises:
-        DataError: a line is not of this form.
+        DataError: a line does not have this form.
     """
     for number, line in enumerate(content.splitlines(), 1):
         row, _, rest = line.partition("\t")
@@ -177,7 +184,7 @@ def read_rated(content: str, name: str) -> Iterator[Rated]:
 
 
 def is_new(text: str, seen: set[str]) -> bool:
-    """Whether no text of the same letters and digits is in `seen`, where it is from now on."""
+    """Return whether `seen` has no text with the same letters and digits, and add these."""
     letters = "".join(filter(str.isalnum, text.casefold())) or text
     if letters in seen:
         return False
@@ -186,12 +193,12 @@ def is_new(text: str, seen: set[str]) -> bool:
 
 
 def place(name: str) -> float:
-    """Where a name falls between 0 and 1, the same on every machine."""
+    """Return a number from 0 to 1 for a name, by hash: the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
 
 
 def build_rows(rows: list[tuple[str, int, str]]) -> Rows:
-    """Texts, labels and owners as `Rows`."""
+    """Return texts, labels and owners as `Rows`."""
     return Rows(
         [text for text, _, _ in rows], np.array([y for _, y, _ in rows], np.int64), np.array([o for *_, o in rows])
     )

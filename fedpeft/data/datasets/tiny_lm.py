@@ -1,8 +1,8 @@
-"""Made text for causal language modelling in tests: owners who each use words in their own way.
+"""Generated text for causal language modeling in tests: owners with individual habits of word use.
 
-Each owner's text is a Markov chain over the made vocabulary. A word's successors are, with probability `own`, the three
-that this owner prefers after it, otherwise the three that all owners share; so there is something to learn for all
-(the shared successors) and something that differs between clients. Nothing is fetched; free of any licence.
+Each owner's text is a Markov chain over the invented vocabulary. With probability `own`, a word's successor is one of
+the three that this owner prefers after it. Otherwise it is one of the three that all owners share. So the shared
+successors are common to all clients, and the preferred ones differ. Nothing is fetched, and no license applies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUCCESSORS = 3
 
 @dataclass(frozen=True)
 class TinyLM:
-    """Made sequences with owners."""
+    """Generated sequences with owners."""
 
     owners: int = setting(10, "number of owners", low=1, high=10_000)
     rows: int = setting(30, "training examples of an owner; some have up to half more or less", low=2, high=10_000)
@@ -33,7 +33,7 @@ class TinyLM:
     suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
-        """Rows of 8 to 24 words, grouped by owner."""
+        """Return examples of 8 to 24 words, grouped by owner."""
         generator = np.random.default_rng([self.seed, 21])
         shared = _draw_successors(generator)
         train: list[tuple[str, str]] = []
@@ -69,7 +69,7 @@ class TinyLM:
 
 
 def _draw_successors(generator: np.random.Generator) -> NDArray[np.int64]:
-    """For each word three words that follow it, int64 (vocabulary, 3)."""
+    """Draw three successors of each word, int64 (vocabulary, 3)."""
     return generator.integers(len(WORDS), size=(len(WORDS), SUCCESSORS))
 
 

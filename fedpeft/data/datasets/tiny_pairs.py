@@ -1,7 +1,7 @@
-"""Made pairs of texts for tests: a query of a few words, and a document that has most of them.
+"""Generated pairs of texts for tests: a query of a few words, and a document that contains most of them.
 
-Words are the made ones; a document has 8 to 16, drawn alike, its query 3 to 5 of these and one of any. Nothing is
-fetched; equal settings give equal rows. Each row has one of 12 owners. Licence: made here, free of any.
+A document has 8 to 16 invented words, drawn uniformly. Its query has 3 to 5 of these and one random word. Each example
+has one of 12 owners. Nothing is fetched; equal settings give equal examples. No license applies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OWNERS = 12
 
 @dataclass(frozen=True)
 class TinyPairs:
-    """Made texts that belong together."""
+    """Generated pairs of query and document."""
 
     rows: int = setting(240, "training examples", low=24, high=1_000_000)
     test_rows: int = setting(60, "test examples", low=2, high=100_000)
@@ -32,7 +32,7 @@ class TinyPairs:
     suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
-        """The same rows for the same settings, on every machine with the same numpy."""
+        """Return the pairs, equal for equal settings on every machine with the same numpy."""
         generator = np.random.default_rng([self.seed, 21])
         train, test = (self._draw(count, generator) for count in (self.rows, self.test_rows))
         return Dataset("tiny_pairs", "text", self.task, train, test, None, "tiny")

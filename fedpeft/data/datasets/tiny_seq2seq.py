@@ -1,7 +1,7 @@
-"""Made pairs of texts for sequence to sequence: a sentence, and its words in another language in reverse order.
+"""Generated pairs for sequence to sequence: a sentence, and its words in another language in reverse order.
 
-The other language is a dictionary: each word has one that stands for it, and no word stands for two. Owners speak of
-different things: each uses some words more often than others. Nothing is fetched; free of any licence.
+The other language is a dictionary: each word has one translation, and no two words share one. Owners differ in the
+words that they use often. Nothing is fetched, and no license applies.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ SHORTEST, LONGEST = 2, 5
 
 @dataclass(frozen=True)
 class TinySeq2Seq:
-    """Made sentences with owners, and what they mean."""
+    """Generated sentences with owners and translations."""
 
     owners: int = setting(8, "number of owners", low=1, high=10_000)
     rows: int = setting(40, "training examples of an owner", low=2, high=100_000)
     test_rows: int = setting(6, "test examples of an owner", low=1, high=10_000)
     words: int = setting(16, "words of the language", low=4, high=len(WORDS) // 2)
-    reverse: bool = setting(True, "whether the other language says the last word first")
+    reverse: bool = setting(True, "whether the translation reverses the order of words")
     seed: int = setting(0, "seed of the texts; not the run's seed", low=0)
 
     suited_partition: ClassVar[str] = "natural"
 
     def load(self) -> Dataset:
-        """Sentences of 2 to 5 words, grouped by owner."""
+        """Return sentences of 2 to 5 words with their translations, grouped by owner."""
         generator = np.random.default_rng([self.seed, 28])
         known = generator.permutation(len(WORDS))
         meaning = dict(zip(known[: self.words].tolist(), known[self.words : 2 * self.words].tolist(), strict=True))

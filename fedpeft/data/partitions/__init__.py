@@ -1,1 +1,1 @@
-"""Ways to split training rows over clients, one per file; `--partition NAME` picks one."""
+"""Ways to split training examples over clients, one per file; `--partition NAME` selects one."""

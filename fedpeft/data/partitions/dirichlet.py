@@ -4,8 +4,8 @@ For each class c, q_c ~ Dirichlet(alpha, ..., alpha) over the clients, and the s
 This is the per-class form of Yurochkin et al. 2019 (arXiv:1905.12022) that most federated papers run; sizes differ
 between clients too. Hsu et al. 2019 (arXiv:1909.06335) draw one label distribution per client and keep sizes equal.
 
-Where labels are numbers, their quantile bins (`bins` of them, with about equally many rows) stand for classes, so that
-clients differ in how high their numbers are. Rows with several labels are refused: which of them would a client have?
+If labels are numbers, their quantile bins (`bins` of about equal size) serve as classes, so clients differ in the
+height of their numbers. Rows with several labels are rejected, since no single label decides their client.
 
 Deviation: a client that gets no row is given a random one from the largest client (see `fill_empty_clients`).
 """
@@ -33,22 +33,24 @@ class Dirichlet:
     alpha: float = setting(
         0.5, "concentration: 100 is nearly iid, 0.1 leaves most clients with one or two classes", low=1e-3, high=1e6
     )
-    bins: int = setting(BINS, "of equally many rows that stand for classes where labels are numbers", low=2, high=1000)
+    bins: int = setting(BINS, "number of quantile bins that serve as classes if labels are numbers", low=2, high=1000)
 
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
-        """Disjoint, covering shards, none empty.
+        """Return disjoint, covering shards, none empty.
 
         Raises:
             DataError: the rows have no labels, or several each, or are fewer than the clients.
         """
         require_rows(rows, clients)
         if rows.labels is None:
-            other = "iid" if rows.owners is None else "iid, or natural, a client for each owner"
-            raise DataError(f"FP3088 the dirichlet partition needs labels, and these rows have none; take {other}")
+            other = "iid" if rows.owners is None else "iid, or natural with a client for each owner"
+            raise DataError(
+                f"FP3088 the dirichlet partition needs labels, but these examples have none; choose {other}"
+            )
         if rows.targets == "labels":
             raise DataError(
-                "FP3089 the dirichlet partition spreads classes, and these rows have several labels each; take iid, "
-                "quantity, or natural where rows have owners"
+                "FP3089 the dirichlet partition spreads classes, but these examples have several labels each; choose "
+                "iid, quantity, or natural if the examples have owners"
             )
         classes = assign_quantile_bins(rows.labels, self.bins) if rows.targets == "numbers" else rows.labels
         generator = seeds.create_generator(seed, "partition dirichlet")

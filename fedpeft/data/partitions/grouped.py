@@ -1,8 +1,8 @@
-"""As many clients as one likes, each with whole owners of about as many rows together: no owner is two clients'.
+"""Any number of clients, each with whole owners; an owner is never split over two clients.
 
-Owners stand in the order of their names, and a client has some that follow each other: names that begin alike, such as
-`films/0001` and `films/0002`, come together. Where the rows are cut into equal pieces, an owner is the client's whose
-piece its middle lies in, as far as every client has an owner then.
+Owners are sorted by name, and a client gets consecutive ones. So owners with similar names, such as `films/0001` and
+`films/0002`, come together. The sorted rows are cut into equal pieces, and an owner belongs to the client whose piece
+contains its middle row. An owner moves to another client if a client would have none.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ class Grouped:
     """Groups of owners; no settings."""
 
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
-        """Disjoint, covering shards, none empty; the same for every `seed`.
+        """Return disjoint, covering shards, none empty; `seed` has no effect.
 
         Raises:
-            DataError: the rows name no owners, or fewer than `clients`.
+            DataError: the rows have no owners, or fewer than `clients`.
         """
         if rows.owners is None:
-            raise DataError("FP3090 the grouped partition needs owners, and these rows name none; name their column")
+            raise DataError(
+                "FP3090 the grouped partition needs owners, but these examples have none; name their column: "
+                "owner=COLUMN"
+            )
         owners, owner_of_row, sizes = np.unique(rows.owners, return_inverse=True, return_counts=True)
         if not 1 <= clients <= len(owners):
-            raise DataError(
-                f"FP3091 the data names {len(owners)} owners: ask for 1 to {len(owners)} clients, not {clients}"
-            )
+            raise DataError(f"FP3091 the data has {len(owners)} owners, got {clients} clients; give 1 to {len(owners)}")
         middles = np.cumsum(sizes) - sizes / 2
         client_of_owner = np.zeros(len(owners), np.int64)
         client = 0
         for owner, wanted in enumerate((middles * clients / len(rows)).astype(np.int64).tolist()):
-            fewest = clients - len(owners) + owner  # else those that are left could not give the rest an owner each
+            fewest = clients - len(owners) + owner  # leaves one owner for each later client
             client = min(max(wanted, client, fewest), client + 1 if owner else 0)
             client_of_owner[owner] = client
         return Partition.from_assignment(client_of_owner[owner_of_row], clients)

@@ -1,6 +1,6 @@
-"""Every client draws from the same distribution: the rows are shuffled and cut into shards of equal size.
+"""Identical distributions: the rows are shuffled and cut into shards of equal size.
 
-Sizes differ by at most one row. The easiest case, and the one that theory usually starts from.
+Sizes differ by at most one row. This is the easiest case, and the usual assumption of theory.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fedpeft.data.rows import Rows
 
 @dataclass(frozen=True)
 class IID:
-    """Shuffle and cut; no settings."""
+    """Shuffle and cut; there are no settings."""
 
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
-        """Disjoint, covering shards whose sizes differ by at most one row."""
+        """Return disjoint, covering shards whose sizes differ by at most one row."""
         require_rows(rows, clients)
         return Partition.from_shards(
             np.array_split(seeds.create_generator(seed, "partition iid").permutation(len(rows)), clients)

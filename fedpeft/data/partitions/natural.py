@@ -1,7 +1,7 @@
-"""One client per owner that the data itself names: a user, a hospital, a role in a play.
+"""One client per owner that the data contain: a user, a hospital, a role in a play.
 
-Asking for all owners covers every row. Asking for fewer clients than owners leaves the other owners' rows unused: rows
-of two people are never merged into one client, since that would change what a client is.
+If every owner becomes a client, every row is used. With fewer clients than owners, the rows of the other owners stay
+unused: rows of two people are never merged into one client, since that would change what a client is.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ class Natural:
 
     keep: str = setting(
         "largest",
-        "which owners become clients when fewer clients than owners are asked for",
+        "owners that become clients if there are fewer clients than owners",
         choices=("largest", "random"),
     )
 
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
-        """The owners' shards, in the order of the owners' names; `clients` = 0 means all owners.
+        """Return the owners' shards, in the order of the owners' names; `clients` = 0 means all owners.
 
         Raises:
-            DataError: the rows name no owners, or fewer than `clients`.
+            DataError: the rows have no owners, or fewer than `clients`.
         """
         if rows.owners is None:
-            raise DataError("FP3092 the natural partition needs owners, and these rows name none; name their column")
+            raise DataError(
+                "FP3092 the natural partition needs owners, but these examples have none; name their column: "
+                "owner=COLUMN"
+            )
         owners, owner_of_row = growing_array.find_unique(rows.owners)
         sizes = growing_array.count_groups(owner_of_row, len(owners))
         if clients < 0:
             raise DataError(f"FP3093 the number of clients must be at least 1, or 0 for all owners, got {clients}")
         if clients > len(owners):
             raise DataError(
-                f"FP3094 the data names {len(owners)} owners, too few for {clients} clients; ask for 1 to "
+                f"FP3094 the data has {len(owners)} owners, too few for {clients} clients; give 1 to "
                 f"{len(owners)}, or 0 for all of them"
             )
         clients = clients or len(owners)

@@ -1,7 +1,7 @@
 """Size skew: labels are mixed as in iid, but some clients have far more rows than others.
 
-One row each, and the rest by proportions q ~ Dirichlet(alpha, ..., alpha) over the clients, as in the quantity skew of
-NIID-Bench (Li et al. 2022, arXiv:2102.02079), which draws again where a client would be too small.
+Each client gets one row. The rest is spread by proportions q ~ Dirichlet(alpha, ..., alpha) over the clients. This is
+the quantity skew of NIID-Bench (Li et al. 2022, arXiv:2102.02079), which draws again if a client is too small.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Quantity:
     )
 
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
-        """Disjoint, covering shards, none empty."""
+        """Return disjoint, covering shards, none empty."""
         require_rows(rows, clients)
         generator = seeds.create_generator(seed, "partition quantity")
         shares = generator.dirichlet(np.full(clients, self.alpha))

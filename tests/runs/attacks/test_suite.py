@@ -26,7 +26,7 @@ SETTINGS = {
 PLAIN = {"none": {}, "dp_sgd": {"privacy": "dp_sgd(noise_multiplier=1.5, test_noise=True)", "optimizer": "sgd"}}
 QUICK = {
     "secure_sum": (told_otherwise.other_alpha, told_otherwise.two_records, in_sums.as_many_as_tolerated,
-                   in_sums.one_more, in_sums.restarted, hostile_clients.false_shares),
+                   in_sums.one_more, in_sums.restart_server, hostile_clients.false_shares),
     "distributed_dp": (told_otherwise.other_model, in_sums.one_more, in_sums.second_sum, hostile_clients.lying_norm),
 }  # fmt: skip
 UNPREVENTED = {
@@ -64,7 +64,7 @@ def test_settings_without_sums_are_attacked_too(name, attack):
     result = attacked(attack, PLAIN[name])
     assert result.holds, result
     if attack.run is in_sums.reading_along:
-        assert result.verdict == "not prevented: as the settings say"
+        assert result.verdict == "not prevented: the settings allow it"
         assert ("with its noise" in result.learned) == (name == "dp_sgd")
     else:
         assert result.verdict == "held"
@@ -104,7 +104,7 @@ def test_invented_clients_read_the_victim_if_it_pins_no_roster(tmp_path):
 
 def test_a_restarted_server_reads_the_victim_if_clients_forget_their_sums(tmp_path, monkeypatch):
     monkeypatch.setattr(Masking, "_check_first", lambda *_: None)
-    outcome = in_sums.restarted(undefended(tmp_path, in_sums.restarted))
+    outcome = in_sums.restart_server(undefended(tmp_path, in_sums.restart_server))
     assert outcome.victims == ["edge-0"]
 
 
@@ -125,7 +125,7 @@ def test_the_command_attacks_settings_without_sums(capsys):
     assert main(["--peft", COMMON["peft"], "--head", "zero"]) == 0
     printed = capsys.readouterr().out
     assert "each client's update" in printed
-    assert "attacks on secure sums were left out" in printed
+    assert "attacks on secure sums were skipped" in printed
 
 
 @pytest.mark.parametrize("given", [["--privacy", "none_such"], ["--fewest", "2"], ["--strategy", "none_such"]])

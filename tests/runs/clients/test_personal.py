@@ -37,7 +37,7 @@ def test_a_step_is_the_algorithm_s(strength, tiny):
         expected = plain.state[name] - 0.1 * strength * (v - job.received[name])
         assert torch.allclose(personal.state[name], expected, rtol=1e-12, atol=1e-13), name
     jobs = [create_personal_job(j, own, strength) for j in case.jobs(rate=0.1, optimizer=optimizer)]
-    for one, other in zip(case.sequential.train(jobs), case.batched().train(jobs), strict=True):
+    for one, other in zip(case.sequential.train(jobs), case.create_batched_executor().train(jobs), strict=True):
         assert all(torch.allclose(one.state[n], other.state[n], rtol=1e-9, atol=1e-12) for n in one.state)
 
 

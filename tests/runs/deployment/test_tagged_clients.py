@@ -42,7 +42,7 @@ def test_clients_train_on_tags_and_are_judged_on_their_own(tmp_path, observer):
             "1 tags do not belong to the federation, .* labels are 'B-NAME'",
         ),
         ([{"tokens": ["a"], "ner_tags": ["O", "O"]}], "line 1 of .* has 1 words in 'tokens' and 2 tags"),
-        ([{"text": "a", "label": "b"}], "holds no words with tags, .* it has 'text', 'label'"),
+        ([{"text": "a", "label": "b"}], "FP3180 .* it has 'text', 'label'"),
     ],
 )
 def test_a_client_s_wrong_rows_are_for_its_user(rows, words, tmp_path, observer):

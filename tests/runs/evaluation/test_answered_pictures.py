@@ -139,12 +139,12 @@ def test_what_is_no_picture_is_one_sentence(runs, pictures, tmp_path, capfd, mon
         ([run, str(tmp_path / "empty")], r"is a folder, and neither a finished run nor a picture"),
         ([text, good], r"reads texts, and .*0\.png is a picture"),
         ([run, text, good], r"reads texts, and .*0\.png is a picture"),
-        ([run, "--data", str(tmp_path / "empty"), *output], r"holds no pictures"),
+        ([run, "--data", str(tmp_path / "empty"), *output], r"FP3056"),
         ([run, "--data", str(tmp_path / "gone"), *output], r"there is no folder or file"),
-        ([run, "--data", str(tmp_path / "lost.csv"), *output], r"1 of 1 pictures of .* are not there"),
+        ([run, "--data", str(tmp_path / "lost.csv"), *output], r"FP3057 1 of 1 "),
         ([run, "--data", str(tmp_path / "texts.csv"), *output], r"has no column 'file_name', which names the picture"),
         ([run, "--data", str(pictures), "--text", "body", *output], r"leave --text out"),
-        ([text, "--data", str(pictures), *output], r"reads texts, and .*pictures holds pictures"),
+        ([text, "--data", str(pictures), *output], r"FP1158 .*pictures"),
     ):
         capfd.readouterr()
         assert predict(words) == 2, words

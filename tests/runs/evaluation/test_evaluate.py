@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from fedpeft.answers.likelihood import log_likelihoods
+from fedpeft.answers.likelihood import compute_log_likelihoods
 from fedpeft.answers.metric import METRICS
 from fedpeft.answers.questions import QuestionForm, read_questions
 from fedpeft.data.made_words import WORDS
@@ -57,7 +57,7 @@ def test_likelihoods_are_sums_of_log_probabilities(run, tmp_path):
     finished = FinishedRun.read(run)
     [question] = read_questions(str(path), QuestionForm(True))
     model, tokenizer = finished.model(finished.base()), AutoTokenizer.from_pretrained(finished.model_directory)
-    [found] = log_likelihoods(model, TASKS.build("causal_lm"), tokenizer, [question], "")
+    [found] = compute_log_likelihoods(model, TASKS.build("causal_lm"), tokenizer, [question], "")
     for choice, likelihood in zip(choices, found, strict=True):
         messages = [{"role": "user", "content": WORDS[20]}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -175,9 +175,9 @@ def test_what_is_too_long_is_counted_and_said(run, tmp_path, capsys):
         (["--questions", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--questions", "rows.csv"], "must end in .jsonl"),
         (["--metrics", "bleu"], "unknown metric 'bleu'"),
-        (["--own", "7"], "'7' names no clients; give ids from 0 to 2"),
+        (["--own", "7"], "FP1160 '7'"),
         (["--new-tokens", "0"], "--new-tokens must be at least 1, got 0"),
-        (["--flowertune", "nlp"], "needs the track's rows"),
+        (["--flowertune", "nlp"], "FP1162"),
         (["--output", __file__], "is a file"),
     ],
 )

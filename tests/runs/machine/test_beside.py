@@ -20,7 +20,7 @@ def told():
     heard, event = [], threading.Event()
 
     def done(beside):
-        heard.append((beside.error, beside.lost))
+        heard.append((beside.error, beside.is_lost))
         event.set()
 
     done.heard, done.event = heard, event
@@ -45,7 +45,7 @@ def test_an_error_is_raised_with_the_place_where_it_happened(told):
             beside.wait_for_result()
         assert "background_process.py" in "".join(caught.value.__notes__)
         assert told.event.wait(300)
-        assert not beside.lost
+        assert not beside.is_lost
     finally:
         beside.close()
 
@@ -93,9 +93,9 @@ def test_a_process_that_is_killed_from_outside_has_no_result(told):
 
 def test_closing_ends_the_process_at_once_and_in_silence(told):
     beside = BackgroundProcess(told, time.sleep, 60)
-    assert beside.running
+    assert beside.is_running
     beside.close()
-    assert not beside.running
+    assert not beside.is_running
     with pytest.raises(ProcessLookupError):
         os.kill(beside.pid, 0)
     assert told.heard == []

@@ -18,7 +18,7 @@ from fedpeft.data.datasets.code_names import LABELS, build_row
 from fedpeft.data.examples import IGNORED, TaggedRows
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.tagged_words import check_tags, parse_row
-from fedpeft.errors import ConfigError, DataError, PrivacyError
+from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.models.task import TASKS
@@ -123,7 +123,7 @@ def test_a_tag_that_no_label_name_has_is_refused_before_a_run(tag, fresh_plugins
     file = tmp_path / "made_names.py"
     file.write_text(PLUGIN.replace("int(w % 3 == 0)", f"{tag} * int(w % 3 == 0)"))
     plugins.use([str(file)])
-    with pytest.raises(DataError, match=rf"training rows of made_names: row \d+ has the tag {tag}, .*of tags 0 to 1"):
+    with refuses("FP3149", "the training examples of made_names", f"the tag {tag}", "0 to 1"):
         simulation(tmp_path / "run")
     check_tags([json.dumps({"words": ["a", "b"], "tags": [1, IGNORED]})], ("O", "B-NAME"), "rows")
 

@@ -84,7 +84,7 @@ def test_a_pipe_is_not_waited_for(run, tmp_path, capfd):
     (run / "adapter" / "method.json").unlink(missing_ok=True)
     os.mkfifo(run / "adapter" / "method.json")
     assert export([str(run), "--output", str(tmp_path / "out")]) == 2
-    assert "no regular file" in capfd.readouterr().err
+    assert "not a regular file" in capfd.readouterr().err
 
 
 def test_a_run_is_exported_through_a_link_to_its_folder(run, tmp_path):

@@ -233,7 +233,7 @@ def test_a_run_of_uneven_classes_and_repeated_rows_says_so(tmp_path, capsys):
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "rounds": 1}.items()]
     assert main([f"--dataset=file:{path}", *flags, f"--output={tmp_path / 'run'}"]) == 0
     said = capsys.readouterr().out
-    assert "test rows occur in the training rows, too" in said
+    assert "test examples also occur in the training examples" in said
     assert "always the most frequent class, ok" in said
     told = json.loads((tmp_path / "run" / "summary.json").read_text())["targets"]
     assert told["most_frequent"] == {"name": "ok", "share": pytest.approx(0.9, abs=0.01)}

@@ -75,7 +75,7 @@ def test_frozen_ranks_are_as_good_as_folded_into_the_base(tiny):
     job = case.jobs()[0]
     own = prepare_job(job, strategies.build("fed_plora"), case.layout, ranks)
     [held] = case.sequential.train([own])
-    [batched] = case.batched().train([own])
+    [batched] = case.create_batched_executor().train([own])
     rest = {}
     for p in case.layout.pairs:
         others = [0, 2]

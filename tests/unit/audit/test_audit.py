@@ -235,7 +235,7 @@ def test_runs_and_a_mechanism_are_not_given_together(tmp_path, capsys):
     assert has_error(capsys.readouterr().err, "FP5184")
 
 
-@pytest.mark.parametrize(("claimed", "word"), [(np.inf, "nothing is claimed"), (9.0, "consistent"), (1.0, "less")])
+@pytest.mark.parametrize(("claimed", "word"), [(np.inf, "no claim"), (9.0, "consistent"), (1.0, "less")])
 def test_a_mechanism_that_claims_nothing_is_not_called_consistent(claimed, word):
     verdict = Verdict(claimed, 1e-3, Bounds(2.0, 2.0), None)
     assert word in _format_verdict(verdict)

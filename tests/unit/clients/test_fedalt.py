@@ -42,7 +42,9 @@ def test_the_layer_mixes_both_at_each_token(case):
 
 def test_the_others_mean_stands_still_and_executors_agree(case):
     jobs = [prepare_job(job, FEDALT, case.layout, ()) for job in case.jobs()]
-    for one, other, job in zip(case.sequential.train(jobs), case.batched().train(jobs), jobs, strict=True):
+    for one, other, job in zip(
+        case.sequential.train(jobs), case.create_batched_executor().train(jobs), jobs, strict=True
+    ):
         for name, tensor in one.state.items():
             assert torch.equal(tensor, job.received[name]) == (".rest_" in name), name
             assert torch.allclose(other.state[name], tensor, rtol=1e-9, atol=1e-11)

@@ -72,7 +72,9 @@ def test_others_stand_still_executors_agree_and_wrong_slots_are_refused(case):
         prepare_job(replace(job, received=with_slots(job.received, number), trained=trains), rule, case.layout, ())
         for job, number in zip(case.jobs(), (1, 2, 3), strict=True)
     ]
-    for one, other, job in zip(case.sequential.train(jobs), case.batched().train(jobs), jobs, strict=True):
+    for one, other, job in zip(
+        case.sequential.train(jobs), case.create_batched_executor().train(jobs), jobs, strict=True
+    ):
         assert set(one.state) == trains
         assert not any(".others_" in name for name in one.state)
         for name, tensor in one.state.items():

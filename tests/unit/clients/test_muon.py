@@ -63,7 +63,7 @@ def test_all_clients_in_one_pass_train_as_each_alone(tiny, mixed):
     forms = [AdapterShape(r, r * scale) for r in (2, 4, 3)] if mixed else None
     jobs = case.jobs(forms=forms, optimizer="muon(head_rate=1.0)", rate=1e-2)
     one = list(case.sequential.train(jobs))
-    assert find_largest_difference(one, list(case.batched().train(jobs)), jobs) < 1e-8
+    assert find_largest_difference(one, list(case.create_batched_executor().train(jobs)), jobs) < 1e-8
 
 
 def test_it_refuses_what_has_no_factors(tiny):

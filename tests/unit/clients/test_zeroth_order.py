@@ -73,7 +73,7 @@ def test_all_clients_in_one_pass_train_as_each_alone(tiny, mixed):
     forms = [AdapterShape(r, r * scale) for r in (2, 4, 3)] if mixed else None
     jobs = case.jobs(forms=forms, optimizer=ZEROTH, rate=1e-3)
     one = list(case.sequential.train(jobs))
-    assert find_largest_difference(one, list(case.batched().train(jobs)), jobs) < 1e-6
+    assert find_largest_difference(one, list(case.create_batched_executor().train(jobs)), jobs) < 1e-6
 
 
 def test_rows_in_several_passes_give_the_same_step(tiny):

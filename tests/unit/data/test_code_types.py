@@ -20,7 +20,7 @@ def test_the_list_is_pinned_permissive_and_in_order() -> None:
     names = [package.name for package in PACKAGES]
     assert names == sorted(set(names))
     for package in PACKAGES:
-        assert package.licence in PERMISSIVE
+        assert package.license_id in PERMISSIVE
         assert len(package.sha256) == 64
         assert int(package.sha256, 16) > 0
         assert package.asset.file.endswith("-py3-none-any.whl")

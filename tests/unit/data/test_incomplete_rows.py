@@ -46,7 +46,7 @@ def test_check_and_runs_count_the_rows_that_lack_something(tmp_path, capsys, mon
     assert capsys.readouterr().err.strip() == (
         "error: FP3062 messy.csv: 3 rows have no label in the column 'verdict' (lines 11, 22, 43), 1 has an empty text "
         "in the column 'comment' (line 32), 1 has no owner in the column 'owner' (line 43); fill them in, or leave the "
-        "rows out, as file(..., incomplete=drop) does; label_type=labels takes rows that have several labels or none"
+        "rows out, as file(..., incomplete=drop) does; label_type=labels accepts rows with several labels or none"
     )
     assert check([f"file(path='messy.csv', {COLUMNS}, incomplete=drop)", "--model", "tiny"]) in (0, 1)
     said = capsys.readouterr().out

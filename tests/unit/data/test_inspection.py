@@ -32,13 +32,18 @@ def test_good_rows_have_nothing_wrong():
 @pytest.mark.parametrize(
     ("train", "test", "validation", "words"),
     [
-        ([*GOOD, ("Text  3", 1)], TEST, None, "1 of 41 training rows say what another one says"),
-        (GOOD, [*TEST, GOOD[0]], None, "1 of 3 test rows occur in the training rows"),
-        (GOOD, TEST, [GOOD[1]], "1 of 1 validation rows occur in the training rows"),
-        ([*GOOD, ("text 3", 0)], TEST, None, "1 training rows have another class than an equal row"),
-        (GOOD[:12], TEST, None, r"2 of 2 classes have fewer than 10 training rows: no \(6\), yes \(6\)"),
-        ([*GOOD, *((f"more {i}", 0) for i in range(400))], TEST, None, "95% of the training rows are of the class no"),
-        (GOOD, TEST[:1], None, "1 of 2 classes have no test rows, e.g. yes"),
+        ([*GOOD, ("Text  3", 1)], TEST, None, "1 of 41 training examples are duplicates"),
+        (GOOD, [*TEST, GOOD[0]], None, "1 of 3 test examples also occur in the training examples"),
+        (GOOD, TEST, [GOOD[1]], "1 of 1 validation examples also occur in the training examples"),
+        ([*GOOD, ("text 3", 0)], TEST, None, "1 training examples have another class than an equal example"),
+        (GOOD[:12], TEST, None, r"2 of 2 classes have fewer than 10 training examples: no \(6\), yes \(6\)"),
+        (
+            [*GOOD, *((f"more {i}", 0) for i in range(400))],
+            TEST,
+            None,
+            "95% of the training examples have the class no",
+        ),
+        (GOOD, TEST[:1], None, "1 of 2 classes have no test examples, e.g. yes"),
     ],
 )
 def test_each_finding_is_told(train, test, validation, words):
@@ -50,7 +55,7 @@ def test_a_run_tells_of_test_rows_that_it_trains_on_where_they_are_more_than_a_f
     many = [(f"test {i}", i % 2) for i in range(99)]
     assert report_test_overlap(data(GOOD, [*many, GOOD[0]])) == []
     (said,) = report_test_overlap(data(GOOD, [*many, GOOD[0], GOOD[1]]))
-    assert said.startswith("2 of 101 test rows occur in the training rows, too")
+    assert said.startswith("2 of 101 test examples also occur in the training examples")
 
 
 def test_images_are_compared_pixel_by_pixel():
@@ -59,17 +64,17 @@ def test_images_are_compared_pixel_by_pixel():
     images[19] = images[18]
     rows, labels = Rows(images, np.arange(20) % 2), np.array([0, 1])
     made = Dataset("x", "image", "classification", rows, Rows(images[:2] + 50, labels), ("a", "b"), "tiny")
-    assert check_rows(made)[0] == "1 of 20 training rows say what another one says"
+    assert check_rows(made)[0] == "1 of 20 training examples are duplicates"
 
 
 def test_lengths_and_partitions():
     assert check_lengths(np.array([5, 8]), 8) == []
-    assert check_lengths(np.array([5, 9]), 8)[0].startswith("1 of 2 rows are longer than 8 tokens")
+    assert check_lengths(np.array([5, 9]), 8)[0].startswith("1 of 2 examples are longer than 8 tokens")
     rows = Rows([str(i) for i in range(24)], np.array([0, 1] * 12))
     even = Partition.from_shards([np.arange(12), np.arange(12, 24)])
     assert check_partition(even, rows) == []
     skewed = Partition.from_shards([np.arange(0, 24, 2), np.arange(1, 24, 2)[:9]])
     assert check_partition(skewed, rows) == [
-        "1 of 2 clients have fewer than 10 rows, the smallest 9",
-        "2 of 2 clients have rows of one class only",
+        "1 of 2 clients have fewer than 10 examples, the smallest 9",
+        "2 of 2 clients have examples of one class only",
     ]

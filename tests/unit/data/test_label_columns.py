@@ -68,7 +68,7 @@ def test_what_a_column_is_taken_as(values, asked, kind, taken):
         ([float("nan")], "auto", "must hold a word or an integer"),
         (["inf"], "number", "row 1 of x: .* finite number"),
         (["x"], "number", "finite number"),
-        ([["a"], "b"], "auto", "row 2 of x: .*holds lists elsewhere, and here 'b'"),
+        ([["a"], "b"], "auto", "FP3069 row 2 of x: .*'b'"),
         ([["a"]], "class", "must hold a word or a number, got"),
         ([0.5], "labels", "must hold a list of labels"),
         ([None], "auto", "row 1 of x"),
@@ -248,7 +248,7 @@ def test_rows_without_classes_are_spread_iid_by_default(tmp_path):
 def test_test_rows_have_labels_of_the_training_rows_kind(tmp_path):
     path, other = tagged(tmp_path / "t.jsonl", 40), tmp_path / "o.jsonl"
     other.write_text('{"text": "x", "label": ["wet", "new"]}\n')
-    with refuses("FP3076", "1", "occur in the training rows", "new"):
+    with refuses("FP3076", "1", "occur in the training examples", "new"):
         load_dataset(f"file(path={str(path)!r}, test={str(other)!r})")
     other.write_text('{"text": "x", "label": "wet"}\n')
     with refuses("FP3157", "several labels each"):

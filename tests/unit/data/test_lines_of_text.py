@@ -25,7 +25,7 @@ def test_what_has_no_labels_or_no_lines_is_one_sentence(tmp_path):
     path, blank = tmp_path / "my.txt", tmp_path / "blank.txt"
     path.write_bytes(CONTENT)
     blank.write_text(" \n\n")
-    with refuses("FP3155", "no column 'label' for the label", "set label=None for language modelling"):
+    with refuses("FP3155", "label", "label", "label=None"):
         load_dataset(f"file:{path}")
     with refuses("FP3114"):
         list(read_records(str(blank)))

@@ -49,12 +49,12 @@ def test_columns_of_several_labels_have_their_names(tmp_path):
     ("labels", "more", "words"),
     [
         (["a", "b", "c"], "labels='a,b'", ("FP3073", "a, b", "c")),
-        ([["a"], ["c"]], "labels='a,b'", ("FP3076", "1", "stand among those that are named in labels", "c")),
+        ([["a"], ["c"]], "labels='a,b'", ("FP3076", "1", "occur in labels", "c")),
         (["a", "b"], "labels='a,a'", ("FP1106", "must name at least one, each once")),
         (["a", "b"], "labels=' , '", ("FP1106", "must name at least one, each once")),
-        ([0.5, 1.25], "labels='a,b'", ("FP3156", "numbers to predict, of which label_type=class makes classes")),
-        ([0, 1], "labels='a,b', label=None", ("FP3156", "these rows have no labels")),
-        ([0, 1], "labels='a,b', label='label + wet'", ("FP3156", "called as their columns are")),
+        ([0.5, 1.25], "labels='a,b'", ("FP3156", "a,b", "label_type=class")),
+        ([0, 1], "labels='a,b', label=None", ("FP3156", "a,b", "no labels")),
+        ([0, 1], "labels='a,b', label='label + wet'", ("FP3156", "a,b", "label columns")),
     ],
 )
 def test_names_that_can_not_be_are_one_sentence(labels, more, words, tmp_path):

@@ -136,7 +136,7 @@ GOOD = "text,label\na,x\nb,y\nc,x\nd,y\n"
             "text,label\na,x\nb,\n",
             "",
             DataError,
-            r"1 row has no label in the column 'label' \(line 3\);.* in, .*label_type=labels takes rows that",
+            r"1 row has no label in the column 'label' \(line 3\);.* in, .*label_type=labels accepts",
         ),
         ("my.csv", "text,label\na,x\nb,\n", ", label_type=class", DataError, r"the row out, as file\(.*\) does$"),
         ("my.csv", "text,label\na,x\nb,y\n", "", DataError, "can't be held out"),

@@ -22,9 +22,9 @@ def made(
     ("parts", "told"),
     [
         (lambda: (Rows(TEXTS, list(LABELS)),), ("FP3132", "labels", "list")),
-        (lambda: (Rows(TEXTS, np.arange(8) % 3),), ("FP3144", "the training rows of cups", "2", "2")),
-        (lambda: (Rows(TEXTS, LABELS - 1),), ("FP3144", "the training rows of cups", "-1")),
-        (lambda: (Rows(TEXTS, LABELS), Rows(TEXTS, LABELS + 1)), ("FP3144", "the test rows of cups", "2")),
+        (lambda: (Rows(TEXTS, np.arange(8) % 3),), ("FP3144", "the training examples of cups", "2", "2")),
+        (lambda: (Rows(TEXTS, LABELS - 1),), ("FP3144", "the training examples of cups", "-1")),
+        (lambda: (Rows(TEXTS, LABELS), Rows(TEXTS, LABELS + 1)), ("FP3144", "the test examples of cups", "2")),
         (lambda: (Rows(TEXTS, LABELS.astype(float)),), ("FP3143", "float64", "(8,)")),
         (lambda: (Rows([*TEXTS[:7], None], LABELS),), ("FP3140", "7", "None")),
         (lambda: (Rows(np.array(TEXTS), LABELS),), ("FP3139", "<U12")),

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedpeft.data.datasets.fashion_texts import add_sentences, write_sentence
 from fedpeft.data.rows import Rows, load_dataset
-from fedpeft.data.scenes import COLOURS, Scene, draw_scene, list_scenes, split_scenes
+from fedpeft.data.scenes import COLORS, Scene, draw_scene, list_scenes, split_scenes
 from tests.refusals import refuses
 
 FEW = "scenes(rows=40, validation_rows=10, test_rows=10, owners=4)"
@@ -43,7 +43,7 @@ def test_a_scene_shows_what_its_caption_says() -> None:
     random = np.random.default_rng(0)
     beside = draw_scene(Scene(("red", "circle"), "left of", ("blue", "square")), random)
     above = draw_scene(Scene(("red", "circle"), "above", ("blue", "square")), random)
-    red, blue = (np.array(COLOURS[name]) for name in ("red", "blue"))
+    red, blue = (np.array(COLORS[name]) for name in ("red", "blue"))
     places = [
         [np.argwhere(np.abs(image.astype(int) - colour).sum(-1) < 8).mean(0) for colour in (red, blue)]
         for image in (beside, above)

@@ -167,8 +167,8 @@ def test_late_bytes_and_huge_fields_are_read_in_pieces(tmp_path):
     [
         ("sep=';;'", "sep=';;' must be one sign"),
         ("sep=a", "sep='a' must be one sign"),
-        ("encoding=latin9000", "is no encoding of text"),
-        ("encoding=base64", "is no encoding of text"),
+        ("encoding=latin9000", "^FP1497 encoding='latin9000'"),
+        ("encoding=base64", "^FP1497 encoding='base64'"),
         ("decimal=';'", "decimal must be one of"),
     ],
 )

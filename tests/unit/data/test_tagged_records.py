@@ -18,6 +18,7 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.errors import DataError
 from fedpeft.wiring.auto_defaults import resolve_auto
 from fedpeft.wiring.run_spec import parse_run
+from tests.refusals import refuses
 from tests.tagged import LABELS, sentences, write_conll, write_jsonl
 
 WORD = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=6).filter(
@@ -77,7 +78,7 @@ def test_columns_and_names_are_the_users_own(tmp_path):
     assert numbered.label_names == ("0", "1")
     assert numbered.train.inputs == found.train.inputs
     conll = write_conll(tmp_path / "t.conll", sentences(20))
-    with pytest.raises(DataError, match="one kind of tag only"):
+    with refuses("FP3191", "'NN'"):
         load_dataset(f"file(path={str(conll)!r}, label=column_2)")
     owned = write_jsonl(tmp_path / "o.jsonl", [row | {"site": f"s{i % 3}"} for i, row in enumerate(sentences(30))])
     assert set(load_dataset(f"file:{owned}").train.owners) == {"s0", "s1", "s2"}
@@ -110,7 +111,7 @@ GOOD = {"tokens": ["a", "b"], "ner_tags": ["O", "X"]}
         ([GOOD, GOOD | {"tokens": ["\ud800", "b"]}], "", "line 2 of .* half of a character"),
         ([GOOD] * 4, ", labels='O,B-X'", "1 tags do not occur .*: 'X'"),
         ([GOOD | {"ner_tags": [0, 5]}] * 4, ", labels='O,X'", "1 tags do not .*: '5'"),
-        ([GOOD | {"ner_tags": ["O", "O"]}] * 4, "", "one kind of tag only .*'O'"),
+        ([GOOD | {"ner_tags": ["O", "O"]}] * 4, "", "FP3191 .*'O'"),
     ],
 )
 def test_rows_of_another_form_are_one_sentence(tmp_path, rows, more, words):
@@ -147,7 +148,7 @@ def test_a_wrong_conll_file_is_one_sentence(tmp_path, content, words):
 def test_tags_of_test_rows_occur_in_training(tmp_path):
     train = write_jsonl(tmp_path / "train.jsonl", sentences(10))
     test = write_jsonl(tmp_path / "test.jsonl", [{"tokens": ["x"], "ner_tags": ["B-NEW"]}])
-    with pytest.raises(DataError, match="1 tags do not occur in training rows: 'B-NEW'"):
+    with refuses("FP3192", "1", "'B-NEW'"):
         load_dataset(f"file(path={str(train)!r}, test={str(test)!r})")
 
 

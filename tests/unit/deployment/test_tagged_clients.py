@@ -35,7 +35,7 @@ def test_a_server_s_own_rows_and_settings(tmp_path):
     [
         ({"task": "token_labels"}, "name the labels of the clients' own rows"),
         ({"task": "token_labels", "labels": "O"}, "must name at least two classes"),
-        ({"task": "token_labels", "labels": "O,X", "side": 64}, "is of pictures, and token_labels is learned of texts"),
+        ({"task": "token_labels", "labels": "O,X", "side": 64}, "^FP1086 side=64 .* token_labels"),
     ],
 )
 def test_what_a_server_is_told_wrongly_is_one_sentence(options, words):

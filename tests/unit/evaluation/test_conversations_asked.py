@@ -48,7 +48,7 @@ def test_one_question_and_its_answer_are_put_like_question_and_answer(tmp_path, 
         form = QuestionForm(True, template(tmp_path, "Q {{ instruction }} A"))
     question = asked(tmp_path, [*SINGLE, *more], form)
     assert question.row == form.pack_row("ab", "c", "here")
-    assert (question.asked, question.right, question.paired) == ("ab", ("c",), form.paired)
+    assert (question.asked, question.right, question.is_paired) == ("ab", ("c",), form.is_paired)
 
 
 def test_a_conversation_is_written_by_the_templates_file_as_in_training(tmp_path):
@@ -70,8 +70,8 @@ def test_the_models_own_chat_template_takes_conversations_of_any_length(tmp_path
 @pytest.mark.parametrize(
     ("form", "why"),
     [
-        (QuestionForm(True, "alpaca"), "tuned with the template alpaca, which writes one question"),
-        (QuestionForm(True, None, True), "it has an encoder that reads one text"),
+        (QuestionForm(True, "alpaca"), "the template alpaca"),
+        (QuestionForm(True, None, True), "its encoder reads a single text"),
         (QuestionForm(False), "it was tuned on texts without roles"),
     ],
 )

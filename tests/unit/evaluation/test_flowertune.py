@@ -230,11 +230,11 @@ def test_the_right_option_of_medmcqa_is_a_number_or_a_letter(tmp_path, right):
 @pytest.mark.parametrize(
     ("track", "row", "said"),
     [
-        ("nlp", {"input": "x?", **dict.fromkeys("ABCD", "y"), "target": 2}, "the target is 2, and must be a letter"),
+        ("nlp", {"input": "x?", **dict.fromkeys("ABCD", "y"), "target": 2}, "the target is 2, but must be a letter"),
         (
             "nlp",
             {"input": "x?", **dict.fromkeys("ABCD", "y"), "target": "2"},
-            "the target is '2', and must be a letter",
+            "the target is '2', but must be a letter",
         ),
         ("nlp", {"input": None, **dict.fromkeys("ABCD", "y"), "target": "C"}, "no attribute 'endswith'"),
         (
@@ -264,5 +264,5 @@ def test_a_row_without_a_right_answer_that_can_be_read_is_refused(tmp_path, trac
     """A hidden answer, -1, was taken for D, and a digit for a letter that no model says."""
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match=f"line 1 of .*rows.jsonl is no row of the track {track}: .*{said}"):
+    with pytest.raises(DataError, match=f"line 1 of .*rows.jsonl is not a valid row of the track {track}: .*{said}"):
         read(track, str(path))

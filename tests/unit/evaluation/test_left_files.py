@@ -166,5 +166,5 @@ def test_a_classifier_is_asked_nothing_that_only_language_models_read(observer, 
         folder="run", labels=["a", "b"], task=nothing, check_answers=lambda: None, check_reads_texts=lambda _: None,
         check_unchanged=lambda **_: [],
     )  # fmt: skip
-    with refuses("FP1164", "holds a classifier, which", flags):
+    with refuses("FP1164", "is a classifier", flags):
         Evaluation(run, EvaluationRequest(**given), observer)

@@ -309,11 +309,11 @@ def test_prompts_are_refused(peft):
 
 
 def test_a_question_of_ones_own_is_a_row():
-    found = Question(QuestionForm(True, None, paired=True).pack_row("ba", "de", "line 1"), "ba", ("de",))
-    assert found.paired
+    found = Question(QuestionForm(True, None, is_paired=True).pack_row("ba", "de", "line 1"), "ba", ("de",))
+    assert found.is_paired
     assert parse_pair(found.row) == ("ba", "de")
-    assert not Question(QuestionForm(False).pack_row("ba", "de", "line 1"), "ba", ("de",)).paired
-    templated = QuestionForm(True, "alpaca", paired=True).pack_row("ba", "de", "line 1")
+    assert not Question(QuestionForm(False).pack_row("ba", "de", "line 1"), "ba", ("de",)).is_paired
+    templated = QuestionForm(True, "alpaca", is_paired=True).pack_row("ba", "de", "line 1")
     assert parse_pair(templated)[0].startswith("Below is an instruction")
 
 

@@ -26,7 +26,7 @@ def test_at_first_it_is_the_base_model(case, tiny):
     plain = Case("linear_probe", tiny)
     head = {name: tensor for name, tensor in case.first.items() if name.startswith("head.")}
     expected = plain.sequential.compute_logits(head, ROWS)
-    for executor in (case.sequential, case.batched()):
+    for executor in (case.sequential, case.create_batched_executor()):
         assert torch.allclose(executor.compute_logits(case.first, ROWS), expected, atol=1e-10)
 
 
