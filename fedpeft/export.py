@@ -122,7 +122,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
         write(finished_run, _merge_adapter(finished_run, console), output)
     else:
         saved_adapter.copy(finished_run.files, output / finished_run.files.name)
-        saved_adapter.tell_head(output / finished_run.files.name, finished_run.task)
+        saved_adapter.export_head(output / finished_run.files.name, finished_run.task)
     with raise_write_errors(output):
         (output / "README.md").write_text(text, encoding="utf-8")
     plain: Any = {"highlight": False, "soft_wrap": True, "markup": False}
@@ -177,7 +177,7 @@ def _merge_adapter(finished_run: FinishedRun, console: Console) -> FederatedMode
     with torch.inference_mode():
         expected = model(batch)
     times = {"base alone": _measure_latency(plain, batch), "with the adapter": _measure_latency(model, batch)}
-    model.base = finished_run.method.merged(model)
+    model.base = finished_run.method.merge_adapter(model)
     with torch.inference_mode():
         difference = float((model(batch) - expected).abs().max())
     if difference > TOLERANCE * max(1.0, float(expected.abs().max())):
@@ -220,7 +220,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     state = simulation.load_client_state(client)
     make_empty_folder(output)
     save(simulation.setup, state, output)
-    saved_adapter.tell_head(
+    saved_adapter.export_head(
         output / ("model" if simulation.setup.method.whole_model else "adapter"), simulation.setup.task
     )
 

@@ -73,10 +73,12 @@ class Bench:
         ids = torch.randint(5, min(1000, base.config.vocab_size), (ROWS, TOKENS), generator=generator)
         self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(ROWS) % CLASSES}
         self.merged: FederatedModel | None = None
-        saved_first = not method.in_peft and type(method).merged is PeftMethod.merged  # as lora, which then is merged
+        saved_first = (
+            not method.in_peft and type(method).merge_adapter is PeftMethod.merge_adapter
+        )  # as LoRA, then merged
         if method.merges and not saved_first:
             self.merged = copy.deepcopy(self.model).eval()
-            self.merged.base = method.merged(self.merged)
+            self.merged.base = method.merge_adapter(self.merged)
         self.memory = _measure_memory(self.model, self.task, self.batch, sum(p.numel() for p in self.chosen.values()))
         self.optimizer = torch.optim.AdamW(list(self.chosen.values()), lr=1e-4, fused=True)
 

@@ -144,7 +144,7 @@ def list_methods(name: str) -> list[str]:
     for peft, (method, layout) in create_layouts().items():
         try:
             check_method(method, strategy, name, [method.form])
-            if not method.factoring(layout):
+            if not method.create_factor_view(layout):
                 strategy.check(layout, [method.form])
         except FedpeftError:
             continue

@@ -17,7 +17,7 @@ from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
 from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.peft.adapter import Layout, State, subtract_states
-from fedpeft.peft.factor_view import Factoring
+from fedpeft.peft.factor_view import FactorView
 from fedpeft.peft.low_rank import LowRank
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def create_aggregator(  # noqa: PLR0913
     round_number: int,
     seed: int,
     scratch: Path,
-    factoring: Factoring | None = None,
+    factoring: FactorView | None = None,
     learned: State | None = None,
 ) -> Aggregator:
     """The aggregator for a strategy of either kind; with a `factoring`, the strategy sees factors; `learned`: what a
@@ -219,7 +219,7 @@ class FactoredAggregator:
     """An aggregator that is handed factors: `inner` was made for `factoring.layout`."""
 
     inner: Aggregator
-    factoring: Factoring
+    factoring: FactorView
     state: State
     round: int
 

@@ -25,8 +25,8 @@ class Update:
         received: the state the client started from, bit for bit (the server decodes its own downlink payload).
         delta: trained minus received, only for the tensors trained this round.
         staleness: steps that the server has taken since it sent the state; 0 in a synchronous round.
-        owned: by name, how much of each entry the client has trained, in a shape that broadcasts (`PeftMethod.owned`);
-            of other names: all of it.
+        owned: by name, how much of each entry the client has trained, in a shape that broadcasts
+            (`PeftMethod.compute_owned_shares`); of other names: all of it.
         ranks: of the global factors, that the client holds, in its order; empty: the leading ones.
         answer: to what the rule asks each client of a round (`Strategy.asks`), in fp64.
     """

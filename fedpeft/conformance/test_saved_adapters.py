@@ -53,7 +53,7 @@ def test_a_merged_model_is_the_plain_base_with_equal_logits(spec, tiny, tmp_path
     model, batch = save_and_load(case, tmp_path), case.rows.batch(np.arange(12))
     with torch.no_grad():
         expected = model(batch)
-        model.base = case.method.merged(model)
+        model.base = case.method.merge_adapter(model)
         assert torch.allclose(model(batch), expected, atol=1e-5)
     plain, model.base = case.task.base(case.folder, torch.float32), last_block(model.base)
     assert {n: type(m) for n, m in model.base.named_modules()} == {n: type(m) for n, m in plain.named_modules()}

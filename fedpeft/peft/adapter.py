@@ -1,4 +1,4 @@
-"""What is trained and exchanged: named tensors, and the layout that says what each of them is.
+"""Adapter states, which are named tensors that clients train and exchange, and the layout that describes each tensor.
 
 Shapes: LoRA's A is (rank, in), B is (out, rank); an adapted layer computes `W x + scale * B A x`, scale = alpha / rank.
 """
@@ -18,8 +18,11 @@ State = dict[str, Tensor]
 """Tensors by canonical name, e.g. `encoder.layer.0.attention.self.query.lora_A.weight`."""
 
 Role = Literal["lora_A", "lora_B", "head", "prompt", "plain"]
-"""`prompt`: one row for each position, of which a client of smaller size holds the first ones; `plain`: a parameter
-that has no bilinear partner (a bias, a scaling vector, a weight)."""
+"""What a tensor is in its layer.
+
+`prompt` tensors have one row per position; a client of smaller size holds the first rows. `plain` is a parameter
+without a bilinear partner, such as a bias, a scaling vector or a weight.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,12 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """The form in which a client holds LoRA factors: `rank` (at least 1) and `alpha` (above 0); for prompts, `rank` is
-    their length and the scale is 1."""
+    """Rank and alpha of a client's LoRA factors, or the length of its prompt.
+
+    Attributes:
+        rank: at least 1; for prompts, their length.
+        alpha: above 0; for prompts, equal to `rank`, so that the scale is 1.
+    """
 
     rank: int
     alpha: float
@@ -81,7 +88,7 @@ class Layout:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by name, in order: what a payload is checked against."""
+        """Shapes by name, in order; payloads are checked against them."""
         return {t.name: t.shape for t in self.tensors}
 
     @cached_property
@@ -102,11 +109,12 @@ class Layout:
         return sum(t.numel for t in self.tensors)
 
     def get_form(self, rank: int, like: AdapterShape | None = None) -> AdapterShape:
-        """Return the one form of a `rank` at the layout's scale, bit for bit the same wherever it is computed.
+        """Return the adapter shape with a `rank` at the layout's scale, bit for bit equal on every machine.
 
         Args:
             rank: at least 1.
-            like: a form whose scale is kept if it differs from the layout's by more than rounding; None: none does.
+            like: a shape whose scale is kept if it differs from the layout's by more than rounding; None: use the
+                layout's.
         """
         assert self.form is not None
         whole = self.form
@@ -115,7 +123,7 @@ class Layout:
         return whole if rank == whole.rank else AdapterShape(rank, whole.scale * rank)
 
     def replace_form(self, form: AdapterShape | None) -> Layout:
-        """The same layers at another LoRA rank and alpha."""
+        """Return the layout of the same layers at the LoRA rank and alpha of `form`; None changes nothing."""
         if form is None or form == self.form:
             return self
         resized = {
@@ -127,28 +135,28 @@ class Layout:
         return Layout(tensors, form)
 
     def select(self, names: Iterable[str]) -> Layout:
-        """Only the tensors in `names`, order kept."""
+        """Return the layout of only the tensors in `names`, in the same order."""
         wanted = set(names)
         return Layout(tuple(t for t in self.tensors if t.name in wanted), self.form)
 
 
 def create_zeros(layout: Layout) -> State:
-    """A state of zeros, fp32."""
+    """Create a state of zeros in fp32 for a layout."""
     return {t.name: torch.zeros(t.shape) for t in layout.tensors}
 
 
 def subtract_states(after: State, before: State) -> State:
-    """`after - before`, for the names of `after`."""
+    """Compute `after - before` for the names of `after`."""
     return {name: tensor - before[name] for name, tensor in after.items()}
 
 
 def round_to_precision(state: State, precision: str) -> State:
-    """The values that a client which holds its adapter in `precision` ("fp32" or "bf16") has of `state`."""
+    """Round a state to the values that a client holds in `precision`, "fp32" or "bf16"; the dtypes stay."""
     if precision == "fp32":
         return state
     return {name: tensor.to(torch.bfloat16).to(tensor.dtype) for name, tensor in state.items()}
 
 
 def compute_norm(state: State) -> float:
-    """Euclidean norm over all tensors, in fp64; the order of the tensors does not matter."""
+    """Compute the Euclidean norm over all tensors in fp64; the order of the tensors does not matter."""
     return math.sqrt(math.fsum(float(t.double().square().sum()) for t in state.values()))

@@ -1,8 +1,8 @@
-"""How strategies see parameters that are exchanged in another form than LoRA factors.
+"""LoRA factors computed from other parameters, for strategies.
 
-A strategy is mathematics on pairs of factors. A method whose clients train something else (AdaLoRA's P, E and Q) says
-here how that becomes factors, and how the strategy's result becomes parameters again. Payloads, checkpoints and
-clients know the parameters only; this happens on the server, between an update's arrival and its aggregation.
+A strategy computes with pairs of LoRA factors. A method whose clients train something else, such as AdaLoRA's P, E and
+Q, converts those parameters to factors and the strategy's result back to parameters. Only the server converts, between
+an update's arrival and its aggregation. Payloads, checkpoints and clients hold the parameters.
 """
 
 from __future__ import annotations
@@ -12,18 +12,24 @@ from typing import Protocol
 from fedpeft.peft.adapter import Layout, State
 
 
-class Factoring(Protocol):
-    """Between parameters and factors."""
+class FactorView(Protocol):
+    """Conversion between a method's parameters and LoRA factors."""
 
     @property
     def layout(self) -> Layout:
-        """Of the factors."""
+        """Layout of the factors."""
         ...
 
     def factors(self, state: State) -> State:
-        """Parameters as factors."""
+        """Convert parameters to factors."""
         ...
 
     def parameters(self, factors: State, before: State, round_number: int) -> State:
-        """Factors as parameters; `before` are the parameters of the round's start, `round_number` counts from 1."""
+        """Convert factors to parameters.
+
+        Args:
+            factors: the result of the strategy.
+            before: the parameters at the start of the round.
+            round_number: counts from 1.
+        """
         ...

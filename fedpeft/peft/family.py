@@ -1,4 +1,4 @@
-"""All PEFT methods, and several joined by `+`."""
+"""The registry of PEFT methods, and methods joined by `+`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from fedpeft.spec import Spec, parse_spec
 
 
 def resize_method(text: str, method: PeftMethod, forms: Sequence[AdapterShape | None]) -> str:
-    """The text of the method at the size of the largest client, its scale unchanged.
+    """Return the method's text with the size of the largest client, at the same scale.
+
+    Args:
+        text: the method as the user wrote it.
+        method: the method that `text` stands for.
+        forms: the clients' shapes; None: a client without one.
 
     Raises:
-        ConfigError: clients hold another size than the method's own, and it has one for all.
+        ConfigError: clients hold another size than the method's own, and the method has one size for all clients.
     """
     largest = max((form for form in forms if form), key=lambda form: form.rank, default=None)
     if method.form is None or largest is None or largest.rank == method.form.rank:
         return text
     if not method.mixed_sizes:
         raise ConfigError(
-            f"FP1238 {method.name} has one size for all clients, {method.form.rank}; leave ranks away, and set it in "
-            "--peft"
+            f"FP1238 {method.name} has one size for all clients, {method.form.rank}; remove --ranks and set the size "
+            "in --peft"
         )
     spec = parse_spec(text)
-    settings = method.sized(AdapterShape(largest.rank, method.form.scale * largest.rank))
+    settings = method.get_settings_for(AdapterShape(largest.rank, method.form.scale * largest.rank))
     return str(Spec(PEFT_METHODS.complete_name(spec.name), {**spec.settings, **settings}, spec.argument))

@@ -1,9 +1,11 @@
 """Several PEFT methods in one model: `lora(rank=8) + bitfit`.
 
-Each keeps its own tensors and its own rule; strategies see the union. Methods that the `peft` library does not have
-wrap layers first, each inside the one before; then `peft` puts its layers inside them, each around the one before,
-LoRA's last: its s B A is added to what ia3 has scaled, and stays linear in the weights, so that its rules hold. The
-batched executor stacks from the innermost outwards, so that both compute the same. Sizes are equal for all clients.
+Each method keeps its own tensors and its own rule; strategies see the union. All clients have equal sizes.
+
+Methods that the `peft` library lacks wrap layers first, each inside the previous one. Then `peft` puts its layers
+inside them, each around the previous one, and LoRA's comes last. So s B A is added to the output that ia3 has scaled.
+It stays linear in the weights, and LoRA's rules hold. The batched executor stacks from the innermost layer outwards and
+computes the same.
 """
 
 from __future__ import annotations
@@ -25,82 +27,87 @@ LORA_B = "lora_B.weight"
 
 @dataclass(frozen=True)
 class Hybrid(PeftMethod):
-    """The methods `parts`, in the user's order."""
+    """Several methods, `parts`, in the user's order."""
 
     parts: tuple[PeftMethod, ...]
 
     in_peft: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        """Refuse parts that cannot be combined, and two parts that train the same tensors.
+
+        Raises:
+            ConfigError: names the part, or the combination.
+        """
         for part in self.parts:
             if not part.composes:
                 raise ConfigError(f"FP1239 {part.name} can't be combined with other methods; take it alone")
         names = [ending for part in self.parts for ending in part.tensors]
         if len(set(names)) < len(names):
-            raise ConfigError(f"FP1240 {self.name} has two methods that train the same tensors; name each kind once")
+            raise ConfigError(f"FP1240 {self.name} has two methods that train the same tensors; name each method once")
 
     @property
     def name(self) -> str:
-        """The names, joined."""
+        """Names of the parts, joined by ` + `."""
         return " + ".join(part.name for part in self.parts)
 
     @property
     def batched(self) -> bool:  # type: ignore[override]
-        """If all are."""
+        """Whether all parts are batched."""
         return all(part.batched for part in self.parts)
 
     @property
     def few_bits(self) -> bool:  # type: ignore[override]
-        """If all can."""
+        """Whether all parts work beside layers in nf4 or int8."""
         return all(part.few_bits for part in self.parts)
 
     @property
     def merges(self) -> bool:  # type: ignore[override]
-        """If all do."""
+        """Whether all parts can be merged into the base."""
         return all(part.merges for part in self.parts)
 
     @property
     def reads_all_blocks(self) -> bool:  # type: ignore[override]
-        """If one does."""
+        """Whether the head of a part reads all blocks."""
         return any(part.reads_all_blocks for part in self.parts)
 
     @property
     def suited_head(self) -> str:  # type: ignore[override]
-        """That of the one that has one."""
+        """The first `suited_head` that a part defines; empty: none."""
         return next((part.suited_head for part in self.parts if part.suited_head), "")
 
     @property
     def privacy(self) -> PrivacyRoute:  # type: ignore[override]
-        """The least demanding route that all can take."""
+        """The fastest route to gradients per example that all parts support."""
         routes = {part.privacy for part in self.parts}
         return "refused" if "refused" in routes else "vmap" if "vmap" in routes else "hooks"
 
     @property
     def tensors(self) -> tuple[str, ...]:  # type: ignore[override]
-        """All of theirs."""
+        """Name endings of the tensors of all parts."""
         return tuple(ending for part in self.parts for ending in part.tensors)
 
     @property
     def form(self) -> AdapterShape | None:
-        """That of the LoRA factors among them."""
+        """Shape of the part that trains LoRA factors; None: no part does."""
         return next((part.form for part in self.parts if part.form and LORA_B in part.tensors), None)
 
     def config(self, base: nn.Module) -> Any:
-        """None: a `peft` adapter is of one method."""
+        """Return None: a `peft` configuration describes one method."""
         return None
 
     @property
     def _ordered_methods(self) -> list[PeftMethod]:
-        """The methods in the order in which they enter the model."""
+        """The methods in the order in which they wrap layers."""
         return sorted(self.parts, key=lambda part: (part.in_peft, LORA_B in part.tensors))
 
     def read(self, base: nn.Module) -> None:
-        """What all do."""
+        """Apply `read` of every part."""
         for part in self.parts:
             part.read(base)
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
-        """All methods; `peft` freezes what it does not know, which is undone."""
+        """Attach all methods. `peft` freezes parameters that it did not create; they are made trainable again."""
         from peft import inject_adapter_in_model
 
         of_base = set(model.base.parameters())
@@ -108,7 +115,7 @@ class Hybrid(PeftMethod):
         for part in self._ordered_methods:
             if part.in_peft:
                 inject_adapter_in_model(part.config(model.base), model.base)
-                del model.base.peft_config  # which stands for one method, and would be taken for the whole adapter
+                del model.base.peft_config  # it describes one method, and would be saved as the whole adapter
                 part.settle(model.base)
             else:
                 part.attach(model, dtype)
@@ -120,8 +127,11 @@ class Hybrid(PeftMethod):
                 parameter.data = parameter.data.to(get_adapter_dtype(dtype))
         self._fix_sizes(model)
 
-    def merged(self, model: FederatedModel) -> nn.Module:
-        """The plain base: a layer is worked into what it wraps, so the innermost comes first."""
+    def merge_adapter(self, model: FederatedModel) -> nn.Module:
+        """Return the plain base.
+
+        Layers are merged from the innermost one, because each is merged into the layer that it wraps.
+        """
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         for name, layer in reversed([*model.base.named_modules()]):
@@ -130,7 +140,7 @@ class Hybrid(PeftMethod):
                 replace(model.base, name, model.base.get_submodule(f"{name}.base_layer"))
         for part in self._ordered_methods:
             if not part.in_peft:
-                part.merged(model)
+                part.merge_adapter(model)
         return model.base
 
     def _fix_sizes(self, model: FederatedModel) -> None:
@@ -143,7 +153,7 @@ class Hybrid(PeftMethod):
         return self.parts[max(fitting)[1]] if fitting else None
 
     def role(self, name: str) -> tuple[Role, str]:
-        """As the method that owns the tensor says."""
+        """Return role and module as the part that owns the tensor defines them."""
         owner = self._find_owner(name)
         if owner is None or name.startswith("head."):
             return super().role(name)
@@ -151,7 +161,7 @@ class Hybrid(PeftMethod):
         return ("plain" if role == "prompt" else role), module
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """Each method's own start."""
+        """Return the start values of each part for its own tensors."""
         state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
         for part in self.parts:
             own = part.start(model, seed)
@@ -159,7 +169,7 @@ class Hybrid(PeftMethod):
         return state
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
-        """From the innermost method outwards."""
+        """Stack the parts from the innermost one outwards."""
         ordered = self._ordered_methods
         outwards = [p for p in ordered if p.in_peft] + [p for p in reversed(ordered) if not p.in_peft]
         for part in outwards:

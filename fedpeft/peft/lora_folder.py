@@ -1,7 +1,7 @@
-"""LoRA factors as a folder of the `peft` library, written without the base model, and read by its old versions, too.
+"""LoRA factors as a folder of the `peft` library, written without the base model.
 
-Only keys that `peft` 0.6 knows are written: evaluations pin old versions, and those before 0.15 refuse keys that they
-don't know. A DoRA adapter has one more, which needs 0.9.
+Old versions of `peft` can load the folder. Evaluations pin such versions, and versions before 0.15 refuse unknown keys.
+So only keys of `peft` 0.6 are written. A DoRA adapter has one more key, which needs 0.9.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ def write_lora(
     """Write a language model's LoRA (or DoRA) state to `folder`.
 
     Args:
-        layout: of LoRA's tensors, with its form.
-        base_name: what others call the base model.
-        residual: what exact rules have put into the base, by module; it becomes part of the factors.
+        folder: created if it does not exist.
+        layout: the layout of LoRA's tensors, with rank and alpha.
+        state: the factors, and DoRA's magnitudes, by canonical name.
+        base_name: the public name of the base model.
+        residual: residuals of exact rules in the base, by module; they become part of the factors.
 
     Raises:
         RunError: the files can't be written.

@@ -1,9 +1,9 @@
-"""What a PEFT method is: which parameters are trained, where they sit, how they start, and how they may be averaged.
+"""The interface of a PEFT method: its trainable parameters, their place and start, and its legal aggregation rules.
 
-The reference is the `peft` library's own model, which `attach` builds; the sequential executor trains it. A method
-that the batched executor supports also gives `stack`: the same layer with the parameters of K clients side by side.
+The reference is the `peft` library's own model, which `attach` builds and the sequential executor trains. A method that
+the batched executor supports also defines `stack`: the same layer with the parameters of K clients side by side.
 
-Every method declares what it supports; anything else is refused by name before a run begins.
+Every method declares what it supports. Other combinations are refused by name before a run begins.
 """
 
 from __future__ import annotations
@@ -24,109 +24,120 @@ from fedpeft.models.quantized import Precision
 from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
 from fedpeft.parts import name_of
 from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
-from fedpeft.peft.factor_view import Factoring
+from fedpeft.peft.factor_view import FactorView
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.stacked_layers import StackedLayer
 
 PrivacyRoute = Literal["hooks", "vmap", "refused"]
-"""How gradients per example are found, for DP-SGD: by Opacus' hooks on layers (fast, but every trained parameter must
-be used by calling its own module), by `torch.func.vmap(grad)` of the whole model (right for everything that it can
-trace), or not at all."""
+"""How gradients per example are computed for DP-SGD.
+
+- hooks: by Opacus' hooks on layers. They are fast, but each trained parameter must be used by calling its own module.
+- vmap: by `torch.func.vmap(grad)` of the whole model, correct for every model that it can trace.
+- refused: not at all.
+"""
 
 WeightChanges = Callable[[State, AdapterShape | None], dict[str, Tensor]]
-"""From a state in a client's form (None: the method's own) to what it changes in the weights of the base, (out, in) by
-module."""
+"""A function from a state and a client's shape (None: the method's own) to changes of the base's weights.
+
+The changes are matrices (out, in) by module.
+"""
 
 
 ROUTES = "routes"
-"""What the generator of a layer's random choices is called: of a seed, a round, a client and a step."""
+"""Name of the random stream of a layer's random choices; it is drawn anew for each seed, round, client and step."""
 
 Pulls = dict[str, Callable[[Tensor], Tensor]]
-"""What a layer calls `pulls`: by the name of one of its tensors, the gradient of a penalty at the tensor's value, in
-its shape or with clients first. Executors add it to the loss' gradient once a step."""
+"""Type of a layer's `pulls`: by the name of a tensor, a function that returns the gradient of its penalty.
+
+The gradient has the tensor's shape, or the clients come first. Executors add it to the gradient of the loss in each
+step.
+"""
 
 
 class PeftMethod(ABC):
-    """One method. Subclasses are frozen dataclasses; their fields are the user's settings."""
+    """One PEFT method. Subclasses are frozen dataclasses whose fields are the user's settings."""
 
     batched: ClassVar[bool] = False
     """Whether the method has `stack`."""
 
     privacy: ClassVar[PrivacyRoute] = "vmap"
-    """The route to gradients per example; "hooks" only where `test_per_example.py` has seen them agree."""
+    """The route to gradients per example; "hooks" only if `test_per_example.py` has verified the method."""
 
     tensors: ClassVar[tuple[str, ...]] = ()
-    """How the names of its tensors end: what it declares to train, the head aside."""
+    """Name endings of the tensors that the method trains, without the head."""
 
     strategies: ClassVar[tuple[str, ...]] = ()
-    """The strategies that are right for it; empty: every one whose own check its layout passes."""
+    """The strategies that are correct for the method; empty: all whose own check accepts its layout."""
 
     mixed_sizes: ClassVar[bool] = False
-    """Whether clients may hold it in different sizes (`form`)."""
+    """Whether clients may hold different sizes (`form`)."""
 
     residual: ClassVar[bool] = False
-    """Whether a strategy may put what the adapter can't hold into the base below it."""
+    """Whether a strategy may put the part of an aggregate that the adapter can't hold into the base."""
 
     merges: ClassVar[bool] = False
-    """Whether the finished adapter can be worked into the base's own weights, exactly."""
+    """Whether the finished adapter can be merged into the base's weights exactly."""
 
     composes: ClassVar[bool] = False
     """Whether it can be one of several methods in one model: `lora(rank=8) + bitfit`."""
 
     called_elsewhere: ClassVar[dict[str, str]] = {"r": "rank", "lora_alpha": "alpha", "target_modules": "targets"}
-    """Settings' names in the `peft` library, where they are others here."""
+    """The `peft` library's names of settings, and their names here."""
 
     in_peft: ClassVar[bool] = True
-    """Whether the `peft` library has it, and saves it."""
+    """Whether the `peft` library implements and saves the method."""
 
     whole_model: ClassVar[bool] = False
-    """Whether the result is saved as a model of its own."""
+    """Whether the result is saved as a whole model."""
 
     few_bits: ClassVar[bool] = True
-    """Whether clients may hold the base's linear layers in nf4 or int8, beside what this method trains."""
+    """Whether clients may hold the base's linear layers in nf4 or int8 with this method."""
 
     batched_in_few_bits: ClassVar[bool] = False
-    """Whether its layers of many clients work beside such layers, too."""
+    """Whether its stacked layers also work with a base in nf4 or int8."""
 
     regularised: ClassVar[bool] = False
-    """Whether its layers pull tensors somewhere in each local step, whatever the rows are (`pulls`)."""
+    """Whether its layers add the gradient of a penalty in each local step (`pulls`)."""
 
     reads_all_blocks: ClassVar[bool] = False
-    """Whether a head reads the states of all blocks, and not of the last alone (`fedpeft.models.readout`)."""
+    """Whether the head reads the states of all blocks instead of the last one (`fedpeft.models.readout`)."""
 
     suited_head: ClassVar[str] = ""
-    """How the head starts where nobody says, in an open run; empty: as suits the data."""
+    """The default head start in runs without privacy; empty: chosen by the data."""
 
     of_pictures: ClassVar[bool] = False
-    """Whether it is for bases that read pictures, and for no others."""
+    """Whether it works only for base models of images."""
 
     saved_as: ClassVar[str] = ""
-    """The method that a finished state is saved as one of (`as_saved`); empty: this one."""
+    """The method whose format a finished state is saved in (`as_saved`); empty: this method's."""
 
     own_machine: ClassVar[str] = ""
-    """What it needs that only the machine of a simulation has; empty: nothing, and real clients may use it."""
+    """Why only a simulation can run the method; empty: real clients can run it, too."""
 
     @property
     def base_precision(self) -> Precision:
-        """In how few bits the base's linear layers are held; empty: as the run's dtype says."""
+        """Precision of the base's linear layers; empty: the run's dtype."""
         return ""
 
     def base_as_read(self, precision: str = "") -> dict[str, str]:
-        """What tells the base as this method reads it from the plain one, in names of what is kept of it; `precision`:
-        in how few bits it is held, where that is not the method's own."""
-        told = {"precision": precision or self.base_precision, "read": "all blocks" if self.reads_all_blocks else ""}
-        return {name: value for name, value in told.items() if value}
+        """Return the cache-key fields that distinguish this method's view of the base from the plain base.
+
+        Args:
+            precision: precision of the base's linear layers; empty: the method's own.
+        """
+        fields = {"precision": precision or self.base_precision, "read": "all blocks" if self.reads_all_blocks else ""}
+        return {name: value for name, value in fields.items() if value}
 
     def read(self, base: nn.Module) -> None:  # noqa: B027
-        """Have `base`, in place, give what this method's head reads; by default its last hidden states, as it does."""
+        """Change `base` in place so that it returns what the head reads; by default it stays as it is."""
 
     def as_saved(self, model: FederatedModel, state: State) -> State:
-        """A finished `state` of `model` as one of the method `saved_as`; by default as it is."""
+        """Convert a finished `state` of `model` to the format of the method `saved_as`; by default, return it as is."""
         return state
 
     @property
     def name(self) -> str:
-        """The method's name: its file's, or its plugin's."""
+        """Name of the method: the name of its file or plugin."""
         return name_of(type(self))
 
     @property
@@ -136,23 +147,23 @@ class PeftMethod(ABC):
 
     @property
     def extra_tokens(self) -> int:
-        """Positions that the method adds before each row."""
+        """Number of positions that the method adds before each example."""
         return 0
 
-    def sized(self, form: AdapterShape) -> dict[str, Any]:
-        """The settings that give the method this form."""
+    def get_settings_for(self, form: AdapterShape) -> dict[str, Any]:
+        """Return the settings that give the method the shape `form`; only if `mixed_sizes`."""
         raise NotImplementedError
 
     @abstractmethod
     def config(self, base: nn.Module) -> Any:
-        """The `peft.PeftConfig` that describes the adapter on `base`; None where the method is no peft adapter.
+        """Return the `peft.PeftConfig` that describes the adapter on `base`; None if the method is not a peft adapter.
 
         Raises:
-            ModelError: the model lacks what the settings name.
+            ModelError: the model lacks a layer that the settings name.
         """
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
-        """Put the adapter into `model.base`, its parameters trainable and of `adapter_dtype(dtype)`.
+        """Put the adapter into `model.base`, with trainable parameters of the dtype of `get_adapter_dtype(dtype)`.
 
         Raises:
             ModelError: the model lacks what the method needs.
@@ -164,8 +175,8 @@ class PeftMethod(ABC):
             config = self.config(model.base)
             if not isinstance(config, peft.PeftConfig):
                 raise ModelError(
-                    f"FP4051 {self.name}: config has to give a peft.PeftConfig, and has given {config!r:.80}; a method "
-                    "that is no peft adapter has an attach of its own"
+                    f"FP4051 {self.name}: config must return a peft.PeftConfig, and has returned {config!r:.80}; "
+                    "define attach if the method is not a peft adapter"
                 )
             model.base = peft.get_peft_model(model.base, config)
         except (ValueError, KeyError) as error:
@@ -176,10 +187,10 @@ class PeftMethod(ABC):
                 parameter.data = parameter.data.to(get_adapter_dtype(dtype))
 
     def settle(self, base: nn.Module) -> None:  # noqa: B027
-        """What is left to do once the `peft` library has put its layers into `base`; by default nothing."""
+        """Adjust `base` after the `peft` library has put its layers into it; by default, do nothing."""
 
     def layout(self, model: FederatedModel) -> Layout:
-        """The trainable tensors of a model that this method is attached to."""
+        """Return the layout of the trainable tensors of a model that this method is attached to."""
         specs = []
         for name, parameter in find_trainable(model).items():
             role, module = self.role(name)
@@ -187,25 +198,34 @@ class PeftMethod(ABC):
         return Layout(tuple(specs), self.form)
 
     def frozen(self, model: FederatedModel) -> State:
-        """What of a model's adapter is never trained, and is saved with the result; by default nothing."""
+        """Return the tensors of the adapter that are never trained but are saved with the result; by default none."""
         return {}
 
-    def owned(self, layout: Layout, seed: int, round_number: int, client: int, steps: int) -> State:
-        """By name, the share of a client's local `steps` in which each entry was trained, in a shape that broadcasts;
-        names that are left out: all of them. By default no name is in it, nor where `steps` is 0: it is not told."""
+    def compute_owned_shares(self, layout: Layout, seed: int, round_number: int, client: int, steps: int) -> State:
+        """Return the share of a client's local `steps` that trained each entry, by tensor name.
+
+        Each share has a shape that broadcasts. A tensor that is not in the result was trained in all steps. The default
+        is an empty result. It is also empty if `steps` is 0, which stands for an undisclosed number.
+        """
         return {}
 
-    def fitted(self, model: FederatedModel, held: Examples) -> State:
-        """What of a finished `model` is fitted on `held` rows when a run ends, and is `frozen` in it from then on; by
-        default nothing. Under privacy it is not asked unless these rows are public."""
+    def fit_when_finished(self, model: FederatedModel, held: Examples) -> State:
+        """Fit parts of a finished `model` on the `held` validation examples when a run ends; by default nothing.
+
+        The model keeps the fitted tensors, which are `frozen` from then on. Under privacy this is called only if the
+        examples are public.
+
+        Returns:
+            The fitted tensors by name.
+        """
         return {}
 
     def attach_saved(self, model: FederatedModel, tensors: State) -> None:
-        """As `attach`, in fp32, for a finished result, whose saved `tensors` hold what is `frozen`."""
+        """Attach a finished result in fp32 whose saved `tensors` include the `frozen` ones."""
         self.attach(model, "fp32")
 
     def role(self, name: str) -> tuple[Role, str]:
-        """Role and module of the tensor called `name`."""
+        """Return role and module of the tensor called `name`."""
         if name.startswith("head."):
             return "head", "head"
         for ending in self.tensors:
@@ -214,32 +234,36 @@ class PeftMethod(ABC):
         return "plain", name.rpartition(".")[0]
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """The initial global state, fp32; by default the attached model's own values."""
+        """Return the initial global state in fp32; by default the attached model's own values."""
         return {name: p.detach().to(torch.float32).clone() for name, p in find_trainable(model).items()}
 
     def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank] | None:
-        """What `state` adds to the weights of adapted layers, by module, where the adapter is saved as plain LoRA.
+        """Return what `state` adds to the weights of adapted layers, by module, if the adapter is saved as plain LoRA.
 
-        None, the default, where the attached model saves itself as the `peft` library does.
+        None, the default: the `peft` library saves the attached model.
         """
         return None
 
-    def factoring(self, layout: Layout) -> Factoring | None:
-        """How strategies see the tensors, where they are not exchanged as factors; None, the default: as they are."""
+    def create_factor_view(self, layout: Layout) -> FactorView | None:
+        """Create the view of the tensors as LoRA factors for strategies; by default None: they see the tensors."""
         return None
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges | None:
-        """What states change in the base's weights, where aggregation is not exact and its error is reported."""
+        """Return a function from states to changes of the base's weights, for methods whose aggregation is not exact.
+
+        The server uses it to report the aggregation error. None, the default: aggregation is exact, or no error is
+        reported.
+        """
         return None
 
-    def merged(self, model: FederatedModel) -> nn.Module:
-        """The plain base of a finished `model`, its adapter worked into the weights; only where `merges`."""
+    def merge_adapter(self, model: FederatedModel) -> nn.Module:
+        """Merge the adapter of a finished `model` into the weights and return the plain base; only if `merges`."""
         base: Any = model.base
         plain: nn.Module = base.merge_and_unload()
         return plain
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
-        """Put the adapters of `clients` clients into `model.base`, a layer at a time."""
+        """Put the adapters of `clients` clients into `model.base`, one layer after another."""
         modules: dict[str, dict[str, tuple[int, ...]]] = {}
         for spec in tensors:
             modules.setdefault(spec.module, {})[spec.name.removeprefix(spec.module + ".")] = spec.shape
@@ -247,56 +271,57 @@ class PeftMethod(ABC):
             replace(model.base, path, self.stack(path, model.base.get_submodule(path), shapes, clients))
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """`layer` at `path` with the adapters of `clients` clients; `shapes` by name within the module."""
+        """Return `layer` at `path` with the adapters of `clients` clients; `shapes` are by name within the module."""
         raise NotImplementedError
 
 
 def create_start(method: PeftMethod, model: FederatedModel, seed: int) -> State:
-    """The initial global state of a `model` that a method, which may be anybody's, is attached to.
+    """Create the initial global state of a `model` that a method, perhaps a plugin's, is attached to.
 
     Raises:
-        ModelError: it makes other tensors than its layout has, or says of itself what it is not.
+        ModelError: the start differs from the layout in its tensors, has values that are not finite, or the method
+            claims
+            support that it does not have.
     """
     state, shapes = method.start(model, seed), method.layout(model).shapes
     for name in sorted(state.keys() | shapes.keys()):
-        made = tuple(state[name].shape) if name in state else "missing"
-        if made != shapes.get(name):
+        actual = tuple(state[name].shape) if name in state else "missing"
+        if actual != shapes.get(name):
             raise ModelError(
-                f"FP4053 {method.name}: start gives {name} as {made}, and the model trains "
-                f"{shapes.get(name, 'no such')}"
+                f"FP4053 {method.name}: start returns {name} as {actual}, and the model trains "
+                f"{shapes.get(name, 'no such tensor')}"
             )
         if not bool(state[name].isfinite().all()):
-            raise ModelError(f"FP4054 {method.name}: start gives {name} values that are NaN or infinite")
+            raise ModelError(f"FP4054 {method.name}: start returns values of {name} that are NaN or infinite")
     if method.in_peft and not (method.whole_model or method.saved_as or hasattr(model.base, "peft_config")):
         raise ModelError(
-            f"FP4055 {method.name}: its attach makes no model of the peft library, which could save it; "
-            "say in_peft: ClassVar[bool] = False"
+            f"FP4055 {method.name}: its attach does not create a model of the peft library, so peft can't save it; "
+            "set in_peft: ClassVar[bool] = False"
         )
     if method.batched and PeftMethod.stack == type(method).stack and PeftMethod.stack_into == type(method).stack_into:
         raise ModelError(
-            f"FP4056 {method.name} says that it is batched, and has neither stack nor stack_into; leave that out"
+            f"FP4056 {method.name} sets batched, but defines neither stack nor stack_into; remove batched or define one"
         )
     return state
 
 
 def draw_uniform(state: State, name: str, seed: int, bound: float) -> None:
-    """Draw `state[name]` anew, uniform in +-bound, from a generator of its own."""
+    """Draw `state[name]` anew, uniform in +-`bound`, from a generator of its own."""
     generator = seeds.create_torch_generator(seed, f"start {name}", 0)
     state[name] = (2 * torch.rand(state[name].shape, generator=generator) - 1) * bound
 
 
 _OF_MAMBA = re.compile(r"Module '(\w+)' is incompatible with Mamba-based models")
-"""In a sentence of peft's, a layer whose weights a kernel reads past the adapter."""
+"""An error of peft that names a layer of Mamba; its kernel reads the layer's weights directly, without the adapter."""
 
 
 def _create_refusal(method: str, model: str, layers: Set[str], error: Exception) -> ModelError:
-    """Return what a user reads if peft refuses a model; of Mamba, with those of its linear layers that can be named."""
+    """Create the error for a model that peft refuses; for Mamba, it lists the linear layers that may be named."""
     of_mamba = _OF_MAMBA.search(str(error))
     if of_mamba is None:
         return ModelError(f"FP4052 peft can't put {method} into {model}: {error}")
     legal = tuple(sorted(layers - {"out_proj", "lm_head"}))
     return ModelError(
-        f"FP4084 {method} can't train the layer {of_mamba[1]} of {model}, whose weights its kernel reads past an "
-        "adapter; "
+        f"FP4084 {method} can't train the layer {of_mamba[1]} of {model}, because a kernel reads its weights directly; "
         f'name other layers: --peft "{method}(targets={legal})"'
     )

@@ -1,4 +1,4 @@
-"""The result of a run as others load it: a standard PEFT adapter, the head, the labels.
+"""The saved result of a run: a standard PEFT adapter, the head and the labels.
 
     adapter/    what `peft.PeftModel.from_pretrained` loads on the base model; of methods that the library does not
                 have, adapter.safetensors and method.json, which names the method and marks the base's adapted layers;
@@ -6,7 +6,7 @@
                 with a connector, that in head.safetensors
     model/      the whole model instead, after full fine-tuning
 
-The reported test score is computed by `load` and `score`: the saved files, the untouched base, fp32, fixed batches.
+The reported test score comes from `load` and `score`, with the saved files, the original base, fp32 and fixed batches.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ def save(
     own: str | None = None,
     base_name: str = "",
 ) -> None:
-    """Write `state`, put into `model` (which carries the adapter), to `folder`/adapter (or `folder`/model).
+    """Write `state` to `folder`/adapter, or to `folder`/model after full fine-tuning.
 
     Args:
-        changes: what is added to the frozen weights, by module, to be saved as LoRA factors; None: as the model's own
-            adapter says.
+        folder: the run folder; a previous result in it is replaced.
+        model: the model with the adapter attached; its parameters are set to `state`.
+        state: the finished state.
+        labels: names of the classes; None: the task has no classes.
+        changes: what is added to the frozen weights, by module, to be saved as LoRA factors; None: the `peft` library
+            saves the model's own adapter.
         own: the text of a method that the `peft` library can't save; None: it can.
-        base_name: what others call the base model.
+        base_name: the public name of the base model.
 
     Raises:
         RunError: the files can't be written.
@@ -67,9 +71,8 @@ def save(
         else:
             put(model, state)
             model.base.save_pretrained(str(target))  # type: ignore[operator]
-        (target / "README.md").unlink(
-            missing_ok=True
-        )  # an empty form; `fedpeft.reporting.exports.model_card` writes one with content
+        # peft writes an empty template; `fedpeft.reporting.exports.model_card` writes a README.md with content.
+        (target / "README.md").unlink(missing_ok=True)
         if (target / ADAPTER_CONFIG).is_file():
             _describe(target / ADAPTER_CONFIG, base_name, model.peft_task)
         head = {n: t.float().contiguous() for n, t in state.items() if n.startswith("head.")}
@@ -80,14 +83,19 @@ def save(
 
 
 def is_complete(folder: Path, labels: bool) -> bool:
-    """Whether all is in `folder` that `save` writes, to the end; `labels`: names of classes, too."""
+    """Return whether `folder` contains all files that `save` writes, undamaged.
+
+    Args:
+        folder: the run folder.
+        labels: whether names of classes are among the files.
+    """
     target = folder / ("adapter" if (folder / "adapter").is_dir() else "model")
     if labels and not ((target / HEAD).is_file() and (target / "labels.json").is_file()):
         return False
     weights, described = list(target.glob("*.safetensors")), list(target.glob("*.json"))
     try:
         for file in weights:
-            with safe_open(check_regular_file(file), "pt"):  # reads where tensors begin and end, and none of them
+            with safe_open(check_regular_file(file), "pt"):  # reads and checks the offsets, but not the tensors
                 pass
         for file in described:
             json.loads(file.read_text(encoding="utf-8"))
@@ -100,9 +108,10 @@ HEAD = "head.safetensors"
 """The head of a classifier, or the connector of two towers."""
 
 
-def tell_head(target: Path, task: Task) -> None:
-    """Have the head in the folder `target` say what it means without the task (`Task.told_head`): for others, since
-    `load` knows the task.
+def export_head(target: Path, task: Task) -> None:
+    """Convert the head in the folder `target` for use without fedpeft (`Task.export_head`).
+
+    `load` expects the head as `save` writes it, so only exported copies are converted.
 
     Raises:
         RunError: the file can't be read or written.
@@ -112,24 +121,24 @@ def tell_head(target: Path, task: Task) -> None:
         return
     with raise_write_errors(file):
         held = {name: tensor.clone() for name, tensor in load_file(check_regular_file(file)).items()}
-        told = task.told_head({name.removeprefix("head."): tensor for name, tensor in held.items()})
-        save_file({f"head.{name}": tensor.contiguous() for name, tensor in told.items()}, file)
+        exported = task.told_head({name.removeprefix("head."): tensor for name, tensor in held.items()})
+        save_file({f"head.{name}": tensor.contiguous() for name, tensor in exported.items()}, file)
 
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""How the `peft` library describes an adapter."""
+"""The `peft` library's description of an adapter."""
 
 OWN_METHOD = "method.json"
 OWN_TENSORS = "adapter.safetensors"
-"""Files of a method that the `peft` library does not have."""
+"""Files of a method that the `peft` library does not implement."""
 
 
 FILES = (ADAPTER_CONFIG, "adapter_model.safetensors", OWN_METHOD, OWN_TENSORS, HEAD, "labels.json")
-"""All files that an adapter has."""
+"""All files that an adapter can have."""
 
 
 def copy(files: Path, target: Path) -> None:
-    """Copy a saved adapter from the folder `files` to the new folder `target`, file by file and by name.
+    """Copy a saved adapter by file name from the folder `files` to the new folder `target`.
 
     Raises:
         RunError: a file can't be read or written.
@@ -147,12 +156,12 @@ def _save_own(target: Path, own: str, model: FederatedModel, state: State) -> No
     method = PEFT_METHODS.build(own)
     tensors = {name: tensor for name, tensor in state.items() if not name.startswith("head.")} | method.frozen(model)
     save_file({n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}, target / OWN_TENSORS)
-    told = {"method": own, "base": record_marks(model.base, {t.module for t in method.layout(model).tensors})}
-    (target / OWN_METHOD).write_text(json.dumps(told) + "\n", encoding="utf-8")
+    described = {"method": own, "base": record_marks(model.base, {t.module for t in method.layout(model).tensors})}
+    (target / OWN_METHOD).write_text(json.dumps(described) + "\n", encoding="utf-8")
 
 
 def add(folder: Path, tensors: State) -> None:
-    """Put more into the saved result of a method of our own, which stays as it was where that fails.
+    """Add `tensors` to the saved result of a method that `peft` does not implement; if that fails, it is unchanged.
 
     Raises:
         RunError: the file can't be read or written.
@@ -165,26 +174,27 @@ def add(folder: Path, tensors: State) -> None:
 
 
 def record_marks(base: nn.Module, modules: Iterable[str]) -> dict[str, list[float]]:
-    """By module, some entries of the frozen linear layer there, by which `has_same_marks` knows it again in any
-    precision.
+    """Return some weights of each frozen linear layer in `modules`, by module.
+
+    `has_same_marks` recognizes the layers by these entries in any precision.
     """
-    found = {}
+    marks = {}
     for path in sorted(modules):
         try:
             layer = get_innermost(base.get_submodule(path))
         except AttributeError:
             continue
         if type(layer) is nn.Linear and layer.weight.is_floating_point():
-            found[path] = [float(f"{entry:.4g}") for entry in layer.weight.detach()[0, :MARK].tolist()]
-    return found
+            marks[path] = [float(f"{entry:.4g}") for entry in layer.weight.detach()[0, :MARK].tolist()]
+    return marks
 
 
 MARK = 64
-"""Entries of a layer's first row that are kept as its mark."""
+"""Number of entries of a layer's first row that identify it."""
 
 
 def has_same_marks(theirs: Any, ours: Mapping[str, list[float]]) -> bool:
-    """Whether all layers that are in both have the same weights, up to their rounding to few bits."""
+    """Return whether all layers that are in both have the same weights, up to rounding to few bits."""
     if not isinstance(theirs, dict):
         return False
     for module, entries in ours.items():
@@ -195,15 +205,15 @@ def has_same_marks(theirs: Any, ours: Mapping[str, list[float]]) -> bool:
 
 
 def _describe(file: Path, base_name: str, task: str) -> None:
-    """Name the base as others know it, and what the adapter is for.
+    """Set the base's public name and the task type in an adapter's configuration.
 
-    Of a classifier nothing is said: `peft`'s Auto classes then refuse to load it, with a head that was never trained.
+    A classifier has no task type: `peft`'s Auto classes then refuse to load it with an untrained head.
     """
     config = json.loads(file.read_text(encoding="utf-8"))
-    prompts = "num_virtual_tokens" in config  # which need to know how their base is asked
+    prompts = "num_virtual_tokens" in config  # peft needs the task type of prompt models
     config |= {"base_model_name_or_path": base_name, "auto_mapping": None}
     config["task_type"] = task or (config["task_type"] if prompts else None)
-    for name in ("target_modules", "feedforward_modules"):  # sets, whose order is another in each process
+    for name in ("target_modules", "feedforward_modules"):  # sets, whose order differs between processes
         if isinstance(config.get(name), list):
             config[name].sort()
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -220,7 +230,7 @@ def put(model: FederatedModel, state: State) -> None:
 def save_lora(target: Path, changes: Mapping[str, LowRank]) -> None:
     """Write changes of weights as a standard PEFT LoRA adapter: B and A are the factors, and alpha / rank is 1.
 
-    Layers may differ in rank; peft calls that a rank pattern.
+    Layers may differ in rank; peft stores the ranks in `rank_pattern`.
     """
     from peft import LoraConfig
 
@@ -245,11 +255,11 @@ def save_lora(target: Path, changes: Mapping[str, LowRank]) -> None:
 
 
 ROUNDING = 1e-14
-"""Share of a matrix' energy that lies below the rounding of fp32."""
+"""Share of a matrix's energy that is below the rounding of fp32."""
 
 
 def add_residual(effective: Mapping[str, LowRank], residual: Mapping[str, Tensor]) -> dict[str, LowRank]:
-    """The adapter's weights plus what is in the base, as factors of the rank that the sum has, at least 1."""
+    """Add the residuals in the base to the adapter's changes, as factors of the rank of the sum, at least 1."""
     changes = {}
     for module, adapter in effective.items():
         product = LowRank(adapter.left.double(), adapter.right.double())
@@ -267,14 +277,14 @@ PATTERNS: Final = (
     "target_modules", "feedforward_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern",
     "modules_to_save",
 )  # fmt: skip
-"""Settings of an adapter that the library matches with names of layers, as regular expressions in some."""
+"""Settings of an adapter that the library matches with names of layers; it treats some as regular expressions."""
 
 
 def refuse_patterns(config: Mapping[str, Any]) -> None:
-    """Raise if an adapter's settings hold a regular expression: one can be made that is matched for years.
+    """Refuse regular expressions in an adapter's settings, because matching a hostile one can take years.
 
     Raises:
-        RunError: names the setting; fedpeft writes names of layers.
+        RunError: names the setting; fedpeft writes only names of layers.
     """
     for name in PATTERNS:
         given = config.get(name) or ()
@@ -284,16 +294,16 @@ def refuse_patterns(config: Mapping[str, Any]) -> None:
 
 
 def load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedModel:
-    """The finished model, from its files, on a `base` in fp32 that is changed in place.
+    """Load the finished model from its files onto a `base` in fp32, which is changed in place.
 
     Raises:
-        RunError: there is no adapter and no model in `folder`, or its files can't be read.
+        RunError: `folder` contains neither an adapter nor a model, or its files can't be read.
     """
     try:
         return _load(folder, task, base, classes)
     except FedpeftError:
         raise
-    except Exception as error:  # whatever peft, transformers and safetensors raise on files that are not as written
+    except Exception as error:  # peft, transformers and safetensors raise many types on damaged files
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RunError(f"FP5158 the adapter or model in {folder} can't be read: {reason}") from error
 

@@ -1,8 +1,8 @@
 """Layers that serve many clients in one pass.
 
-The frozen base is shared: one large matrix product for the tokens of all clients, and no weight gradients. What
-differs between clients is stacked: a parameter of shape S becomes one of shape (K, *S), applied by batched products.
-Inputs are (K * b, T, d), the rows of client 0 first, then those of client 1, and so on.
+All clients share the frozen base: one large matrix product for all tokens, and no weight gradients. The parameters that
+differ between clients are stacked: a parameter of shape S becomes one of shape (K, *S), used in batched products.
+Inputs are (K * b, T, d): the examples of client 0 first, then those of client 1, and so on.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fedpeft.peft.adapter import AdapterShape
 
 
 class StackedLayer(nn.Module):
-    """A layer with K clients' parameters; only the first `active` of them take part in the pass.
+    """A layer with K clients' parameters; only the first `active` clients take part in the pass.
 
     Attributes:
-        active: how many.
-        packed: says which tokens are whose, where rows come without padding; None: rows are equally long.
+        active: number of clients in the pass.
+        packed: which tokens belong to which client, for input without padding; None: all examples have one length.
     """
 
     active: int
@@ -31,44 +31,47 @@ class StackedLayer(nn.Module):
 
     @property
     def packs(self) -> bool:
-        """Whether it can take rows without padding."""
+        """Whether the layer accepts input without padding."""
         return False
 
     def __init__(self, clients: int) -> None:
+        """Create the layer for `clients` clients, all active."""
         super().__init__()
         self.active = clients
 
     def set_forms(self, forms: Sequence[AdapterShape | None]) -> None:
-        """LoRA rank and alpha of the active clients, in order; other layers have none."""
+        """Set LoRA rank and alpha of the active clients, in order; layers without them ignore the call."""
 
     def split_by_client(self, x: Tensor) -> Tensor:
-        """(K * b, ..., d) as (K, rows, d)."""
+        """Reshape (K * b, ..., d) to (K, rows, d)."""
         return x.reshape(self.active, -1, x.shape[-1])
 
     def select_active(self, parameter: Tensor, like: Tensor) -> Tensor:
-        """The active clients' part of a stacked parameter, in the dtype of `like`."""
+        """Return the active clients' part of a stacked parameter in the dtype of `like`."""
         return parameter[: self.active].to(like.dtype)
 
 
 class ScaledLayer(StackedLayer):
-    """A layer of low rank, whose clients have scales of their own: `scales`, (K, 1, 1)."""
+    """A low-rank layer with one scale per client: `scales` (K, 1, 1)."""
 
     scales: Tensor
 
     def __init__(self, clients: int, dtype: torch.dtype) -> None:
+        """Create the layer with scales of 1."""
         super().__init__(clients)
         self.register_buffer("scales", torch.ones(clients, 1, 1, dtype=dtype), persistent=False)
 
     def set_forms(self, forms: Sequence[AdapterShape | None]) -> None:
-        """The clients' own scales."""
+        """Set the clients' scales; None stands for 1."""
         for k, form in enumerate(forms):
             self.scales[k] = form.scale if form is not None else 1.0
 
 
 class NamedWeights(StackedLayer):
-    """A frozen layer, and weights of K clients by name, (K, ...), or of one client alone; zeros at first."""
+    """A frozen layer with named weights of K clients, (K, ...), or of one client; they are zeros at first."""
 
     def __init__(self, layer: Any, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, clients: int) -> None:
+        """Create a weight for each name in `shapes`; `clients` 0 stands for one client without the leading axis."""
         super().__init__(max(clients, 1))
         self.base_layer, self.shapes = layer, shapes
         inner: Any = get_innermost(layer)
@@ -79,23 +82,25 @@ class NamedWeights(StackedLayer):
             self.add_module(name, held)
 
     def stack(self, name: str, like: Tensor) -> Tensor:
-        """One of the weights, (active clients, ...)."""
+        """Return the weight `name` as (active clients, ...) in the dtype of `like`."""
         weight: Tensor = self.get_submodule(name).weight  # type: ignore[assignment]
         return self.select_active(weight.reshape(-1, *self.shapes[name]), like)
 
 
 class StackedWeight(nn.Module):
-    """Holds one stacked tensor as `weight`, so that its canonical name is that of the single-client layer."""
+    """A module with one stacked tensor `weight`, whose canonical name equals that of the single-client layer."""
 
     def __init__(self, clients: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Create zeros of shape (clients, *shape)."""
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(clients, *shape, dtype=dtype))
 
 
 class StackedLinear(StackedLayer):
-    """K clients' own linear layers (a classification head): weight (K, out, in), bias (K, out)."""
+    """Linear layers of K clients, such as classification heads: weight (K, out, in), bias (K, out)."""
 
     def __init__(self, layer: nn.Linear, clients: int) -> None:
+        """Create zeros for `clients` clients in the shape and dtype of `layer`."""
         super().__init__(clients)
         out_features, in_features = layer.weight.shape
         dtype = layer.weight.dtype

@@ -148,7 +148,7 @@ class Scorer:
         base, test, held = self._load_model_and_rows(base, work, name)
         model = saved_adapter.load(folder, setup.task, base, setup.facts.classes).to(work.device)
         del base
-        if setup.training_control.fits and (fitted := setup.method.fitted(model, held)):
+        if setup.training_control.fits and (fitted := setup.method.fit_when_finished(model, held)):
             saved_adapter.add(folder, fitted)
         divisor = self._fit_temperature(model, held, name) if temperature is None else temperature
         questions = asks(divisor)

@@ -242,7 +242,8 @@ class ReportReceiver:
         spent: how many refused because their privacy budgets are spent.
         forms: that clients have from now on, where they change.
         rows: of each client whose update was taken.
-        owned: of a round, a client and its steps, what of its update it has trained (`PeftMethod.owned`).
+        owned: of a round, a client and its steps, what of its update it has trained
+            (`PeftMethod.compute_owned_shares`).
         uplink_parameters: of all updates.
         passed_on: bytes of what members of a secure sum say to each other, on their way down.
         answers: to what the rule has asked each client before it trained; None: nothing.

@@ -65,7 +65,7 @@ class UpdateCollector(RoundHook, ABC):
             estimates=self.store.estimates,
             drift=setup.drift,
             states=before.drift,
-            owned=partial(setup.method.owned, setup.layout, setup.config.seed),
+            owned=partial(setup.method.compute_owned_shares, setup.layout, setup.config.seed),
             answers=answers,
             least_loss=setup.task.least_loss,
         )

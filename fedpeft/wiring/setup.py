@@ -33,7 +33,7 @@ from fedpeft.models.quantized import quantize
 from fedpeft.models.readout import get_width
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task, get_adapter_dtype
 from fedpeft.peft.adapter import Layout, State
-from fedpeft.peft.factor_view import Factoring
+from fedpeft.peft.factor_view import FactorView
 from fedpeft.peft.family import PEFT_METHODS, resize_method
 from fedpeft.peft.method import PeftMethod, WeightChanges, create_start
 from fedpeft.plugin_files import hash_own_code
@@ -143,7 +143,7 @@ class Setup(ChosenParts):
     layout: Layout
     start: State
     profiles: Sequence[Profile]
-    factor_view: Factoring | None
+    factor_view: FactorView | None
     weight_changes: WeightChanges | None
     parameters: int
     width: int
@@ -201,7 +201,7 @@ class Setup(ChosenParts):
             layout=layout,
             start=_start(method, reference, config),
             profiles=profiles,
-            factor_view=method.factoring(layout),
+            factor_view=method.create_factor_view(layout),
             weight_changes=_get_weight_changes(method, reference, layout),
             parameters=sum(p.numel() for p in reference.parameters()),
             width=get_width(plain_base),

@@ -1,16 +1,15 @@
-"""AdaLoRA: updates in the form of a singular value decomposition, and ranks spent where they matter (Zhang et al.,
-arXiv 2303.10512).
+"""AdaLoRA: updates as singular value decompositions, with more rank for layers that need it.
 
     y = W0 x + (alpha / r) P E Q x,   Q (r, in), P (out, r) random, E = 0 (r) at first;   P, E and Q are trained
 
-Clients train and exchange all three. The server sees the factors B = P E and A = Q, takes the best factors of the exact
-mean dW* (flexlora; clients' directions need not match), and reads P, E, Q off its singular value decomposition. Then it
-allocates: of all singular values of all layers the largest stay, and their number falls from `rank` to `target_rank`
-per layer over `shrink_rounds`, as a cubic.
+Clients train and exchange all three (Zhang et al., arXiv 2303.10512). The server sees the factors B = P E and A = Q. It
+computes the best factors of the exact mean dW* (flexlora; clients' directions need not match). P, E and Q are the
+singular value decomposition of these. Then it allocates ranks: the largest singular values of all layers stay. Their
+number falls from `rank` to `target_rank` per layer over `shrink_rounds`, as a cubic.
 
-Deviations: ranks are allocated by the server, by singular values of the aggregate, where the paper smooths the
-sensitivities of one trainer; and nothing penalises P and Q for leaving orthogonality, since each round's decomposition
-restores it. The result is saved as plain LoRA with the ranks that the layers got.
+Deviations. The server allocates ranks by singular values of the aggregate, where the paper smooths the sensitivities of
+one trainer. Nothing penalizes P and Q for leaving orthogonality, since each round's decomposition restores it. The
+result is saved as plain LoRA with the ranks that the layers got.
 
 Use it with `flexlora` if it is not known which layers need rank.
 """
@@ -27,7 +26,7 @@ from fedpeft.models.layers import declare_layers, find_target_layers
 from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec
-from fedpeft.peft.factor_view import Factoring
+from fedpeft.peft.factor_view import FactorView
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, WeightChanges, draw_uniform
 
@@ -36,11 +35,11 @@ A, B, E = "lora_A", "lora_B", "lora_E"
 
 @dataclass(frozen=True)
 class AdaLora(PeftMethod):
-    """Low-rank updates whose ranks move to where singular values are large."""
+    """Low-rank updates that give more rank to layers with large singular values."""
 
     rank: int = setting(8, "rank of each layer at first", low=1, high=1024)
     target_rank: int = setting(4, "mean rank of the layers in the end, at most `rank`", low=1, high=1024)
-    shrink_rounds: int = setting(10, "rounds until the ranks have fallen to it", low=1)
+    shrink_rounds: int = setting(10, "rounds until the mean rank has fallen to target_rank", low=1)
     alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
     layers: int | tuple[int, ...] | None = declare_layers()
@@ -51,7 +50,7 @@ class AdaLora(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = (A, B, E)
 
     def config(self, base: nn.Module) -> Any:
-        """A `peft.AdaLoraConfig`; its own allocation is not used."""
+        """Return a `peft.AdaLoraConfig`; peft's own allocation of ranks is not used."""
         from peft import AdaLoraConfig
 
         return AdaLoraConfig(
@@ -63,18 +62,18 @@ class AdaLora(PeftMethod):
         )
 
     def settle(self, base: nn.Module) -> None:
-        """The layers' ranks are no parameters, though `peft` holds them as such."""
+        """Freeze the layers' ranks, which `peft` stores as parameters."""
         for name, parameter in base.named_parameters():
             if ".ranknum." in name:
                 parameter.requires_grad_(False)
 
     @property
     def scale(self) -> float:
-        """As peft's layers compute it."""
+        """Scale of the update, as peft's layers compute it."""
         return self.alpha / (self.rank + 1e-5)
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """P and Q uniform with deviation 0.02, E zero."""
+        """Return P and Q uniform with standard deviation 0.02, and E zero."""
         state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
         for name in state:
             if name.endswith((f".{A}", f".{B}")):
@@ -83,22 +82,22 @@ class AdaLora(PeftMethod):
                 state[name].zero_()
         return state
 
-    def factoring(self, layout: Layout) -> Factoring:
-        """P E and Q, and back."""
-        return SingularFactoring(self, layout)
+    def create_factor_view(self, layout: Layout) -> FactorView:
+        """Create the view of P, E and Q as the factors P E and Q."""
+        return SingularFactorView(self, layout)
 
     def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank]:
-        """s P E and Q of each layer, at the rank that it has, at least 1."""
-        found = {}
+        """Return the factors s P E and Q of each layer, at the layer's rank, at least 1."""
+        products = {}
         for module in find_modules(state):
             energies = state[f"{module}.{E}"].flatten()
             kept = energies.nonzero().flatten() if bool(energies.any()) else torch.tensor([0])
             left = state[f"{module}.{B}"][:, kept] * energies[kept] * self.scale
-            found[module] = LowRank(left, state[f"{module}.{A}"][kept])
-        return found
+            products[module] = LowRank(left, state[f"{module}.{A}"][kept])
+        return products
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
-        """s P E Q of each layer."""
+        """Return a function that computes s P E Q of each layer."""
 
         def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
             return {module: product.to_dense().double() for module, product in self.changes(model, state).items()}
@@ -107,34 +106,34 @@ class AdaLora(PeftMethod):
 
 
 def find_modules(state: State) -> list[str]:
-    """The adapted layers."""
+    """Return the paths of the adapted layers."""
     return [name.removesuffix(f".{E}") for name in state if name.endswith(f".{E}")]
 
 
 @dataclass(frozen=True)
-class SingularFactoring:
-    """Between P, E, Q and the factors P E, Q."""
+class SingularFactorView:
+    """Conversion between P, E, Q and the factors P E, Q."""
 
     method: AdaLora
     parameters_layout: Layout
 
     @property
     def layout(self) -> Layout:
-        """Of the factors."""
+        """Layout of the factors."""
         roles = {A: "lora_A", B: "lora_B"}
         kept = [t for t in self.parameters_layout.tensors if not t.name.endswith(f".{E}")]
         specs = [TensorSpec(t.name, t.shape, roles.get(t.name.rpartition(".")[2], t.role), t.module) for t in kept]  # type: ignore[arg-type]
         return Layout(tuple(specs), AdapterShape(self.method.rank, self.method.alpha))
 
     def factors(self, state: State) -> State:
-        """B = P E; E is gone."""
-        found = {name: tensor for name, tensor in state.items() if not name.endswith(f".{E}")}
+        """Convert parameters to factors: B = P E, and E is dropped."""
+        factors = {name: tensor for name, tensor in state.items() if not name.endswith(f".{E}")}
         for module in find_modules(state):
-            found[f"{module}.{B}"] = state[f"{module}.{B}"] * state[f"{module}.{E}"].flatten()
-        return found
+            factors[f"{module}.{B}"] = state[f"{module}.{B}"] * state[f"{module}.{E}"].flatten()
+        return factors
 
     def parameters(self, factors: State, before: State, round_number: int) -> State:
-        """P and E from the columns of B; a rank without energy keeps its directions, so that it can train again."""
+        """Split the columns of B into P and E; a rank without energy keeps its directions, so that it can recover."""
         after = dict(factors)
         for module in find_modules(before):
             columns = factors[f"{module}.{B}"]
@@ -155,11 +154,11 @@ class SingularFactoring:
         if budget < len(energies):
             threshold = energies.sort(descending=True).values[int(budget)]
             for module in layers:
-                E_module = state[f"{module}.{E}"]
-                state[f"{module}.{E}"] = torch.where(E_module > threshold, E_module, 0.0)
+                values = state[f"{module}.{E}"]
+                state[f"{module}.{E}"] = torch.where(values > threshold, values, 0.0)
 
     def get_budget(self, round_number: int) -> float:
-        """Ranks per layer after `round_number`."""
+        """Return the mean number of ranks per layer after `round_number`."""
         method = self.method
         left = max(0.0, 1 - round_number / method.shrink_rounds) ** 3
         target = min(method.target_rank, method.rank)

@@ -1,27 +1,26 @@
-"""AdaMix: a bottleneck adapter with several down-projections, of which each pass trains one at random (Wang et al.,
-arXiv 2205.12410).
+"""AdaMix: a bottleneck adapter with several down-projections; each pass trains a random one.
 
     y = f(x) + up(act(down_e(f(x)))),   e drawn anew for each adapter and pass in training
     y = f(x) + up(act(mean_e down_e(f(x))))   otherwise: merged, at the cost of one adapter
 
-after the feed-forward sublayer of each adapted block; down_e (dim, d) are `experts` many, up (d, dim) = 0 at first is
-shared. A step makes two passes with draws of their own, and minimises, as the authors' code does,
+The adapter sits after the feed-forward sublayer of each adapted block (Wang et al., arXiv 2205.12410). There are
+`experts` matrices down_e (dim, d), and one shared up (d, dim), which is 0 at first. A step makes two passes with draws
+of their own and minimizes, as the authors' code does,
 
     loss(f_1) + consistency * (KL(sg p_2 || p_1) + KL(sg p_1 || p_2)) / 2,   sg: no gradient
 
-for each prediction; consistency=0 is one pass and the task's loss alone. The weight is 1 in the authors' classifiers
-and 100 in their language models. Merged, AdaMix has the paper's numbers: 0.9 M in BERT-base (dim 48), 0.8 M in
-RoBERTa-large (dim 16); trained and sent are all experts and the one up.
+for each prediction. With consistency=0 a step makes one pass and minimizes the task's loss alone. The weight is 1 in
+the authors' classifiers and 100 in their language models. Merged, AdaMix has the paper's sizes: 0.9 M parameters in
+BERT-base (dim 48), 0.8 M in RoBERTa-large (dim 16). Clients train and send all experts and the one up.
 
-Experts are drawn from the run's seed, the round, the client and the step, pass after pass and adapter after adapter,
-so that executors agree whatever a client is batched with, and the server knows the draws without being told. With
---strategy owned_mean it averages each expert by how often clients have trained it (in the first 1,000 steps of a
-round); with fedit plainly, which private sums need: each client draws each expert about equally often, and what it has
-not drawn it sends unchanged.
+Experts are drawn from the run's seed, the round, the client and the step, in the order of passes and adapters. So all
+executors draw equally, and the server can recompute the draws. With --strategy owned_mean the server averages each
+expert by how often clients have trained it (in the first 1,000 steps of a round). With fedit the mean is plain, as
+private sums need it: each client draws each expert about equally often, and sends undrawn experts unchanged.
 
-Deviations. An expert that a step has not drawn has a gradient of zero, and Adam's momentum moves it on. As with other
-bottlenecks the mean is not exact. Gradients per example are refused: one expert serves all rows of a pass. So are
-preferences (dpo), whose loss is no sum over what is said of rows.
+Deviations. An expert that a step has not drawn has a gradient of zero, but Adam's momentum still moves it. As with
+other bottlenecks the mean is not exact. Gradients per example are refused, because one expert serves all examples of a
+pass. Preferences (dpo) are refused, because their loss is not a sum over examples.
 
 Use it as a stronger bottleneck if the bytes of several experts are affordable.
 """
@@ -33,7 +32,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fedpeft import seeds
@@ -49,27 +48,27 @@ from fedpeft.peft.methods.bottleneck import ATTENTION_END, FEEDFORWARD_END
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
 PASSES = 2
-"""Of a step, where they are compared."""
+"""Passes of a step that compares them."""
 
 COUNTED = 1000
-"""Steps of a round in which draws are counted; more would tell next to nothing, and a client says how many it made."""
+"""Steps of a round in which draws are counted; it bounds the server's work, since clients report their own steps."""
 
 Draw = Callable[[int], Sequence[int]]
-"""From a number of experts to the one that each client in the pass has drawn; none outside training."""
+"""A function from the number of experts to the expert of each client in the pass; empty outside training."""
 
 
 @dataclass(frozen=True)
 class Consistent:
-    """What a step minimises: the loss of one pass, and how far another one says otherwise."""
+    """Objective of a step: the loss of one pass plus its divergence from a second pass."""
 
     weight: float
 
     def __call__(self, task: Task, model: FederatedModel, batch: Batch, offsets: Tensor | None) -> RowLosses:
-        """Losses by row, two passes."""
+        """Compute the losses by example from two passes."""
         one, other = model(batch), model(batch)
         shift = 0.0 if offsets is None else offsets.to(one)
         losses = task.losses(one + shift, batch)
-        each = compute_symmetric_divergence(one, other)  # (B,), or of the tokens that a language model predicts
+        each = compute_symmetric_divergence(one, other)  # (B,), or (B, T) for the predicted tokens of a language model
         if each.dim() > 1:
             words: Any = model
             each = (each * words.get_counted_labels(batch)[1]).sum(1)
@@ -77,34 +76,52 @@ class Consistent:
 
 
 def compute_symmetric_divergence(one: Tensor, other: Tensor) -> Tensor:
-    """(KL(sg q || p) + KL(sg p || q)) / 2 of what two logits (..., C) say, (...,)."""
+    """Compute (KL(sg q || p) + KL(sg p || q)) / 2 between the distributions of two logits (..., C), as (...,)."""
     p, q = one.log_softmax(-1), other.log_softmax(-1)
-    toward = (F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1) for a, b in ((p, q), (q, p)))
+    toward = (functional.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1) for a, b in ((p, q), (q, p)))
     return sum(toward, torch.zeros((), dtype=one.dtype, device=one.device)) / 2
 
 
 class Mixture(StackedLayer):
-    """The last frozen projection of a sublayer, and K clients' adapters behind it, or one client's alone.
+    """The last frozen projection of a sublayer, with the adapters of K clients, or of one, behind it.
 
     down: weight ([K,] experts * dim, d) and bias, expert after expert; up: weight ([K,] d, dim) and bias.
     """
 
     def __init__(self, layer: nn.Module, sizes: tuple[int, int, int], act: str, dtype: torch.dtype, clients: int = 0):
+        """Create the adapters behind `layer`.
+
+        Args:
+            layer: the frozen projection.
+            sizes: number of experts, width `dim` of the bottleneck, and width d of the output.
+            act: name of the activation function.
+            dtype: dtype of the adapters.
+            clients: number of clients; 0: one client without a leading axis.
+        """
         super().__init__(max(clients, 1))
         self.experts, dim, width = sizes
         self.base_layer = layer
         down, up = nn.Linear(width, self.experts * dim, dtype=dtype), nn.Linear(dim, width, dtype=dtype)
         self.down: nn.Module = StackedLinear(down, clients) if clients else down
         self.up: nn.Module = StackedLinear(up, clients) if clients else up
-        self.act = getattr(F, act)
+        self.act = getattr(functional, act)
         self._draw: Draw | None = None
 
     def draw_from(self, draw: Draw) -> None:
-        """Have experts drawn by `draw` in each pass."""
+        """Set the function that draws experts in each pass."""
         self._draw = draw
 
     def select_experts(self, parameter: Any, entries: int, chosen: Sequence[int]) -> Tensor:
-        """Of each client's experts, (K, experts * dim, ...), the drawn one, or their mean, (K, dim, ...)."""
+        """Return each client's `chosen` expert, or the mean of its experts if none is chosen.
+
+        Args:
+            parameter: ([K,] experts * dim, ...).
+            entries: number of dimensions of the parameter without the clients' one.
+            chosen: index of each client's expert; empty: average them.
+
+        Returns:
+            (K, dim, ...).
+        """
         shape = parameter.shape[-entries:]
         each = parameter.reshape(-1, self.experts, shape[0] // self.experts, *shape[1:])[: self.active]
         if not chosen:
@@ -125,12 +142,14 @@ class Mixture(StackedLayer):
 
 @dataclass(frozen=True)
 class AdaMix(PeftMethod):
-    """Bottleneck adapters whose down-projection is drawn anew in each pass, and averaged in the end."""
+    """Bottleneck adapters that draw their down-projection anew in each pass and average them in the end."""
 
     dim: int = setting(16, "width of the bottleneck", low=1, high=4096)
     experts: int = setting(4, "down-projections of each adapter", low=1, high=64)
-    activation: str = setting("gelu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
-    consistency: float = setting(1.0, "weight of the divergence of two passes; 0: one pass", low=0)
+    activation: str = setting(
+        "gelu", "activation function between down and up", choices=("relu", "gelu", "silu", "tanh")
+    )
+    consistency: float = setting(1.0, "weight of the divergence between two passes; 0: one pass", low=0)
     layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
@@ -139,7 +158,7 @@ class AdaMix(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
 
     def config(self, base: nn.Module) -> Any:
-        """None: the `peft` library has no such method."""
+        """Return None: the `peft` library does not have such a method."""
         return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
@@ -148,7 +167,7 @@ class AdaMix(PeftMethod):
         ends = [path for path in find_by_endings(model.base, FEEDFORWARD_END, self.layers) if path not in attention]
         if not ends:
             raise ModelError(
-                f"FP4057 adamix does not know the sublayers of {type(model.base).__name__}; take lora or ia3"
+                f"FP4057 adamix finds no feed-forward sublayers in {type(model.base).__name__}; take lora or ia3"
             )
         for path in ends:
             layer: Any = model.base.get_submodule(path)
@@ -161,9 +180,12 @@ class AdaMix(PeftMethod):
     def _objective(self) -> Consistent | None:
         return Consistent(self.consistency) if self.consistency and self.experts > 1 else None
 
-    def owned(self, layout: Layout, seed: int, round_number: int, client: int, steps: int) -> State:
-        """How often each expert was drawn, (experts * dim, 1) for weights, (experts * dim,) for biases."""
-        if not steps:  # a private client does not say, and counts as if it had trained all experts alike
+    def compute_owned_shares(self, layout: Layout, seed: int, round_number: int, client: int, steps: int) -> State:
+        """Return the share of passes that drew each expert.
+
+        The shape is (experts * dim, 1) for weights and (experts * dim,) for biases.
+        """
+        if not steps:  # a private client does not report them, and counts as if it had trained all experts equally
             return {}
         modules = [t.module for t in layout.tensors if t.name.endswith(".down.weight")]
         counts, passes = torch.zeros(len(modules), self.experts), PASSES if self._objective else 1
@@ -177,7 +199,7 @@ class AdaMix(PeftMethod):
         return weights | {f"{module}.down.bias": share for module, share in zip(modules, shares, strict=True)}
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """down uniform in +-1/sqrt(d), each expert its own; everything else zero."""
+        """Return down-projections uniform in +-1/sqrt(d), different for each expert, and everything else zero."""
         state = super().start(model, seed)
         for name in state:
             if name.endswith("down.weight"):
@@ -187,7 +209,7 @@ class AdaMix(PeftMethod):
         return state
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
-        """K clients' adapters behind each sublayer."""
+        """Put K clients' adapters behind each sublayer."""
         dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:
             if spec.name.endswith(".down.weight"):

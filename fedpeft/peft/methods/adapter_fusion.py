@@ -1,20 +1,21 @@
-"""AdapterFusion: finished bottleneck adapters, frozen, combined by attention at each token (Pfeiffer et al., arXiv
-2005.00247).
+"""AdapterFusion: finished bottleneck adapters, frozen and combined by attention at each token.
 
     h = f(x),   z_n = up_n(act(down_n(h))),   s = softmax_n((h W_Q) . (z_n W_K)),   y = h + sum_n s_n z_n W_V
 
-Stage one is what `runs` names: finished runs of `bottleneck`, of other tasks or of other clients, on the same base.
-They are read once and never change. Stage two trains W_Q and W_K (width, d) and W_V (d, d). With one adapter and
-W_V = I the output is that adapter's. W_V starts as the identity, 1e-6 off its diagonal, and is pulled to it by
-0.01 norm(W_V - I)^2; W_Q and W_K start with deviation 0.02, as in the authors' adapter-transformers. width=0 is the
+Training has two stages (Pfeiffer et al., arXiv 2005.00247). The setting `runs` names the results of stage one: finished
+runs of `bottleneck` for other tasks or other clients on the same base. They are read once and never change. Stage two
+trains W_Q and W_K (width, d) and W_V (d, d). With one adapter and W_V = I the output is that adapter's. width=0 is the
 paper's square W_Q and W_K, 3 d^2 numbers a layer.
 
-Deviations. W_Q and W_K have no biases, as in the paper's formula and other than in the authors' code. Rule: the plain
-mean from a shared start; it is not exact, since the three multiply each other. With --strategy
+W_V starts as the identity, with 1e-6 off its diagonal, and the penalty 0.01 norm(W_V - I)^2 pulls it back. W_Q and W_K
+start with standard deviation 0.02. Both are as in the authors' adapter-transformers.
+
+Deviations. W_Q and W_K have no biases, as in the paper's formula but unlike the authors' code. Rule: the plain mean
+from a shared start. It is not exact, since the three matrices multiply each other. With --strategy
 "fedper(private_layers=('query', 'key', 'value'))" each client keeps a fusion of its own.
 
-The saved result holds the adapters, too, and needs the runs no more. Real clients have no such folders, and are
-refused.
+The saved result contains the adapters and no longer needs the runs. Real clients do not have these folders, so they
+refuse the method.
 
 Use it if finished `bottleneck` runs of other tasks exist.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -39,49 +40,51 @@ from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_canonical
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, Pulls
-from fedpeft.peft.methods.bottleneck import PLACES, BottleneckAdapters, Tap, tap_before
+from fedpeft.peft.methods.bottleneck import PLACES, BottleneckAdapters, Tap, create_tap
 from fedpeft.peft.saved_adapter import OWN_METHOD, OWN_TENSORS, has_same_marks, record_marks
 from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
 
 Adapters = dict[str, list[State]]
-"""By the module that they sit behind, the tensors of each adapter: down.weight, down.bias, up.weight, up.bias."""
+"""Tensors of each adapter (down.weight, down.bias, up.weight, up.bias), by the module that the adapter follows."""
 
 PULL = 0.01
 """Weight of norm(W_V - I)^2 in the loss."""
 
 
 def compute_identity_pull(value: Tensor) -> Tensor:
-    """The gradient of 0.01 norm(W - I)^2 at `value`, (..., d, d)."""
+    """Compute the gradient of 0.01 norm(W - I)^2 at `value` (..., d, d)."""
     return 2 * PULL * (value - torch.eye(value.shape[-1], dtype=value.dtype, device=value.device))
 
 
 class FrozenAdapter(nn.Module):
-    """One finished bottleneck, without the residual connection around it."""
+    """A finished bottleneck adapter without the residual connection around it."""
 
     def __init__(self, tensors: State, act: str, like: Tensor, dtype: torch.dtype) -> None:
+        """Hold the adapter's `tensors` on the device of `like`, frozen, with the activation function `act`."""
         super().__init__()
         self.down, self.up = nn.Module(), nn.Module()
         for name, tensor in tensors.items():
             part, _, kind = name.partition(".")
             held = nn.Parameter(tensor.to(like.device, dtype), requires_grad=False)
             self.get_submodule(part).register_parameter(kind, held)
-        self.act = getattr(F, act)
+        self.act = getattr(functional, act)
 
     def forward(self, z: Tensor) -> Tensor:
         """(..., d) to (..., d)."""
         down, up = self.down, self.up
-        hidden = self.act(F.linear(z, down.weight, down.bias))  # type: ignore[arg-type]
-        return F.linear(hidden, up.weight, up.bias)  # type: ignore[arg-type]
+        hidden = self.act(functional.linear(z, down.weight, down.bias))  # type: ignore[arg-type]
+        return functional.linear(hidden, up.weight, up.bias)  # type: ignore[arg-type]
 
 
 class Fusion(nn.Module):
-    """The last frozen projection of a sublayer, finished adapters behind it, and what combines them."""
+    """The last frozen projection of a sublayer, finished adapters behind it, and the attention that combines them."""
 
     pulls: ClassVar[Pulls] = {"value.weight": compute_identity_pull}
 
     def __init__(
         self, layer: Any, adapters: Sequence[State], width: int, act: str, tap: Tap | None, dtype: torch.dtype
     ) -> None:
+        """Put the frozen `adapters` and new projections behind `layer`; `width` 0 stands for its output's width."""
         super().__init__()
         d = layer.out_features
         self.base_layer, self.tap = layer, tap
@@ -101,7 +104,7 @@ class Fusion(nn.Module):
 
 
 class StackedFusion(StackedLayer):
-    """The same with K clients' W_Q, W_K (K, width, d) and W_V (K, d, d); the adapters are shared."""
+    """A fusion with W_Q, W_K (K, width, d) and W_V (K, d, d) of K clients; the adapters are shared."""
 
     pulls: ClassVar[Pulls] = {"value.weight": compute_identity_pull}
 
@@ -115,6 +118,7 @@ class StackedFusion(StackedLayer):
         dtype: torch.dtype,
         clients: int,
     ) -> None:
+        """Put the frozen `adapters` and the projections of K `clients` behind `layer`, as `Fusion` does."""
         super().__init__(clients)
         d = adapters[0]["up.weight"].shape[0]
         self.base_layer, self.tap = layer, tap
@@ -139,9 +143,11 @@ class AdapterFusion(PeftMethod):
     """Attention over finished bottleneck adapters."""
 
     runs: str | tuple[str, ...] = setting("", "folders of finished runs of bottleneck: ('runs/a', 'runs/b')")
-    width: int = setting(64, "of W_Q and W_K; 0: the model's own, as in the paper", low=0, high=16384)
-    place: str = setting("pfeiffer", "where the finished adapters sit", choices=PLACES)
-    activation: str = setting("relu", "of the finished adapters", choices=("relu", "gelu", "silu", "tanh"))
+    width: int = setting(64, "width of W_Q and W_K; 0: the model's own, as in the paper", low=0, high=16384)
+    place: str = setting("pfeiffer", "place of the finished adapters", choices=PLACES)
+    activation: str = setting(
+        "relu", "activation function of the finished adapters", choices=("relu", "gelu", "silu", "tanh")
+    )
 
     batched: ClassVar[bool] = True
     in_peft: ClassVar[bool] = False
@@ -151,12 +157,12 @@ class AdapterFusion(PeftMethod):
     own_machine: ClassVar[str] = "reads finished runs in folders of this machine"
 
     def config(self, base: nn.Module) -> Any:
-        """None: the `peft` library has no such method."""
+        """Return None: the `peft` library does not have such a method."""
         return None
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Of the finished runs.
+        """Folders of the finished runs.
 
         Raises:
             ConfigError: none is named.
@@ -170,35 +176,37 @@ class AdapterFusion(PeftMethod):
             )
         return folders
 
-    def finished(self, base: nn.Module) -> Adapters:
-        """The adapters of all runs.
+    def load_adapters(self, base: nn.Module) -> Adapters:
+        """Load the adapters of all runs for `base`.
 
         Raises:
-            ConfigError: a folder holds none, or they don't go together.
+            ConfigError: a folder contains no finished run of bottleneck, or its adapters do not fit this run or each
+                other.
         """
-        found: Adapters = {}
+        adapters: Adapters = {}
         for folder in self.folders:
-            own = self._load_run(folder, base)
-            if found and own.keys() != found.keys():
+            by_module = self._load_run(folder, base)
+            if adapters and by_module.keys() != adapters.keys():
                 raise ConfigError(
-                    f"FP1243 {folder} has adapters behind other layers than {self.folders[0]}; give equal layers="
+                    f"FP1243 {folder} has adapters behind other layers than {self.folders[0]}; name runs with equal "
+                    "layers="
                 )
-            for module, tensors in own.items():
-                found.setdefault(module, []).append(tensors)
-        return found
+            for module, tensors in by_module.items():
+                adapters.setdefault(module, []).append(tensors)
+        return adapters
 
     def _load_run(self, folder: Path, base: nn.Module) -> dict[str, State]:
-        """By module, the tensors of one run's adapters."""
+        """Return the tensors of one run's adapters, by module."""
         from fedpeft.peft.family import PEFT_METHODS
 
         files = folder / "adapter"
         try:
-            told = parse_json((files / OWN_METHOD).read_bytes())
+            described = parse_json((files / OWN_METHOD).read_bytes())
             tensors = load_file(check_regular_file(files / OWN_TENSORS))
-            method = PEFT_METHODS.build(told["method"])
+            method = PEFT_METHODS.build(described["method"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"FP1244 {folder} holds no finished run of bottleneck, which adapter_fusion combines"
+                f"FP1244 {folder} contains no finished run of bottleneck, and adapter_fusion combines such runs"
             ) from error
         if not isinstance(method, BottleneckAdapters):
             raise ConfigError(f"FP1245 {folder} is a run of {method.name}; adapter_fusion combines runs of bottleneck")
@@ -208,32 +216,32 @@ class AdapterFusion(PeftMethod):
                     f"FP1246 the adapters in {folder} have {name}={theirs}; give adapter_fusion({name}={theirs!r})"
                 )
         by_module = group_by_module(tensors, "down.weight", "down.bias", "up.weight", "up.bias")
-        if not has_same_marks(told.get("base", {}), record_marks(base, by_module)):
+        if not has_same_marks(described.get("base", {}), record_marks(base, by_module)):
             raise ConfigError(f"FP1247 the adapters in {folder} were trained on another base model than this run's")
         return by_module
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
-        """Put the finished adapters in, and what combines them."""
-        self._put(model, self.finished(model.base), dtype)
+        """Attach the finished adapters and the attention that combines them."""
+        self._put(model, self.load_adapters(model.base), dtype)
 
     def _put(self, model: FederatedModel, adapters: Adapters, dtype: str) -> None:
         for path, each in adapters.items():
-            layer, tap = _wrap_layer(model.base, path, each), tap_before(model.base, path, self.place)
+            layer, tap = _wrap_layer(model.base, path, each), create_tap(model.base, path, self.place)
             replace(model.base, path, Fusion(layer, each, self.width, self.activation, tap, get_adapter_dtype(dtype)))
 
     def frozen(self, model: FederatedModel) -> State:
-        """The finished adapters."""
+        """Return the finished adapters."""
         return {get_canonical_name(name): p for name, p in model.named_parameters() if ".adapters." in name}
 
     def attach_saved(self, model: FederatedModel, tensors: State) -> None:
-        """With the adapters that were saved, whatever has become of the runs."""
+        """Attach the saved adapters; the folders of the runs may be gone."""
         adapters: Adapters = {}
-        for module, own in group_by_module({n: t for n, t in tensors.items() if ".adapters." in n}).items():
-            adapters.setdefault(module.partition(".adapters.")[0], []).append(own)
+        for module, adapter in group_by_module({n: t for n, t in tensors.items() if ".adapters." in n}).items():
+            adapters.setdefault(module.partition(".adapters.")[0], []).append(adapter)
         self._put(model, adapters, "fp32")
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """W_V the identity and 1e-6 beside it; W_Q and W_K normal with deviation 0.02."""
+        """Return W_V as the identity with 1e-6 off its diagonal, W_Q and W_K normal with standard deviation 0.02."""
         state = super().start(model, seed)
         for name in state:
             if name.endswith("value.weight"):
@@ -244,39 +252,40 @@ class AdapterFusion(PeftMethod):
         return state
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
-        """K clients' fusions behind each sublayer."""
+        """Put K clients' fusions behind each sublayer."""
         dtype = get_wide_dtype(next(model.base.parameters()).dtype)
-        for path, each in self.finished(model.base).items():
-            layer, tap = model.base.get_submodule(path), tap_before(model.base, path, self.place)
+        for path, each in self.load_adapters(model.base).items():
+            layer, tap = model.base.get_submodule(path), create_tap(model.base, path, self.place)
             replace(model.base, path, StackedFusion(layer, each, self.width, self.activation, tap, dtype, clients))
 
 
 def group_by_module(tensors: State, *endings: str) -> dict[str, State]:
-    """Tensors by the module that they belong to, `MODULE.down.weight` and so on; with `endings`, those alone.
+    """Group tensors by the module of their adapter; keys are names within the adapter, such as `down.weight`.
 
     Raises:
-        ConfigError: one has another ending.
+        ConfigError: `endings` are given, and a tensor has another one.
     """
     modules: dict[str, State] = {}
     for name, tensor in tensors.items():
         module, part, kind = name.rsplit(".", 2)
         if endings and f"{part}.{kind}" not in endings:
-            raise ConfigError(f"FP1248 {name} is no tensor of a bottleneck adapter")
+            raise ConfigError(f"FP1248 {name} is not a tensor of a bottleneck adapter; legal: {', '.join(endings)}")
         modules.setdefault(module, {})[f"{part}.{kind}"] = tensor
     return modules
 
 
 def _wrap_layer(base: nn.Module, path: str, adapters: Sequence[State]) -> Any:
-    """The layer at `path`, of the width that the adapters behind it have.
+    """Return the layer at `path` after checking that its width is that of the `adapters` behind it.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the layer does not exist, or its width differs.
     """
     try:
         layer: Any = base.get_submodule(path)
     except AttributeError:
         raise ModelError(
-            f"FP4058 {type(base).__name__} has no layer {path}, which the finished adapters sit behind"
+            f"FP4058 {type(base).__name__} has no layer {path}, which the finished adapters follow; take the base of "
+            "the finished runs"
         ) from None
     widths = {each["up.weight"].shape[0] for each in adapters}
     if widths != {layer.out_features}:

@@ -2,9 +2,10 @@
 
     y = W0 x + b,   b starts at the base's own;   likewise the biases of layer norms
 
-Biases enter linearly from a shared start: the plain mean is exact. Deviations: those of the blocks that `layers` names
-alone, as for the other methods here (`layers=0` takes all blocks); and not those of keys, which change nothing: they
-add the same to the scores of all positions.
+Biases enter linearly from a shared start: the plain mean is exact.
+
+Deviations. Only the biases of the blocks that `layers` selects are trained, as for the other methods here (`layers=0`
+selects all blocks). Biases of keys stay frozen: they add the same to the scores of all positions and change nothing.
 
 Use it beside another method, as in `lora + bitfit`.
 """
@@ -29,12 +30,13 @@ class Biased(nn.Module):
     """A frozen layer without its bias, and the bias, trained in at least fp32."""
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        """Take the bias out of `layer` and make it a parameter in `dtype`."""
         super().__init__()
         self.bias = nn.Parameter(take_bias(layer).to(dtype, copy=True))
         self.base_layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output."""
+        """Compute the layer's output with the trained bias."""
         y: Tensor = self.base_layer(x)
         return y + self.bias.to(y.dtype)
 
@@ -43,6 +45,7 @@ class StackedBias(StackedLayer):
     """A frozen layer and K clients' biases (K, out)."""
 
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
+        """Take the bias out of `layer` and create the biases of K `clients`."""
         super().__init__(clients)
         dtype = get_wide_dtype(take_bias(layer).dtype)
         self.base_layer = layer
@@ -55,7 +58,7 @@ class StackedBias(StackedLayer):
 
 
 def take_bias(layer: nn.Module) -> Tensor:
-    """The bias of the innermost `layer`, which has none afterwards."""
+    """Remove the bias from the innermost layer of `layer` and return it."""
     module: Any = get_innermost(layer)
     bias: Tensor = module.bias.detach()
     module.bias = None
@@ -75,12 +78,12 @@ class BitFit(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = ("bias",)
 
     def config(self, base: nn.Module) -> Any:
-        """None: `peft` trains biases only beside LoRA."""
+        """Return None: `peft` trains biases only beside LoRA."""
         return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Make the biases trainable."""
-        found = [
+        paths = [
             f"{path}.{name}"
             for path, block in choose_blocks(model.base, self.layers, "bitfit").items()
             for name, layer in block.named_modules()
@@ -89,15 +92,13 @@ class BitFit(PeftMethod):
             and not layer.bias.requires_grad
             and name.replace(".base_layer", "").rpartition(".")[2] not in KEY_PROJECTIONS
         ]
-        if not found:
-            raise ModelError(
-                f"FP4060 {type(model.base).__name__} has no biases that bitfit could train; take ia3 or lora"
-            )
-        for name in found:
+        if not paths:
+            raise ModelError(f"FP4060 {type(model.base).__name__} has no biases for bitfit to train; take ia3 or lora")
+        for name in paths:
             replace(model.base, name, Biased(model.base.get_submodule(name), get_adapter_dtype(dtype)))
 
-    def merged(self, model: FederatedModel) -> nn.Module:
-        """The base with the trained biases."""
+    def merge_adapter(self, model: FederatedModel) -> nn.Module:
+        """Return the base with the trained biases."""
         for name, layer in list(model.base.named_modules()):
             if isinstance(layer, Biased):
                 inner: Any = layer.base_layer
@@ -106,7 +107,7 @@ class BitFit(PeftMethod):
         return model.base
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """The frozen layer with K biases."""
+        """Return the frozen layer with the biases of K clients."""
         return StackedBias(layer, shapes["bias"], clients)
 
 

@@ -6,8 +6,8 @@
     pfeiffer   z = f(x), after the feed-forward sublayer alone (Pfeiffer et al., arXiv 2005.00052)
     parallel   z = x, beside the feed-forward sublayer (He et al., arXiv 2110.04366)
 
-The adapter sits before the sublayer's residual connection. All clients start from the same weights, and the plain
-mean is the rule (FedAvg); it is not exact, since the network is not linear, and no closed form is.
+The adapter sits before the sublayer's residual connection. All clients start from the same weights, and the rule is the
+plain mean (FedAvg). It is not exact, since the network is not linear, and an exact closed form does not exist.
 
 Use it for fewer bytes than LoRA if the adapter need not be merged into the base.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
@@ -48,53 +48,59 @@ FEEDFORWARD_END = (
     ".DenseReluDense.wo",
     ".ffn_output",
 )
-"""The last projection of a sublayer, and the first of the feed-forward one, by their usual names."""
+"""Usual names of the last projection of a sublayer, and of the first projection of the feed-forward sublayer."""
 
 
 PLACES = ("houlsby", "pfeiffer", "parallel")
 
 
 class Tap:
-    """Remembers the input of the feed-forward sublayer during a pass, for the adapter that reads it at its end."""
+    """The input of the feed-forward sublayer in a pass, kept for the adapter that reads it at the sublayer's end."""
 
     def __init__(self, layer: nn.Module) -> None:
+        """Register a hook before `layer`, the first projection of the sublayer."""
         self.input: Tensor | None = None
         layer.register_forward_pre_hook(self)
 
     def __call__(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """The hook before the sublayer's first projection."""
+        """Store the input of the sublayer's first projection."""
         self.input = arguments[0]
 
     def take(self) -> Tensor:
-        """The input, once."""
+        """Return the stored input and forget it."""
         taken, self.input = self.input, None
         assert taken is not None
         return taken
 
 
-def tap_before(base: nn.Module, end: str, place: str) -> Tap | None:
-    """The tap at the start of the feed-forward sublayer that ends at `end`; None where adapters read its end."""
+def create_tap(base: nn.Module, end: str, place: str) -> Tap | None:
+    """Create the tap at the start of the feed-forward sublayer that ends at `end`; None unless `place` is parallel.
+
+    Raises:
+        ModelError: the block has no such start.
+    """
     if place != "parallel":
         return None
     block = ".".join(end.split(".")[: 1 + next(i for i, word in enumerate(end.split(".")) if word.isdigit())])
     for name, layer in base.get_submodule(block).named_modules():
         if f".{name}".replace(".base_layer", "").endswith(FEEDFORWARD_START):
             return Tap(layer)
-    raise ModelError(f"FP4061 bottleneck finds no start of the feed-forward sublayer in {block}")
+    raise ModelError(f"FP4061 bottleneck finds no start of the feed-forward sublayer in {block}; take place=pfeiffer")
 
 
 class Bottleneck(nn.Module):
-    """The last frozen projection of a sublayer, and the adapter behind it; computed in the adapter's precision."""
+    """The last frozen projection of a sublayer and the adapter behind it, computed in the adapter's precision."""
 
     def __init__(self, layer: nn.Module, width: int, dim: int, tap: Tap | None, act: str, dtype: torch.dtype) -> None:
+        """Create an adapter (dim, width) behind `layer` that adds nothing at first."""
         super().__init__()
         self.base_layer = layer
         self.down = nn.Linear(width, dim, dtype=dtype)
         self.up = nn.Linear(dim, width, dtype=dtype)
-        nn.init.zeros_(self.up.weight)  # until it is trained it adds nothing
+        nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
         self.tap = tap
-        self.act = getattr(F, act)
+        self.act = getattr(functional, act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., d)."""
@@ -105,18 +111,19 @@ class Bottleneck(nn.Module):
 
 
 class StackedBottleneck(StackedLayer):
-    """The same with K clients' adapters: down (K, dim, d) and up (K, d, dim), with biases."""
+    """A frozen projection with the adapters of K clients: down (K, dim, d) and up (K, d, dim), with biases."""
 
     def __init__(
         self, layer: nn.Module, shape: tuple[int, ...], clients: int, tap: Tap | None, act: str, dtype: torch.dtype
     ) -> None:
+        """Create the adapters of K `clients` behind `layer`, each of `shape` (dim, width)."""
         super().__init__(clients)
         dim, width = shape
         self.base_layer = layer
         self.down = StackedLinear(nn.Linear(width, dim, dtype=dtype), clients)
         self.up = StackedLinear(nn.Linear(dim, width, dtype=dtype), clients)
         self.tap = tap
-        self.act = getattr(F, act)
+        self.act = getattr(functional, act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, d)."""
@@ -131,8 +138,10 @@ class BottleneckAdapters(PeftMethod):
     """Small networks behind frozen sublayers."""
 
     dim: int = setting(16, "width of the bottleneck", low=1, high=4096)
-    place: str = setting("pfeiffer", "where adapters sit", choices=PLACES)
-    activation: str = setting("relu", "between down and up", choices=("relu", "gelu", "silu", "tanh"))
+    place: str = setting("pfeiffer", "place of the adapters", choices=PLACES)
+    activation: str = setting(
+        "relu", "activation function between down and up", choices=("relu", "gelu", "silu", "tanh")
+    )
     layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
@@ -142,7 +151,7 @@ class BottleneckAdapters(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
 
     def config(self, base: nn.Module) -> Any:
-        """None: the `peft` library has no such method."""
+        """Return None: the `peft` library does not have such a method."""
         return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
@@ -152,16 +161,17 @@ class BottleneckAdapters(PeftMethod):
         starts = find_by_endings(model.base, FEEDFORWARD_START, self.layers)
         if not ends or (self.place == "houlsby" and not attention) or (self.place == "parallel" and not starts):
             raise ModelError(
-                f"FP4062 bottleneck does not know the sublayers of {type(model.base).__name__}; take lora or ia3"
+                f"FP4062 bottleneck finds no sublayers for place={self.place} in {type(model.base).__name__}; "
+                "take lora or ia3"
             )
         for path in [*(attention if self.place == "houlsby" else []), *ends]:
             layer: Any = model.base.get_submodule(path)
-            tap = tap_before(model.base, path, self.place)
+            tap = create_tap(model.base, path, self.place)
             kind = get_adapter_dtype(dtype)
             replace(model.base, path, Bottleneck(layer, layer.out_features, self.dim, tap, self.activation, kind))
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """down uniform in +-1/sqrt(d), everything else zero."""
+        """Return down-projections uniform in +-1/sqrt(d), and everything else zero."""
         state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
         for name in state:
             if name.endswith("down.weight"):
@@ -171,16 +181,16 @@ class BottleneckAdapters(PeftMethod):
         return state
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """None: `stack_into` needs the model, for the taps."""
+        """Raise NotImplementedError: `stack_into` stacks this method, because the taps need the whole model."""
         raise NotImplementedError
 
     def stack_into(self, model: FederatedModel, tensors: Any, clients: int) -> None:
-        """K adapters behind each sublayer."""
+        """Put K clients' adapters behind each sublayer."""
         dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:
             if spec.name.endswith(".down.weight"):
                 layer = model.base.get_submodule(spec.module)
-                tap = tap_before(model.base, spec.module, self.place)
+                tap = create_tap(model.base, spec.module, self.place)
                 made = StackedBottleneck(layer, spec.shape, clients, tap, self.activation, dtype)
                 replace(model.base, spec.module, made)
 

@@ -1,10 +1,10 @@
-"""DoRA: LoRA moves the direction of a weight, a vector its magnitude (Liu et al., arXiv 2402.09353).
+"""DoRA: LoRA changes the direction of a weight, and a vector its magnitude (Liu et al., arXiv 2402.09353).
 
     W = m * (W0 + s B A) / norm(W0 + s B A), the norm of each row (output);   m = norm(W0) at first
 
-The rule: factors as LoRA's (any rule on s B A but those that fill the base), m by its plain mean. That is not exact,
-since the norm is not linear: each round records how far the aggregate is from the mean of the clients' weights
-(`aggregation_error`).
+Rule: factors as LoRA's (any rule on s B A except those that put a residual into the base), and the plain mean of m. It
+is not exact, since the norm is not linear. Each round records the distance of the aggregate from the mean of the
+clients' weights (`aggregation_error`).
 
 Use it if slower steps are affordable: they took 1.3 times LoRA's time in `experiments/peft_methods`.
 """
@@ -38,17 +38,17 @@ class Dora(Lora):
     tensors: ClassVar[tuple[str, ...]] = ("lora_A.weight", "lora_B.weight", MAGNITUDE)
 
     def variant(self) -> dict[str, Any]:
-        """peft's own switch."""
+        """Return the `peft` setting that turns DoRA on."""
         return {"use_dora": True}
 
     def role(self, name: str) -> tuple[Role, str]:
-        """The magnitude is a plain parameter of its layer."""
+        """Return the magnitude's role, a plain parameter of its layer, or LoRA's roles."""
         if name.endswith("." + MAGNITUDE):
             return "plain", name.removesuffix("." + MAGNITUDE)
         return super().role(name)
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
-        """W - W0 of each layer."""
+        """Return a function that computes W - W0 of each layer."""
         base: Any = model.base.get_base_model()  # type: ignore[operator]
         weights = {
             path: base.get_submodule(path).get_base_layer().weight.detach().double()
@@ -56,12 +56,14 @@ class Dora(Lora):
         }
 
         def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
-            found, scale = {}, (form or self.form).scale
-            for path, W in weights.items():
-                moved = W + scale * state[f"{path}.lora_B.weight"].double() @ state[f"{path}.lora_A.weight"].double()
+            differences, scale = {}, (form or self.form).scale
+            for path, weight in weights.items():
+                moved = (
+                    weight + scale * state[f"{path}.lora_B.weight"].double() @ state[f"{path}.lora_A.weight"].double()
+                )
                 magnitude = state[f"{path}.{MAGNITUDE}"].double()
-                found[path] = magnitude[:, None] * moved / moved.norm(dim=1, keepdim=True) - W
-            return found
+                differences[path] = magnitude[:, None] * moved / moved.norm(dim=1, keepdim=True) - weight
+            return differences
 
         return changes
 
@@ -69,7 +71,7 @@ class Dora(Lora):
         return [t.name for t in self.layout(model).tensors if t.role == "lora_A"]
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """None: DoRA trains one client at a time."""
+        """Raise NotImplementedError: DoRA trains one client at a time."""
         raise NotImplementedError
 
 

@@ -1,4 +1,6 @@
-"""Full fine-tuning: every parameter of the base is trained; the reference that the literature compares with.
+"""Full fine-tuning: every parameter of the base is trained.
+
+It is the reference that the literature compares adapters with.
 
 Use it as the reference for adapters: all weights are trained and travel.
 """
@@ -24,11 +26,11 @@ class Full(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = ("",)
 
     def config(self, base: nn.Module) -> Any:
-        """None: the result is a whole model, not a peft adapter."""
+        """Return None: the result is a whole model, not a peft adapter."""
         return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
-        """Make the base trainable, held in fp32; so is what stays frozen, since one layer hands on to the next."""
+        """Make the base trainable in fp32. Frozen parameters become fp32, too, because layers pass their dtype on."""
         for name, parameter in model.base.named_parameters():
             parameter.requires_grad_(not name.startswith("pooler."))
             parameter.data = parameter.data.to(get_adapter_dtype(dtype))

@@ -2,8 +2,8 @@
 
     p = softmax(W [h_0(x) / |h_0(x)|; ...; h_L(x) / |h_L(x)|] + b),   h_0 what enters the first of L blocks
 
-Linear probing of what the last block has forgotten, too. The paper then leaves out features by group lasso; here all
-stay, and the penalty of the head's start bounds them. It goes along with an adapter: `lora + head2toe`.
+The head also sees features that the last block has lost. The paper then drops features by group lasso; here all stay,
+and the penalty of the head's start bounds them. It can be combined with an adapter: `lora + head2toe`.
 
 Use it first for images; for texts, it is the baseline that an adapter has to beat.
 """
@@ -30,21 +30,21 @@ class Head2Toe(LinearProbe):
 
     composes: ClassVar[bool] = True
     reads_all_blocks: ClassVar[bool] = True
-    suited_head: ClassVar[str] = "ridge(send=factor)"  # clients have fewer rows than there are moments
+    suited_head: ClassVar[str] = "ridge(send=factor)"  # clients have fewer examples than moments
 
     def read(self, base: nn.Module) -> None:
-        """All of its blocks."""
+        """Make the base return the states of all of its blocks."""
         read_all_blocks(base)
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Leave the base's weights as they are, and widen the head.
 
         Raises:
-            ModelError: the task has no head that a wider one could stand for, or the base has no blocks in a row.
+            ModelError: the task has no linear head, or the base has no sequence of blocks.
         """
         head = getattr(model, "head", None)
         if not isinstance(head, nn.Linear):
-            raise ModelError("FP4063 head2toe trains the head of a classifier, and this task has none; take lora")
+            raise ModelError("FP4063 head2toe trains the head of a classifier, which this task lacks; take lora")
         _widen_head(model)
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
@@ -53,7 +53,7 @@ class Head2Toe(LinearProbe):
 
 
 def _widen_head(model: Any) -> None:
-    """Let the base give the states of all blocks, and make the head as wide, where they don't yet."""
+    """Make the base return the states of all blocks, and widen the head to them, unless it is done already."""
     read_all_blocks(model.base)
     if model.head.in_features != get_width(model.base):
         model.head = zero_head(model.base, model.head.out_features)

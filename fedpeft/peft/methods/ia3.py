@@ -33,13 +33,14 @@ ATTENTION = (
     ".SelfAttention.v",
 )
 FEEDFORWARD = (".output.dense", ".down_proj", ".fc2", ".mlp.c_proj", ".ffn.lin2", ".DenseReluDense.wo", ".ffn_output")
-"""As peft's own defaults: in BERT the name output.dense also takes in the attention's output layer."""
+"""The same as peft's own defaults: in BERT the name output.dense also selects the attention's output layer."""
 
 
 class StackedIA3(StackedLayer):
-    """A frozen layer whose output (vectors of shape (K, out, 1)) or input ((K, 1, in)) is rescaled per client."""
+    """A frozen layer whose output (vectors (K, out, 1)) or input (vectors (K, 1, in)) is rescaled per client."""
 
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
+        """Create vectors of ones for K `clients`, each of `shape` (out, 1) or (1, in)."""
         super().__init__(clients)
         self.base_layer = layer
         inner: Any = get_innermost(layer)
@@ -61,9 +62,9 @@ class IA3(PeftMethod):
     """Rescaling vectors beside frozen linear layers."""
 
     targets: str | tuple[str, ...] = setting(
-        "auto", "layers that are rescaled; auto: keys, values and the second feed-forward layer, by their usual names"
+        "auto", "layers to rescale; auto: keys, values and the second feed-forward layer, by their usual names"
     )
-    feedforward: str | tuple[str, ...] = setting("auto", "those of them whose input is rescaled instead of the output")
+    feedforward: str | tuple[str, ...] = setting("auto", "those targets whose input is rescaled instead of the output")
     layers: int | tuple[int, ...] | None = declare_layers()
 
     batched: ClassVar[bool] = True
@@ -72,7 +73,7 @@ class IA3(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = ("ia3_l",)
 
     def config(self, base: nn.Module) -> Any:
-        """A `peft.IA3Config` that names every adapted layer in full."""
+        """Return a `peft.IA3Config` that names every adapted layer in full."""
         from peft import IA3Config
 
         targets = self._find_targets(base, self.targets, ATTENTION + FEEDFORWARD)
@@ -85,12 +86,12 @@ class IA3(PeftMethod):
         known = find_by_endings(base, usual, self.layers)
         if not known:
             raise ModelError(
-                f"FP4064 ia3 does not know the layers of {type(base).__name__}; name them with targets=(...)"
+                f"FP4064 ia3 finds no layers of the usual names in {type(base).__name__}; name them with targets=(...)"
             )
         return known
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """The frozen layer with K vectors."""
+        """Return the frozen layer with the vectors of K clients."""
         return StackedIA3(layer, shapes["ia3_l"], clients)
 
 

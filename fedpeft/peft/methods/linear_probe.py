@@ -2,8 +2,8 @@
 
     p = softmax(W h(x) + b)
 
-Logistic regression on frozen features, trained by all clients: the reference that an adapter has to beat. Its few
-numbers are also heard through noise that would hide an adapter's. Heads enter linearly, so the plain mean is exact.
+All clients train a logistic regression on frozen features: the baseline that an adapter has to beat. Heads enter
+linearly, so the plain mean is exact.
 
 Use it as the baseline, and under small privacy budgets, whose noise would hide an adapter's updates.
 """
@@ -34,7 +34,7 @@ class LinearProbe(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = ("head.weight", "head.bias")
 
     def config(self, base: nn.Module) -> Any:
-        """None: there is no adapter."""
+        """Return None: there is no adapter."""
         return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
@@ -44,10 +44,10 @@ class LinearProbe(PeftMethod):
             ModelError: the task has no head.
         """
         if not find_trainable(model):
-            raise ModelError("FP4065 linear_probe trains the head of a classifier, and this task has none; take lora")
+            raise ModelError("FP4065 linear_probe trains the head of a classifier, which this task lacks; take lora")
 
-    def merged(self, model: FederatedModel) -> nn.Module:
-        """The base."""
+    def merge_adapter(self, model: FederatedModel) -> nn.Module:
+        """Return the base."""
         return model.base
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:

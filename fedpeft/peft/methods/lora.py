@@ -1,6 +1,6 @@
 """LoRA: low-rank adaptation (Hu et al., arXiv 2106.09685).
 
-y = W0 x + (alpha / r) B A x,   A ~ U(-1/sqrt(in), 1/sqrt(in)) of shape (r, in),   B = 0 of shape (out, r)
+    y = W0 x + (alpha / r) B A x,   A ~ U(-1/sqrt(in), 1/sqrt(in)) of shape (r, in),   B = 0 of shape (out, r)
 
 Use it first: it is the default for texts, and every strategy for factors takes it.
 """
@@ -30,6 +30,7 @@ class StackedLora(ScaledLayer):
     """A frozen layer plus K clients' factors: A (K, r, in), B (K, out, r), each client with its own scale."""
 
     def __init__(self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float) -> None:
+        """Create zero factors for K `clients` beside `layer`; `shapes` are those of one client's factors."""
         dtype = get_wide_dtype(get_weight_dtype(get_innermost(layer)))
         super().__init__(clients, dtype)
         self.base_layer = layer
@@ -39,7 +40,7 @@ class StackedLora(ScaledLayer):
 
     @property
     def packs(self) -> bool:
-        """Unless there is dropout, whose masks are those of padded rows."""
+        """Whether the layer accepts input without padding; dropout does not, as its masks are those of padded input."""
         return isinstance(self.dropout, nn.Identity)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,12 +77,12 @@ class Lora(PeftMethod):
         """Rank and alpha."""
         return AdapterShape(self.rank, self.alpha)
 
-    def sized(self, form: AdapterShape) -> dict[str, Any]:
-        """Rank and alpha."""
+    def get_settings_for(self, form: AdapterShape) -> dict[str, Any]:
+        """Return rank and alpha."""
         return {"rank": form.rank, "alpha": form.alpha}
 
     def config(self, base: nn.Module) -> Any:
-        """A `peft.LoraConfig` that names every adapted layer in full."""
+        """Return a `peft.LoraConfig` that names every adapted layer in full."""
         from peft import LoraConfig
 
         return LoraConfig(
@@ -94,18 +95,18 @@ class Lora(PeftMethod):
         )
 
     def variant(self) -> dict[str, Any]:
-        """Further settings of the `peft.LoraConfig`."""
+        """Return further settings of the `peft.LoraConfig`; variants override this."""
         return {}
 
     def role(self, name: str) -> tuple[Role, str]:
-        """Factors by their suffix."""
+        """Return the roles of factors by their suffix."""
         for role in ("lora_A", "lora_B"):
             if name.endswith(f".{role}.weight"):
                 return role, name.removesuffix(f".{role}.weight")
         return super().role(name)
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """A uniform in +-1/sqrt(in), B zero."""
+        """Return A uniform in +-1/sqrt(in), and B zero."""
         state = super().start(model, seed)
         for index, name in enumerate(find_trainable(model)):
             if self.role(name)[0] == "lora_A":
@@ -118,7 +119,7 @@ class Lora(PeftMethod):
         return state
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """The frozen layer with K pairs of factors."""
+        """Return the frozen layer with the factors of K clients."""
         return StackedLora(layer, shapes, clients, self.dropout)
 
 

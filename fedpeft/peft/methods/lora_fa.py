@@ -1,9 +1,9 @@
-"""LoRA-FA: LoRA whose A is drawn once and frozen; only B is trained and travels (Zhang et al., arXiv 2308.03303).
+"""LoRA-FA: LoRA with a frozen, drawn A; only B is trained and sent (Zhang et al., arXiv 2308.03303).
 
     y = W0 x + (alpha / r) B A x,   A ~ U(-1/sqrt(in), 1/sqrt(in)) fixed, B = 0 at first
 
-With one A for all clients the update is linear in B, so the plain mean is exact, at half of LoRA's bytes. It is what
-the strategy ffa_lora makes of LoRA; here A is no parameter at all, and server optimizers and privacy see B alone.
+With one A for all clients the update is linear in B, so the plain mean is exact, at half of LoRA's bytes. The strategy
+ffa_lora does the same to LoRA. Here A is not a parameter, so server optimizers and privacy see B alone.
 
 Use it if the mean must be exact at half of LoRA's bytes, whatever the strategy.
 """
@@ -28,7 +28,7 @@ from fedpeft.peft.stacked_layers import ScaledLayer, StackedLayer, StackedWeight
 
 
 def draw_fixed_factor(seed: int, path: str, rank: int, in_features: int) -> Tensor:
-    """A (rank, in) of the layer at `path`, fp32."""
+    """Draw A (rank, in) of the layer at `path` in fp32."""
     draw: Tensor = torch.rand(rank, in_features, generator=seeds.create_torch_generator(seed, f"lora_fa {path}", 0))
     return (2 * draw - 1) / math.sqrt(in_features)
 
@@ -38,19 +38,20 @@ class StackedLoraFA(ScaledLayer):
 
     A: Tensor
 
-    def __init__(self, layer: nn.Module, A: Tensor, shape: tuple[int, ...], clients: int, dropout: float) -> None:
-        super().__init__(clients, A.dtype)
+    def __init__(self, layer: nn.Module, lora_a: Tensor, shape: tuple[int, ...], clients: int, dropout: float) -> None:
+        """Hold the shared `lora_a` and create zero factors B of `shape` (out, r) for K `clients`."""
+        super().__init__(clients, lora_a.dtype)
         self.base_layer = layer
-        self.register_buffer("A", A, persistent=False)
-        self.lora_B = StackedWeight(clients, shape, A.dtype)
+        self.register_buffer("A", lora_a, persistent=False)
+        self.lora_B = StackedWeight(clients, shape, lora_a.dtype)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
         y = self.base_layer(x)
-        B = self.select_active(self.lora_B.weight * self.scales, x)
+        lora_b = self.select_active(self.lora_B.weight * self.scales, x)
         hidden = self.split_by_client(self.dropout(x) @ self.A.to(x.dtype).T)
-        return torch.baddbmm(self.split_by_client(y), hidden, B.transpose(1, 2)).view_as(y)
+        return torch.baddbmm(self.split_by_client(y), hidden, lora_b.transpose(1, 2)).view_as(y)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class LoraFA(Lora):
 
     mixed_sizes: ClassVar[bool] = False
     residual: ClassVar[bool] = False
-    batched_in_few_bits: ClassVar[bool] = False  # not tried yet
+    batched_in_few_bits: ClassVar[bool] = False  # not tested
     tensors: ClassVar[tuple[str, ...]] = ("lora_B.weight",)
 
     def settle(self, base: nn.Module) -> None:
@@ -79,25 +80,25 @@ class LoraFA(Lora):
                 weight.requires_grad_(False)
 
     def role(self, name: str) -> tuple[Role, str]:
-        """B is a plain parameter of its layer."""
+        """Return B's role, a plain parameter of its layer."""
         if name.endswith(".lora_B.weight"):
             return "plain", name.removesuffix(".lora_B.weight")
         return super().role(name)
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """B zero."""
+        """Return B as zero."""
         return {
             name: torch.zeros(p.shape) if name.endswith(".lora_B.weight") else p.detach().float().clone()
             for name, p in find_trainable(model).items()
         }
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """The frozen layer with K factors B."""
+        """Return the frozen layer with the factors B of K clients."""
         module: Any = get_innermost(layer)
         shape = shapes["lora_B.weight"]
-        A = draw_fixed_factor(self.factor_seed, path, shape[1], module.in_features)
+        lora_a = draw_fixed_factor(self.factor_seed, path, shape[1], module.in_features)
         dtype = get_wide_dtype(module.weight.dtype)
-        return StackedLoraFA(layer, A.to(module.weight.device, dtype), shape, clients, self.dropout)
+        return StackedLoraFA(layer, lora_a.to(module.weight.device, dtype), shape, clients, self.dropout)
 
 
 part = LoraFA

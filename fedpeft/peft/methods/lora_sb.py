@@ -1,10 +1,10 @@
-"""LoRA-SB: a small square matrix trains between two frozen factors (Ponkshe et al., arXiv 2411.19557).
+"""LoRA-SB: a small square matrix is trained between two frozen factors (Ponkshe et al., arXiv 2411.19557).
 
     y = W0 x + (alpha / r) B R A x,   A (r, in) and B (out, r) fixed, R (r, r) trained, R = 0 at first
 
 B and A are the leading singular vectors of W0 (`fedpeft.peft.framed_layers`). Deviation: LoRA-SB takes those of a
-gradient, which costs privacy where the data are private; the weights are known to everyone. The result is saved as a
-standard LoRA adapter with the factors B R and A.
+gradient, which costs privacy if the data are private, while everyone has the weights. The result is saved as a standard
+LoRA adapter with the factors B R and A.
 
 Use it if very few numbers may travel, for example under noise or on slow links.
 """
@@ -25,27 +25,27 @@ from fedpeft.peft.low_rank import LowRank
 
 
 class SquareLora(FramedLayer):
-    """R between the factors."""
+    """A frozen layer with R between its frames."""
 
     trained = "lora_R"
 
-    def apply_middle(self, seen: Tensor, M: Tensor) -> Tensor:
-        """Through R."""
-        return seen @ (M * self.scale).T
+    def apply_middle(self, seen: Tensor, middle: Tensor) -> Tensor:
+        """Multiply by R."""
+        return seen @ (middle * self.scale).T
 
-    def product(self, M: Tensor) -> LowRank:
-        """B R and A."""
-        return LowRank(self.B @ M.to(self.B.dtype), self.A)
+    def product(self, middle: Tensor) -> LowRank:
+        """Return the factors B R and A."""
+        return LowRank(self.B @ middle.to(self.B.dtype), self.A)
 
 
 class StackedSquareLora(StackedFramedLayer):
-    """K clients' R between the factors."""
+    """A frozen layer with K clients' R between its frames."""
 
     trained = "lora_R"
 
-    def apply_middle(self, seen: Tensor, M: Tensor) -> Tensor:
-        """Through each client's R."""
-        return torch.bmm(seen, self.select_active(M * self.scales, seen).transpose(1, 2))
+    def apply_middle(self, seen: Tensor, middle: Tensor) -> Tensor:
+        """Multiply by each client's R."""
+        return torch.bmm(seen, self.select_active(middle * self.scales, seen).transpose(1, 2))
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class LoraSB(FramedMethod):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """R is square."""
+        """Shape of R, which is square."""
         return self.rank, self.rank
 
-    def sized(self, form: AdapterShape) -> dict[str, Any]:
-        """Rank and alpha."""
+    def get_settings_for(self, form: AdapterShape) -> dict[str, Any]:
+        """Return rank and alpha."""
         return {"rank": form.rank, "alpha": form.alpha}
 
 

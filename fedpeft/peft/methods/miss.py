@@ -2,12 +2,12 @@
 
     y = W0 x + D^T S x,   S x = sum over the blocks x[0:r], x[r:2r], .. of the input,   D (r, out), D = 0 at first
 
-So the change of the weight repeats itself every r columns: dW[:, j] = D[j mod r, :]. It has rank r and half the numbers
-of LoRA, and it is linear in D: all clients share S, so the plain mean of D is the exact mean of the weights. If r does
-not divide the width of the input, the last block is shorter.
+The change of the weight repeats every r columns: dW[:, j] = D[j mod r, :]. It has rank r and half the numbers of LoRA.
+It is linear in D, and all clients share S, so the plain mean of D is the exact mean of the weights. If r does not
+divide the width of the input, the last block is shorter.
 
 Read: the code of the `peft` library (MissConfig) that trains and saves it, not the paper. Deviations: peft's variants
-"bat" and "mini" are left out. All clients have the same rank, because the blocks of another rank are others.
+"bat" and "mini" are left out. All clients have the same rank, because blocks of different ranks do not match.
 
 Use it if bytes matter and aggregation must be exact: it has half the numbers of LoRA.
 """
@@ -40,6 +40,7 @@ class StackedMiSS(StackedLayer):
     """A frozen layer and K clients' D (K, r, out)."""
 
     def __init__(self, layer: nn.Module, shape: tuple[int, ...], clients: int) -> None:
+        """Create zero matrices D for K `clients`, each of `shape` (r, out)."""
         super().__init__(clients)
         self.base_layer = layer
         self.miss_block = nn.Parameter(
@@ -49,9 +50,9 @@ class StackedMiSS(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out)."""
         y: Tensor = self.base_layer(x)
-        D = self.select_active(self.miss_block, x)
-        blocks = self.split_by_client(sum_blocks(x, D.shape[-2])).to(D.dtype)
-        return y + torch.bmm(blocks, D).view_as(y).to(y.dtype)
+        matrices = self.select_active(self.miss_block, x)
+        blocks = self.split_by_client(sum_blocks(x, matrices.shape[-2])).to(matrices.dtype)
+        return y + torch.bmm(blocks, matrices).view_as(y).to(y.dtype)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""P-tuning: a prompt that a small network makes from learned embeddings (Liu et al., arXiv 2103.10385).
+"""P-tuning: a prompt that a small network computes from learned embeddings (Liu et al., arXiv 2103.10385).
 
     f([MLP(E); e(x)]),   E (length, d) and the MLP's weights are trained
 
-Rule: the plain mean of E and the network from a shared start (FedAvg); not exact, since the network is not linear. The
-saved adapter holds the prompt alone, as `peft` saves it. Sequential. Clients have one length.
+Rule: the plain mean of E and the network from a shared start (FedAvg). It is not exact, since the network is not
+linear. The saved adapter contains the prompt alone, as `peft` saves it. Only the sequential executor trains it, and
+clients have one length.
 
 Use it if one prompt for all clients should come from a network, as in the `peft` library.
 """
@@ -36,11 +37,11 @@ class PTuning(PeftMethod):
 
     @property
     def extra_tokens(self) -> int:
-        """The length."""
+        """Length of the prompt."""
         return self.length
 
     def config(self, base: nn.Module) -> Any:
-        """A `peft.PromptEncoderConfig`."""
+        """Return a `peft.PromptEncoderConfig`."""
         from peft import PromptEncoderConfig
 
         check_takes_prompts(base, self.name)
@@ -52,7 +53,7 @@ class PTuning(PeftMethod):
         )
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """Embedding uniform in +-1, weights in +-1/sqrt(in), biases zero."""
+        """Return the embedding uniform in +-1, weights uniform in +-1/sqrt(in), and biases zero."""
         state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
         for name in state:
             if name in self.tensors:

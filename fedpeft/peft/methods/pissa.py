@@ -12,7 +12,7 @@ A_0 stays in the base. It is computed as W0 x - s B_0 (A_0 x), and W0 does not c
 
 A step costs one low-rank product more than LoRA.
 
-The result is saved as a plain LoRA adapter of W0 with rank 2 r: [s B, -s B_0] and [A; A_0]. What is refused:
+The result is saved as a plain LoRA adapter of W0 with rank 2 r: [s B, -s B_0] and [A; A_0]. These are refused:
 
 - clients of another rank, because their leading ranks would not add up to W0 with this remainder;
 - rules that may drop ranks (`flexlora` with an energy, `rank_budget`, `hetlora`), thin factors out or make new ones:
@@ -47,12 +47,12 @@ from fedpeft.peft.methods.lora import Lora, StackedLora
 from fedpeft.peft.stacked_layers import StackedLayer
 
 
-def leading_factors(weight: Tensor, rank: int, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def compute_leading_factors(weight: Tensor, rank: int, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return B_0 (out, r) and A_0 (r, in) of a frozen `weight` (out, in); ranks that it lacks are 0."""
-    B, A = compute_frame(weight, rank, torch.float64)
-    sizes = ((B.T @ weight.detach().double()) * A).sum(1).clamp_min(0)
+    columns, rows = compute_frame(weight, rank, torch.float64)
+    sizes = ((columns.T @ weight.detach().double()) * rows).sum(1).clamp_min(0)
     root = (sizes / scale).sqrt()
-    return (B * root).to(dtype), (root[:, None] * A).to(dtype)
+    return (columns * root).to(dtype), (root[:, None] * rows).to(dtype)
 
 
 class Remainder(nn.Module):
@@ -61,11 +61,12 @@ class Remainder(nn.Module):
     A: Tensor
     B: Tensor
 
-    def __init__(self, layer: nn.Module, B: Tensor, A: Tensor, scale: float) -> None:
+    def __init__(self, layer: nn.Module, lora_b: Tensor, lora_a: Tensor, scale: float) -> None:
+        """Hold s B_0 and A_0 = `lora_a` beside `layer`."""
         super().__init__()
         self.base_layer = layer
-        self.register_buffer("B", B * scale, persistent=False)
-        self.register_buffer("A", A, persistent=False)
+        self.register_buffer("B", lora_b * scale, persistent=False)
+        self.register_buffer("A", lora_a, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -82,11 +83,14 @@ class StackedPissa(StackedLora):
     def __init__(
         self, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int, dropout: float, scale: float
     ) -> None:
+        """Compute the leading factors of `layer` and create zero factors for K `clients`."""
         super().__init__(layer, shapes, clients, dropout)
         inner: Any = get_innermost(layer)
-        B, A = leading_factors(inner.weight, shapes["lora_A.weight"][0], scale, self.lora_A.weight.dtype)
-        self.register_buffer("B", B * scale, persistent=False)
-        self.register_buffer("A", A, persistent=False)
+        leading_b, leading_a = compute_leading_factors(
+            inner.weight, shapes["lora_A.weight"][0], scale, self.lora_A.weight.dtype
+        )
+        self.register_buffer("B", leading_b * scale, persistent=False)
+        self.register_buffer("A", leading_a, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * b, T, in) to (K * b, T, out), or packed (1, N, in) to (1, N, out)."""
@@ -115,13 +119,15 @@ class Pissa(Lora):
 
         for layer in [module for module in base.modules() if isinstance(module, LoraLayer)]:
             frozen: Any = layer.base_layer
-            A: Any = layer.lora_A["default"].weight
-            B: Any = layer.lora_B["default"].weight
-            B_0, A_0 = leading_factors(frozen.weight, self.rank, self.form.scale, get_wide_dtype(frozen.weight.dtype))
+            lora_a: Any = layer.lora_A["default"].weight
+            lora_b: Any = layer.lora_B["default"].weight
+            leading_b, leading_a = compute_leading_factors(
+                frozen.weight, self.rank, self.form.scale, get_wide_dtype(frozen.weight.dtype)
+            )
             with torch.no_grad():
-                A.copy_(A_0)
-                B.copy_(B_0)
-            layer.base_layer = Remainder(frozen, B_0, A_0, self.form.scale)
+                lora_a.copy_(leading_a)
+                lora_b.copy_(leading_b)
+            layer.base_layer = Remainder(frozen, leading_b, leading_a, self.form.scale)
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return the attached model's own values."""
@@ -129,14 +135,14 @@ class Pissa(Lora):
 
     def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank]:
         """Return s B A - s B_0 A_0 of each layer, of width 2 r."""
-        found = {}
+        products = {}
         for name, layer in model.base.named_modules():
             if isinstance(layer, Remainder):
                 module = get_canonical_name(f"{name}.").removesuffix(".").removesuffix(".base_layer")
-                A, B = (state[f"{module}.lora_{factor}.weight"] for factor in "AB")
-                left = torch.cat([B * self.form.scale, -layer.B.to(B)], dim=1)
-                found[module] = LowRank(left, torch.cat([A, layer.A.to(A)]))
-        return found
+                lora_a, lora_b = (state[f"{module}.lora_{factor}.weight"] for factor in "AB")
+                left = torch.cat([lora_b * self.form.scale, -layer.B.to(lora_b)], dim=1)
+                products[module] = LowRank(left, torch.cat([lora_a, layer.A.to(lora_a)]))
+        return products
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
         """Return the frozen layer without its leading part, with K pairs of factors."""

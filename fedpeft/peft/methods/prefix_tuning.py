@@ -1,19 +1,19 @@
-"""Prefix tuning, or P-tuning v2: learned keys and values before those of the row, in every adapted block (Li and
-Liang, arXiv 2101.00190; Liu et al., arXiv 2110.07602).
+"""Prefix tuning, or P-tuning v2: learned keys and values before those of the example, in every adapted block.
 
     attention(q, [P_k; k], [P_v; v]),   P_k, P_v (length, d)
 
-In a language model P_k and P_v start as what it makes of random tokens itself (Li and Liang, section 7.4: activations
-of words start better than noise): its own keys are long and point one way, and a prefix far from them gets no attention
-and no gradient. Elsewhere P_k starts small and P_v at zero: the head is worked out on the features of the base, and
-a prefix that takes attention from a short row changes them.
+Only P_k and P_v are trained (Li and Liang, arXiv 2101.00190; Liu et al., arXiv 2110.07602). In a language model they
+start as the model's own keys and values of random tokens (Li and Liang, section 7.4: activations of words start better
+than noise). Its keys are long and point one way, and a prefix far from them gets neither attention nor gradient. In
+other models P_k starts small and P_v at zero, because the head is computed on the features of the base. A prefix that
+takes attention from a short example would change these features.
 
-Deviation: `peft` passes prefixes in through the cache of generation, which encoders and vision models refuse; here
-they join inside the attention, of any model that takes its attention function from transformers' registry. Positions
-do not move. No reparameterisation network: P-tuning v2 found that it is not needed.
+Deviation. `peft` passes prefixes through the cache of generation, which encoders and vision models refuse. Here they
+join inside the attention of any model that takes its attention function from transformers' registry. Positions do not
+move. There is no reparameterization network, because P-tuning v2 found it unnecessary.
 
-Rule: the plain mean from a shared start; where clients hold different lengths, each position is averaged over the
-clients that own it (strategy owned_mean).
+Rule: the plain mean from a shared start. If clients hold different lengths, each position is averaged over the clients
+that own it (strategy owned_mean).
 
 Use it if weights must stay as they are and each block should get a prefix, for example in language models.
 """
@@ -40,15 +40,16 @@ from fedpeft.peft.stacked_layers import StackedLayer
 
 
 class Prefix(StackedLayer):
-    """The prefixes of K clients in one block: `key` and `value` (K, length, d), or (length, d) for one client alone.
+    """The prefixes of K clients in one block: `key` and `value` (K, length, d), or (length, d) for one client.
 
-    `lengths` says how many of the positions each client holds.
+    `lengths` contains the number of positions that each client holds.
     """
 
     lengths: Tensor
     follows_form = True
 
     def __init__(self, length: int, width: int, dtype: torch.dtype, clients: int = 0) -> None:
+        """Create zero prefixes; `clients` 0 stands for one client."""
         super().__init__(max(clients, 1))
         shape = (clients, length, width) if clients else (length, width)
         self.key = nn.Parameter(torch.zeros(shape, dtype=dtype))
@@ -56,33 +57,37 @@ class Prefix(StackedLayer):
         self.register_buffer("lengths", torch.full((self.active,), length), persistent=False)
 
     def set_forms(self, forms: Sequence[AdapterShape | None]) -> None:
-        """The clients' own lengths."""
+        """Set the clients' prefix lengths."""
         for k, form in enumerate(forms):
             if form is not None and self.follows_form:
                 self.lengths[k] = form.rank
 
     def set_form(self, form: AdapterShape) -> None:
-        """The one client's length."""
+        """Set the one client's prefix length."""
         self.set_forms([form])
 
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values (B, heads, length + T, head width) from those of the rows, and which positions count, (B,
-        length)."""
+        """Put the prefixes before keys and values (B, heads, T, head width).
+
+        Returns:
+            Keys and values (B, heads, length + T, head width), and which positions of the prefix count, (B, length).
+        """
         rows, heads, _, width = key.shape
         longest = self.key.shape[-2]
 
-        def joined(prefix: Tensor, own: Tensor) -> Tensor:
+        def prepend(prefix: Tensor, own: Tensor) -> Tensor:
             per_client = prefix.reshape(-1, longest, heads, width)[: self.active].to(own.dtype)
             before = per_client.repeat_interleave(rows // self.active, dim=0).transpose(1, 2)
             return torch.cat([before, own], dim=2)
 
         counted = torch.arange(longest, device=key.device) < self.lengths[: self.active, None]
-        return joined(self.key, key), joined(self.value, value), counted.repeat_interleave(rows // self.active, dim=0)
+        counted = counted.repeat_interleave(rows // self.active, dim=0)
+        return prepend(self.key, key), prepend(self.value, value), counted
 
 
 @dataclass(frozen=True)
 class PrefixTuning(PeftMethod):
-    """Learned keys and values before the row's own."""
+    """Learned keys and values before those of the example."""
 
     length: int = setting(10, "positions of the prefix", low=1, high=512)
     layers: int | tuple[int, ...] | None = declare_layers()
@@ -95,19 +100,19 @@ class PrefixTuning(PeftMethod):
 
     @property
     def form(self) -> AdapterShape:
-        """The length."""
+        """Length of the prefix."""
         return AdapterShape(self.length, self.length)
 
-    def sized(self, form: AdapterShape) -> dict[str, Any]:
-        """The length."""
+    def get_settings_for(self, form: AdapterShape) -> dict[str, Any]:
+        """Return the length."""
         return {"length": form.rank}
 
     def config(self, base: nn.Module) -> Any:
-        """None: see the module's deviation."""
+        """Return None: see the module's deviation."""
         return None
 
     def role(self, name: str) -> tuple[Role, str]:
-        """Rows are positions."""
+        """Return the prefixes' role; their rows are positions."""
         return ("prompt", name.rpartition(".")[0]) if name.endswith(self.tensors) else super().role(name)
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
@@ -117,19 +122,19 @@ class PrefixTuning(PeftMethod):
             module.add_module("prefix", Prefix(self.length, width, get_adapter_dtype(dtype)))
 
     def _prepare_modules(self, base: nn.Module) -> dict[str, int]:
-        """Path of each attention module, and the width of its keys; makes them read prefixes."""
-        found = {}
+        """Make the attention modules read prefixes, and return the width of their keys by path."""
+        widths = {}
         for path, module in attention.prepare_attention_modules(base, self.layers, "prefix_tuning").items():
             key: Any = next(getattr(module, k) for k in KEY_PROJECTIONS if hasattr(module, k))
             inner: Any = get_innermost(key)
-            found[path] = int(inner.out_features)
-        return found
+            widths[path] = int(inner.out_features)
+        return widths
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """In language models keys and values of random tokens; elsewhere keys uniform in +-0.1, values zero.
+        """Return keys and values of random tokens in language models; elsewhere keys uniform in +-0.1 and values zero.
 
-        The former are equal on machines of one kind only, since the base's rounding is in them: with a lossy downlink,
-        which counts from the start, clients of another kind train beside the server's state by that much.
+        The former contain the base's rounding, so they are equal only on machines of one kind. A lossy downlink counts
+        from the start: with it, clients on another kind of machine train beside the server's state by that much.
         """
         state = super().start(model, seed)
         prefixes = {get_canonical_name(name): m for name, m in model.named_modules() if isinstance(m, Prefix)}
@@ -157,7 +162,7 @@ class PrefixTuning(PeftMethod):
         return state
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
-        """K prefixes for each attention module."""
+        """Put K prefixes into each attention module."""
         self._prepare_modules(model.base)
         dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         for spec in tensors:

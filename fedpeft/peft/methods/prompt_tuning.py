@@ -2,8 +2,8 @@
 
     f([P; e(x)]),   P (length, d) starts as embeddings of random tokens of the vocabulary
 
-Rule: the plain mean from a shared start; where clients hold different lengths, each position is averaged over the
-clients that own it (strategy owned_mean).
+Rule: the plain mean from a shared start. If clients hold different lengths, each position is averaged over the clients
+that own it (strategy owned_mean).
 
 Use it if only a few embeddings may travel, or if clients hold prompts of different lengths.
 """
@@ -35,11 +35,12 @@ PROMPT = "prompt_encoder.embedding.weight"
 
 
 class StackedPrompt(StackedLayer):
-    """A base model that K clients' prompts (K, length, d) stand before."""
+    """A base model behind the prompts of K clients, (K, length, d)."""
 
     lengths: Tensor
 
     def __init__(self, base: nn.Module, shape: tuple[int, ...], clients: int, dtype: torch.dtype) -> None:
+        """Create zero prompts of `shape` (length, d) for K `clients`."""
         super().__init__(clients)
         self.base_model = base
         self.prompt_encoder = nn.Module()
@@ -47,16 +48,16 @@ class StackedPrompt(StackedLayer):
         self.register_buffer("lengths", torch.full((clients,), shape[0]), persistent=False)
 
     def set_forms(self, forms: Sequence[AdapterShape | None]) -> None:
-        """The clients' own lengths."""
+        """Set the clients' prompt lengths."""
         for k, form in enumerate(forms):
             if form is not None:
                 self.lengths[k] = form.rank
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> Any:
-        """The base model's output on the rows of all clients, (K * b, length + T, ...).
+        """Run the base model on the examples of all clients behind their prompts: (K * b, length + T, ...).
 
-        A shorter prompt stands at the end, next to the row: positions that a client lacks come first and are masked,
-        and all others have the numbers and the distances that they have for it alone.
+        A shorter prompt is aligned to the example: positions that a client lacks come first and are masked. All other
+        positions have the numbers and distances that they have for the client alone.
         """
         base: Any = self.base_model
         embedded = base.get_input_embeddings()(input_ids)
@@ -88,20 +89,20 @@ class PromptTuning(PeftMethod):
 
     @property
     def form(self) -> AdapterShape:
-        """The length."""
+        """Length of the prompt."""
         return AdapterShape(self.length, self.length)
 
-    def sized(self, form: AdapterShape) -> dict[str, Any]:
-        """The length."""
+    def get_settings_for(self, form: AdapterShape) -> dict[str, Any]:
+        """Return the length."""
         return {"length": form.rank}
 
     @property
     def extra_tokens(self) -> int:
-        """The length."""
+        """Length of the prompt."""
         return self.length
 
     def config(self, base: nn.Module) -> Any:
-        """A `peft.PromptTuningConfig`."""
+        """Return a `peft.PromptTuningConfig`."""
         from peft import PromptTuningConfig
 
         check_takes_prompts(base, self.name)
@@ -109,15 +110,15 @@ class PromptTuning(PeftMethod):
         return PromptTuningConfig(num_virtual_tokens=self.length, task_type=find_task_type(base), token_dim=width)
 
     def settle(self, base: nn.Module) -> None:
-        """Let the prompt's length follow the client's."""
+        """Add the module that sets the prompt's length to the client's."""
         base.add_module("prompt_length", PromptLength(base))
 
     def role(self, name: str) -> tuple[Role, str]:
-        """Rows are positions."""
+        """Return the prompt's role; its rows are positions."""
         return ("prompt", "prompt_encoder") if name == PROMPT else super().role(name)
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """Embeddings of tokens drawn from the vocabulary."""
+        """Return embeddings of tokens drawn from the vocabulary."""
         base: Any = model.base
         table = base.word_embeddings.weight.detach().float()
         drawn = torch.randint(len(table), (self.length,), generator=seeds.create_torch_generator(seed, "prompt", 0))
@@ -126,7 +127,7 @@ class PromptTuning(PeftMethod):
         return state
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
-        """K prompts before the base."""
+        """Put K prompts before the base."""
         dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         [spec] = tensors
         model.base = StackedPrompt(model.base, spec.shape, clients, dtype)

@@ -2,9 +2,9 @@
 
     y = dequantize(nf4(W0)) x + (alpha / r) B A x
 
-The factors federate as LoRA's. A residual of exact rules stays beside the codes, dense and in fp32: rounded to the
-4-bit grid it would be lost. So would an adapter, and merging is refused. Clients in one pass share the decoding of each
-layer, which runs make no use of yet: nf4 is not tried so. 8 bits are one scale a row
+The factors federate as LoRA's. The residual of an exact rule stays beside the codes, dense and in fp32, because the
+4-bit grid would round it away. It would round an adapter away, too, so merging is refused. Clients in one pass share
+the decoding of each layer, but runs do not use it yet, because batched nf4 is not tested. 8 bits mean one scale a row
 (`fedpeft.models.quantized`), not bitsandbytes' LLM.int8.
 
 Use it if the base model does not fit into a client's memory.
@@ -25,7 +25,7 @@ from fedpeft.peft.methods.lora import Lora
 class QLora(Lora):
     """Low-rank factors beside nf4 or int8 layers."""
 
-    bits: int = setting(4, "of a weight of the base: 4 (nf4) or 8 (int8)", choices=(4, 8))
+    bits: int = setting(4, "bits per weight of the base: 4 (nf4) or 8 (int8)", choices=(4, 8))
 
     batched: ClassVar[bool] = False
     privacy: ClassVar[PrivacyRoute] = "hooks"
@@ -34,7 +34,7 @@ class QLora(Lora):
 
     @property
     def base_precision(self) -> Precision:
-        """nf4 or int8."""
+        """Precision of the base's linear layers, nf4 or int8."""
         return "nf4" if self.bits == 4 else "int8"
 
 

@@ -1,20 +1,20 @@
-"""Quantum-PEFT: a change of weights whose singular vectors are columns of an orthogonal matrix with few parameters
-(Koike-Akino et al., arXiv 2503.05431).
+"""Quantum-PEFT: changes of weights whose singular vectors are columns of an orthogonal matrix with few parameters.
 
     y = W0 x + U diag(lambda) V^T x,   U (out, K), V (in, K): the first K columns of orthogonal matrices, lambda (K,)
 
     pauli    U = a circuit of RY gates on q = ceil(log2 N) qubits: one RY(t) = [[cos t/2, -sin t/2], [sin t/2, cos t/2]]
-             on each, then `depth` times CZ on the even pairs of neighbours, RY on the qubits that these have touched,
-             and both on the odd pairs. (2 depth + 1) q - 2 depth angles. Where N is no power of two its first N rows
+             on each, then `depth` times CZ on the even pairs of neighbors, RY on the qubits that these have touched,
+             and both on the odd pairs. (2 depth + 1) q - 2 depth angles. If N is not a power of two, the first N rows
              are taken, whose columns are then only nearly orthonormal.
     taylor   U = sum_{p <= order} X^p / p! of a skew-symmetric X with K free columns, N K - K (K + 1) / 2 numbers (the
-             paper's Lie parameterisation); orthogonal as far as the series has converged.
+             paper's Lie parameterization); orthogonal as far as the series has converged.
 
-Both sides and lambda have 2 ((2 depth + 1) q - 2 depth) + K numbers where W0 is square, or 2 N K - K^2: 54 and 3,056 in
-a layer of MiniLM (N = 384, K = 4), where lora has 6,144 at rank 8. lambda starts at 0; U and V start from `angle_seed`.
+Both sides and lambda have 2 ((2 depth + 1) q - 2 depth) + K numbers if W0 is square (pauli), or 2 N K - K^2 (taylor).
+In a layer of MiniLM (N = 384, K = 4) these are 54 and 3,056; lora has 6,144 at rank 8. lambda starts at 0; U and V
+start from `angle_seed` (Koike-Akino et al., arXiv 2503.05431).
 
 The change is linear in lambda: with train=diagonal, U and V stay as drawn and the mean of the clients' lambda is exact.
-With train=all the angles travel, too: their plain mean is approximate, right near a common start only, and its error is
+With train=all the angles travel, too. Their plain mean is approximate, right only near a common start, and its error is
 reported every round. The result is saved as a standard LoRA adapter with the factors U diag(lambda) and V^T.
 
 Use it if only hundreds of numbers may travel and steps may take longer than LoRA's.
@@ -28,7 +28,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fedpeft import seeds
@@ -46,7 +46,7 @@ SIDES = ("u", "v")
 
 @dataclass(frozen=True)
 class Pauli:
-    """The first `columns` columns of a circuit, `size` rows of them."""
+    """The first `columns` columns and `size` rows of a circuit's matrix."""
 
     size: int
     columns: int
@@ -54,55 +54,55 @@ class Pauli:
 
     @property
     def qubits(self) -> int:
-        """The least whose states are at least `size`, and at least one."""
+        """Number of qubits: the smallest, at least one, with 2^qubits states for `size` rows."""
         return max(1, (self.size - 1).bit_length())
 
     @cached_property
     def steps(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """In order, the pairs of neighbours that CZ acts on before their qubits are turned."""
+        """Pairs of neighbors that CZ acts on before their qubits are rotated, in order."""
         pairs = [tuple((i, i + 1) for i in range(first, self.qubits - 1, 2)) for first in (0, 1)]
         return tuple(step for step in pairs * self.depth if step)
 
     @property
     def numbers(self) -> int:
-        """Angles: (2 depth + 1) q - 2 depth."""
+        """Number of angles: (2 depth + 1) q - 2 depth."""
         return self.qubits + sum(2 * len(step) for step in self.steps)
 
     @property
     def bound(self) -> float:
-        """Angles start uniform in +-pi."""
+        """Bound pi of the first angles, which are uniform in +-pi."""
         return torch.pi
 
     def __call__(self, angles: Tensor) -> Tensor:
-        """(..., numbers) to (..., size, columns)."""
+        """Map angles (..., numbers) to matrices (..., size, columns)."""
         states, before = 2**self.qubits, angles.shape[:-1]
-        found = torch.eye(states, self.columns, dtype=angles.dtype, device=angles.device).expand(*before, -1, -1)
-        found = self._rotate(found, angles, range(self.qubits), 0)
+        matrix = torch.eye(states, self.columns, dtype=angles.dtype, device=angles.device).expand(*before, -1, -1)
+        matrix = self._rotate(matrix, angles, range(self.qubits), 0)
         used = self.qubits
         state, last = torch.arange(states, device=angles.device), self.qubits - 1
         for step in self.steps:
-            for i, j in step:  # CZ: minus one where both qubits are 1
+            for i, j in step:  # CZ changes the sign of states in which both qubits are 1
                 both = (state >> (last - i)) & (state >> (last - j)) & 1
-                found = found * (1 - 2 * both).to(angles.dtype)[:, None]
+                matrix = matrix * (1 - 2 * both).to(angles.dtype)[:, None]
             qubits = [qubit for pair in step for qubit in pair]
-            found = self._rotate(found, angles, qubits, used)
+            matrix = self._rotate(matrix, angles, qubits, used)
             used += len(qubits)
-        return found[..., : self.size, :]
+        return matrix[..., : self.size, :]
 
-    def _rotate(self, found: Tensor, angles: Tensor, qubits: Sequence[int], first: int) -> Tensor:
-        """RY on `qubits`, with the angles from `first` on."""
-        shape = found.shape
+    def _rotate(self, matrix: Tensor, angles: Tensor, qubits: Sequence[int], first: int) -> Tensor:
+        """Apply RY to `qubits`, with the angles from index `first` on."""
+        shape = matrix.shape
         for number, qubit in enumerate(qubits):
             half = angles[..., first + number, None, None, None] / 2
             cosine, sine = half.cos(), half.sin()
-            one, other = found.reshape(*shape[:-2], 2**qubit, 2, -1, self.columns).unbind(-3)
-            found = torch.stack([cosine * one - sine * other, sine * one + cosine * other], dim=-3)
-        return found.reshape(shape)
+            one, other = matrix.reshape(*shape[:-2], 2**qubit, 2, -1, self.columns).unbind(-3)
+            matrix = torch.stack([cosine * one - sine * other, sine * one + cosine * other], dim=-3)
+        return matrix.reshape(shape)
 
 
 @dataclass(frozen=True)
 class Taylor:
-    """The first `columns` columns of the exponential's series."""
+    """The first `columns` columns of a matrix exponential's series."""
 
     size: int
     columns: int
@@ -110,36 +110,36 @@ class Taylor:
 
     @property
     def numbers(self) -> int:
-        """Entries of X below its diagonal, in its first columns: N K - K (K + 1) / 2."""
+        """Number of entries of X below its diagonal in its first columns: N K - K (K + 1) / 2."""
         return self.size * self.columns - self.columns * (self.columns + 1) // 2
 
     @property
     def bound(self) -> float:
-        """Entries start uniform in +-1 / sqrt(N): X has a spectral norm below 1, where the series converges fast."""
+        """Bound 1 / sqrt(N) of the first entries: X has a spectral norm below 1, and the series converges fast."""
         return float(self.size**-0.5)
 
     def __call__(self, entries: Tensor) -> Tensor:
-        """(..., numbers) to (..., size, columns)."""
+        """Map entries (..., numbers) to matrices (..., size, columns)."""
         rows, columns = torch.tril_indices(self.size, self.columns, -1, device=entries.device)
         where = torch.full((self.size, self.columns), self.numbers, device=entries.device)
         where[rows, columns] = torch.arange(self.numbers, device=entries.device)
-        below = F.pad(entries, (0, 1))[..., where]
+        below = functional.pad(entries, (0, 1))[..., where]
         term = torch.eye(self.size, self.columns, dtype=entries.dtype, device=entries.device)
-        found = term
+        total = term
         for power in range(1, self.order + 1):
-            top = F.pad(below.mT @ term, (0, 0, 0, self.size - self.columns))
+            top = functional.pad(below.mT @ term, (0, 0, 0, self.size - self.columns))
             term = (below @ term[..., : self.columns, :] - top) / power
-            found = found + term
-        return found
+            total = total + term
+        return total
 
 
 Columns = Pauli | Taylor
 
 
 class QuantumLayer(StackedLayer):
-    """A frozen layer, and U, V and lambda of K clients, (K, ...), or of one client alone.
+    """A frozen layer with U, V and lambda of K clients, (K, ...), or of one client.
 
-    Angles that are trained are parameters, from which U and V are made in each pass; else U and V are fixed.
+    Trained angles are parameters, and U and V are computed from them in each pass. Otherwise U and V are fixed.
     """
 
     def __init__(
@@ -150,6 +150,15 @@ class QuantumLayer(StackedLayer):
         trained: bool,
         clients: int = 0,
     ) -> None:
+        """Create lambda and both sides beside `layer`.
+
+        Args:
+            layer: the frozen layer.
+            sides: the parameterization and first angles of U ("u") and V ("v").
+            dtype: dtype of the parameters.
+            trained: whether the angles are trained.
+            clients: number of clients; 0: one client without a leading axis.
+        """
         super().__init__(max(clients, 1))
         inner: Any = get_innermost(layer)
         device = inner.weight.device
@@ -167,7 +176,7 @@ class QuantumLayer(StackedLayer):
         self.quantum_lambda = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
 
     def get_side(self, name: str) -> Tensor:
-        """U or V, (size, K), or (clients, size, K) where each client has its own."""
+        """Return U or V as (size, K), or as (clients, size, K) if each client has its own."""
         if not self.trained:
             return self.get_buffer(name)
         angles: Tensor = getattr(self, f"quantum_{name}")
@@ -176,27 +185,27 @@ class QuantumLayer(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         y: Tensor = self.base_layer(x)
-        U, V = self.get_side("u").to(x.dtype), self.get_side("v").to(x.dtype)
+        left, right = self.get_side("u").to(x.dtype), self.get_side("v").to(x.dtype)
         if self.quantum_lambda.dim() == 1:
-            return y + ((x @ V) * self.quantum_lambda.to(x.dtype)) @ U.mT
-        seen = (self.split_by_client(x) @ V) * self.select_active(self.quantum_lambda, x)[:, None]
-        return y + (seen @ U.mT).view_as(y)
+            return y + ((x @ right) * self.quantum_lambda.to(x.dtype)) @ left.mT
+        seen = (self.split_by_client(x) @ right) * self.select_active(self.quantum_lambda, x)[:, None]
+        return y + (seen @ left.mT).view_as(y)
 
 
 @dataclass(frozen=True)
 class QuantumPeft(PeftMethod):
-    """Singular values between columns of orthogonal matrices that have few parameters."""
+    """Singular values between columns of orthogonal matrices with few parameters."""
 
     rank: int = setting(4, "K, columns of either side", low=1, high=256)
-    parameterization: str = setting("pauli", "of the orthogonal matrices", choices=("pauli", "taylor"))
-    depth: int = setting(1, "of the circuit, for pauli", low=0, high=64)
-    order: int = setting(8, "of the series, for taylor", low=1, high=64)
+    parameterization: str = setting("pauli", "parameterization of the orthogonal matrices", choices=("pauli", "taylor"))
+    depth: int = setting(1, "depth of the circuit, for pauli", low=0, high=64)
+    order: int = setting(8, "order of the series, for taylor", low=1, high=64)
     train: str = setting(
         "all",
-        "all: angles, too, whose mean is approximate; diagonal: lambda alone, whose mean is exact",
+        "all: lambda and the angles, with an approximate mean; diagonal: only lambda, with an exact mean",
         choices=("all", "diagonal"),
     )
-    angle_seed: int = setting(0, "of the first angles; part of the model, not the run's seed", low=0)
+    angle_seed: int = setting(0, "seed of the first angles; part of the model, not the run's seed", low=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
     layers: int | tuple[int, ...] | None = declare_layers()
 
@@ -206,11 +215,11 @@ class QuantumPeft(PeftMethod):
 
     @property
     def tensors(self) -> tuple[str, ...]:  # type: ignore[override]
-        """lambda, and the angles if they are trained."""
+        """Name endings of lambda, and of the angles if they are trained."""
         return ("quantum_lambda",) if self.train == "diagonal" else ("quantum_u", "quantum_v", "quantum_lambda")
 
     def config(self, base: nn.Module) -> Any:
-        """None: the `peft` library has no such method; the result is saved as LoRA."""
+        """Return None: the `peft` library does not have such a method, and the result is saved as LoRA."""
         return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
@@ -220,7 +229,7 @@ class QuantumPeft(PeftMethod):
             replace(model.base, path, self._create_layer(path, layer, get_adapter_dtype(dtype)))
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """The frozen layer with K clients' numbers."""
+        """Return the frozen layer with the parameters of K clients."""
         weight: Any = get_innermost(layer).weight
         return self._create_layer(path, layer, get_wide_dtype(weight.dtype), clients)
 
@@ -229,7 +238,8 @@ class QuantumPeft(PeftMethod):
         for side, size in zip(SIDES, (layer.out_features, layer.in_features), strict=True):
             if self.rank > size:
                 raise ModelError(
-                    f"FP4068 rank={self.rank} of {self.name} exceeds the {size} numbers on a side of {path}"
+                    f"FP4068 rank={self.rank} of {self.name} exceeds the width {size} of {path}; "
+                    f"take a rank of at most {size}"
                 )
             columns = self._create_columns(size)
             generator = seeds.create_torch_generator(self.angle_seed, f"quantum {path} {side}")
@@ -243,12 +253,15 @@ class QuantumPeft(PeftMethod):
         return Taylor(size, self.rank, self.order)
 
     def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank]:
-        """U diag(lambda) and V^T of each layer."""
+        """Return the factors U diag(lambda) and V^T of each layer."""
         modules = [self.role(name)[1] for name in state if name.endswith(".quantum_lambda")]
         return {module: product(state) for module, product in self._create_products(model, modules).items()}
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges | None:
-        """U diag(lambda) V^T of each layer; None where lambda alone is trained: nothing is approximate."""
+        """Return a function that computes U diag(lambda) V^T of each layer.
+
+        None if only lambda is trained, because aggregation is then exact.
+        """
         if self.train == "diagonal":
             return None
         modules = [t.module for t in self.layout(model).tensors if t.name.endswith(".quantum_lambda")]
@@ -260,9 +273,9 @@ class QuantumPeft(PeftMethod):
         return changes
 
     def _create_products(self, model: FederatedModel, modules: Sequence[str]) -> dict[str, Callable[[State], LowRank]]:
-        """By module, from a state to the change of its weights."""
+        """Create a function for each module that computes the change of its weights from a state."""
 
-        def of(module: str) -> Callable[[State], LowRank]:
+        def create_product(module: str) -> Callable[[State], LowRank]:
             layer = model.base.get_submodule(module)
             assert isinstance(layer, QuantumLayer)
 
@@ -276,7 +289,7 @@ class QuantumPeft(PeftMethod):
 
             return product
 
-        return {module: of(module) for module in modules}
+        return {module: create_product(module) for module in modules}
 
 
 part = QuantumPeft

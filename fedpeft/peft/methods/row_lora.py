@@ -1,11 +1,10 @@
-"""Two LoRAs beside a frozen layer, a client's own one and that of the rest of the world, mixed at each token (the layer
-of FedALT: arXiv 2503.11880).
+"""Two LoRAs beside a frozen layer, the client's own and that of all other clients, mixed at each token.
 
     y = W0 x + s (a_1(x) B_own A_own x + a_2(x) B_rest A_rest x),   a(x) = softmax(G x),   G (2, in), s = alpha / rank
 
-Both start as LoRA does, from an A of their own, with B = 0; G = 0, so that both count half. For --strategy fedalt,
-which keeps own and G with each client and makes rest the mean of the other clients' own. With other strategies all five
-tensors are averaged, as if they were one adapter.
+This is the layer of FedALT (arXiv 2503.11880). Both LoRAs start as LoRA does, with different A and B = 0; G = 0, so
+each has weight 1/2. The strategy fedalt keeps own and G with each client and makes rest the mean of the other clients'
+own. Other strategies average all five tensors as one adapter.
 
 Use it with `fedalt`, the strategy that it is made for.
 """
@@ -31,9 +30,10 @@ GATE = "gate"
 
 
 class TwoLoras(NamedWeights):
-    """A frozen layer, and both LoRAs and the gate of K clients, (K, ...), or of one client alone."""
+    """A frozen layer with both LoRAs and the gate of K clients, (K, ...), or of one client."""
 
     def __init__(self, layer: Any, rank: int, scale: float, dtype: torch.dtype, clients: int = 0) -> None:
+        """Create the factors and the gate beside `layer`; `clients` 0 stands for one client."""
         into, out = layer.in_features, layer.out_features
         factors = {name: shape for A, B in (OWN, REST) for name, shape in ((A, (rank, into)), (B, (out, rank)))}
         super().__init__(layer, factors | {GATE: (2, into)}, dtype, clients)
@@ -51,10 +51,10 @@ class TwoLoras(NamedWeights):
 
 @dataclass(frozen=True)
 class RowLora(PeftMethod):
-    """A client's own LoRA and the rest of the world's, mixed by a gate."""
+    """A client's own LoRA and that of all other clients, mixed by a gate."""
 
-    rank: int = setting(8, "of each of the two", low=1, high=1024)
-    alpha: float = setting(32.0, "the scale is alpha / rank", above=0)
+    rank: int = setting(8, "rank of each of the two", low=1, high=1024)
+    alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
     layers: int | tuple[int, ...] | None = declare_layers()
 
@@ -63,7 +63,7 @@ class RowLora(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = tuple(f"{name}.weight" for name in (*OWN, *REST, GATE))
 
     def config(self, base: nn.Module) -> Any:
-        """None: the `peft` library has no such method."""
+        """Return None: the `peft` library does not have such a method."""
         return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
@@ -73,7 +73,7 @@ class RowLora(PeftMethod):
             replace(model.base, path, TwoLoras(layer, self.rank, self.alpha / self.rank, get_adapter_dtype(dtype)))
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """A uniform in +-1/sqrt(in); everything else zero."""
+        """Return A uniform in +-1/sqrt(in), and everything else zero."""
         state = super().start(model, seed)
         for name in state:
             if name.endswith(tuple(f"{A}.weight" for A, _ in (OWN, REST))):
@@ -81,7 +81,7 @@ class RowLora(PeftMethod):
         return state
 
     def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """The frozen layer with K clients' LoRAs."""
+        """Return the frozen layer with the LoRAs of K clients."""
         weight: Any = get_innermost(layer).weight
         dtype = get_wide_dtype(weight.dtype)
         return TwoLoras(layer, self.rank, self.alpha / self.rank, dtype, clients)

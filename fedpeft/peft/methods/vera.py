@@ -3,8 +3,8 @@
     y = W0 x + b * (B (d * (A x))),   A (R, in), B (out, R) random and fixed;   d = 0.1 (R), b = 0 (out) at first
 
 The update is G * B seen through A, with G = b d^T: bilinear like LoRA, of rank 1 in G. So b and d are exchanged as the
-factors (out, 1) and (1, R) of a pair, and LoRA's rules apply to G, which the update is linear in: `ffa_lora` (d fixed)
-and `rolora` (alternating) are exact, `flexlora` takes the best rank-1 approximation of sum_k p_k b_k d_k^T. Plain means
+factors (out, 1) and (1, R) of a pair, and LoRA's rules apply to G, in which the update is linear. `ffa_lora` (d fixed)
+and `rolora` (alternating) are exact; `flexlora` takes the best rank-1 approximation of sum_k p_k b_k d_k^T. Plain means
 of both are refused.
 
 Use it if only thousands of numbers may travel and the strategy is `rolora`, `ffa_lora` or `flexlora`.
@@ -41,11 +41,11 @@ class Vera(PeftMethod):
 
     @property
     def form(self) -> AdapterShape:
-        """Of the pair b, d: rank 1, scale 1."""
+        """Shape of the pair b, d: rank 1, scale 1."""
         return AdapterShape(1, 1.0)
 
     def config(self, base: nn.Module) -> Any:
-        """A `peft.VeraConfig`."""
+        """Return a `peft.VeraConfig`."""
         from peft import VeraConfig
 
         return VeraConfig(
@@ -56,7 +56,7 @@ class Vera(PeftMethod):
         )
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
-        """peft's VeRA; the projections in the precision of the vectors."""
+        """Attach peft's VeRA, and convert its projections to the precision of the vectors."""
         super().attach(model, dtype)
         for layer in model.base.modules():
             for projection in (getattr(layer, "vera_A", None), getattr(layer, "vera_B", None)):
@@ -64,37 +64,37 @@ class Vera(PeftMethod):
                     projection.update({"default": projection["default"].to(get_adapter_dtype(dtype))})
 
     def role(self, name: str) -> tuple[Role, str]:
-        """d takes the place of A, b that of B."""
+        """Return the roles of LoRA's factors: d stands for A, and b for B."""
         for ending, role in ((D, "lora_A"), (B, "lora_B")):
             if name.endswith("." + ending):
                 return role, name.removesuffix("." + ending)  # type: ignore[return-value]
         return super().role(name)
 
     def layout(self, model: FederatedModel) -> Layout:
-        """The vectors as matrices (1, R) and (out, 1)."""
+        """Return the layout with the vectors as matrices (1, R) and (out, 1)."""
         specs = [TensorSpec(t.name, _get_matrix_shape(t), t.role, t.module) for t in super().layout(model).tensors]
         return Layout(tuple(specs), self.form)
 
     def start(self, model: FederatedModel, seed: int) -> State:
-        """d = 0.1, b = 0."""
+        """Return d = 0.1 and b = 0."""
         shapes = self.layout(model).shapes
         return {name: p.detach().float().clone().reshape(shapes[name]) for name, p in find_trainable(model).items()}
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
-        """b * B (d * A) of each layer."""
+        """Return a function that computes b * B (d * A) of each layer."""
         base: Any = model.base.get_base_model()  # type: ignore[operator]
         fixed: dict[str, tuple[Tensor, Tensor]] = {}
         for pair in self.layout(model).pairs:
             layer = base.get_submodule(pair.module)
-            A = layer.vera_A["default"][:, : layer.in_features].double()
-            fixed[pair.module] = A, layer.vera_B["default"][: layer.out_features].double()
+            vera_a = layer.vera_A["default"][:, : layer.in_features].double()
+            fixed[pair.module] = vera_a, layer.vera_B["default"][: layer.out_features].double()
 
         def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
-            found = {}
-            for module, (A, random) in fixed.items():
+            differences = {}
+            for module, (vera_a, vera_b) in fixed.items():
                 d, b = state[f"{module}.{D}"].double().flatten(), state[f"{module}.{B}"].double().flatten()
-                found[module] = b[:, None] * (random @ (d[:, None] * A))
-            return found
+                differences[module] = b[:, None] * (vera_b @ (d[:, None] * vera_a))
+            return differences
 
         return changes
 

@@ -58,7 +58,9 @@ def check_changed_loss(setup: Setup) -> None:
                 f"FP1309 {correction.name} moves the tokens of texts that are classified, and this is {task} of "
                 f"{setup.facts.kind}s; leave it out of --drift"
             )
-        draws = setup.strategy.counts_owned and setup.method.owned(setup.layout, setup.config.seed, 1, 0, steps=1)
+        draws = setup.strategy.counts_owned and setup.method.compute_owned_shares(
+            setup.layout, setup.config.seed, 1, 0, steps=1
+        )
         if draws:
             raise ConfigError(
                 f"FP1310 owned_mean counts the experts that adamix draws in two passes a step, and {correction.name} "

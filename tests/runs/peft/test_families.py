@@ -149,7 +149,7 @@ def test_what_is_saved_and_merged_answers_as_what_was_trained(family, folders, t
         plain = TASK.base(folders(family), torch.float32)(IDS).logits
         assert (expected - plain).abs().max() > 1e-3
         said = loaded.base.generate(input_ids=IDS, max_new_tokens=6, do_sample=False, pad_token_id=0)
-        merged = PEFT_METHODS.build(SPEC).merged(loaded)
+        merged = PEFT_METHODS.build(SPEC).merge_adapter(loaded)
         assert torch.allclose(merged(IDS).logits, expected, atol=1e-3)
         assert torch.equal(merged.generate(input_ids=IDS, max_new_tokens=6, do_sample=False, pad_token_id=0), said)
     merged.save_pretrained(tmp_path / "merged")

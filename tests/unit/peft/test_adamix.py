@@ -105,7 +105,7 @@ def test_the_server_counts_what_clients_have_drawn(tiny):
         draw = layer._draw
         layer.draw_from(lambda count, draw=draw, layer=layer: drawn.append((layer, draw(count))) or drawn[-1][1])
     [trained] = case.sequential.train([job])
-    owned = case.method.owned(case.layout, job.seed, job.round, job.client, trained.steps)
+    owned = case.method.compute_owned_shares(case.layout, job.seed, job.round, job.client, trained.steps)
     names = [t.name for t in case.layout.tensors if t.name.endswith("down.weight")]
     for layer, name in zip(layers, names, strict=True):
         own = [expert for seen, [expert] in drawn if seen is layer]
@@ -119,7 +119,11 @@ def test_of_a_client_that_does_not_say_how_many_steps_it_has_made_all_experts_co
     """As under local_dp, where the number of steps would tell that of rows: no expert's change is thrown away."""
     case = Case("adamix(dim=6, experts=4)", tiny)
     delta = {name: torch.ones_like(tensor) for name, tensor in case.start.items()}
-    owned, rule, total = case.method.owned(case.layout, 0, 1, 2, 0), strategies.build("owned_mean"), Fold()
+    owned, rule, total = (
+        case.method.compute_owned_shares(case.layout, 0, 1, 2, 0),
+        strategies.build("owned_mean"),
+        Fold(),
+    )
     rule.fold(total, Update(2, 1.0, None, case.start, delta, owned=owned), case.start, case.layout)
     assert all(torch.equal(step, delta[name]) for name, step in rule.pseudo_gradient(total, case.layout).items())
 
@@ -129,7 +133,7 @@ def test_an_expert_is_averaged_by_how_often_it_was_trained(tiny):
     jobs, rule, total = case.jobs(steps=2), strategies.build("owned_mean"), Fold()
     weights, updates = [20.0, 30.0, 7.0], []
     for trained, weight, job in zip(case.sequential.train(jobs), weights, jobs, strict=True):
-        owned = case.method.owned(case.layout, job.seed, job.round, job.client, trained.steps)
+        owned = case.method.compute_owned_shares(case.layout, job.seed, job.round, job.client, trained.steps)
         delta = subtract_states(trained.state, case.start)
         updates.append(Update(job.client, weight, None, case.start, delta, owned=owned))
         rule.fold(total, updates[-1], case.start, case.layout)

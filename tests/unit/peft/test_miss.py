@@ -59,7 +59,7 @@ def test_merging_keeps_the_answers(tiny):
     expected = case.sequential.compute_logits(case.start, rows)
     case.sequential.load(case.start)
     case.model.requires_grad_(False)
-    case.model.base = case.method.merged(case.model)
+    case.model.base = case.method.merge_adapter(case.model)
     batch = case.rows.batch(rows)
     with torch.no_grad():
         assert torch.allclose(case.model(batch).double(), expected, atol=1e-9)

@@ -10,7 +10,7 @@ from torch import nn
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.models.adapters_off import disable_adapters
-from fedpeft.peft.methods.pissa import Remainder, leading_factors
+from fedpeft.peft.methods.pissa import Remainder, compute_leading_factors
 from fedpeft.wiring.checks.rules import check_method
 from tests.refusals import refuses
 
@@ -32,7 +32,7 @@ def test_at_first_it_is_the_base_model(case, tiny):
 
 def test_the_factors_are_the_leading_part_of_the_weight():
     weight = torch.randn(7, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    B, A = leading_factors(weight, 3, 2.0, torch.float64)
+    B, A = compute_leading_factors(weight, 3, 2.0, torch.float64)
     U, S, Vt = torch.linalg.svd(weight)
     assert torch.allclose(2.0 * B @ A, (U[:, :3] * S[:3]) @ Vt[:3])
     assert torch.allclose(B.T @ B, A @ A.T)

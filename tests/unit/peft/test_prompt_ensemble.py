@@ -82,11 +82,11 @@ def test_weights_come_from_sums_over_held_out_rows_and_are_saved(tiny, case, one
             for j, model in enumerate(one_by_one):
                 sums[j] += float(case.task.losses(model(one), one).sums)
     expected = (-torch.tensor(sums, dtype=torch.float64) / len(case.rows) / 0.1).softmax(0)
-    fitted = case.method.fitted(case.model, case.rows)
+    fitted = case.method.fit_when_finished(case.model, case.rows)
     assert torch.allclose(fitted[SHARES].double(), expected, atol=1e-6)
     assert float(expected.max() - expected.min()) > 0.02
-    assert case.method.fitted(case.model, case.rows) == {}, "once is enough"
-    assert PEFT_METHODS.build("prompt_ensemble(weights=equal)").fitted(case.model, case.rows) == {}
+    assert case.method.fit_when_finished(case.model, case.rows) == {}, "once is enough"
+    assert PEFT_METHODS.build("prompt_ensemble(weights=equal)").fit_when_finished(case.model, case.rows) == {}
     labels = ["a"] * case.classes
     saved_adapter.save(tmp_path, create_model(case.method, tiny, "fp64"), case.start, labels, None, SPEC)
     batch = case.rows.batch(ROWS)
