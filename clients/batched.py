@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fedpeft.aggregation.update import pad_ranks
 from fedpeft.data.examples import Batch, Examples
-from fedpeft.models.determinism import warn_again
+from fedpeft.models.determinism import restore_warnings
 from fedpeft.models.kernels import Kernel, install_fast_linears
 from fedpeft.models.lean_blocks import keep_less
 from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
@@ -108,7 +108,7 @@ class BatchedExecutor(Executor):
             except torch.OutOfMemoryError:
                 if len(jobs) == 1:
                     raise
-            warn_again()
+            restore_warnings()
             self.clients = -(-len(jobs) // 2)  # no sooner: the exception holds what did not fit
             jobs, plans = jobs[: self.clients], plans[: self.clients]
             if torch.cuda.is_available():

@@ -380,7 +380,7 @@ class Executor(ABC):
                 {name: move_tensor(t, device) for name, t in self.examples.batch(rows[index]).items()}
                 for index in batch_by_length(self.examples.lengths[rows], EVALUATION_BATCH)
             )
-            for losses in self.task.judged(self.model, batches, offsets):
+            for losses in self.task.evaluate_losses(self.model, batches, offsets):
                 totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
         return Totals(*totals.cpu().tolist())
 

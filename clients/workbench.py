@@ -292,7 +292,7 @@ class Workbench:
             return self.features(rows), labels > 0 if self.task.targets == "labels" else labels
         model = self.executor.model
         batch = move_batch(self.examples.batch(rows), model)
-        features, targets = self.task.regressed(model, batch)
+        features, targets = self.task.compute_regression_data(model, batch)
         return features.cpu(), targets.cpu()
 
     def rebase(self, version: int) -> None:

@@ -44,7 +44,7 @@ from fedpeft.evaluation.word_labels import label_words
 from fedpeft.machine.terminal import Console
 from fedpeft.models import scoring
 from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
-from fedpeft.models.patch_features import patch_features
+from fedpeft.models.patch_features import compute_patch_features
 from fedpeft.models.task import FederatedModel
 from fedpeft.models.two_towers import find_tower_folders
 from fedpeft.reporting.command import run_command, tell_notes
@@ -224,7 +224,7 @@ def write_caption(run: FinishedRun, model: FederatedModel, picture: str, new_tok
     if new_tokens > readable:
         raise ConfigError(f"FP1276 behind an image the model says at most {readable} tokens; give fewer --new-tokens")
     pixels = read_pixels([picture], run.picture_side)
-    features = patch_features(pixels, find_tower_folders(run.model_directory)["image"], task.side)
+    features = compute_patch_features(pixels, find_tower_folders(run.model_directory)["image"], task.side)
     return caption_images(model, load_tokenizer(run.model_directory), torch.from_numpy(features), new_tokens)[0]
 
 

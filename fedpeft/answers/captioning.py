@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpeft.answers.generation import BATCH, cut_at_end, get_end_tokens, select_greedy_settings
 from fedpeft.models.task import FederatedModel
-from fedpeft.models.tasks.captions import Captioner, start_of
+from fedpeft.models.tasks.captions import Captioner, get_start_token
 
 
 def caption_images(
@@ -43,7 +43,7 @@ def generate_captions(model: FederatedModel, tokenizer: Any, patches: Tensor, ne
     """Return the tokens of each image's caption before its end token, generated in one batch."""
     assert isinstance(model, Captioner)
     device, ends = next(model.parameters()).device, get_end_tokens(model, tokenizer)
-    start = torch.full((len(patches), 1), start_of(tokenizer), device=device)
+    start = torch.full((len(patches), 1), get_start_token(tokenizer), device=device)
     given = model.select_inputs(
         {"patches": patches.to(device), "input_ids": start, "attention_mask": torch.ones_like(start)}
     )

@@ -1,7 +1,7 @@
 """A model with its adapters off, as a reference that needs no second copy of the base.
 
-Every adapter of a layer wraps that layer and calls it `base_layer`, ours and the `peft` library's, of one client or of
-many in one pass. So a wrapper is passed by: what it would do is done by the layer inside.
+Every adapter of a layer wraps that layer and calls it `base_layer`. This holds for our adapters and the `peft`
+library's, for one client or for many in one pass. Each wrapper is bypassed, and the layer inside computes its output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _find_wrappers(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """While it is open, `model` computes what its base alone would."""
+    """Let `model` compute the output of its base alone while the context is open."""
     wrappers = _find_wrappers(model).values()
     for wrapper in wrappers:
         vars(wrapper)["forward"] = wrapper.get_submodule(INSIDE).__call__
@@ -34,16 +34,20 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
 
 
 def check_adapters_come_off(model: nn.Module, what: str) -> None:
-    """Refuse a model that trains something which `disable_adapters` leaves on.
+    """Refuse a model that trains a tensor outside the adapters that `disable_adapters` turns off.
+
+    Args:
+        model: the model with its adapter attached.
+        what: the name of the feature that needs the reference, for the message.
 
     Raises:
-        ConfigError: `what` is named, and a tensor.
+        ConfigError: names `what` and the tensor.
     """
     wrappers = _find_wrappers(model)
     for name, parameter in model.named_parameters():
         around = [w for w in wrappers if name.startswith(f"{w}.") and not name.startswith(f"{w}.{INSIDE}.")]
         if parameter.requires_grad and not around:
             raise ConfigError(
-                f"FP1204 {what} compares with the base whose adapters are off, and {name} is trained in no layer's "
-                "adapter, so it would stay on; take a method that adapts layers, such as --peft lora"
+                f"FP1204 {what} compares with the base without adapters, and {name} is outside the adapters of layers, "
+                "so it can't be turned off; take a method that adapts layers, such as --peft lora"
             )

@@ -1,9 +1,9 @@
-"""The attention function of this project: transformers' own, in fp32 for a bf16 base on a CPU, deterministic on a GPU,
-with learned prefixes.
+"""The attention function of this project: transformers' own with learned prefixes.
 
-On a CPU torch's bf16 kernel takes over twice as long in the backward pass. Prefixes (see
-`peft/methods/prefix_tuning.py`) are a child module called `prefix` of the attention module, what is added to the heads'
-outputs (`peft/methods/prefix_tuning_plus.py`) one called `prefix_plus`; without them, nothing is different.
+It computes in fp32 for a bf16 base on a CPU, where torch's bf16 kernel takes over twice as long in the backward pass.
+On a GPU it is deterministic. Prefixes (see `peft/methods/prefix_tuning.py`) are a child module `prefix` of the
+attention module. What is added to the heads' outputs (`peft/methods/prefix_tuning_plus.py`) is a child `prefix_plus`.
+Without these children nothing changes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fedpeft.models.lean_attention import attend_lean
 from fedpeft.models.packing import Packing
 
 NAME = "sdpa_fp32"
-"""What transformers' `attn_implementation` calls it."""
+"""Name of the function for transformers' `attn_implementation`."""
 
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest: Any, **named: Any
 ) -> Any:
-    """Attention on (B, heads, T, d), (B, T, heads, d), and what a module adds to it from the queries alone."""
+    """Compute attention on (B, heads, T, d) as (B, T, heads, d), plus the module's function of the queries alone."""
     output, weights = _attend_in_wide_dtype(module, query, key, value, mask, *rest, **named)
     if isinstance(plus := getattr(module, "prefix_plus", None), nn.Module):
         output = output + plus(query).to(output.dtype)
@@ -43,14 +43,14 @@ def _attend_in_wide_dtype(
     packing: Packing | None = None,
     **named: Any,
 ) -> Any:
-    """Scaled dot-product attention on (B, heads, T, d), computed in at least fp32 on CPUs, in the dtype of `query`."""
+    """Compute scaled dot-product attention on (B, heads, T, d), in at least fp32 on CPUs, in the dtype of `query`."""
     if packing is not None:
 
-        def of_rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        def attend_rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             output: Tensor = _attend_in_wide_dtype(module, query, key, value, None, *rest, **named)[0]
             return output
 
-        return packing.attend(of_rows, query, key, value), None
+        return packing.attend(attend_rows, query, key, value), None
     if isinstance(prefix := getattr(module, "prefix", None), nn.Module):
         causal = named.get("is_causal")
         causal = getattr(module, "is_causal", False) if causal is None else causal
@@ -75,7 +75,7 @@ def _attend_in_wide_dtype(
 
 
 def _add_prefix(mask: Tensor | None, counted: Tensor, query: Tensor, tokens: int, causal: bool) -> Tensor:
-    """The mask (B, 1, T, length + T) that lets every query see the counted positions of its prefix, too."""
+    """Return the mask (B, 1, T, length + T) that also lets every query see the counted positions of its prefix."""
     rows, asking = query.shape[0], query.shape[2]
     before = counted[:, None, None, :].expand(rows, 1, asking, counted.shape[1])
     if mask is None:
@@ -87,7 +87,7 @@ def _add_prefix(mask: Tensor | None, counted: Tensor, query: Tensor, tokens: int
 
 
 def register() -> str:
-    """Make it known to transformers; returns its name."""
+    """Register the function with transformers and return its name."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -97,26 +97,30 @@ def register() -> str:
 
 
 def prepare_attention_modules(base: nn.Module, among: Layers, method: str) -> dict[str, nn.Module]:
-    """The attention modules of the blocks `among` which they are sought (`choose_blocks`), by path, made to compute so.
+    """Make the attention modules of some blocks use this function, and return them by path.
+
+    Args:
+        base: the model.
+        among: the blocks, as for `choose_blocks`.
+        method: the PEFT method that needs them, for the message.
 
     Raises:
-        ModelError: the model has no such blocks, none is known, or the model's attention is another;
-            `method` is whom that concerns.
+        ModelError: the model has no such blocks, the blocks contain no known attention, or it can't be replaced.
     """
     config: Any = base.config
     if not getattr(base, "_supports_sdpa", True):
         raise ModelError(
-            f"FP4019 {type(base).__name__} has an attention of its own (caps or distances that torch's has not), which "
-            f"{method} can't be put into; take lora"
+            f"FP4019 {method} needs torch's attention, and {type(base).__name__} has an attention of its own (with "
+            "caps or distances); take lora"
         )
     config._attn_implementation = register()
-    found, alone = {}, is_single_stack(base)
+    modules, alone = {}, is_single_stack(base)
     for path, block in choose_blocks(base, among, method).items():
         for name, module in block.named_modules():
             if alone and is_unused(name):
                 continue
             if any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
-                found[f"{path}.{name}"] = module
-    if not found:
-        raise ModelError(f"FP4020 {method} does not know the attention of {type(base).__name__}; take lora")
-    return found
+                modules[f"{path}.{name}"] = module
+    if not modules:
+        raise ModelError(f"FP4020 {method} finds no attention modules in {type(base).__name__}; take lora")
+    return modules

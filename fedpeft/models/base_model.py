@@ -1,4 +1,4 @@
-"""From what the user calls a base model to a local folder that transformers' Auto classes load."""
+"""Resolution of the user's name of a base model to a local folder that transformers' Auto classes load."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fedpeft.spec import Spec, parse_spec
 
 
 class BaseModel(Protocol):
-    """A model part: a pretrained model that needs no hub.
+    """A model part: a pretrained model that can be loaded without the hub.
 
     Attributes:
-        origin: what the model is called on the hub; "" where it is not there.
-        license: of its weights, as the hub writes it; "" where they have none.
+        origin: the model's name on the hub; "": it is not on the hub.
+        license: the license of its weights, as the hub writes it; "": the weights have none.
     """
 
     origin: ClassVar[str]
     license: ClassVar[str]
 
     def resolve(self) -> Path:
-        """A folder with config.json, model.safetensors and, for text, the tokenizer; fetched or made on first use."""
+        """Return a folder with config.json, model.safetensors and, for text, the tokenizer; create it on first use."""
         ...
 
 
@@ -38,16 +38,19 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def resolve_model(text: str) -> Path:
-    """The folder of a model part `name` or `name(key=value)`, of an existing local directory, or of the hub's ORG/NAME.
+    """Return the folder of a model.
+
+    Args:
+        text: a model part `name` or `name(key=value)`, an existing local directory, or ORG/NAME on the hub.
 
     Raises:
-        ConfigError: neither of these; the message names the nearest parts. Or nothing is named.
-        AssetError: it can't be fetched, or its folder has no config.json or no safetensors weights.
+        ConfigError: `text` is empty or none of these; the message names the nearest parts.
+        AssetError: the model can't be fetched, or its folder has no config.json or no safetensors weights.
     """
     if not text:
         raise ConfigError(
-            "FP1205 these rows are pairs of texts, for an encoder with a decoder such as T5 or BART, and no model "
-            "part is one that has learned anything; name yours: --model FOLDER, or --model ORG/NAME of the hub"
+            "FP1205 pairs of texts need an encoder with a decoder such as T5 or BART, and no model part is a "
+            "pretrained one; name yours: --model FOLDER, or --model ORG/NAME of the hub"
         )
     if folder := find_local_folder(text):
         return _check_folder(folder)
@@ -57,18 +60,18 @@ def resolve_model(text: str) -> Path:
         )
     if spec := parse_part(text):
         folder = MODELS.build(spec).resolve()
-        _check_config(folder, f"what the model {spec.name} gives ({folder})")
+        _check_config(folder, f"the folder of the model {spec.name} ({folder})")
         return folder
     if not _has_hub_form(text):
-        raise AssetError(f"FP2031 there is no model directory {text!r}")
+        raise AssetError(f"FP2031 there is no model directory {text!r}; name an existing one, or ORG/NAME of the hub")
     return _download_from_hub(text)
 
 
 def parse_part(text: str) -> Spec | None:
-    """The model part that `text` names; None: it has the form of a path or of a model of the hub.
+    """Parse the model part that `text` names; None: it looks like a path or a model on the hub.
 
     Raises:
-        ConfigError: it has another form, and is no part's.
+        ConfigError: it has another form and names no part.
     """
     head = text.partition("(")[0]
     if "/" in head or "\\" in head:
@@ -82,29 +85,29 @@ def parse_part(text: str) -> Spec | None:
 
 
 def check_model(text: str) -> None:
-    """Refuse a model that nothing here is called, and settings that are not legal; nothing is fetched.
+    """Refuse unknown models and illegal settings without fetching anything.
 
     Raises:
-        ConfigError: says what is legal.
+        ConfigError: names what is legal.
     """
     if not find_local_folder(text) and not os.path.isfile(os.path.expanduser(text)) and parse_part(text):
         MODELS.check(text)
 
 
 def _is_hub_name(text: str) -> bool:
-    """Whether it is a name that no part has, but models of the hub do: bert-base-uncased, gpt2.5."""
+    """Return whether the name is not a part's but looks like a model on the hub, such as bert-base-uncased."""
     return text not in MODELS.names and re.fullmatch(r"\w+([.-]\w+)+", text) is not None
 
 
 def _has_hub_form(text: str) -> bool:
-    """Whether it has the form ORG/NAME."""
+    """Return whether the text has the form ORG/NAME."""
     return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith("/")
 
 
 def find_local_folder(text: str) -> Path | None:
-    """The existing folder that `text` names, absolute; None: it names a part, or a model of the hub."""
+    """Return the existing folder that `text` names, as an absolute path; None: a part, or a model on the hub."""
     name = os.path.expanduser(text)
-    if not os.path.isdir(name):  # unlike a Path's, its answer to a name that no file can have is no
+    if not os.path.isdir(name):  # Path.is_dir raises on names that no file can have
         return None
     folder = Path(name)
     return folder.absolute() if text not in MODELS.names or len(folder.parts) > 1 else None
@@ -112,14 +115,14 @@ def find_local_folder(text: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What others may know of a base model: its name, no path of this machine, and its license; "": unknown."""
+    """Public facts about a base model: a name without local paths, and its license; "" is unknown."""
 
     name: str
     license: str = ""
 
 
 def get_origin(text: str) -> Origin:
-    """Where the model that `text` names comes from: the hub's name, else a part's, or a folder's last part.
+    """Return the origin of the model that `text` names: the hub's name, the part's name, or the last part of a path.
 
     Raises:
         ConfigError: unknown part.
@@ -148,16 +151,16 @@ def _download_from_hub(name: str) -> Path:
     except HFValidationError:
         raise ConfigError(f"FP1207 {name!r} is not a hub name of the form ORG/NAME, nor a local directory") from None
     except GatedRepoError:
-        raise AssetError(f"FP2032 the hub asks you to log in and accept the licence of {name} first") from None
+        raise AssetError(f"FP2032 the hub asks you to log in and accept the license of {name} first") from None
     except RepositoryNotFoundError:
         raise AssetError(
-            f"FP2033 the hub has no model {name} that is open to you; without a hub there are: {parts}"
+            f"FP2033 the hub has no model {name} that you can access; models that need no hub: {parts}"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:  # RuntimeError: of xet
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:  # xet raises RuntimeError
         if is_disk_full(error):
             raise create_hub_disk_error(name) from None
         raise AssetError(
-            f"FP2034 can't fetch {name}: it is no local directory, and the model hub is out of reach "
+            f"FP2034 can't fetch {name}: it is not a local directory, and the model hub can't be reached "
             f"({type(error).__name__}); models that need no hub: {parts}"
         ) from None
 
@@ -175,15 +178,16 @@ def _check_folder(folder: Path) -> Path:
 
 
 UNBOUNDED = 1 << 30
-"""Tokens that a model reads which says nothing of a limit."""
+"""Number of tokens that stands for no limit."""
 
 
 def count_readable_tokens(folder: Path, before: int, otherwise: int) -> int:
-    """The most tokens of a text that the model in `folder` reads, in whole steps of padding.
+    """Return the largest number of text tokens that the model reads, a multiple of the padding step.
 
     Args:
+        folder: the model's folder.
         before: positions that an adapter takes up before the text.
-        otherwise: for models that say nothing of how much they read.
+        otherwise: the limit for models whose configuration has none.
     """
     from fedpeft.data.examples import LENGTH_STEP
 

@@ -1,8 +1,8 @@
-"""Are predictions as sure as they are right? Expected calibration error and the reliability diagram.
+"""Calibration: expected calibration error, reliability diagram and temperature scaling.
 
-Rows are put into bins by the confidence of their predicted class. The error is the mean over rows of
-|accuracy - mean confidence| of their bin: torchmetrics' binary calibration error of "the prediction is right", which is
-its multiclass error written for the predicted class.
+Examples are put into bins by the confidence of their predicted class. The error is the mean over examples of |accuracy
+- mean confidence| of their bin. This is torchmetrics' binary calibration error of "the prediction is right", which
+equals its multiclass error for the predicted class.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 15
-"""Equally wide, over 0 to 1: the number most papers use."""
+"""Number of equally wide bins from 0 to 1; most papers use it."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Per bin: rows, mean confidence and accuracy (0 where the bin is empty); and the expected calibration error."""
+    """Expected calibration error; per bin: examples, mean confidence and accuracy (0 if the bin is empty)."""
 
     error: float
     rows: tuple[int, ...]
@@ -27,12 +27,17 @@ class Calibration:
     accuracy: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For a JSON line."""
+        """Return the fields for a JSON line."""
         return asdict(self)
 
 
 def calibrate(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> Calibration:
-    """Calibration of predictions with `confidence` (rows,) in 0..1, of which `correct` (rows,) are 1."""
+    """Compute the calibration of predictions.
+
+    Args:
+        confidence: of the predicted class, in 0..1, (rows,).
+        correct: whether it is right, 0 or 1, (rows,).
+    """
     import torch
     from torchmetrics.functional.classification import binary_calibration_error
 
@@ -50,10 +55,12 @@ def calibrate(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> 
 
 
 def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """T with the least cross-entropy of softmax(logits / T) on these rows (Guo et al., arXiv 1706.04599), 0.05 to 20.
+    """Return the temperature T in 0.05 to 20 that minimizes the cross-entropy of softmax(logits / T).
+
+    Source: Guo et al., arXiv 1706.04599.
 
     Args:
-        logits: (rows, classes) of rows that nothing was trained on.
+        logits: (rows, classes) for examples that were not trained on.
         labels: (rows,).
     """
     from scipy.optimize import minimize_scalar
@@ -63,5 +70,5 @@ def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> f
         scaled = logits / np.exp(log_temperature)
         return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]).mean())
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
-    return float(np.exp(found.x))
+    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(best.x))

@@ -1,6 +1,6 @@
-"""Gradient checkpointing: of a transformer block only its input is kept, and it is computed again on the way back.
+"""Gradient checkpointing: a transformer block keeps only its input and is computed again in the backward pass.
 
-Memory of activations falls to about a block's, for a third more time (Chen et al., arXiv 1604.06174).
+Activation memory falls to about that of one block, for a third more time (Chen et al., arXiv 1604.06174).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fedpeft.models.layers import choose_blocks
 
 
 def checkpoint_blocks(base: nn.Module) -> None:
-    """Let each transformer block of `base` keep its input only, in place; adapters may come into it later.
+    """Let each transformer block of `base` keep only its input, in place; adapters may be put into it later.
 
-    Blocks must give the same again: what is at random in them is `remember`.
+    The second computation must equal the first, so random choices inside blocks go through `remember`.
     """
     for block in choose_blocks(base, 0).values():
         block.forward = _wrap_forward(block.forward)
@@ -33,9 +33,9 @@ _now = threading.local()
 
 
 def remember(owner: object, draw: Callable[[], T]) -> T:
-    """What `draw` gives a layer in a pass; in a block that is computed again, what it gave in that pass before.
+    """Return `draw()`; when a block is computed again, return what it drew in the first computation of that pass.
 
-    Passes may be computed again in any order, and as often as someone goes back through them.
+    Passes may be computed again in any order and any number of times.
     """
     kept: dict[int, Any] | None = getattr(_now, "kept", None)
     if kept is None:
@@ -43,20 +43,21 @@ def remember(owner: object, draw: Callable[[], T]) -> T:
     if _now.again:
         before: T = copy.deepcopy(kept[id(owner)])
         return before
-    found = draw()
-    kept[id(owner)] = copy.deepcopy(found)
-    return found
+    drawn = draw()
+    kept[id(owner)] = copy.deepcopy(drawn)
+    return drawn
 
 
 class _Pass(AbstractContextManager[None]):
-    """Of a block; entered again as often as it is computed again.
-
-    Args:
-        kept: what was drawn in it, by layer.
-        again: whether that is looked up.
-    """
+    """The context of one computation of a block; a context that looks draws up may be entered several times."""
 
     def __init__(self, kept: dict[int, Any], again: bool) -> None:
+        """Hold the draws of the pass.
+
+        Args:
+            kept: what was drawn, by layer.
+            again: whether draws are looked up instead of made.
+        """
         self._kept, self._again = kept, again
 
     def __enter__(self) -> None:

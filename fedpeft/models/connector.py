@@ -1,4 +1,4 @@
-"""Connectors: what leads from a frozen encoder's features to vectors that another model understands."""
+"""Connectors: layers that map a frozen encoder's features to vectors that another model reads."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ LINEAR = "linear"
 """W x + b."""
 
 MLP = "mlp"
-"""A hidden layer with GELU between two linear ones."""
+"""Two linear layers with GELU between them."""
 
 
 def create_connector(kind: str, width: int, out: int) -> nn.Module:
-    """A connector of a `kind`, from features (..., width) to (..., out)."""
+    """Create a connector of a `kind`, LINEAR or MLP, from features (..., width) to (..., out)."""
     if kind == MLP:
         return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
     return nn.Linear(width, out)
 
 
-def draw(connector: nn.Module, scale: float = 1.0) -> None:
-    """Weights from a generator of their own, the same in every run, the last layer's multiplied by `scale`, which is
-    about the size of outputs where inputs have size 1; biases are zero."""
+def draw_weights(connector: nn.Module, scale: float = 1.0) -> None:
+    """Draw the weights of a connector from a fixed seed, so that they are the same in every run; biases are zero.
+
+    Args:
+        connector: changed in place.
+        scale: factor of the last layer's weights; outputs have about this size if inputs have size 1.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in connector.parameters():

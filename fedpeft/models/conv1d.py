@@ -1,7 +1,7 @@
-"""GPT-2's linear layers as linear layers of torch, so that every adapter and kernel knows them.
+"""GPT-2's linear layers as linear layers of torch, so that every adapter and kernel supports them.
 
-transformers calls them Conv1D: y = x W + b with W (in, out), the transpose of torch's. Names stay, and so do files:
-what is written of such a layer (`state_dict`, `save_pretrained`) is (in, out) again.
+transformers calls them Conv1D: y = x W + b with W (in, out), the transpose of torch's. Names and file formats stay the
+same: `state_dict` and `save_pretrained` write the weight of such a layer as (in, out).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fedpeft.models.layers import replace
 
 
 def replace_conv1d(base: nn.Module) -> None:
-    """Put a linear layer of the same weights in the place of every Conv1D of `base`, in place."""
+    """Replace every Conv1D of `base` by a linear layer with the same weights, in place."""
     from transformers.pytorch_utils import Conv1D
 
     for path, layer in list(base.named_modules()):
@@ -24,12 +24,12 @@ def replace_conv1d(base: nn.Module) -> None:
 
 def _create_linear(layer: Any) -> nn.Linear:
     out, in_ = layer.nf, layer.nx
-    made = nn.Linear(in_, out, device="meta")
-    made.weight = nn.Parameter(layer.weight.detach().t().contiguous(), requires_grad=layer.weight.requires_grad)
-    made.bias = layer.bias
-    made.register_state_dict_post_hook(_transpose_saved_weight)  # type: ignore[no-untyped-call]
-    made.register_load_state_dict_pre_hook(_read)  # type: ignore[no-untyped-call]
-    return made.train(layer.training)
+    linear = nn.Linear(in_, out, device="meta")
+    linear.weight = nn.Parameter(layer.weight.detach().t().contiguous(), requires_grad=layer.weight.requires_grad)
+    linear.bias = layer.bias
+    linear.register_state_dict_post_hook(_transpose_saved_weight)  # type: ignore[no-untyped-call]
+    linear.register_load_state_dict_pre_hook(_read)  # type: ignore[no-untyped-call]
+    return linear.train(layer.training)
 
 
 def _transpose_saved_weight(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:

@@ -1,8 +1,8 @@
-"""The same bits again on a GPU, so that a resumed run ends as one that was never interrupted.
+"""Deterministic computation on a GPU, so that a resumed run ends like one that was never interrupted.
 
-What has no deterministic form warns, instead of ending a run. torch's fused attention has one, whose gradients do not
-depend on the order in which blocks finish, but takes it only where nothing warns: so that is asked for while its
-gradients are computed, and for nothing else.
+An operation without a deterministic form causes a warning instead of ending a run. torch's fused attention has a
+deterministic form, whose gradients do not depend on the order in which blocks finish. But torch uses it only if
+operations without one are errors. So this strict mode is on only while the gradients of fused attention are computed.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ import torch
 from torch import Tensor
 
 FUSED = "ScaledDotProduct"
-"""What the names of fused attention's gradients begin with."""
+"""Prefix of the names of fused attention's gradients."""
 
 STEPS = 4
-"""Between the attention's output and the fused operation there are at most so many others (transpose, copy)."""
+"""Largest number of operations (transpose, copy) from the attention's output back to the fused operation."""
 
 
 def compute_deterministically() -> None:
-    """From here on, in this process. cuDNN's attention has no deterministic form, and is not taken."""
+    """Make this process compute deterministically. cuDNN's attention is off, because it has no deterministic form."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def warn_again() -> None:
-    """After a backward pass that has failed, perhaps in fused attention: what was asked for there was not undone."""
+def restore_warnings() -> None:
+    """Restore warnings after a failed backward pass, which may have left fused attention's strict mode on."""
     if torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def make_attention_deterministic(output: Tensor) -> None:
-    """Let the gradients of the fused attention that `output` comes from be deterministic, if this process computes so;
-    nothing where there is none, or no gradient."""
+    """Make the gradients of the fused attention behind `output` deterministic if this process computes so.
+
+    Nothing happens without fused attention or without gradients.
+    """
     node: Any = output.grad_fn
     before: list[bool] = []
     for _ in range(STEPS):

@@ -1,5 +1,7 @@
-"""Whether a base of a user's own code says the same of the same rows twice: else features, probes and scores are drawn
-by chance, and what is kept of rows is what one pass happened to give."""
+"""Check that a base of a user's own code is deterministic in evaluation mode.
+
+Otherwise features, probes and scores would be random, and the activation cache would keep the output of one pass.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,18 @@ from fedpeft.models.layers import get_reader
 from fedpeft.plugin_files import hash_own_code
 
 ROWS = 4
-"""That are passed twice."""
+"""Number of examples that are passed twice."""
 
 READ = ("input_ids", "attention_mask", "pixel_values")
-"""What of a batch the base reads."""
+"""Names of the tensors in a batch that the base reads."""
 
 
 def check_repeats(base: nn.Module, rows: Examples) -> None:
-    """Pass a few rows twice through a base whose class is a user's own.
+    """Pass a few examples twice through a base whose class is a user's own, and compare the outputs.
 
     Args:
-        base: in evaluation mode; one of an encoder with a decoder needs more than a batch holds, and is let through.
-        rows: each one sequence.
+        base: in evaluation mode. An encoder with a decoder is not checked, because it needs more than a batch contains.
+        rows: examples of one sequence each.
 
     Raises:
         ModelError: the passes differ by more than rounding.
@@ -42,7 +44,6 @@ def check_repeats(base: nn.Module, rows: Examples) -> None:
         one, two = (get_reader(base)(**inputs).last_hidden_state for _ in range(2))
     if ((one - two).abs() > AGREEMENT.get(one.dtype, 1e-4) * one.abs().amax(-1, keepdim=True)).any():
         raise ModelError(
-            f"FP4041 {type(base).__name__} makes something else of the same rows in each pass, so what is measured "
-            "would be chance; switch off in its evaluation mode what is drawn: F.dropout(x, p, "
-            "training=self.training), no noise"
+            f"FP4041 {type(base).__name__} gives different outputs for the same examples, so results would be random; "
+            "turn off dropout and noise in its evaluation mode: F.dropout(x, p, training=self.training)"
         )

@@ -1,11 +1,11 @@
-"""An image encoder whose states are centred, and vary alike in all directions, as far as drawn pictures tell.
+"""An image encoder with whitened states: centered, with equal variance in all directions, as estimated on drawn images.
 
-    z = T (h - c),   T = a (C + r tr C / d I)^-1/2,   c, C: mean and covariance of drawn pictures' pooled states
+    z = T (h - c),   T = a (C + r tr C / d I)^-1/2,   c, C: mean and covariance of drawn images' pooled states
 
-What all pictures have in common is the longest part of many encoders' features, and most of what varies does so in few
-directions (`fedpeft.aggregation.whitening`). Pictures that nobody took (`fedpeft.data.dead_leaves`) tell enough of both
-to take them away, and that costs no privacy. T is symmetric, since eigenvectors are not the same on every machine, and
-a is such that drawn pictures have a z of length `LENGTH` in the mean.
+In many encoders, the component that all images share dominates the features, and most variance lies in few directions
+(`fedpeft.aggregation.whitening`). Drawn images (`fedpeft.data.dead_leaves`) suffice to estimate and remove both, and
+that costs no privacy. T is symmetric, since eigenvectors are not the same on every machine. a is such that drawn images
+have a z of mean length `LENGTH`.
 """
 
 from __future__ import annotations
@@ -23,67 +23,67 @@ from fedpeft.data.square_pictures import convert_to_model_input
 from fedpeft.errors import ModelError
 
 PICTURES, SIDE, AT_ONCE = 256, 28, 64
-"""Drawn pictures, pixels a side, and how many the encoder sees at a time; four times as many tell no more."""
+"""Number of drawn images, pixels a side, and images per pass; four times as many images change nothing."""
 
 RIDGE = 0.1
-"""r: what is added to each direction's variance, in units of the mean one."""
+"""r: what is added to each direction's variance, in units of the mean variance."""
 
 LENGTH = 3.0
-"""About that of sentence encoders' features, for which private training is planned (`fedpeft.privacy.training_plans`).
-"""
+"""Mean length of whitened features, about that of sentence encoders' features, which training plans for privacy assume
+(`fedpeft.privacy.training_plans`)."""
 
 
 @dataclass(frozen=True)
 class DrawnStatistics:
-    """What drawn pictures tell of an encoder.
+    """The whitening of an encoder, estimated on drawn images.
 
     Attributes:
         turn: T, (d, d), fp64.
-        centre: c, (d,), fp64.
+        center: c, (d,), fp64.
     """
 
     turn: Tensor
-    centre: Tensor
+    center: Tensor
 
     @classmethod
     def from_states(cls, states: Tensor) -> DrawnStatistics:
-        """From pooled states (pictures, d)."""
+        """Estimate the whitening from pooled states (images, d)."""
         states = states.double()
-        centre = states.mean(0)
+        center = states.mean(0)
         values, vectors = torch.linalg.eigh(torch.cov(states.T))
         turn = (vectors * (values.clamp(min=0) + RIDGE * values.mean()) ** -0.5) @ vectors.T
-        return cls(turn * (LENGTH / ((states - centre) @ turn).norm(dim=1).mean()), centre)
+        return cls(turn * (LENGTH / ((states - center) @ turn).norm(dim=1).mean()), center)
 
     def whiten(self, hidden: Tensor) -> Tensor:
-        """z of h (..., d), in its dtype."""
+        """Compute z for h (..., d), in the dtype of h."""
         wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        return ((wide - self.centre.to(wide)) @ self.turn.to(wide)).to(hidden.dtype)
+        return ((wide - self.center.to(wide)) @ self.turn.to(wide)).to(hidden.dtype)
 
     def convert_head(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The linear head on h that is `weight` (classes, d) and `bias` (classes,) on z."""
+        """Convert a linear head on z, `weight` (classes, d) and `bias` (classes,), to the equal head on h."""
         turned = weight.double() @ self.turn.to(weight.device)
-        return turned.to(weight.dtype), (bias.double() - turned @ self.centre.to(weight.device)).to(bias.dtype)
+        return turned.to(weight.dtype), (bias.double() - turned @ self.center.to(weight.device)).to(bias.dtype)
 
 
 class DrawnWhitened:
-    """Before the class of an encoder: its last hidden states are z."""
+    """A mixin before an encoder's class that replaces its last hidden states by z."""
 
     kind: Any
     found: DrawnStatistics | None = None
 
 
 def whiten(base: nn.Module) -> None:
-    """Let `base`, in place, give z instead of its last hidden states.
+    """Make `base` return z instead of its last hidden states, in place.
 
     Raises:
-        ModelError: it reads no pictures.
+        ModelError: the base does not read images.
     """
     if isinstance(base, DrawnWhitened):
         return
     if getattr(base.config, "patch_size", None) is None:
         raise ModelError(
-            f"FP4021 whitened_probe whitens features by what drawn pictures tell of them, and {type(base).__name__} "
-            "reads none; take linear_probe"
+            f"FP4021 whitened_probe whitens features of images, and {type(base).__name__} does not read images; take "
+            "linear_probe"
         )
     kind: Any = type(base)
 
@@ -98,7 +98,7 @@ def whiten(base: nn.Module) -> None:
 
 
 def compute_whitening(base: Any) -> DrawnStatistics:
-    """What drawn pictures tell of a `base` that is whitened; looked at once, when it is first asked for."""
+    """Return the whitening of a whitened `base`; it is estimated on the first call."""
     if base.found is None:
         parameter = next(base.parameters())
         pictures = convert_to_model_input(draw_dead_leaves(PICTURES, SIDE), PATCHES * base.config.patch_size)

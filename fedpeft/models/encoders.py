@@ -1,7 +1,6 @@
-"""The model that classification reads: an encoder, the encoder of an encoder-decoder, or one tower of two.
+"""The encoder that classification reads: an encoder, the encoder of an encoder-decoder, or one tower of two.
 
-T5, BART          the encoder; the decoder is left out
-CLIP, SigLIP      the vision tower; the text tower is left out
+T5, BART          the encoder; the decoder is left out CLIP, SigLIP      the vision tower; the text tower is left out
 Swin, ConvNeXt    refused: their blocks lie in stages of unequal width
 """
 
@@ -19,7 +18,7 @@ from fedpeft.models.task import get_wide_dtype
 
 
 def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Model and loading report, as `AutoModel.from_pretrained(..., output_loading_info=True)`.
+    """Load model and loading report, as `AutoModel.from_pretrained(..., output_loading_info=True)`.
 
     Raises:
         ModelError: the model's blocks lie in stages, or config.json can't be used.
@@ -40,8 +39,8 @@ def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]
     return model, report
 
 
-def zero_head(base: nn.Module, classes: int) -> nn.Linear:
-    """A head of zeros, (classes, width), beside the frozen `base`; fp32, or fp64 beside an fp64 base."""
+def create_zero_head(base: nn.Module, classes: int) -> nn.Linear:
+    """Create a head of zeros (classes, width) on the device of `base`; it is fp32, or fp64 beside an fp64 base."""
     parameter = next(base.parameters())
     dtype = get_wide_dtype(parameter.dtype)
     head = nn.Linear(get_width(base), classes, dtype=dtype, device=parameter.device)

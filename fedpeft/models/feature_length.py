@@ -1,4 +1,4 @@
-"""How long a base's features are, as far as rows tell that nobody wrote: random tokens, or drawn pictures."""
+"""The mean length of a base's features, estimated on made-up examples: random tokens or drawn images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fedpeft.data.square_pictures import convert_to_model_input
 from fedpeft.models.tasks.classification import Classifier
 
 ROWS, TOKENS, SIDE = 16, 32, 28
-"""Rows that are made up, tokens of a text, and pixels a side of a picture."""
+"""Number of made-up examples, tokens of a text, and pixels a side of an image."""
 
 
 def measure_feature_length(model: Classifier) -> float:
-    """The mean length of what the head of `model` reads of made-up rows."""
+    """Measure the mean length of the features that the head of `model` reads, on made-up examples."""
     parameter = next(model.base.parameters())
     with torch.inference_mode():
         features: Tensor = model.features({n: t.to(parameter.device) for n, t in _make_up_rows(model).items()})

@@ -1,9 +1,9 @@
-"""The frozen part below the lowest adapter, computed once.
+"""The activation cache: outputs of the frozen part below the lowest adapter, computed once and stored on disk.
 
-With adapters in the uppermost blocks only, or none, everything below them is a fixed function of a row. Its output, the
-hidden states that enter the lowest adapted block, is stored on disk and read back instead of being computed again in
-every step; so are the frozen model's pooled features, which the linear probe and the first head are made from. Rows are
-computed in tiles that depend on their lengths alone, so the stored values do not depend on who asked for them.
+With adapters in the uppermost blocks only, or none, everything below them is a fixed function of an example. The cache
+stores its output, the hidden states that enter the lowest adapted block. Training reads them back instead of computing
+them again in every step. The cache also stores the frozen model's pooled features, for the linear probe and the head
+start. Examples are computed in tiles that depend only on their lengths, so stored values do not depend on the caller.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from fedpeft.models.layers import find_blocks, get_reader
 from fedpeft.models.task import get_wide_dtype
 
 TILE = 32
-"""Rows computed together."""
+"""Number of examples that are computed together."""
 
 
 class _GivenEmbeddings(nn.Module):
-    """In place of a model's embeddings: the given hidden states, untouched."""
+    """A replacement for a model's embeddings that returns the given hidden states unchanged."""
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
         tensors = (t for t in (*given, *named.values()) if isinstance(t, Tensor))
@@ -41,16 +41,16 @@ class _GivenEmbeddings(nn.Module):
 
 
 class _SkippedBlock(nn.Module):
-    """In place of a block: hidden states pass through; the blocks above keep their numbers."""
+    """A replacement for a block that returns hidden states unchanged, so that the blocks above keep their indices."""
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
 
 
 def cut_below(base: nn.Module, depth: int) -> nn.Module:
-    """`base` without embeddings and the blocks below `depth`: it is fed hidden states as `inputs_embeds`.
+    """Return `base` without embeddings and the blocks below `depth`; it reads hidden states as `inputs_embeds`.
 
-    The remaining layers are shared with `base`, which stays as it is.
+    The remaining layers are shared with `base`, which is not changed.
     """
     path, stack = find_blocks(base)
     top = _copy_module(base)
@@ -67,15 +67,14 @@ def cut_below(base: nn.Module, depth: int) -> nn.Module:
 
 
 AGREEMENT = {torch.bfloat16: 0.02}
-"""Largest difference, relative to a token's largest output, that a model started from hidden states may show."""
+"""Largest allowed difference, relative to a token's largest output, of a model that starts from hidden states."""
 
 
 def can_start_at(base: nn.Module, depth: int) -> bool:
-    """Whether `above(base, depth)`, fed what enters the block `depth`, computes what `base` does: tried on two rows.
+    """Return whether `cut_below(base, depth)`, fed the input of block `depth`, computes what `base` computes.
 
-    As many as there are blocks: fed what leaves the last one.
-
-    Not so where a model adds something to hidden states on their way in (GPT-2 its positions), or takes none.
+    It is tested on two made-up examples. A `depth` equal to the number of blocks stands for the last block's output.
+    The result is False for models that change hidden states on their way in (GPT-2 adds positions) or accept none.
     """
     ids = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]], device=next(base.parameters()).device)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], device=ids.device)
@@ -95,17 +94,17 @@ def can_start_at(base: nn.Module, depth: int) -> bool:
 
 
 def _run_to_depth(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | None, Tensor]:
-    """What enters the block `depth`, or leaves the last one (None for depth 0), and the last hidden states."""
+    """Return the input of block `depth`, or the last block's output (None for depth 0), and the last hidden states."""
     captured: list[Tensor] = []
 
     def capture(hidden: Tensor, kwargs: dict[str, Any]) -> None:
         packing = kwargs.get("packing")
         captured.append(hidden if packing is None else packing.pad(hidden))
 
-    def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def capture_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         capture(args[0] if args else kwargs["hidden_states"], kwargs)
 
-    def leaving(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def capture_output(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         capture(output[0] if isinstance(output, tuple) else output, kwargs)
 
     with torch.inference_mode():
@@ -113,9 +112,9 @@ def _run_to_depth(base: nn.Module, inputs: Batch, depth: int) -> tuple[Tensor | 
             return None, get_reader(base)(**inputs).last_hidden_state
         stack = find_blocks(base)[1]
         if depth < len(stack):
-            hook = stack[depth].register_forward_pre_hook(entering, with_kwargs=True)
+            hook = stack[depth].register_forward_pre_hook(capture_input, with_kwargs=True)
         else:
-            hook = stack[-1].register_forward_hook(leaving, with_kwargs=True)
+            hook = stack[-1].register_forward_hook(capture_output, with_kwargs=True)
         try:
             last = get_reader(base)(**inputs).last_hidden_state
         finally:
@@ -128,7 +127,7 @@ def _copy_module(module: nn.Module) -> nn.Module:
     twin._modules = dict(module._modules)
     for name, hooks in vars(module).items():
         if name.startswith("_forward_") and isinstance(hooks, dict):
-            setattr(twin, name, hooks.copy())  # what is hooked to one is not hooked to the other
+            setattr(twin, name, hooks.copy())  # the copy gets its own hooks
     return twin
 
 
@@ -139,19 +138,19 @@ def _close(files: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class ActivationCache:
-    """What the frozen model computes of all rows, in files: pooled features, and hidden states that enter a block.
+    """Files with outputs of the frozen model for all examples: pooled features, and hidden states that enter a block.
 
-    Read with `pread` rather than mapped, so that the files stay in the system's page cache and are not counted, or
-    copied, in every process.
+    The files are read with `pread` instead of mapped. So they stay in the system's page cache and are neither counted
+    nor copied in every process.
 
     Attributes:
-        folder: holds `features.bin` (rows, width) in fp32 (fp64 for an fp64 base), `hidden.bin` (tokens, width) in the
-            base's precision where depth > 0, and `tiles.done` (one byte a tile).
-        examples: the rows.
-        depth: index of the block whose input is kept, or how many blocks there are: the last one's output; 0: features
-            only.
+        folder: contains `features.bin` (rows, width) in fp32 (fp64 for an fp64 base), `hidden.bin` (tokens, width) in
+            the
+            base's precision if depth > 0, and `tiles.done` (one byte a tile).
+        examples: the examples.
+        depth: index of the block whose input is stored; the number of blocks: the last one's output; 0: only features.
         width: hidden size.
-        dtype: of the base.
+        dtype: dtype of the base.
     """
 
     folder: Path
@@ -162,7 +161,7 @@ class ActivationCache:
 
     @cached_property
     def tiles(self) -> list[np.ndarray]:
-        """The rows of each tile."""
+        """Indices of the examples of each tile."""
         return batch_by_length(self.examples.lengths, TILE)
 
     @cached_property
@@ -170,7 +169,7 @@ class ActivationCache:
         return np.concatenate([[0], np.cumsum(self.examples.lengths)])
 
     def _get_length(self, row: int) -> int:
-        """Tokens of one row; `examples.lengths` are counted anew for all of them."""
+        """Return the number of tokens of one example; `examples.lengths` would count all of them anew."""
         return int(self._offsets[row + 1] - self._offsets[row])
 
     @property
@@ -178,18 +177,18 @@ class ActivationCache:
         return get_wide_dtype(self.dtype)
 
     def find_missing_tiles(self) -> list[int]:
-        """The tiles that are not computed yet; makes the files where they are missing.
+        """Return the tiles that are not computed yet; create the files if they are missing.
 
         Raises:
-            AssetError: the disk, or the limit for such files, has no room for them
-                (`fedpeft.machine.activation_cache_limit`), or
-                they are another user's.
+            AssetError: the disk, or the limit of the cache (`fedpeft.machine.activation_cache_limit`), has no room for
+                the
+                files, or they are another user's.
         """
         done = self.folder / "tiles.done"
         sizes = {"features.bin": len(self.examples) * self._count_bytes(self._feature_dtype)}
         sizes["hidden.bin"] = int(self._offsets[-1]) * self._count_bytes(self.dtype) if self.depth else 0
         try:
-            with FileLock(f"{self.folder}.lock"):  # runs that begin together must not empty each other's files
+            with FileLock(f"{self.folder}.lock"):  # parallel runs must not empty each other's files
                 activation_cache_limit.hold(self.folder)
                 if not done.exists() or done.stat().st_size != len(self.tiles):
                     activation_cache_limit.make_room(self.folder, sum(sizes.values()))
@@ -197,31 +196,31 @@ class ActivationCache:
                     done.write_bytes(bytes(len(self.tiles)))
         except PermissionError as error:
             raise AssetError(
-                f"FP2037 {error.filename or self.folder} is not yours to write, and frozen layers' output of these "
-                "rows is kept there; set FEDPEFT_CACHE to a directory of your own"
+                f"FP2037 you may not write {error.filename or self.folder}, where the activation cache keeps these "
+                "examples; set FEDPEFT_CACHE to a directory of your own"
             ) from error
         except OSError as error:
             raise AssetError(
-                f"FP2038 {self.folder} needs {sum(sizes.values()) / 1e6:.1f} MB for frozen layers' output "
+                f"FP2038 the activation cache needs {sum(sizes.values()) / 1e6:.1f} MB in {self.folder} "
                 f"({error.strerror}); free some space or set FEDPEFT_CACHE to another disk"
             ) from error
         return [i for i, flag in enumerate(done.read_bytes()) if not flag]
 
     def has(self, tile: int) -> bool:
-        """Whether a tile is computed, perhaps by another process since `missing` was asked."""
+        """Return whether a tile is computed, perhaps by another process after `find_missing_tiles`."""
         with open(self.folder / "tiles.done", "rb") as done:
             done.seek(tile)
             return done.read(1) == b"\x01"
 
     def _make_files(self, sizes: Mapping[str, int]) -> None:
-        files.make_private_folder(self.folder)  # what comes of rows says what they are
+        files.make_private_folder(self.folder)  # activations reveal the examples
         try:
             for name, size in sizes.items():
                 with open(self.folder / name, "wb") as file:
                     if size:
                         files.reserve(file.fileno(), size)
         except OSError:
-            for name in sizes:  # others need the room
+            for name in sizes:  # give the space back
                 (self.folder / name).unlink(missing_ok=True)
             raise
 
@@ -232,14 +231,14 @@ class ActivationCache:
     def _files(self) -> dict[str, int]:
         activation_cache_limit.hold(self.folder)
         opened = {name: os.open(self.folder / f"{name}.bin", os.O_RDWR) for name in ("features", "hidden")}
-        weakref.finalize(self, _close, tuple(opened.values()))  # of a removed store they keep the disk's room
+        weakref.finalize(self, _close, tuple(opened.values()))  # open files of a removed store occupy the disk
         return opened
 
     def fill(self, tile: int, base: nn.Module) -> None:
-        """Compute one tile with the frozen `base` and mark it done, after its data has reached the disk.
+        """Compute one tile with the frozen `base`, write it to the disk, and mark it done.
 
         Raises:
-            ModelError: the features are not finite, or of another width than the store's.
+            ModelError: the features are not finite, or have another width than the store's.
         """
         rows = self.tiles[tile]
         batch = self.examples.batch(rows)
@@ -248,12 +247,12 @@ class ActivationCache:
         hidden, last = _run_to_depth(base, inputs, self.depth)
         features = pool(last, inputs.get("attention_mask")).to(self._feature_dtype).cpu()
         if features.shape[1] != self.width or not features.isfinite().all():
-            made = "NaN or infinite" if features.shape[1] == self.width else f"{features.shape[1]} wide"
+            fault = "NaN or infinite" if features.shape[1] == self.width else f"{features.shape[1]} wide"
             raise ModelError(
-                f"FP4022 what {type(base).__name__} makes of rows is {made}, and must be finite, and {self.width} wide "
-                "as its config.json says"
+                f"FP4022 features of {type(base).__name__} are {fault}, and must be finite and {self.width} wide, the "
+                "width in its config.json"
             )
-        hidden = None if hidden is None else hidden.cpu()  # all rows in one copy
+        hidden = None if hidden is None else hidden.cpu()  # one copy for all examples
         for i, row in enumerate(rows):
             self._write("features", features[i], int(row) * self._count_bytes(self._feature_dtype))
             if hidden is not None:
@@ -262,7 +261,7 @@ class ActivationCache:
         self._mark(tile)
 
     def _mark(self, tile: int) -> None:
-        """Done, after its data has reached the disk."""
+        """Mark a tile done after its data has reached the disk."""
         for file in self._files.values():
             files.flush_data(file)
         with open(self.folder / "tiles.done", "r+b") as done:
@@ -270,7 +269,7 @@ class ActivationCache:
             done.write(b"\x01")
 
     def _find_places(self, tile: int) -> list[tuple[str, int, int]]:
-        """Where a tile lies: file, position and bytes of each piece."""
+        """Return file, position and number of bytes of each piece of a tile."""
         features, hidden = self._count_bytes(self._feature_dtype), self._count_bytes(self.dtype) if self.depth else 0
         rows = [int(row) for row in self.tiles[tile]]
         places = [("features", row * features, features) for row in rows]
@@ -279,11 +278,11 @@ class ActivationCache:
         ]
 
     def read(self, tile: int) -> bytes:
-        """A tile as it is kept, for another machine's store of the same name."""
+        """Return a tile's bytes for another machine's store of the same name."""
         return b"".join(os.pread(self._files[name], size, at) for name, at, size in self._find_places(tile))
 
     def put(self, tile: int, data: bytes) -> bool:
-        """Take a tile that another machine has read; False: it is not of this tile's size, and is left."""
+        """Store a tile that another machine has read; return False, and store nothing, if its size is wrong."""
         places, start = self._find_places(tile), 0
         if len(data) != sum(size for _, _, size in places):
             return False
@@ -297,64 +296,63 @@ class ActivationCache:
         os.pwrite(self._files[name], values.contiguous().view(torch.uint8).numpy().data, position)
 
     def read_features(self, rows: Sequence[int] | np.ndarray) -> Tensor:
-        """Pooled features of `rows`, (rows, width)."""
-        found = torch.empty(len(rows), self.width, dtype=self._feature_dtype)
-        for target, row in zip(found, rows, strict=True):
+        """Return pooled features of `rows`, (rows, width)."""
+        features = torch.empty(len(rows), self.width, dtype=self._feature_dtype)
+        for target, row in zip(features, rows, strict=True):
             buffer = target.view(torch.uint8).numpy().data
             os.preadv(self._files["features"], [buffer], int(row) * self._count_bytes(self._feature_dtype))
-        return found
+        return features
 
     def read_hidden(self, rows: Sequence[int] | np.ndarray, longest: int) -> Tensor:
-        """Hidden states of `rows`, padded with zeros: (rows, longest, width)."""
-        found = torch.zeros(len(rows), longest, self.width, dtype=self.dtype)
-        for target, row in zip(found, rows, strict=True):
+        """Return hidden states of `rows`, padded with zeros: (rows, longest, width)."""
+        hidden = torch.zeros(len(rows), longest, self.width, dtype=self.dtype)
+        for target, row in zip(hidden, rows, strict=True):
             length = self._get_length(int(row))
             buffer = target[:length].view(torch.uint8).numpy().reshape(-1).data
             os.preadv(self._files["hidden"], [buffer], int(self._offsets[row]) * self._count_bytes(self.dtype))
-        return found
+        return hidden
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows whose batches carry what a store keeps of them in place of their tokens."""
+    """Examples whose batches contain stored activations instead of tokens."""
 
     store: ActivationCache
 
     def __len__(self) -> int:
+        """Return the number of examples."""
         return len(self.store.examples)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per row, (rows,): batches are of the rows that they would be of otherwise."""
+        """Tokens per example, (rows,), so that batches contain the same examples as without the store."""
         return self.store.examples.lengths
 
 
 @dataclass(frozen=True)
 class HiddenRows(StoredRows):
-    """Rows that begin at the lowest adapted block: batches carry `inputs_embeds` instead of token ids."""
+    """Examples that start at the lowest adapted block: batches contain `inputs_embeds` instead of token ids."""
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """inputs_embeds (B, T, d), attention_mask (B, T) and labels."""
+        """Return inputs_embeds (B, T, d), attention_mask (B, T) and labels."""
         batch = self.store.examples.batch(rows)
         longest = batch.pop("input_ids").shape[1]
         return {"inputs_embeds": self.store.read_hidden(rows, longest), **batch}
 
 
 def get_sequences(examples: Examples) -> Examples:
-    """Rows that are one sequence each: of pairs both sides, one after the other."""
+    """Return examples of one sequence each; for pairs, both sides one after the other."""
     return examples.answers if isinstance(examples, PairRows) else examples
 
 
 def start_from_store(examples: Examples, store: ActivationCache) -> Examples:
-    """`examples` from the lowest adapted block on, where `store` keeps what the frozen model makes of
-    `get_sequences`.
-    """
+    """Return `examples` that start at the lowest adapted block, with the stored activations of `get_sequences`."""
     hidden = HiddenRows(store)
     return PairRows(hidden, examples.cut) if isinstance(examples, PairRows) else hidden
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Mean over the real tokens: hidden (B, T, d), mask (B, T) -> (B, d), in at least fp32."""
+    """Average hidden states (B, T, d) over the real tokens of the mask (B, T), as (B, d) in at least fp32."""
     hidden = hidden if hidden.dtype == float64 else hidden.float()
     if attention_mask is None:
         return hidden.mean(1)

@@ -1,6 +1,6 @@
-"""How frozen matrix products are computed, and which way is faster on this CPU: probed once per machine and remembered.
+"""Kernels for frozen matrix products; the fastest on this CPU is measured once per machine and remembered.
 
-The choice is remembered in the cache, so that two runs on one machine make the same one: it changes rounding.
+The choice changes rounding. It is stored in the cache, so that two runs on one machine use the same kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -28,15 +28,15 @@ from fedpeft.models.layers import find_linear_layers, replace
 from fedpeft.models.quantized import QuantizedLinear
 
 TOKENS, OUT, IN = 512, 1536, 384
-"""The product that is timed: as in a small encoder's feed-forward layer."""
+"""Sizes of the product that is timed, those of a small encoder's feed-forward layer."""
 
 REPEATS = 15
 GAIN = 1.05
-"""Another kernel must be faster than torch's own by this factor to be chosen."""
+"""Factor by which another kernel must be faster than torch's own to be chosen."""
 
 
 def get_cpu_name() -> str:
-    """The CPU's model name."""
+    """Return the CPU's model name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -47,7 +47,7 @@ def get_cpu_name() -> str:
 
 
 def list_kernels(dtype: torch.dtype) -> tuple[Kernel, ...]:
-    """The kernels that this machine can run in `dtype`."""
+    """Return the kernels that this machine can run in `dtype`."""
     if dtype == torch.float64 or not torch._C._has_mkldnn:
         return ("native",)
     if dtype == torch.bfloat16 and not has_fast_bf16("cpu"):
@@ -56,7 +56,7 @@ def list_kernels(dtype: torch.dtype) -> tuple[Kernel, ...]:
 
 
 def measure_gemm_rates(dtype: torch.dtype) -> dict[Kernel, float]:
-    """GFLOP/s of one thread for each kernel (median over interleaved repeats, forward product)."""
+    """Measure GFLOP/s of one thread for each kernel: the median over interleaved repeats of the forward product."""
     layer = torch.nn.Linear(IN, OUT).to(dtype).requires_grad_(False)
     x = torch.randn(TOKENS, IN).to(dtype)
     kernels = list_kernels(dtype)
@@ -78,7 +78,7 @@ def measure_gemm_rates(dtype: torch.dtype) -> dict[Kernel, float]:
 
 
 def choose(dtype: torch.dtype) -> Kernel:
-    """The kernel for frozen products in `dtype` on this machine.
+    """Choose the kernel for frozen products in `dtype` on this machine.
 
     Raises:
         AssetError: the cache can't be written.
@@ -92,7 +92,7 @@ def choose(dtype: torch.dtype) -> Kernel:
     if chosen in able:
         return chosen
     try:
-        with FileLock(file.with_name(f"kernels-{os.geteuid()}.lock")):  # runs that begin together compute alike
+        with FileLock(file.with_name(f"kernels-{os.geteuid()}.lock")):  # parallel runs must choose the same kernel
             known = _load_choices(file)
             chosen = known.get(key)
             if chosen not in able:
@@ -106,35 +106,42 @@ def choose(dtype: torch.dtype) -> Kernel:
 
 
 def _load_choices(file: Path) -> dict[str, Kernel]:
-    """Choices of before; none where there is no such file, or it holds something else."""
+    """Load earlier choices; none if there is no such file or it contains something else."""
     try:
-        found = files.read_json(file)
+        choices = files.read_json(file)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return choices if isinstance(choices, dict) else {}
 
 
 Kernel = Literal["native", "onednn", "widened"]
-"""How frozen products are computed: `native` is torch's own `F.linear`; `onednn` calls oneDNN directly, on weights
-that were packed once (CPU only); `widened` multiplies bf16 in fp32 and rounds the result, for CPUs that have no bf16
-instructions."""
+"""How frozen products are computed.
+
+- native: by torch's own `functional.linear`.
+- onednn: by oneDNN directly, on weights that are packed once (CPU only).
+- widened: bf16 is multiplied in fp32 and the result is rounded, for CPUs without bf16 instructions.
+"""
 
 
 _onednn: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
 _packed: Callable[..., Tensor] = torch.ops.mkldnn._reorder_linear_weight
 
 _new_view: Callable[..., Tensor] = torch.ops.aten._unsafe_view
-"""Of a tensor that nobody else holds; to autograd no view, so that a model may write into it (DeBERTa does)."""
+"""Reshapes a tensor that nobody else holds. Autograd does not treat the result as a view, so that a model may write
+into it, as DeBERTa does."""
 
 USUAL_TOKENS = 1024
-"""Of a pass: oneDNN arranges packed weights for a product of about this size."""
+"""Tokens of a usual pass; oneDNN packs weights for a product of about this size."""
 
 
 class FrozenLinear(nn.Module):
-    """A frozen linear layer, (out, in); with oneDNN its weights are arranged once as the library's products read them,
-    for both directions, instead of in each product."""
+    """A frozen linear layer (out, in).
+
+    With oneDNN its weights are packed once, for both directions, instead of in each product.
+    """
 
     def __init__(self, layer: nn.Linear, kernel: Kernel) -> None:
+        """Hold the weights of `layer` in the form that `kernel` reads."""
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias = None if layer.bias is None else layer.bias.detach()
@@ -142,7 +149,7 @@ class FrozenLinear(nn.Module):
         self.set_weight(layer.weight.detach())
 
     def set_weight(self, weight: Tensor) -> None:
-        """Take `weight` (out, in) instead of the present one."""
+        """Replace the weight by `weight` (out, in)."""
         if self.kernel == "onednn":
             self._held = _packed(weight.contiguous(), USUAL_TOKENS)
             self._transposed = _packed(weight.t().contiguous(), USUAL_TOKENS)
@@ -151,7 +158,7 @@ class FrozenLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(out, in); a copy where weights are packed."""
+        """Weight (out, in); a copy if weights are packed."""
         return self._held.to_dense() if self.kernel == "onednn" else self._held
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,16 +169,16 @@ class FrozenLinear(nn.Module):
         return self.product(x)
 
     def product(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), a new tensor; autograd does not see it."""
+        """Compute (..., in) to (..., out) as a new tensor, without autograd."""
         if self.kernel == "onednn":
             return _onednn(x, self._held, self.bias, "none", [], "")
         if self.kernel == "widened":
             return apply_wide_linear(x, self._held, self.bias)
-        flat = F.linear(x.reshape(-1, x.shape[-1]), self._held, self.bias)
+        flat = functional.linear(x.reshape(-1, x.shape[-1]), self._held, self.bias)
         return _new_view(flat, [*x.shape[:-1], self.out_features])
 
     def compute_input_gradient(self, gradient: Tensor) -> Tensor:
-        """Of the output (..., out), contiguous, to that of the input (..., in), a new tensor."""
+        """Compute the gradient of the input (..., in), a new tensor, from that of the output (..., out), contiguous."""
         if self.kernel == "onednn":
             return _onednn(gradient, self._transposed, None, "none", [], "")
         if self.kernel == "widened":
@@ -180,7 +187,7 @@ class FrozenLinear(nn.Module):
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """y = x W^T + b with a frozen W: the only gradient is that of x."""
+    """y = x W^T + b with a frozen W; only x gets a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
@@ -194,16 +201,24 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def install_fast_linears(base: nn.Module, kernel: Kernel) -> None:
-    """Replace every frozen linear layer inside the transformer blocks of `base` by a fast one, in place; those in few
-    bits stay, and are decoded for each pass."""
+    """Replace every frozen linear layer inside the transformer blocks of `base` by a fast one, in place.
+
+    Layers in nf4 or int8 stay and are decoded for each pass.
+    """
     for path, layer in find_linear_layers(base).items():
         if not isinstance(layer, QuantizedLinear):
             replace(base, path, FrozenLinear(layer, kernel))
 
 
 def apply_wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (..., in), weight (out, in), bias (out,) or None: x weight^T + bias, (..., out), rounded to the dtype of x."""
-    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    """Compute x weight^T + bias, (..., out), in fp32 and round it to the dtype of x.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,); None: no bias.
+    """
+    return functional.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
 class WidenedLinear(nn.Linear):
@@ -215,7 +230,7 @@ class WidenedLinear(nn.Linear):
 
 
 def widen(model: nn.Module) -> None:
-    """Let every plain linear layer of `model` compute so, in place; parameters and names stay."""
+    """Make every plain linear layer of `model` a `WidenedLinear`, in place; parameters and names stay."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = WidenedLinear

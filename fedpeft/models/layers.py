@@ -1,4 +1,4 @@
-"""Where adapters go: the transformer blocks of a base model and the linear layers inside them."""
+"""Places for adapters: the transformer blocks of a base model and the linear layers inside them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from fedpeft.errors import ModelError
 from fedpeft.parts import setting
 
 KEY_PROJECTIONS = ("key", "k_proj")
-"""What the projection to keys is called in the attention modules of models."""
+"""Names of the projection to keys in attention modules."""
 
 QUERY_PROJECTIONS = ("query", "q_proj")
-"""And that to queries."""
+"""Names of the projection to queries in attention modules."""
 
 
 UPPERMOST = 4
-"""So many of the uppermost blocks a method adapts where nothing is said; of fewer, and of a model of images, all."""
+"""Number of uppermost blocks that a method adapts by default; image models and smaller models are adapted in all."""
 
 Layers = int | tuple[int, ...] | None
-"""Which transformer blocks a method adapts: how many of the uppermost, 0 for all, or their indices from 0; None:
-as many as `count_default_blocks` says."""
+"""Transformer blocks that a method adapts: the top n (0: all), or indices from 0; None: `count_default_blocks`."""
 
 
 def declare_layers() -> Any:
-    """The setting `layers` of a PEFT method."""
-    meaning = f"blocks to adapt: so many uppermost, 0: all; or by index: (0, 2); none: {UPPERMOST}, of images all"
+    """Declare the setting `layers` of a PEFT method."""
+    meaning = f"blocks to adapt: the top n, 0: all; or indices: (0, 2); none: the top {UPPERMOST}, for images all"
     return setting(None, meaning, low=0)
 
 
 CROSS_ATTENTION = ("encoder_attn", "crossattention", "EncDecAttention")
-"""What attention to another model's states is called: a decoder alone, as of BART, has none to attend to."""
+"""Names of attention to another model's states; a decoder alone, such as BART's, does not use it."""
 
 
 Blocks = tuple[str, nn.ModuleList]
@@ -40,42 +39,40 @@ Blocks = tuple[str, nn.ModuleList]
 
 
 def get_reader(base: nn.Module) -> Any:
-    """What makes hidden states of tokens: of a language model all but its output layer."""
+    """Return the module that maps tokens to hidden states; for a language model, all but its output layer."""
     outputs = getattr(base, "get_output_embeddings", None)
     return base.base_model if callable(outputs) and outputs() is not None else base
 
 
 def unwrap(base: Any) -> Any:
-    """A base without the wrapping of the `peft` library, where it has any."""
+    """Return the base without the `peft` library's wrapper, if it has one."""
     return base.get_base_model() if hasattr(base, "get_base_model") else base
 
 
 def is_unused(name: str) -> bool:
-    """Whether a module inside a block, by its path there, is of no use in a model that runs alone."""
+    """Return whether a module, given by its path inside a block, is unused in a model that runs alone."""
     return any(word in CROSS_ATTENTION for word in name.split("."))
 
 
 def is_single_stack(base: nn.Module) -> bool:
-    """Whether it is no encoder with a decoder."""
+    """Return whether the model has one stack of blocks, unlike an encoder with a decoder."""
     return len(find_stacks(base)) == 1
 
 
 def find_blocks(base: nn.Module) -> Blocks:
-    """Path and list of the transformer blocks: the longest ModuleList of the model.
+    """Return path and list of the transformer blocks: the longest ModuleList of the model.
 
     Raises:
         ModelError: the model has none.
     """
-    found = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
-    if not found:
-        raise ModelError(
-            f"FP4023 {type(base).__name__} has no list of transformer blocks; fedpeft adapts transformers only"
-        )
-    return max(found, key=lambda item: len(item[1]))
+    lists = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise ModelError(f"FP4023 {type(base).__name__} has no list of transformer blocks; take a transformer")
+    return max(lists, key=lambda item: len(item[1]))
 
 
 def find_stacks(base: nn.Module) -> list[Blocks]:
-    """The blocks that a row passes, in order: of an encoder-decoder the encoder's and the decoder's.
+    """Return the lists of blocks that an example passes, in order; an encoder-decoder has two.
 
     Raises:
         ModelError: the model has none.
@@ -85,42 +82,44 @@ def find_stacks(base: nn.Module) -> list[Blocks]:
         at = next((name for name, _ in base.named_modules() if name.split(".")[-1] == side), None)
         if at is None:
             return [find_blocks(base)]
-        found = _find_outer_lists(at, base.get_submodule(at))
-        if not found:
+        lists = _find_outer_lists(at, base.get_submodule(at))
+        if not lists:
             return [find_blocks(base)]
-        sides.append(max(found, key=lambda item: len(item[1])))
+        sides.append(max(lists, key=lambda item: len(item[1])))
     return sides
 
 
 def _find_outer_lists(at: str, side: nn.Module) -> list[Blocks]:
-    """The lists of modules of a side that lie in no other: a block of T5 is a list, too, of three in its decoder."""
-    found: list[Blocks] = []
+    """Return the lists of modules of a side that are in no other list. T5's blocks are lists themselves."""
+    lists: list[Blocks] = []
     for name, module in side.named_modules(prefix=at):
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer, _ in found):
-            found.append((name, module))
-    return found
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer, _ in lists):
+            lists.append((name, module))
+    return lists
 
 
 def count_layers(base: nn.Module) -> int:
-    """How many layers a row passes; ALBERT's share blocks, elsewhere each is one."""
+    """Count the layers that an example passes.
+
+    ALBERT's layers share blocks; in other models each block is one layer.
+    """
     config, count = getattr(base, "config", None), sum(len(stack) for _, stack in find_stacks(base))
     shared = getattr(config, "num_hidden_groups", None) == count
     return int(getattr(config, "num_hidden_layers", 0)) if shared else count
 
 
 def choose_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT method") -> dict[str, nn.Module]:
-    """The blocks that `layers` of the model pass, lowest first, by path.
+    """Return the blocks that the selected layers of a model pass, lowest first, by path.
 
-    Of an encoder-decoder a number counts in either of them, and indices go on from the encoder into the decoder.
+    For an encoder-decoder, a number counts in either of them, and indices continue from the encoder into the decoder.
 
     Args:
         base: the model.
-        layers: this many uppermost ones (0: all), or those with these indices, counted from 0 at the input; None:
-            `count_default_blocks`.
-        method: whom that concerns.
+        layers: the top n (0: all), or indices from 0 at the input; None: `count_default_blocks`.
+        method: the PEFT method that adapts them, for messages.
 
     Raises:
-        ModelError: the model has fewer layers; or none is named, or one twice.
+        ModelError: the model has fewer layers, or the indices are empty or repeated.
     """
     sides = find_stacks(base)
     if len(sides) == 1:
@@ -145,10 +144,11 @@ def choose_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
 
 
 def count_default_blocks(base: nn.Module, every: int) -> int:
-    """How many of a model's blocks, the uppermost, a method adapts where nothing is said.
+    """Return the number of uppermost blocks that a method adapts by default, of `every` blocks of a stack.
 
-    Of a model of images all: rows are short there, and what pretraining has not seen begins in the lowest blocks. On
-    Fashion-MNIST all blocks of DINOv2 gain twice as much on the frozen probe as four (docs/choosing.md).
+    All blocks of image models are adapted: their inputs are short, and differences from the pretraining data begin in
+    the lowest blocks. On Fashion-MNIST, all blocks of DINOv2 gain twice as much over the frozen probe as four
+    (docs/choosing.md).
     """
     return every if getattr(base, "main_input_name", "") == "pixel_values" else min(UPPERMOST, every)
 
@@ -162,9 +162,9 @@ def _check_named(layers: tuple[int, ...], every: int, method: str) -> None:
 
 
 def _choose_indices(base: nn.Module, layers: Layers, method: str) -> list[int]:
-    """Indices of the blocks that `layers` pass where there is one stack, lowest first.
+    """Return the indices of the blocks that `layers` pass in a model of one stack, lowest first.
 
-    ALBERT's layers share blocks: the uppermost one passes the last block, which lower layers pass, too.
+    ALBERT's layers share blocks: the uppermost layer passes the last block, which lower layers pass, too.
     """
     count, every = len(find_blocks(base)[1]), count_layers(base)
     if isinstance(layers, tuple):
@@ -179,15 +179,15 @@ def _choose_indices(base: nn.Module, layers: Layers, method: str) -> list[int]:
 
 
 def find_linear_layers(base: nn.Module, among: Layers = 0) -> dict[str, nn.Linear]:
-    """The frozen linear layers inside the blocks `among` which they are sought (`choose_blocks`), by module path.
+    """Return the frozen linear layers inside the blocks `among` (see `choose_blocks`), by module path.
 
-    Trainable ones belong to an adapter. A layer that another adapter has wrapped is found as `....base_layer`; one
-    that `peft` has wrapped by the wrapper's own path, since `peft` puts nothing inside its layers.
+    Trainable layers belong to an adapter. A layer inside another adapter has the path `....base_layer`. A layer inside
+    an adapter of `peft` has the adapter's path, since `peft` puts nothing inside its layers.
 
     Raises:
         ModelError: the model has no such blocks.
     """
-    found: dict[str, nn.Linear] = {}
+    layers: dict[str, nn.Linear] = {}
     alone = is_single_stack(base)
     for path, block in choose_blocks(base, among).items():
         wrapper = None
@@ -198,19 +198,19 @@ def find_linear_layers(base: nn.Module, among: Layers = 0) -> dict[str, nn.Linea
                 wrapper = name + "."
                 module = get_innermost(module)
             if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-                found[f"{path}.{name}"] = module
-    return found
+                layers[f"{path}.{name}"] = module
+    return layers
 
 
 def get_innermost(layer: nn.Module) -> nn.Module:
-    """The layer of the base inside the adapters that wrap it."""
+    """Return the layer of the base inside the adapters that wrap it."""
     while hasattr(layer, "base_layer"):
         layer = layer.get_submodule("base_layer")
     return layer
 
 
 def find_target_layers(base: nn.Module, targets: str | Sequence[str], among: Layers = 0) -> list[str]:
-    """Module paths of the linear layers that `targets` names: "all", or suffixes such as ("query", "value").
+    """Return the module paths of the linear layers that `targets` names: "all", or suffixes such as ("query", "value").
 
     Raises:
         ModelError: a suffix matches no linear layer of the model.
@@ -218,8 +218,8 @@ def find_target_layers(base: nn.Module, targets: str | Sequence[str], among: Lay
     layers = find_linear_layers(base, among)
     if not layers:
         raise ModelError(
-            f"FP4027 the blocks of {type(base).__name__} hold no linear layers of torch that could be adapted; take "
-            "--peft bitfit, prompt_tuning or full, or another model"
+            f"FP4027 the blocks of {type(base).__name__} contain no linear layers of torch to adapt; take --peft "
+            "bitfit, prompt_tuning or full, or another model"
         )
     if targets == "all":
         return list(layers)
@@ -243,14 +243,14 @@ def _remove_wrappers(name: str) -> str:
 
 
 def find_by_endings(base: nn.Module, endings: Sequence[str], among: Layers = 0) -> list[str]:
-    """Module paths of the linear layers whose names end like one of `endings`, such as ".key"."""
+    """Return the module paths of the linear layers whose names end with one of `endings`, such as ".key"."""
     return [name for name in find_linear_layers(base, among) if _remove_wrappers(name).endswith(tuple(endings))]
 
 
 def find_lowest_block(base: nn.Module, modules: Sequence[str]) -> int:
-    """Index of the lowest block that holds one of `modules`, or how many blocks there are where there are no modules.
+    """Return the index of the lowest block that contains one of `modules`, or the number of blocks without modules.
 
-    0 where one lies outside the blocks.
+    The result is 0 if a module is outside the blocks.
     """
     path, stack = find_blocks(base)
     prefix = path + "."

@@ -1,8 +1,8 @@
-"""Attention on CPUs that keeps queries, keys and values as they came for the way back.
+"""Attention on CPUs that stores queries, keys and values in their original form for the backward pass.
 
-Torch keeps what its kernel read: of a base in bf16 copies in fp32, in which the kernel is faster, and under a mask keys
-and values once for each head that asks for them (`num_key_value_groups`). Both are made again from what came. Outputs
-are those of torch's own function, bit by bit.
+Torch stores what its kernel read: fp32 copies for a base in bf16, because the kernel is faster in fp32. Under a mask it
+also stores keys and values once for each head that reads them (`num_key_value_groups`). Here both are computed again
+from the originals. Outputs equal those of torch's own function bit by bit.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 FLASH = 1
-"""What `torch._fused_sdp_choice` calls the kernel that this is about (SDPBackend.FLASH_ATTENTION)."""
+"""The number of the flash kernel in `torch._fused_sdp_choice` (SDPBackend.FLASH_ATTENTION)."""
 
 
 def attend_lean(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest: Any, **named: Any
 ) -> Tensor | None:
-    """Output (B, T, heads, d) of attention on (B, heads, T, d); None where torch's own function keeps no more, or would
-    take another kernel. The arguments are those of transformers' attention functions."""
+    """Compute attention on (B, heads, T, d) as (B, T, heads, d), if that saves memory.
+
+    The arguments are those of transformers' attention functions.
+
+    Returns:
+        The output; None if torch's own function would store no more, or would use another kernel.
+    """
     groups = getattr(module, "num_key_value_groups", 1)
     repeats = mask is not None and groups > 1
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
@@ -40,8 +45,8 @@ def attend_lean(
     mask = None if mask is None else _convert_mask(mask, _get_wide_dtype(query.dtype))
     if not _can_use_flash(query, key, value, mask, causal, scale):
         return None
-    found: Tensor = _Attention.apply(query, key, value, mask, causal, scale)  # type: ignore[no-untyped-call]
-    return found.transpose(1, 2).contiguous()
+    output: Tensor = _Attention.apply(query, key, value, mask, causal, scale)  # type: ignore[no-untyped-call]
+    return output.transpose(1, 2).contiguous()
 
 
 def _get_wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -49,7 +54,7 @@ def _get_wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _convert_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as the kernel adds it; a boolean one says who is seen."""
+    """Return a mask in the form that the kernel adds; a boolean one marks the visible positions."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
@@ -58,10 +63,10 @@ def _convert_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def _can_use_flash(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
 ) -> bool:
-    """Whether torch's own function would take the flash kernel; only shapes are looked at."""
+    """Return whether torch's own function would use the flash kernel; only shapes matter."""
     like = [t.new_empty(t.shape, dtype=_get_wide_dtype(t.dtype)).requires_grad_() for t in (query, key, value)]
     gqa = query.shape[1] != key.shape[1]
-    choice: Any = torch._fused_sdp_choice  # torch's own annotation of it is wrong
+    choice: Any = torch._fused_sdp_choice  # torch's type annotation is wrong
     return bool(choice(*like, mask, 0.0, causal, scale=scale, enable_gqa=gqa) == FLASH)
 
 
@@ -84,7 +89,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *given, mask, output, sums = ctx.saved_tensors
         dtype = given[0].dtype
-        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             gradient.to(output.dtype),
             *(t.to(output.dtype) for t in given),
             output,
@@ -94,4 +99,4 @@ class _Attention(torch.autograd.Function):
             attn_mask=mask,
             scale=ctx.scale,
         )
-        return *(t.to(dtype) for t in found), None, None, None
+        return *(t.to(dtype) for t in gradients), None, None, None

@@ -1,6 +1,6 @@
-"""Normalisation and gated layers of language models that keep less for the way back.
+"""Normalization and gated layers of language models that store less for the backward pass.
 
-Autograd keeps what each of its operations read. Where weights are frozen, half of that is not needed:
+Autograd stores what each of its operations read. With frozen weights, half of that is not needed:
 
     y = w x / rms(x)          y and 1 / rms(x), since d x = (w d y - y / w mean(y d y)) / rms(x). Adapters of the next
                               layers keep y anyway; x is not kept, nor its copy in fp32
@@ -22,15 +22,16 @@ from torch.autograd.function import once_differentiable
 from fedpeft.models.layers import find_blocks
 
 AGREEMENT = {torch.bfloat16: 0.02, torch.float32: 1e-5, torch.float64: 1e-12}
-"""Largest relative difference between a module and what it is taken for: of a norm to each entry, of a gated layer to
-a token's largest."""
+"""Largest allowed relative difference between a module and its assumed formula.
+
+It is relative to each entry for a norm, and to a token's largest entry for a gated layer.
+"""
 
 
 def keep_less(base: nn.Module) -> None:
-    """Let modules in the blocks of `base` that are of these kinds keep less, in place; what they compute stays.
+    """Make norms and gated layers in the blocks of `base` store less, in place; their outputs stay the same.
 
-    They are differentiated once only, and not through their weights: a norm whose weight is trained is left as it is in
-    the pass in which it is.
+    They can be differentiated once, and not by their weights. A norm with a trained weight is computed as before.
     """
     parameter = next(base.parameters())
     for module in find_blocks(base)[1].modules():
@@ -48,47 +49,55 @@ def _create_lean_class(kind: type, of: type) -> type:
 def _is_equivalent(
     module: nn.Module, width: int, dtype: torch.dtype, device: torch.device, meant: Any, each: bool = False
 ) -> bool:
-    """Whether `module` computes what is `meant` on made-up tokens: small, usual and large, which caps would show.
+    """Return whether `module` computes `meant` on made-up tokens.
 
-    `each`: entries are compared by themselves, so that large weights do not hide what the others are.
+    The tokens are small, usual and large, so that caps would show.
+
+    Args:
+        module: the module of the base.
+        width: width of the tokens.
+        dtype: dtype of the tokens.
+        device: device of the module.
+        meant: the assumed formula.
+        each: whether each entry must agree relative to itself, so that large weights do not hide the others.
     """
     x = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.01], [1.0], [100.0]])
     x = x.to(device, dtype)
     with torch.no_grad():
         try:
-            found, expected = module(x), meant(x)
+            actual, expected = module(x), meant(x)
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
             return False
-    if not isinstance(found, Tensor) or found.shape != expected.shape:
+    if not isinstance(actual, Tensor) or actual.shape != expected.shape:
         return False
-    off, largest = ((t.abs() if each else t.abs().amax(-1)) for t in (found - expected, expected))
+    off, largest = ((t.abs() if each else t.abs().amax(-1)) for t in (actual - expected, expected))
     return bool((off <= AGREEMENT.get(dtype, 0.0) * largest).all())
 
 
 def _get_epsilon(module: Any) -> float | None:
-    found = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    return float(found) if isinstance(found, int | float) else None
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return float(epsilon) if isinstance(epsilon, int | float) else None
 
 
 def _compute_inverse_rms(x: Tensor, epsilon: float) -> Tensor:
-    """1 / rms of tokens (..., d), as (..., 1), in at least fp32."""
+    """Compute 1 / rms of tokens (..., d), as (..., 1), in at least fp32."""
     wide = x if x.dtype == torch.float64 else x.float()
     squares: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
     return (squares / x.shape[-1] + epsilon).rsqrt_()
 
 
 def _compute_factor(weight: Tensor, added: float) -> Tensor:
-    """What a norm multiplies by, in at least fp32."""
+    """Return the factor of a norm, in at least fp32."""
     wide = weight if weight.dtype == torch.float64 else weight.float()
     return wide + added if added else wide
 
 
 class LeanNorm(nn.Module):
-    """Of a root mean square norm of tokens (..., d), with a frozen weight w or 1 + w."""
+    """A root mean square norm of tokens (..., d) with a frozen weight w or 1 + w."""
 
     @classmethod
     def can_replace(cls, module: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether `module` is one; it then remembers which weight it has."""
+        """Return whether `module` is such a norm; store in it whether the weight is w or 1 + w."""
         weight, epsilon = getattr(module, "weight", None), _get_epsilon(module)
         if "RMSNorm" not in type(module).__name__ or not isinstance(weight, nn.Parameter) or epsilon is None:
             return False
@@ -131,12 +140,14 @@ class _NormFunction(torch.autograd.Function):
 
 
 class LeanGated(nn.Module):
-    """Of down(act(gate(x)) up(x)) on tokens (..., d), as in Llama and most that came after it; adapters may come into
-    any of the three."""
+    """down(act(gate(x)) up(x)) on tokens (..., d), as in Llama and most later models.
+
+    Adapters may be put into any of the three layers.
+    """
 
     @classmethod
     def can_replace(cls, module: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether `module` is one."""
+        """Return whether `module` is such a layer."""
         parts: list[Any] = [getattr(module, n, None) for n in ("gate_proj", "up_proj", "down_proj", "act_fn")]
         if not all(map(callable, parts)) or not isinstance(getattr(parts[0], "in_features", None), int):
             return False

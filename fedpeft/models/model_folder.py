@@ -1,4 +1,4 @@
-"""Writing a converted or made model as the folder that transformers' Auto classes load."""
+"""Writing of a converted or created model as a folder that transformers' Auto classes load."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def save(config: PreTrainedConfig, architecture: str, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write config.json and model.safetensors; `weights` has the names that the hub's checkpoints use.
+    """Write config.json and model.safetensors; `weights` has the names of the hub's checkpoints.
 
-    transformers' own method is not used since it shows progress bars and wants a model object.
+    transformers' own method shows progress bars and needs a model object, so it is not used.
     """
     from safetensors.torch import save_file
 
@@ -32,7 +32,7 @@ def save(config: PreTrainedConfig, architecture: str, weights: Mapping[str, Tens
 
 
 def get_made_folder(name: str, fill: Callable[[Path], None]) -> Path:
-    """`get_cached_folder` for seeded random weights, which other library versions may draw otherwise."""
+    """Return `get_cached_folder` for seeded random weights, per library version, since versions draw differently."""
     import torch
     import transformers
 
@@ -42,7 +42,7 @@ def get_made_folder(name: str, fill: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def announce(what: str) -> Iterator[None]:
-    """Show one line that says `what` is happening in place of transformers' progress bars and warnings."""
-    console = Console(file=sys.stderr)  # bound here, before the rest's stderr goes nowhere
+    """Show one line with `what` is happening instead of transformers' progress bars and warnings."""
+    console = Console(file=sys.stderr)  # bound before stderr is redirected
     with console.status(what), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -1,9 +1,8 @@
-"""A classifier on the mean of an encoder's last hidden states, or of those of all its blocks, beside one another.
+"""A classifier on the mean of an encoder's last hidden states, or of the states of all its blocks, concatenated.
 
-transformers loads it with `trust_remote_code=True`.
-
-No class of transformers can hold it: those for sequence classification read one token, or a pooler of their own. A copy
-of this file lies in the folder of every exported classifier, so it imports torch and transformers only.
+transformers loads it with `trust_remote_code=True`. Its own classes for sequence classification can't represent it,
+because they read one token, or a pooler of their own. The folder of every exported classifier contains a copy of this
+file, so it imports only torch and transformers.
 """
 
 from __future__ import annotations
@@ -18,44 +17,45 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class EncoderAlone:
-    """Before the class of an encoder-decoder model: its encoder is all that is computed."""
+    """A mixin before the class of an encoder-decoder model that computes only its encoder."""
 
     def forward(self: Any, **named: Any) -> Any:
-        """What the encoder gives, of input_ids or inputs_embeds, and attention_mask."""
+        """Return the encoder's output for input_ids or inputs_embeds, and attention_mask."""
         return self.get_encoder()(**named)
 
 
 def remove_decoder(model: Any) -> Any:
-    """An encoder-decoder model, such as T5 or BART, without its decoder, in place; the names of weights stay."""
+    """Remove the decoder of an encoder-decoder model such as T5 or BART, in place; the names of weights stay."""
 
-    def rest(tied: Any) -> Any:
+    def drop_decoder(tied: Any) -> Any:
         return {name: other for name, other in (tied or {}).items() if not name.startswith("decoder.")}
 
     del model.decoder
     kind = type(model)
-    parts = {"__module__": kind.__module__, "_tied_weights_keys": rest(kind._tied_weights_keys)}
+    parts = {"__module__": kind.__module__, "_tied_weights_keys": drop_decoder(kind._tied_weights_keys)}
     model.__class__ = type(kind.__name__, (EncoderAlone, kind), parts)
-    model.all_tied_weights_keys = rest(model.all_tied_weights_keys)
+    model.all_tied_weights_keys = drop_decoder(model.all_tied_weights_keys)
     return model
 
 
 class MeanPooledConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """Which encoder, and the names of the classes.
+    """The encoder's configuration and the names of the classes.
 
     Args:
         base: the encoder's own configuration, as a dictionary with its `model_type`.
-        all_blocks: whether what enters the first block and leaves each is read, each brought to length 1, beside one
-            another; else what leaves the last.
-        blocks: where the encoder has its list of them, if its class is none of transformers' and need not tell its
-            hidden states: they are read there.
-        named: those of every configuration; `id2label` names the classes.
+        all_blocks: whether the head reads the input of the first block and the output of each, normalized and
+            concatenated, instead of the last output alone.
+        blocks: path of the encoder's list of blocks, if its class is not one of transformers' and may not return its
+            hidden states: they are captured there.
+        named: the arguments of every configuration; `id2label` names the classes.
     """
 
-    model_type = "mean_pooled_classifier"  # none that transformers has: it would load a class of its own instead
+    model_type = "mean_pooled_classifier"  # a new name, or transformers would load a class of its own
 
     def __init__(
         self, base: dict[str, Any] | None = None, all_blocks: bool = False, blocks: str = "", **named: Any
     ) -> None:
+        """Store the configuration; see the class."""
         super().__init__(**named)
         self.base = base or {}
         self.all_blocks = all_blocks
@@ -63,13 +63,16 @@ class MeanPooledConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 
 class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
-    """Encoder, mean over the tokens (or patches), linear head: of classes, several labels, or a number, as
-    `problem_type` says."""
+    """An encoder, the mean over its tokens (or patches), and a linear head.
+
+    The head predicts classes, several labels, or a number, depending on `problem_type`.
+    """
 
     config_class = MeanPooledConfig
     _supports_sdpa = True
 
     def __init__(self, config: MeanPooledConfig) -> None:
+        """Create the encoder and the head of a configuration."""
         super().__init__(config)
         settings = dict(config.base)
         encoder = AutoConfig.for_model(settings.pop("model_type"), **settings)
@@ -90,7 +93,10 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         labels: Tensor | None = None,
         **named: Any,
     ) -> SequenceClassifierOutput:
-        """Logits (B, classes) of texts (B, T) or of images (B, 3, height, width); with labels (B,) the loss, too."""
+        """Compute logits (B, classes) of texts (B, T) or images (B, 3, height, width).
+
+        With labels (B,) the output also has the mean loss.
+        """
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
         named |= {name: tensor for name, tensor in given.items() if tensor is not None}
         if "interpolate_pos_encoding" in inspect.signature(self.base.forward).parameters:
@@ -107,31 +113,34 @@ class MeanPooledClassifier(PreTrainedModel):  # type: ignore[no-untyped-call]
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def states(self, named: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
-        """The encoder's last hidden states, and where all blocks are read what enters the first and leaves each but the
-        last, whose own may lack a norm that belongs to it."""
+        """Return the encoder's last hidden states, and if all blocks are read, the states below.
+
+        The states below are the input of the first block and the output of each block but the last. The last block's
+        own output may lack a norm that belongs to it.
+        """
         if not self.config.all_blocks:
             return self.base(**named).last_hidden_state.float(), []
         if not self.config.blocks:
             output = self.base(**named, output_hidden_states=True)
             return output.last_hidden_state.float(), list(output.hidden_states[:-1])
-        stack, found = list(self.base.get_submodule(self.config.blocks)), list[Tensor]()
+        stack, below = list(self.base.get_submodule(self.config.blocks)), list[Tensor]()
 
-        def entering(_: nn.Module, given: tuple[Any, ...], more: dict[str, Any]) -> None:
-            found.append(given[0] if given else more["hidden_states"])
+        def capture_input(_: nn.Module, given: tuple[Any, ...], more: dict[str, Any]) -> None:
+            below.append(given[0] if given else more["hidden_states"])
 
-        def leaving(_: nn.Module, __: Any, output: Any) -> None:
-            found.append(output[0] if isinstance(output, tuple) else output)
+        def capture_output(_: nn.Module, __: Any, output: Any) -> None:
+            below.append(output[0] if isinstance(output, tuple) else output)
 
-        handles: list[Any] = [stack[0].register_forward_pre_hook(entering, with_kwargs=True)]
-        handles += [block.register_forward_hook(leaving) for block in stack[:-1]]
+        handles: list[Any] = [stack[0].register_forward_pre_hook(capture_input, with_kwargs=True)]
+        handles += [block.register_forward_hook(capture_output) for block in stack[:-1]]
         try:
-            return self.base(**named).last_hidden_state.float(), found
+            return self.base(**named).last_hidden_state.float(), below
         finally:
             for handle in handles:
                 handle.remove()
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss, as transformers' own classifiers have it for each `problem_type`."""
+        """Compute the mean loss, as transformers' own classifiers do for each `problem_type`."""
         if self.config.problem_type == "regression":
             return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits).squeeze(-1))
         if self.config.problem_type == "multi_label_classification":

@@ -1,8 +1,8 @@
-"""Rows without their padding: the real tokens of a batch one after another, attention row by row.
+"""Examples without padding: the real tokens of a batch in one sequence, with attention within each example.
 
-Everything in a transformer block but attention works on single tokens, so a padded batch can be packed before the
-blocks and unpacked behind them. It is done in hooks on the base, whose modules and their names stay as they are; the
-packing goes along as an argument that transformers hands down to the attention function (`fedpeft.models.attention`).
+Everything in a transformer block except attention works on single tokens, so a padded batch can be packed before the
+blocks and padded again after them. Hooks on the base do it; modules and names stay as they are. The packing is passed
+as an argument that transformers hands down to the attention function (`fedpeft.models.attention`).
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from fedpeft.models.layers import find_blocks, get_reader
 from fedpeft.models.packing import STEP, Packing
 
 WORTH = 32
-"""Tokens of padding per client, from which on a pass is packed. Each client's factors are then a product of their own,
-in each adapted layer; about ten tokens of a small encoder take as long."""
+"""Tokens of padding per client from which a pass is packed.
+
+In a packed pass each client's factors need a product of their own in each adapted layer, which takes as long as about
+ten tokens of a small encoder.
+"""
 
 
 class PackedTokens(AbstractContextManager["PackedTokens"]):
-    """While it is open, `base` packs what it is given: padded rows go in, and padded hidden states come out.
+    """A context in which `base` packs padded input and returns padded hidden states.
 
     Attributes:
-        clients: whose rows a batch holds, equally many of each.
-        packing: of the pass at hand, or of the last one; None: it is as good as free of padding, and left as it is.
+        clients: number of clients in a batch, with equally many examples each.
+        packing: packing of the current or last pass; None: there was too little padding, and the pass is not packed.
     """
 
     packing: Packing | None = None
 
     def __init__(self, base: nn.Module, worth: int | None = None) -> None:
+        """Register the hooks on `base`; passes are packed from `worth` tokens of padding per client on."""
         self.clients = 1
         self.worth = WORTH if worth is None else worth
         config: Any = base.config
@@ -50,6 +54,7 @@ class PackedTokens(AbstractContextManager["PackedTokens"]):
         ]
 
     def __exit__(self, *_: object) -> None:
+        """Remove the hooks and restore the attention function."""
         self._config._attn_implementation = self._usual
         for handle in self._handles:
             handle.remove()
@@ -69,7 +74,7 @@ class PackedTokens(AbstractContextManager["PackedTokens"]):
         positions = torch.arange(tokens, device=packing.places.device).expand(rows, -1)
         read = (name for name in ("input_ids", "inputs_embeds") if given.get(name) is not None)
         inputs = {name: packing.pack(given[name]) for name in read}
-        seen = positions.new_ones(1, 1, 1, 1) if self._has_output else None  # else a decoder makes one of (N, N)
+        seen = positions.new_ones(1, 1, 1, 1) if self._has_output else None  # or a decoder creates one of (N, N)
         named: dict[str, Any] = {"attention_mask": seen, "position_ids": packing.pack(positions), "packing": packing}
         return arguments, given | inputs | named
 
@@ -80,9 +85,10 @@ class PackedTokens(AbstractContextManager["PackedTokens"]):
 
 
 def can_pack_tokens(base: nn.Module) -> bool:
-    """Whether `base` computes the same on packed rows: tried on two.
+    """Return whether `base` computes the same on two made-up examples when they are packed.
 
-    On CPUs alone; encoders not in bf16, where making kernels for many sizes takes longer than padding.
+    Only bases on CPUs are packed, and no encoders in bf16, where creating kernels for many sizes takes longer than
+    padding.
     """
     parameter, config = next(base.parameters()), getattr(base, "config", None)
     kind = getattr(config, "_attn_implementation", None)
@@ -90,7 +96,7 @@ def can_pack_tokens(base: nn.Module) -> bool:
         return False
     if parameter.dtype == torch.bfloat16 and get_reader(base) is base:
         return False
-    if _has_attention_windows(config):  # masks of their own, which packed rows have not; two short rows don't show it
+    if _has_attention_windows(config):  # packing lacks their masks, which two short examples would not show
         return False
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     width = int(getattr(config, "hidden_size", 0))
@@ -102,11 +108,11 @@ def can_pack_tokens(base: nn.Module) -> bool:
 
 
 FEW = 128
-"""Positions: a model of no more is tried with more tokens than it has; one of many takes them, or is not used so."""
+"""Number of positions up to which a model is tested with more tokens than it has positions."""
 
 
 def _can_exceed_positions(base: nn.Module) -> bool:
-    """Whether packed rows may hold more tokens than the model has positions: CLIP's texts may not."""
+    """Return whether packed input may have more tokens than the model has positions; CLIP's text tower may not."""
     most = int(getattr(getattr(base, "config", None), "max_position_embeddings", FEW + 1))
     if most > FEW:
         return True
@@ -115,7 +121,7 @@ def _can_exceed_positions(base: nn.Module) -> bool:
 
 
 def _has_attention_windows(config: Any) -> bool:
-    """Whether tokens of some layers see those near them only, by what configurations of transformers say of it."""
+    """Return whether tokens of some layers see only nearby ones, according to the configuration."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and any(kind != "full_attention" for kind in kinds):
@@ -125,7 +131,7 @@ def _has_attention_windows(config: Any) -> bool:
 
 
 def _has_same_outputs(base: nn.Module, inputs: dict[str, Tensor]) -> bool:
-    """Whether all blocks attend row by row, and packed rows come out as padded ones."""
+    """Return whether all blocks attend within examples, and packed examples have the same outputs as padded ones."""
     try:
         with torch.no_grad():
             usual = _read(base, inputs)
@@ -134,7 +140,7 @@ def _has_same_outputs(base: nn.Module, inputs: dict[str, Tensor]) -> bool:
         working = sum(any(True for _ in block.parameters()) for block in find_blocks(base)[1])
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, IndexError, StopIteration, ModelError):
         return False
-    if passes.packing is None or passes.packing.attended < working:  # in bf16 two short rows may not show it
+    if passes.packing is None or passes.packing.attended < working:  # in bf16 outputs alone might not show it
         return False
     seen = inputs["attention_mask"].bool()
     near = 0.02 if usual.dtype == torch.bfloat16 else 1e-4
@@ -142,11 +148,14 @@ def _has_same_outputs(base: nn.Module, inputs: dict[str, Tensor]) -> bool:
 
 
 def _read(base: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """What leaves the reader of `base` while all of it runs: a language model hands its arguments on in its own way."""
-    found: list[Tensor] = []
-    hook = get_reader(base).register_forward_hook(lambda _, __, output: found.append(output.last_hidden_state))
+    """Return the hidden states of the reader of `base` in a run of the whole base.
+
+    A language model passes its arguments on in its own way, so the reader is not run alone.
+    """
+    outputs: list[Tensor] = []
+    hook = get_reader(base).register_forward_hook(lambda _, __, output: outputs.append(output.last_hidden_state))
     try:
         base(**inputs)
     finally:
         hook.remove()
-    return found[-1]
+    return outputs[-1]

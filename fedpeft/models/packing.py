@@ -1,4 +1,4 @@
-"""Where the real tokens of a padded batch are once they stand one after another, and attention on them."""
+"""Positions of the real tokens of a padded batch in one packed sequence, and attention on them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 STEP = 32
-"""Packed tokens are filled up to a multiple of this: oneDNN makes a kernel for every size of a product."""
+"""Packed tokens are filled up to a multiple of this, because oneDNN creates a kernel for every size of a product."""
 
 Group = tuple[slice, slice]
-"""Neighbouring clients with equally many tokens each, and their tokens."""
+"""Adjacent clients with equally many tokens each, and their tokens."""
 
 
 @dataclass
 class Packing:
-    """Where the tokens of a padded batch (B, T) are when they are packed, (1, N).
+    """Positions of the tokens of a padded batch (B, T) in the packed sequence (1, N).
 
     Attributes:
-        places: of the real tokens among the B * T, (n,) with n <= N; the rest of N is filled up.
-        runs: (rows, tokens) of neighbouring rows of equal length; in all they hold the n tokens.
-        groups: of clients, in order.
+        places: indices of the real tokens among the B * T, (n,) with n <= N; the rest of N is filled up.
+        runs: (rows, tokens) of adjacent rows of equal length; together they contain the n tokens.
+        groups: groups of clients, in order.
         shape: (B, T).
         size: N.
-        attended: how many times attention has gone by it.
+        attended: number of calls of `attend`.
     """
 
     places: Tensor
@@ -37,7 +37,10 @@ class Packing:
 
     @classmethod
     def from_mask(cls, mask: Tensor, clients: int) -> Packing:
-        """Of a mask (B, T) of real tokens, at least one in a row; each client has B / `clients` neighbouring rows."""
+        """Create the packing for a mask (B, T) of real tokens, at least one in a row.
+
+        Each client has B / `clients` adjacent rows.
+        """
         lengths = mask.sum(1).tolist()
         runs: list[tuple[int, int]] = []
         for length in lengths:
@@ -61,20 +64,24 @@ class Packing:
         return cls(places, tuple(runs), tuple(groups), (mask.shape[0], mask.shape[1]), size)
 
     def pack(self, x: Tensor) -> Tensor:
-        """(B, T, ...) to (1, N, ...); what fills up is zero."""
-        found = x.new_zeros(self.size, *x.shape[2:])
-        found[: len(self.places)] = x.flatten(0, 1).index_select(0, self.places)
-        return found.unsqueeze(0)
+        """Pack (B, T, ...) to (1, N, ...), filled up with zeros."""
+        packed = x.new_zeros(self.size, *x.shape[2:])
+        packed[: len(self.places)] = x.flatten(0, 1).index_select(0, self.places)
+        return packed.unsqueeze(0)
 
     def pad(self, x: Tensor) -> Tensor:
-        """(1, N, d) to (B, T, d), zero where there is padding."""
+        """Unpack (1, N, d) to (B, T, d), with zeros for padding."""
         flat = x.new_zeros(self.shape[0] * self.shape[1], x.shape[-1])
         return flat.index_copy(0, self.places, x[0, : len(self.places)]).view(*self.shape, -1)
 
     def attend(self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(1, heads, N, width) each to (1, N, heads, width), by an attention function of padded rows without padding.
+        """Apply a padded attention function to (1, heads, N, width) each without padding: (1, N, heads, width).
 
-        `attention` takes (B, heads, T, width) three times and returns (B, T, heads, width).
+        Args:
+            attention: takes (B, heads, T, width) three times and returns (B, T, heads, width).
+            query: queries of the packed tokens.
+            key: keys of the packed tokens.
+            value: values of the packed tokens.
         """
         self.attended += 1
         sizes = [rows * tokens for rows, tokens in self.runs]

@@ -1,4 +1,4 @@
-"""Losses that bring the two sides of a pair together and those of different pairs apart.
+"""Losses that pull the two sides of a pair together and push different pairs apart.
 
 Queries x and documents y are rows of unit length, s_ij = x_i . y_j.
 
@@ -8,42 +8,44 @@ Queries x and documents y are rows of unit length, s_ij = x_i . y_j.
     sigmoid   l_i = -sum_j log sigmoid(z_ij (t s_ij + b)),   z_ij = 1 for j = i and -1 for others
               Zhai et al., arXiv 2303.15343, algorithm 1
 
-A batch's loss is the mean of l_i. Both sum over the pairs of one batch of one client: what lies on other clients is
-never a negative. The scale t and the bias b are settings here. SigLIP learns them over tens of thousands of steps, in
-the few of a federation they would stay where they start. Its start b = -10 is -log of 22,000 negatives: with it a model
-that knows nothing is right about the share of right pairs. Without a setting b_i is -log of the negatives that row i
-has.
+A batch's loss is the mean of l_i. Both sum over the pairs of one batch of one client, so pairs of other clients are
+never negatives. The scale t and the bias b are settings. SigLIP learns them over tens of thousands of steps; in the few
+steps of a federation they would hardly move. SigLIP's start b = -10 is -log of 22,000 negatives: with it an untrained
+model predicts about the right share of matching pairs. Without a setting b_i is -log of the number of negatives of row
+i.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor
 
 PairLoss = Callable[[Tensor, Tensor, float, float | None], Tensor]
-"""From similarities (B, B) of queries and documents, the pairs that are negatives (B, B), scale and bias to the loss of
-each row, (B,)."""
+"""A function that computes the loss of each row (B,).
+
+Its arguments are similarities (B, B) of queries and documents, a mask of negatives (B, B), scale and bias.
+"""
 
 
 def compute_infonce_loss(similarities: Tensor, negative: Tensor, scale: float, bias: float | None = None) -> Tensor:
-    """InfoNCE in both directions, (B,); the bias cancels out."""
+    """Compute InfoNCE in both directions, (B,); the bias cancels out."""
     logits = scale * similarities
-    own = logits.diagonal()
+    positive = logits.diagonal()
     ignored = ~negative
     ignored.fill_diagonal_(False)
     among = logits.masked_fill(ignored, float("-inf"))
-    return (among.logsumexp(1) + among.logsumexp(0)) / 2 - own
+    return (among.logsumexp(1) + among.logsumexp(0)) / 2 - positive
 
 
 def compute_sigmoid_loss(similarities: Tensor, negative: Tensor, scale: float, bias: float | None = None) -> Tensor:
-    """SigLIP's loss, (B,): of a row's own pair and of its negatives."""
+    """Compute SigLIP's loss, (B,), from each row's own pair and its negatives."""
     among = negative.sum(1, keepdim=True).clamp(min=1)
     logits = scale * similarities + (-among.to(similarities.dtype).log() if bias is None else bias)
-    apart = F.softplus(logits).masked_fill(~negative, 0.0).sum(1)
-    return F.softplus(-logits.diagonal()) + apart
+    apart = functional.softplus(logits).masked_fill(~negative, 0.0).sum(1)
+    return functional.softplus(-logits.diagonal()) + apart
 
 
 PAIR_LOSSES: dict[str, PairLoss] = {"infonce": compute_infonce_loss, "sigmoid": compute_sigmoid_loss}
-"""By the name that a task's setting has."""
+"""Losses by their name in a task's setting."""

@@ -1,4 +1,4 @@
-"""What tasks of pairs have in common: a loss between the rows of a batch, and a judgement among all rows."""
+"""The common part of tasks on pairs: a loss between the rows of a batch, and evaluation among all rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor
 
 from fedpeft.data.examples import Batch
@@ -20,9 +20,9 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class PairTask(Task):
-    """Which document belongs to which query; models give both sides of each row, (B, 2, d).
+    """Prediction of the document that belongs to a query; models return both sides of each row, (B, 2, d).
 
-    A row counts as right where no document of another label is as near to its query: recall at 1.
+    A row is right if no document of another label is as near to its query: recall at 1.
     """
 
     metric = "accuracy"
@@ -31,27 +31,30 @@ class PairTask(Task):
     compares: ClassVar[bool] = True
 
     loss: str = setting("infonce", "infonce, or sigmoid: SigLIP's", choices=tuple(PAIR_LOSSES))
-    scale: float = setting(20.0, "t, what similarities are multiplied by", above=0.0, high=1000.0)
+    scale: float = setting(20.0, "t, the factor of similarities", above=0.0, high=1000.0)
     bias: float | None = setting(
-        None, "b, of sigmoid: what is added to them then; None: -log of a row's negatives", low=-1000.0, high=1000.0
+        None, "b of sigmoid, added to them; None: -log of a row's number of negatives", low=-1000.0, high=1000.0
     )
 
     def check(self, model: FederatedModel) -> None:
-        """Refuse adapters with a loss of their own.
+        """Refuse adapters that change the loss or copy examples.
 
         Raises:
-            ConfigError: there is one.
+            ConfigError: the model's adapter does.
         """
         if model.objective is not None or getattr(model, "copies", 1) > 1:
             raise ConfigError(
-                "FP1208 this adapter adds to the loss of what is said of each row, and pairs compare rows; take "
+                "FP1208 this adapter changes the loss of single examples, and tasks on pairs compare examples; take "
                 "--peft lora, or adamix(consistency=0)"
             )
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
-        """Of the sides (B, 2, d) of a batch; `labels` (B, 2), and where clients share the batch `groups` (B,)."""
+        """Compute the losses of the sides (B, 2, d) of a batch.
+
+        The batch has `labels` (B, 2) and, if several clients share it, `groups` (B,).
+        """
         labels = batch["labels"][:, 0]
-        unit = F.normalize(logits, dim=-1)
+        unit = functional.normalize(logits, dim=-1)
         similarities = unit[:, 0] @ unit[:, 1].T
         negative = labels[:, None] != labels[None]
         if (groups := batch.get(GROUPS)) is not None:
@@ -60,10 +63,10 @@ class PairTask(Task):
         nearest = similarities.masked_fill(~negative, -torch.inf).amax(1)
         return RowLosses(sums, torch.ones_like(sums), (similarities.diagonal() > nearest).to(sums.dtype))
 
-    def judged(
+    def evaluate_losses(
         self, model: FederatedModel, batches: Iterable[Batch], offsets: Tensor | None = None
     ) -> Iterator[RowLosses]:
-        """All rows at once: each query among the documents of all batches; there are no classes to offset."""
+        """Compare each query with the documents of all batches at once; offsets are ignored without classes."""
         sides, labels = [], []
         for batch in batches:
             sides.append(model(batch))
@@ -73,11 +76,11 @@ class PairTask(Task):
 
 
 def compute_sides(model: FederatedModel, batches: Iterable[Batch]) -> PairSides:
-    """What a model of pairs makes of rows, in the order of the batches; on the CPU."""
-    found, labels = [], []
+    """Compute both sides of all rows with a model of pairs, in the order of the batches, on the CPU."""
+    sides, labels = [], []
     with torch.inference_mode():
         for batch in batches:
-            found.append(F.normalize(model(batch), dim=-1).cpu())
+            sides.append(functional.normalize(model(batch), dim=-1).cpu())
             labels.append(batch["labels"][:, 0].cpu())
-    both = torch.cat(found)
+    both = torch.cat(sides)
     return PairSides(both[:, 0], both[:, 1], torch.cat(labels))

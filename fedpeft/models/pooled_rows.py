@@ -1,7 +1,7 @@
-"""Rows of which nothing is read but what the frozen model says of each as a whole: its pooled features.
+"""Examples that are represented by the frozen model's pooled features alone.
 
-Where all blocks are frozen and a head alone is trained, they are a row's width instead of its tokens times that, on the
-disk and in each step.
+If all blocks are frozen and only a head is trained, an example needs one vector instead of one per token, on the disk
+and in each step.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PooledRows(StoredRows):
-    """Batches carry a row's features as its only position."""
+    """Examples whose batches contain pooled features as their only position."""
 
     @property
     def labels(self) -> np.ndarray:
-        """The classes of the rows, (rows,)."""
-        found: np.ndarray = self.store.examples.labels  # type: ignore[attr-defined]
-        return found
+        """Classes of the examples, (rows,)."""
+        labels: np.ndarray = self.store.examples.labels  # type: ignore[attr-defined]
+        return labels
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """inputs_embeds (B, 1, d), attention_mask (B, 1) of ones, and labels (B,)."""
+        """Return inputs_embeds (B, 1, d), attention_mask (B, 1) of ones, and labels (B,)."""
         features = self.store.read_features(rows)
         ones = torch.ones(len(features), 1, dtype=torch.long)
         return {
@@ -44,7 +44,7 @@ class PooledRows(StoredRows):
 
 
 def create_pass_through(base: nn.Module) -> nn.Module:
-    """`base` as one that is fed features, and gives them back; it stays as it is."""
+    """Return a model like `base` that returns the features it is given; `base` stays as it is."""
     from transformers.modeling_outputs import BaseModelOutput
 
     top = cut_below(base, len(find_blocks(base)[1]))

@@ -1,4 +1,4 @@
-"""The precisions in which a client can hold the frozen base model and the adapter."""
+"""Precisions in which a client can hold the frozen base model and the adapter."""
 
 from __future__ import annotations
 

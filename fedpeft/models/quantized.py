@@ -1,15 +1,15 @@
-"""A base model whose linear layers are held in few bits: what a client with little memory can load.
+"""A base model whose linear layers are held in few bits, for clients with little memory.
 
     nf4    blocks of 64 weights, 4 bits each, on the quantiles of a normal distribution, scales quantized again (QLoRA:
            Dettmers et al., arXiv 2305.14314), by bitsandbytes
     int8   one scale per output row: W ~ scale * round(W / scale), scale = max |row| / 127
 
 The layers inside the transformer blocks are replaced; embeddings, norms, output layers and heads keep their precision.
-Merging an update into such weights would lose it (it is below their resolution), so adapters stay beside them, and so
-does what exact rules put into the base (`fedpeft.communication.base_residual`).
+An update is below the resolution of such weights, so merging would lose it. Adapters therefore stay beside the weights,
+and so do residuals of exact rules (`fedpeft.communication.base_residual`).
 
-bitsandbytes' own layer is not used: on a CPU an evaluation repacks its weights into a form that the next training step
-can't read, and version 0.50 decodes rows wrongly whose length is no multiple of 64.
+bitsandbytes' own layer has two faults, so it is not used. On a CPU, an evaluation repacks its weights into a form that
+the next training step can't read. And version 0.50 decodes rows wrongly if their length is not a multiple of 64.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import importlib.util
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fedpeft.errors import ConfigError
 from fedpeft.models.layers import find_linear_layers, replace
 
 Precision = Literal["", "nf4", "int8"]
-"""Of the base's linear layers; empty: as the run's dtype says."""
+"""Precision of the base's linear layers; empty: the run's dtype."""
 
 PRECISIONS: tuple[Precision, ...] = ("nf4", "int8")
 
@@ -35,18 +35,20 @@ NF4_BLOCK = 64
 class QuantizedLinear(nn.Linear):
     """A frozen linear layer (out, in) in few bits, decoded for each pass and computed in the precision of its input.
 
-    A subclass of `nn.Linear`, so that adapters find and wrap it; its `weight` is the codes, of no use without `state`.
+    It is a subclass of `nn.Linear`, so that adapters find and wrap it. Its `weight` holds codes, which only `state` can
+    decode.
 
     Attributes:
         precision: "nf4" or "int8".
-        before: the dtype of the weights that it was made of.
-        state: of bitsandbytes (nf4), or the rows' scales (out, 1).
+        before: dtype of the original weights.
+        state: bitsandbytes' state (nf4), or the rows' scales (out, 1).
         residual: (out, in), added to the decoded weights; None: nothing.
     """
 
     residual: Tensor | None = None
 
     def __init__(self, layer: nn.Linear, precision: Precision) -> None:
+        """Encode the weights of `layer` in `precision`."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         codes, self.state = _encode_weight(layer.weight.detach(), precision)
@@ -55,7 +57,7 @@ class QuantizedLinear(nn.Linear):
         self.bias = layer.bias
 
     def values(self) -> Tensor:
-        """What the layer computes with, (out, in)."""
+        """Return the weights that the layer computes with, (out, in)."""
         plain = _decode_weight(self.weight.data, self.state, (self.out_features, self.in_features), self.precision)
         return plain if self.residual is None else fold_residual(plain, self.residual)
 
@@ -72,7 +74,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        return F.linear(x, layer.values().to(x.dtype), bias)
+        return functional.linear(x, layer.values().to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -80,16 +82,16 @@ class _Product(torch.autograd.Function):
 
 
 def check_available(precision: Precision) -> None:
-    """Raise ConfigError where bitsandbytes is missing, and `precision` needs it."""
+    """Raise ConfigError if `precision` needs bitsandbytes and it is not installed."""
     if precision == "nf4":
         _import_bitsandbytes()
 
 
 def quantize(base: nn.Module, precision: Precision) -> None:
-    """Replace the frozen linear layers inside the blocks of `base`, in place; nothing where `precision` is empty.
+    """Replace the frozen linear layers inside the blocks of `base`, in place; an empty `precision` changes nothing.
 
     Raises:
-        ConfigError: there is no such precision, or bitsandbytes is missing.
+        ConfigError: the precision is unknown, or bitsandbytes is missing.
     """
     if precision:
         for path, layer in find_linear_layers(base).items():
@@ -97,7 +99,7 @@ def quantize(base: nn.Module, precision: Precision) -> None:
 
 
 def round_to_quantized(weight: Tensor, precision: Precision) -> Tensor:
-    """The values (out, in) that a layer of `weight` computes with once it is quantized, in the dtype of `weight`.
+    """Return the values (out, in) of a `weight` after quantization, in the dtype of `weight`.
 
     Raises:
         ConfigError: as `quantize`.
@@ -109,16 +111,16 @@ def round_to_quantized(weight: Tensor, precision: Precision) -> Tensor:
 
 
 def get_weight_dtype(layer: nn.Module) -> torch.dtype:
-    """Of the weights of a linear layer, as they were before it was quantized."""
-    own: Any = layer
-    found: torch.dtype = own.before if isinstance(layer, QuantizedLinear) else own.weight.dtype
-    return found
+    """Return the dtype of a linear layer's weights, as before quantization."""
+    linear: Any = layer
+    dtype: torch.dtype = linear.before if isinstance(layer, QuantizedLinear) else linear.weight.dtype
+    return dtype
 
 
 def _encode_weight(weight: Tensor, precision: str) -> tuple[Tensor, Any]:
     if precision == "nf4":
         weight = weight.float() if weight.dtype == torch.float64 else weight
-        flat = F.pad(weight.flatten(), (0, -weight.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK).contiguous()
+        flat = functional.pad(weight.flatten(), (0, -weight.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK).contiguous()
         codes, state = _import_bitsandbytes().functional.quantize_4bit(flat, quant_type="nf4", compress_statistics=True)
         return codes, state
     if precision == "int8":
@@ -144,5 +146,5 @@ def _import_bitsandbytes() -> Any:
 
 
 def fold_residual(weight: Tensor, residual: Tensor) -> Tensor:
-    """W0 + R, added in the precision of R and rounded once to that of the base."""
+    """Compute W0 + R in the precision of R, rounded once to that of the base."""
     return (weight.to(residual.dtype) + residual.to(weight.device)).to(weight.dtype)

@@ -1,7 +1,7 @@
-"""How well pairs are found again: mean reciprocal rank and recall at k, by torchmetrics.
+"""Retrieval quality on pairs: mean reciprocal rank and recall at k, by torchmetrics.
 
-Documents of one label are one document, so that each query has exactly one that is right. In the other direction a
-document has one or more right queries, and the first of them counts, as is usual for captions of images.
+Documents of one label count as one document, so that each query has exactly one right document. In the other direction
+a document has one or more right queries, and the first of them counts, as is usual for captions of images.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 CUTOFFS = (1, 5, 10)
-"""k of recall at k."""
+"""Values of k for recall at k."""
 
 
 @dataclass(frozen=True)
 class PairSides:
-    """Pairs whose sides are to be found.
+    """Both sides of pairs.
 
     Attributes:
-        queries, documents: (n, d), of unit length; row i of both is pair i.
+        queries: (n, d), of unit length; row i belongs to pair i.
+        documents: (n, d), of unit length; row i belongs to pair i.
         labels: int64 (n,); pairs of one label have the same document.
     """
 
@@ -31,7 +32,7 @@ class PairSides:
 
 
 def find_first_rows(labels: Tensor) -> Tensor:
-    """Positions of the first row of each label, ascending."""
+    """Return the positions of the first row of each label, ascending."""
     _, inverse = torch.unique(labels, return_inverse=True)
     first = torch.full((int(inverse.max()) + 1,), len(labels), dtype=torch.long)
     first = first.scatter_reduce(0, inverse.cpu(), torch.arange(len(labels)), "amin")
@@ -39,10 +40,12 @@ def find_first_rows(labels: Tensor) -> Tensor:
 
 
 def rank_documents(sides: PairSides) -> dict[str, float]:
-    """`queries` and `documents` (how many there are), `mrr` and `recall_at_k`, from queries to documents.
+    """Measure retrieval from queries to documents.
 
-    A right document that is no nearer than a wrong one comes after it, so that a model to which all are alike finds
-    nothing.
+    A right document that is not nearer than a wrong one ranks after it, so that a constant model scores worst.
+
+    Returns:
+        The numbers of `queries` and `documents`, `mrr`, and `recall_at_k` for each k of `CUTOFFS`.
     """
     first = find_first_rows(sides.labels)
     right = sides.labels[:, None] == sides.labels[first][None]
@@ -50,15 +53,17 @@ def rank_documents(sides: PairSides) -> dict[str, float]:
 
 
 def rank_queries(sides: PairSides) -> dict[str, float]:
-    """The same from documents to queries; recall counts the first right query."""
+    """Measure retrieval from documents to queries, as `rank_documents`; recall counts the first right query."""
     first = find_first_rows(sides.labels)
     right = sides.labels[first][:, None] == sides.labels[None]
     return _measure_ranking(sides.documents[first] @ sides.queries.T, right)
 
 
 def _compute_order_scores(similarities: np.ndarray, right: np.ndarray) -> Tensor:
-    """Scores in the order of the similarities of each row, equal ones with the right ones last: from 1, since
-    torchmetrics takes what is not above zero for not retrieved, and small enough for its fp32."""
+    """Replace each row's similarities by their ranks; among equal ones the right ones come last.
+
+    Ranks start at 1, because torchmetrics ignores scores that are not above zero, and they are exact in its fp32.
+    """
     order = np.lexsort((~right, similarities), axis=-1)
     places = np.empty_like(order)
     np.put_along_axis(places, order, np.arange(1, order.shape[1] + 1)[None], axis=-1)
@@ -69,14 +74,14 @@ def _measure_ranking(similarities: Tensor, right: Tensor) -> dict[str, float]:
     from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
     right = right.cpu()
-    found = _compute_order_scores(similarities.detach().cpu().numpy(), right.numpy())
-    reciprocal = [float(retrieval_reciprocal_rank(row, own)) for row, own in zip(found, right, strict=True)]
+    scores = _compute_order_scores(similarities.detach().cpu().numpy(), right.numpy())
+    reciprocal = [float(retrieval_reciprocal_rank(row, targets)) for row, targets in zip(scores, right, strict=True)]
     measured = {
-        "queries": float(found.shape[0]),
-        "documents": float(found.shape[1]),
+        "queries": float(scores.shape[0]),
+        "documents": float(scores.shape[1]),
         "mrr": sum(reciprocal) / len(reciprocal),
     }
     for k in CUTOFFS:
-        hits = [float(retrieval_hit_rate(row, own, top_k=k)) for row, own in zip(found, right, strict=True)]
+        hits = [float(retrieval_hit_rate(row, targets, top_k=k)) for row, targets in zip(scores, right, strict=True)]
         measured[f"recall_at_{k}"] = sum(hits) / len(hits)
     return measured

@@ -1,4 +1,4 @@
-"""Tiles of what the frozen model makes of rows, shared by machines in object storage (`machine.shared_cache`)."""
+"""Tiles of the activation cache that machines share in object storage (`machine.shared_cache`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fedpeft.machine.shared_cache import SharedCache, get_shared_cache
 from fedpeft.models.frozen_blocks import ActivationCache
 
 AT_ONCE = 16
-"""Objects that are read at the same time: each costs a way there and back."""
+"""Objects that are read at the same time, since each costs a round trip."""
 
 
 def fetch_missing_tiles(store: ActivationCache) -> list[int]:
-    """The tiles that are neither here nor in the shared cache; the latter's are here afterwards.
+    """Fetch missing tiles from the shared cache, and return the tiles that it lacks, too.
 
     Raises:
         AssetError: the disk has no room for them, or the shared cache can't be reached.
@@ -23,12 +23,12 @@ def fetch_missing_tiles(store: ActivationCache) -> list[int]:
     if shared is None:
         return missing
     with ThreadPoolExecutor(AT_ONCE) as readers:
-        found = list(readers.map(lambda tile: _fetch_tile(store, tile, shared), missing))
-    return [tile for tile, here in zip(missing, found, strict=True) if not here]
+        fetched = list(readers.map(lambda tile: _fetch_tile(store, tile, shared), missing))
+    return [tile for tile, here in zip(missing, fetched, strict=True) if not here]
 
 
 def offer(store: ActivationCache, tiles: Sequence[int]) -> None:
-    """Put tiles into the shared cache, where there is one.
+    """Put tiles into the shared cache, if there is one.
 
     Raises:
         AssetError: it can't be reached, or may not be written.

@@ -1,8 +1,8 @@
-"""A model over several devices, for a base that does not fit one: its blocks in order, all else on the first.
+"""A model on several devices, for a base that does not fit on one: its blocks in order, all else on the first.
 
-A block is given what it reads on its own device; what the last one makes goes back to the first, where embeddings and
-output layer are, which often are the same weights. Devices work one after another, as with transformers' `device_map`:
-it is memory that is gained, not time.
+Each block's input is moved to its device. The last block's output returns to the first device, where embeddings and
+output layer are, which often share their weights. Devices work one after another, as with transformers' `device_map`:
+that saves memory, not time.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from fedpeft.models.layers import find_blocks
 
 
 def assign_devices(sizes: Sequence[int], devices: int) -> list[int]:
-    """The device of each block, in order, so that each has about as many bytes.
+    """Assign a device to each block, in order, so that each device has about as many bytes.
 
     Args:
         sizes: bytes of each block.
-        devices: at least one, and no more than there are blocks.
+        devices: number of devices, at least one and at most the number of blocks.
     """
-    total, before, found = sum(sizes), 0, list[int]()
+    total, before, places = sum(sizes), 0, list[int]()
     for i, size in enumerate(sizes):
         middle = (before + size / 2) / total
         wanted = min(devices - 1, int(middle * devices))
         left = len(sizes) - i  # each device gets a block
-        found.append(max(min(wanted, (found[-1] if found else -1) + 1), devices - left))
+        places.append(max(min(wanted, (places[-1] if places else -1) + 1), devices - left))
         before += size
-    return found
+    return places
 
 
 def spread_model(model: nn.Module, devices: Sequence[str]) -> None:
@@ -43,7 +43,10 @@ def spread_model(model: nn.Module, devices: Sequence[str]) -> None:
     """
     stack = find_blocks(model)[1]
     if len(stack) < len(devices):
-        raise ModelError(f"FP4042 a model of {len(stack)} blocks can't lie on {len(devices)} devices; take fewer")
+        raise ModelError(
+            f"FP4042 a model of {len(stack)} blocks can't be spread over {len(devices)} devices; take at most "
+            f"{len(stack)}"
+        )
     sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in stack]
     places = [torch.device(devices[share]) for share in assign_devices(sizes, len(devices))]
     inside = {id(module) for block in stack for module in block.modules()}

@@ -1,8 +1,8 @@
 """T5's feed-forward sublayers, computed through their layers alone.
 
-transformers' own look at the dtype of the last layer's weights, which a layer with an adapter, or in few bits, has not
-as it expects: codes of nf4 are bytes, and hidden states would become bytes. It keeps that layer in fp32, since fp16
-overflows there; bf16 has the range of fp32, so here all layers are alike.
+The version of transformers reads the dtype of the last layer's weights. A layer with an adapter, or in few bits, does
+not have the expected dtype: codes of nf4 are bytes, and hidden states would become bytes. It also keeps that layer in
+fp32, since fp16 overflows there. Because bf16 has the range of fp32, here all layers have one dtype.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class DenseActDense:
-    """y = wo(act(wi(x))), as in T5 1.0."""
+    """The sublayer y = wo(act(wi(x))) of T5 1.0."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         """(B, T, d) to (B, T, d)."""
@@ -22,7 +22,7 @@ class DenseActDense:
 
 
 class DenseGatedActDense:
-    """y = wo(act(wi_0(x)) wi_1(x)), as in T5 1.1 and its multilingual kin."""
+    """The sublayer y = wo(act(wi_0(x)) wi_1(x)) of T5 1.1 and its multilingual relatives."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         """(B, T, d) to (B, T, d)."""
@@ -34,7 +34,7 @@ OWN = {own.__name__: own for own in (DenseActDense, DenseGatedActDense)}
 
 
 def replace_feedforward(base: nn.Module) -> None:
-    """Let T5's sublayers (T5, mT5, UMT5, LongT5) compute so, in place; parameters and names stay."""
+    """Replace the sublayers of T5, mT5, UMT5 and LongT5 by these, in place; parameters and names stay."""
     for module in base.modules():
         kind = type(module)
         for ending, own in OWN.items():

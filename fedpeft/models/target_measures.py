@@ -1,4 +1,4 @@
-"""What is told of classes, of numbers, and of several labels a row, on all rows together: by scikit-learn and scipy."""
+"""Measures of classes, numbers and multiple labels over all examples, by scikit-learn and scipy."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from typing import Any
 import numpy as np
 
 
-def measure_classes(said: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Of predicted classes (rows,) and true ones.
+def measure_classes(predicted: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Measure predicted classes against the true ones.
+
+    Args:
+        predicted: predicted classes, (rows,).
+        truth: true classes, (rows,).
+        names: names of all classes.
 
     Returns:
-        `by_class`, the share of each class's rows that is found, of the classes that have some; `balanced_accuracy`,
-        their mean; and `most_frequent`, the name of the largest class and its share of the rows: what who says nothing
-        else has.
+        `by_class`, the accuracy on each class that occurs; `balanced_accuracy`, their mean; and `most_frequent`, the
+            name
+        of the largest class and its share of the examples, which is the accuracy of always predicting it.
     """
     sizes = np.bincount(truth, minlength=len(names))
-    found = np.bincount(truth[said == truth], minlength=len(names))
+    correct = np.bincount(truth[predicted == truth], minlength=len(names))
     there = np.flatnonzero(sizes)
-    shares, largest = found[there] / sizes[there], int(sizes.argmax())
+    shares, largest = correct[there] / sizes[there], int(sizes.argmax())
     return {
         "balanced_accuracy": float(shares.mean()),
         "most_frequent": {"name": names[largest], "share": float(sizes[largest] / len(truth))},
@@ -28,47 +33,54 @@ def measure_classes(said: np.ndarray, truth: np.ndarray, names: Sequence[str]) -
     }
 
 
-def measure_numbers(said: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Of predictions (rows,) and labels (rows,), in the labels' unit.
+def measure_numbers(predicted: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Measure predictions (rows,) against labels (rows,), in the labels' unit.
 
     Returns:
-        `mae`, `rmse`, `r2` (against the mean of these labels), `pearson` and `spearman`; None where it is not defined:
-        of fewer than two rows, or of numbers that are all equal.
+        `mae`, `rmse`, `r2` (against the mean of these labels), `pearson` and `spearman`. A value is None if it is not
+        defined: for fewer than two examples, or if all numbers are equal.
     """
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
     varies = len(truth) > 1 and bool(np.ptp(truth) > 0)
-    related = varies and bool(np.ptp(said) > 0)
+    related = varies and bool(np.ptp(predicted) > 0)
     return {
-        "mae": float(mean_absolute_error(truth, said)),
-        "rmse": float(root_mean_squared_error(truth, said)),
-        "r2": float(r2_score(truth, said)) if varies else None,
-        "pearson": float(pearsonr(truth, said).statistic) if related else None,
-        "spearman": float(spearmanr(truth, said).statistic) if related else None,
+        "mae": float(mean_absolute_error(truth, predicted)),
+        "rmse": float(root_mean_squared_error(truth, predicted)),
+        "r2": float(r2_score(truth, predicted)) if varies else None,
+        "pearson": float(pearsonr(truth, predicted).statistic) if related else None,
+        "spearman": float(spearmanr(truth, predicted).statistic) if related else None,
     }
 
 
 def measure_labels(scores: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Of logits (rows, labels) and which labels rows have, bool (rows, labels); a label is said from logit 0 on.
+    """Measure logits (rows, labels) against the true labels; a label is predicted from logit 0 on.
+
+    Args:
+        scores: logits, (rows, labels).
+        truth: the labels that examples have, bool (rows, labels).
+        names: names of the labels.
 
     Returns:
-        `micro_f1`, `macro_f1`, `exact` (rows with all labels right); `average_precision`, the mean over the labels that
-        some row has, and `micro_average_precision`, over all decisions; and `by_label`, the F1 of each. A label that
-        is neither said nor there has an F1 of 0.
+        `micro_f1`, `macro_f1`, `exact` (share of examples with all labels right); `average_precision`, the mean over
+            the
+        labels that some example has, and `micro_average_precision`, over all decisions; and `by_label`, the F1 of each.
+            A
+        label that is neither predicted nor true has an F1 of 0.
     """
     from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
-    said = scores >= 0
-    by_label = f1_score(truth, said, average=None, zero_division=0)
+    predicted = scores >= 0
+    by_label = f1_score(truth, predicted, average=None, zero_division=0)
     occurring = truth.any(0)
-    with warnings.catch_warnings(action="ignore"):  # of precision where nothing is there, which is left out below
+    with warnings.catch_warnings(action="ignore"):  # about undefined precision, which is left out below
         precision = average_precision_score(truth[:, occurring], scores[:, occurring], average=None)
         micro = average_precision_score(truth, scores, average="micro")
     return {
-        "micro_f1": float(f1_score(truth, said, average="micro", zero_division=0)),
+        "micro_f1": float(f1_score(truth, predicted, average="micro", zero_division=0)),
         "macro_f1": float(np.mean(by_label)),
-        "exact": float(accuracy_score(truth, said)),
+        "exact": float(accuracy_score(truth, predicted)),
         "average_precision": float(np.mean(precision)) if occurring.any() else None,
         "micro_average_precision": float(micro) if occurring.any() else None,
         "by_label": {name: float(value) for name, value in zip(names, by_label, strict=True)},

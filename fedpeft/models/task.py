@@ -1,8 +1,8 @@
-"""What the model is asked to do: classify a row, predict its next tokens, or find its other half.
+"""The interface of a task: classify an example, predict its next tokens, or find its other half.
 
-A `Task` turns raw rows into model-ready ones, builds the model around a frozen base, and says what the loss of a row
-is. Losses come as (sum, count) per row, never as a batch mean: the mean over a client's batch is
-sum(sums) / sum(counts), and per-example privacy needs the rows apart.
+A `Task` converts examples to the model's input, builds the model around a frozen base, and defines the loss of an
+example. Losses come as (sum, count) per example, never as a batch mean. The mean over a client's batch is sum(sums) /
+sum(counts), and privacy per example needs the examples apart.
 """
 
 from __future__ import annotations
@@ -23,190 +23,200 @@ from fedpeft.families import TASKS as TASKS
 from fedpeft.models.loading import Say, ignore_message
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
-"""Fine-tuning precisions: the frozen base and the activations. Adapters and heads are held in fp32 (fp64 for fp64)."""
+"""Precisions of the frozen base and the activations. Adapters and heads are held in fp32 (fp64 beside fp64)."""
 
 
 def get_adapter_dtype(dtype: str) -> torch.dtype:
-    """The dtype in which trainable parameters are held."""
+    """Return the dtype of trainable parameters."""
     return torch.float64 if dtype == "fp64" else torch.float32
 
 
 def get_wide_dtype(beside: torch.dtype) -> torch.dtype:
-    """The dtype of what is trained, or added up, beside tensors of this one: fp64 beside fp64, else fp32."""
+    """Return the dtype of trained tensors, or sums, beside tensors of this dtype: fp64 beside fp64, else fp32."""
     return torch.float64 if beside == torch.float64 else torch.float32
 
 
 GROUPS = "groups"
-"""In a batch that clients share, whose row each is, (B,); where rows are padding, -1."""
+"""Name of the client of each example in a batch that clients share, (B,); -1 for padding."""
 
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Loss per row: `sums` (B,) and `counts` (B,): 1 for a class, the number of predicted tokens for language."""
+    """Losses per example: `sums` (B,) and `counts` (B,); counts are 1 for a class, predicted tokens for language."""
 
     sums: Tensor
     counts: Tensor
     correct: Tensor
-    """Correct predictions per row, (B,), out of `counts`."""
+    """Correct predictions per example, (B,), out of `counts`."""
 
 
 Objective = Callable[["Task", "FederatedModel", Batch, Tensor | None], RowLosses]
-"""From a task, a model, a batch and what is added to logits to the losses that a step minimises."""
+"""A function from a task, a model, a batch and offsets of the logits to the losses that a step minimizes."""
 
 
 Targets = Literal["", "classes", "numbers", "labels"]
-"""What one prediction for a whole row is: one of several classes, a number, or any of several labels; "": rows have
-another kind of answer."""
+"""Kind of the one prediction for a whole example: a class, a number, or any of several labels; "": another answer."""
 
 
 class Task(ABC):
-    """One kind of prediction."""
+    """A type of prediction."""
 
     metric: str
-    """What the headline number is called: "accuracy", "perplexity", "skill" or "label_accuracy"."""
+    """Name of the headline number: "accuracy", "perplexity", "skill" or "label_accuracy"."""
 
     targets: ClassVar[Targets] = ""
-    """What a row's one prediction is."""
+    """Kind of an example's one prediction."""
 
     asks: ClassVar[bool] = False
-    """Whether rows are questions with answers, so that the finished model is asked as they are."""
+    """Whether examples are questions with answers, so that prompts for the finished model have the same form."""
 
     per_example: ClassVar[bool] = True
-    """Whether a row is one sequence of one pass, of which gradients per example can be told."""
+    """Whether an example is one sequence of one pass, so that gradients per example can be computed."""
 
     per_example_missing: ClassVar[str] = ""
-    """Where they can't: what it does instead, as the end of a sentence that begins with its name."""
+    """Why gradients per example can't be computed: the end of a sentence that begins with the task's name."""
     starts_above: ClassVar[bool] = True
-    """Whether a row's loss can be told from the hidden states that enter the lowest adapted block."""
+    """Whether an example's loss can be computed from the hidden states that enter the lowest adapted block."""
 
     reference: ClassVar[bool] = False
-    """Whether the loss compares with the base without adapter, so that nothing may be put into the base."""
+    """Whether the loss compares with the base without adapter, so that residuals may not be put into the base."""
 
     compares: ClassVar[bool] = False
-    """Whether the loss of a row depends on the other rows of its batch, and its judgement on all rows."""
+    """Whether an example's loss depends on the others of its batch, and its evaluation on all examples."""
 
     encodes: ClassVar[bool] = False
-    """Whether it reads an encoder's last hidden states, so that what frozen blocks make of rows is always kept."""
+    """Whether it reads an encoder's last hidden states, so that the activation cache is always used."""
 
     batched: ClassVar[bool] = True
     """Whether many clients can train in one pass."""
 
     describes: ClassVar[bool] = False
-    """Whether it says of images what is to be seen, in words."""
+    """Whether it describes images in words."""
 
     translates: ClassVar[bool] = False
-    """Whether an encoder reads one text of a row and a decoder writes the other."""
+    """Whether an encoder reads one text of an example and a decoder writes the other."""
 
     least_loss: ClassVar[float] = 0.0
-    """Lower bound of an example's loss; the server refuses a client that states a mean below it."""
+    """Lower bound of an example's loss; the server refuses a client that reports a mean below it."""
 
     @property
     def extra_tokens(self) -> int:
-        """Positions that a row takes up before its text."""
+        """Number of positions of an example before its text."""
         return 0
 
-    def regressed(self, model: FederatedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Features (B, width) and targets (B, outputs) that a head in closed form is the regression of, where it
-        `describes`; elsewhere these are features of the frozen base, and classes."""
+    def compute_regression_data(self, model: FederatedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute features (B, width) and targets (B, outputs) of the regression that gives the head in closed form.
+
+        Only tasks that `describes` define it; for others the features are those of the frozen base, and the targets
+        classes.
+        """
         raise NotImplementedError
 
     def check(self, model: FederatedModel) -> None:  # noqa: B027
-        """Refuse a model with its adapter that the loss is not right for, or ConfigError; by default none."""
+        """Refuse a model whose adapter is wrong for the loss, with ConfigError; by default accept all."""
 
     @abstractmethod
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
-        """Model-ready rows, cut to `max_tokens`."""
+        """Convert examples to the model's input, cut to `max_tokens`."""
 
     @abstractmethod
     def model(self, base: nn.Module, classes: int | None) -> FederatedModel:
-        """The trainable model around `base`."""
+        """Return the trainable model around `base`."""
 
     @abstractmethod
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
-        """The pretrained base model, in evaluation mode and frozen; `say` is told of weights missing or left out.
+        """Load the pretrained base model, frozen and in evaluation mode.
+
+        Args:
+            model_directory: the model's folder.
+            dtype: dtype of the base.
+            say: called with sentences about weights that are missing or left out.
+            **options: further arguments of transformers' loader.
 
         Raises:
-            ModelError: the model is not fit for the task, or weights that the task uses are missing.
+            ModelError: the model does not fit the task, or weights that the task uses are missing.
         """
 
     @abstractmethod
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
-        """Losses and correct predictions of a batch."""
+        """Compute losses and correct predictions from the logits of a batch."""
 
     def row_losses(self, model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
-        """Losses and correct predictions of `model` on a batch; `offsets` are added to its logits, (B, classes)."""
+        """Compute losses and correct predictions on a batch; `offsets` (B, classes) are added to the logits."""
         logits = model(batch)
         return self.losses(logits if offsets is None else logits + offsets.to(logits), batch)
 
     def step_losses(self, model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
-        """What a local step minimises: `row_losses`, or what the model's adapter wants instead."""
+        """Compute the losses that a local step minimizes: the adapter's objective if it has one, else `row_losses`."""
         if model.objective is None:
             return self.row_losses(model, batch, offsets)
         return model.objective(self, model, batch, offsets)
 
-    def judged(
+    def evaluate_losses(
         self, model: FederatedModel, batches: Iterable[Batch], offsets: Tensor | None = None
     ) -> Iterator[RowLosses]:
-        """Losses and correct predictions of all rows of the batches, in their order, in one part or several.
+        """Yield losses and correct predictions of all examples of the batches, in order, in one or several parts.
 
-        `offsets` (classes,) are added to logits.
+        `offsets` (classes,) are added to the logits.
         """
         for batch in batches:
             yield self.row_losses(model, batch, offsets)
 
     def values(self, outputs: Tensor) -> Tensor:
-        """What a model's outputs (..., outputs) say, as users know it: numbers in their unit, or probabilities."""
+        """Convert a model's outputs (..., outputs) to values for users: probabilities, or numbers in their unit."""
         return outputs.softmax(-1)
 
     def measures(self, outputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-        """What is told of all rows together beside the headline number, for JSON; by default nothing.
+        """Compute further measures over all examples, for JSON; by default none.
 
         Args:
-            outputs: of the model, (rows, outputs).
-            labels: of the rows as the data set has them, (rows,) or (rows, outputs).
-            names: of the outputs.
+            outputs: the model's outputs, (rows, outputs).
+            labels: labels in the form of the dataset, (rows,) or (rows, outputs).
+            names: names of the outputs.
         """
         return {}
 
-    def told_head(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The head `weight` (outputs, width) and `bias` (outputs,) whose outputs need no more of the task; by default
-        as it is."""
+    def export_head(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Convert a head, `weight` (outputs, width) and `bias` (outputs,), so that its outputs need no conversion.
+
+        By default it is returned unchanged.
+        """
         return head
 
     def packs(self, model: FederatedModel) -> bool:
-        """Whether rows may lie one behind the other in a sequence: `model`, tried on two, does not mix them."""
+        """Return whether several examples may share a sequence because `model`, tested on two, does not mix them."""
         return False
 
 
 class FederatedModel(nn.Module):
-    """A base model (perhaps with an adapter in it) and, for classification, a head; maps a batch to logits."""
+    """A base model, perhaps with an adapter, and a head for classification; it maps a batch to logits."""
 
     base: nn.Module
 
     peft_task: ClassVar[str] = ""
-    """What the `peft` library calls what it does, where its files say so; "" of classifiers, whose head it lacks."""
+    """The `peft` library's task type in saved files; "" for classifiers, because peft lacks their head."""
 
     pairs: ClassVar[bool] = False
-    """Whether it gives the features of both sides of a pair."""
+    """Whether it returns the features of both sides of a pair."""
 
     objective: Objective | None = None
-    """What local steps minimise instead of the loss of what the model says; None: that loss."""
+    """The objective of local steps; None: the loss of the model's outputs."""
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits: (B, classes) or (B, T, vocabulary); of pairs both sides, (B, 2, d)."""
+        """Compute logits (B, classes) or (B, T, vocabulary), or both sides of pairs, (B, 2, d)."""
         raise NotImplementedError
 
 
 PEFT_PREFIX = "base_model.model."
-"""What the peft library puts before the names of the base model's modules."""
+"""The peft library's prefix of the names of the base model's modules."""
 
 
 def get_canonical_name(name: str) -> str:
-    """The canonical name of a parameter: independent of how the base is wrapped and what peft calls the adapter."""
+    """Return a parameter's canonical name, independent of wrappers and of peft's name of the adapter."""
     name = name.removeprefix("base.").removeprefix(PEFT_PREFIX)
     return name.replace(".default.", ".").removesuffix(".default").replace(".base_layer", "")
 
 
 def find_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters by canonical name, in the model's order."""
+    """Return the trainable parameters by canonical name, in the model's order."""
     return {get_canonical_name(name): p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,11 +1,11 @@
-"""Losses of next tokens without ever holding the logits of all positions.
+"""Losses of next tokens, computed without holding the logits of all positions.
 
-What enters the output layer is taken before it, at the positions that count, and goes through it in chunks:
+The inputs of the output layer are captured before it. Those at counted positions pass through it in chunks:
 
     x = W h,   loss = log sum exp(x) - x[label],   d loss / d h = W^T (softmax(x) - onehot(label))
 
-The gradient is worked out beside the loss, so that a chunk's logits are gone when the next one's are made. Memory is
-that of one chunk, and positions without a label cost nothing. (Wijmans et al., arXiv 2411.09009, do so on a GPU.)
+The gradient is computed with the loss, so that a chunk's logits are freed before the next ones are computed. Memory is
+that of one chunk, and positions without a label cost nothing. Wijmans et al., arXiv 2411.09009, do the same on a GPU.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from fedpeft.models.quantized import QuantizedLinear
 from fedpeft.models.task import get_wide_dtype
 
 CHUNK = {"cpu": 2**23, "cuda": 2**27}
-"""Logits that are held at once, by device: on a CPU as many as its caches about hold, and products are fast from."""
+"""Number of logits in a chunk, by device; on a CPU about as many as fit into its caches."""
 
 AGREEMENT = {torch.bfloat16: 0.05}
-"""Largest difference, relative to the largest logit, that a model's own logits may show to those made here."""
+"""Largest allowed difference, relative to the largest logit, between a model's own logits and those computed here."""
 
 
 def find_language_model(base: nn.Module) -> nn.Module | None:
-    """The language model in `base`, which adapters may be wrapped around; None where there is none."""
+    """Return the language model in `base`, perhaps inside adapters; None if there is none."""
     return next((m for m in base.modules() if hasattr(m, "get_output_embeddings") and hasattr(m, "config")), None)
 
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """The output layer of a causal language model, and what the model does to its logits.
+    """The output layer of a causal language model, and the model's changes to its logits.
 
     Attributes:
         layer: (..., d) to (..., vocabulary).
-        scale: logits are multiplied by it (Cohere, Granite).
-        cap: and bent to c tanh(x / c) (Gemma 2); 0: not at all.
+        scale: factor of the logits (Cohere, Granite).
+        cap: c, if logits become c tanh(x / c) (Gemma 2); 0: they do not.
     """
 
     layer: nn.Module
@@ -51,7 +51,7 @@ class OutputLayer:
 
     @classmethod
     def from_base(cls, base: nn.Module) -> OutputLayer | None:
-        """That of the language model in `base`, which adapters may be wrapped around; None where it has none."""
+        """Find the output layer of the language model in `base`, perhaps inside adapters; None if there is none."""
         model: Any = find_language_model(base)
         layer = model and model.get_output_embeddings()
         if not isinstance(layer, nn.Module):
@@ -62,12 +62,12 @@ class OutputLayer:
 
     @property
     def plain(self) -> bool:
-        """Whether it is the same for all rows, and not trained."""
+        """Whether the layer is a frozen linear one that all examples share."""
         frozen = isinstance(self.layer, nn.Linear | FrozenLinear | QuantizedLinear)
         return frozen and not any(p.requires_grad for p in self.layer.parameters())
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., vocabulary), in at least fp32."""
+        """Compute logits (..., vocabulary), in at least fp32."""
         x: Tensor = self.layer(hidden)
         if self.scale != 1.0:
             x = x * self.scale
@@ -76,18 +76,25 @@ class OutputLayer:
         return x if x.dtype == torch.float64 else x.float()
 
     def capture_input(self, read: Callable[[], Tensor]) -> tuple[Tensor, bool]:
-        """What enters the layer while `read` runs the model for its logits, (B, T, d); and whether its logits at the
-        first row's first position are those that `logits` makes. The layer itself computes that position only."""
+        """Capture the layer's input while `read` runs the model for its logits.
+
+        The layer itself computes only the first example's first position.
+
+        Returns:
+            The input (B, T, d), and whether the model's logits at that position equal those of `compute_logits`. If
+                not, the
+            first part may be something else.
+        """
         seen: list[Tensor] = []
 
-        def one(entering: Tensor) -> Tensor:
-            return entering[:1, :1].clone(memory_format=torch.contiguous_format)  # a view is multiplied 15 times slower
+        def take_first(states: Tensor) -> Tensor:
+            return states[:1, :1].clone(memory_format=torch.contiguous_format)  # a view is multiplied 15 times slower
 
-        def first(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        def capture(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
             seen.append(given[0])
-            return (one(given[0]), *given[1:])
+            return (take_first(given[0]), *given[1:])
 
-        hook = self.layer.register_forward_pre_hook(first)
+        hook = self.layer.register_forward_pre_hook(capture)
         try:
             theirs = read()
         finally:
@@ -95,7 +102,7 @@ class OutputLayer:
         if len(seen) != 1 or seen[0].ndim != 3 or theirs.shape[:2] != (1, 1):
             return theirs, False
         with torch.no_grad():
-            ours = self.compute_logits(one(seen[0]))
+            ours = self.compute_logits(take_first(seen[0]))
             off = (ours - theirs).abs().max()
             near = off <= AGREEMENT.get(seen[0].dtype, 1e-4) * ours.abs().max()
         return seen[0], bool(near)
@@ -104,25 +111,25 @@ class OutputLayer:
 def compute_token_losses(
     hidden: Tensor, labels: Tensor, logits_of: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (n,) of each of n positions, in at least fp32, and whether the label is the likeliest, (n,).
+    """Compute the cross-entropy (n,) of n positions, in at least fp32, and whether each label is the likeliest, (n,).
 
     Args:
-        hidden: what enters the output layer, (n, d).
+        hidden: inputs of the output layer, (n, d).
         labels: (n,), each in 0 <= label < vocabulary.
-        logits_of: the output layer, (m, d) to (m, vocabulary) in at least fp32; gradients reach its input only.
+        logits_of: the output layer, (m, d) to (m, vocabulary) in at least fp32; gradients reach only its input.
     """
     losses, correct = _Losses.apply(hidden, labels, logits_of)  # type: ignore[no-untyped-call]
     return losses, correct
 
 
 def sum_by_row(values: Tensor, counted: Tensor) -> Tensor:
-    """Values (n,) of the positions that `counted` (B, T) marks, in its order, summed by row: (B,)."""
+    """Sum values (n,) of the positions that `counted` (B, T) marks, in its order, by row: (B,)."""
     places = torch.zeros(counted.shape, dtype=values.dtype, device=values.device)
     return places.masked_scatter(counted, values).sum(1)
 
 
 def get_counted_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Labels of the positions that predict one, (B, T - 1), and which of them count."""
+    """Return the labels of the predicting positions, (B, T - 1), and which of them count."""
     labels = batch["labels"][:, 1:]
     return labels, labels != IGNORED
 
@@ -142,24 +149,24 @@ class _Losses(torch.autograd.Function):
             with torch.set_grad_enabled(wanted):
                 h = hidden[part].detach().requires_grad_(wanted)
                 logits = logits_of(h)
-            x, own = logits.detach(), labels[part, None]
+            x, label = logits.detach(), labels[part, None]
             largest = x.amax(1, keepdim=True)
             chances = (x - largest).exp_()
             total = chances.sum(1, keepdim=True)
-            said = x.gather(1, own)
-            losses[part] = (total.log() + largest - said)[:, 0]
+            target = x.gather(1, label)
+            losses[part] = (total.log() + largest - target)[:, 0]
             if x.device.type == "cpu":
-                best = (said == largest)[:, 0].nonzero()[:, 0]  # of those that are equal the first is meant
-                correct[start + best] = x[best].argmax(1) == own[best, 0]
-            else:  # where counting them would make the CPU wait, and looking at all costs little
-                correct[part] = x.argmax(1) == own[:, 0]
+                best = (target == largest)[:, 0].nonzero()[:, 0]  # argmax decides between equal logits: the first wins
+                correct[start + best] = x[best].argmax(1) == label[best, 0]
+            else:  # on a GPU nonzero() would make the CPU wait, and argmax of all rows is cheap
+                correct[part] = x.argmax(1) == label[:, 0]
             if gradient is not None:
                 chances /= total
-                chances.scatter_add_(1, own, chances.new_full(own.shape, -1.0))
+                chances.scatter_add_(1, label, chances.new_full(label.shape, -1.0))
                 (gradient[part],) = torch.autograd.grad(logits, h, chances)
             start += size
             size = max(1, CHUNK.get(hidden.device.type, CHUNK["cpu"]) // x.shape[1])
-            del logits, x, chances  # or the next chunk's come on top
+            del logits, x, chances  # free them before the next chunk
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(correct)

@@ -1,7 +1,7 @@
-"""Two frozen encoders as one base, and the connector that leads from the one's features to the other's.
+"""Two frozen encoders as one base, and the connector from the features of one to those of the other.
 
-Blocks are counted from the top: `blocks.11` holds the last block of both towers, so that `lora(layers=2)` adapts the
-last two of each. A block stands there and in its tower, as one module.
+Blocks are counted from the top: `blocks.11` contains the last block of both towers, so that `lora(layers=2)` adapts the
+last two blocks of each. A block is one module that is registered there and in its tower.
 """
 
 from __future__ import annotations
@@ -23,31 +23,33 @@ from fedpeft.models.task import FederatedModel
 TOWERS = ("image", "text")
 
 CONNECTORS = (connector.LINEAR, connector.MLP, "none")
-"""What leads from image features to text features; none: nothing."""
+"""Types of connectors from image features to text features; none: no connector."""
 
 HELD = "held"
-"""In a batch, which sides a row has: bool (B, 2), image and text."""
+"""Name of the sides that each example of a batch has: bool (B, 2), image and text."""
 
 
 class TwoTowers(nn.Module):
-    """An encoder of images and one of texts; what they read is not mixed.
+    """An encoder of images and one of texts, with separate inputs.
 
     Attributes:
-        blocks: the towers' blocks from the top, lowest first; below the lower tower's first, one tower's alone.
-        image, text: the towers.
-        config: of both.
-        paths: where each tower has its blocks, and the place of its first among all.
-        base_model_prefix: what the `peft` library wants of models that hold others of transformers'.
+        blocks: the towers' blocks from the top, lowest first; the lowest ones contain only the deeper tower's.
+        image: the encoder of images.
+        text: the encoder of texts.
+        config: configuration of both.
+        paths: path of each tower's blocks, and the index of its first block among all.
+        base_model_prefix: required by the `peft` library from models that contain others of transformers.
     """
 
     base_model_prefix = ""
 
     def __init__(self, image: nn.Module, text: nn.Module, config: Any) -> None:
+        """Combine the towers and align their blocks at the top."""
         super().__init__()
-        found = {"image": find_blocks(image), "text": find_blocks(text)}
-        stacks = {tower: stack for tower, (_, stack) in found.items()}
+        lists = {"image": find_blocks(image), "text": find_blocks(text)}
+        stacks = {tower: stack for tower, (_, stack) in lists.items()}
         depth = max(map(len, stacks.values()))
-        self.paths = {tower: (path, depth - len(stack)) for tower, (path, stack) in found.items()}
+        self.paths = {tower: (path, depth - len(stack)) for tower, (path, stack) in lists.items()}
         self.blocks = nn.ModuleList(
             nn.ModuleDict(
                 {tower: stack[i - depth + len(stack)] for tower, stack in stacks.items() if i - depth + len(stack) >= 0}
@@ -60,13 +62,13 @@ class TwoTowers(nn.Module):
         self.register_load_state_dict_pre_hook(_copy_shared_blocks)  # type: ignore[no-untyped-call]
 
     def features(self, tower: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The mean of a tower's last hidden states, (B, d), in at least fp32."""
+        """Compute the mean of a tower's last hidden states, (B, d), in at least fp32."""
         hidden = getattr(self, tower)(**inputs).last_hidden_state
         return pool(hidden, inputs.get("attention_mask"))
 
 
 def _copy_shared_blocks(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """What a file has of a block stands in its tower, too: files hold one copy."""
+    """Copy blocks in a state dictionary to their places in the towers, because files contain one copy of each."""
     paths: dict[str, tuple[str, int]] = module.paths  # type: ignore[assignment]
     for name in [name for name in state if name.startswith(f"{prefix}blocks.")]:
         place, tower, rest = name.removeprefix(f"{prefix}blocks.").split(".", 2)
@@ -75,9 +77,14 @@ def _copy_shared_blocks(module: nn.Module, state: dict[str, Tensor], prefix: str
 
 
 class Connector(nn.Module):
-    """From features (B, in) to (B, out); its weights are drawn from a generator of their own, the same in every run."""
+    """A map of features (B, in) to (B, out); its weights are drawn from a fixed seed, the same in every run."""
 
     def __init__(self, kind: str, width: int, out: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Create a connector of a `kind` in `CONNECTORS`.
+
+        Raises:
+            ModelError: there is no connector, and the towers differ in width.
+        """
         super().__init__()
         if kind == "none" and width != out:
             raise ModelError(
@@ -86,52 +93,53 @@ class Connector(nn.Module):
             )
         self.connector = nn.Identity() if kind == "none" else connector.create_connector(kind, width, out)
         self.to(device, dtype)
-        connector.draw(self)
+        connector.draw_weights(self)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, in) to (B, out)."""
-        found: Tensor = self.connector(features)
-        return found
+        mapped: Tensor = self.connector(features)
+        return mapped
 
 
 class TowersModel(FederatedModel):
-    """Both sides of each row; what a row lacks is taken by a second view of what it has."""
+    """A model that returns both sides of each example; a missing side is replaced by a second view of the other."""
 
     pairs = True
     peft_task = "FEATURE_EXTRACTION"
 
     def __init__(self, base: nn.Module, head: Connector) -> None:
+        """Hold the towers and the connector."""
         super().__init__()
         self.base = base
         self.head = head
 
     def forward(self, batch: Batch) -> Tensor:
-        """Image and text features, (B, 2, d)."""
+        """Compute image and text features, (B, 2, d)."""
         image = {"pixel_values": batch["pixel_values"]}
         text = {name: batch[name] for name in ("input_ids", "attention_mask")}
         held = batch[HELD]
         towers = (("image", image, augment_images), ("text", text, augment_texts))
-        found: list[Tensor | None] = [None, None]
+        sides: list[Tensor | None] = [None, None]
         rows = len(held)
         for side, (tower, inputs, view) in enumerate(towers):
-            own, alone = held[:, side], held[:, side] & ~held[:, 1 - side]
-            if not own.any():
+            present, alone = held[:, side], held[:, side] & ~held[:, 1 - side]
+            if not present.any():
                 continue
-            asked = {name: tensor[own] for name, tensor in inputs.items()}
+            selected = {name: tensor[present] for name, tensor in inputs.items()}
             if alone.any():
                 viewed = view({name: tensor[alone] for name, tensor in inputs.items()})
-                asked = {name: torch.cat([tensor, viewed[name]]) for name, tensor in asked.items()}
-            features = self._compute_features(tower, asked)
-            count = int(own.sum())
-            for place, which, part in ((side, own, features[:count]), (1 - side, alone, features[count:])):
+                selected = {name: torch.cat([tensor, viewed[name]]) for name, tensor in selected.items()}
+            features = self._compute_features(tower, selected)
+            count = int(present.sum())
+            for place, which, part in ((side, present, features[:count]), (1 - side, alone, features[count:])):
                 if which.any():
-                    whole = features.new_zeros(rows, features.shape[1]) if found[place] is None else found[place]
-                    found[place] = whole.index_put((which.nonzero()[:, 0],), part)  # type: ignore[union-attr]
-        image_side, text_side = found
-        assert image_side is not None, "of each row one side at least is there"
-        assert text_side is not None, "of each row one side at least is there"
+                    whole = features.new_zeros(rows, features.shape[1]) if sides[place] is None else sides[place]
+                    sides[place] = whole.index_put((which.nonzero()[:, 0],), part)  # type: ignore[union-attr]
+        image_side, text_side = sides
+        assert image_side is not None, "each example has at least one side"
+        assert text_side is not None, "each example has at least one side"
         both = torch.stack([image_side, text_side], 1)
-        if torch.is_grad_enabled() and not both.requires_grad:  # texts alone, where the connector alone is trained
+        if torch.is_grad_enabled() and not both.requires_grad:  # only texts, and only the connector is trained
             both = both + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return both
 
@@ -142,18 +150,18 @@ class TowersModel(FederatedModel):
 
 
 SHIFT = 3
-"""Pixels of 56 that the second view of an image is moved by; smaller images by as large a share, at least one."""
+"""Shift of an image's second view, in pixels of an image of 56; it scales with the image and is at least one."""
 
 
 def augment_images(inputs: Batch) -> Batch:
-    """The images moved down and right, and paler. No mirror: it would turn left and right around."""
+    """Shift the images down and right and make them paler; mirrors would exchange left and right."""
     pixels = inputs["pixel_values"]
     step = max(1, SHIFT * pixels.shape[-1] // 56)
     return {"pixel_values": 0.8 * torch.roll(pixels, (step, step), (-2, -1))}
 
 
 def augment_texts(inputs: Batch) -> Batch:
-    """The texts without every third token, the first kept; of three or fewer, as they are."""
+    """Mask every third token except the first; texts of three or fewer tokens stay as they are."""
     mask = inputs["attention_mask"].clone()
     longer = mask.sum(1) > 3
     mask[:, 2::3] = torch.where(longer[:, None], 0, mask[:, 2::3])
@@ -161,14 +169,14 @@ def augment_texts(inputs: Batch) -> Batch:
 
 
 def find_tower_folders(directory: Path) -> dict[str, Path]:
-    """The folders of the towers in a model's folder.
+    """Return the folders of the towers in a model's folder.
 
     Raises:
         ModelError: there are none.
     """
-    found = {tower: directory / tower for tower in TOWERS}
-    if not all((folder / "config.json").is_file() for folder in found.values()):
+    folders = {tower: directory / tower for tower in TOWERS}
+    if not all((folder / "config.json").is_file() for folder in folders.values()):
         raise ModelError(
             f"FP4050 the model in {directory} has no two towers; take --model towers, or towers(image=..., text=...)"
         )
-    return found
+    return folders

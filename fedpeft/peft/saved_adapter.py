@@ -121,7 +121,7 @@ def export_head(target: Path, task: Task) -> None:
         return
     with raise_write_errors(file):
         held = {name: tensor.clone() for name, tensor in load_file(check_regular_file(file)).items()}
-        exported = task.told_head({name.removeprefix("head."): tensor for name, tensor in held.items()})
+        exported = task.export_head({name.removeprefix("head."): tensor for name, tensor in held.items()})
         save_file({f"head.{name}": tensor.contiguous() for name, tensor in exported.items()}, file)
 
 

@@ -12,7 +12,7 @@ from fedpeft.reporting.observer import Metrics
 from fedpeft.rounds.progress import ServerState
 from fedpeft.trust.disagreement import restore_cosines, round_value
 from fedpeft.trust.groups import find_groups, place_in_plane
-from fedpeft.trust.spectra import LARGEST, compute_spectra, decompose, remove_leading, shrink_alike
+from fedpeft.trust.spectra import LARGEST, compute_spectra, decompose, remove_leading, shrink_equally
 from fedpeft.wiring.setup import Setup
 
 CAUSAL = ("as it is", "without the leading direction", "shrunk to the same norm")
@@ -71,6 +71,6 @@ def measure_causal_effect(
 
     The edits remove each layer's leading direction, or shrink the layer to the same norm.
     """
-    states = (state, remove_leading(state, setup.layout), shrink_alike(state, setup.layout))
+    states = (state, remove_leading(state, setup.layout), shrink_equally(state, setup.layout))
     found = {name: evaluate(edited) for name, edited in zip(CAUSAL, states, strict=True)}
     return {name: {"loss": metrics.loss, "accuracy": metrics.accuracy} for name, metrics in found.items()}

@@ -11,7 +11,7 @@ from fedpeft.rounds.adapter_summary import has_products
 from fedpeft.rounds.hooks import RoundHook
 from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.round_log import RoundLog
-from fedpeft.trust.disagreement import WatchingAggregator
+from fedpeft.trust.disagreement import DisagreementAggregator
 from fedpeft.wiring.setup import Setup
 
 
@@ -24,13 +24,11 @@ class DisagreementHook(RoundHook):
 
     def aggregator(self, inner: Aggregator, plan: RoundPlan, state: ServerState) -> Aggregator:
         """Watch the updates that `inner` takes."""
-        return WatchingAggregator(inner, self.setup.layout, has_products(self.setup))
+        return DisagreementAggregator(inner, self.setup.layout, has_products(self.setup))
 
     def measure(self, state: ServerState, log: RoundLog) -> None:
         """Record how the clients disagree; a round of fewer than two updates has no line."""
         disagreement = log.aggregation.disagreement
         if disagreement is not None:
-            log.result = replace(
-                log.result, cancelled_share=disagreement.cancelled, sign_conflict=disagreement.conflict
-            )
+            log.result = replace(log.result, cancelled_share=disagreement.canceled, sign_conflict=disagreement.conflict)
             log.lines["disagreement.jsonl"] = [convert_to_plain(disagreement.to_dict(log.plan.number))]

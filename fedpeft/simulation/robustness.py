@@ -21,7 +21,7 @@ from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.trust.attacked import STRENGTHS, find_worst, get_embedding
-from fedpeft.trust.corruption import Neighbours, corrupt, list_corruptions
+from fedpeft.trust.corruption import FindSynonym, corrupt, list_corruptions
 from fedpeft.wiring.setup import Setup
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def predict_classes(model: FederatedModel, examples: Examples) -> NDArray[np.int
     return found
 
 
-def find_neighbors(model: FederatedModel, directory: Path) -> Neighbours:
+def find_neighbors(model: FederatedModel, directory: Path) -> FindSynonym:
     """The nearest whole word in the base's embedding, for words that are whole in its vocabulary."""
     tokenizer = load_tokenizer(directory)
     weight: Any = get_embedding(model).weight
@@ -68,7 +68,7 @@ def find_neighbors(model: FederatedModel, directory: Path) -> Neighbours:
 
 
 def measure_corruptions(
-    asked: Robustness, rows: Rows, kind: str, predict: Predict, near: Neighbours, held: NDArray[np.int64], seed: int
+    asked: Robustness, rows: Rows, kind: str, predict: Predict, near: FindSynonym, held: NDArray[np.int64], seed: int
 ) -> dict[str, Any]:
     """For each kind of change and strength: accuracy (mean over draws), the worst of the draws row by row, the share of
     predictions that stay, and the worst tenth of the clients under the worst draws."""
@@ -121,7 +121,7 @@ def evaluate_robustness(asked: Robustness, setup: Setup, rows: SimulatedRows, fo
         return predict_classes(model, setup.task.tokenise(changed, directory, tokens))
 
     text = setup.facts.kind == "text"
-    near: Neighbours = find_neighbors(model, directory) if text else lambda word: word
+    near: FindSynonym = find_neighbors(model, directory) if text else lambda word: word
     found = measure_corruptions(asked, test, setup.facts.kind, predict, near, held, setup.config.seed)
     if text and asked.attack:
         examples = setup.task.tokenise(test, directory, tokens)

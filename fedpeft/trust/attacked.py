@@ -1,8 +1,8 @@
-"""Projected gradient ascent on the embeddings of a text's tokens: the worst that small movements of words can do.
+"""An attack on a text by projected gradient ascent on the embeddings of its tokens, the worst case of small changes.
 
     delta <- projection onto norm(delta_t) <= e of  delta + a g_t / norm(g_t),   for each token t
 
-from random starts (Miyato et al., ICLR 2017, arXiv 1605.07725; Madry et al., ICLR 2018, arXiv 1706.06083). e is a
+It starts at random (Miyato et al., ICLR 2017, arXiv 1605.07725; Madry et al., ICLR 2018, arXiv 1706.06083). e is a
 share of the mean norm of the base's word embeddings.
 """
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch
@@ -25,24 +25,24 @@ STEPS, STARTS = 5, 3
 
 
 def get_embedding(model: FederatedModel) -> nn.Module:
-    """The layer that makes vectors of a base's tokens."""
+    """Return the layer that maps a base's tokens to vectors."""
     base: Any = model.base
-    found: nn.Module = base.get_input_embeddings()
-    return found
+    layer: nn.Module = base.get_input_embeddings()
+    return layer
 
 
 @contextmanager
 def shift_embeddings(layer: nn.Module, delta: Tensor, mask: Tensor) -> Iterator[None]:
-    """While this is open, `delta` (rows, tokens, width) is added to what the layer makes of tokens.
+    """Add `delta` (rows, tokens, width) to the layer's output while the context is open.
 
-    `mask` (rows, tokens) says which are real: where a pass leaves padding out (`fedpeft.models.packed_tokens`), the
-    layer sees these alone, one after another.
+    `mask` (rows, tokens) marks the real tokens. If a pass has no padding (`fedpeft.models.packed_tokens`), the layer
+    reads only these, one after another.
     """
 
-    def added(_: nn.Module, __: object, output: Tensor) -> Tensor:
+    def add_delta(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return output + (delta if output.shape == delta.shape else Packing.from_mask(mask.bool(), 1).pack(delta))
 
-    hook = layer.register_forward_hook(added)
+    hook = layer.register_forward_hook(add_delta)
     try:
         yield
     finally:
@@ -50,14 +50,18 @@ def shift_embeddings(layer: nn.Module, delta: Tensor, mask: Tensor) -> Iterator[
 
 
 def project_rows(delta: Tensor, most: float) -> Tensor:
-    """With no token's vector longer than `most`."""
+    """Shorten each token's vector to a length of at most `most`."""
     norms: Tensor = delta.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
     shrunk: Tensor = delta * (most / norms).clamp(max=1.0)
     return shrunk
 
 
 def find_worst(model: FederatedModel, batch: Batch, strength: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which rows are still right after the worst of `STARTS` attacks, (rows,) of bool; and the last movement."""
+    """Attack a batch `STARTS` times.
+
+    Returns:
+        Which rows stay right in all attacks, bool (rows,), and the last attack's `delta`.
+    """
     layer, labels = get_embedding(model), batch["labels"]
     weight: Tensor = layer.weight  # type: ignore[assignment]
     radius = strength * float(weight.detach().norm(dim=1).mean())
@@ -70,7 +74,7 @@ def find_worst(model: FederatedModel, batch: Batch, strength: float, random: tor
         for _ in range(STEPS):
             delta.requires_grad_(True)
             with torch.enable_grad(), shift_embeddings(layer, delta, batch["attention_mask"]):
-                loss = F.cross_entropy(model(batch), labels, reduction="sum")
+                loss = functional.cross_entropy(model(batch), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, [delta])
             length = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
             step = 2.5 * radius / STEPS * gradient / length

@@ -1,4 +1,4 @@
-"""What sums over rows say of calibration: a temperature, errors, and which answers to leave out."""
+"""Calibration from sums over examples: a temperature, calibration errors, and a risk-coverage curve."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ from fedpeft.trust.questions.likelihoods import POINTS, Likelihoods
 from fedpeft.trust.questions.reliability import CONFIDENCE, CORRECT, COUNT, Reliability
 
 COARSE = Likelihoods()
-"""The first grid: steps of 16 %."""
+"""The first grid of temperatures, with steps of 16 %."""
 
 COVERAGES = 20
-"""Points of the risk-coverage curve that are kept."""
+"""Number of points of the risk-coverage curve in the result."""
 
 
 def refine_grid(total: State, grid: Likelihoods) -> Likelihoods:
-    """A finer grid, between the neighbours of the least loss on a `grid`: the loss has one minimum, since it is
-    convex in 1 / T. From 41 points to 41 its steps are 40 times as fine, less than 1 % of T."""
+    """Return a finer grid of temperatures around the smallest loss on a `grid`.
+
+    The loss has one minimum, since it is convex in 1 / T. From 41 points to 41, steps are 40 times as fine, less than 1
+    % of T.
+    """
     best, at = grid.grid, int(total["loss"].argmin())
     return Likelihoods(float(best[max(0, at - 1)]), float(best[min(len(best) - 1, at + 1)]), POINTS)
 
 
 def find_temperature(total: State, grid: Likelihoods) -> float:
-    """T with the least loss: the vertex of the parabola through the least point and its neighbours, in log T."""
+    """Return T with the smallest loss.
+
+    It is the vertex of the parabola through the lowest point and its neighbors, in log T.
+    """
     loss, logs, at = total["loss"], grid.grid.log(), int(total["loss"].argmin())
     if at in (0, len(loss) - 1):
         return float(grid.grid[at])
@@ -39,31 +45,32 @@ def find_temperature(total: State, grid: Likelihoods) -> float:
 
 
 Ask = Callable[[Question], State]
-"""The sums over all rows that answer a question."""
+"""A function that returns the sums over all examples for a question."""
 
 
 def find_federated_temperature(ask: Ask) -> float:
-    """T with the least loss on the rows of whoever answers, by two grids."""
+    """Find T with the smallest loss on the examples of all clients that answer, by two grids."""
     finer = refine_grid(ask(COARSE), COARSE)
     return find_temperature(ask(finer), finer)
 
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What `Reliability` sums come to.
+    """Calibration measures from the sums of `Reliability`.
 
     Attributes:
-        rows: how many.
-        error: expected calibration error of the likeliest class, 0 to 1: the mean over rows of |accuracy - mean
+        rows: number of examples.
+        error: expected calibration error of the likeliest class, 0 to 1: the mean over examples of |accuracy - mean
             confidence| of their bin.
-        classwise: the same of every class's own probability, mean over classes.
-        adaptive: as `error`, in bins of equal mass.
+        classwise: the same error for every class's own probability, averaged over classes.
+        adaptive: as `error`, in bins with equally many examples.
         brier: mean squared distance from the one-hot label, 0 to 2.
-        loss: nats per row.
+        loss: nats per example.
         accuracy: 0 to 1.
-        area: under the risk-coverage curve; 0 is perfect.
-        bins: rows, mean confidence and accuracy of each.
-        coverage, risk: share of rows that are answered, those surest first, and the share of wrong answers among them.
+        area: area under the risk-coverage curve; 0 is perfect.
+        bins: examples, mean confidence and accuracy of each bin.
+        coverage: share of examples that are answered, from the most confident on.
+        risk: share of wrong answers among them.
     """
 
     rows: int
@@ -80,7 +87,7 @@ class CalibrationResult:
 
     @classmethod
     def from_sums(cls, total: State, question: Reliability) -> CalibrationResult:
-        """From the sums over all rows, at least one."""
+        """Create the result from the sums over all examples, at least one."""
         rows = float(total[ROWS])
         coverage, risk = compute_risk_coverage(total["cells"])
         kept = torch.linspace(0, len(coverage) - 1, min(COVERAGES, len(coverage))).round().long()
@@ -101,33 +108,33 @@ class CalibrationResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For summary.json."""
+        """Return the fields for summary.json."""
         return asdict(self)
 
 
 def create_questions(temperature: float, bins: int) -> tuple[Reliability, Reliability]:
-    """What is asked to compare a model as it is with its logits divided by `temperature`."""
+    """Create the questions that compare a model with the same model after division of its logits by `temperature`."""
     return Reliability(bins=bins), Reliability(temperature=temperature, bins=bins)
 
 
 def compare_answers(answers: Sequence[State], questions: Sequence[Reliability]) -> dict[str, dict[str, Any]]:
-    """Answers to `create_questions`, for summary.json."""
-    found = (
+    """Return the calibration from the answers to `create_questions`, for summary.json."""
+    results = (
         CalibrationResult.from_sums(total, question).to_dict()
         for total, question in zip(answers, questions, strict=True)
     )
-    return dict(zip(("before", "after"), found, strict=True))
+    return dict(zip(("before", "after"), results, strict=True))
 
 
 def compute_gap(bins: Tensor) -> float:
-    """The mean over rows of |share of right ones - mean probability| of their bin, of sums per bin (bins, 3)."""
+    """Compute the mean over examples of |share of right ones - mean probability| of their bin, from sums (bins, 3)."""
     return float((bins[:, CORRECT] - bins[:, CONFIDENCE]).abs().sum() / bins[:, COUNT].sum())
 
 
 def rebin_by_mass(cells: Tensor, bins: int) -> Tensor:
-    """Sums of `bins` bins with about equally many rows, from those of narrow cells (cells, 3), which are not divided.
+    """Sum narrow cells (cells, 3) to `bins` bins with about equally many examples; cells are not divided.
 
-    A cell belongs to the bin in which the middle of its rows lies; with 1,000 cells a bin's edge is off by 0.001.
+    A cell belongs to the bin that contains the middle of its examples. With 1,000 cells a bin's edge is off by 0.001.
     """
     rows = cells[:, COUNT]
     middle = rows.cumsum(0) - rows / 2
@@ -136,7 +143,7 @@ def rebin_by_mass(cells: Tensor, bins: int) -> Tensor:
 
 
 def compute_risk_coverage(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Coverage and risk as the threshold of confidence falls, one point for each cell that has rows."""
+    """Compute coverage and risk for falling thresholds of confidence, one point for each cell with examples."""
     down = cells.flip(0)
     down = down[down[:, COUNT] > 0].cumsum(0)
     return down[:, COUNT] / cells[:, COUNT].sum(), 1 - down[:, CORRECT] / down[:, COUNT]

@@ -1,4 +1,4 @@
-"""What may happen to a row on its way: texts are mistyped, images are blurred. A model that is trusted stands it."""
+"""Corruptions of inputs for robustness tests: texts are mistyped, images are blurred."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from fedpeft.parts import name_of
 
 Images = NDArray[np.uint8]
 
-Neighbours = Callable[[str], str]
-"""A word that means about the same; the word itself where nothing is known."""
+FindSynonym = Callable[[str], str]
+"""A function from a word to one of about the same meaning, or to the word itself if none is known."""
 
 
 class Corruption:
-    """One kind. Subclasses are frozen dataclasses without settings."""
+    """A type of corruption. Subclasses are frozen dataclasses without settings."""
 
     kind: ClassVar[str] = "text"
-    """Of the rows: "text" or "image"."""
+    """Kind of input: "text" or "image"."""
 
     strengths: ClassVar[tuple[float, ...]] = (0.05, 0.1, 0.2)
-    """From weak to strong; of texts the chance of each word to be changed."""
+    """Strengths from weak to strong; for texts the probability that a word is changed."""
 
     @property
     def name(self) -> str:
-        """As its file."""
+        """Name of the corruption: the name of its file."""
         return name_of(type(self))
 
-    def corrupt_text(self, text: str, strength: float, random: np.random.Generator, near: Neighbours) -> str:
-        """`text` with words changed; `near`: what knows of words of like meaning."""
+    def corrupt_text(self, text: str, strength: float, random: np.random.Generator, near: FindSynonym) -> str:
+        """Return `text` with changed words; `near` finds words of similar meaning."""
         raise NotImplementedError
 
     def corrupt_images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
-        """uint8 (rows, height, width) or (rows, height, width, 3), changed, in the same shape."""
+        """Return changed images; uint8 (rows, height, width) or (rows, height, width, 3), as the input."""
         raise NotImplementedError
 
 
 class WordByWord(Corruption):
-    """Changes each word by itself, with a chance; what lies between words stays."""
+    """A corruption that changes each word independently, with a probability; spaces between words stay."""
 
     @abstractmethod
-    def corrupt_word(self, word: str, random: np.random.Generator, near: Neighbours) -> str:
-        """The word, changed."""
+    def corrupt_word(self, word: str, random: np.random.Generator, near: FindSynonym) -> str:
+        """Return the word, changed."""
 
-    def corrupt_text(self, text: str, strength: float, random: np.random.Generator, near: Neighbours) -> str:
-        """See `Corruption`."""
+    def corrupt_text(self, text: str, strength: float, random: np.random.Generator, near: FindSynonym) -> str:
+        """Change each word with probability `strength`; see `Corruption`."""
         pieces = re.split(r"(\s+)", text)
         for place in range(0, len(pieces), 2):
             if pieces[place] and random.random() < strength:
@@ -59,9 +59,9 @@ class WordByWord(Corruption):
 
 
 def list_corruptions(kind: str) -> list[Corruption]:
-    """Those of texts, or of images."""
-    made = (CORRUPTIONS.build(name) for name in CORRUPTIONS.own_names)
-    return [corruption for corruption in made if corruption.kind == kind]
+    """Return the corruptions of a kind, "text" or "image"."""
+    corruptions = (CORRUPTIONS.build(name) for name in CORRUPTIONS.own_names)
+    return [corruption for corruption in corruptions if corruption.kind == kind]
 
 
 def corrupt(
@@ -69,14 +69,14 @@ def corrupt(
     corruption: Corruption,
     strength: float,
     random: np.random.Generator,
-    near: Neighbours = lambda word: word,
+    near: FindSynonym = lambda word: word,
 ) -> Sequence[str] | Images:
-    """All rows, changed."""
+    """Corrupt all inputs."""
     if corruption.kind == "image":
         return corruption.corrupt_images(np.asarray(inputs, dtype=np.uint8), strength, random)
     return [corruption.corrupt_text(str(text), strength, random, near) for text in inputs]
 
 
 def convert_to_pixels(values: NDArray[np.float64]) -> Images:
-    """Numbers of 0 to 1 as uint8, cut off at both ends."""
+    """Convert numbers of 0 to 1 to uint8; others are clipped."""
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)

@@ -1,9 +1,9 @@
-"""Where a round's clients disagree, from the factors of their updates alone.
+"""Disagreement between the clients of a round, computed from the factors of their updates.
 
-With D_k the change that client k makes of a layer's weights, a product of factors (`aggregation.factors.change`), and
-p_k its share of the mean, everything below comes from the inner products <D_j, D_k>, which need no dense matrix:
+D_k is the change of a layer's weights by client k, a product of factors (`aggregation.factors.change`), and p_k is its
+share of the mean. All of these come from the inner products <D_j, D_k>, which need no dense matrix:
 
-    cancelled share   1 - norm(sum_k p_k D_k) / sum_k p_k norm(D_k)      0: all pull alike; 1: nothing is left
+    canceled share    1 - norm(sum_k p_k D_k) / sum_k p_k norm(D_k)      0: all pull alike; 1: nothing is left
     cosine            <D_j, D_k> / (norm(D_j) norm(D_k))
     overlap           norm(U_j^T U_k)_F^2 / min(r_j, r_k), U_k spans the columns of what client k has trained (Hu et
                       al., ICLR 2022, arXiv 2106.09685); mean over pairs, 1: one subspace
@@ -29,27 +29,28 @@ from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.low_rank import LowRank, compute_inner_products
 
 MOST_CLIENTS = 100
-"""Of a round, in the order of ids, that are compared with each other."""
+"""Largest number of clients of a round that are compared, in the order of ids."""
 
 TINY = 1e-6
-"""Of the largest singular value, up to which a direction is rounding."""
+"""Share of the largest singular value up to which a direction is rounding."""
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Of one round.
+    """Disagreement between the clients of one round.
 
     Attributes:
         clients: ids, ascending.
-        cancelled: share of the whole update, and `by_module` of each layer's.
-        conflict: of signs.
+        canceled: share of the whole update that cancels.
+        conflict: sign conflict.
         cosines: (clients, clients).
+        by_module: `canceled` of each layer's update.
         agreement: by module, the cosine of each client's change with the mean of all, (clients,).
-        overlap: by module, of the clients' subspaces; only where adapters are products of factors.
+        overlap: by module, overlap of the clients' subspaces; only if adapters are products of factors.
     """
 
     clients: tuple[int, ...]
-    cancelled: float
+    canceled: float
     conflict: float
     cosines: Tensor
     by_module: Mapping[str, float]
@@ -57,12 +58,12 @@ class Disagreement:
     overlap: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self, round_number: int) -> dict[str, Any]:
-        """Of disagreement.jsonl; cosines are the upper triangle, row by row."""
+        """Return a line of disagreement.jsonl; `cosines` contains the upper triangle, row by row."""
         above = torch.triu_indices(len(self.clients), len(self.clients), 1)
         return {
             "round": round_number,
             "clients": list(self.clients),
-            "cancelled": self.cancelled,
+            "cancelled": self.canceled,
             "conflict": self.conflict,
             "cosines": _round_values(self.cosines[above[0], above[1]]),
             "cancelled_by_module": {name: round_value(value) for name, value in self.by_module.items()},
@@ -72,16 +73,16 @@ class Disagreement:
 
 
 def restore_cosines(line: Mapping[str, Any]) -> Tensor:
-    """The matrix in a line of disagreement.jsonl, (clients, clients)."""
+    """Restore the matrix of cosines (clients, clients) from a line of disagreement.jsonl."""
     count = len(line["clients"])
-    found = torch.eye(count, dtype=torch.float64)
+    cosines = torch.eye(count, dtype=torch.float64)
     above = torch.triu_indices(count, count, 1)
-    found[above[0], above[1]] = torch.tensor(line["cosines"], dtype=torch.float64)
-    return torch.maximum(found, found.T) + torch.minimum(found, found.T) - torch.diag(found.diagonal())
+    cosines[above[0], above[1]] = torch.tensor(line["cosines"], dtype=torch.float64)
+    return torch.maximum(cosines, cosines.T) + torch.minimum(cosines, cosines.T) - torch.diag(cosines.diagonal())
 
 
 def round_value(value: float) -> float:
-    """Four decimals, which a picture shows."""
+    """Round to four decimals, as many as a figure shows."""
     return round(value, 4)
 
 
@@ -90,36 +91,39 @@ def _round_values(values: Tensor) -> list[float]:
 
 
 def compute_canceled_share(gram: Tensor, shares: Tensor) -> float:
-    """From inner products (clients, clients) and shares (clients,); 0 where nothing has changed."""
+    """Compute the canceled share from inner products (clients, clients) and shares (clients,); 0 without changes."""
     apart = float(shares @ gram.diagonal().clamp_min(0).sqrt())
     together = float((shares @ gram @ shares).clamp_min(0).sqrt())
     return max(0.0, 1 - together / apart) if apart > 0 else 0.0
 
 
 def compute_cosines(gram: Tensor) -> Tensor:
-    """Of inner products (clients, clients); a client that has changed nothing has 0 with the others."""
+    """Compute cosines from inner products (clients, clients); a client without changes has 0 with the others."""
     norms = gram.diagonal().clamp_min(0).sqrt()
-    found = gram / (norms[:, None] * norms).clamp_min(torch.finfo(gram.dtype).tiny)
-    return found.clamp(-1, 1).fill_diagonal_(1.0)
+    cosines = gram / (norms[:, None] * norms).clamp_min(torch.finfo(gram.dtype).tiny)
+    return cosines.clamp(-1, 1).fill_diagonal_(1.0)
 
 
 def compute_mean_cosines(gram: Tensor, shares: Tensor) -> Tensor:
-    """The cosine of each client's change with the weighted mean, (clients,)."""
+    """Compute the cosine of each client's change with the weighted mean, (clients,)."""
     together = (shares @ gram @ shares).clamp_min(0).sqrt()
     norms = gram.diagonal().clamp_min(0).sqrt()
     return ((gram @ shares) / (norms * together).clamp_min(torch.finfo(gram.dtype).tiny)).clamp(-1, 1)
 
 
 def compute_basis(columns: Tensor) -> Tensor:
-    """Orthonormal columns (out, rank) that span those of a matrix (out, r), but for directions that are rounding."""
-    U, S, _ = torch.linalg.svd(columns.double(), full_matrices=False)
-    kept: Tensor = U[:, TINY * S[:1] < S]
+    """Return orthonormal columns (out, rank) that span those of a matrix (out, r), except for rounding."""
+    left, singular, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+    kept: Tensor = left[:, TINY * singular[:1] < singular]
     return kept
 
 
 def compute_mean_overlap(bases: Sequence[Tensor]) -> float:
-    """Over all pairs of subspaces, given by orthonormal columns; those of dimension 0 are in none; 0 without a pair."""
-    kept = [U for U in bases if U.shape[1]]
+    """Compute the mean overlap over all pairs of subspaces, given by orthonormal columns.
+
+    Subspaces of dimension 0 are left out. Without a pair the result is 0.
+    """
+    kept = [basis for basis in bases if basis.shape[1]]
     shared = [
         float((kept[j].T @ kept[k]).square().sum()) / min(kept[j].shape[1], kept[k].shape[1])
         for j in range(len(kept))
@@ -129,11 +133,11 @@ def compute_mean_overlap(bases: Sequence[Tensor]) -> float:
 
 
 @dataclass
-class WatchingAggregator:
-    """Hands updates on to `inner`, and looks at what they change in the layers of `layout`.
+class DisagreementAggregator:
+    """An aggregator that passes updates to `inner` and records what they change in the layers of `layout`.
 
-    `products`: whether what an adapter adds to a layer is the product of its factors; else each tensor is looked at by
-    itself.
+    `products` is whether the adapter's change of a layer is the product of its factors. If not, each tensor is compared
+    alone.
     """
 
     inner: Aggregator
@@ -147,7 +151,7 @@ class WatchingAggregator:
     _downs: State = field(default_factory=dict)
 
     def add(self, update: Update) -> None:
-        """Take one update."""
+        """Add one update."""
         self.inner.add(update)
         if len(self._clients) >= MOST_CLIENTS:
             return
@@ -160,7 +164,7 @@ class WatchingAggregator:
                 self._changes.setdefault(pair.module, []).append(change(pair, update))
                 self._bases.setdefault(pair.module, []).append(compute_basis(update.trained(pair.B)))
         for name, delta in update.delta.items():
-            if name not in factors:  # a vector, or a whole matrix: as one row it has the same inner products
+            if name not in factors:  # a vector or a whole matrix; as one row it has the same inner products
                 row = LowRank(torch.ones(1, 1, dtype=delta.dtype), delta.reshape(1, -1))
                 self._changes.setdefault(name, []).append(row)
             if tuple(delta.shape) == self.layout.shapes[name]:
@@ -168,7 +172,7 @@ class WatchingAggregator:
                     counts[name] = counts.get(name, torch.zeros(delta.shape)) + signs
 
     def finish(self, memory: OptimizerState) -> AggregationResult:
-        """What the round has led to, and how its clients disagree; of fewer than two nothing is told."""
+        """Return the result of the round with its clients' disagreement, if there are at least two."""
         outcome = self.inner.finish(memory)
         if len(self._clients) < 2:
             return outcome
@@ -182,7 +186,7 @@ class WatchingAggregator:
         whole = sum(grams.values(), torch.zeros(count, count, dtype=torch.float64))
         return Disagreement(
             clients=tuple(self._clients),
-            cancelled=compute_canceled_share(whole, shares),
+            canceled=compute_canceled_share(whole, shares),
             conflict=compute_conflict([(self._ups[name], self._downs[name]) for name in self._ups]),
             cosines=compute_cosines(whole),
             by_module={name: compute_canceled_share(gram, shares) for name, gram in grams.items()},
@@ -192,7 +196,10 @@ class WatchingAggregator:
 
 
 def compute_conflict(counts: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Of numbers of clients that move entries up and down; entries that nobody moves say nothing."""
+    """Compute the sign conflict from the numbers of clients that move each entry up and down.
+
+    Unmoved entries are ignored.
+    """
     total = entries = 0.0
     for ups, downs in counts:
         moved = ups + downs

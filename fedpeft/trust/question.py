@@ -1,6 +1,6 @@
-"""What a model's logits are asked on rows that nobody trains on: every answer is a sum over rows.
+"""Questions about a model's logits on held-out examples; every answer is a sum over examples.
 
-So the answers of clients add up to that on all their rows together, whatever row is whose, and nobody needs the rows.
+So the answers of clients add up to the answer on all their examples together, and nobody needs the examples.
 """
 
 from __future__ import annotations
@@ -21,69 +21,73 @@ from fedpeft.spec import parse_spec
 State = dict[str, Tensor]
 
 Matrices = Mapping[str, tuple[int, ...]]
-"""The shapes of a model's LoRA matrices by name, which some answers are as long as."""
+"""Shapes of a model's LoRA matrices by name; some answers have these sizes."""
 
 NO_MATRICES: Matrices = MappingProxyType({})
 
 ROWS = "rows"
-"""The sum that every answer has: how many rows it is over, shape (1,)."""
+"""Name of the sum in every answer that counts the examples, shape (1,)."""
 
 WORST_LOSS = 1e6
-"""Nats that a row may add to a sum; a larger loss is a lie, or of a model that nobody calibrates."""
+"""Largest number of nats of an example in a sum; a larger loss is false, or the model's calibration is irrelevant."""
 
 MOST_WORDS = 300
-"""Characters of a question's text that a client reads."""
+"""Largest number of characters of a question's text."""
 
 
 class Question(ABC):
-    """One question. Subclasses are frozen dataclasses; their fields are what a server may choose."""
+    """A question to clients. Subclasses are frozen dataclasses whose fields are the server's choice."""
 
     of_model: ClassVar[bool] = False
-    """Whether the sums come from the model itself, on the rows that it was trained on, and not from its logits."""
+    """Whether the sums come from the model itself, on its training set, instead of from its logits."""
 
     largest: ClassVar[int] = 1_000_000
-    """The most numbers that an answer may have."""
+    """Largest number of numbers in an answer."""
 
     @property
     def text(self) -> str:
-        """As it is asked."""
+        """Text of the question."""
         return format_part(self)
 
     @abstractmethod
     def shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
-        """Of the sums, but for `ROWS`."""
+        """Return the shapes of the sums without `ROWS`."""
 
     def compute_sums(self, logits: Tensor, labels: Tensor) -> State:
-        """The sums over rows, in fp64, but for `ROWS`: logits (rows, classes) in fp64, labels (rows,).
+        """Compute the sums over examples in fp64, without `ROWS`.
+
+        Args:
+            logits: (rows, classes) in fp64.
+            labels: (rows,).
 
         Raises:
-            ConfigError: the question is of the model, and not of its logits; the default.
+            ConfigError: the question is about the model, not about its logits; the default.
         """
-        raise ConfigError(f"FP1440 {self.text} is asked of a model, and not of its logits")
+        raise ConfigError(f"FP1440 {self.text} is a question about a model, not about its logits; ask another one")
 
     def limits(self, rows: int) -> dict[str, float]:
-        """The largest value of any number in each sum over `rows` rows; a sum that is not named ends at `rows`."""
+        """Return the largest legal value in each sum over `rows` examples; by default `rows` limits every sum."""
         return {}
 
     # ------------------------------------------------------------------------------------------------------- answers
 
     def get_all_shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
-        """Of an answer.
+        """Return the shapes of an answer.
 
         Raises:
-            ConfigError: it would be longer than `largest`.
+            ConfigError: the answer has more numbers than `largest`.
         """
         shapes = {**self.shapes(classes, matrices), ROWS: (1,)}
         numbers = sum(int(torch.Size(shape).numel()) for shape in shapes.values())
         if numbers > self.largest:
             raise ConfigError(
-                f"FP1441 {self.text} would bring {numbers:,} numbers of each client for {classes} classes; legal are "
-                f"{self.largest:,}: ask for fewer bins, or fewer points"
+                f"FP1441 {self.text} would need {numbers:,} numbers from each client for {classes} classes; at most "
+                f"{self.largest:,} are legal: ask for fewer bins or points"
             )
         return shapes
 
     def answer(self, logits: Tensor, labels: Tensor) -> State:
-        """The sums over some rows, `ROWS` included.
+        """Compute the sums over some examples, with `ROWS`.
 
         Raises:
             ConfigError: see `get_all_shapes`.
@@ -91,34 +95,36 @@ class Question(ABC):
         shapes = self.get_all_shapes(logits.shape[1])
         if not len(labels):
             return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-        found = self.compute_sums(logits.double(), labels)
-        return {**found, ROWS: torch.tensor([float(len(labels))], dtype=torch.float64)}
+        sums = self.compute_sums(logits.double(), labels)
+        return {**sums, ROWS: torch.tensor([float(len(labels))], dtype=torch.float64)}
 
     def check(self, answer: State, rows: int) -> None:
-        """Refuse sums that no `rows` rows can have.
+        """Refuse sums that `rows` examples can't have.
 
         Raises:
-            PayloadError: why.
+            PayloadError: names the reason.
         """
         if float(answer[ROWS]) != rows:
-            raise PayloadError(f"FP6165 sums over {float(answer[ROWS]):g} rows, of a client that says it has {rows}")
+            raise PayloadError(
+                f"FP6165 a client's sums are over {float(answer[ROWS]):g} examples, and it reported {rows}"
+            )
         limits = self.limits(rows)
         for name, tensor in answer.items():
             most = limits.get(name, float(rows))
             if not bool(((tensor >= 0) & (tensor <= most * (1 + 1e-9))).all()):
                 raise PayloadError(
-                    f"FP6166 a sum called {name} lies outside of 0 to {most:g}, which {rows} rows can't exceed"
+                    f"FP6166 the sum {name} of a client is outside 0 to {most:g}, the legal range for {rows} examples"
                 )
 
 
 def parse_question(text: str) -> Question:
-    """The question that a server asks by `text`.
+    """Parse the text of a server's question.
 
     Raises:
-        PayloadError: this version has none like it.
+        PayloadError: this version does not have such a question.
     """
     if len(text) > MOST_WORDS:
-        raise PayloadError(f"FP6167 the server asks a question of {len(text)} characters; legal are {MOST_WORDS}")
+        raise PayloadError(f"FP6167 the server's question has {len(text)} characters; at most {MOST_WORDS} are legal")
     try:
         spec = parse_spec(text)
         if spec.name not in QUESTIONS.own_names:

@@ -1,7 +1,7 @@
-"""Is a model as unsure as people are? What it says of rows that many people have rated, each for themselves.
+"""Comparison of a model's uncertainty with that of people, on examples that many people rated independently.
 
-A label hides how many people would have said otherwise, and calibration against labels forgives a model that is sure
-of rows about which people are not. Of two classes:
+A label hides how many people disagree, and calibration against labels does not penalize a model that is sure where
+people are not. With two classes:
 
     share_error   the mean over rows of |mean share of votes - mean probability| of their bin of the second class's
                   probability: the expected calibration error with votes in the place of labels
@@ -20,14 +20,20 @@ from scipy.stats import spearmanr
 from fedpeft.data.rows import Raters
 
 FEWEST = 10
-"""Rows from which on ranks are compared."""
+"""Smallest number of examples whose ranks are compared."""
 
 Column = NDArray[np.floating[Any]]
-"""A number for each row."""
+"""One number per example."""
 
 
 def compute_share_error(probability: Column, share: Column, bins: int) -> float:
-    """See above; `probability` and `share` are of the second class, (rows,), in `bins` equally wide bins."""
+    """Compute the share error of the module's docstring, in `bins` equally wide bins.
+
+    Args:
+        probability: probability of the second class, (rows,).
+        share: share of votes for the second class, (rows,).
+        bins: number of bins.
+    """
     place = np.minimum((probability * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(place, share - probability, minlength=bins)
     return float(np.abs(gaps).sum() / len(share))
@@ -36,13 +42,14 @@ def compute_share_error(probability: Column, share: Column, bins: int) -> float:
 def compare_with_raters(
     raters: Raters, predicted: NDArray[np.int64], confidence: Column, scaled: Column, bins: int
 ) -> dict[str, Any] | None:
-    """For summary.json; None: there are too few rows.
+    """Compare predictions with raters, for summary.json; None if there are too few examples.
 
     Args:
-        raters: of the rows.
-        predicted: class of each row, 0 or 1, (rows,).
-        confidence, scaled: its probability, as it is and with the temperature, (rows,), 0.5 to 1.
-        bins: of probability.
+        raters: the ratings of the examples.
+        predicted: class of each example, 0 or 1, (rows,).
+        confidence: probability of the predicted class, (rows,), 0.5 to 1.
+        scaled: the same after temperature scaling, (rows,).
+        bins: number of bins of probability.
     """
     if len(raters.share) < FEWEST:
         return None

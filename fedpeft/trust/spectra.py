@@ -1,9 +1,10 @@
-"""What an adapter has learned, layer by layer, from its factors; and a check of what a direction is worth.
+"""Spectra of a finished adapter, layer by layer, from its factors; and a test of its leading directions.
 
-Effective rank exp(entropy(s^2 / sum s^2)) (Roy and Vetterli, EUSIPCO 2007), stable rank norm_F^2 / norm_2^2, the share
-of the adapter's energy in each layer, and how much of it lies in intruder dimensions: leading left singular vectors of
-W0 + dW that are unlike all of W0's (Shuttleworth et al., arXiv 2410.21228). Counts of intruders say little, since any
-random direction is one; their share of the energy does. They show where the task sits, not that it does harm.
+The effective rank is exp(entropy(s^2 / sum s^2)) (Roy and Vetterli, EUSIPCO 2007), and the stable rank is norm_F^2 /
+norm_2^2. Each layer has a share of the adapter's energy. Part of it lies in intruder dimensions: leading left singular
+vectors of W0 + dW that are unlike all of W0's (Shuttleworth et al., arXiv 2410.21228). The number of intruders means
+little, since any random direction is one; their share of the energy is meaningful. They show where the task sits, not
+that it does harm.
 """
 
 from __future__ import annotations
@@ -20,23 +21,24 @@ from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.low_rank import LowRank, TruncatedSVD, compute_truncated_svd
 
 LEADING = 10
-"""Singular vectors of W0 + dW that are looked at for intruders."""
+"""Number of singular vectors of W0 + dW that may be intruders."""
 
 UNLIKE = 0.5
-"""Largest cosine with all of W0's singular vectors up to which one is an intruder."""
+"""Largest cosine of an intruder with W0's singular vectors."""
 
 LARGEST = 2**22
-"""Entries of a layer up to which its singular vectors are computed."""
+"""Largest number of entries of a layer whose singular vectors are computed."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Of what an adapter adds to one layer's weights.
+    """The spectrum of an adapter's change of one layer's weights.
 
     Attributes:
         norm: Frobenius norm.
         energy: share of the sum of squared norms over all layers, 0 to 1.
-        effective_rank, stable_rank: 1 to the rank; 0 where nothing is added.
+        effective_rank: 1 to the rank; 0 without a change.
+        stable_rank: 1 to the rank; 0 without a change.
         leading: share of the layer's energy in its first singular direction.
         intruders: share of the layer's energy in intruder dimensions; None: not computed.
     """
@@ -49,12 +51,12 @@ class Spectrum:
     intruders: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For summary.json."""
+        """Return the fields for summary.json."""
         return asdict(self)
 
 
 def decompose(state: State, layout: Layout) -> dict[str, TruncatedSVD]:
-    """By module, the singular triplets of what the adapter adds, in fp64."""
+    """Compute the singular triplets of the adapter's change of each layer, by module, in fp64."""
     form = get_lora_form(layout)
     wide = {name: tensor.double() for name, tensor in state.items()}
     ranks = {pair.module: min(form.rank, pair.out_features, pair.in_features) for pair in layout.pairs}
@@ -64,52 +66,55 @@ def decompose(state: State, layout: Layout) -> dict[str, TruncatedSVD]:
     }
 
 
-def compute_spectra(found: dict[str, TruncatedSVD], weights: dict[str, Tensor]) -> dict[str, Spectrum]:
-    """By module; `weights`: W0 (out, in) of the layers whose intruders are wanted."""
-    whole = sum(float(svd.S.square().sum()) for svd in found.values())
-    made = {}
-    for module, svd in found.items():
+def compute_spectra(svds: dict[str, TruncatedSVD], weights: dict[str, Tensor]) -> dict[str, Spectrum]:
+    """Compute the spectra by module; `weights` are W0 (out, in) of the layers whose intruders are computed."""
+    whole = sum(float(svd.S.square().sum()) for svd in svds.values())
+    spectra = {}
+    for module, svd in svds.items():
         energies = svd.S.square()
-        own = float(energies.sum())
-        shares = energies / own if own else energies
+        total = float(energies.sum())
+        shares = energies / total if total else energies
         weight = weights.get(module)
-        made[module] = Spectrum(
-            norm=math.sqrt(own),
-            energy=own / whole if whole else 0.0,
-            effective_rank=float(torch.special.entr(shares).sum().exp()) if own else 0.0,
-            stable_rank=own / float(energies[0]) if own else 0.0,
+        spectra[module] = Spectrum(
+            norm=math.sqrt(total),
+            energy=total / whole if whole else 0.0,
+            effective_rank=float(torch.special.entr(shares).sum().exp()) if total else 0.0,
+            stable_rank=total / float(energies[0]) if total else 0.0,
             leading=float(shares[0]),
-            intruders=compute_intruder_share(weight, svd.to_low_rank()) if weight is not None and own else None,
+            intruders=compute_intruder_share(weight, svd.to_low_rank()) if weight is not None and total else None,
         )
-    return made
+    return spectra
 
 
 def compute_intruder_share(weight: Tensor, added: LowRank) -> float:
-    """The share of norm(dW)^2 in the span of the intruders among the `LEADING` left singular vectors of W0 + dW."""
+    """Compute the share of norm(dW)^2 in the span of the intruders.
+
+    Intruders are among the `LEADING` left singular vectors of W0 + dW.
+    """
     base, change = weight.double(), added.to_dense().double()
-    own = torch.linalg.svd(base, full_matrices=False).U
+    original = torch.linalg.svd(base, full_matrices=False).U
     tuned = torch.linalg.svd(base + change, full_matrices=False).U[:, :LEADING]
-    intruders = tuned[:, (own.T @ tuned).abs().amax(0) < UNLIKE]
+    intruders = tuned[:, (original.T @ tuned).abs().amax(0) < UNLIKE]
     return float((intruders.T @ change).square().sum() / change.square().sum())
 
 
 def remove_leading(state: State, layout: Layout) -> State:
-    """The adapter without the first singular direction of each layer: (I - u u^T) B, which is exact in its factors."""
+    """Return the adapter without the first singular direction of each layer: (I - u u^T) B, exact in its factors."""
     edited = dict(state)
     for pair in layout.pairs:
-        B = state[pair.B].double()
+        factor = state[pair.B].double()
         u = _compute_leading(state, layout, pair.module).U[:, :1]
-        edited[pair.B] = (B - u @ (u.T @ B)).to(state[pair.B].dtype)
+        edited[pair.B] = (factor - u @ (u.T @ factor)).to(state[pair.B].dtype)
     return edited
 
 
-def shrink_alike(state: State, layout: Layout) -> State:
-    """The adapter with each layer shrunk to the norm that it has in `remove_leading`."""
+def shrink_equally(state: State, layout: Layout) -> State:
+    """Return the adapter with each layer shrunk to the norm that it has in `remove_leading`."""
     edited = dict(state)
     for pair in layout.pairs:
-        S = _compute_leading(state, layout, pair.module).S
-        own = float(S.square().sum())
-        edited[pair.B] = state[pair.B] * (math.sqrt(max(0.0, 1 - float(S[0]) ** 2 / own)) if own else 1.0)
+        singular = _compute_leading(state, layout, pair.module).S
+        total = float(singular.square().sum())
+        edited[pair.B] = state[pair.B] * (math.sqrt(max(0.0, 1 - float(singular[0]) ** 2 / total)) if total else 1.0)
     return edited
 
 

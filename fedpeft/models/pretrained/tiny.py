@@ -1,7 +1,8 @@
-"""A BERT encoder of 69 thousand parameters with seeded random weights, for tests: nothing is fetched.
+"""A BERT encoder of 69 thousand parameters with seeded random weights, for tests; nothing is fetched.
 
-3 layers, hidden size 48, intermediate size 80 (not square, so that a swapped axis shows), 4 heads, up to 64 tokens. Its
-tokenizer knows the words of the made data sets (`fedpeft.data.made_words`); other words become [UNK].
+It has 3 layers, hidden size 48, intermediate size 80 (not square, so that a swapped axis shows), 4 heads, and up to 64
+tokens. Its tokenizer's vocabulary is that of the generated datasets (`fedpeft.data.made_words`); other words become
+[UNK].
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class TinyBert:
     seed: int = setting(0, "seed of the weights", low=0)
 
     def resolve(self) -> Path:
-        """The folder that `AutoModel` and `AutoTokenizer` load; written on first use."""
+        """Return the folder that `AutoModel` and `AutoTokenizer` load; it is written on first use."""
         return model_folder.get_made_folder(f"tiny-{self.layers}-{self.seed}", self._fill)
 
     def _fill(self, folder: Path) -> None:
@@ -51,7 +52,7 @@ class TinyBert:
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
             type_vocab_size=2,
-            initializer_range=0.15,  # at the usual 0.02 so small a network is nearly constant in its input
+            initializer_range=0.15,  # with the usual 0.02 so small a network is nearly constant in its input
             pad_token_id=0,
         )
         with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,8 @@
 """A Llama-like causal language model of 59 thousand parameters with seeded random weights, for tests.
 
-2 layers, hidden size 48, intermediate size 80, 4 heads that share 2 key-value heads (so k and v are not square), up to
-64 tokens. Nothing is fetched. Its tokenizer knows the words of the made data sets (`fedpeft.data.made_words`).
+It has 2 layers, hidden size 48, intermediate size 80, 4 heads that share 2 key-value heads (so k and v are not square),
+and up to 64 tokens. Nothing is fetched. Its tokenizer's vocabulary is that of the generated datasets
+(`fedpeft.data.made_words`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class TinyLlama:
     seed: int = setting(0, "seed of the weights", low=0)
 
     def resolve(self) -> Path:
-        """The folder that `AutoModelForCausalLM` and `AutoTokenizer` load; written on first use."""
+        """Return the folder that `AutoModelForCausalLM` and `AutoTokenizer` load; it is written on first use."""
         return model_folder.get_made_folder(f"tiny_lm-{self.layers}-{self.seed}", self._fill)
 
     def _fill(self, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """An encoder with a decoder of about 60 thousand parameters with seeded random weights, for tests.
 
-T5 or BART: 2 blocks each, hidden size 48, intermediate size 80, 4 heads, up to 64 tokens. Nothing is fetched. Its
-tokenizer knows the words of the made data sets (`fedpeft.data.made_words`). It has learned nothing: `--peft full`
-trains it from the beginning.
+It is a T5 or BART with 2 blocks each, hidden size 48, intermediate size 80, 4 heads, and up to 64 tokens. Nothing is
+fetched. Its tokenizer's vocabulary is that of the generated datasets (`fedpeft.data.made_words`). It is untrained:
+`--peft full` trains it from scratch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class TinySeq2Seq:
     origin: ClassVar[str] = ""
     license: ClassVar[str] = ""
 
-    kind: str = setting("t5", "of architecture", choices=("t5", "bart"))
+    kind: str = setting("t5", "architecture", choices=("t5", "bart"))
     layers: int = setting(2, "number of blocks of the encoder, and of the decoder", low=1, high=24)
     seed: int = setting(0, "seed of the weights", low=0)
 
     def resolve(self) -> Path:
-        """The folder that `AutoModelForSeq2SeqLM` and `AutoTokenizer` load; written on first use."""
+        """Return the folder that `AutoModelForSeq2SeqLM` and `AutoTokenizer` load; it is written on first use."""
         return model_folder.get_made_folder(f"tiny_seq2seq-{self.kind}-{self.layers}-{self.seed}", self._fill)
 
     def _fill(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class TinySeq2Seq:
         model.save_pretrained(str(folder))
 
     def _get_sizes(self) -> dict[str, Any]:
-        """Of the configuration."""
+        """Return the arguments of the configuration."""
         both = {"vocab_size": len(SPECIAL) + len(WORDS), "d_model": WIDTH, "pad_token_id": 0, "eos_token_id": 3}
         if self.kind == "t5":
             own = {"d_kv": WIDTH // HEADS, "d_ff": INNER, "num_layers": self.layers, "num_heads": HEADS}

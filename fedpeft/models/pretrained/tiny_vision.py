@@ -1,6 +1,6 @@
-"""A DINOv2 of 60 thousand parameters with seeded random weights, for tests: nothing is fetched.
+"""A DINOv2 of 60 thousand parameters with seeded random weights, for tests; nothing is fetched.
 
-3 layers, hidden size 48, 4 heads, patches of 4 x 4 pixels.
+It has 3 layers, hidden size 48, 4 heads, and patches of 4 x 4 pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TinyVision:
     seed: int = setting(0, "seed of the weights", low=0)
 
     def resolve(self) -> Path:
-        """The folder that `AutoModel` loads; written on first use."""
+        """Return the folder that `AutoModel` loads; it is written on first use."""
         return model_folder.get_made_folder(f"tiny_vision-{self.layers}-{self.seed}", self._fill)
 
     def _fill(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class TinyVision:
             mlp_ratio=2,
             image_size=16,
             patch_size=4,
-            initializer_range=0.15,  # at the usual 0.02 so small a network is nearly constant in its input
+            initializer_range=0.15,  # with the usual 0.02 so small a network is nearly constant in its input
             layerscale_value=1.0,
         )
         with torch.random.fork_rng(devices=[]):

@@ -1,10 +1,10 @@
-"""Two towers: a vision transformer and a text encoder beside each other, as one base for pairs of images and texts.
+"""Two towers: a vision transformer and a text encoder as one base for pairs of images and texts.
 
-towers                                      DINOv2 small and MiniLM, both 384 wide
-towers(image=dinov2_small, text=minilm)     any two models that classification reads
+towers                                      DINOv2 small and MiniLM, both 384 wide towers(image=dinov2_small,
+text=minilm)     any two models that classification reads
 
-Both keep their weights as they were published, and are not trained to know each other: that is what the task `towers`
-does, as LiT does with a tower that is locked (Zhai et al., arXiv 2111.07991).
+Both have their published weights, and were not trained together. The task `towers` trains that, as LiT does with a
+locked tower (Zhai et al., arXiv 2111.07991).
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ class Towers:
     text: str = setting("minilm", "the text encoder, as --model takes it")
 
     def resolve(self) -> Path:
-        """A folder with the towers in image/ and text/, the tokenizer, and a config.json of both.
+        """Return a folder with the towers in image/ and text/, the tokenizer, and a config.json of both.
 
         Raises:
             AssetError: a tower can't be fetched.
-            ModelError: the towers are no encoder of images and one of texts.
+            ModelError: the towers are not an encoder of images and one of texts.
         """
-        found = {tower: resolve_model(getattr(self, tower)) for tower in TOWERS}
-        hashes = {tower: cache.hash_files(folder, (*FILES, *TOKENIZER_FILES)) for tower, folder in found.items()}
+        folders = {tower: resolve_model(getattr(self, tower)) for tower in TOWERS}
+        hashes = {tower: cache.hash_files(folder, (*FILES, *TOKENIZER_FILES)) for tower, folder in folders.items()}
         name = f"towers-{cache.compute_key(towers=hashes)}"
-        return cache.get_cached_folder(name, lambda target: _fill(target, found, hashes))
+        return cache.get_cached_folder(name, lambda target: _fill(target, folders, hashes))
 
 
-def _fill(target: Path, found: dict[str, Path], hashes: dict[str, str]) -> None:
-    configs = {tower: json.loads((folder / "config.json").read_text("utf-8")) for tower, folder in found.items()}
+def _fill(target: Path, folders: dict[str, Path], hashes: dict[str, str]) -> None:
+    configs = {tower: json.loads((folder / "config.json").read_text("utf-8")) for tower, folder in folders.items()}
     if "patch_size" not in configs["image"] or "vocab_size" not in configs["text"]:
         raise ModelError(
-            f"FP4037 two towers are an encoder of images and one of texts, and {found['image']} with {found['text']} "
-            "is not; take image=dinov2_small and text=minilm"
+            f"FP4037 towers needs an encoder of images and one of texts, and got {folders['image']} and "
+            f"{folders['text']}; take image=dinov2_small and text=minilm"
         )
-    for tower, folder in found.items():
+    for tower, folder in folders.items():
         (target / tower).mkdir()
         for file in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
             shutil.copyfile(file, target / tower / file.name)
-    for file in sorted({path for pattern in TOKENIZER_FILES for path in found["text"].glob(pattern)}):
+    for file in sorted({path for pattern in TOKENIZER_FILES for path in folders["text"].glob(pattern)}):
         if file.name != "config.json":
             shutil.copyfile(file, target / file.name)
     both = {
@@ -68,7 +68,7 @@ def _fill(target: Path, found: dict[str, Path], hashes: dict[str, str]) -> None:
         "text_config": configs["text"],
         "hidden_size": configs["image"]["hidden_size"],
         "max_position_embeddings": configs["text"].get("max_position_embeddings"),
-        "tower_hashes": hashes,  # what the cache knows the weights by
+        "tower_hashes": hashes,  # the cache identifies the weights by them
     }
     (target / "config.json").write_text(json.dumps(both, indent=1) + "\n", encoding="utf-8")
 

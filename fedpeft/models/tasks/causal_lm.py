@@ -1,4 +1,4 @@
-"""Causal language modelling: predict each token from the ones before it; the headline number is perplexity."""
+"""Causal language modeling: predict each token from the previous ones; the headline number is perplexity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fedpeft.data.examples import IGNORED, Batch, Examples, make_up_batch
@@ -30,18 +30,18 @@ from fedpeft.models.token_losses import (
 )
 
 INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
-"""What a language model is given of a batch."""
+"""Names of the tensors in a batch that a language model reads."""
 
 
 def compute_logits(base: nn.Module, batch: Batch) -> Tensor:
-    """What a base says of the token behind each, (B, T, vocabulary)."""
+    """Compute a base's logits of the next tokens, (B, T, vocabulary)."""
     given = {name: batch[name] for name in INPUTS if name in batch}
     logits: Tensor = base(**given, use_cache=False).logits
     return logits
 
 
 def _count_positions(batch: Batch) -> int:
-    """Positions of a batch, padding included."""
+    """Return the number of positions of a batch, with padding."""
     return next(batch[name] for name in INPUTS if name in batch).shape[1]
 
 
@@ -51,29 +51,33 @@ class LanguageModel(FederatedModel):
     peft_task: ClassVar[str] = "CAUSAL_LM"
 
     def __init__(self, base: nn.Module) -> None:
+        """Hold the base."""
         super().__init__()
         self.base = base
-        self._output: list[OutputLayer | None] = []  # in a list, or it would be a child twice; empty: not looked for
+        self._output: list[OutputLayer | None] = []  # in a list, so that it is not a child twice; empty: not searched
 
     def select_inputs(self, batch: Batch) -> Batch:
-        """What the base reads of a batch: by default all of it."""
+        """Return the part of a batch that the base reads; by default all of it."""
         return batch
 
     def read(self, batch: Batch) -> Tensor:
-        """The base's logits at all positions."""
+        """Compute the base's logits at all positions."""
         return compute_logits(self.base, self.select_inputs(batch))
 
     def select_predicting(self, values: Tensor, batch: Batch) -> Tensor:
-        """Of what the base has at all positions those that predict a token of the row."""
-        return values[:, -_count_positions(batch) :][:, :-1]  # a prompt's positions stand before, uncounted
+        """Select the positions that predict a token of the example."""
+        return values[:, -_count_positions(batch) :][:, :-1]  # a prompt's positions come first and are skipped
 
     def get_counted_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Labels of the predicting positions, and which of them count."""
+        """Return the labels of the predicting positions, and which of them count."""
         return get_counted_labels(batch)
 
     def row_losses(self, batch: Batch) -> RowLosses | None:
-        """Losses without the logits of all positions; None where the output layer is trained, or is none that
-        `OutputLayer` knows."""
+        """Compute losses without the logits of all positions.
+
+        Returns:
+            The losses; None if the output layer is trained, or `OutputLayer` does not support it.
+        """
         if not self._output:
             self._output = [OutputLayer.from_base(self.base)]
         [output] = self._output
@@ -91,16 +95,16 @@ class LanguageModel(FederatedModel):
         )
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
+        """Compute logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
         logits = self.select_predicting(self.read(batch), batch)
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def check_causal(model_directory: Path) -> None:
-    """Refuse what its architecture tells is no causal language model, before its weights are loaded.
+    """Refuse architectures that are not causal language models before their weights are loaded.
 
     Raises:
-        ModelError: it is an encoder, or of a kind that transformers has no causal language model for.
+        ModelError: the model is an encoder, or transformers has no causal language model of its type.
     """
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -111,18 +115,20 @@ def check_causal(model_directory: Path) -> None:
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
-            f"FP4043 the model in {model_directory} is of the kind {kind!r}, which has no causal language model; take "
+            f"FP4043 the model in {model_directory} has the type {kind!r}, which has no causal language model; take "
             "one such as smollm2"
             + (", or pairs of texts: file(path=..., text=COLUMN, target=COLUMN)" if config.is_encoder_decoder else "")
         )
-    decoder = getattr(config, "is_decoder", False) or config.is_encoder_decoder  # of the latter the decoder is taken
+    decoder = getattr(config, "is_decoder", False) or config.is_encoder_decoder  # the latter's decoder is used
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoder:
         raise _create_not_causal_error(model_directory, kind)
 
 
 def _check_window(config: Any, dtype: torch.dtype) -> None:
-    """Refuse windows in fp64 where transformers writes attention out, as for Gemma 2, whose caps no kernel has: it
-    computes it in fp32, in which a mask of fp64 is infinite, and padding that sees nothing but padding not a number.
+    """Refuse windows in fp64 if transformers computes attention without a kernel, as for Gemma 2's caps.
+
+    It computes such attention in fp32, where a mask of fp64 is infinite, and padding that sees only padding becomes
+    NaN.
 
     Raises:
         ModelError: the model is of that kind.
@@ -131,45 +137,51 @@ def _check_window(config: Any, dtype: torch.dtype) -> None:
     written_out = getattr(config, "_attn_implementation", None) == "eager"
     if dtype == torch.float64 and written_out and window and window < config.max_position_embeddings:
         raise ModelError(
-            f"FP4044 {config.model_type} looks through windows of {window} tokens with an attention that is computed "
-            "in fp32, and in fp64 padded rows come out as not a number; take --dtype fp32 or bf16"
+            f"FP4044 {config.model_type} has attention windows of {window} tokens, with which padded examples become "
+            "NaN in fp64; take --dtype fp32 or bf16"
         )
 
 
 def _create_not_causal_error(model_directory: Path, kind: str) -> ModelError:
     return ModelError(
-        f"FP4045 the model in {model_directory} ({kind}) reads ahead: what it predicts of a token depends on later "
-        "ones, so it is no causal language model; take one such as smollm2, or rows with labels and classification"
+        f"FP4045 the model in {model_directory} ({kind}) is not a causal language model, since its predictions depend "
+        "on later tokens; take one such as smollm2, or examples with labels and classification"
     )
 
 
 def sum_losses(logits: Tensor, labels: Tensor, counted: Tensor) -> RowLosses:
-    """Cross-entropy of logits (B, T, vocabulary) summed over the positions (B, T) that count."""
-    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
+    """Sum the cross-entropy of logits (B, T, vocabulary) over the positions (B, T) that count."""
+    each = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
     correct = ((logits.argmax(-1) == labels) & counted).sum(1)
     return RowLosses(each.view(labels.shape).sum(1), counted.sum(1).to(each.dtype), correct.to(each.dtype))
 
 
 @dataclass(frozen=True)
 class CausalLM(Task):
-    """Next tokens of rows."""
+    """Prediction of next tokens."""
 
     metric = "perplexity"
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
-        """Token ids; no labels but the tokens themselves."""
+        """Convert texts to token ids, which are their own labels.
+
+        Raises:
+            DataError: the examples are images.
+        """
         if isinstance(rows.inputs, np.ndarray):
-            raise DataError("FP3169 causal language modelling needs text rows; this data set holds images")
+            raise DataError(
+                "FP3169 causal language modeling needs texts, and this dataset contains images; take a dataset of texts"
+            )
         cut = tokenize_texts(rows.inputs, None, model_directory, max_tokens)
         full = take_texts(rows.inputs, np.flatnonzero(cut.lengths == max_tokens))
         whole = tokenize_texts(full, None, model_directory, max_tokens + 1)
         return replace(cut, cut=int((whole.lengths > max_tokens).sum()))
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
-        """The language model with its output layer.
+        """Load the language model with its output layer.
 
         Raises:
-            ModelError: it is no causal one: what it predicts depends on later tokens.
+            ModelError: the model is not causal: its predictions depend on later tokens.
         """
         from transformers import AutoModelForCausalLM
 
@@ -181,20 +193,20 @@ class CausalLM(Task):
         return base
 
     def model(self, base: nn.Module, classes: int | None) -> LanguageModel:
-        """The language model as it is: no head is added."""
+        """Return the language model without a head."""
         return LanguageModel(base)
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
-        """Cross-entropy summed over a row's predicted tokens."""
+        """Compute the cross-entropy summed over an example's predicted tokens."""
         return sum_losses(logits, *get_counted_labels(batch))
 
     def row_losses(self, model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
-        """The same; where the output layer is not trained, without the logits of all positions."""
-        found = model.row_losses(batch) if isinstance(model, LanguageModel) else None
-        return super().row_losses(model, batch, offsets) if found is None else found
+        """Compute the losses; if the output layer is frozen, without the logits of all positions."""
+        losses = model.row_losses(batch) if isinstance(model, LanguageModel) else None
+        return super().row_losses(model, batch, offsets) if losses is None else losses
 
     def packs(self, model: FederatedModel) -> bool:
-        """Two made-up rows give the same logits in a sequence as in two."""
+        """Return whether two made-up examples have the same logits in one sequence as in two."""
         inner: Any = find_language_model(model.base)
         device = next(model.parameters()).device
         rows = make_up_batch(inner.config, 2, torch.Generator().manual_seed(0))["input_ids"].to(device)

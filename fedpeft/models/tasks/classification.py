@@ -1,6 +1,6 @@
 """Classification of a text or an image: mean pooling over the last hidden states, then one linear head.
 
-The head is trained and federated with the adapter. Mean pooling because the poolers of sentence encoders are worse.
+The head is trained and federated with the adapter. The poolers of sentence encoders are worse than mean pooling.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples, ImageRows
@@ -29,70 +29,71 @@ from fedpeft.parts import name_of
 
 
 def compute_hidden_states(base: nn.Module, inputs: Batch) -> Tensor:
-    """The last hidden states of a base, (B, T, d)."""
+    """Compute the last hidden states of a base, (B, T, d)."""
     hidden: Tensor = base(**inputs).last_hidden_state
     return hidden
 
 
 class Classifier(FederatedModel):
-    """Base, mean pooling, head; the head works on (..., d), so a stacked head for many clients fits in its place.
+    """Base, mean pooling, head; the head works on (..., d), so a stacked head for many clients can replace it.
 
     Attributes:
-        copies: how many hidden states the base gives of each row, (copies * B, T, d), one beside the other.
-        shares: of the copies in what is said of a row, (copies,), adding up to 1; None: equal ones.
+        copies: number of hidden states that the base returns per example, (copies * B, T, d), side by side.
+        shares: weights of the copies in the prediction, (copies,), with sum 1; None: equal weights.
     """
 
     copies = 1
     shares: Tensor | None = None
 
     def __init__(self, base: nn.Module, head: nn.Module) -> None:
+        """Hold the base and the head."""
         super().__init__()
         self.base = base
         self.head = head
 
     def features(self, batch: Batch) -> Tensor:
-        """Pooled features, (B, d); of several copies, their mean."""
+        """Compute pooled features, (B, d); several copies are averaged."""
         pooled = self.compute_pooled(batch)
         return pooled if self.copies == 1 else self.split_by_copy(pooled).mean(1)
 
     def compute_pooled(self, batch: Batch) -> Tensor:
-        """The same of each copy, (copies * B, d)."""
+        """Compute the pooled features of each copy, (copies * B, d)."""
         hidden = compute_hidden_states(self.base, {name: tensor for name, tensor in batch.items() if name != "labels"})
         mask = batch.get("attention_mask")
         if mask is not None:
-            hidden = hidden[:, -mask.shape[1] :]  # the positions of a prompt stand before the row's own, unpooled
+            hidden = hidden[:, -mask.shape[1] :]  # a prompt's positions come first and are not pooled
             mask = mask.repeat_interleave(self.copies, dim=0) if self.copies > 1 else mask
         return pool(hidden, mask)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits, (B, classes); of several copies, log probabilities: of the mean of what each says."""
+        """Compute logits, (B, classes); for several copies, log probabilities of their mixture."""
         logits: Tensor = self.head(self.compute_pooled(batch))
         return logits if self.copies == 1 else self.mix_copies(self.split_by_copy(logits))
 
     def split_by_copy(self, rows: Tensor) -> Tensor:
-        """(copies * B, n) as (B, copies, n)."""
+        """Reshape (copies * B, n) to (B, copies, n)."""
         return rows.reshape(-1, self.copies, rows.shape[-1])
 
     def mix_copies(self, logits: Tensor) -> Tensor:
-        """log sum_j shares_j softmax(logits_j), (B, copies, classes) to (B, classes)."""
+        """Compute log sum_j shares_j softmax(logits_j), (B, copies, classes) to (B, classes)."""
         shares = logits.new_full((self.copies,), 1 / self.copies) if self.shares is None else self.shares
         return (logits.log_softmax(-1) + shares.to(logits)[:, None].log()).logsumexp(1)
 
 
 class RowTask(Task):
-    """A task with one prediction for a whole row: an encoder, and a linear head on the mean of its hidden states."""
+    """A task with one prediction for a whole example: an encoder, and a linear head on its mean hidden state."""
 
     encodes: ClassVar[bool] = True
 
     def labels(self, rows: Rows) -> np.ndarray:
-        """The rows' labels as the loss reads them: int64 or float32, (rows,) or (rows, outputs)."""
+        """Return the labels in the form of the loss: int64 or float32, (rows,) or (rows, outputs)."""
         return np.asarray(rows.labels, dtype=np.int64)
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
-        """Token ids with the model's special tokens, or normalised images.
+        """Convert texts to token ids with the model's special tokens, or normalize images.
 
         Raises:
-            ModelError: the model reads no such rows.
+            ModelError: the model does not read such examples.
         """
         labels = self.labels(rows)
         if isinstance(rows.inputs, np.ndarray):
@@ -102,41 +103,41 @@ class RowTask(Task):
         return tokenize_texts(rows.inputs, labels, model_directory, max_tokens)
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
-        """The encoder (see `fedpeft.models.encoders`)."""
+        """Load the encoder (see `fedpeft.models.encoders`)."""
         return load_base(encoders.from_pretrained, model_directory, dtype, compute_hidden_states, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> Classifier:
-        """The encoder with a zero head of `classes` outputs."""
-        return Classifier(base, encoders.zero_head(base, classes or 0))
+        """Return the encoder with a zero head of `classes` outputs."""
+        return Classifier(base, encoders.create_zero_head(base, classes or 0))
 
     def check(self, model: FederatedModel) -> None:
-        """Refuse adapters whose copies of a row vote on classes, where there are none.
+        """Refuse adapters that mix class probabilities if the task has no classes.
 
         Raises:
-            ConfigError: this one's do.
+            ConfigError: the model's adapter does.
         """
         if self.targets != "classes" and (getattr(model, "copies", 1) != 1 or model.objective is not None):
             raise ConfigError(
-                f"FP1217 this PEFT method compares what it says of classes, and {name_of(type(self))} has none; take "
+                f"FP1217 this PEFT method mixes probabilities of classes, and {name_of(type(self))} has none; take "
                 "--peft lora"
             )
 
 
 @dataclass(frozen=True)
 class Classification(RowTask):
-    """Classes of rows."""
+    """Prediction of one class per example."""
 
     metric = "accuracy"
     targets: ClassVar[Targets] = "classes"
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
-        """Cross-entropy per row."""
+        """Compute the cross-entropy per example."""
         labels = batch["labels"]
-        sums = F.cross_entropy(logits, labels, reduction="none")
+        sums = functional.cross_entropy(logits, labels, reduction="none")
         return RowLosses(sums, torch.ones_like(sums), (logits.argmax(-1) == labels).to(sums.dtype))
 
     def measures(self, outputs: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-        """Each class by itself (`fedpeft.models.target_measures.measure_classes`)."""
+        """Measure each class (`fedpeft.models.target_measures.measure_classes`)."""
         return measure_classes(np.asarray(outputs).argmax(-1), np.asarray(labels), names)
 
 

@@ -1,10 +1,10 @@
-"""Retrieval: of two texts that belong together, the one is to be found by the other.
+"""Retrieval: find the text that belongs to another text.
 
-retrieval                                 in-batch InfoNCE
-retrieval(loss=sigmoid, scale=20)         SigLIP's pairwise loss
+retrieval                                 in-batch InfoNCE retrieval(loss=sigmoid, scale=20)         SigLIP's pairwise
+loss
 
-One encoder reads both texts; what it says of a text is the mean of its last hidden states, as MiniLM was trained. There
-is no head: what is trained is the adapter alone.
+One encoder reads both texts. The vector of a text is the mean of its last hidden states, as MiniLM was trained. There
+is no head, so only the adapter is trained.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fedpeft.models.task import GROUPS, FederatedModel
 from fedpeft.models.tasks.classification import compute_hidden_states
 
 NO_INPUT = ("labels", GROUPS)
-"""Of a batch, what the encoder does not read."""
+"""Names of the tensors in a batch that the encoder does not read."""
 
 
 class PairEncoder(FederatedModel):
@@ -42,34 +42,36 @@ class PairEncoder(FederatedModel):
     peft_task = "FEATURE_EXTRACTION"
 
     def __init__(self, base: nn.Module) -> None:
+        """Hold the encoder."""
         super().__init__()
         self.base = base
 
     def forward(self, batch: Batch) -> Tensor:
-        """Pooled states of both sides, (B, 2, d), of a batch of (B, 2, T)."""
+        """Compute the pooled states of both sides, (B, 2, d), of a batch (B, 2, T)."""
         inputs = {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name not in NO_INPUT}
         hidden = compute_hidden_states(self.base, inputs)
         mask = inputs["attention_mask"]
-        pooled = pool(hidden[:, -mask.shape[1] :], mask)  # the positions of a prompt stand before the text's own
+        pooled = pool(hidden[:, -mask.shape[1] :], mask)  # a prompt's positions come first and are skipped
         return pooled.view(-1, 2, pooled.shape[-1])
 
 
 @dataclass(frozen=True)
 class Retrieval(PairTask):
-    """Which text belongs to which."""
+    """Prediction of the text that belongs to another."""
 
     encodes: ClassVar[bool] = True
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
-        """Token ids of both texts of each row; rows without labels are each a pair of their own.
+        """Convert both texts of each example to token ids; without labels each example is a pair of its own.
 
         Raises:
-            DataError: the rows are no pairs of texts.
-            ModelError: the model reads no texts.
+            DataError: the examples are not pairs of texts.
+            ModelError: the model does not read texts.
         """
         if isinstance(rows.inputs, np.ndarray):
             raise DataError(
-                "FP3171 retrieval needs pairs of texts; this data set holds images, which the task towers reads"
+                "FP3171 retrieval needs pairs of texts, and this dataset contains images; use the task towers for "
+                "images with texts"
             )
         check_reads_texts(model_directory)
         texts = (json.loads(row)[side] for row in rows.inputs for side in SIDES)
@@ -77,11 +79,11 @@ class Retrieval(PairTask):
         return PairRows(tokenize_texts(texts, np.repeat(labels, 2), model_directory, max_tokens))
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
-        """The encoder (see `fedpeft.models.encoders`)."""
+        """Load the encoder (see `fedpeft.models.encoders`)."""
         return load_base(encoders.from_pretrained, model_directory, dtype, compute_hidden_states, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> PairEncoder:
-        """The encoder as it is."""
+        """Return the encoder without a head."""
         return PairEncoder(base)
 
 

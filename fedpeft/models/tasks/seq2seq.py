@@ -1,9 +1,9 @@
-"""Sequence to sequence: an encoder reads one text, and a decoder learns to write another (T5, BART and their kin).
+"""Sequence to sequence: an encoder reads one text, and a decoder learns to write another (T5, BART and relatives).
 
     loss = - sum_t log p(y_t | y_<t, x)     over the answer's tokens and the one that ends it
 
-What the decoder reads is the answer shifted by one behind the model's token of start, by the model's own
-`prepare_decoder_input_ids_from_labels`. Adapters are in both stacks. The headline number is perplexity.
+The decoder reads the answer shifted by one, after the model's start token, from the model's own
+`prepare_decoder_input_ids_from_labels`. Both stacks have adapters. The headline number is perplexity.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from fedpeft.models.token_losses import find_language_model
 
 
 def compute_logits(base: nn.Module, batch: Batch) -> Tensor:
-    """What a base says at each position of the batch's answers, (B, T, vocabulary); a made-up row answers itself."""
+    """Compute a base's logits at the positions of the answers, (B, T, vocabulary).
+
+    A made-up batch has no labels; its inputs serve as answers.
+    """
     inner: Any = find_language_model(base)
     labels = batch.get("labels", batch["input_ids"])
     logits: Tensor = base(
@@ -41,8 +44,8 @@ def compute_logits(base: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def answer_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The answers' tokens (B, T), and which of them count: no padding."""
+def get_answer_labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the answers' tokens (B, T), and which of them count: all but padding."""
     labels = batch.get("labels", batch["input_ids"])
     return labels, labels != IGNORED
 
@@ -53,50 +56,52 @@ class Seq2SeqModel(LanguageModel):
     peft_task: ClassVar[str] = "SEQ_2_SEQ_LM"
 
     def read(self, batch: Batch) -> Tensor:
-        """The decoder's logits at all positions of the answers."""
+        """Compute the decoder's logits at all positions of the answers."""
         return compute_logits(self.base, batch)
 
     def select_predicting(self, values: Tensor, batch: Batch) -> Tensor:
-        """All positions of the decoder predict."""
+        """Return all positions, because each position of the decoder predicts."""
         return values
 
     def get_counted_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The answers' tokens, and which of them count."""
-        return answer_labels(batch)
+        """Return the answers' tokens, and which of them count."""
+        return get_answer_labels(batch)
 
 
 @dataclass(frozen=True)
 class Seq2Seq(CausalLM):
-    """The texts that answer others."""
+    """Prediction of the text that answers another."""
 
     asks: ClassVar[bool] = True
     translates: ClassVar[bool] = True
-    starts_above: ClassVar[bool] = False  # a row passes two stacks
+    starts_above: ClassVar[bool] = False  # an example passes two stacks
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
-        """Token ids of both sides, each cut to `max_tokens`.
+        """Convert both sides to token ids, each cut to `max_tokens`.
 
         Raises:
-            DataError: the rows are no pairs of texts.
+            DataError: the examples are not pairs of texts.
         """
         if isinstance(rows.inputs, np.ndarray):
-            raise DataError("FP3172 seq2seq learns from pairs of texts; this data set holds images")
+            raise DataError(
+                "FP3172 seq2seq needs pairs of texts, and this dataset contains images; take a dataset of text pairs"
+            )
         tokenizer = load_tokenizer(model_directory)
         padding = get_padding_id(tokenizer)
-        read, said, cut = TokenSpool(padding), TokenSpool(padding), 0
+        sources, answers, cut = TokenSpool(padding), TokenSpool(padding), 0
         for row in rows.inputs:
             source, target = parse_pair(str(row))
             whole, answer = tokenize_source(tokenizer, source), tokenize_target(tokenizer, target)
-            read.add(whole if len(whole) <= max_tokens else cut_source(tokenizer, source, max_tokens))
-            said.add(answer[:max_tokens])
+            sources.add(whole if len(whole) <= max_tokens else cut_source(tokenizer, source, max_tokens))
+            answers.add(answer[:max_tokens])
             cut += max(len(whole), len(answer)) > max_tokens
-        return AnsweredRows(read.rows(None), said.rows(None), cut)
+        return AnsweredRows(sources.rows(None), answers.rows(None), cut)
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
-        """Encoder and decoder with the output layer.
+        """Load encoder and decoder with the output layer.
 
         Raises:
-            ModelError: it is none, or does not say what an answer begins with.
+            ModelError: the model is not an encoder with a decoder, or does not define an answer's first token.
         """
         from transformers import AutoModelForSeq2SeqLM
 
@@ -104,33 +109,33 @@ class Seq2Seq(CausalLM):
         return load_base(AutoModelForSeq2SeqLM.from_pretrained, model_directory, dtype, compute_logits, say, **options)
 
     def model(self, base: nn.Module, classes: int | None) -> Seq2SeqModel:
-        """Both stacks as they are: no head is added."""
+        """Return both stacks without a head."""
         return Seq2SeqModel(base)
 
     def check(self, model: FederatedModel) -> None:
         """Refuse prompts.
 
         Raises:
-            ConfigError: the adapter puts one before the texts.
+            ConfigError: the adapter puts a prompt before the texts.
         """
         configs: Any = getattr(model.base, "peft_config", {})
         if any(config.is_prompt_learning for config in configs.values()):
-            raise ConfigError("FP1219 seq2seq has two texts that a prompt could stand before; take --peft lora")
+            raise ConfigError("FP1219 seq2seq does not support prompts, since it has two texts; take --peft lora")
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
-        """Cross-entropy summed over an answer's tokens."""
-        return sum_losses(logits, *answer_labels(batch))
+        """Compute the cross-entropy summed over an answer's tokens."""
+        return sum_losses(logits, *get_answer_labels(batch))
 
     def packs(self, model: FederatedModel) -> bool:
-        """Not two sequences."""
+        """Return False: pairs of sequences are not packed."""
         return False
 
 
 def check_seq2seq(model_directory: Path) -> None:
-    """Refuse what its configuration tells is no encoder with a decoder, before its weights are loaded.
+    """Refuse a model whose configuration is not that of an encoder with a decoder, before its weights are loaded.
 
     Raises:
-        ModelError: says what it is, and what to take.
+        ModelError: names the model's type and the remedy.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
@@ -138,14 +143,13 @@ def check_seq2seq(model_directory: Path) -> None:
     kind = config.model_type
     if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not config.is_encoder_decoder:
         raise ModelError(
-            f"FP4046 the model in {model_directory} is of the kind {kind!r}, which has no encoder with a decoder; take "
-            "T5, BART or one of their kin, or with a causal language model such as smollm2 instruction data: prompt "
-            "and completion"
+            f"FP4046 the model in {model_directory} has the type {kind!r}, which is not an encoder with a decoder; "
+            "take T5, BART or a relative, or for a causal language model instruction data: prompt and completion"
         )
     if getattr(config, "decoder_start_token_id", None) is None:
         raise ModelError(
-            f"FP4047 the config.json in {model_directory} does not say what an answer begins with; give it a "
-            "decoder_start_token_id (T5: that of padding, BART: that of end)"
+            f"FP4047 the config.json in {model_directory} lacks decoder_start_token_id, an answer's first token; add "
+            "it (T5: the padding token, BART: the end token)"
         )
 
 

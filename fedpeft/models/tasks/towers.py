@@ -1,15 +1,15 @@
-"""Images and their texts: two frozen towers learn to meet.
+"""Images and their texts: two frozen towers learn a common space.
 
 towers                                         SigLIP's pairwise loss, a linear connector from images to texts
-towers(connector=mlp)                          a hidden layer in it
-towers(connector=none)                         no connector: what is trained is the adapter alone
+towers(connector=mlp)                          a connector with a hidden layer towers(connector=none)
+no connector: only the adapter is trained
 
-With `--peft linear_probe` the connector alone is trained, otherwise the last blocks of both towers, too. The pairs
-of a batch are those of one client: pairs across clients are missing, so results belong to a batch size.
+`--peft linear_probe` trains the connector alone; other methods also train the last blocks of both towers. The pairs of
+a batch are those of one client. Pairs across clients are missing, so results depend on the batch size.
 
-A client whose rows have one side only has no pairs. It trains its own tower (and, with images, the connector): two
-views of a row are to be nearer than other rows are, which is contrastive learning without labels (SimCLR, Chen et al.,
-arXiv 2002.05709; of texts, Gao et al., arXiv 2104.08821). The other tower stays as it was received.
+A client whose examples have one side only has no pairs. It trains its own tower, and with images the connector. Two
+views of an example shall be nearer than other examples are. This is contrastive learning without labels (SimCLR, Chen
+et al., arXiv 2002.05709; for texts, Gao et al., arXiv 2104.08821). The other tower stays as it was received.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class Towers(PairTask):
-    """Which text belongs to which image."""
+    """Prediction of the text that belongs to an image."""
 
     batched: ClassVar[bool] = False
 
     loss: str = setting("sigmoid", "infonce, or sigmoid: SigLIP's", choices=("infonce", "sigmoid"))
-    connector: str = setting("linear", "from image features to text features", choices=CONNECTORS)
+    connector: str = setting("linear", "connector from image features to text features", choices=CONNECTORS)
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
-        """Pixels and token ids; a row that lacks one is a pair of its own.
+        """Convert images to pixels and texts to token ids; an example that lacks a side is a pair of its own.
 
         Raises:
-            DataError: the rows are no images with texts, or a row has neither.
-            ModelError: the model has no two towers.
+            DataError: the examples are not images with texts, or one has neither.
+            ModelError: the model does not have two towers.
         """
         if not isinstance(rows.inputs, np.ndarray) or rows.texts is None:
             raise DataError("FP3173 towers needs images with texts: take --dataset scenes or fashion_texts")
@@ -60,17 +60,19 @@ class Towers(PairTask):
         images = rows.inputs
         held = np.stack([images.reshape(len(rows), -1).any(1), [bool(text) for text in rows.texts]], 1)
         if not held.any(1).all():
-            raise DataError(f"FP3174 {int((~held.any(1)).sum())} rows have neither an image nor a text; leave them out")
+            raise DataError(
+                f"FP3174 {int((~held.any(1)).sum())} examples have neither an image nor a text; remove them"
+            )
         labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels, dtype=np.int64)
-        first = {text: i for i, text in reversed(list(enumerate(rows.texts)))}  # equal texts are no negatives
-        own = np.array([first[text] if text else i for i, text in enumerate(rows.texts)])
-        labels = np.where(held.all(1), labels, -1 - own)
+        first = {text: i for i, text in reversed(list(enumerate(rows.texts)))}  # equal texts are not negatives
+        groups = np.array([first[text] if text else i for i, text in enumerate(rows.texts)])
+        labels = np.where(held.all(1), labels, -1 - groups)
         pixels, tokens = convert_images(images, folders["image"])
         texts = tokenize_texts(list(rows.texts), labels, model_directory, max_tokens)
         return CaptionedRows(pixels, texts, held, tokens)
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
-        """Both encoders (see `fedpeft.models.encoders`)."""
+        """Load both encoders (see `fedpeft.models.encoders`)."""
         image, text = (
             load_base(encoders.from_pretrained, folder, dtype, compute_hidden_states, say, **options)
             for folder in find_tower_folders(model_directory).values()
@@ -78,7 +80,7 @@ class Towers(PairTask):
         return TwoTowers(image, text, load_model_config(model_directory))
 
     def model(self, base: nn.Module, classes: int | None) -> TowersModel:
-        """The towers with a connector."""
+        """Return the towers with a connector."""
         assert isinstance(base, TwoTowers)
         parameter = next(base.parameters())
         dtype = get_wide_dtype(parameter.dtype)
@@ -86,15 +88,15 @@ class Towers(PairTask):
         return TowersModel(base, Connector(self.connector, width, out, dtype, parameter.device))
 
     def check(self, model: FederatedModel) -> None:
-        """Refuse what trains tensors that no tower reads, or nothing.
+        """Refuse a model that trains nothing, or tensors that neither tower reads.
 
         Raises:
-            ConfigError: there are some.
+            ConfigError: the model does.
         """
         super().check(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
-            raise ConfigError("FP1221 nothing is trained: give a connector, or take --peft lora")
+            raise ConfigError("FP1221 nothing is trained; set connector=linear, or take --peft lora")
         inner = unwrap(model.base)
         generator, device = torch.Generator().manual_seed(0), trained[0].device
         batch = {
@@ -102,13 +104,12 @@ class Towers(PairTask):
         }
         batch |= {HELD: torch.ones(2, 2, dtype=torch.bool), "labels": torch.arange(2)[:, None].expand(2, 2)}
         with torch.enable_grad():
-            found = self.row_losses(model, {n: t.to(device) for n, t in batch.items()}).sums.sum()
-            gradients = torch.autograd.grad(found, trained, allow_unused=True)
+            total = self.row_losses(model, {n: t.to(device) for n, t in batch.items()}).sums.sum()
+            gradients = torch.autograd.grad(total, trained, allow_unused=True)
         unread = sum(gradient is None for gradient in gradients)
         if unread:
             raise ConfigError(
-                f"FP1222 {unread} of {len(trained)} trained tensors are read by neither tower; take --peft lora or "
-                "bottleneck"
+                f"FP1222 neither tower reads {unread} of {len(trained)} trained tensors; take --peft lora or bottleneck"
             )
 
 

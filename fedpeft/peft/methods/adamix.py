@@ -172,8 +172,8 @@ class AdaMix(PeftMethod):
         for path in ends:
             layer: Any = model.base.get_submodule(path)
             sizes = (self.experts, self.dim, layer.out_features)
-            made = Mixture(layer, sizes, self.activation, get_adapter_dtype(dtype))
-            replace(model.base, path, made.to(layer.weight.device))
+            mixture = Mixture(layer, sizes, self.activation, get_adapter_dtype(dtype))
+            replace(model.base, path, mixture.to(layer.weight.device))
         model.objective = self._objective
 
     @property
@@ -189,12 +189,12 @@ class AdaMix(PeftMethod):
             return {}
         modules = [t.module for t in layout.tensors if t.name.endswith(".down.weight")]
         counts, passes = torch.zeros(len(modules), self.experts), PASSES if self._objective else 1
-        made = min(steps, COUNTED)
-        for step in range(made):
+        counted = min(steps, COUNTED)
+        for step in range(counted):
             generator = seeds.create_generator(seed, ROUTES, round_number, client, step)
             for draw in range(passes * len(modules)):
                 counts[draw % len(modules), int(generator.integers(self.experts))] += 1
-        shares = (counts / (passes * made)).repeat_interleave(self.dim, dim=1)
+        shares = (counts / (passes * counted)).repeat_interleave(self.dim, dim=1)
         weights = {f"{module}.down.weight": share[:, None] for module, share in zip(modules, shares, strict=True)}
         return weights | {f"{module}.down.bias": share for module, share in zip(modules, shares, strict=True)}
 

@@ -89,9 +89,9 @@ class Fusion(nn.Module):
         d = layer.out_features
         self.base_layer, self.tap = layer, tap
         self.adapters = nn.ModuleList(FrozenAdapter(each, act, layer.weight, dtype) for each in adapters)
-        made = {"device": layer.weight.device, "dtype": dtype, "bias": False}
-        self.query, self.key = (nn.Linear(d, width or d, **made) for _ in range(2))
-        self.value = nn.Linear(d, d, **made)
+        options = {"device": layer.weight.device, "dtype": dtype, "bias": False}
+        self.query, self.key = (nn.Linear(d, width or d, **options) for _ in range(2))
+        self.value = nn.Linear(d, d, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., d); computed in the adapters' precision."""

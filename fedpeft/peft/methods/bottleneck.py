@@ -191,8 +191,8 @@ class BottleneckAdapters(PeftMethod):
             if spec.name.endswith(".down.weight"):
                 layer = model.base.get_submodule(spec.module)
                 tap = create_tap(model.base, spec.module, self.place)
-                made = StackedBottleneck(layer, spec.shape, clients, tap, self.activation, dtype)
-                replace(model.base, spec.module, made)
+                stacked = StackedBottleneck(layer, spec.shape, clients, tap, self.activation, dtype)
+                replace(model.base, spec.module, stacked)
 
 
 part = BottleneckAdapters

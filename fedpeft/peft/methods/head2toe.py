@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.encoders import zero_head
+from fedpeft.models.encoders import create_zero_head
 from fedpeft.models.readout import get_width, read_all_blocks
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft.adapter import TensorSpec
@@ -56,7 +56,7 @@ def _widen_head(model: Any) -> None:
     """Make the base return the states of all blocks, and widen the head to them, unless it is done already."""
     read_all_blocks(model.base)
     if model.head.in_features != get_width(model.base):
-        model.head = zero_head(model.base, model.head.out_features)
+        model.head = create_zero_head(model.base, model.head.out_features)
 
 
 part = Head2Toe

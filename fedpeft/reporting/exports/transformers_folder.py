@@ -92,6 +92,6 @@ def create_classifier(model: Any, labels: Sequence[str], images: bool, task: Tas
     with torch.device("meta"):  # the weights are there already
         made = kind(config)
     made.base, made.head = encoder, copy.deepcopy(model.head)
-    told = task.told_head(model.head.state_dict())
+    told = task.export_head(model.head.state_dict())
     made.head.load_state_dict({name: tensor / temperature for name, tensor in told.items()})
     return made.eval()

@@ -1,1 +1,1 @@
-"""What may happen to rows, one kind per file."""
+"""Corruptions of inputs, one per file."""

@@ -1,7 +1,7 @@
-"""Out of focus: a Gaussian filter; the strength is its deviation, as a share of the image's smaller side.
+"""Out of focus: a Gaussian filter whose standard deviation is the strength, as a share of the image's smaller side.
 
-Strengths are of fedpeft's own choice, from hardly seen to hard to read, after the kinds of ImageNet-C (Hendrycks and
-Dietterich, ICLR 2019, arXiv 1903.12261).
+Strengths are fedpeft's own choice, from hardly visible to hard to read, for the corruptions of ImageNet-C (Hendrycks
+and Dietterich, ICLR 2019, arXiv 1903.12261).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Blur(Corruption):
     strengths: ClassVar[tuple[float, ...]] = (0.02, 0.04, 0.06, 0.09, 0.13)
 
     def corrupt_images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
-        """See the module."""
+        """Blur the images; see the module."""
         from scipy.ndimage import gaussian_filter
 
         deviation = strength * min(images.shape[1:3])

@@ -1,7 +1,7 @@
-"""Fog: every pixel nearer to its image's mean; the strength is the share of contrast that is lost.
+"""Fog: every pixel is moved toward its image's mean; the strength is the share of contrast that is lost.
 
-Strengths are of fedpeft's own choice, from hardly seen to hard to read, after the kinds of ImageNet-C (Hendrycks and
-Dietterich, ICLR 2019, arXiv 1903.12261).
+Strengths are fedpeft's own choice, from hardly visible to hard to read, for the corruptions of ImageNet-C (Hendrycks
+and Dietterich, ICLR 2019, arXiv 1903.12261).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Contrast(Corruption):
     strengths: ClassVar[tuple[float, ...]] = (0.2, 0.4, 0.6, 0.75, 0.9)
 
     def corrupt_images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
-        """See the module."""
+        """Reduce the contrast; see the module."""
         values = images / 255
         mean = values.reshape(len(values), -1).mean(1).reshape(-1, *[1] * (values.ndim - 1))
         return convert_to_pixels(mean + (values - mean) * (1 - strength))

@@ -1,7 +1,7 @@
-"""Grain: Gaussian noise on every pixel; the strength is its deviation, in units of the full range.
+"""Grain: Gaussian noise on every pixel; the strength is its standard deviation, in units of the full range.
 
-Strengths are of fedpeft's own choice, from hardly seen to hard to read, after the kinds of ImageNet-C (Hendrycks and
-Dietterich, ICLR 2019, arXiv 1903.12261).
+Strengths are fedpeft's own choice, from hardly visible to hard to read, for the corruptions of ImageNet-C (Hendrycks
+and Dietterich, ICLR 2019, arXiv 1903.12261).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Noise(Corruption):
     strengths: ClassVar[tuple[float, ...]] = (0.04, 0.08, 0.12, 0.18, 0.26)
 
     def corrupt_images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
-        """See the module."""
+        """Add noise to the images; see the module."""
         return convert_to_pixels(images / 255 + random.normal(0, strength, images.shape))
 
 

@@ -1,7 +1,7 @@
-"""A square of grey at a place drawn for each image; the strength is its side, as a share of the image's.
+"""A gray square at a random place of each image; the strength is its side, as a share of the image's.
 
-Strengths are of fedpeft's own choice, from hardly seen to hard to read, after the kinds of ImageNet-C (Hendrycks and
-Dietterich, ICLR 2019, arXiv 1903.12261).
+Strengths are fedpeft's own choice, from hardly visible to hard to read, for the corruptions of ImageNet-C (Hendrycks
+and Dietterich, ICLR 2019, arXiv 1903.12261).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from fedpeft.trust.corruption import Corruption, Images
 
 @dataclass(frozen=True)
 class Occlusion(Corruption):
-    """A part is hidden."""
+    """Images with a hidden part."""
 
     kind: ClassVar[str] = "image"
     strengths: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.3, 0.4, 0.5)
 
     def corrupt_images(self, images: Images, strength: float, random: np.random.Generator) -> Images:
-        """See the module."""
+        """Hide a square of each image; see the module."""
         hidden = np.array(images)
         height, width = images.shape[1:3]
         tall, wide = max(1, round(strength * height)), max(1, round(strength * width))

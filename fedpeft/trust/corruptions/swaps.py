@@ -1,4 +1,4 @@
-"""Words in another order: each may change places with the next one."""
+"""Words in another order: each word may change places with the next one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft.trust.corruption import Corruption, Neighbours
+from fedpeft.trust.corruption import Corruption, FindSynonym
 
 
 @dataclass(frozen=True)
 class Swaps(Corruption):
-    """Neighbouring words swapped."""
+    """Swapped adjacent words."""
 
-    def corrupt_text(self, text: str, strength: float, random: np.random.Generator, near: Neighbours) -> str:
-        """See the module; a word that has moved stays where it is."""
+    def corrupt_text(self, text: str, strength: float, random: np.random.Generator, near: FindSynonym) -> str:
+        """Swap adjacent words; a word moves at most once."""
         pieces = re.split(r"(\s+)", text)
         place = 0
         while place + 2 < len(pieces):

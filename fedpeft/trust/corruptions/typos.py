@@ -1,7 +1,7 @@
-"""Slips of the fingers: in a word two letters swapped, one dropped, one doubled, or one from beside it on the keyboard.
+"""Typing errors: in a word two letters are swapped, one is dropped, one doubled, or one replaced by an adjacent key.
 
-The first letter stays, as people read past such words (Pruthi et al., ACL 2019, arXiv 1905.11268); words of fewer than
-four letters stay as they are.
+The first letter stays, since people can still read such words (Pruthi et al., ACL 2019, arXiv 1905.11268). Words of
+fewer than four letters do not change.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft.trust.corruption import Neighbours, WordByWord
+from fedpeft.trust.corruption import FindSynonym, WordByWord
 
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 SHORTEST = 4
@@ -20,8 +20,8 @@ SHORTEST = 4
 class Typos(WordByWord):
     """Mistyped words."""
 
-    def corrupt_word(self, word: str, random: np.random.Generator, near: Neighbours) -> str:
-        """See the module."""
+    def corrupt_word(self, word: str, random: np.random.Generator, near: FindSynonym) -> str:
+        """Put one typing error into the word; see the module."""
         if len(word) < SHORTEST:
             return word
         slip, at = int(random.integers(4)), int(random.integers(1, len(word)))
@@ -36,13 +36,13 @@ class Typos(WordByWord):
 
 
 def draw_neighbor_key(letter: str, random: np.random.Generator) -> str:
-    """A letter that lies beside it in a row of the keyboard; what is no such letter, itself."""
+    """Draw a letter from the keys beside `letter` in its row of the keyboard; other characters stay unchanged."""
     for row in KEYBOARD:
         place = row.find(letter.lower())
         if place >= 0:
             others = row[max(0, place - 1) : place] + row[place + 1 : place + 2]
-            found = others[int(random.integers(len(others)))]
-            return found.upper() if letter.isupper() else found
+            drawn = others[int(random.integers(len(others)))]
+            return drawn.upper() if letter.isupper() else drawn
     return letter
 
 

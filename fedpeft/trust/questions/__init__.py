@@ -1,1 +1,1 @@
-"""What clients can be asked of their held-out rows, one per file."""
+"""Questions to clients about their held-out examples, one per file."""

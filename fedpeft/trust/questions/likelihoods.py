@@ -1,7 +1,7 @@
-"""Negative log-likelihoods at many temperatures: what a federated temperature is found from.
+"""Negative log-likelihoods at many temperatures, from which a federated temperature is computed.
 
 Temperature scaling divides all logits by one number T (Guo et al., On Calibration of Modern Neural Networks, ICML 2017,
-arXiv 1706.04599). The loss of all rows at any T is the sum of clients' losses at it.
+arXiv 1706.04599). The loss of all examples at any T is the sum of the clients' losses.
 """
 
 from __future__ import annotations
@@ -21,27 +21,30 @@ POINTS = 41
 class Likelihoods(Question):
     """The loss at temperatures from `low` to `high`, evenly on a logarithmic scale."""
 
-    low: float = setting(0.05, "the least temperature", low=1e-3, high=1e3)
-    high: float = setting(20.0, "the largest", low=1e-3, high=1e3)
-    points: int = setting(POINTS, "how many temperatures", low=3, high=1000)
+    low: float = setting(0.05, "smallest temperature", low=1e-3, high=1e3)
+    high: float = setting(20.0, "largest temperature", low=1e-3, high=1e3)
+    points: int = setting(POINTS, "number of temperatures", low=3, high=1000)
 
     @property
     def grid(self) -> Tensor:
-        """The temperatures, (points,)."""
+        """Temperatures, (points,)."""
         ends = torch.tensor([self.low, self.high], dtype=torch.float64).log()
         return torch.linspace(float(ends[0]), float(ends[1]), self.points, dtype=torch.float64).exp()
 
     def shapes(self, classes: int, matrices: Matrices = NO_MATRICES) -> dict[str, tuple[int, ...]]:
-        """One sum for each temperature."""
+        """Return the shape of the losses, one for each temperature."""
         return {"loss": (self.points,)}
 
     def compute_sums(self, logits: Tensor, labels: Tensor) -> State:
-        """Nats."""
-        losses = [torch.nn.functional.cross_entropy(logits / T, labels, reduction="sum") for T in self.grid]
+        """Compute the losses in nats."""
+        losses = [
+            torch.nn.functional.cross_entropy(logits / temperature, labels, reduction="sum")
+            for temperature in self.grid
+        ]
         return {"loss": torch.stack(losses)}
 
     def limits(self, rows: int) -> dict[str, float]:
-        """Losses have no other end than that of numbers; see `WORST_LOSS`."""
+        """Return `WORST_LOSS` per example, since losses have no other limit."""
         return {"loss": WORST_LOSS * rows}
 
 

@@ -13,9 +13,9 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from fedpeft.errors import ModelError
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
+from tests.refusals import refuses
 
 
 def test_of_mamba_the_layers_that_can_be_named_are_named(tmp_path):
@@ -23,7 +23,7 @@ def test_of_mamba_the_layers_that_can_be_named_are_named(tmp_path):
     MambaModel(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)).save_pretrained(tmp_path)
     task = TASKS.build("classification")
     model = task.model(task.base(tmp_path, torch.float32), 2)
-    with pytest.raises(ModelError, match="lora can't train the layer out_proj of MambaModel") as refused:
+    with refuses("FP4084", "lora", "out_proj", "MambaModel") as refused:
         PEFT_METHODS.build("lora").attach(model, "fp32")
     assert "PeftType" not in str(refused.value)
     assert "('dt_proj', 'in_proj', 'x_proj')" in str(refused.value)
@@ -42,6 +42,6 @@ def test_a_model_of_sounds_is_refused_by_what_it_reads(tmp_path, dtype):
     config = WhisperConfig(vocab_size=50, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=0,
                            bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, **size)  # fmt: skip
     WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="reads input_features, and rows are texts or images") as refused:
+    with refuses("FP4083", "input_features") as refused:
         TASKS.build("classification").base(tmp_path, dtype)
     assert "--dtype" not in str(refused.value)

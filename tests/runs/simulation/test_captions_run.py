@@ -20,7 +20,7 @@ from fedpeft.evaluate import main as evaluate
 from fedpeft.evaluation.answered_rows import answer_rows
 from fedpeft.export import export
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.patch_features import patch_features
+from fedpeft.models.patch_features import compute_patch_features
 from fedpeft.peft import saved_adapter
 from fedpeft.predict import predict
 from fedpeft.reporting.finished_run import FinishedRun
@@ -117,7 +117,7 @@ def test_a_connector_that_is_not_trained_is_the_regression_of_all_clients_rows(r
         AutoModelForCausalLM.from_pretrained(folder / "text").get_input_embeddings().weight.detach().double().numpy()
     )
     ids = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in rows.texts]
-    x = patch_features(rows.inputs, folder / "image").mean(1, dtype=np.float64)
+    x = compute_patch_features(rows.inputs, folder / "image").mean(1, dtype=np.float64)
     stacked = np.concatenate([np.c_[x, np.ones(len(x))], np.sqrt(1e-3 * (x * x).sum() / 48) * np.eye(48, 49)])
     said = np.concatenate([[weight[i].mean(0) for i in ids], np.zeros((48, 48))])
     expected = np.linalg.lstsq(stacked, said, rcond=None)[0]

@@ -14,7 +14,7 @@ from fedpeft.data.image_folders import read_pixels
 from fedpeft.data.images import convert_images, count_patches
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.patch_features import patch_features
+from fedpeft.models.patch_features import compute_patch_features
 from tests.refusals import refuses
 
 GREY = (0, 257 * 40, 65535)
@@ -148,5 +148,5 @@ def test_features_of_a_large_image_are_pooled_to_as_many_vectors(tmp_path):
     ViTModel(ViTConfig(image_size=64, patch_size=8, **small)).save_pretrained(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (3, 72, 72, 3)).astype(np.uint8)
     assert count_patches(72, tmp_path) == (8, 8)
-    assert patch_features(images, tmp_path).shape == (3, 16, 16)
-    assert patch_features(images, tmp_path, 1).shape == (3, 1, 16)
+    assert compute_patch_features(images, tmp_path).shape == (3, 16, 16)
+    assert compute_patch_features(images, tmp_path, 1).shape == (3, 1, 16)

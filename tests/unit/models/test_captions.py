@@ -18,7 +18,7 @@ from fedpeft.data.scenes import list_scenes, parse_caption
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.patch_features import patch_features
+from fedpeft.models.patch_features import compute_patch_features
 from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
@@ -119,9 +119,9 @@ def test_greedy_captions_are_those_of_one_token_after_another(folder, rows) -> N
 def test_features_are_patches_pooled_to_fewer(folder, scene_rows) -> None:
     images = scene_rows.inputs[:3]
     whole = seen(folder, images).numpy()
-    np.testing.assert_allclose(patch_features(images, folder / "image"), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compute_patch_features(images, folder / "image"), whole, rtol=1e-4, atol=1e-5)
     quarters = whole.reshape(3, 2, 2, 2, 2, 48).mean((2, 4)).reshape(3, 4, 48)
-    np.testing.assert_allclose(patch_features(images, folder / "image", 2), quarters, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compute_patch_features(images, folder / "image", 2), quarters, rtol=1e-4, atol=1e-5)
     found = TASKS.build("captions(side=1)").tokenise(scene_rows, folder, 32)
     np.testing.assert_allclose(found.patches[:3, 0], whole.mean(1), rtol=1e-4, atol=1e-5)
 
@@ -131,7 +131,7 @@ def test_a_connector_in_closed_form_is_the_regression_of_the_pooled_rows(folder,
 
     task, model, _ = made(folder, dtype="fp64")
     head = dataclasses.replace(HEADS.build(get_default_head("scenes(task=captions)")), strength=1e-3)
-    parts = [task.regressed(model, rows.batch(part)) for part in (range(7), range(7, 20))]
+    parts = [task.compute_regression_data(model, rows.batch(part)) for part in (range(7), range(7, 20))]
     sums = [head.statistics(features, targets, 48) for features, targets in parts]
     found = head.solve({name: sums[0][name] + sums[1][name] for name in sums[0]}, 48, 48)
     weight = model.base.get_base_model().get_input_embeddings().weight.detach().numpy()

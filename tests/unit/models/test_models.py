@@ -130,7 +130,7 @@ def test_a_part_that_gives_no_folder_of_a_model_is_named(tmp_path: Path) -> None
 
     with (
         plugins.use_parts({"models": {"nowhere": Nowhere}}),
-        refuses("FP2035", "what the model nowhere gives (", "/nowhere)"),
+        refuses("FP2035", "model nowhere", "/nowhere)"),
     ):
         resolve_model("nowhere")
 

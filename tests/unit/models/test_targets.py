@@ -163,7 +163,7 @@ def test_starts_from_classes_are_refused(name, targets):
 def test_a_told_head_speaks_in_the_labels_unit():
     head = torch.nn.Linear(4, 1)
     features = torch.randn(5, 4)
-    told = REGRESSION.told_head(head.state_dict())
+    told = REGRESSION.export_head(head.state_dict())
     assert torch.allclose(
         features @ told["weight"].T + told["bias"], REGRESSION.values(head(features)), rtol=1e-5, atol=1e-3
     )

@@ -10,8 +10,8 @@ from fedpeft.aggregation.aggregator import AggregationResult
 from fedpeft.aggregation.update import Update
 from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.trust.disagreement import WatchingAggregator, compute_basis, compute_mean_overlap, restore_cosines
-from fedpeft.trust.spectra import compute_intruder_share, compute_spectra, decompose, remove_leading, shrink_alike
+from fedpeft.trust.disagreement import DisagreementAggregator, compute_basis, compute_mean_overlap, restore_cosines
+from fedpeft.trust.spectra import compute_intruder_share, compute_spectra, decompose, remove_leading, shrink_equally
 
 OUT, IN, RANK = 12, 9, 4
 FORM = AdapterShape(RANK, 8.0)
@@ -52,7 +52,7 @@ class Nothing:
 
 
 def watched(given):
-    watch = WatchingAggregator(Nothing(), LAYOUT)
+    watch = DisagreementAggregator(Nothing(), LAYOUT)
     for update in given:
         watch.add(update)
     return watch.finish({}).disagreement
@@ -68,7 +68,7 @@ def test_shares_and_cosines_are_those_of_dense_changes():
     def cancelled(rows):
         return 1 - np.linalg.norm(shares @ rows) / (shares @ np.linalg.norm(rows, axis=1))
 
-    assert found.cancelled == pytest.approx(cancelled(whole), abs=1e-9)
+    assert found.canceled == pytest.approx(cancelled(whole), abs=1e-9)
     for m, rows in layers.items():
         assert found.by_module[m] == pytest.approx(cancelled(rows), abs=1e-9)
         mean = shares @ rows
@@ -104,7 +104,7 @@ def test_other_factors_of_the_same_change_disagree_alike():
                 state[f"{m}.A"], state[f"{m}.B"] = turn.T @ state[f"{m}.A"], state[f"{m}.B"] @ turn
         turned.append(Update(u.client, u.weight, FORM, received, delta))
     one, other = watched(given), watched(turned)
-    assert one.cancelled == pytest.approx(other.cancelled, abs=1e-9)
+    assert one.canceled == pytest.approx(other.canceled, abs=1e-9)
     torch.testing.assert_close(one.cosines, other.cosines)
 
 
@@ -115,8 +115,8 @@ def test_clients_that_agree_cancel_nothing_and_opposite_ones_everything():
     back = {n: -t for n, t in step.items()}
     alike = watched([Update(k, 1.0, FORM, start, step) for k in range(3)])
     apart = watched([Update(0, 1.0, FORM, start, step), Update(1, 1.0, FORM, start, back)])
-    assert (alike.cancelled, alike.conflict) == (pytest.approx(0, abs=1e-7), 0.0)
-    assert (apart.cancelled, apart.conflict) == (pytest.approx(1, abs=1e-7), 0.5)
+    assert (alike.canceled, alike.conflict) == (pytest.approx(0, abs=1e-7), 0.0)
+    assert (apart.canceled, apart.conflict) == (pytest.approx(1, abs=1e-7), 0.5)
     assert float(apart.cosines[0, 1]) == pytest.approx(-1)
 
 
@@ -148,7 +148,7 @@ def test_spectra_are_those_of_dense_weights():
 def test_an_adapter_that_has_learned_nothing_has_no_ranks():
     state = drawn(7) | {f"{m}.B": torch.zeros(OUT, RANK, dtype=torch.float64) for m in MODULES}
     assert compute_spectra(decompose(state, LAYOUT), {})["one"].effective_rank == 0
-    assert shrink_alike(state, LAYOUT)["one.B"].norm() == 0
+    assert shrink_equally(state, LAYOUT)["one.B"].norm() == 0
 
 
 def test_intruders_are_directions_that_the_base_lacks():
@@ -163,7 +163,7 @@ def test_intruders_are_directions_that_the_base_lacks():
 
 def test_removing_a_direction_and_shrinking_leave_equal_norms():
     state = drawn(8)
-    cut, shrunk = remove_leading(state, LAYOUT), shrink_alike(state, LAYOUT)
+    cut, shrunk = remove_leading(state, LAYOUT), shrink_equally(state, LAYOUT)
     for m in MODULES:
         left, singular, right = torch.linalg.svd(state[f"{m}.B"] @ state[f"{m}.A"])
         expected = state[f"{m}.B"] @ state[f"{m}.A"] - singular[0] * torch.outer(left[:, 0], right[0])
