@@ -182,7 +182,7 @@ class BatchedExecutor(Executor):
         row_losses = jobs[0].compute_losses(self.model, partial(self._compute_step_losses, shifts), batch)
         sums = (row_losses.sums * real).view(active, -1).sum(1)
         counts = (row_losses.counts * real).view(active, -1).sum(1)
-        return sums / counts.clamp(min=1)  # rows of one token predict nothing
+        return sums / counts.clamp(min=1)  # examples of one token predict nothing
 
     def _probe_slopes(
         self,
@@ -254,7 +254,7 @@ def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Se
     """Add the corrections' terms to the gradients of the job in place `k`, then let the corrections turn them."""
     for pull in pulls:
         for name, parameter in parameters.items():
-            assert parameter.grad is not None  # of every parameter that can be stacked
+            assert parameter.grad is not None  # stacked parameters all have one
             like = job.received[name]
             more = compute_pull(pull, name, view_leading_part(parameter.detach()[k], like))
             if more is not None:

@@ -215,12 +215,12 @@ class Masking:
 
     def _create_member(self, instruction: Instruction, told: Announcement) -> Member:
         identity, client = self.identity, instruction.client
-        run = identity.run + instruction.recorded if identity else ""  # members who were told alike are in one sum
+        run = identity.run + instruction.recorded if identity else ""  # members with the same record are in one sum
         terms = told.terms(self.secure, self.seed, instruction.round, run)
         if identity is None:
             return Member(client, terms, simulated_key(self.seed, client), self.roster)
         wary = self.noise is not None
-        fewest = identity.fewest - 1  # beside itself
+        fewest = identity.fewest - 1  # others, without the client itself
         return Member(client, terms, identity.private_key, self.roster, identity.shown, fewest, wary)
 
     def _get_file(self, instruction: Instruction) -> Path:

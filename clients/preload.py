@@ -15,4 +15,4 @@ from transformers.models.bert import modeling_bert  # noqa: E402, F401
 from fedpeft.machine.memory import release  # noqa: E402
 
 release()
-gc.freeze()  # a collection writes into every object it visits, and a page that is written to is not shared any more
+gc.freeze()  # a collection writes to objects, and written pages are no longer shared

@@ -44,7 +44,7 @@ def connect(address: str) -> dict[str, float]:
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default gives way to all else on the machine
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default lets all other processes go first
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if address:
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "address": address}
@@ -141,7 +141,7 @@ class RayPool(Pool):
         """Return an actor that does nothing, as soon as there is one."""
         actor = self._idle.get()
         if actor is None:
-            self._idle.put(None)  # whoever else waits
+            self._idle.put(None)  # wakes the other waiting callers
             raise create_worker_error()
         return actor
 

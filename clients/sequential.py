@@ -146,7 +146,7 @@ class SequentialExecutor(Executor):
                 sums = sums + own.detach()
                 # The mean of one pass is known; the sum of several passes is divided when the last one is in.
                 (own if len(parts) > 1 else own / counts.clamp(min=1)).backward()  # type: ignore[no-untyped-call]
-            counts = counts.clamp(min=1)  # rows of one token predict nothing
+            counts = counts.clamp(min=1)  # examples of one token predict nothing
             for parameter in chosen.values() if len(parts) > 1 else ():
                 if parameter.grad is not None:
                     parameter.grad.div_(counts)

@@ -152,9 +152,9 @@ class TrainerExecutor(SequentialExecutor):
         args.max_steps = order.steps or before[1]
         if loader is not None:
             loader.data_seed = order.seed
-        if self._makes_optimizer:  # its own starts anew each round, as its learning rate does; a given one goes on
+        if self._makes_optimizer:  # the trainer's own starts anew each round, like its learning rate
             trainer.optimizer = trainer.lr_scheduler = None
-        trainer.model_wrapped = trainer.model  # which tensors have gradients may be others now
+        trainer.model_wrapped = trainer.model  # other tensors may have gradients now
         set_seed(order.seed)
         try:
             output = self._train_once()

@@ -122,7 +122,7 @@ class WorkPlan:
     def store(self, data_key: str, depth: int) -> ActivationCache:
         """Return the activation cache of the examples under `data_key`, for the blocks below `depth`."""
         more = {**self.method.base_as_read(self.precision), **self.code}
-        if self.device != "cpu":  # which rounds otherwise
+        if self.device != "cpu":  # a GPU rounds differently
             more["device"] = self.device.partition(":")[0]
         name = cache.compute_key(rows=data_key, model=self.model_key, dtype=self.dtype, depth=depth, **more)
         examples = get_sequences(load_cached_examples(data_key))

@@ -79,8 +79,8 @@ def check(cls: Any, name: str, source: str) -> None:
     if not frozen and any(base.__module__.startswith("flwr.") for base in getattr(cls, "__mro__", ())):
         shown = cls.__name__
         raise ConfigError(
-            f"FP1251 {name} of {source} is a class of Flower's: write wrapped({shown}) there, with `from "
-            "fedpeft.flower.strategy import wrapped`"
+            f"FP1251 {name} of {source} is a class of Flower's: write wrap_strategy({shown}) there, with `from "
+            "fedpeft.flower.strategy import wrap_strategy`"
         )
     if not frozen:
         raise ConfigError(f"FP1252 {name} of {source} must be a class with @dataclass(frozen=True), got {cls!r:.100}")

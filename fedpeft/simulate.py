@@ -211,9 +211,9 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
     from fedpeft.wiring.measurements import Findings
 
     setup, rows = simulation.setup, simulation.rows
-    server = simulation.server(records, stopping=lambda: begun.failed)
+    server = simulation.server(records, stopping=lambda: begun.has_failed)
     progress = simulation.train(server)
-    if begun.failed:
+    if begun.has_failed:
         begun.wait_for_result()  # raises why
     kept, residual = progress.result
     save(setup, kept, simulation.folder, residual)

@@ -85,7 +85,7 @@ def compare(command: Command, console: Console) -> bool:
             "told; give that of another client, or the server's rounds.signed.jsonl"
         )
     short, long = sorted((len(one.chain.records), len(other.chain.records)))
-    say(f"same: model and settings of {short} records, up to {one.chain.records[short - 1].called}")
+    say(f"same: model and settings of {short} records, up to {one.chain.records[short - 1].label}")
     if long > short:
         say(f"only one of both knows {long - short} more records")
     for name, count in sorted(count_own_differences(one, other).items()):

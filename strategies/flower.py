@@ -5,8 +5,8 @@
 They see factors, not what the factors do to the weights: two clients whose LoRA products agree may look far apart, and
 a mean of factors is not the factors of the mean (see `fedit`, `median`, `trimmed_mean`, `krum` for rules in the
 geometry of the product). Flower's adaptive ones (FedAdam, FedYogi, ...) keep moments: take `--server-optimizer` for
-them. A class as it is, of Flower's or your own, comes in by `fedpeft.flower.strategy.wrapped`. Flower's DP wrappers are
-left out for the reasons given in `docs/decisions.md`.
+them. A class as it is, of Flower's or your own, comes in by `fedpeft.flower.strategy.wrap_strategy`. Flower's DP
+wrappers are left out for the reasons given in `docs/decisions.md`.
 
 Source: https://github.com/flwrlabs/flower, flwr.serverapp.strategy, version 1.42.
 

@@ -2,7 +2,7 @@
 
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   x <- x - lr m^ / sqrt(max(v^ - Phi, floor Phi))
 
-m^ and v^ are m and v over 1 - b^t. Phi = (z C / B)^2 is the variance of the noise in g, which dp_sgd knows. With this
+m^ and v^ are m and v over 1 - b^t. Phi = (z C / B)^2 is the variance of the noise in g, which dp_sgd sets. With this
 noise in v all entries are divided by about the same number, and Adam degenerates to SGD. Without noise this optimizer
 is Adam. Moments are new in each round.
 

@@ -106,7 +106,7 @@ class Muon(LocalOptimizer):
     beta2: float = setting(0.999, "AdamW's share of the last second moment that is kept", low=0, below=1)
 
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return the optimizer, which `create_optimizer` tells the factors."""
+        """Return the optimizer, which gets its factors from `create_optimizer`."""
         return MuonOrAdam(groups, self.momentum, (self.beta1, self.beta2))
 
     def create_optimizer(

@@ -1,8 +1,8 @@
-"""Parts from outside that clients run: the server says which they are, and of what file; clients compare.
+"""Parts from outside that clients run: the server names each part and the digest of its file, and clients compare.
 
-Two files may each define a part of one name. A client with another one would send updates that count wrongly, and
-nothing in them would show it. So the server tells the digest of each file (of an installed package: of its name and
-version), and a client whose own is another does not join. Of models the weights are compared instead.
+Two files may each define a part of the same name. A client with another one would send updates that count wrongly, and
+nothing in them would show it. So the server sends the digest of each file (for an installed package, of its name and
+version). A client with a different one does not join. For models the weights are compared instead.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from fedpeft.plugins import GROUPS, Plugin, explain_absence
 from fedpeft.wiring.catalogue import ALL, find_used_parts
 
 MOST: Final = 100
-"""Parts that a server may tell."""
+"""Most parts from outside that a server may name."""
 
 SHOWN: Final = 12
-"""Hexadecimal digits of a digest that are shown."""
+"""Hexadecimal digits of a digest that messages show."""
 
 _SERVERS_OWN = ("attacks", "datasets", "grids", "hooks", "measurements", "models", "partitions", "safeguards",
                 "samplers", "server_optimizers", "tasks")  # fmt: skip
-"""Groups whose parts no client of a server runs by name; of models the weights are compared."""
+"""Groups whose parts no client of a server runs by name; for models the weights are compared."""
 
 
 @dataclass(frozen=True)
 class ComparedParts:
-    """Which parts are compared.
+    """The parts that are compared.
 
     Attributes:
         families: by group.
@@ -48,19 +48,19 @@ WHOLE_RUN: Final = ComparedParts(
     {family.group: family for family in ALL if family.group in GROUPS},
     "name it in the environment variable FEDPEFT_PLUGINS of each node",
 )
-"""Of clients that make the whole run from its settings, data set and partition, too, as a Flower app's nodes do."""
+"""Comparison for clients that build the whole run, dataset and partition included, such as a Flower app's nodes."""
 
 JOINED: Final = ComparedParts(
     {group: family for group, family in WHOLE_RUN.families.items() if group not in _SERVERS_OWN},
     "join with --plugin FILE",
 )
-"""Of clients that join a server with rows of their own."""
+"""Comparison for clients that join a server with their own examples."""
 
 _TOLD = re.compile(r"(\w{1,40})\.(\w{1,100}) ([0-9a-f]{64})", re.ASCII)
 
 
 def list_part_digests(config: RunConfig, compared: ComparedParts = JOINED) -> list[str]:
-    """What a server tells of the parts from outside in the settings that its clients take: "GROUP.NAME SHA-256" each.
+    """Return the parts from outside in the settings that clients take, as "GROUP.NAME SHA-256" each.
 
     Raises:
         ConfigError: a plugin can't be loaded.
@@ -74,11 +74,11 @@ def check_parts(told: Iterable[str], compared: ComparedParts = JOINED) -> None:
     """Refuse to join with other parts than the server's.
 
     Args:
-        told: by the server (`list_part_digests`), before its settings are read.
-        compared: as the server has told them.
+        told: the server's list (`list_part_digests`), before its settings are read.
+        compared: which parts the server's list covers.
 
     Raises:
-        RunError: one is missing here, or of another file; or the server says what no server of this version says.
+        RunError: a part is missing here, or from another file; or the server's list has an illegal entry.
         ConfigError: a plugin can't be loaded.
     """
     for (group, name), digest in _read(told, compared).items():
@@ -100,12 +100,12 @@ def check_parts(told: Iterable[str], compared: ComparedParts = JOINED) -> None:
 
 
 def check_all_told(told: Iterable[str], config: RunConfig, compared: ComparedParts = JOINED) -> None:
-    """Refuse settings with a part from outside that the server does not say the file of.
+    """Refuse settings with a part from outside whose file the server does not identify.
 
     Args:
-        told: by the server (`list_part_digests`).
+        told: the server's list (`list_part_digests`).
         config: what the client takes of the server's settings.
-        compared: as the server has told them.
+        compared: which parts the server's list covers.
 
     Raises:
         RunError: names the part.
@@ -114,14 +114,14 @@ def check_all_told(told: Iterable[str], config: RunConfig, compared: ComparedPar
     for name, plugin in _run_by_clients(config, compared).items():
         if name not in known:
             raise RunError(
-                f"FP5041 the server's settings name the part {name}, which is of {plugin} here, and the server does "
-                "not say which file its own is of: it is of an earlier version, or has no such part; ask whoever runs "
-                "it to bring it up to date"
+                f"FP5041 the server's settings name the part {name}, which is from {plugin} here, and the server does "
+                "not identify its own file: it runs an earlier version, or has no such part; ask whoever runs it to "
+                "update it"
             )
 
 
 def compute_plugin_digest(plugin: Plugin) -> str:
-    """SHA-256 in 64 hexadecimal digits: of a plugin's file or folder; of a package, of its name and version."""
+    """Return a SHA-256, 64 hexadecimal digits: of a plugin's file or folder, or of a package's name and version."""
     if Path(plugin.source).is_absolute():
         return plugin.version
     version = plugin.version.partition(" ")[0]  # an installation in place may be the same code as a wheel
@@ -134,20 +134,20 @@ def _run_by_clients(config: RunConfig, compared: ComparedParts) -> dict[str, Plu
 
 
 def _read(told: Iterable[str], compared: ComparedParts) -> dict[tuple[str, str], str]:
-    """Digests by group and name, from what a server says.
+    """Return digests by group and name, from the server's list.
 
     Raises:
-        RunError: it is not what a server of this version says.
+        RunError: the list has more entries or others than this version writes.
     """
     given = list(told)
     if len(given) > MOST:
-        raise RunError(f"FP5042 the server tells {len(given)} parts from outside; legal are {MOST} at most")
+        raise RunError(f"FP5042 the server names {len(given)} parts from outside; legal are {MOST} at most")
     found: dict[tuple[str, str], str] = {}
     for text in given:
         match = _TOLD.fullmatch(text)
         if match is None or match[1] not in compared.families or (match[1], match[2]) in found:
             raise RunError(
-                f"FP5043 the server tells a part from outside as {text!r:.80}; legal is GROUP.NAME and 64 hexadecimal "
+                f"FP5043 the server names a part from outside as {text!r:.80}; legal is GROUP.NAME and 64 hexadecimal "
                 "digits, each part once"
             )
         found[match[1], match[2]] = match[3]

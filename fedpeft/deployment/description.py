@@ -1,4 +1,4 @@
-"""What a server describes before a client loads anything: what is learned, and how the client's rows are to be read."""
+"""A server's description of its federation, which a client reads first: the task, and the format of its examples."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ TOLD: Final = {
 """Tasks that a server may describe, with the fewest and the most names that go with each."""
 
 MOST_HELD_OUT = 0.5
-"""The largest share of its rows that a client is evaluated on."""
+"""The largest share of its examples that a client is evaluated on."""
 
 _FILE = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def describe_template(form: Clients) -> str:
-    """How a server tells what writes its clients' conversations: a name, or the SHA-256 of a file; empty: nothing does.
+    """Return the server's prompt template for its clients: a name, or the SHA-256 of a file; empty: none.
 
     Raises:
         DataError: the file can't be read.
@@ -50,7 +50,7 @@ def check_description(told: v2.Description) -> None:
     """Refuse a description that no server of this version gives.
 
     Raises:
-        RunError: says what is wrong.
+        RunError: names the field, what was given, and what is legal.
     """
     if not 0 <= told.held_out <= MOST_HELD_OUT:
         raise RunError(
@@ -70,7 +70,7 @@ def check_description(told: v2.Description) -> None:
         TASKS.build(told.task)
     except ConfigError as error:
         raise RunError(f"FP5063 the server describes a task that can't be read: {error}") from None
-    if told.task != kind and not parse_spec(told.task).settings:  # one text for what has no settings
+    if told.task != kind and not parse_spec(told.task).settings:  # a task without settings has only one spelling
         raise RunError(f"FP5064 the server describes the task {told.task!r:.100}, which is written {kind}")
     if len(set(names)) < len(names):
         raise RunError("FP5065 the server names a class twice")
@@ -90,7 +90,7 @@ def check_description(told: v2.Description) -> None:
 
 
 def build_form(told: v2.Description, options: EdgeOptions) -> Clients:
-    """The form of a client's rows, as a checked description has it, with the client's own names of columns.
+    """Return the format of a client's examples from a checked description, with the client's own column names.
 
     Raises:
         ConfigError: the client's template is not the server's.
@@ -106,7 +106,11 @@ def build_form(told: v2.Description, options: EdgeOptions) -> Clients:
 
 
 def _find_own_template(told: str, own: str) -> str | None:
-    """What writes the conversations here: that of the name, or the file that has the digest which the server tells."""
+    """Return the prompt template here: the server's name, or the file that has the server's digest.
+
+    Raises:
+        ConfigError: the client's template is not the server's.
+    """
     if not _FILE.fullmatch(told):
         if own:
             raise ConfigError(

@@ -1,10 +1,10 @@
 """The client half of the Flower app: the worker of a simulation, behind Flower's messages.
 
-A process loads the base model once and keeps it for as long as Flower keeps the process: over all messages in Flower's
-simulation, for one message at a stock SuperNode. Whose rows an instruction means stands in it: the configured data set
-is partitioned here as it is on the server, from the same seed.
+A process loads the base model once and keeps it as long as Flower keeps the process: over all messages in Flower's
+simulation, for one message at a stock SuperNode. The instruction names the client. The configured dataset is
+partitioned here as it is on the server, from the same seed.
 
-What is heavy is imported on use: Flower's simulation loads this module in one thread while another loads the server
+Heavy modules are imported on use. Flower's simulation loads this module in one thread while another loads the server
 app, and `transformers` can't be imported by two threads at once.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedpeft.reporting.workers import Workers
 
 STATE = Path("~/.local/state/fedpeft/flower")
-"""Where clients' own state is kept between rounds, by run."""
+"""Folder of clients' own state between rounds, by run."""
 
 app = ClientApp()
 
@@ -36,7 +36,7 @@ class _Silent:
 
 @functools.cache
 def _get_workers(config: RunConfig, run: int) -> Workers:
-    """The one worker of this configuration's simulation, its frozen layers computed."""
+    """Return the single worker of this configuration's simulation, with its activation cache computed."""
     from fedpeft.config import build_config
     from fedpeft.reporting.console import silence_libraries
     from fedpeft.simulation.simulation import Simulation
@@ -52,19 +52,19 @@ def _get_workers(config: RunConfig, run: int) -> Workers:
 
 @app.query()
 def prepare(message: Message, context: Context) -> Message:
-    """Statistics before round 1."""
+    """Return the report with the statistics before round 1."""
     return _handle(message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """A client's part in a round."""
+    """Return the report of a client's part in a round."""
     return _handle(message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """A client's model on its own held-out rows."""
+    """Return the report of a client's model on its own held-out examples."""
     return _handle(message, context)
 
 

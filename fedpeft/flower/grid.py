@@ -1,7 +1,7 @@
-"""Flower's own grid, as the server of an app sees it, for clients with ids: client k is played by node k, in turn.
+"""Flower's own grid, as the server of an app sees it, for clients with ids: the nodes play the clients in turn.
 
-Flower's node ids are drawn at random; clients are numbered, since all that is random derives from their ids. What a
-node can't answer becomes a report that says so. A SuperNode that is started again has another id, and takes the place
+Flower draws its node ids at random. fedpeft numbers the clients, since all randomness derives from their ids. If a node
+can't answer, the server gets a report that gives the reason. A restarted SuperNode has another id, and takes the place
 of the one that is gone.
 """
 
@@ -26,13 +26,14 @@ UNTAKEN = "Flower takes no message for it, since its SuperNode has ended or the 
 class FlowerGrid(Grid):
     """Clients 0 .. clients - 1 over the nodes of `grid`; waits until `nodes` of them are there.
 
-    Each message tells the `parts` from outside that the server has (`fedpeft.flower.parts`). `say` is told in a line
-    whom the run waits for, which node is gone, and which has taken its place.
+    Each message contains the digests of the server's `parts` from outside (`fedpeft.flower.parts`). `say` receives a
+    line about missing nodes, lost nodes and their replacements.
     """
 
     def __init__(
         self, grid: Grid, clients: int, nodes: int, parts: Sequence[str] = (), say: Callable[[str], object] = str
     ) -> None:
+        """Wait until `nodes` nodes are there."""
         self._grid = grid
         self._clients = clients
         self._parts = parts
@@ -40,12 +41,12 @@ class FlowerGrid(Grid):
         self._sent: dict[str, Message] = {}
         self._untaken: list[Message] = []
         self._look = False  # whether a node may be gone
-        self._gone: set[int] = set()  # whose places are empty
-        self._keeping: set[int] = set()  # who has answered, or is where one was that has: something may lie there
+        self._gone: set[int] = set()  # nodes whose places are empty
+        self._keeping: set[int] = set()  # nodes that have answered, or replace one that has: they may hold state
         self._nodes = self._wait_for_nodes(nodes, f"{nodes} SuperNodes (nodes of the run config)")
 
     def _wait_for_nodes(self, least: int, waiting: str) -> list[int]:
-        """All that are there, once they are enough; until then it says for what it is `waiting`."""
+        """Return all nodes, once there are `least` of them; until then, report that the run waits for `waiting`."""
         told = -1
         while len(found := sorted(self._grid.get_node_ids())) < least:
             if told != (told := len(found)):
@@ -54,10 +55,10 @@ class FlowerGrid(Grid):
         return found
 
     def _replace_gone(self) -> None:
-        """Give the places of nodes that are gone to those that have come since; rounds of nobody are not begun.
+        """Give the places of lost nodes to those that have come since. A round without any node does not begin.
 
-        Where nobody has come, clients of a node that has never answered are played by another, since nothing of theirs
-        lies with it; of one that was killed just before the run Flower says that it is there.
+        If no node has come, another one plays the clients of a lost node that has never answered, since it holds no
+        state of theirs. Flower still lists a node that was killed just before the run.
         """
         there = self._wait_for_nodes(1, "a SuperNode, since all are gone")
         newcomers = sorted(set(there).difference(self._nodes), reverse=True)
@@ -76,7 +77,7 @@ class FlowerGrid(Grid):
             self._gone.add(node)
 
     def set_run(self, run: Run) -> None:
-        """Flower's run information."""
+        """Set Flower's run information."""
         self._grid.set_run(run)
 
     @property
@@ -87,7 +88,7 @@ class FlowerGrid(Grid):
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """A message to the node that plays a client (`fedpeft.communication.flower_grid.get_node_id`)."""
+        """Return a message to the node that plays a client (`fedpeft.communication.flower_grid.get_node_id`)."""
         if self._look:
             self._look = False
             self._replace_gone()
@@ -95,21 +96,21 @@ class FlowerGrid(Grid):
         return Message(add_parts(content, self._parts), node, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All clients."""
+        """Return the node ids of all clients."""
         return (get_node_id(client) for client in range(self._clients))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Hand them to Flower; what it does not take, as for a SuperNode that has been ended, counts as failed."""
+        """Hand messages to Flower; refused ones, as for an ended SuperNode, count as failed. Return all ids."""
         batch = list(messages)
         taken: list[str | None] = list(self._grid.push_messages(batch)) or [None] * len(batch)  # none at all: too large
         self._untaken += [message for identifier, message in zip(taken, batch, strict=True) if not identifier]
         identifiers = [message.metadata.message_id for message in batch]
         self._sent |= dict(zip(identifiers, batch, strict=True))
-        self._look |= bool(self._gone)  # with the next ones: their clients may be others
+        self._look |= bool(self._gone)  # before the next messages: other nodes may play their clients
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies that have arrived; waits a moment where there are none."""
+        """Return the replies that have arrived, after a moment's wait if there are none."""
         untaken, self._untaken = self._untaken, []
         failed = [self._create_failure(message, UNTAKEN) for message in untaken]
         waiting = [identifier for identifier in message_ids or self._sent if identifier in self._sent]
@@ -127,7 +128,7 @@ class FlowerGrid(Grid):
         return reply
 
     def _create_failure(self, asked: Message, reason: str | None) -> Message:
-        """The reply of a node that can't give one."""
+        """Return the reply in place of a node that can't give one."""
         self._look = True
         del self._sent[asked.metadata.message_id]
         instruction = read_instruction(asked)
@@ -135,7 +136,7 @@ class FlowerGrid(Grid):
         return Message(write_record(report), reply_to=asked)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push, then pull until every reply is there or `timeout` seconds are over."""
+        """Push, then pull until every reply has arrived or `timeout` seconds are over."""
         waiting = set(self.push_messages(messages))
         deadline = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []

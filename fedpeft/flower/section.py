@@ -24,18 +24,18 @@ OWN = {"output": "runs", "nodes": 1}
 
 
 def format_section() -> str:
-    """The section, its header first."""
+    """Return the section, with its header first."""
     settings = {name.replace("_", "-"): value for name, value in dataclasses.asdict(RunConfig()).items()}
     return HEADER + tomli_w.dumps(settings | OWN)
 
 
 def replace_section(text: str) -> str:
-    """The text of a pyproject.toml with this section."""
+    """Return the text of a pyproject.toml with this section."""
     return re.sub(re.escape(HEADER) + r"(?:[^\[\n][^\n]*\n)*", lambda _: format_section(), text)
 
 
 def renew(file: Path) -> None:
-    """Bring the section of a pyproject.toml up to date.
+    """Update the section of a pyproject.toml.
 
     Raises:
         ConfigError: the file can't be read, or has no such section.
@@ -52,7 +52,7 @@ def renew(file: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command, and return its exit code."""
     named = (sys.argv[1:] if arguments is None else arguments) or ["pyproject.toml"]
     return run_command(lambda: renew(Path(named[0])))
 

@@ -23,7 +23,7 @@ app = ServerApp()
 
 
 def _shorten_record(record: logging.LogRecord) -> bool:
-    """A filter: where Flower logs an error that the user can mend, its sentence stands for the traceback."""
+    """Shorten a log record: an error that the user can fix shows its sentence in place of a traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, FedpeftError):
         record.msg, record.args, record.exc_info = "%s", (str(error),), None
@@ -32,14 +32,14 @@ def _shorten_record(record: logging.LogRecord) -> bool:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One federation; its files are in the folder that the run config calls `output`."""
+    """Run one federation; its files are in the folder that the run config sets as `output`."""
     logging.getLogger(FLOWERS_LOGGER).addFilter(_shorten_record)
     config, nodes = read_config(context.run_config), read_nodes(context.run_config)
     parts = list_part_digests(config, WHOLE_RUN)
     folder = Path(str(context.run_config["output"])) / f"flower-{context.run_id}"
     console = Console()
 
-    def played(clients: int) -> FlowerGrid:
+    def create_grid(clients: int) -> FlowerGrid:
         return FlowerGrid(grid, clients, nodes, parts, lambda text: console.print(escape(text), soft_wrap=True))
 
-    show(simulate(config, folder, False, console, grid=played), folder, console)
+    show(simulate(config, folder, False, console, grid=create_grid), folder, console)

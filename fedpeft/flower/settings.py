@@ -16,7 +16,7 @@ OWN_KEYS = ("output", "nodes")
 
 
 def read_config(run_config: Mapping[str, Any]) -> RunConfig:
-    """The configuration; keys are RunConfig's, written with dashes or underscores. The dtype `auto` is fp32 here.
+    """Return the configuration; keys are RunConfig's, with dashes or underscores. The dtype `auto` is fp32 here.
 
     Raises:
         ConfigError: an unknown key, a value out of range, or what can't be done inside Flower.
@@ -24,7 +24,7 @@ def read_config(run_config: Mapping[str, Any]) -> RunConfig:
     given = {key.replace("-", "_"): value for key, value in run_config.items() if key not in OWN_KEYS}
     kinds = {field.name: str(field.type) for field in fields(RunConfig)}
     typed = {k: float(v) if kinds.get(k) == "float" and isinstance(v, int) else v for k, v in given.items()}
-    if typed.get("dtype", "auto") == "auto":  # each of the app's processes would settle it by its own hardware
+    if typed.get("dtype", "auto") == "auto":  # otherwise each process of the app would choose by its own hardware
         typed["dtype"] = "fp32"
     config = build_config(typed, "the app's run config")
     strategy = strategies.build(config.strategy)
@@ -46,15 +46,14 @@ def read_config(run_config: Mapping[str, Any]) -> RunConfig:
 
 
 def read_nodes(run_config: Mapping[str, Any]) -> int:
-    """How many nodes a run waits for.
+    """Return the number of nodes that a run waits for.
 
     Raises:
-        ConfigError: no whole number, or less than 1.
+        ConfigError: it is not a whole number, or less than 1.
     """
     nodes = run_config["nodes"]
     if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
         raise ConfigError(
-            f"FP1181 nodes={nodes!r} of the run config must be a whole number of at least 1: clients are played by "
-            "nodes"
+            f"FP1181 nodes={nodes!r} of the run config must be a whole number of at least 1: nodes play the clients"
         )
     return nodes

@@ -1,19 +1,20 @@
-"""A Flower strategy of one's own as a strategy here: `wrapped(MyStrategy)`.
+"""A user's own Flower strategy as a strategy of fedpeft: `wrap_strategy(MyStrategy)`.
 
     # my_parts.py
-    from fedpeft.flower.strategy import wrapped
+    from fedpeft.flower.strategy import wrap_strategy
     from my_package import MyStrategy
 
-    parts = {"strategies": {"my_rule": wrapped(MyStrategy)}}
+    parts = {"strategies": {"my_rule": wrap_strategy(MyStrategy)}}
 
     python -m fedpeft.simulate --plugin my_parts.py --strategy "my_rule(eta=0.1)"
 
     x <- rule(x, x_1, ..., x_K),   x_k = received_k + delta_k: float arrays with the same keys at all clients
 
-Of the class, what aggregates is used: `configure_train` and `aggregate_train`, or `configure_fit` and `aggregate_fit`.
-Arguments of its `__init__` that are numbers, texts or truth values are settings. What it keeps between rounds is in the
-checkpoint (`fedpeft.flower.strategy_checkpoint`). What it can't do here is refused by name, before the first round if
-possible. It sees factors, not what these do to the weights (`fedpeft.strategies.flower`).
+Only the aggregating methods of the class are used: `configure_train` and `aggregate_train`, or `configure_fit` and
+`aggregate_fit`. Arguments of its `__init__` that are numbers, texts or truth values become settings. What it keeps
+between rounds is in the checkpoint (`fedpeft.flower.strategy_checkpoint`). Unsupported features are refused by name,
+before the first round if possible. The strategy sees factors, not what these do to the weights
+(`fedpeft.strategies.flower`).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ PLAIN: Final = (bool, int, float, str)
 """Types of arguments that a text can hold."""
 
 LABEL: Final = "flower"
-"""Of what the strategy keeps, in the memory of a checkpoint."""
+"""Name of the strategy's values in the optimizer state of a checkpoint."""
 
 EVERYBODY: Final[Mapping[str, float | int]] = {
     **dict.fromkeys(("fraction_train", "fraction_fit"), 1.0),
@@ -66,7 +67,7 @@ EVERYBODY: Final[Mapping[str, float | int]] = {
     **dict.fromkeys(("fraction_evaluate",), 1.0),
     **dict.fromkeys(("min_evaluate_nodes", "min_evaluate_clients"), 1),
 }
-"""Arguments of Flower's strategies that say whom they ask, and what they are here: everybody in a cohort."""
+"""Arguments of Flower's strategies that choose clients, with their values here: all clients of a cohort."""
 
 SETTLED: Final[Mapping[str, str]] = {
     **dict.fromkeys(EVERYBODY, "who trains in a round is --cohort's matter, and who evaluates --measure's"),
@@ -75,18 +76,18 @@ SETTLED: Final[Mapping[str, str]] = {
 }
 
 UNCALLED: Final = ("configure_evaluate", "aggregate_evaluate", "evaluate")
-"""Methods that a class may have and that are never called: evaluation is --measure's."""
+"""Methods that are never called, although a class may have them: `--measure` sets the evaluation."""
 
 PROBED: Final = tuple(range(100))
-"""The clients of the cohort that a strategy is shown before the first round."""
+"""Client ids of the cohort that a strategy is tested with before the first round."""
 
 QUIET: Final = "flwr"
-"""Flower's logger: its strategies announce each call."""
+"""Name of Flower's logger: its strategies announce each call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowerRule(RoundStrategy):
-    """A strategy of Flower's, made anew in each round from its settings and what it has kept."""
+    """A Flower strategy, created anew in each round from its settings and what it has kept."""
 
     needs_lora: ClassVar[bool] = False
     settled_elsewhere: ClassVar[Mapping[str, str]] = SETTLED
@@ -95,10 +96,10 @@ class FlowerRule(RoundStrategy):
     names: ClassVar[tuple[str, ...]] = ()
 
     def start(self, state: State, layout: Layout, seed: int) -> State:
-        """The PEFT method's own start; the strategy is asked what it would send, before anybody has trained.
+        """Return the PEFT method's own start, after a test of what the strategy would send.
 
         Raises:
-            ConfigError: it can't be made, or can't do here what it would do.
+            ConfigError: the strategy can't be created, or does something that is not supported here.
         """
         arrays = _convert_to_arrays(state, tuple(sorted(self.trained(layout, 1))))
         try:
@@ -115,17 +116,17 @@ class FlowerRule(RoundStrategy):
         return state
 
     def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
-        """Aggregate the first round, before which the strategy has kept nothing."""
+        """Return the aggregate of the first round, in which the strategy has kept nothing yet."""
         return self.aggregate_with_memory(state, layout, read, round_number, seed, {})[0]
 
     def aggregate_with_memory(
         self, state: State, layout: Layout, read: Read, round_number: int, seed: int, memory: OptimizerState
     ) -> tuple[Aggregate, OptimizerState]:
-        """The strategy's arrays in place of the trained tensors; the whole cohort is in memory.
+        """Return the strategy's arrays in place of the trained tensors; the whole cohort is in memory.
 
         Raises:
-            ConfigError: no updates.
-            RunError: it fails, or gives what is no next state.
+            ConfigError: there are no updates.
+            RunError: the strategy fails, or returns something other than the next state.
         """
         names = tuple(sorted(self.trained(layout, round_number)))
         updates = read(names)
@@ -153,10 +154,10 @@ class FlowerRule(RoundStrategy):
         return Aggregate(after, {}), {LABEL: save_values(vars(rule), strange, self.flower_class.__name__)}
 
     def _create_strategy(self, arrays: Arrays, seed: int) -> Any:
-        """The strategy, in the state that its `__init__` leaves it in.
+        """Return the strategy, in the state in which its `__init__` leaves it.
 
         Raises:
-            RunError: that has failed.
+            RunError: its `__init__` has failed.
         """
         given: dict[str, Any] = {name: getattr(self, name) for name in self.names} | dict(self.fixed)
         takes = _find_arguments(self.flower_class)
@@ -167,15 +168,15 @@ class FlowerRule(RoundStrategy):
             return self.flower_class(**given)
 
 
-def wrapped(flower_class: type, **fixed: Any) -> type[FlowerRule]:
-    """A class of parts around a Flower strategy's class.
+def wrap_strategy(flower_class: type, **fixed: Any) -> type[FlowerRule]:
+    """Return a part that wraps the class of a Flower strategy.
 
     Args:
         flower_class: subclass of `flwr.serverapp.strategy.Strategy` or `flwr.server.strategy.Strategy`.
         fixed: arguments of its `__init__` that no text can hold, such as functions.
 
     Raises:
-        ConfigError: it is none, or needs what it can't have here.
+        ConfigError: it is not such a class, or needs what it can't have here.
     """
     _check_class(flower_class)
     name, takes = flower_class.__name__, _find_arguments(flower_class)
@@ -186,15 +187,15 @@ def wrapped(flower_class: type, **fixed: Any) -> type[FlowerRule]:
         plain = _find_plain_type(flower_class, parameter)
         if plain is None and parameter.default is parameter.empty:
             raise ConfigError(
-                f"FP1184 {name} needs the argument {argument}, which no text can hold; write wrapped({name}, "
+                f"FP1184 {name} needs the argument {argument}, which no text can hold; write wrap_strategy({name}, "
                 f"{argument}=...)"
             )
         if plain is None:
             continue
         if hasattr(FlowerRule, argument) or argument in {f.name for f in dataclasses.fields(FlowerRule)}:
             raise ConfigError(
-                f"FP1185 {name} has an argument {argument}, which means something else for a strategy here; call it "
-                f"otherwise, or write wrapped({name}, {argument}=...)"
+                f"FP1185 {name} has an argument {argument}, which has another meaning for a strategy here; rename it, "
+                f"or write wrap_strategy({name}, {argument}=...)"
             )
         default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
         fields.append((argument, plain, setting(default, f"of {name}.__init__")))
@@ -214,18 +215,18 @@ def wrapped(flower_class: type, **fixed: Any) -> type[FlowerRule]:
 
 
 def _describe(flower_class: type) -> str:
-    """What `describe` says."""
+    """Return the text that `describe` prints."""
     module = flower_class.__module__
-    place = f"{module}." if module.startswith("flwr.") else ""  # a plugin's module has a name that means nothing
+    place = f"{module}." if module.startswith("flwr.") else ""  # a plugin's module name is arbitrary
     first = (inspect.getdoc(flower_class) or f"{flower_class.__name__}.").splitlines()[0]
     return f"{first}\n\nA strategy of Flower's, {place}{flower_class.__name__}. Not called here: {', '.join(UNCALLED)}."
 
 
 def _check_class(flower_class: Any) -> None:
-    """Refuse what is no strategy, and strategies that do not mean here what they say.
+    """Refuse classes other than strategies, and strategies that would not do here what they promise.
 
     Raises:
-        ConfigError: which, and what to do.
+        ConfigError: names the class, and a remedy.
     """
     shown = getattr(flower_class, "__name__", type(flower_class).__name__)
     kinds = flower_class.__mro__ if isinstance(flower_class, type) else type(flower_class).__mro__
@@ -235,28 +236,28 @@ def _check_class(flower_class: Any) -> None:
             "and resuming rest on it; a script with a Trainer takes part by fedpeft.patch(trainer, server=...)"
         )
     if ServerApp in kinds:
-        raise ConfigError(f"FP1188 {shown} is a ServerApp: rounds are run by fedpeft; wrap the class of its strategy")
+        raise ConfigError(f"FP1188 {shown} is a ServerApp: fedpeft runs the rounds; wrap the class of its strategy")
     if not isinstance(flower_class, type) or not issubclass(flower_class, MessageStrategy | OlderStrategy):
         raise ConfigError(
-            "FP1189 wrapped takes a class made from flwr.serverapp.strategy.Strategy or "
+            "FP1189 wrap_strategy takes a class made from flwr.serverapp.strategy.Strategy or "
             f"flwr.server.strategy.Strategy, got {flower_class!r:.100}"
         )
     if any(k.__module__.startswith("flwr.") and "DP" in k.__name__.replace("DifferentialPrivacy", "DP") for k in kinds):
         raise ConfigError(
-            f"FP1190 {shown} promises privacy that is not accounted for here; take --privacy user_dp or local_dp"
+            f"FP1190 {shown} promises privacy that fedpeft does not account for; take --privacy user_dp or local_dp"
         )
     if inspect.isabstract(flower_class):
         missing = ", ".join(sorted(flower_class.__abstractmethods__))
         raise ConfigError(f"FP1191 {shown} can't be made: it has no {missing}; write them, or subclass FedAvg")
     if issubclass(flower_class, MessageStrategy) and flower_class.start is not MessageStrategy.start:
         raise ConfigError(
-            f"FP1192 {shown}.start is a loop of its own, and rounds are run by fedpeft; put what it does into "
+            f"FP1192 {shown}.start is its own loop, and fedpeft runs the rounds; put what it does into "
             "configure_train and aggregate_train"
         )
 
 
 def _find_arguments(flower_class: type) -> dict[str, inspect.Parameter]:
-    """Of `__init__`, and of those that it hands **keywords on to."""
+    """Return the arguments of `__init__`, and of those that it passes **keywords on to."""
     found: dict[str, inspect.Parameter] = {}
     for base in flower_class.__mro__:
         if "__init__" not in vars(base):
@@ -270,7 +271,7 @@ def _find_arguments(flower_class: type) -> dict[str, inspect.Parameter]:
 
 
 def _find_plain_type(flower_class: type, parameter: inspect.Parameter) -> Any:
-    """The type of an argument that a text can hold; None: none can."""
+    """Return the type of an argument that a text can hold; None: a text can't hold it."""
     hint: Any = parameter.annotation
     if isinstance(hint, str):
         for base in flower_class.__mro__:
@@ -291,14 +292,14 @@ def _find_plain_type(flower_class: type, parameter: inspect.Parameter) -> Any:
 
 
 def _convert_to_arrays(state: Mapping[str, torch.Tensor], names: tuple[str, ...]) -> Arrays:
-    """Tensors as arrays of their own, in the order of `names`; NumPy has no bf16."""
+    """Return tensors as separate arrays, in the order of `names`; NumPy has no bf16, which becomes fp32."""
     plain = {torch.bfloat16: torch.float32}
     return {n: np.array(state[n].detach().to(plain.get(state[n].dtype, state[n].dtype)).numpy()) for n in names}
 
 
 @contextmanager
 def _seed_generators(seed: int, round_number: int) -> Iterator[None]:
-    """Whatever a strategy draws from the global generators depends on the run's seed and the round alone."""
+    """Make the global generators, and so a strategy's draws, depend on the run's seed and the round alone."""
     before = random.getstate(), np.random.get_state()
     drawn = seeds.derive_seed(seed, "flower", round_number) % 2**32
     with torch.random.fork_rng(devices=[]):
@@ -314,7 +315,7 @@ def _seed_generators(seed: int, round_number: int) -> Iterator[None]:
 
 @contextmanager
 def _silence_flower() -> Iterator[None]:
-    """Flower announces each call, and warns of its own defaults."""
+    """Silence Flower, which announces each call, and warns of its own defaults."""
     logger = logging.getLogger(QUIET)
     before = logger.level
     logger.setLevel(logging.ERROR)

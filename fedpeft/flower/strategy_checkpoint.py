@@ -1,7 +1,7 @@
-"""What an object of a stranger's class holds, as tensors that a checkpoint keeps: no code is read back from it.
+"""The values of a foreign object as tensors in a checkpoint; no code is ever read back from it.
 
-Numbers, texts, arrays, tensors, Flower's records and parameters, random generators, and lists, tuples, sets and dicts
-of them become a tensor each, or a place in a JSON text, which is a tensor of bytes itself.
+Values are numbers, texts, arrays, tensors, Flower's records and parameters, random generators, and lists, tuples, sets
+and dicts of them. Each becomes a tensor, or a place in a JSON text, which is itself a tensor of bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedpeft.errors import RunError
 from fedpeft.peft.adapter import State
 
 FORM: Final = "form"
-"""The tensor that holds the JSON text; the others are called 0, 1, ..."""
+"""Name of the tensor with the JSON text; the others are called 0, 1, ..."""
 
 CODE: Final = (
     types.FunctionType,
@@ -33,7 +33,7 @@ CODE: Final = (
     type,
     types.ModuleType,
 )
-"""What an object is given once and doesn't change."""
+"""Types of values that an object is given once and doesn't change."""
 
 PLAIN: Final = (bool, int, float, str)
 
@@ -42,11 +42,11 @@ GENERATORS: Final = {name: getattr(np.random, name) for name in ("PCG64", "PCG64
 
 
 class _StrangeError(Exception):
-    """A value of a kind that is not kept."""
+    """A value of a type that is not kept."""
 
 
 def pickle_unsaved(values: Mapping[str, Any]) -> dict[str, bytes]:
-    """Those of an object's values that can't be kept, and aren't code, as bytes that tell whether they change."""
+    """Pickle those values of an object that are neither kept nor code; the bytes show whether a value changes."""
     found: dict[str, bytes] = {}
     for name, value in values.items():
         if isinstance(value, CODE):
@@ -59,15 +59,15 @@ def pickle_unsaved(values: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def save_values(values: Mapping[str, Any], before: Mapping[str, bytes], owner: str) -> State:
-    """The values as tensors.
+    """Return the values as tensors.
 
     Args:
-        values: of the object's attributes.
-        before: what `pickle_unsaved` said of them when the object was made.
+        values: the object's attributes.
+        before: what `pickle_unsaved` returned when the object was created.
         owner: the class's name.
 
     Raises:
-        RunError: an attribute has changed that can't be kept.
+        RunError: an attribute that can't be kept has changed.
     """
     tensors: State = {}
     form: dict[str, Any] = {}
@@ -87,16 +87,16 @@ def save_values(values: Mapping[str, Any], before: Mapping[str, bytes], owner: s
 
 
 def restore_values(state: State) -> dict[str, Any]:
-    """The attributes that `save_values` was given."""
+    """Return the attributes that `save_values` was given."""
     form: dict[str, Any] = json.loads(bytes(state[FORM].numpy().tobytes()))
     return {name: _read(value, state) for name, value in form.items()}
 
 
 def _pickle(value: Any) -> bytes:
-    """Bytes that differ where the value does; empty: there are none."""
+    """Return bytes that differ if the value does; empty: it can't be pickled."""
     try:
         return bytes(cloudpickle.dumps(value))
-    except Exception:  # whatever a stranger's object raises
+    except Exception:  # whatever a foreign object raises
         return b""
 
 
@@ -114,8 +114,8 @@ def _write_array(value: np.ndarray[Any, Any], tensors: State) -> int:
 
 
 def _write_value(value: Any, tensors: State) -> Any:  # noqa: PLR0912
-    """A value as JSON: plain ones as they are, others as [kind, content]."""
-    if value is None or type(value) in PLAIN:  # not of an enumeration that is a text, too: a text would come back
+    """Return a value as JSON: a plain one as it is, others as [kind, content]."""
+    if value is None or type(value) in PLAIN:  # an exact type: a member of a text enumeration would return as a text
         return value
     if isinstance(value, np.ndarray):
         return ["array", _write_array(value, tensors)]

@@ -1,9 +1,9 @@
-"""A Flower strategy's own methods, called with one cohort: what it would have sent, and what it makes of the replies.
+"""Calls of a Flower strategy's own methods with one cohort: what it would send, and what it makes of the replies.
 
-Flower has two kinds. One speaks in messages (`flwr.serverapp.strategy.Strategy`: `configure_train`,
-`aggregate_train`), the older one in parameters (`flwr.server.strategy.Strategy`: `configure_fit`, `aggregate_fit`).
-Both are asked first what they would send, because some remember it (FedAdam), and because what they would send has to
-be what fedpeft's clients have been sent: the same arrays, to the whole cohort, with no settings of their own.
+Flower has two kinds. One uses messages (`flwr.serverapp.strategy.Strategy`: `configure_train`, `aggregate_train`), the
+older one parameters (`flwr.server.strategy.Strategy`: `configure_fit`, `aggregate_fit`). Both are first asked what they
+would send, for two reasons. Some remember it (FedAdam). And it must be what fedpeft's clients have received: the same
+arrays, to the whole cohort, without other settings.
 
 Source: https://github.com/flwrlabs/flower, version 1.42.
 """
@@ -30,15 +30,15 @@ from fedpeft.errors import FedpeftError, RunError
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 ROUND_KEYS: Final = frozenset({"server-round", "server_round", "round", "current_round"})
-"""What a strategy may put into its clients' configuration: they know the round."""
+"""Keys that a strategy may put into its clients' configuration: they have the round already."""
 
 MOST_LOOKS: Final = 8
-"""How often a strategy may look at who is there, before it is taken to wait for more clients."""
+"""How often a strategy may look at the present clients before it counts as waiting for more."""
 
 
 @dataclass(frozen=True)
 class TrainedArrays:
-    """A client's arrays after its training, and its weight; whole where it is a number of rows."""
+    """A client's arrays after its training, and its weight, a whole number if it counts examples."""
 
     client: int
     arrays: Arrays
@@ -46,13 +46,13 @@ class TrainedArrays:
 
     @property
     def examples(self) -> float | int:
-        """The weight, as an int where it is one."""
+        """The weight, as an int if it is a whole number."""
         return int(self.weight) if float(self.weight).is_integer() else float(self.weight)
 
 
 @contextmanager
 def raise_as_rule_error(method: str, round_number: int) -> Iterator[None]:
-    """What goes wrong in a stranger's method, as one sentence with its place.
+    """Turn an error in a foreign method into one sentence with its place.
 
     Raises:
         RunError: the method has raised something.
@@ -73,7 +73,7 @@ def ask_strategy(rule: Any, round_number: int, arrays: Arrays, cohort: Sequence[
     """Ask a strategy what it would send to a cohort.
 
     Raises:
-        RunError: it is something else than what clients are sent; it has failed.
+        RunError: it is not what clients have received, or the strategy has failed.
     """
     name = type(rule).__name__
     if hasattr(rule, "configure_train"):
@@ -96,10 +96,10 @@ def ask_strategy(rule: Any, round_number: int, arrays: Arrays, cohort: Sequence[
 
 
 def aggregate_arrays(rule: Any, round_number: int, arrays: Arrays, cohort: Sequence[TrainedArrays]) -> Arrays:
-    """What a strategy makes of a cohort's arrays.
+    """Return what a strategy makes of a cohort's arrays.
 
     Raises:
-        RunError: it has failed, or gives none, others, or some that are not finite.
+        RunError: the strategy has failed, or returns no arrays, other arrays, or some that are not finite.
     """
     name = type(rule).__name__
     if hasattr(rule, "aggregate_train"):
@@ -131,7 +131,7 @@ def aggregate_arrays(rule: Any, round_number: int, arrays: Arrays, cohort: Seque
 
 
 def initialize_strategy(rule: Any, arrays: Arrays, cohort: Sequence[int]) -> bool:
-    """Let the older kind of strategy say what it starts from; whether that is what it was given, or nothing.
+    """Let the older kind of strategy choose its start; return whether that is what it was given, or nothing.
 
     Raises:
         RunError: it has failed.
@@ -146,12 +146,12 @@ def initialize_strategy(rule: Any, arrays: Arrays, cohort: Sequence[int]) -> boo
 
 
 def record(arrays: Arrays) -> ArrayRecord:
-    """Arrays as Flower's record."""
+    """Return arrays as Flower's record."""
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
 def convert_to_parameters(arrays: Arrays) -> Parameters:
-    """Arrays as the older kind of strategy takes them: without names, in this order."""
+    """Return arrays as the older kind of strategy takes them: without names, in this order."""
     return ndarrays_to_parameters(list(arrays.values()))
 
 
@@ -168,16 +168,24 @@ def _create_result(trained: TrainedArrays) -> FitRes:
 
 
 def _check_cohort(method: str, chosen: Sequence[int], messages: int, cohort: Sequence[int]) -> None:
-    """Refuse another choice of clients than the whole cohort."""
+    """Refuse any choice of clients other than the whole cohort.
+
+    Raises:
+        RunError: names the method and the numbers of clients.
+    """
     if len(chosen) != len(cohort) or messages != len(cohort) or set(chosen) != set(cohort):
         raise RunError(
-            f"FP5140 {method} asks {messages} of a cohort's {len(cohort)} clients: who trains in a round is drawn by "
-            "--cohort before the strategy is asked; let it ask all that it is shown"
+            f"FP5140 {method} asks {messages} of a cohort's {len(cohort)} clients: --cohort draws who trains in a "
+            "round before the strategy is asked; let it ask all clients that it is shown"
         )
 
 
 def _check_settings(method: str, config: Mapping[str, Any]) -> None:
-    """Refuse settings for clients."""
+    """Refuse settings for clients.
+
+    Raises:
+        RunError: names the settings.
+    """
     if others := sorted(set(config) - ROUND_KEYS):
         raise RunError(
             f"FP5141 {method} sends clients the settings {', '.join(others)}, which nothing here reads: local training "
@@ -234,14 +242,14 @@ def _is_equal(some: Sequence[np.ndarray[Any, Any]], others: Sequence[np.ndarray[
 
 @dataclass
 class _Grid(Grid):
-    """A cohort, as strategies of messages see it; they can't speak to it."""
+    """A cohort, as strategies with messages see it; they can't send messages to it."""
 
     owner: str
     cohort: Sequence[int]
     looks: int = field(default=0, init=False)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Those of the cohort."""
+        """Return the node ids of the cohort."""
         self.looks += 1
         if self.looks > MOST_LOOKS:
             raise RunError(
@@ -258,32 +266,32 @@ class _Grid(Grid):
 
     @property
     def run(self) -> Any:
-        """Refused."""
+        """Refuse access."""
         self._refuse("run")
 
     def set_run(self, run: Any) -> None:
-        """Refused."""
+        """Refuse the call."""
         self._refuse("set_run")
 
     def create_message(self, *given: Any, **named: Any) -> Any:
-        """Refused."""
+        """Refuse the call."""
         self._refuse("create_message")
 
     def push_messages(self, messages: Any) -> Any:
-        """Refused."""
+        """Refuse the call."""
         self._refuse("push_messages")
 
     def pull_messages(self, message_ids: Any) -> Any:
-        """Refused."""
+        """Refuse the call."""
         self._refuse("pull_messages")
 
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
-        """Refused."""
+        """Refuse the call."""
         self._refuse("send_and_receive")
 
 
 class _Proxy(ClientProxy):
-    """A client, as the older kind of strategies sees it: a number that can't be called."""
+    """A client, as the older kind of strategy sees it: a number that can't be called."""
 
     def __init__(self, owner: str, client: int) -> None:
         super().__init__(str(client))
@@ -298,22 +306,26 @@ class _Proxy(ClientProxy):
 
 
 class _Manager(ClientManager):
-    """A cohort, as the older kind of strategies sees it."""
+    """A cohort, as the older kind of strategy sees it."""
 
     def __init__(self, owner: str, cohort: Sequence[int]) -> None:
         self._owner = owner
         self._clients = {str(client): _Proxy(owner, client) for client in cohort}
 
     def num_available(self) -> int:
-        """The size of the cohort."""
+        """Return the size of the cohort."""
         return len(self._clients)
 
     def all(self) -> dict[str, ClientProxy]:
-        """The cohort."""
+        """Return the clients of the cohort by id."""
         return dict(self._clients)
 
     def wait_for(self, num_clients: int, timeout: int = 0) -> bool:
-        """Nobody else comes."""
+        """Return True if the cohort has enough clients; refuse to wait for more.
+
+        Raises:
+            RunError: the strategy asks for more clients than the cohort has.
+        """
         if num_clients > len(self._clients):
             raise RunError(
                 f"FP5150 {self._owner} waits for {num_clients} clients, and a cohort has {len(self._clients)}; ask for "
@@ -322,15 +334,15 @@ class _Manager(ClientManager):
         return True
 
     def sample(self, num_clients: int, min_num_clients: int | None = None, criterion: Any = None) -> list[ClientProxy]:
-        """The cohort's first; fewer than all are refused later."""
+        """Return the first clients of the cohort; choosing fewer than all is refused later."""
         self.wait_for(max(num_clients, min_num_clients or 0))
         found: list[ClientProxy] = [p for p in self._clients.values() if criterion is None or criterion.select(p)]
         return found[:num_clients]
 
     def register(self, client: ClientProxy) -> bool:
-        """Refused."""
-        raise RunError(f"FP5151 {self._owner} registers clients: who takes part is the federation's matter")
+        """Refuse the call."""
+        raise RunError(f"FP5151 {self._owner} registers clients: the federation decides who takes part")
 
     def unregister(self, client: ClientProxy) -> None:
-        """Refused."""
-        raise RunError(f"FP5152 {self._owner} unregisters clients: who takes part is the federation's matter")
+        """Refuse the call."""
+        raise RunError(f"FP5152 {self._owner} unregisters clients: the federation decides who takes part")

@@ -168,7 +168,7 @@ class Broadcast:
         )
 
     def estimate_traffic(self, cohort: int, bits_share: float = 1.0) -> Traffic:
-        """Return what the expected number of clients costs, whoever takes part.
+        """Return the traffic of the expected number of clients, whichever clients take part.
 
         An update is as long as one of random numbers, which for most codecs is exact.
 

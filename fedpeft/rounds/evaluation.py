@@ -124,7 +124,9 @@ def ask_own_rows(setup: Setup, transport: Transport, state: ServerState, say: Ca
     This traffic serves measurement and is not counted.
     """
     if AVERAGE in state.memory:
-        state = replace(state, adapter=state.reached_state, versions=Versions(), held={})  # sent whole
+        state = replace(
+            state, adapter=state.reached_state, versions=Versions(), held={}
+        )  # clients receive the whole state
     sent = Broadcast(setup, state, transport.remote)
     asked = select_measured_clients(setup.clients, setup.config.seed)
     transport.publish(lambda: sent.release("evaluate", state.round))

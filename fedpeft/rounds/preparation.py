@@ -139,8 +139,8 @@ def _compute_head(setup: Setup, total: State, say: Callable[[str], None]) -> Sta
     if hidden := setup.head.hidden(total):
         names = setup.facts.label_names or ()
         say(
-            f"{len(hidden)} classes have fewer examples than the noise of the start hides, so the head begins without "
-            f"them: {_list_names(names, hidden)}"
+            f"the noise of the start hides {len(hidden)} classes, which the head begins without: "
+            f"{_list_names(names, hidden)}"
         )
     weight = setup.start["head.weight"]
     head = setup.head.solve(total, weight.shape[1], weight.shape[0])

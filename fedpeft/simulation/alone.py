@@ -1,13 +1,15 @@
-"""The reference without others' rows: the same adapter, trained by single clients on their own.
+"""The baseline without others' examples: the same adapter, trained by single clients alone.
 
-A client alone has the run's start and settings, and trains on its own rows in every round, at that round's learning
-rate: more work than in the federation, where it is asked now and then. What the safeguard had lowered rates to by the
-end of the run is lowered for it from the start: a rate that has turned out to do harm would make a weak reference. It
-trains the tensors that the rule has it train in that round, LoRA factors at its own rank, and its model is saved and
-scored as an adapter of the global rank. Where the run's head starts from sums over all clients, its head starts from
-its own. What the run holds out of its rows it does not train on, either. It is scored as the run is: on the test rows,
-or, where clients have models of their own, on the rows that it has held out. Where the run keeps its best state on the
-validation rows, a client alone is given the same.
+A client alone has the run's start and settings, and trains on its own examples in every round, at that round's learning
+rate. That is more work than in the federation, which asks it now and then. If the safeguard has lowered the rates by
+the end of the run, the client alone uses the lowered rates from the start: a harmful rate would make a weak baseline.
+
+It trains the tensors that the strategy has it train in that round, with LoRA factors at its own rank. Its model is
+saved and scored as an adapter of the global rank. If the run's head starts from sums over all clients, its head starts
+from its own. It does not train on the examples that the run holds out.
+
+It is scored as the run is: on the test set or, if clients have their own models, on its held-out examples. If the run
+keeps its best state on the validation set, so does a client alone.
 """
 
 from __future__ import annotations
@@ -29,18 +31,18 @@ from fedpeft.rounds.best_state import BestState
 from fedpeft.simulation.simulation import Simulation
 
 FOLDER = "alone"
-"""In a run's own, of the adapters of clients alone."""
+"""Folder, in the run's own, of the adapters of clients alone."""
 
 
 def choose_clients(sizes: np.ndarray, count: int) -> list[int]:
-    """So many clients, or all, evenly from the one with the fewest rows to the one with the most."""
+    """Return `count` clients, or all, evenly spaced from the one with the fewest examples to the one with the most."""
     order = np.argsort(sizes, kind="stable")
     places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
     return [int(order[place]) for place in places]
 
 
 def start_alone(simulation: Simulation, client: int) -> State:
-    """The run's start, with the head that the client's own rows give."""
+    """Return the run's start, with the head that the client's own examples give."""
     setup, state = simulation.setup, dict(simulation.setup.start)
     if not (setup.head.exchanges and "head.weight" in state):
         return state
@@ -54,14 +56,14 @@ def start_alone(simulation: Simulation, client: int) -> State:
 
 
 def train_one_alone(simulation: Simulation, client: int) -> State:
-    """What a client's own rows lead to, in the form of the global adapter."""
+    """Train a client alone, and return its state in the shape of the global adapter."""
     setup, config = simulation.setup, simulation.config
     rows = simulation.select_training_rows(client)
     steps = setup.profiles[client].steps
     training = setup.training.replace_steps(steps)
     rule, asked = setup.strategy, setup.profiles[client].form
     held = get_held_form(rule, setup.layout, asked)
-    form = held if setup.layout.pairs else setup.layout.form  # no shorter prompt is one of the global length
+    form = held if setup.layout.pairs else setup.layout.form  # a shorter prompt has no equal of the global length
     layout = setup.layout.replace_form(form)
     state = start_alone(simulation, client)
     state = state if form == setup.layout.form else start_for(rule, state, setup.layout, form)
@@ -92,14 +94,16 @@ def train_one_alone(simulation: Simulation, client: int) -> State:
 
 
 def _measure_state(simulation: Simulation, round_number: int, state: State, form: AdapterShape | None) -> BestState:
-    """What a client's state reaches on the validation rows, in the form of the global adapter."""
+    """Evaluate a client's state on the validation set, in the shape of the global adapter."""
     whole = expand_to_global(state, simulation.setup.layout, form)
     return BestState(round_number, simulation.workers.evaluate(whole, 0), whole, {})
 
 
 def expand_to_global(state: State, layout: Layout, form: AdapterShape | None) -> State:
-    """LoRA factors of a `form` as those of `layout`, with the same effective weights: zeros for the ranks that they
-    lack, and (s_k / s) B."""
+    """Return LoRA factors of a `form` in the shape of `layout`, with the same effective weights.
+
+    Missing ranks become zeros, and B becomes (s_k / s) B.
+    """
     if form is None or layout.form is None or form == layout.form:
         return state
     unit = form.scale / layout.form.scale
@@ -108,9 +112,9 @@ def expand_to_global(state: State, layout: Layout, form: AdapterShape | None) ->
 
 
 def train_alone(simulation: Simulation, clients: int) -> dict[int, float | None]:
-    """Train some clients alone, save their adapters, and return by client the accuracy on its own rows.
+    """Train some clients alone, save their adapters, and return by client the accuracy on its held-out examples.
 
-    Where the run is scored on test rows, `score_of_alone` does it.
+    If the run is scored on the test set, the accuracies are None, and `score_of_alone` computes them.
     """
     found: dict[int, float | None] = {}
     for client in choose_clients(np.asarray(simulation.rows.partition.sizes), clients):
@@ -125,11 +129,11 @@ def train_alone(simulation: Simulation, clients: int) -> dict[int, float | None]
 
 
 def score_of_alone(simulation: Simulation, found: dict[int, float | None]) -> float | None:
-    """Their mean accuracy; None: nobody has trained alone, or has rows to be scored on."""
+    """Return the mean accuracy of clients alone; None: none has trained alone, or has examples to be scored on."""
     if simulation.setup.personal:
         scores = [accuracy for accuracy in found.values() if accuracy is not None]
     else:
         folders = {client: simulation.folder / FOLDER / str(client) for client in found}
         score = simulation.scorer.score
-        scores = [score(f, f"scoring client {k} alone on the test rows (fp32)").accuracy for k, f in folders.items()]
+        scores = [score(f, f"scoring client {k} alone on the test set (fp32)").accuracy for k, f in folders.items()]
     return float(np.mean(scores)) if scores else None

@@ -1,9 +1,9 @@
-"""Captions of a run's test images: what the saved adapter says, and how much of it is right.
+"""Captions of a run's test images: what the saved adapter generates, and how much of it is right.
 
-`exact_match` and, where its library is installed, `rouge_l` are those of answers (`fedpeft.answers.metrics`). Of drawn
-scenes, whose captions have one form, also the share of right colours, shapes (two in each caption) and relations, and
-`form`, the share of captions that have that form at all: in others everything is wrong. By guessing a quarter of
-colours and shapes and half of the relations are right.
+`exact_match` and, if its library is installed, `rouge_l` are the metrics of answers (`fedpeft.answers.metrics`).
+Captions of drawn scenes have one form. For them the measures include the share of right colors, shapes (two in each
+caption) and relations. `form` is the share of captions that have this form at all; in all others everything counts as
+wrong. By guessing, a quarter of colors and shapes and half of the relations are right.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SPARE = 4
 
 
 def compute_measures(said: Sequence[str], right: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
-    """Shares, 0 to 1, by name: the mean of each of the `metrics`, and of scenes' attributes."""
+    """Return shares, 0 to 1, by name: the mean of each of the `metrics`, and of scenes' attributes."""
     pairs = list(zip(said, right, strict=True))
     found = {}
     for name in metrics:
@@ -44,17 +44,20 @@ def compute_measures(said: Sequence[str], right: Sequence[str], metrics: Sequenc
         return found
     shown = [parse_caption(one) for one in said]
     rows = [(a, b) for a, b in zip(shown, wanted, strict=True) if a is not None]
-    colours, shapes = (
+    colors, shapes = (
         sum((a.first[i] == b.first[i]) + (a.second[i] == b.second[i]) for a, b in rows) / (2 * len(said))
         for i in range(2)
     )
     relations = sum(a.relation == b.relation for a, b in rows) / len(said)
-    return found | {"colour": colours, "shape": shapes, "relation": relations, "form": len(rows) / len(said)}
+    return found | {"colour": colors, "shape": shapes, "relation": relations, "form": len(rows) / len(said)}
 
 
 def measure_captions(simulation: Simulation, records: Records) -> dict[str, Any] | None:
-    """The measures of the saved adapter on the test rows, in fp32, and how many there are; what is said of each is
-    written to captions.jsonl. None: rows have no captions."""
+    """Measure the saved adapter's captions of the test set in fp32, and write them to captions.jsonl.
+
+    Returns:
+        The measures, and the number of examples; None: examples have no captions.
+    """
     setup, rows = simulation.setup, simulation.rows.dataset.test
     if not setup.task.describes:
         return None

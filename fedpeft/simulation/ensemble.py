@@ -1,6 +1,6 @@
 """The last states of a run as one model: the mean of their probabilities.
 
-Snapshots of one training are a cheap ensemble (Huang et al., ICLR 2017, arXiv 1704.00109); in a federation each is the
+Snapshots of one training are a cheap ensemble (Huang et al., ICLR 2017, arXiv 1704.00109). In a federation each is the
 mean over another cohort. They are adapters over one base, which is loaded once.
 """
 
@@ -29,7 +29,7 @@ RELIABILITY = Reliability()
 
 
 def load_model(setup: Setup) -> FederatedModel:
-    """The base in fp32 with an adapter that states can be put into."""
+    """Load the base in fp32, with an adapter that states can be put into."""
     return load_adapted_model(setup.task, setup.model_directory, setup.method, "fp32", setup.facts.classes).eval()
 
 
@@ -41,7 +41,7 @@ def put(model: FederatedModel, state: State) -> None:
 
 
 def compute_probabilities(model: FederatedModel, examples: Examples) -> Tensor:
-    """Of all rows, (rows, classes) in fp64."""
+    """Return the class probabilities of all examples, (rows, classes) in fp64."""
     found: list[Tensor] = [torch.empty(0)] * len(examples)
     for index in score_batches(examples):
         for place, row in zip(index.tolist(), compute_logits(model, examples.batch(index)).softmax(-1), strict=True):
@@ -50,7 +50,7 @@ def compute_probabilities(model: FederatedModel, examples: Examples) -> Tensor:
 
 
 def evaluate_ensemble(setup: Setup, rows: SimulatedRows, folder: Path) -> dict[str, Any]:
-    """What summary.json holds of it, of the states in `folder`: the `last` of them alone, and all `together`."""
+    """Evaluate the states in `folder` for summary.json: the `last` one alone, and all `together`."""
     files = sorted(folder.glob("*.safetensors"))
     examples = load_cached_examples(setup.tokenize_rows(rows.dataset.test, setup.tokens))
     labels = torch.from_numpy(np.asarray(rows.dataset.test.labels))

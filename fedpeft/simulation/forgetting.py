@@ -1,7 +1,8 @@
-"""What fine-tuning has cost the base: a second task that it was not tuned for, before and after.
+"""The cost of fine-tuning for the base: its quality on a second task that it was not tuned for, before and after.
 
-For an encoder, the accuracy of a linear probe on the second task's rows, on features of the untouched base and of the
-finished model; for a language model, the loss per token on the second data set's test rows. Both in fp32.
+For an encoder, the quality is the accuracy of a linear probe on the second task, on features of the untouched base and
+of the finished model. For a language model, it is the loss per token on the second dataset's test set. Both are
+computed in fp32.
 """
 
 from __future__ import annotations
@@ -28,12 +29,20 @@ from fedpeft.simulation.probe import fit_linear_probe
 from fedpeft.wiring.setup import Setup
 
 PROBE_ROWS, TEST_ROWS = 800, 400
-"""At most so many rows of the second task are used, a fixed stratified choice."""
+"""Most examples of the second task that are used, a fixed stratified choice."""
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """`before` and `after`: probe accuracy, or loss per token in nats; `lost`: how much worse the model has become."""
+    """Quality on a second task.
+
+    Attributes:
+        dataset: name of the second task's dataset.
+        measure: what `before` and `after` are: probe accuracy, or loss per token in nats.
+        before: quality of the base.
+        after: quality of the finished model.
+        lost: how much worse the model has become.
+    """
 
     dataset: str
     measure: str
@@ -42,15 +51,15 @@ class Forgetting:
     lost: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For summary.json."""
+        """Return the values for summary.json."""
         return asdict(self)
 
 
 def load_second_task(text: str, first: Dataset) -> Dataset:
-    """The data set that `text` describes, if a model for `first` can be asked about it.
+    """Return the dataset that `text` describes, if a model for `first` can be evaluated on it.
 
     Raises:
-        ConfigError: it is of another kind.
+        ConfigError: it has another task type.
     """
     second = load_dataset(text)
     if "token_labels" in (first.task, second.task):
@@ -61,20 +70,20 @@ def load_second_task(text: str, first: Dataset) -> Dataset:
         raise ConfigError(f"FP1409 forgetting={text!r} compares classifiers, or language models; leave it out")
     if TASKS.build(first.task).translates != TASKS.build(second.task).translates:
         raise ConfigError(
-            f"FP1410 forgetting={text!r} compares pairs of texts with pairs, and texts that a model goes on with such "
-            "texts; name a data set of the run's kind, or leave it out"
+            f"FP1410 forgetting={text!r} compares pairs of texts with pairs, and plain texts with plain texts; name a "
+            "dataset of the run's task type, or leave it out"
         )
     one, other = ((d.kind, d.task == "classification") for d in (first, second))
     if one != other or TASKS.build(second.task).compares:
         raise ConfigError(
-            f"FP1411 forgetting={text!r} must be of the run's kind, {first.kind} "
-            f"{'classification' if one[1] else 'language modelling'}"
+            f"FP1411 forgetting={text!r} must have the run's task type, {first.kind} "
+            f"{'classification' if one[1] else 'language modeling'}"
         )
     return second
 
 
 def measure_forgetting(setup: Setup, second: Dataset, folder: Path, model_key: str) -> Forgetting:
-    """The second task on the base, whose weights `model_key` names, and on the finished model in `folder`."""
+    """Score the second task on the base, whose weights `model_key` names, and on the finished model in `folder`."""
     method = setup.saved_method
 
     def base() -> nn.Module:
@@ -83,7 +92,7 @@ def measure_forgetting(setup: Setup, second: Dataset, folder: Path, model_key: s
         method.read(made)
         return made
 
-    task = TASKS.build(second.task)  # of language models: plain text after instructions, or the reverse
+    task = TASKS.build(second.task)  # for language models plain text after instructions, or the reverse
 
     def tokenise(rows: Rows) -> Examples:
         return task.tokenise(rows, setup.model_directory, setup.tokens)
@@ -100,11 +109,11 @@ def measure_forgetting(setup: Setup, second: Dataset, folder: Path, model_key: s
         **setup.code,
     )
 
-    def untouched() -> dict[str, np.ndarray]:
+    def score_untouched() -> dict[str, np.ndarray]:
         model = setup.task.model(base(), setup.facts.classes)
         return {"standing": np.array(score_second_task(second, task, tokenise, model))}
 
-    before = float(cache.load_arrays("standing", name, untouched)["standing"])
+    before = float(cache.load_arrays("standing", name, score_untouched)["standing"])
     after = score_second_task(
         second, task, tokenise, saved_adapter.load(folder, setup.task, base(), setup.facts.classes)
     )
@@ -114,7 +123,7 @@ def measure_forgetting(setup: Setup, second: Dataset, folder: Path, model_key: s
 def score_second_task(
     second: Dataset, task: Task, tokenise: Callable[[Rows], Examples], model: FederatedModel
 ) -> float:
-    """How well `model` does on the second task: probe accuracy, or loss per token in nats."""
+    """Return the quality of `model` on the second task: probe accuracy, or loss per token in nats."""
     test = limit_rows(second.test, TEST_ROWS)
     if second.task != "classification":
         return _compute_loss(model, task, tokenise(test))
@@ -125,7 +134,7 @@ def score_second_task(
 
 
 def compare_scores(second: Dataset, before: float, after: float) -> Forgetting:
-    """The standing of the base and of the finished model."""
+    """Return the qualities of the base and of the finished model, and how much was lost."""
     if second.task != "classification":
         return Forgetting(second.name, "nats per token", before, after, after - before)
     return Forgetting(second.name, "probe accuracy", before, after, before - after)

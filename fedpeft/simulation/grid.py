@@ -1,7 +1,7 @@
 """The in-process grid: it sees the whole cohort at once, so that many clients can be trained in one pass.
 
-Clients are grouped by a pure function of the cohort: sorted by their expected work (most first, then by rows and id)
-and cut into groups (`fedpeft.simulation.schedule`). Groups go to whichever worker is free, the largest first; the
+Clients are grouped by a pure function of the cohort: sorted by their expected work (most first, then by examples and
+id) and cut into groups (`fedpeft.simulation.schedule`). Groups go to whichever worker is free, the largest first. The
 composition of a group, and with it every bit of the result, does not depend on timing.
 """
 
@@ -24,12 +24,13 @@ class CohortGrid(OwnGrid):
 
     Args:
         pool: the workers.
-        rows: rows of each client, (clients,).
+        rows: example count of each client, (clients,).
         group_size: the most clients in one group.
-        steps: of a client in a round of training.
+        steps: returns the steps of a client in a round of training.
     """
 
     def __init__(self, pool: Pool, rows: np.ndarray, group_size: int, steps: Callable[[int], int]) -> None:
+        """Hold the workers and the costs of clients."""
         super().__init__()
         self.steps = steps
         self.pool = pool
@@ -38,11 +39,11 @@ class CohortGrid(OwnGrid):
         self._running: dict[Future[list[Report]], list[Message]] = {}
 
     def get_node_ids(self) -> Iterable[int]:
-        """All clients."""
+        """Return the node ids of all clients."""
         return (get_node_id(client) for client in range(len(self.rows)))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Group the cohort and hand the groups to the workers."""
+        """Group the cohort and hand the groups to the workers; return the messages' ids."""
         batch = list(messages)
         identifiers = [self._stamp(message) for message in batch]
         for group in self._group_messages(batch):
@@ -51,7 +52,7 @@ class CohortGrid(OwnGrid):
         return identifiers
 
     def _group_messages(self, messages: Sequence[Message]) -> list[list[Message]]:
-        """Groups of similar work; no more clients in one than lets every worker have a part."""
+        """Return groups of similar work, small enough that every worker has a part."""
         costs = {m.metadata.message_id: self._estimate_cost(m) for m in messages}
         ordered = sorted(messages, key=lambda m: (*(-c for c in costs[m.metadata.message_id]), m.metadata.dst_node_id))
         each = [float(costs[m.metadata.message_id][0]) for m in ordered]
@@ -62,13 +63,13 @@ class CohortGrid(OwnGrid):
         return groups
 
     def _estimate_cost(self, message: Message) -> tuple[int, int]:
-        """What is expected of a client: its steps, or its rows where it does not train; and its rows."""
+        """Return a client's expected steps (if it does not train, its example count), and its example count."""
         client = message.metadata.dst_node_id - FIRST_CLIENT
         rows = int(self.rows[client])
         return self.steps(client) if message.metadata.message_type == MESSAGE_TYPES["train"] else rows, rows
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Replies of the groups that have finished; waits for the next one if none has."""
+        """Return replies of the groups that have finished; wait for the next one if none has."""
         if not self._running:
             return []
         done = wait(self._running, return_when=FIRST_COMPLETED).done

@@ -1,4 +1,4 @@
-"""Hostile clients of a simulation: the clients of the real code, of whom some spoil what they train on and hand in."""
+"""Hostile clients of a simulation: they run the real client code, but spoil their labels or their updates."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fedpeft.simulation.rows import SimulatedRows
 
 
 def compute_attacked_labels(attack: Attack, rows: SimulatedRows, seed: int) -> NDArray[np.int64] | None:
-    """Return all rows' labels, with those of hostile clients as the attack changes them; None: it changes none.
+    """Return all labels, with those of hostile clients as the attack changes them; None: it changes none.
 
     Raises:
-        ConfigError: the attack needs labels that the rows do not have.
+        ConfigError: the attack needs labels that the dataset lacks.
     """
     text = format_part(attack)
     if not attack.changes_labels:
@@ -44,7 +44,11 @@ def compute_attacked_labels(attack: Attack, rows: SimulatedRows, seed: int) -> N
 
 
 def _check_labels(attack: Attack, made: NDArray[np.int64], count: int, rows: SimulatedRows) -> NDArray[np.int64]:
-    """What an attack, which may be anybody's, makes of `count` labels, or ConfigError: rows can't have them."""
+    """Return the `count` labels that an attack, possibly a plugin's, has made.
+
+    Raises:
+        ConfigError: they are not one legal class for each example.
+    """
     classes = rows.dataset.classes
     told = made.ravel()
     fits = made.shape == (count,) and (made.dtype.kind in "iu" or not count)
@@ -60,16 +64,16 @@ def _check_labels(attack: Attack, made: NDArray[np.int64], count: int, rows: Sim
 
 @dataclass(frozen=True)
 class HostilePlan(ClientPlan):
-    """A plan of clients some of whom do what `attack` says."""
+    """A plan of clients, some of whom carry out an `attack`."""
 
     attack: Attack | None = None
 
     @classmethod
     def from_plan(cls, plan: ClientPlan, attack: Attack, layout: Layout) -> HostilePlan:
-        """The plan, with hostile clients in it; `layout` is of what they train.
+        """Return the plan with hostile clients; `layout` describes the tensors that they train.
 
         Raises:
-            ConfigError: the attack is about factors, and there are none.
+            ConfigError: the attack needs factors, and the adapter has none.
         """
         if attack.needs_factors and not layout.pairs:
             raise ConfigError(
@@ -79,15 +83,16 @@ class HostilePlan(ClientPlan):
         return cls(**{field.name: getattr(plan, field.name) for field in fields(plan)}, attack=attack)
 
     def create_side(self, bench: Workbench) -> ClientSide:
-        """The clients that one worker speaks for."""
+        """Return the clients that one worker speaks for."""
         assert self.attack is not None
         return ClientSide(bench, self, [AttackStage(self.attack, len(self.partition), bench.plan.seed)])
 
 
 class AttackStage(ClientStage):
-    """Has the attackers among `clients` clients spoil what they hand in, and claim other numbers of examples."""
+    """Makes the attackers among `clients` clients spoil their updates, and claim other example counts."""
 
     def __init__(self, attack: Attack, clients: int, seed: int) -> None:
+        """Draw the attackers from the run's `seed`."""
         self.attack = attack
         self.attackers = attack.attackers(clients, seed)
 

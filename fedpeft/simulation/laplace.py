@@ -1,4 +1,4 @@
-"""A federated Laplace-LoRA of a finished classifier, and how calibrated it is (`fedpeft.trust.kronecker`)."""
+"""A federated Laplace-LoRA of a finished classifier, and its calibration (`fedpeft.trust.kronecker`)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ RELIABILITY = Reliability()
 
 @dataclass(frozen=True)
 class Posterior:
-    """Of an adapter's LoRA matrices, given the clients' training rows.
+    """The posterior of an adapter's LoRA matrices, given the clients' training examples.
 
     Attributes:
         curvatures: by matrix.
-        variance: of the prior, with the largest evidence.
-        clients, rows: whose sums it is made of.
+        variance: prior variance with the largest evidence.
+        clients, rows: number of clients and examples in the sums.
     """
 
     curvatures: dict[str, Curvature]
@@ -44,7 +44,7 @@ class Posterior:
 
 
 def compute_posterior(questions: Questions, state: State, rank: int) -> Posterior:
-    """One exchange with all clients, about the model with `state`."""
+    """Compute the posterior around `state`, in one exchange with all clients."""
     answered = questions.ask(Kronecker())
     matrices = {t.name: state[t.name] for t in questions.setup.layout.tensors if t.role in ("lora_A", "lora_B")}
     tokens = float(answered.total["tokens"])
@@ -56,7 +56,7 @@ def compute_posterior(questions: Questions, state: State, rank: int) -> Posterio
 
 
 def compare_predictions(setup: Setup, state: State, rows: SimulatedRows, found: Posterior, most: int) -> dict[str, Any]:
-    """The test rows without and with the adapter's uncertainty, for summary.json."""
+    """Return the calibration on the test set without and with the adapter's uncertainty, for summary.json."""
     model = load_model(setup)
     put(model, state)
     examples = load_cached_examples(setup.tokenize_rows(limit_rows(rows.dataset.test, most), setup.tokens))
@@ -71,7 +71,7 @@ def compare_predictions(setup: Setup, state: State, rows: SimulatedRows, found: 
 
 
 def evaluate_laplace(asked: Laplace, questions: Questions, state: State, rows: SimulatedRows) -> dict[str, Any]:
-    """What summary.json holds of it."""
+    """Return the Laplace section of summary.json."""
     found = compute_posterior(questions, state, asked.rank)
     told = compare_predictions(questions.setup, state, rows, found, asked.rows)
     return {"variance": found.variance, "clients": found.clients, "rows": found.rows, **told}

@@ -1,5 +1,8 @@
-"""What summary.json says of runs whose rows have classes, numbers, many labels, tasks one after the other, labels of
-words, captions, or questions in a template."""
+"""Entries of summary.json that depend on the task type.
+
+They cover classes, numbers, several labels per example, continual learning, token labels, captions, and questions in a
+template.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from fedpeft.simulation.task_matrix import measure_tasks
 def measure_rows(
     simulation: Simulation, score: FinalScore, probe: ProbeResult | None, records: Records
 ) -> dict[str, Any]:
-    """By the keys of the summary; None where rows have none of it. `score` is the saved adapter's on the test rows."""
+    """Return these entries; None if one does not apply. `score` is the saved adapter's on the test set."""
     targets = None
     if score.measures:
         targets = {**score.measures, "probe": probe.measures if probe else None}

@@ -1,12 +1,13 @@
-"""The reference without federation: the same adapter trained on all clients' rows together, from the same start.
+"""The baseline without federation: the same adapter trained on all clients' examples together, from the same start.
 
-Its work is cut into as many pieces as the federation has rounds, each of as many rows, so that the learning rate falls
-as it does there. A rate that suits a few dozen local steps, whose average over a cohort calms the noise, can be too
-high for hundreds of steps in a row (at 4e-3 on 20 Newsgroups it diverges). So several rates are tried side by side, and
-the one with the least validation loss is the reference: nothing is won by a weak one. Where all diverge, as they may
-where the run itself has lowered its rate, lower ones are tried; where all of those do, too, it is the start.
+Its work is cut into as many pieces as the federation has rounds, each with as many examples, so that the learning rate
+falls as it does there. A rate that suits a few dozen local steps, whose average over a cohort calms the noise, can be
+too high for hundreds of steps in a row (at 4e-3 on 20 Newsgroups it diverges). So several rates are tried side by side,
+and the one with the least validation loss is the baseline: beating a weak one proves nothing. If all diverge, as they
+may if the run itself has lowered its rate, lower ones are tried. If all of those diverge, too, the baseline is the
+start.
 
-Rows that clients hold out are not in the pool, and no part of the work.
+Examples that clients hold out are not in the pool and do not count as work.
 """
 
 from __future__ import annotations
@@ -27,27 +28,30 @@ from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.setup import Setup
 
 POOLED = "centralised"
-"""Folder, in a run's own, of the adapter of the pooled rows."""
+"""Folder, in a run's own, of the pooled adapter."""
 
 RATES = (1.0, 0.5, 0.25)
-"""What is tried, in units of the run's own learning rate; where all diverge, an eighth of each, and so on."""
+"""Learning rates to try, in units of the run's own; if all diverge, an eighth of each, and so on."""
 
 TIMES = 4
-"""How often rates are tried."""
+"""How many times rates are tried."""
 
 Step = Callable[[Mapping[float, State], int], dict[float, State]]
-"""The states by rate after one more piece of work, counted from 1."""
+"""Returns the states by rate after one more piece of work, counted from 1."""
 
 
 def find_best_pooled(
     start: State, pieces: int, step: Step, loss: Callable[[State], float], advance: Callable[[], None]
 ) -> tuple[State, float]:
-    """The best trained state, and its rate in units of the run's; the start and 0, where all have diverged.
+    """Return the best trained state, and its rate in units of the run's; the start and 0 if all have diverged.
 
-    A try that after a quarter of the work is worse than the start has diverged, and ends there.
+    A try whose loss after a quarter of the work is above the start's has diverged, and ends there.
 
     Args:
-        loss: on the validation rows.
+        start: the state that all tries begin with.
+        pieces: number of pieces of work.
+        step: does one more piece of work at each rate.
+        loss: returns the loss on the validation set.
         advance: called after each piece.
     """
     least, quarter = loss(start), max(1, pieces // 4) if pieces > 1 else 0
@@ -72,9 +76,9 @@ def find_best_pooled(
 
 
 def train_on_pooled_rows(simulation: Simulation, start: State) -> tuple[State, float]:
-    """The same adapter trained on the pooled rows: same `start`, passes and batch size as of a cohort a round.
+    """Train the same adapter on the pooled examples, and return it with its learning rate.
 
-    Returns it, and its learning rate.
+    It has the same `start`, and the passes and batch size of one cohort a round.
     """
     setup, workers, config = simulation.setup, simulation.workers, simulation.config
     cohort, shared = simulation.sampler.size, np.ones(len(simulation.rows.train), dtype=bool)
@@ -122,14 +126,14 @@ def train_on_pooled_rows(simulation: Simulation, start: State) -> tuple[State, f
 
 
 def _count_rows_per_round(setup: Setup, client: int, rows: int) -> float:
-    """How many of its `rows` a client's local steps of one round see, repeated ones counted again."""
+    """Return how many of its `rows` a client's local steps of one round use; repeated ones count again."""
     batch = setup.training.batch_size
     steps: int = setup.profiles[client].steps or setup.training.steps_for(rows)
     return float(steps * rows / -(-rows // batch))
 
 
 def train_pooled_adapter(simulation: Simulation, progress: ServerState) -> float:
-    """Train on the pooled rows, save the adapter, and return the learning rate that was best."""
+    """Train on the pooled examples, save the adapter, and return its learning rate, the best one."""
     state, rate = train_on_pooled_rows(simulation, progress.started)
     (simulation.folder / POOLED).mkdir(exist_ok=True)
     save(simulation.setup, state, simulation.folder / POOLED)
@@ -137,5 +141,5 @@ def train_pooled_adapter(simulation: Simulation, progress: ServerState) -> float
 
 
 def score_of_pooled(simulation: Simulation) -> FinalScore:
-    """That adapter's, on the test rows."""
+    """Return the pooled adapter's score on the test set."""
     return simulation.scorer.score(simulation.folder / POOLED, "scoring the adapter of the pooled data (fp32)")

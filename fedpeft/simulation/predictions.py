@@ -1,4 +1,4 @@
-"""What a run's folder keeps of its predictions: the scores of every test row, and which classes each client holds."""
+"""The predictions in a run's folder: the scores of every test example, and the classes that each client holds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
 
 LISTED = 10_000
-"""Clients, the first ones, whose classes clients.npz holds."""
+"""Number of clients, the first ones, whose classes clients.npz contains."""
 
 
 def save_predictions(simulation: Simulation, scores: Scores, records: Records) -> None:
-    """Scores per test row; and, as confidential as clients.jsonl, what classes each client holds."""
+    """Save scores per test example, and, as confidential as clients.jsonl, the classes that each client holds."""
     records.write_arrays("predictions.npz", **vars(scores))
     rows = simulation.rows
     train_labels, test_labels = rows.train.labels, rows.dataset.test.labels

@@ -1,9 +1,9 @@
-"""The private probe: what one noisy release of the frozen features gives, with all of the budget and no training.
+"""The private probe: one noisy release of the frozen features, with the whole budget and no training.
 
 A private federation that does not beat it was not worth its rounds. It is the start of the head
-(`fedpeft.aggregation.heads`) at the run's epsilon and delta, on the run's own texts, without those that clients hold
-out; the mean of a few draws of noise, as a single one may be lucky. Like the linear probe it is what a simulation alone
-can measure: its draws are no release of the run, and are not on its ledger.
+(`fedpeft.aggregation.heads`) at the run's epsilon and delta, on the run's own texts, without the examples that clients
+hold out. It is the mean over a few draws of noise, as a single one may be lucky. Like the linear probe, only a
+simulation can measure it: its draws do not count as releases of the run, and are not on its ledger.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fedpeft.privacy.noise import RunKey
 from fedpeft.simulation.simulation import Simulation
 
 DRAWS = 5
-"""Of noise."""
+"""Number of draws of noise."""
 
 
 def score_private_probe(simulation: Simulation) -> float | None:
-    """Its test accuracy; None: nothing is protected, there is no budget, or no head."""
+    """Return the probe's test accuracy; None: nothing is protected, there is no budget, or no head."""
     setup, rows, workers = simulation.setup, simulation.rows, simulation.workers
     protection = simulation.protection
     labels, truth = rows.all.labels, rows.dataset.test.labels
@@ -33,8 +33,8 @@ def score_private_probe(simulation: Simulation) -> float | None:
         return None
     work = workers.work
     test = setup.tokenize_rows(rows.dataset.test, setup.tokens)
-    workers.freeze(work.data_key, work.depth, "frozen features of the training rows (kept for later runs)")
-    workers.freeze(test, 0, "frozen features of the test rows (kept for later runs)")
+    workers.freeze(work.data_key, work.depth, "frozen features of the training set (kept for later runs)")
+    workers.freeze(test, 0, "frozen features of the test set (kept for later runs)")
     held_out = work.store(test, 0).read_features(np.arange(len(truth))).double()
     train, classes = work.store(work.data_key, work.depth), setup.facts.classes
     head = setup.head if setup.head.bounded else HEADS.build("private_centroids")

@@ -1,13 +1,14 @@
-"""The frozen-base linear probe: what the pretrained features give without any fine-tuning.
+"""The linear probe on the frozen base: the accuracy of pretrained features without any fine-tuning.
 
-Logistic regression on standardised, mean-pooled features of the frozen base, converged, its regularisation chosen on
-the validation rows, or where these are few by cross-validation on the training rows. A federation that does not beat it
-was not worth its bytes. It sees all training rows at once.
+It is a converged logistic regression on standardized, mean-pooled features of the frozen base. Its regularization is
+chosen on the validation set, or, if that is small, by cross-validation on the training set. A federation that does not
+beat it was not worth its bytes. It sees the whole training set at once.
 
-Candidates next to each other differ by a row or two in a thousand, so the best of them would be chosen by chance, and
-by the rounding of the machine. The one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984)
-takes the strongest regularisation that is as good as the best within the error of the validation accuracy. With few
-validation rows that error is large, and the rule would weaken the probe: on 100 rows it takes what is 5 points worse.
+Neighboring candidates differ by an example or two in a thousand, so chance and the rounding of the machine would choose
+the best of them. The one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984) takes the
+strongest regularization that is as good as the best within the error of the validation accuracy. On a small validation
+set that error is large, and the rule would weaken the probe: on 100 examples it takes a candidate that is 5 points
+worse.
 """
 
 from __future__ import annotations
@@ -40,32 +41,40 @@ from fedpeft.wiring.activation_cache import is_pooled
 from fedpeft.wiring.setup import Setup
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
-"""Candidates for scikit-learn's C, the inverse of the regularisation."""
+"""Candidates for scikit-learn's C, the inverse of the regularization."""
 
 ITERATIONS = 2000
-"""At most; lbfgs converges well before."""
+"""Most iterations of a fit; lbfgs converges well before."""
 
 ENOUGH = 1000
-"""Validation rows from which on C is chosen on them: the standard error is at most 1.6 points there."""
+"""Size of the validation set from which on C is chosen there: the standard error is then at most 1.6 points."""
 
 WORTH_A_PROCESS = 2 * 10**6
-"""Entries of the training features from which on a process of its own is begun, which takes about a second, too."""
+"""Entries of the training features from which on fitting gets its own process, which takes about a second to start."""
 
 WIDE = 2000
-"""Features from which on the fits of a fold begin where the one before has ended, in half the time: those of all blocks
-of an encoder take minutes."""
+"""Number of features from which on a fold's fit begins where the previous one ended, which halves the time.
+
+Features of all blocks of an encoder take minutes otherwise.
+"""
 
 FOLDS = 5
-"""Of the cross-validation."""
+"""Number of folds of the cross-validation."""
 
 PROBE_TOKENS = 128
-"""Text length of the probe where the run's own is shorter: on 20 Newsgroups as good as 256, and better than 64."""
+"""Least text length of the probe: on 20 Newsgroups as good as 256, and better than 64."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Test accuracy of the probe (or what stands for it, see `RowLosses.correct`), its C, what it says of the rows, and
-    what the task tells of all of them together."""
+    """Result of the probe on the test set.
+
+    Attributes:
+        accuracy: test accuracy, or what stands for it (`RowLosses.correct`).
+        strength: the chosen C.
+        predicted: predictions for the examples.
+        measures: the task's measures of all of them together.
+    """
 
     accuracy: float
     strength: float
@@ -76,9 +85,9 @@ class ProbeResult:
 def run_base_probe(
     setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int | None = None
 ) -> ProbeResult | None:
-    """The frozen-base linear probe on the test rows, on texts of `tokens` tokens; None where rows are not predicted.
+    """Fit the linear probe and score it on the test set, on texts of `tokens` tokens; None: no labels.
 
-    By default the texts are as long as the run's own, and at least as long as suits the probe best.
+    By default the texts are as long as the run's own, and at least `PROBE_TOKENS` long.
     """
     with begin_probe(setup, rows, workers, tokens, beside=False) as begun:
         return begun.wait_for_result()
@@ -87,7 +96,7 @@ def run_base_probe(
 def begin_probe(
     setup: Setup, rows: SimulatedRows, workers: Workers, tokens: int | None = None, beside: bool = True
 ) -> BegunProbe:
-    """As `run_base_probe`, which may go on `beside` what comes next; the features are computed before this returns."""
+    """Begin `run_base_probe`, which may continue `beside` what comes next; features are computed at once."""
     if not setup.task.targets:
         return BegunProbe()
     tokens = tokens or min(setup.readable, max(setup.tokens, PROBE_TOKENS))
@@ -99,8 +108,8 @@ def begin_probe(
     test = setup.tokenize_rows(rows.dataset.test, tokens)
     shared = tokens == setup.tokens and _can_share_pass(setup, workers)
     base, test_depth = ("fp32", 0 if is_pooled(setup) else setup.frozen_blocks) if shared else ("", 0)
-    workers.freeze(train, depth, "frozen features of the training rows (kept for later runs)")
-    workers.freeze(test, test_depth, "frozen features of the test rows (kept for later runs)", base)
+    workers.freeze(train, depth, "frozen features of the training set (kept for later runs)")
+    workers.freeze(test, test_depth, "frozen features of the test set (kept for later runs)", base)
     labels, test_labels = (_get_labels(setup.task, part) for part in (rows.all, rows.dataset.test))
     rule = "one standard error, cross-validated" + (", warm" if work.width >= WIDE else "")
     more: dict[str, str] = {**setup.method.base_as_read(), **setup.code}
@@ -116,7 +125,7 @@ def begin_probe(
         shared, held = np.arange(len(rows.train)), rows.validation
         return (features[shared], labels[shared]), (features[held], labels[held]), (held_out, test_labels)
 
-    def judged(found: Mapping[str, np.ndarray]) -> ProbeResult:
+    def build_result(found: Mapping[str, np.ndarray]) -> ProbeResult:
         if setup.task.targets != "classes":
             return _create_result(setup, np.asarray(found["outputs"]), rows.dataset.test, float(found["strength"]))
         said, accuracy, strength = np.asarray(found["predicted"]), float(found["accuracy"]), float(found["strength"])
@@ -124,12 +133,12 @@ def begin_probe(
 
     fit = _fit_classes if setup.task.targets == "classes" else partial(_fit_targets, _choose_target_probe(setup.task))
     large = len(rows.train) * work.width >= WORTH_A_PROCESS
-    free = count_usable_cores() > 1 and not current_process().daemon  # which may start no other
-    return BegunProbe(name, fit, parts, judged, workers.observer, beside and large and free)
+    free = count_usable_cores() > 1 and not current_process().daemon  # a daemon may not start processes
+    return BegunProbe(name, fit, parts, build_result, workers.observer, beside and large and free)
 
 
 Fit = Callable[[Part, Part, Part], Mapping[str, np.ndarray]]
-"""Arrays that say all of a probe, of features and labels of training, validation and test rows."""
+"""Returns the arrays that describe a probe, given features and labels of training, validation and test set."""
 
 
 def _fit_classes(train: Part, validation: Part, test: Part) -> dict[str, np.ndarray]:
@@ -145,7 +154,7 @@ def _fit_targets(
 
 
 def _fit_on_one_thread(fit: Fit, *parts: Part) -> Mapping[str, np.ndarray]:
-    """The products are small: threads would wait for each other, and the number of cores would tell in the last bit."""
+    """Fit on one thread: products are small, and the number of cores would change the last bit."""
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     with threadpool_limits(1):
@@ -156,12 +165,12 @@ class BegunProbe:
     """A probe that is fitted at once, or beside the rounds; leave it to end it.
 
     Args:
-        name: of its arrays in the cache.
-        fit: makes them.
-        parts: features and labels of training, validation and test rows.
-        judged: the result that they say; None: nothing is probed.
-        observer: is told how it goes on.
-        beside: whether it begins now.
+        name: name of its arrays in the cache.
+        fit: computes these arrays.
+        parts: returns features and labels of training, validation and test set.
+        build_result: returns the result that the arrays describe; None: nothing is probed.
+        observer: receives messages about the fit.
+        beside: whether it begins now, in its own process.
     """
 
     def __init__(
@@ -169,11 +178,18 @@ class BegunProbe:
         name: str = "",
         fit: Fit = _fit_classes,
         parts: Callable[[], tuple[Part, Part, Part]] | None = None,
-        judged: Callable[[Mapping[str, np.ndarray]], ProbeResult] | None = None,
+        build_result: Callable[[Mapping[str, np.ndarray]], ProbeResult] | None = None,
         observer: RunObserver | None = None,
         beside: bool = False,
     ) -> None:
-        self._name, self._fit, self._parts, self._judged, self._observer = name, fit, parts, judged, observer
+        """Begin the fit, or read it from the cache."""
+        self._name, self._fit, self._parts, self._build_result, self._observer = (
+            name,
+            fit,
+            parts,
+            build_result,
+            observer,
+        )
         self._beside: BackgroundProcess[Mapping[str, np.ndarray]] | None = None
         if beside and parts is not None and observer is not None and not cache.is_cached("probe", name):
             observer.say("[bold]probe[/]   the linear probe is fitted beside the first rounds")
@@ -181,28 +197,34 @@ class BegunProbe:
         self._found = self._read() if self._beside is None else None
 
     def __enter__(self) -> Self:
+        """Return the probe."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the process that fits."""
         if self._beside is not None:
             self._beside.close()
 
     @property
-    def failed(self) -> bool:
-        """Whether it is known by now that there will be no result, but an error."""
+    def has_failed(self) -> bool:
+        """Whether fitting has failed already."""
         return self._beside is not None and self._beside.error is not None
 
     def wait_for_result(self) -> ProbeResult | None:
-        """What has come out; waited for where it goes on. None: nothing is probed.
+        """Return the result, after waiting for it if necessary; None: nothing is probed.
 
         Raises:
-            Exception: what has gone wrong in fitting.
+            Exception: the error of the fit.
         """
         return self._found or self._read()
 
     def _read(self) -> ProbeResult | None:
-        """From the cache, or from whoever fits."""
-        return self._judged(cache.load_arrays("probe", self._name, self._get_fit)) if self._judged is not None else None
+        """Return the result from the cache, or from the fit."""
+        return (
+            self._build_result(cache.load_arrays("probe", self._name, self._get_fit))
+            if self._build_result is not None
+            else None
+        )
 
     def _get_fit(self) -> Mapping[str, np.ndarray]:
         assert self._parts is not None
@@ -224,20 +246,20 @@ class BegunProbe:
 
 
 def _get_labels(task: Task, rows: Rows) -> np.ndarray:
-    """The rows' labels as the task's loss reads them."""
+    """Return the labels of `rows` as the task's loss reads them."""
     assert isinstance(task, RowTask)
     return task.labels(rows)
 
 
 def _choose_target_probe(task: Task) -> Callable[[Part, Part, Part], tuple[float, np.ndarray]]:
-    """How numbers, or several labels a row, are probed."""
+    """Return the probe for numbers, or for several labels per example."""
     return (
         fit_number_probe if task.targets == "numbers" else partial(label_probe, STRENGTHS, choose_strength, ITERATIONS)
     )
 
 
 def _create_result(setup: Setup, outputs: np.ndarray, test: Rows, strength: float) -> ProbeResult:
-    """The result of a probe of numbers or several labels, given its outputs on the test rows."""
+    """Return the result of a probe for numbers or several labels, given its outputs on the test set."""
     labels, said = torch.from_numpy(_get_labels(setup.task, test)), torch.from_numpy(np.array(outputs))
     losses = setup.task.losses(said, {"labels": labels})
     accuracy = float(losses.correct.double().sum() / losses.counts.double().sum())
@@ -246,7 +268,7 @@ def _create_result(setup: Setup, outputs: np.ndarray, test: Rows, strength: floa
 
 
 def _can_share_pass(setup: Setup, workers: Workers) -> bool:
-    """Whether the final score reads what fp32 frozen layers make of the test rows: one pass serves it and the probe."""
+    """Return whether the final score uses fp32 frozen features of the test set, so one pass serves it and the probe."""
     on_cpu = not workers.machine.gpus and workers.machine.cluster is None
     kept = setup.frozen_blocks > 0 or is_pooled(setup)
     return on_cpu and kept and not setup.method.base_precision and setup.config.dtype != "fp64"
@@ -257,8 +279,8 @@ def fit_linear_probe(
 ) -> ProbeResult:
     """Fit on `train`, choose C, score on `test`: pairs of features (n, d) and labels (n,).
 
-    C is chosen on `validation` where it has `ENOUGH` rows or more than `train`, or where `train` has too few of each
-    class to be divided; else by cross-validation on `train`.
+    C is chosen on `validation` if that has `ENOUGH` examples or more than `train`, or if `train` has too few of each
+    class to be divided. Otherwise it is chosen by cross-validation on `train`.
     """
     from sklearn.linear_model import LogisticRegression  # 60 MB that a run with a cached probe can do without
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -288,7 +310,10 @@ def fit_linear_probe(
 
 
 def _warm(train: Part, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callable[[Any], float]:
-    """The mean accuracy of a pipeline over folds; a fold's fit begins where that of the last pipeline has ended."""
+    """Return a function for the mean accuracy of a pipeline over folds, with warm starts.
+
+    A fold's fit begins where that of the previous pipeline has ended.
+    """
     from sklearn.base import clone
 
     features, labels = train
@@ -306,9 +331,9 @@ def _warm(train: Part, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callab
 
 
 def _try_strengths(models: Mapping[float, Any], accuracy: Callable[[Any], float], rows: int) -> dict[float, float]:
-    """The accuracy of each on `rows` rows, by C, up to one that is worse than the best by more than a standard error.
+    """Return each candidate's accuracy on `rows` examples, until one is a standard error below the best.
 
-    Behind the peak none would be chosen, and the weaker the regularisation, the longer a fit takes.
+    Behind the peak none would be chosen, and a fit takes longer the weaker the regularization.
     """
     found: dict[float, float] = {}
     for strength in sorted(models):
@@ -319,17 +344,17 @@ def _try_strengths(models: Mapping[float, Any], accuracy: Callable[[Any], float]
 
 
 def _compute_tolerated_accuracy(accuracies: Mapping[float, float], rows: int) -> float:
-    """The best accuracy, less one standard error."""
+    """Return the best accuracy, less one standard error."""
     best = max(accuracies.values())
     return best - math.sqrt(best * (1 - best) / rows)
 
 
 def _is_divisible(labels: np.ndarray) -> bool:
-    """Whether every fold, and what is left without it, has rows of two classes."""
+    """Return whether every fold, and what is left without it, has examples of two classes."""
     return int(np.count_nonzero(np.unique(labels, return_counts=True)[1] >= FOLDS)) > 1
 
 
 def choose_strength(accuracies: Mapping[float, float], rows: int) -> float:
-    """The smallest C whose accuracy on `rows` rows that were not fitted lies within one standard error of the best."""
+    """Return the smallest C whose accuracy on `rows` unseen examples lies within one standard error of the best."""
     least = _compute_tolerated_accuracy(accuracies, rows)
     return min(C for C, accuracy in accuracies.items() if accuracy >= least)

@@ -1,4 +1,4 @@
-"""Pairs of a run's test rows: how well they are found again, beside the frozen base and the words alone; and clones."""
+"""Retrieval of pairs in a run's test set, compared with the frozen base and the words alone; and search for clones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from fedpeft import seeds
 from fedpeft.clients.workbench import WorkPlan
@@ -34,8 +34,10 @@ Found = dict[str, Any]
 
 
 def measure_retrieval(simulation: Simulation, sides: PairSides | None) -> Found | None:
-    """What summary.json holds of the test rows: of the result, and beside it what needs no federation; None: rows are
-    no pairs."""
+    """Return the retrieval entries of summary.json: of the result, and of baselines without federation.
+
+    None: the examples are not pairs.
+    """
     if sides is None:
         return None
     setup, rows = simulation.setup, simulation.rows.dataset.test
@@ -50,7 +52,7 @@ def measure_retrieval(simulation: Simulation, sides: PairSides | None) -> Found 
 
 
 def compute_frozen_sides(setup: Setup, rows: Rows, work: WorkPlan) -> PairSides:
-    """Both sides of text pairs as the base in fp32 has them, without adapter; kept for later runs."""
+    """Return both sides of text pairs as the base encodes them in fp32 without adapter; they stay in the cache."""
     key = setup.tokenize_rows(rows, setup.tokens)
     store = replace(work.set_precision("fp32"), device="cpu").store(key, setup.frozen_blocks)
     missing = fetch_missing_tiles(store)
@@ -60,14 +62,16 @@ def compute_frozen_sides(setup: Setup, rows: Rows, work: WorkPlan) -> PairSides:
         for tile in missing:
             store.fill(tile, base)
             offer(store, [tile])
-    features = F.normalize(store.read_features(np.arange(2 * len(rows))), dim=-1)
+    features = functional.normalize(store.read_features(np.arange(2 * len(rows))), dim=-1)
     labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels)
     return PairSides(features[::2], features[1::2], torch.from_numpy(labels))
 
 
 def compute_word_sides(texts: Sequence[Sequence[str]]) -> PairSides:
-    """TF-IDF vectors of queries and documents, two lists of equal length, weighted by the documents' frequencies; names
-    are taken apart at underscores and capitals."""
+    """Return TF-IDF vectors of queries and documents, two lists of equal length.
+
+    They are weighted by the documents' frequencies. Names are split at underscores and capitals.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     queries, documents = texts
@@ -78,20 +82,21 @@ def compute_word_sides(texts: Sequence[Sequence[str]]) -> PairSides:
 
 
 def split_names(text: str) -> list[str]:
-    """Words, in small letters: `readLine_of` has three."""
+    """Split a text into lower-case words: `readLine_of` has three."""
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+", text)]
 
 
 def measure_clone_search(asked: Clones, setup: Setup, rows: SimulatedRows, folder: Path) -> Found:
-    """Functions looking for their clones: the model in `folder` in fp32, the frozen base, and words; `first` is the
-    share whose clone is nearest.
+    """Search for the clones of functions: with the model in `folder` in fp32, the frozen base, and words alone.
+
+    `first` is the share whose clone is nearest.
 
     Raises:
-        DataError: no two documents are Python functions with names of their own.
+        DataError: fewer than two documents are Python functions with their own names.
     """
     pairs = clone_rows(limit_rows(rows.dataset.test, asked.rows), setup.config.seed)
     if len(pairs) < 2:
-        raise DataError("FP3175 clones are made of Python functions, and the documents of the test rows are none")
+        raise DataError("FP3175 clones are made of Python functions, which the documents of the test set are not")
     texts = [[get_side(str(row), name) for row in pairs.inputs] for name in SIDES]
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)
@@ -111,9 +116,9 @@ def measure_clone_search(asked: Clones, setup: Setup, rows: SimulatedRows, folde
 
 
 def clone_rows(rows: Rows, seed: int) -> Rows:
-    """Of the documents that are functions with names of their own: each with its clone, as a pair.
+    """Return pairs of each document that is a function with its own names, and its clone.
 
-    A clone is called, and calls its variables, as another of these functions does, which a seed chooses.
+    A clone has the names, its own and its variables', of another of these functions, which a seed chooses.
     """
     functions = [get_side(str(row), "document") for row in rows.inputs]
     made = []

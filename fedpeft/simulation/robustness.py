@@ -1,4 +1,4 @@
-"""A finished classifier on test rows that were changed: curves over strengths, for all rows and the worst clients."""
+"""A finished classifier on corrupted test examples: curves over strengths, for all examples and the worst clients."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from fedpeft.measurements.robustness import Robustness
 
 ALIKE = 0.7
-"""Cosine from which on a word's nearest neighbour takes its place."""
+"""Least cosine at which a word's nearest neighbor takes its place."""
 
 Predict = Callable[[Rows], NDArray[np.int64]]
-"""The classes of rows, (rows,)."""
+"""Returns the classes of examples, (rows,)."""
 
 
 def predict_classes(model: FederatedModel, examples: Examples) -> NDArray[np.int64]:
-    """The likeliest classes, (rows,)."""
+    """Return the most likely classes, (rows,)."""
     found = np.zeros(len(examples), np.int64)
     for index in score_batches(examples):
         found[index] = compute_logits(model, examples.batch(index)).argmax(-1).numpy()
@@ -43,7 +43,7 @@ def predict_classes(model: FederatedModel, examples: Examples) -> NDArray[np.int
 
 
 def find_neighbors(model: FederatedModel, directory: Path) -> FindSynonym:
-    """The nearest whole word in the base's embedding, for words that are whole in its vocabulary."""
+    """Return a function that replaces a whole word of the vocabulary by its nearest one in the embedding."""
     tokenizer = load_tokenizer(directory)
     weight: Any = get_embedding(model).weight
     unit = torch.nn.functional.normalize(weight.detach().float(), dim=-1)
@@ -70,8 +70,11 @@ def find_neighbors(model: FederatedModel, directory: Path) -> FindSynonym:
 def measure_corruptions(
     asked: Robustness, rows: Rows, kind: str, predict: Predict, near: FindSynonym, held: NDArray[np.int64], seed: int
 ) -> dict[str, Any]:
-    """For each kind of change and strength: accuracy (mean over draws), the worst of the draws row by row, the share of
-    predictions that stay, and the worst tenth of the clients under the worst draws."""
+    """Return the measures of each kind of corruption and strength.
+
+    They are the accuracy (mean over draws), the accuracy if the worst draw counts for each example, and the share of
+    predictions that stay. The last one is the accuracy of the worst tenth of the clients under the worst draws.
+    """
     labels = np.asarray(rows.labels)
     clean = predict(rows)
     found: dict[str, Any] = {"clean": _summarize_draws(0.0, [clean], clean, labels, held)}
@@ -107,7 +110,7 @@ def _summarize_draws(
 
 
 def evaluate_robustness(asked: Robustness, setup: Setup, rows: SimulatedRows, folder: Path) -> dict[str, Any]:
-    """What summary.json holds of it: the model in `folder`, in fp32."""
+    """Return the robustness section of summary.json, for the model in `folder` in fp32."""
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)
     model = saved_adapter.load(folder, setup.task, base, setup.facts.classes)

@@ -1,4 +1,4 @@
-"""The rows of a simulation: a data set, the part of it that nobody trains on, and whose the others are."""
+"""The examples of a simulation: a dataset, its validation set, and the partition of the others."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fedpeft.wiring.run_spec import RunSpec
 
 @dataclass(frozen=True, eq=False)
 class SimulatedRows:
-    """All rows.
+    """All examples.
 
     Attributes:
-        dataset: where they come from, with its test rows.
-        train: the training rows that clients have.
-        held: the training rows that nobody has: for validation.
-        partition: which of `train` are whose.
+        dataset: where they come from, with its test set.
+        train: the training examples that clients have.
+        held: the validation set, which no client has.
+        partition: which of `train` belong to which client.
         spec: the run, with the partition that `auto` stands for.
     """
 
@@ -39,10 +39,10 @@ class SimulatedRows:
 
     @classmethod
     def load(cls, spec: RunSpec, clients: int) -> SimulatedRows:
-        """Load the rows of a run, on `clients` clients; 0: one per owner.
+        """Load the examples that the settings describe, for `clients` clients; 0: one per owner.
 
         Raises:
-            FedpeftError: they can't be fetched, used, or split so.
+            FedpeftError: they can't be fetched, used, or partitioned like this.
         """
         dataset, seed = load_source(spec.dataset, spec.config.dataset), spec.config.seed
         spec = resolve_partition(spec, TASKS.build(dataset.task).targets)
@@ -55,33 +55,33 @@ class SimulatedRows:
 
     @property
     def facts(self) -> DatasetInfo:
-        """What a setup needs to know of them."""
+        """The dataset info that a setup needs."""
         return DatasetInfo.from_dataset(self.dataset, len(self.partition), judged=len(self.held) > 0)
 
     @cached_property
     def all(self) -> Rows:
-        """The clients' rows, and after them those for validation."""
+        """The clients' examples, and after them the validation set."""
         return join_rows(self.train, self.held)
 
     @cached_property
     def validation(self) -> NDArray[np.int64]:
-        """Which of `all` are for validation, (rows,)."""
+        """Indices of the validation set in `all`, (rows,)."""
         return np.arange(len(self.train), len(self.train) + len(self.held))
 
     @property
     def statistics(self) -> PartitionStatistics:
-        """What the partition looks like."""
+        """Statistics of the partition."""
         return self.partition.statistics(self.train.classes, len(self.train))
 
 
 def split_by_task(partitioner: Partitioner, train: Rows, tasks: TaskSequence, clients: int, seed: int) -> Partition:
-    """Each task's rows over all clients by themselves, so that every client has rows of every task.
+    """Partition each task's examples separately, so that every client has examples of every task.
 
     Raises:
-        DataError: a task has too few rows; or the partition gives clients the same rows, or makes others of them.
+        DataError: a task has too few examples; or the partition gives clients the same examples, or changes them.
     """
     shards: list[list[NDArray[np.int64]]] = []
-    assert train.tasks is not None  # of a data set with tasks
+    assert train.tasks is not None  # the dataset has tasks
     for task, name in enumerate(tasks.names):
         own = np.flatnonzero(train.tasks == task)
         try:

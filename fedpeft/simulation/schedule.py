@@ -1,9 +1,9 @@
-"""How a cohort is cut into groups, so that workers which take one group after another end about together.
+"""Division of a cohort into groups, so that workers that take one group after another end at about the same time.
 
-Groups are taken largest first by whoever is free (list scheduling: Graham, SIAM J. Appl. Math. 17, 1969: at most
-4/3 - 1/(3 w) of the best for single jobs). Large groups cost the least for each client, and the last of them leave
-workers idle: where that is foreseen to cost more than `TOLERATED`, groups become smaller, or taper off towards the end.
-The cut is a function of the expected costs alone, and so are the bits of every result.
+Free workers take the largest group first (list scheduling: Graham, SIAM J. Appl. Math. 17, 1969: at most 4/3 - 1/(3 w)
+of the best for single jobs). Large groups cost the least for each client, and the last of them leave workers idle. If
+this is expected to cost more than `TOLERATED`, groups become smaller, or taper off toward the end. The division is a
+function of the expected costs alone, and so are the bits of every result.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import heapq
 from collections.abc import Iterator, Sequence
 
 TOLERATED = 1.1
-"""Expected time over that of workers which are never idle, up to which groups stay as large as can be."""
+"""Expected time, relative to workers that are never idle, up to which groups stay as large as possible."""
 
 PASS = 1 / 8
-"""Of the clients that fill a pass: what a step of a pass costs beside its clients' rows, in steps of one client."""
+"""Share of a full pass: the cost of a step beside its clients' examples, in steps of one client for each client."""
 
 
 def cut(costs: Sequence[float], most: int, workers: int) -> list[int]:
-    """Sizes of the groups, in order.
+    """Return the sizes of the groups, in order.
 
     Args:
-        costs: expected, of the clients in the order that they are cut in: largest first.
-        most: clients that fill a pass, and of a group at most, at least 1.
-        workers: at least 1.
+        costs: expected costs of the clients, in the order of division: largest first.
+        most: clients that fill a pass, and the most of a group, at least 1.
+        workers: number of workers, at least 1.
     """
     largest = max(1, min(most, -(-len(costs) // workers)))
     usual = divide_evenly(len(costs), largest)
@@ -40,13 +40,15 @@ def cut(costs: Sequence[float], most: int, workers: int) -> list[int]:
 
 
 def divide_evenly(clients: int, size: int) -> list[int]:
-    """Groups of `size`, and the rest."""
+    """Return groups of `size`, and the rest."""
     return [min(size, clients - start) for start in range(0, clients, size)]
 
 
 def _divide_tapering(costs: Sequence[float], most: int, workers: int) -> Iterator[int]:
-    """Each group takes no more than half of a worker's share of what is left (guided self-scheduling: Polychronopoulos
-    and Kuck, IEEE Trans. Computers C-36, 1987)."""
+    """Yield sizes of groups that take at most half of a worker's share of what is left.
+
+    This is guided self-scheduling (Polychronopoulos and Kuck, IEEE Trans. Computers C-36, 1987).
+    """
     start, left = 0, float(sum(costs))
     while start < len(costs):
         share, size = left / (2 * workers), 1
@@ -58,7 +60,7 @@ def _divide_tapering(costs: Sequence[float], most: int, workers: int) -> Iterato
 
 
 def compute_group_costs(costs: Sequence[float], sizes: Sequence[int], most: int) -> list[float]:
-    """What each group is expected to cost: its clients' own costs, and its passes, as many as of the longest one."""
+    """Return the expected cost of each group: its clients' costs, and its passes, as many as its longest client's."""
     found, start = [], 0
     for size in sizes:
         group = costs[start : start + size]
@@ -68,12 +70,12 @@ def compute_group_costs(costs: Sequence[float], sizes: Sequence[int], most: int)
 
 
 def estimate_end(costs: Sequence[float], sizes: Sequence[int], most: int, workers: int) -> float:
-    """When the last worker ends, if groups cost what is expected."""
+    """Return when the last worker ends, if groups cost what is expected."""
     return compute_makespan(compute_group_costs(costs, sizes, most), workers)
 
 
 def compute_makespan(costs: Sequence[float], workers: int) -> float:
-    """When the last of `workers` ends that take jobs of these costs in this order, each when it is free."""
+    """Return when the last of `workers` ends if each takes the next job, in this order, as soon as it is free."""
     free = [0.0] * workers
     for cost in costs:
         heapq.heapreplace(free, free[0] + cost)

@@ -1,4 +1,4 @@
-"""A federation on one machine: rows, setup, workers, and the server's rounds."""
+"""A federation on one machine: examples, setup, workers, and the server's rounds."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ from fedpeft.wiring.setup import Setup
 
 
 class Simulation:
-    """All that a run needs, made from its configuration.
+    """All that a run needs, built from its configuration.
 
     Args:
         config: checked settings.
         folder: the run's folder; exists.
-        observer: is told how things go on.
-        grid: makes another grid for a number of clients than one of this run's workers: inside a Flower app, Flower's.
-        tested: whether the run is scored on test rows; a trial of a search is not.
+        observer: receives messages about the run.
+        grid: returns a grid for a number of clients, in place of this run's workers: inside a Flower app, Flower's.
+        tested: whether the run is scored on the test set; a trial of a search is not.
 
     Raises:
         FedpeftError: settings that do not fit the data or the model, before anything is trained.
@@ -79,6 +79,7 @@ class Simulation:
         grid: Callable[[int], Grid] | None = None,
         tested: bool = True,
     ) -> None:
+        """Load the examples, and build the setup, the ledger and the workers; nothing is trained."""
         self.folder = folder
         self.observer = observer
         head, spec = config.head, parse_run(config)
@@ -89,15 +90,15 @@ class Simulation:
         observer.phase("loading the model", 1)
         if config.privacy and self.rows.partition.resampled:
             raise PrivacyError(
-                f"FP7118 privacy={config.privacy} takes a row to be one client's, and under {config.partition} it is "
-                "many clients'; take another partition"
+                f"FP7118 privacy={config.privacy} needs each example at one client, and under {config.partition} "
+                "several clients have it; take another partition"
             )
         self.setup = Setup.create(self.rows.spec, self.rows.facts, groups)
         if self._held_out and self.rows.partition.resampled:
             scored = config.strategy if self.setup.personal else "calibration(rows=clients)"
             raise ConfigError(
-                f"FP1417 under {config.partition} a client's held-out rows are trained on by it and by others, and "
-                f"{scored} is scored on them; take another partition, or leave it out"
+                f"FP1417 under {config.partition} a client's held-out examples are also trained on, by it and by "
+                f"others, and {scored} is scored on them; take another partition, or leave it out"
             )
         self.clients = self.setup.clients
         self.search = self.setup.personal and not tested
@@ -118,7 +119,7 @@ class Simulation:
             self.setup.secure_sum.check(self.sampler.size)
         self.checkpoints = Checkpoints(folder / "checkpoint")
         fixed = self._load_constants()
-        observer.phase("tokenising the rows", 1)
+        observer.phase("tokenizing the examples", 1)
         machine = Machine.create(self.setup, fixed)
         work = self._create_work_plan(machine)
         self.fixed = machine.pin(fixed, work, folder)
@@ -128,27 +129,28 @@ class Simulation:
         self.workers = Workers(work, self._create_client_plan(), machine, observer, self.rows.validation)
         self._grid = grid
         task = self.setup.task
-        if isinstance(task, RowTask) and hash_own_code(type(task)):  # and with what a task of the user's own makes
+        if isinstance(task, RowTask) and hash_own_code(type(task)):  # a user's own task must accept the test set, too
             scoring.check_task_outputs(task, self.rows.dataset.test, self.setup.facts.label_names or ())
 
     def _load_constants(self) -> dict[str, Any]:
-        """Return what the run must stay with; nothing, or that it is a trial of a search, if it begins.
+        """Return the run constants of a resumed run; a new one has none, or is marked as a trial of a search.
 
         Raises:
-            ConfigError: it is an unfinished trial, and would go on as a run.
+            ConfigError: it is an unfinished trial, and would continue as a run.
         """
         begun = self.checkpoints.load()
         if begun is None:
             return {"search": True} if self.search else {}
         if begun.round < self.setup.rounds and begun.fixed.get("search", False) != self.search:
             raise ConfigError(
-                f"FP1507 {self.folder} holds an unfinished trial of a search, whose clients train on fewer rows; "
-                f"continue the search, or train it whole: python -m fedpeft.simulate {self.folder.with_suffix('.toml')}"
+                f"FP1507 {self.folder} contains an unfinished trial of a search, whose clients train on fewer "
+                "examples; continue the search, or train it whole: python -m fedpeft.simulate "
+                f"{self.folder.with_suffix('.toml')}"
             )
         return begun.fixed
 
     def _create_sampler(self) -> Population:
-        """What cohorts are drawn from."""
+        """Return what draws the cohorts."""
         setup, size = self.setup, self.setup.compute_cohort_size(self.clients)
         return create_population(self.clients, size, compute_chances(setup.profiles), setup.mechanism)
 
@@ -157,7 +159,7 @@ class Simulation:
         attack = self.setup.attack
         labels = None if attack is None else compute_attacked_labels(attack, self.rows, self.config.seed)
         plan = create_work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
-        return replace(plan, clients_per_pass=min(plan.clients_per_pass, self.sampler.size))  # no room that stays empty
+        return replace(plan, clients_per_pass=min(plan.clients_per_pass, self.sampler.size))  # no unused places
 
     def _create_client_plan(self) -> ClientPlan:
         privacy = None
@@ -170,40 +172,44 @@ class Simulation:
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:
-        """Rows of each client, (clients,)."""
+        """Example count of each client, (clients,)."""
         return self._shards.sizes
 
     @cached_property
     def _shards(self) -> Shards:
-        """The rows of each client; in a trial of a search without those that the final score is of."""
+        """The shards of the clients; in a trial of a search, without the examples of the final score."""
         shards = self.rows.partition
         return select_training_shards(shards, self._held_out, self.setup.config.seed) if self.search else shards
 
     def _count_steps(self, client: int) -> int:
-        """Of a client in a round."""
+        """Return the local steps of a client in a round."""
         return self.setup.profiles[client].steps or self.setup.training.steps_for(int(self._sizes[client]))
 
     @property
     def most_steps(self) -> int:
-        """Of a client in a round, of the one that takes most."""
+        """The most local steps that any client takes in a round."""
         usual = self.setup.training.steps_for(len(self.select_training_rows(int(self._sizes.argmax()))))
         return max(profile.steps or usual for profile in list_distinct(self.setup.profiles))
 
     @property
     def _held_out(self) -> float:
-        """Share of its rows that a client is evaluated on and does not train on."""
+        """Share of its examples that a client is evaluated on and does not train on."""
         return HELD_OUT if self.setup.personal or self.setup.measured.asks_clients(self.setup) else 0.0
 
     def divide_rows(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """A client's rows in two: to train on, and those held out."""
+        """Return a client's examples to train on, and its held-out ones, as indices."""
         return split_held_out(self._shards.shard(client), self._held_out, self.setup.config.seed, client)
 
     def select_training_rows(self, client: int) -> NDArray[np.int64]:
-        """The client's rows without those held out, (rows of it,)."""
+        """Return a client's examples without the held-out ones, as indices (rows of it,)."""
         return self.divide_rows(client)[0]
 
     def _create_protection(self, work: WorkPlan) -> PrivacyEngine | None:
-        """The mechanism with this run's costs; refuses what would not protect."""
+        """Return the mechanism with this run's costs; None: nothing is protected.
+
+        Raises:
+            PrivacyError: settings that would not protect.
+        """
         config, setup = self.config, self.setup
         mechanism = setup.mechanism
         if mechanism is None or not mechanism.protects:
@@ -218,7 +224,7 @@ class Simulation:
         return make_engine(mechanism, federation, self.folder, identity, config.seed, labels_of_rows)
 
     def _compute_exposure(self) -> Exposure:
-        """What the cost of this run depends on."""
+        """Return what the cost of this run depends on."""
         setup, config = self.setup, self.setup.config
         profiles = setup.profiles
         rows = np.array([len(self.select_training_rows(k)) for k in range(self.clients)])
@@ -245,12 +251,12 @@ class Simulation:
 
     @property
     def statistics(self) -> PartitionStatistics:
-        """What the partition looks like, as far as anybody may know it."""
+        """Statistics of the partition, without labels if the run has privacy."""
         found = self.rows.statistics
         return found.drop_labels() if self.protection is not None else found
 
     def server(self, records: Records, stopping: Callable[[], bool] = never_stop) -> Server:
-        """The server of this run; `stopping` is asked before each round whether the run should end here."""
+        """Return the round loop of this run; `stopping` returns, before each round, whether the run should end here."""
         workers = self.workers
         if self._grid is not None:
             grid = self._grid(self.clients)
@@ -265,7 +271,7 @@ class Simulation:
         return Server(setup, transport, self._chooser, store, observer, attach_features(run), start, stopping)
 
     def _score_task(self, state: State, version: int, task: int, known: bool) -> Totals:
-        """A state on the validation rows of a task; where it is `known`, only the task's classes compete."""
+        """Return the totals of a state on a task's validation examples; if `known`, only the task's classes compete."""
         sequence, rows = self.setup.facts.tasks, self.rows
         assert sequence is not None
         assert rows.held.tasks is not None
@@ -275,14 +281,14 @@ class Simulation:
 
     @property
     def _chooser(self) -> Sampler:
-        """Who draws the cohorts: all alike, or by what is known of clients."""
+        """The sampler of cohorts: it treats all clients alike, or depends on the energy tracker."""
         rule = self.setup.sampler
         return (
             self.sampler if rule is None or self.book is None else AwarePopulation(rule, self.book, self.sampler.size)
         )
 
     def train(self, server: Server) -> ServerState:
-        """All rounds."""
+        """Run all rounds, and return the state that they lead to."""
         self.workers.freeze_rows(self.setup.base_precisions)
         release()
         keep_profiles(self.config.clients, self.folder)
@@ -290,17 +296,19 @@ class Simulation:
 
     @property
     def scorer(self) -> Scorer:
-        """Scores what is saved on the test rows."""
+        """The scorer of saved adapters on the test set."""
         rows, workers = self.rows, self.workers
         held = rows.all.take(rows.validation)
         return Scorer(self.setup, workers.work, rows.dataset.test, held, workers.machine.threads, self.observer)
 
     def load_client_state(self, client: int) -> State:
-        """A client's own adapter: what is shared, and what the client keeps (its common start, if it never took part).
+        """Return a client's own adapter: what is shared, and what the client keeps.
+
+        A client that never took part keeps the common start.
 
         Raises:
             RunError: no round is finished, or there is no such client.
-            ConfigError: the strategy leaves nothing with clients.
+            ConfigError: under this strategy clients keep nothing.
         """
         progress = self.checkpoints.load()
         if progress is None or not 0 <= client < self.clients:

@@ -1,6 +1,6 @@
 """Precision, recall and F1 of whole spans of token labels, by the library seqeval (CoNLL's measure, IOB2, strict).
 
-A span counts if its first word, its last word and its type are right. Token accuracy, which a run tells anyway, is
+A span counts if its first word, its last word and its type are right. Token accuracy, which a run always reports, is
 higher, since most words are outside of all spans.
 """
 
@@ -23,7 +23,7 @@ TASK = "token_labels"
 
 
 def compute_span_scores(right: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Of label sequences in IOB2: `precision`, `recall`, `f1` over all spans, and `by_type` the F1 of each type.
+    """Return `precision`, `recall` and `f1` over all spans of IOB2 label sequences, and the F1 of each type `by_type`.
 
     Raises:
         AssetError: seqeval is missing.
@@ -32,7 +32,7 @@ def compute_span_scores(right: Sequence[Sequence[str]], said: Sequence[Sequence[
     from seqeval.metrics import classification_report
     from seqeval.scheme import IOB2
 
-    with warnings.catch_warnings(action="ignore"):  # a type that is never said has no precision: 0
+    with warnings.catch_warnings(action="ignore"):  # a type that is never predicted has no precision: 0
         report = classification_report(
             [list(row) for row in right],
             [list(row) for row in said],
@@ -57,8 +57,10 @@ def is_iob2(names: Sequence[str]) -> bool:
 
 
 def measure_spans(simulation: Simulation) -> dict[str, Any] | None:
-    """The scores of the saved adapter on the test rows, in fp32, on the base's own bits where it was trained in few.
-    None: rows have other labels; or these name no spans, or seqeval is missing, which is said in a line."""
+    """Score the saved adapter's spans on the test set, in fp32; a quantized base keeps its bits.
+
+    None: the task has other labels; or these name no spans, or seqeval is missing, which a message reports.
+    """
     setup = simulation.setup
     if setup.facts.task != TASK:
         return None
@@ -69,14 +71,14 @@ def measure_spans(simulation: Simulation) -> dict[str, Any] | None:
         return None
     names = setup.facts.label_names or ()
     if not is_iob2(names):
-        simulation.observer.say("spans are not scored: their labels are no IOB2, which is O, B-TYPE and I-TYPE")
+        simulation.observer.say("spans are not scored: their labels are not IOB2, which is O, B-TYPE and I-TYPE")
         return None
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)
     model = saved_adapter.load(simulation.folder, setup.task, base, setup.facts.classes)
     examples = setup.task.tokenise(simulation.rows.dataset.test, setup.model_directory, setup.tokens)
     batches = score_batches(examples)
-    simulation.observer.phase("scoring spans on the test rows (fp32)", len(batches))
+    simulation.observer.phase("scoring spans on the test set (fp32)", len(batches))
     right: list[list[str]] = []
     said: list[list[str]] = []
     for rows in batches:

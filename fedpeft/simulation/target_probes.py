@@ -1,8 +1,9 @@
-"""Linear probes of frozen features for numbers, and for several labels a row: what no fine-tuning gives.
+"""Linear probes of frozen features for numbers, and for several labels per example: baselines without fine-tuning.
 
-Numbers: ridge regression on standardised features, its strength by leave-one-out on the training rows (scikit-learn's
-RidgeCV). Several labels: a logistic regression for each, of one strength C for all, chosen on the validation rows by
-the one-standard-error rule (`fedpeft.simulation.probe`); a label that no training row has, or all have, is constant.
+Numbers: ridge regression on standardized features, its strength by leave-one-out on the training set (scikit-learn's
+RidgeCV). Several labels: a logistic regression for each, with one strength C for all. C is chosen on the validation set
+by the one-standard-error rule (`fedpeft.simulation.probe`). A label that no training example has, or all have, is
+constant.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ RIDGE = tuple(10.0**power for power in range(-2, 6))
 """Candidates for the ridge's strength, on features of variance 1."""
 
 SAID = 30.0
-"""The logit of a label that is the same in all training rows."""
+"""Logit of a label that is the same in the whole training set."""
 
 
 def fit_number_probe(train: Part, validation: Part, test: Part) -> tuple[float, np.ndarray]:
-    """The strength, and what is said of the test rows, (n, 1), in the unit of the labels; validation rows are not
-    needed."""
+    """Return the strength, and the predictions for the test set, (n, 1), in the unit of the labels.
+
+    The validation set is not used.
+    """
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -43,12 +46,15 @@ def label_probe(
     validation: Part,
     test: Part,
 ) -> tuple[float, np.ndarray]:
-    """C, and the test rows' logits, (n, labels).
+    """Return C, and the test set's logits, (n, labels).
 
     Args:
         strengths: candidates for C.
-        chosen: which of them, by the accuracy that each has on a number of decisions.
-        iterations: at most.
+        chosen: returns one of them, given the accuracy of each and the number of decisions that it is measured on.
+        iterations: most iterations of a fit.
+        train: features and labels of the training set.
+        validation: those of the validation set; empty: the training set is used.
+        test: those of the test set.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -67,7 +73,7 @@ def label_probe(
 def _compute_logits(
     train: np.ndarray, labels: np.ndarray, of: np.ndarray, strength: float, iterations: int
 ) -> np.ndarray:
-    """One label's logits of rows `of`, (n,)."""
+    """Return one label's logits for the examples `of`, (n,)."""
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(labels)) < 2:

@@ -1,4 +1,4 @@
-"""How a sequence of tasks went, for a run's summary, and as a picture in its folder."""
+"""The results of a sequence of tasks, for a run's summary, and as a picture in its folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PICTURE = "tasks.svg"
 
 
 def measure_tasks(simulation: Simulation, scores: Scores, records: Records) -> dict[str, Any] | None:
-    """What summary.json says of the tasks, whose matrix is drawn to tasks.svg; None: there is one task.
+    """Return the tasks' section of summary.json, and draw its matrix to tasks.svg; None: there is one task.
 
-    `scores` are those of the saved adapter on the test rows.
+    `scores` are those of the saved adapter on the test set.
     """
     sequence, test = simulation.setup.facts.tasks, simulation.rows.dataset.test.tasks
     if sequence is None or test is None:

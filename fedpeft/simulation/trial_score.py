@@ -1,4 +1,4 @@
-"""The end of a run that sees no test row, as a trial of a search is: trained, saved, scored on the validation rows."""
+"""The end of a run that never uses the test set, such as a trial of a search: trained, saved, scored on validation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fedpeft.simulation.simulation import Simulation
 
 
 def run_trial(simulation: Simulation, records: Records) -> Summary:
-    """Train and save the adapter; what `--measure` asks of a finished run is left out, since test rows answer it.
+    """Train, save and score the adapter on the validation set, without the measurements that use the test set.
 
-    Accuracy and loss are not a number where there are no validation rows.
+    Accuracy and loss are NaN if there is no validation set.
     """
     setup = simulation.setup
     server = simulation.server(records)
@@ -39,16 +39,16 @@ def run_trial(simulation: Simulation, records: Records) -> Summary:
 
 
 def _score_validation_rows(simulation: Simulation) -> FinalScore | None:
-    """The saved adapter's; None: there are none."""
+    """Return the saved adapter's score on the validation set; None: it is empty."""
     scorer = simulation.scorer
     if not len(scorer.held):
         return None
-    name = "scoring the saved adapter on the validation rows (fp32)"
+    name = "scoring the saved adapter on the validation set (fp32)"
     return replace(scorer, test=scorer.held).score(simulation.folder, name)
 
 
 def _build_quality(metric: str, own: OwnRows | None, score: FinalScore | None, kept_round: int) -> Quality:
-    """Of clients' own models on their rows, if they have any; else of the one model."""
+    """Return the quality of clients' own models on their examples, if they have any; otherwise of the one model."""
     of_all = (score.accuracy, score.loss) if score else (math.nan, math.nan)
     accuracy, loss = (own.accuracy, own.loss) if own else of_all
     return Quality(

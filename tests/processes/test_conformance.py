@@ -54,14 +54,14 @@ def test_parts_that_must_be_given_settings_are_skipped_where_they_would_have_to_
 FROM_FLOWER = '''
 """A subclass of Flower's FedAvg as a part."""
 from flwr.serverapp.strategy import FedAvg
-from fedpeft.flower.strategy import wrapped
+from fedpeft.flower.strategy import wrap_strategy
 
 
 class Mine(FedAvg):
     """FedAvg by a name of one's own."""
 
 
-parts = {"strategies": {"mine": wrapped(Mine)}}
+parts = {"strategies": {"mine": wrap_strategy(Mine)}}
 '''
 
 

@@ -1,4 +1,4 @@
-"""What a real client answers beside its work: which questions, and what its machine has used."""
+"""What a real client answers beside its work: allowed questions, and the energy that its machine has used."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fedpeft.trust.question import parse_question
 
 
 def check_question(instruction: Instruction) -> None:
-    """Refuse questions about the rows that the client trains on: only simulated ones answer these.
+    """Refuse questions about the examples that the client trains on: only simulated clients answer these.
 
     Raises:
-        PayloadError: which one.
+        PayloadError: names the question.
     """
     if instruction.asks and (question := parse_question(instruction.asks)).of_model:
         raise PayloadError(
@@ -29,19 +29,19 @@ def check_question(instruction: Instruction) -> None:
 
 
 def check_evaluation(instruction: Instruction, mechanism: Mechanism | None) -> None:
-    """Refuse to tell what is measured on held-out rows where clients keep that to themselves.
+    """Refuse to report what is measured on held-out examples if clients keep that secret.
 
-    A server of good faith does not ask (`fedpeft.deployment.server.settings_checks`).
+    An honest server does not ask (`fedpeft.deployment.server.settings_checks`).
 
     Raises:
-        PrivacyError: under which mechanism.
+        PrivacyError: names the mechanism.
     """
     if instruction.kind == "evaluate" and mechanism is not None and mechanism.silent:
         raise PrivacyError(f"FP7013 the server asks for losses on its rows, which {mechanism.name} does not protect")
 
 
 def measure_energy(instruction: Instruction, work: Callable[[Instruction], Report]) -> Report:
-    """The report of `work`, with the joules of a training."""
+    """Return the report of `work`, with the joules of a training."""
     if instruction.kind != "train":
         return work(instruction)
     meter = Meter()
@@ -50,7 +50,7 @@ def measure_energy(instruction: Instruction, work: Callable[[Instruction], Repor
 
 
 def report_missing_state(instruction: Instruction, folder: Path, say: Callable[[str], None]) -> Report:
-    """What a client answers whose `folder` lacks what it has kept of earlier rounds: the next time it is sent all."""
+    """Return the report of a client whose `folder` lacks its earlier state; the server then sends it everything."""
     say(
         f"[bold yellow]warning[/] what this client has kept of earlier rounds is missing from {escape(str(folder))}: "
         "it takes part as a newcomer from its next round on"

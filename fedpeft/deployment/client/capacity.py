@@ -1,13 +1,13 @@
-"""What an edge machine can hold: the precision of the frozen base and the rows of a local step, by free memory.
+"""What an edge machine can hold: the precision of the frozen base and the examples per local step, by free memory.
 
-The estimate is read off the model's files and leans to the high side: all weights in the run's precision while they are
-loaded; then the weights as they are held, and what a step keeps for its backward pass in every block,
+The estimate is computed from the model's files and is cautious. Loading needs all weights in the run's precision.
+Training needs the weights as they are held, and what a step keeps for its backward pass in every block,
 
     row = blocks (tokens (16 hidden + 4 intermediate) + 2 heads tokens^2) + 3 tokens vocabulary   (numbers; the last
           for language models only)
 
-The run's own settings stay where they fit. Where they do not, fewer rows a step are tried first, down to a quarter of
-them; then int8 weights, then nf4; and nf4 with a single row is what is left.
+The run's own settings stay if they fit. Otherwise fewer examples per step are tried first, down to a quarter of them;
+then int8 weights, then nf4. The last resort is nf4 with a single example.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from fedpeft.reporting.observer import RunObserver
 from fedpeft.wiring.run_spec import RunSpec
 
 WEIGHT_BYTES = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "int8": 1.01, "nf4": 0.53}
-"""Bytes a weight takes, scales included."""
+"""Bytes per weight, scales included."""
 
 INNER = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "ffn_dim", "hidden_dim")
-"""What the width inside feed-forward sublayers is called; where it is not told, 4 times the hidden one."""
+"""Names of the width inside feed-forward sublayers; if a model has none of them, 4 times the hidden width."""
 
 IN_A_BLOCK = re.compile(r"(?:^|\.)\d+\.")
-"""Names of weights inside numbered blocks."""
+"""Pattern of the names of weights inside numbered blocks."""
 
 IMAGES = "vision_model."
-"""How names of the tower for images begin, which is loaded alone."""
+"""Prefix of the names of the image tower, which is loaded alone."""
 
 DECODER = re.compile(r"(?:model\.)?decoder\.|lm_head\.")
 """Names of weights that an encoder-decoder has beside its encoder."""
@@ -56,11 +56,10 @@ RESERVE = 0.1
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Of a base model: numbers in linear layers inside blocks, all other numbers, and what its shapes are.
+    """Size of a base model: numbers in linear layers inside blocks, all other numbers, and the shapes of its layers.
 
     Attributes:
-        dropped: numbers that are loaded, and of which nothing is kept: the decoder of T5 and BART
-            (`fedpeft.models.encoders`).
+        dropped: numbers that are loaded and then dropped: the decoder of T5 and BART (`fedpeft.models.encoders`).
     """
 
     linear: int
@@ -74,14 +73,16 @@ class ModelSize:
 
     @classmethod
     def from_folder(cls, folder: Path, answers: bool = False) -> ModelSize:
-        """Of the model in `folder`, from config.json and the headers of its weights; of two towers that for images.
+        """Return the size of the model in `folder`, from config.json and the headers of its weights.
+
+        If the model has two towers, the image tower counts.
 
         Args:
-            folder: of the model.
-            answers: whether of an encoder with a decoder both are used.
+            folder: folder of the model.
+            answers: whether the task uses both parts of an encoder with a decoder.
 
         Raises:
-            ModelError: they can't be read.
+            ModelError: the files can't be read.
         """
         try:
             whole = load_model_config(folder)
@@ -111,12 +112,12 @@ class ModelSize:
         return cls(linear, sum(kept.values()) - linear, **made, dropped=sum(numbers.values()) - sum(kept.values()))
 
     def count_row_numbers(self, tokens: int, language: bool) -> int:
-        """Numbers that a step keeps for each of its rows."""
+        """Return the numbers that a step keeps for each of its examples."""
         block = tokens * (16 * self.hidden + 4 * self.intermediate) + 2 * self.heads * tokens**2
         return self.blocks * block + (3 * tokens * self.vocabulary if language else 0)
 
     def estimate_memory(self, dtype: str, precision: str, batch_size: int, tokens: int, language: bool) -> float:
-        """Bytes for loading in `dtype`, and training on a base in `precision` (empty: `dtype`)."""
+        """Return the bytes for loading in `dtype`, and for training on a base in `precision` (empty: `dtype`)."""
         width = WEIGHT_BYTES[dtype]
         loading = (self.linear + self.other + self.dropped) * width
         held = self.linear * WEIGHT_BYTES[precision or dtype] + self.other * width
@@ -124,7 +125,7 @@ class ModelSize:
 
 
 def _count_decoder_blocks(config: Any) -> int:
-    """How many blocks the decoder beside an encoder has: T5's and BART's names for it."""
+    """Return the number of blocks of the decoder beside an encoder, under T5's or BART's name for it."""
     found = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers"))
     return int(next(filter(None, found), 0))
 
@@ -135,9 +136,9 @@ class TrainingChoice:
 
     Attributes:
         precision: of the base; empty: the run's dtype.
-        batch_size: rows per local step.
+        batch_size: examples per local step.
         need: estimated bytes.
-        fits: whether that is free.
+        fits: whether that much memory is free.
     """
 
     precision: str
@@ -156,15 +157,17 @@ def choose(
     few_bits: tuple[str, ...],
     whole: bool = False,
 ) -> TrainingChoice:
-    """The first of the choices, from the run's own settings downwards, that fits into `free` bytes, or the last one.
+    """Return the first choice, from the run's own settings downward, that fits into `free` bytes, or the last one.
 
     Args:
-        size: of the base model.
+        size: size of the base model.
         free: bytes of memory on the device.
-        dtype, batch_size, tokens: the run's.
-        language: whether the task is language modelling.
-        few_bits: of int8 and nf4 those that may be used, in this order.
-        whole: whether batch_size is not the client's to choose.
+        dtype: the run's data type.
+        batch_size: the run's examples per local step.
+        tokens: the run's tokens per example.
+        language: whether the task is language modeling.
+        few_bits: those of int8 and nf4 that may be used, in this order.
+        whole: whether the client must keep `batch_size`.
     """
     room = (1 - RESERVE) * free
     halves = [batch_size if whole else max(1, batch_size >> i) for i in range(batch_size.bit_length())]
@@ -179,10 +182,10 @@ def choose(
 
 
 def parse_device(text: str) -> str:
-    """The device that `--device` names: cpu, or cuda:N.
+    """Return the device that `--device` names: cpu, or cuda:N.
 
     Raises:
-        RunError: there is none of that name here.
+        RunError: this machine has no such device.
     """
     gpus = list_accelerators()
     if text == "auto":
@@ -195,11 +198,11 @@ def parse_device(text: str) -> str:
             return "cpu"
         if kind == "cuda":
             raise RunError(f"FP5019 there is no {text} here; take --device {next(iter(gpus), 'cpu')}")
-    raise RunError(f"FP5020 {text!r} is no device; legal: cpu, {', '.join(gpus) or 'cuda:N'}")
+    raise RunError(f"FP5020 there is no device {text!r}; legal: cpu, {', '.join(gpus) or 'cuda:N'}")
 
 
 def has_common_batch_size(spec: RunSpec) -> bool:
-    """Whether the batch size is all clients' alike, as privacy divides by it, whatever fits into one's memory."""
+    """Return whether all clients must have the same batch size, because privacy divides by it."""
     sampling = None if spec.mechanism is None else spec.mechanism.example_sampling
     return sampling is not None and sampling.divides_alike
 
@@ -207,17 +210,17 @@ def has_common_batch_size(spec: RunSpec) -> bool:
 def fit_to_memory(
     options: EdgeOptions, spec: RunSpec, told: v2.Description, device: str, observer: RunObserver
 ) -> EdgeOptions:
-    """The options, with what is left to this machine chosen by the free memory of `device`.
+    """Return the options, with what they leave open chosen by the free memory of `device`.
 
     Args:
         options: the client's own choices.
         spec: what the client takes of the server's settings, with its choices.
         told: what the server describes, checked.
         device: "cpu" or "cuda:N".
-        observer: is told what has been chosen.
+        observer: receives messages about the choices.
 
     Raises:
-        FedpeftError: there is no such model here.
+        FedpeftError: the model is not on this machine.
     """
     config = spec.config
     if options.precision or config.dtype == "fp64":
@@ -227,7 +230,7 @@ def fit_to_memory(
     folder, learns = resolve_model(config.model), told.task.partition("(")[0]
     size, language = ModelSize.from_folder(folder, learns == "seq2seq"), learns in ("seq2seq", *LANGUAGE)
     tokens = count_patches(told.side, folder)[0] ** 2 + 1 if told.side else told.tokens
-    tokens *= 2 if learns == "dpo" else 1  # two answers are a row
+    tokens *= 2 if learns == "dpo" else 1  # an example has two answers
     free = get_free_memory(device)
     few_bits = ("int8", *nf4) if spec.method is not None and spec.method.few_bits and not fills else ()
     slow = config.dtype == "bf16" and not has_fast_bf16(device)

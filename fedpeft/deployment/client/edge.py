@@ -1,9 +1,8 @@
-"""A real client: one machine's own rows, the base model loaded once, and the client code that simulations run.
+"""A real client: one machine's own examples, the base model loaded once, and the client code that simulations run.
 
-It is made from those of the server's settings that it takes (`fedpeft.deployment.client.shared_settings`), as a
-simulation is
-from a user's, with a partition of one shard. What the server says of labels, texts and weights is checked against what
-is here, before anything is trained.
+It is built from those of the server's settings that it takes (`fedpeft.deployment.client.shared_settings`), as a
+simulation is built from a user's, with a partition of one shard. What the server describes of labels, texts and weights
+is compared with what is here before anything is trained.
 """
 
 from __future__ import annotations
@@ -62,10 +61,10 @@ from fedpeft.wiring.setup import Setup
 
 
 def check_machine(data: Path, options: EdgeOptions) -> None:
-    """What can be found wrong with the rows, the roster and the device before a server is asked anything.
+    """Check the examples, the roster and the device as far as possible before connecting to a server.
 
     Raises:
-        DataError, ConfigError: a file is missing, empty or of another kind, or lacks a column that the options name.
+        DataError, ConfigError: a file is missing, empty or of another format, or lacks a column that the options name.
         RunError: there is no such device.
     """
     parse_device(options.device)
@@ -77,10 +76,10 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
 
 
 class SingleClientPartition(Partition):
-    """The partition of a client that knows its own rows only: whatever its id, all of them are its."""
+    """The partition of a client that has only its own examples: they belong to it, whatever its id."""
 
     def shard(self, client: int) -> NDArray[np.int64]:
-        """All rows."""
+        """Return all examples."""
         return self.indices
 
 
@@ -89,7 +88,7 @@ def build_settings(description: v2.Description, options: EdgeOptions) -> RunSpec
 
     Raises:
         RunError: the server's settings are not ones that a client takes.
-        ConfigError: a choice that can't be used.
+        ConfigError: a choice can't be used.
     """
     config = parse_shared_settings(description.config)
     check_all_told(description.parts, config)
@@ -100,8 +99,8 @@ def build_settings(description: v2.Description, options: EdgeOptions) -> RunSpec
     if options.batch_size and has_common_batch_size(spec):
         raise ConfigError(
             f"FP1118 --batch-size {options.batch_size} would scale this client's updates: under {config.privacy} all "
-            f"clients divide by the federation's {config.batch_size}, and rate says how many rows join a step; leave "
-            "it out"
+            f"clients divide by the federation's {config.batch_size}, and rate sets how many examples join a step; "
+            "leave it out"
         )
     if options.batch_size:
         chosen["batch_size"] = options.batch_size
@@ -110,20 +109,20 @@ def build_settings(description: v2.Description, options: EdgeOptions) -> RunSpec
 
 
 class EdgeClient:
-    """A client of a server: a setup of what it takes of the server's settings, one worker, and a ledger of its own.
+    """A client of a server: a setup from the server's settings, one worker, and its own ledger.
 
     Args:
-        description: what the server says of the federation.
-        data: file of the client's rows.
+        description: the server's description of the federation.
+        data: file of the client's examples.
         folder: where the client keeps its state in this federation; exists.
-        ledgers: folder of what has been released about its rows, in whatever federation
+        ledgers: folder of what has been released about its examples, in any federation
             (`fedpeft.privacy.lifetime_ledger`).
-        observer: is told how things go on.
+        observer: receives messages about the client's work.
         options: the client's own choices.
         credentials: its certificate and key; None: no TLS.
 
     Attributes:
-        roster: of those whose updates its own may be added up with; None: of whoever the authority has made a client.
+        roster: the clients whose updates its own may be added up with; None: all that the authority has certified.
 
     Raises:
         FedpeftError: data or model do not fit the federation.
@@ -139,6 +138,7 @@ class EdgeClient:
         options: EdgeOptions,
         credentials: Credentials | None = None,
     ) -> None:
+        """Check the description, load the examples, and build the setup, the worker and the ledger."""
         check_description(description)
         self.description = description
         self.file = data
@@ -199,18 +199,18 @@ class EdgeClient:
 
     @property
     def _held_out(self) -> float:
-        """Share of its rows that the client is evaluated on: as the server says."""
+        """Share of its examples that the client is evaluated on, as the server describes it."""
         return float(self.description.held_out)
 
     # ------------------------------------------------------------------------------------------------------- privacy
 
     @property
     def silent(self) -> bool:
-        """Whether nothing that is measured on the rows leaves this machine unprotected."""
+        """Whether nothing that is measured on the examples leaves this machine unprotected."""
         return self.setup.secure_sum is not None or (self.setup.mechanism is not None and self.setup.mechanism.silent)
 
     def _create_protection(self, work: WorkPlan, fixed: dict[str, Any]) -> ClientProtection | None:
-        """The client's own ledger, where noise is drawn here; `fixed` is what else an answer depends on."""
+        """Return the client's own ledger if noise is drawn here; `fixed` is what else an answer depends on."""
         rows = len(split_held_out(np.arange(len(self.rows)), self._held_out, self.config.seed, 0)[0])
         identity = (
             f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
@@ -222,24 +222,24 @@ class EdgeClient:
         )
 
     def _create_client_privacy(self) -> ClientPrivacy | None:
-        """What the worker needs to know of the mechanism."""
+        """Return what the worker needs of the mechanism."""
         if self.setup.mechanism is None:
             return None
-        # Without a ledger here the noise is the server's: what is measured on the rows stays here all the same.
+        # Without a ledger here the server adds the noise; what is measured on the examples still stays here.
         noise = 0.0 if self.protection is None else self.protection.engine.noise_multiplier
         start = None if self.protection is None else self.protection.engine.start
         return ClientPrivacy(self.setup.mechanism, noise, self.folder / KEY, start)
 
     def _create_mask_plan(self, credentials: Credentials | None) -> MaskPlan:
-        """With whom the client adds up its updates under masks, and what it signs with.
+        """Return the plan by which the client masks its updates, and what it signs with.
 
         Raises:
-            PrivacyError: without TLS nobody knows who the others are.
+            PrivacyError: without TLS the other clients can't be identified.
         """
         if credentials is None:
             raise PrivacyError(
-                f"FP7014 {self.config.privacy} needs certificates: without TLS whoever passes a message on could pose "
-                "as any client and take the masks off; leave --insecure out"
+                f"FP7014 {self.config.privacy} needs certificates: without TLS anyone who forwards a message could "
+                "pose as any client and take the masks off; leave --insecure out"
             )
         own, pinned = credentials, frozenset(self.roster.members.values()) if self.roster else None
         limits = self.options.fewest, self.options.collude
@@ -250,7 +250,7 @@ class EdgeClient:
         return MaskPlan(secure, self.setup.by_rows, int(self.config.clients), identity, noise)
 
     def _compute_state_digest(self, instruction: Instruction) -> bytes:
-        """A digest of what an answer depends on beside the instruction."""
+        """Return a digest of what an answer depends on beside the instruction."""
         store = ClientStore(self.folder / "clients")
         last = instruction.acknowledged
         if self.setup.secure_sum is not None:
@@ -267,13 +267,13 @@ class EdgeClient:
 
     @property
     def hardware(self) -> str:
-        """What the client tells the server of its machine."""
+        """The client's description of its machine for the server."""
         if self.device == "cpu":
             return f"{kernels.get_cpu_name()}, {self.workers.work.threads} threads"
         return f"{get_gpu_name(self.device)}, {platform.machine()}"
 
     def create_registration(self) -> v2.Registration:
-        """What the client tells the server of itself."""
+        """Return the client's description of itself for the server."""
         own = self.protection
         return v2.Registration(
             run=self.description.run,
@@ -285,11 +285,11 @@ class EdgeClient:
         )
 
     def warm_up(self) -> None:
-        """Load the base model, and compute what its frozen layers make of the rows."""
+        """Load the base model, and compute the activation cache of the examples."""
         self.workers.freeze_rows()
 
     def handle(self, instruction: Instruction) -> Report:
-        """Do what the server asks; what fails is reported, and the client lives on."""
+        """Carry out the server's instruction; failures are reported, and the client goes on."""
         own = self.protection
         try:
             instruction.check(len(self.setup.layout.tensors))
@@ -304,7 +304,7 @@ class EdgeClient:
                 instruction, self._compute_state_digest(instruction), self.workers.answer, self.workers.check
             )
         except (FedpeftError, OSError, RuntimeError) as error:  # RuntimeError: torch, out of memory
-            if isinstance(error, GoneError) and not self.setup.drift.keeps:  # the server's sum has the old variates
+            if isinstance(error, GoneError) and not self.setup.drift.keeps:  # the server's sum holds the old variates
                 return report_missing_state(instruction, self.folder, self.observer.say)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.observer.say(f"[bold red]failed[/] {escape(reason)}")
@@ -312,7 +312,7 @@ class EdgeClient:
             return Report(instruction.client, instruction.round, b"", error=told[:500])
 
     def _remove_paths(self, reason: str) -> str:
-        """What the server may read of a sentence for this machine's user: folders are none of its business."""
+        """Return a sentence for this machine's user without its folders, which the server must not learn."""
         for place, name in (
             (self.folder, "its state"),
             (self.ledgers, "its ledgers"),
@@ -334,16 +334,16 @@ def _read_roster(options: EdgeOptions) -> PinnedRoster | None:
     if options.roster:
         return PinnedRoster.read(Path(options.roster).expanduser(), options.roster_hash)
     if options.roster_hash:
-        raise ConfigError("FP1119 --roster-hash is that of a roster; give its file too, with --roster")
+        raise ConfigError("FP1119 --roster-hash is the hash of a roster; give the roster's file too, with --roster")
     return None
 
 
 def _pin_roster(options: EdgeOptions, setup: Setup, credentials: Credentials | None) -> PinnedRoster | None:
-    """The client's roster, with itself in it; None: it pins none.
+    """Return the client's roster, with itself in it; None: it pins none.
 
     Raises:
-        ConfigError: it can't be used.
-        PrivacyError: there is nothing that it could protect.
+        ConfigError: the roster can't be used.
+        PrivacyError: the federation has no sum that it could protect.
     """
     roster = _read_roster(options)
     if roster is None:

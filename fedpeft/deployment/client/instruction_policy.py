@@ -1,12 +1,13 @@
-"""Which records and instructions of a server a real client takes, by the settings that all clients were told.
+"""The records and instructions that a real client accepts, given the settings that all clients received.
 
 A server may not give one client another model, or other work, than the record of the round shows to all clients. So
-every field of an instruction is either the same for all clients (`fedpeft.communication.messages.ALIKE`), or in the
-short list of fields in which clients may differ (`OWN`), or leads to the state that the record fixes. The client works
-out the legal forms of its adapter by itself: the rank is at most the one it has joined with, and alpha follows from it.
+every field of an instruction is one of three kinds. It is the same for all clients
+(`fedpeft.communication.messages.ALIKE`), or in the short list of fields in which clients may differ (`OWN`), or it
+leads to the state that the record fixes. The client itself computes the legal forms of its adapter: the rank is at most
+the one that it has joined with, and alpha follows from it.
 
-In a secure sum nothing may differ. There a difference could bring all updates but one to zero, and the sum would be
-the one update that is left. So a client of a secure sum takes one form, and no field of `OWN` that changes its work.
+In a secure sum nothing may differ. There a difference could bring all updates but one to zero, and the sum would be the
+one update that is left. So a client of a secure sum takes one form, and no field of `OWN` that changes its work.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ SUMMED: Final = frozenset(
         "kind", "round", "learning_rate", "trained",  # the record fixes them
         "rank", "alpha", "told",  # the client's own settings fix them
         "payload", "released", "recorded",  # lead to the recorded state
-        "client", "acknowledged", "attempt",  # say who is asked, and when: the answer does not depend on them
+        "client", "acknowledged", "attempt",  # name who is asked, and when: the answer does not depend on them
         "step", "said",  # the members of the sum check them
     }
 )  # fmt: skip
-"""Fields that an instruction of a secure sum may give; all others must have their defaults."""
+"""Fields that an instruction of a secure sum may set; all others must have their defaults."""
 
 
 @dataclass(frozen=True)
 class InstructionPolicy:
-    """What one client takes.
+    """The records and instructions that one client accepts.
 
     Attributes:
-        layout: of the federation's adapter.
+        layout: the federation's adapter.
         parts: the other parts that the settings describe.
-        seed: of the run.
+        seed: seed of the run.
         mixed: whether clients may have different ranks.
-        rank: the largest that this client has joined with; 0: any.
+        rank: the largest rank that this client has joined with; 0: any.
     """
 
     layout: Layout
@@ -57,7 +58,7 @@ class InstructionPolicy:
 
     @classmethod
     def from_setup(cls, setup: Setup, rank: int) -> Self:
-        """Return the policy of a client that has made a `setup` of the server's settings."""
+        """Return the policy of a client whose `setup` follows the server's settings."""
         mixed = setup.strategy.mixed_ranks or setup.factor_view is not None
         return cls(setup.layout, setup, setup.config.seed, mixed and setup.secure_sum is None, rank)
 
@@ -71,33 +72,33 @@ class InstructionPolicy:
         """Refuse a record that leaves the server a choice of models.
 
         Raises:
-            RunError: it has a form that no client of these settings has, or no digest where clients compare one.
+            RunError: it has a form that no client of these settings has, or no digest although clients compare one.
         """
         if record.asks is None:
-            raise RunError(f"FP5242 the server's record of {record.called} is one of an earlier version")
+            raise RunError(f"FP5242 the server's record of {record.label} is one of an earlier version")
         if record.asks and record.kind != "evaluate":
             raise RunError(
-                f"FP5243 the server's record of {record.called} has a question, which belongs to an evaluation"
+                f"FP5243 the server's record of {record.label} has a question, which belongs to an evaluation"
             )
         legal = {} if record.kind == "prepare" else self._list_legal_states()
         for name, digest in record.states.items():
             if name not in legal:
                 raise RunError(
-                    f"FP5244 the server records a model of {name} in {record.called}; {self._describe_forms()}"
+                    f"FP5244 the server records a model of {name} in {record.label}; {self._describe_forms()}"
                 )
             if (why := self._explain_uncompared(legal[name])) and digest != why:
                 raise RunError(
-                    f"FP5245 the server's record of {record.called} has {digest!r:.20} for the model of {name}, and by "
+                    f"FP5245 the server's record of {record.label} has {digest!r:.20} for the model of {name}, and by "
                     f"the settings that is {why!r}: {UNCOMPARED[why]}"
                 )
             if not why and not DIGEST.fullmatch(digest):
                 raise RunError(
-                    f"FP5246 the server's record of {record.called} has no digest of the model of {name}, which all "
+                    f"FP5246 the server's record of {record.label} has no digest of the model of {name}, which all "
                     "clients compare"
                 )
         if self.parts.secure_sum is not None and (record.base or any(map(self._explain_uncompared, legal.values()))):
             raise RunError(
-                f"FP5247 clients can't compare the model of {record.called}, so a server could give each of them "
+                f"FP5247 clients can't compare the model of {record.label}, so a server could give each of them "
                 f"another one; this client takes part in no {self.parts.secure_sum.name} of it"
             )
 
@@ -140,7 +141,7 @@ class InstructionPolicy:
         """Refuse an instruction that the settings do not lead to.
 
         Raises:
-            PayloadError: says which field, and what is legal.
+            PayloadError: names the field, and what is legal.
         """
         if instruction.kind in ("train", "evaluate"):
             self._check_form(instruction)
@@ -179,12 +180,12 @@ class InstructionPolicy:
             )
 
     def _check_summed(self, instruction: Instruction) -> None:
-        """Refuse what could be this client's alone in a sum, where it would tell its update from the others'."""
+        """Refuse what could differ between clients in a sum, because it would reveal this client's update."""
         secure = self.parts.secure_sum
         assert secure is not None
         if instruction.kind == "evaluate":
             raise PayloadError(
-                "FP6179 the server asks a client to evaluate without masks, which its settings don't say"
+                "FP6179 the server asks a client to evaluate without masks, which its settings do not allow"
             )
         legal = SUMMED
         if instruction.kind != "train":

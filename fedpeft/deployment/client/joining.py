@@ -1,4 +1,4 @@
-"""What `python -m fedpeft.join` does: a client of a federation, from the first connection to its end."""
+"""The command `python -m fedpeft.join`: a client of a federation, from the first connection to its end."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from fedpeft.reporting.phases import SILENCE
 
 
 def link_of(options: JoinOptions) -> Link:
-    """How to reach the server.
+    """Return how to reach the server.
 
     Raises:
         ConfigError, RunError: an address, a name or certificates that can't be used.
     """
     if options.insecure:
         if not options.name:
-            raise ConfigError("FP1201 without TLS a client must say its name: --name edge-1")
+            raise ConfigError("FP1201 without TLS a client must give its name: --name edge-1")
         return Link(options.server, check_name(options.name), None)
     own = Credentials.load_client(options.certs)
     name = name_of(own.certificate)
@@ -51,10 +51,10 @@ def link_of(options: JoinOptions) -> Link:
 
 @dataclass
 class Patience:
-    """How long to try: waits that grow, and an end.
+    """Waits between attempts to connect: they grow, and they end.
 
     Attributes:
-        give_up: seconds without a connection after which it is over; 0: never.
+        give_up: seconds without a connection after which to give up; 0: never.
     """
 
     give_up: float
@@ -63,13 +63,13 @@ class Patience:
     _since: float | None = None
     _diagnosed: bool = False
 
-    def connected(self) -> None:
-        """It has worked: begin anew the next time."""
+    def reset(self) -> None:
+        """Reset the waits after a successful connection."""
         self._waits = yield_waits()
-        self.reached()
+        self.note_contact()
 
-    def reached(self) -> None:
-        """The server is there. The waits stay as long as they are: it may be gone again at once."""
+    def note_contact(self) -> None:
+        """Note that the server is there. The waits keep their length, since it may be gone again at once."""
         self._since, self._diagnosed = None, False
 
     def lost(self, link: Link, error: LostError) -> None:
@@ -96,10 +96,10 @@ class Patience:
 
 
 def join(options: JoinOptions, edge_options: EdgeOptions, console: Console) -> None:
-    """Be a client until the federation is finished.
+    """Take part in a federation until it is finished.
 
     Raises:
-        FedpeftError: what the user can mend.
+        FedpeftError: a mistake that the user can fix.
     """
     link = link_of(options)
     check_machine(options.data, edge_options)
@@ -134,7 +134,7 @@ def join(options: JoinOptions, edge_options: EdgeOptions, console: Console) -> N
 
 
 def wait_for_description(link: Link, patience: Patience) -> v2.Description:
-    """What the server says of the federation, as soon as it is there.
+    """Return the server's description of the federation, as soon as the server is there.
 
     Raises:
         RunError: it refuses this client, or is out of reach for too long.
@@ -146,15 +146,15 @@ def wait_for_description(link: Link, patience: Patience) -> v2.Description:
         except LostError as error:
             patience.lost(link, error)
         else:
-            patience.connected()
+            patience.reset()
             return description
 
 
 def open_transcript(edge: EdgeClient | TrainerEdge, link: Link) -> Transcript:
-    """What the server has told this client of the rounds, in its folder.
+    """Return the transcript of what the server has told this client of the rounds, in its folder.
 
     Raises:
-        RunError: the file can't be read, or says otherwise than the server does now.
+        RunError: the file can't be read, or contradicts the server's present settings.
     """
     return Transcript(
         edge.folder / TRANSCRIPT,
@@ -168,7 +168,7 @@ def open_transcript(edge: EdgeClient | TrainerEdge, link: Link) -> Transcript:
 
 
 def _say_privacy(edge: EdgeClient, observer: ConsoleObserver) -> None:
-    """What protects this machine's rows, and from whom."""
+    """Tell the user what protects this machine's examples, and from whom."""
     mechanism, secure = edge.setup.mechanism, edge.setup.secure_sum
     if secure is not None:
         fewest = edge.options.fewest
@@ -196,35 +196,35 @@ def _say_privacy(edge: EdgeClient, observer: ConsoleObserver) -> None:
 
 
 def _format_task(instruction: Instruction) -> str:
-    """A task's name for people."""
+    """Return a task's name for people."""
     step = f", step {instruction.step} of the secure sum" if instruction.step else ""
     return f"{instruction.kind} round {instruction.round}{step}"
 
 
 def _format_answer(instruction: Instruction, report: Report, silent: bool) -> str:
-    """A task and what was answered, in a line; who is `silent` tells the server 1 for any number of rows."""
+    """Return a line about a task and its answer; a `silent` client tells the server 1 for any number of examples."""
     called = _format_task(instruction)
     if report.error:
         return f"{called}: {escape(report.error)}"
     if instruction.step:
         return f"{called}: {format_bytes(report.bytes)}"
     rows = "" if silent else f"{report.rows} rows, "
-    loss = f"loss {report.loss:.3f}, " if report.loss else ""  # none is measured, or none leaves this machine
+    loss = f"loss {report.loss:.3f}, " if report.loss else ""  # 0: not measured, or it must not leave this machine
     return f"{called}: {rows}{loss}{format_bytes(report.bytes)}, {format_duration(report.seconds)}"
 
 
 def take_part(
     edge: EdgeClient | TrainerEdge, link: Link, transcript: Transcript, patience: Patience, observer: ConsoleObserver
 ) -> None:
-    """Do what the server asks, until it needs this client no more.
+    """Carry out the server's instructions until it needs this client no more.
 
     Raises:
         RunError: it refuses this client, contradicts itself, or is out of reach for too long.
     """
     done: tuple[str, Report] = "", Report(0, 0, b"")
 
-    def reached() -> None:
-        patience.reached()
+    def note_contact() -> None:
+        patience.note_contact()
         observer.wait("waiting for a task")
 
     observer.wait(f"connecting to {link.address}")
@@ -232,8 +232,8 @@ def take_part(
         try:
             with link.open() as connection:
                 registration, limit = edge.create_registration(), edge.instruction_limit
-                for task, instruction in connection.iterate_tasks(registration, limit, transcript, reached):
-                    patience.connected()
+                for task, instruction in connection.iterate_tasks(registration, limit, transcript, note_contact):
+                    patience.reset()
                     if task != done[0]:  # after a lost connection the server asks again for what is done already
                         observer.enter(_format_task(instruction))
                         done = task, edge.handle(instruction)

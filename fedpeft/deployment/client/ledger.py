@@ -1,4 +1,4 @@
-"""The ledger that a real client keeps, with its own limits, where a mechanism's noise is drawn on its machine."""
+"""The ledger that a real client keeps, with its own limits, if a mechanism's noise is drawn on its machine."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def make_client_protection(
     """Return the client's own protection; None: no noise is drawn here.
 
     Args:
-        setup: of what the client takes of the server's settings.
+        setup: follows what the client takes of the server's settings.
         told: these settings, without the client's choices.
         options: the client's choices.
-        rows: that it trains on.
+        rows: number of examples that it trains on.
         identity: what an answer depends on beside them, in any form.
-        places: folder of its state in this federation, folder of the books of all runs, file of its rows.
+        places: folder of its state in this federation, folder of the ledgers of all runs, file of its examples.
 
     Raises:
-        PrivacyError: a limit of the client's own that can't be kept, or settings that would not protect.
+        PrivacyError: a limit of the client can't be kept, or the settings would not protect it.
     """
     given = setup.mechanism
     if options.collude and setup.secure_sum is None:
@@ -68,9 +68,9 @@ def make_client_protection(
     units = given.units(exposure)
     if given.privacy_unit == "training row" and units < rows:
         raise PrivacyError(
-            f"FP7020 the server says that all clients have {units} rows together (rows={units}), and this one alone "
-            f"has {rows}: its rows would be protected at a delta for fewer; ask whoever runs the server for another "
-            "number"
+            f"FP7020 the server states that all clients have {units} examples together (rows={units}), and this one "
+            f"alone has {rows}: its examples would be protected at a delta for fewer; ask whoever runs the server for "
+            "another number"
         )
     own = limit_mechanism(given, units, options.max_epsilon, options.max_delta)
     folder, ledgers, file = places
@@ -81,7 +81,7 @@ def make_client_protection(
 
 
 def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
-    """The federation as if all clients were like this one; where noise is shared, as all are told that it is."""
+    """Return the federation as if all clients were like this one; shared noise is as the settings describe it."""
     assert setup.mechanism is not None
     clients, summed = int(told.clients), isinstance(setup.mechanism, SumMechanism)
     cohort = compute_cohort_size(told.cohort, clients)

@@ -1,9 +1,9 @@
-"""What of a run's settings may come from a server: an allow-list.
+"""The settings of a run that a client takes from a server: an allow-list.
 
-A client reads its server's settings as the text of a configuration. Those that change what a client computes are taken
-(`TAKEN`), within limits. Those that are the server's own matter, or the client's (`LEFT`), keep their defaults here,
-whatever the text says: no data set that it names is loaded. Those that make sense in simulations only (`REFUSED`) are
-sent by no server of good faith, and a text that gives them is refused.
+A client reads its server's settings as the text of a configuration. It takes those that change what a client computes
+(`TAKEN`), within limits. Those that concern only the server or the client itself (`LEFT`) keep their defaults here,
+whatever the text contains: no dataset that it names is loaded. Those that make sense in simulations only (`REFUSED`)
+come from no honest server, and a text that sets them is refused.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ TAKEN: Final = frozenset(
         "privacy", "codec", "downlink", "seed",
     }
 )  # fmt: skip
-"""Taken from the server."""
+"""Settings that a client takes from the server."""
 
 LEFT: Final = frozenset(
     {"dataset", "partition", "server_optimizer", "workers", "safeguard", "measure", "hook", "budget_megabytes"}
 )
-"""Of no effect on a client: they keep their defaults. What a round needs of them stands in its instruction."""
+"""Settings without effect on a client, which keep their defaults. What a round needs of them is in its instruction."""
 
 REFUSED: Final = frozenset({"ranks", "attack", "grid"})
-"""Of simulations only, as are measurements that need their rows: refused unless they have their defaults."""
+"""Settings for simulations only, as are measurements that need their examples; refused unless at their defaults."""
 
 KNOWN: Final[Mapping[str, Family[Any]]] = {
     "local_work": LOCAL_WORK,
     "optimizer": LOCAL_OPTIMIZERS,
     "drift": CORRECTIONS,
 }
-"""Settings that name parts of these families: of those that are here already, no package is loaded for them."""
+"""Settings that name parts of these families. Only loaded parts count; no package is loaded for them."""
 
 AT_MOST: Final = {
     "clients": 1_000_000,
@@ -63,27 +63,27 @@ AT_MOST: Final = {
     "batch_size": 1_000_000,
     "seed": 2**63 - 1,
 }
-"""The largest values that a client takes; the other numbers have limits of their own (`RunConfig`)."""
+"""The largest values that a client takes; the other numbers have their own limits (`RunConfig`)."""
 
 
 def select_client_settings(setup: Setup) -> RunConfig:
-    """What a server tells its clients: the settings that they take, model and PEFT method as they turned out here."""
+    """Return the settings that a server sends its clients, with model and PEFT method as they turned out here."""
     told = {name: getattr(setup.config, name) for name in TAKEN}
-    if setup.config.cohort == "auto":  # a client's ledger counts on the number, whatever the rule of its version is
+    if setup.config.cohort == "auto":  # a client's ledger needs the number, whatever rule its version has
         told["cohort"] = compute_cohort_size("auto", setup.clients)
     return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": setup.peft})
 
 
 def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
-    """The settings that a client shares with its server, from the server's `text` (TOML); all others at their defaults.
+    """Return the settings that a client shares with its server, from the server's `text` (TOML); others are defaults.
 
     Raises:
-        RunError: the text is no configuration of this version, or asks for what a client does not do.
-        PrivacyError: it asks for sums under masks that a lying server could look under, or that lack a number of rows.
+        RunError: the text can't be read by this version, or asks for what a client does not do.
+        PrivacyError: it asks for secure sums that a lying server could see through, or that lack a number of examples.
     """
     try:
         told = build_config(tomllib.loads(text), "the server's settings")
-        if told.drift == "auto":  # what suits its clients, a server knows by then
+        if told.drift == "auto":  # by then the server has chosen what its clients need
             told = dataclasses.replace(told, drift="")
         if told.privacy:
             _check_known(told.privacy)
@@ -100,24 +100,24 @@ def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
     if isinstance(told.cohort, str) and told.cohort not in ("auto", "all"):
         raise RunError("FP5095 the server's settings name a sampler as its cohort, which belongs to simulations")
     if isinstance(told.clients, str):
-        raise RunError("FP5096 the server's settings name a file of clients, and a client is told their number")
+        raise RunError("FP5096 the server's settings name a file of clients, and a client needs their number")
     for field in dataclasses.fields(RunConfig):
         value = getattr(told, field.name)
-        said = f"the server's settings say {field.name}={value!r:.80}"
+        given = f"the server's settings set {field.name}={value!r:.80}"
         simulated = field.name == "measure" and measured.simulated
         if simulated or (field.name in REFUSED and value != field.default):
             raise RunError(
-                f"FP5097 {said}, which belongs to simulations: a client with rows of its own does not do it; ask "
+                f"FP5097 {given}, which belongs to simulations: a client with its own examples does not do it; ask "
                 "whoever runs the server to leave it out"
             )
         if field.name in AT_MOST and value > AT_MOST[field.name]:
-            raise RunError(f"FP5098 {said}, and a client takes {AT_MOST[field.name]} at most")
+            raise RunError(f"FP5098 {given}, and a client takes {AT_MOST[field.name]} at most")
     if secure is not None:
         secure.check_lies()
     if isinstance(mechanism, Mechanism):
         if mechanism.audit or not mechanism.protects:
             raise RunError(
-                f"FP5099 the server's settings say privacy={told.privacy!r:.80}, which belongs to simulations; ask "
+                f"FP5099 the server's settings set privacy={told.privacy!r:.80}, which belongs to simulations; ask "
                 "whoever runs the server for dp_sgd, local_dp, user_dp, distributed_dp or secure_sum"
             )
         if isinstance(mechanism, SumMechanism):
@@ -126,10 +126,10 @@ def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
 
 
 def _check_known(privacy: str) -> None:
-    """Refuse a mechanism, or noise of one, that a package would have to be loaded for.
+    """Refuse a mechanism, or its noise, that a package would have to be loaded for.
 
     Raises:
-        ConfigError: which one, or the text is none.
+        ConfigError: names the part, or the text is not a mechanism.
     """
     spec = parse_spec(privacy)
     (SUMS if spec.name in SUMS.names else MECHANISMS).load_part(spec.name)
@@ -138,11 +138,11 @@ def _check_known(privacy: str) -> None:
 
 
 def compute_settings_digest(told: v2.Description) -> str:
-    """Of what a server tells its clients of the federation, but for the version of its software."""
+    """Return the digest of the server's description of the federation, without the version of its software."""
     fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
     fields["labels"] = list(told.labels)
     fields["parts"] = list(told.parts)
-    for name in ("parts", "side", "template"):  # where they say nothing, as of a server of before: transcripts go on
+    for name in ("parts", "side", "template"):  # empty, as from an earlier version: transcripts stay comparable
         if not fields[name]:
             del fields[name]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

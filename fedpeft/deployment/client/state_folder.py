@@ -1,6 +1,6 @@
-"""The folder where a client keeps what it must not lose, and that no two processes work in at once.
+"""The folder of a client's state, in which only one process works at a time.
 
-Two processes with one key would draw the same noise for two inputs, and each would spend the whole of a budget. So the
+Two processes with one key would draw the same noise for two inputs, and each would spend the whole budget. So the
 folder is locked before key and ledger are read, and until the process ends, however it ends.
 """
 
@@ -16,15 +16,16 @@ from filelock import FileLock, Timeout
 from fedpeft.errors import RunError
 
 RUN = re.compile("[0-9a-f]{16}")
-"""How servers name their federations; the name is part of a path here."""
+"""Pattern of a federation's name, which is part of a path here."""
 
 
 def get_client_folder(state: Path, run: str, name: str) -> Path:
-    """The folder in `state` of the client `name` (checked, see `fedpeft.deployment.identity.certificates`) in the
-    federation `run`.
+    """Return the folder of the client `name` in the federation `run`, below `state`.
+
+    `fedpeft.deployment.identity.certificates` has checked the name.
 
     Raises:
-        RunError: the server gives its federation a name that is none.
+        RunError: the server gives its federation an illegal name.
     """
     if not RUN.fullmatch(run):
         raise RunError(
@@ -34,19 +35,19 @@ def get_client_folder(state: Path, run: str, name: str) -> Path:
 
 
 def get_ledger_folder(state: Path) -> Path:
-    """The folder in `state` of what all runs have released, by data set; no run is called so."""
+    """Return the folder in `state` of what all runs have released, by dataset; no run has this name."""
     return state / "ledgers"
 
 
 @contextmanager
 def lock_state_folder(folder: Path) -> Iterator[None]:
-    """Make the folder of a client's state, and keep every other process from it.
+    """Create the folder of a client's state, and keep every other process out of it.
 
     Raises:
-        RunError: another process is at work in it, or it can't be made, written or locked.
+        RunError: another process works in it, or it can't be created, written or locked.
     """
     try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what federations there are, and under what names
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the names of the federations are private
         folder.mkdir(mode=0o700, exist_ok=True)
         lock = FileLock(folder / ".lock")
         lock.acquire(blocking=False)

@@ -1,4 +1,4 @@
-"""A real client whose training is a user's own Trainer, and what of a server's settings goes with that."""
+"""A real client whose training is a user's own Trainer, and the server's settings that it supports."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ class TrainerEdge:
     """A client of a server that trains by `trainer.train()`.
 
     Args:
-        description: what the server says of the federation.
+        description: the server's description of the federation.
         trainer: of transformers, with a model of the `peft` library.
         train: the trainer's own method.
         ranks: the script's processes, of which this one is the first.
         folder: where the client keeps its state in this federation; exists.
-        observer: is told how things go on.
+        observer: receives messages about the client's work.
 
     Raises:
         FedpeftError: the federation asks for what a Trainer can't do, or for another adapter than it has.
     """
 
     protection = None
-    """No noise is drawn here."""
+    """None: no noise is drawn here."""
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class TrainerEdge:
         folder: Path,
         observer: RunObserver,
     ) -> None:
+        """Check the description and the adapter, and build the client around the trainer."""
         check_description(description)
         self.description = description
         self.folder = folder
@@ -119,12 +120,12 @@ class TrainerEdge:
             strategy=parts.strategy,
             drift=Drift(),
             store=self.folder / "clients",
-            # The noise is the server's: what is measured on the rows stays here all the same.
+            # The server adds the noise; what is measured on the examples still stays here.
             privacy=ClientPrivacy(parts.mechanism, 0.0, self.folder / KEY) if parts.mechanism else None,
         )
 
     def _check_weights(self, model: Any) -> None:
-        """Compare the base's files with the server's, where the base was loaded from a folder."""
+        """Compare the base's files with the server's, if the base was loaded from a folder."""
         folder = find_local_folder(str(getattr(model.config, "_name_or_path", "") or "?"))
         if folder is None:
             self.observer.say("[bold]base[/]    was loaded from no folder: that it is the server's is not checked")
@@ -141,11 +142,11 @@ class TrainerEdge:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing that is measured on the rows leaves this machine unprotected."""
+        """Whether nothing that is measured on the examples leaves this machine unprotected."""
         return self.parts.mechanism is not None and self.parts.mechanism.silent
 
     def create_registration(self) -> v2.Registration:
-        """What the client tells the server of itself."""
+        """Return the client's description of itself for the server."""
         return v2.Registration(
             run=self.description.run,
             rows=1 if self.silent else self.rows,
@@ -154,7 +155,7 @@ class TrainerEdge:
         )
 
     def handle(self, instruction: Instruction) -> Report:
-        """Do what the server asks; what fails is reported, and the client lives on."""
+        """Carry out the server's instruction; failures are reported, and the client goes on."""
         try:
             instruction.check(len(self.layout.tensors))
             check_question(instruction)
@@ -175,7 +176,11 @@ class TrainerEdge:
 
 
 def _check_parts(description: v2.Description, parts: RunSpec) -> tuple[PeftMethod, HeadStart]:
-    """Return the PEFT method and head; refuse settings that need more of a client than training."""
+    """Return the PEFT method and head; refuse settings that need more of a client than training.
+
+    Raises:
+        RunError, PrivacyError: names what a Trainer can't do, and the remedy.
+    """
     if description.task != "causal_lm":
         raise RunError(
             f"FP5114 the federation is one of {description.task.partition('(')[0]}; a Trainer can join those of causal "
@@ -203,10 +208,10 @@ def _check_parts(description: v2.Description, parts: RunSpec) -> tuple[PeftMetho
 
 
 def _create_reference(model: Any, method: PeftMethod) -> FederatedModel:
-    """The method on a base of the trainer's architecture, without weights; its own tensors are not a number.
+    """Return the method on a base of the trainer's architecture, without weights; its own tensors are NaN.
 
     Raises:
-        ModelError: the method can't be put into it.
+        ModelError: the method does not fit the base.
     """
     from transformers import AutoModelForCausalLM
 
@@ -223,7 +228,11 @@ def _create_reference(model: Any, method: PeftMethod) -> FederatedModel:
 
 
 def _check_adapter(layout: Layout, model: FederatedModel, peft: str) -> None:
-    """Refuse another adapter than the federation's."""
+    """Refuse an adapter other than the federation's.
+
+    Raises:
+        ModelError: names the first tensor that differs.
+    """
     own = {name: tuple(parameter.shape) for name, parameter in find_trainable(model).items()}
     missing = [name for name in layout.shapes if name not in own]
     more = [name for name in own if name not in layout.shapes]

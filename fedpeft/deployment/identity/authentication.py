@@ -1,7 +1,7 @@
-"""Who may talk to a server of real clients, and how often.
+"""Authentication of callers of a server of real clients, and a limit on their calls.
 
-A client's name is read from the certificate that gRPC has verified; without TLS it is whatever the client says. Names
-also travel as metadata, so that a client that believes to be another one is told.
+A client's name is read from the certificate that gRPC has verified; without TLS it is whatever the client claims. Names
+also travel as metadata, so that a client learns if its certificate has another name than it believes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ class RefusedError(Exception):
     """A call that is not served: gRPC's code and one sentence for the client."""
 
     def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
+        """Hold gRPC's `code` and the sentence for the client."""
         super().__init__(sentence)
         self.code = code
 
 
 def create_dropped_error(reason: str) -> RefusedError:
-    """What a client is refused with that the server goes on without."""
+    """Return the refusal of a client that the server has dropped."""
     return RefusedError(
         grpc.StatusCode.PERMISSION_DENIED,
         f"this client has been dropped: {reason}; where the cause has been mended, whoever runs the server takes it "
@@ -38,7 +39,7 @@ def create_dropped_error(reason: str) -> RefusedError:
 
 @dataclass
 class TokenBucket:
-    """How often something may happen: `burst` times at once, and then `rate` times a second."""
+    """A rate limit: `burst` times at once, and then `rate` times a second."""
 
     rate: float
     burst: float
@@ -46,10 +47,11 @@ class TokenBucket:
     stamp: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        """Begin with a full bucket."""
         self.level = self.burst
 
     def take(self) -> bool:
-        """Whether it may happen once more now."""
+        """Take a token, and return whether there was one."""
         now = time.monotonic()
         self.level = min(self.burst, self.level + self.rate * (now - self.stamp))
         self.stamp = now
@@ -59,16 +61,16 @@ class TokenBucket:
         return True
 
     def give_back(self) -> None:
-        """What happened last does not count."""
+        """Give the last token back."""
         self.level = min(self.burst, self.level + 1)
 
 
 @dataclass(frozen=True)
 class Doorkeeper:
-    """Reads names.
+    """Reads the names of callers.
 
     Attributes:
-        revoked: serial numbers of certificates that count no more; None: no TLS, names are believed.
+        revoked: serial numbers of revoked certificates; None: no TLS, and claimed names are accepted.
         authority: the certificate (PEM) that signs the clients' certificates; empty: there are none.
     """
 
@@ -76,7 +78,7 @@ class Doorkeeper:
     authority: bytes = b""
 
     def name(self, identity: Mapping[str, Sequence[bytes]], metadata: Mapping[str, object]) -> str:
-        """The caller's name.
+        """Return the caller's name.
 
         Raises:
             RefusedError: no name, another's name, an expired or a revoked certificate.

@@ -1,8 +1,8 @@
-"""Certificates of a federation: one authority, one server, a certificate for each client; and what they say.
+"""Certificates of a federation: one authority, one server, a certificate for each client, and their content.
 
-A client's identity is its certificate. Its name stands in the subject and, as `fedpeft:client/NAME`, among the
-alternative names, so that a server's certificate can't be used as a client's. All are valid from a day before they are
-made: clocks may differ by that much.
+A client's identity is its certificate. The subject contains its name, and so do the alternative names, as
+`fedpeft:client/NAME`. So a server's certificate can't be used as a client's. All are valid from a day before they are
+made, because clocks may differ by that much.
 
     FOLDER/ca.pem, ca.key, revoked.pem          the authority; its key belongs on no other machine
     FOLDER/server.pem, server.key               the server
@@ -33,7 +33,7 @@ CLIENT_URI = "fedpeft:client/"
 CLOCK_SKEW = timedelta(days=1)
 AUTHORITY_DAYS = 3650
 MOST_COMMON = 64
-"""Characters of a common name; nobody reads it where there are alternative names, which may be longer."""
+"""Most characters of a common name. It is not used if there are alternative names, which may be longer."""
 HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 """A part of a host name between dots."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -41,7 +41,11 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
 def check_name(name: str) -> str:
-    """The name, if it is a legal one, or ConfigError."""
+    """Return the name.
+
+    Raises:
+        ConfigError: it is not a legal client name.
+    """
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"FP1113 {name!r} is not a client's name: 1 to 63 lower-case letters, digits, dots, dashes or underscores, "
@@ -51,7 +55,11 @@ def check_name(name: str) -> str:
 
 
 def check_host(host: str) -> str:
-    """The host name or address, if it is a legal one, or ConfigError."""
+    """Return the host name or address.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:
@@ -63,7 +71,7 @@ def check_host(host: str) -> str:
 
 
 def check_authority(authority: x509.Certificate) -> None:
-    """Refuse an authority whose time is over: nobody believes what it has signed, and renewing helps nothing.
+    """Refuse an expired authority: its signatures count no more, and renewing certificates does not help.
 
     Raises:
         RunError: it has expired.
@@ -77,10 +85,10 @@ def check_authority(authority: x509.Certificate) -> None:
 
 
 def name_in(certificate: x509.Certificate) -> str:
-    """The client's name in a certificate.
+    """Return the client's name in a certificate.
 
     Raises:
-        RunError: it is not a client's.
+        RunError: it is not a client's certificate.
     """
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -90,27 +98,32 @@ def name_in(certificate: x509.Certificate) -> str:
     found = [uri.removeprefix(CLIENT_URI) for uri in uris if uri.startswith(CLIENT_URI)]
     if len(found) != 1 or not NAME.fullmatch(found[0]):
         raise RunError(
-            "FP5022 this is no client's certificate: it names no client of the form fedpeft:client/NAME; make one with "
-            "python -m fedpeft.certs --clients NAME"
+            "FP5022 the certificate has no single name of the form fedpeft:client/NAME, so it is not a client's; make "
+            "one with python -m fedpeft.certs --clients NAME"
         )
     return found[0]
 
 
 def name_of(certificate: bytes) -> str:
-    """The client's name in a PEM certificate, or RunError."""
+    """Return the client's name in a PEM certificate.
+
+    Raises:
+        RunError: it is not a client's certificate.
+    """
     return name_in(x509.load_pem_x509_certificate(certificate))
 
 
 class RevocationList:
     """The serial numbers in an authority's list of revoked certificates; read again when the file changes.
 
-    A list that is removed later is remembered as it was.
+    If the list is removed later, its last content still counts.
 
     Raises:
         RunError: there is no list, or none of this authority.
     """
 
     def __init__(self, file: Path, authority: bytes) -> None:
+        """Read the list in `file` of the `authority` (PEM)."""
         self._file = file
         self._authority = x509.load_pem_x509_certificate(authority)
         if not file.exists():
@@ -122,6 +135,7 @@ class RevocationList:
         self._stamp: tuple[int, int] | None = None
 
     def __contains__(self, serial: object) -> bool:
+        """Return whether a certificate is revoked; raise a RunError if the list can't be read."""
         try:
             status = os.stat(self._file)
         except FileNotFoundError:
@@ -139,7 +153,7 @@ class RevocationList:
 def _list_of(file: Path, authority: x509.Certificate) -> x509.CertificateRevocationList:
     key = authority.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise RunError("FP5025 ca.pem is none that python -m fedpeft.certs has made; take one from there")
+        raise RunError("FP5025 python -m fedpeft.certs has not made ca.pem; take the one that it makes")
     try:
         found = x509.load_pem_x509_crl(read(file))
         valid = found.is_signature_valid(key)
@@ -152,20 +166,20 @@ def _list_of(file: Path, authority: x509.Certificate) -> x509.CertificateRevocat
 
 @dataclass(frozen=True)
 class Authority:
-    """The authority in a folder; made there if it is new.
+    """The authority in a folder; created there if it is new.
 
     Attributes:
         folder: its home, mode 0700.
-        days: how long the certificates that it signs are valid, and none longer than its own.
+        days: how long the certificates that it signs are valid; none outlives the authority.
     """
 
     folder: Path
     days: float
 
     def ensure(self) -> bool:
-        """Make the authority's key, certificate and empty list if they are missing; returns whether it did.
+        """Create the authority's key, certificate and empty list if they are missing; return whether it did.
 
-        The key comes last: where it is missing and nothing has been signed, what a kill has left is made anew.
+        The key comes last: if it is missing and nothing has been signed, an interrupted attempt is started anew.
 
         Raises:
             RunError: the key is missing, and certificates that it has signed are here.
@@ -220,17 +234,17 @@ class Authority:
         return certificate, key
 
     def is_torn(self, client: str = "") -> bool:
-        """Whether a kill has come between a client's, or the server's, new key and its certificate."""
+        """Return whether a kill has separated a client's, or the server's, new key from its certificate."""
         folder, role = (self.folder / "clients" / client, "client") if client else (self.folder, "server")
         try:
             certificate = x509.load_pem_x509_certificate(read(folder / f"{role}.pem"))
             key = serialization.load_pem_private_key(read(folder / f"{role}.key"), None)
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm):  # OSError: one is missing, or the key moved on
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm):  # OSError: one is missing
             return False
         return key.public_key() != certificate.public_key()
 
     def list_hosts(self) -> list[str]:
-        """Host names and addresses that the server's present certificate is for; none where there is none.
+        """Return host names and addresses of the server's present certificate; none if there is no certificate.
 
         Raises:
             RunError: it can't be read.
@@ -248,21 +262,25 @@ class Authority:
         return [str(name.value) for name in names]
 
     def check_certificate(self, name: str) -> Path:
-        """The file of a client's present certificate, or RunError: there is none."""
+        """Return the file of a client's present certificate.
+
+        Raises:
+            RunError: there is none.
+        """
         file = self.folder / "clients" / check_name(name) / "client.pem"
         if not file.exists():
             raise RunError(f"FP5032 there is no certificate {file} to revoke")
         return file
 
     def _has_revocation_list(self) -> bool:
-        """Whether the list is of an authority that has signed: what a kill leaves is empty."""
+        """Return whether the authority has revoked certificates; an interrupted attempt leaves an empty list."""
         try:
             return len(x509.load_pem_x509_crl(read(self.folder / "revoked.pem"))) > 0
         except (OSError, ValueError):
             return False
 
     def describe_objection(self, name: str = "") -> str:
-        """Why nobody accepts the present certificate of a client, or of the server; empty: it is in order.
+        """Return why nobody accepts the present certificate of a client, or of the server; empty: it is valid.
 
         Raises:
             RunError: it can't be read.
@@ -291,7 +309,7 @@ class Authority:
         self._sign(self.folder, "server", hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH)
 
     def client(self, name: str) -> Path:
-        """Sign a client certificate; returns the folder to hand to the client, which is whole once it is in there."""
+        """Sign a client certificate; return the folder to hand to the client, which is complete once it contains it."""
         folder = self.folder / "clients" / check_name(name)
         authority, _ = self._load_own()
         folder.mkdir(parents=True, exist_ok=True)
@@ -322,7 +340,7 @@ class Authority:
         replace(folder / f"{role}.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
     def revoke(self, name: str) -> None:
-        """Put a client's present certificate on the list of revoked ones; a running server reads it by itself.
+        """Add a client's present certificate to the list of revoked ones; a running server reads it automatically.
 
         Raises:
             RunError: there is no such certificate, or the list can't be written.
@@ -366,7 +384,7 @@ def _create_builder(
     days: float,
     latest: datetime | None = None,
 ) -> x509.CertificateBuilder:
-    """A certificate of so many days, and none beyond `latest`."""
+    """Return the builder of a certificate that is valid for `days` days, and not beyond `latest`."""
     now = datetime.now(UTC)
     end = now + timedelta(days=days)
     return (
@@ -387,6 +405,6 @@ def _encode_private_key(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _clear(folder: Path, role: str) -> None:
-    """Remove what a kill has left of files that were being written; keys are among them."""
+    """Remove what a kill has left of unfinished files, which may contain keys."""
     for rest in (*folder.glob(f"{role}.*.partial"), *folder.glob("ca.*.partial")):
         rest.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What one side of a connection shows the other: its certificate and key, and the authority that it believes."""
+"""Credentials of one side of a connection: its certificate and key, and the authority that it trusts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,20 @@ class Credentials:
 
     @classmethod
     def load_server(cls, folder: Path) -> Credentials:
-        """Those of the server in `folder`, or RunError."""
+        """Load the server's credentials from `folder`.
+
+        Raises:
+            RunError: they can't be read or used.
+        """
         return cls._read(folder, "server")
 
     @classmethod
     def load_client(cls, folder: Path) -> Credentials:
-        """Those of the client in `folder`, or RunError."""
+        """Load a client's credentials from `folder`.
+
+        Raises:
+            RunError: they can't be read or used.
+        """
         return cls._read(folder, "client")
 
     @classmethod
@@ -44,7 +52,7 @@ class Credentials:
                 contents.append(read(folder / name))
             except OSError as error:
                 mend = "make certificates with python -m fedpeft.certs, and name their folder with --certs"
-                if role == "client":  # made here, they would be of an authority that the server does not know
+                if role == "client":  # made here, they would have an authority that the server does not trust
                     mend = (
                         "whoever runs the server makes a client's certificates and hands over their folder, "
                         "certs/clients/NAME: ask for it, and name it with --certs"
@@ -55,10 +63,10 @@ class Credentials:
         return made
 
     def check(self, role: str) -> None:
-        """Refuse what the other side would refuse, with a sentence that says why.
+        """Refuse what the other side would refuse, with a clear reason.
 
         Raises:
-            RunError: no certificate, of another authority, or outside its time.
+            RunError: no certificate, of another authority, or outside its validity.
         """
         own, authority = _load_certificate(self.certificate, f"{role}.pem"), _load_certificate(self.authority, "ca.pem")
         key = _load_key(self.key, f"{role}.key")
@@ -82,7 +90,7 @@ class Credentials:
 
 
 def check_time(own: x509.Certificate, role: str) -> None:
-    """Refuse a certificate outside its time.
+    """Refuse a certificate outside its validity.
 
     Raises:
         RunError: it has expired, or is not valid yet.
@@ -101,12 +109,12 @@ def check_time(own: x509.Certificate, role: str) -> None:
     if now < own.not_valid_before_utc:
         raise RunError(
             f"FP5057 the {role}'s certificate is valid from {own.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on, and this "
-            f"machine's clock says {now:%Y-%m-%d %H:%M}; set the clock"
+            f"machine's clock shows {now:%Y-%m-%d %H:%M}; set the clock"
         )
 
 
 def describe_exposure(key: Path) -> str:
-    """What is wrong with who may read a file with a key; empty: nothing."""
+    """Return what is wrong with the permissions of a file with a key; empty: nothing."""
     mode = key.stat().st_mode & 0o777
     if not mode & 0o004:
         return ""
@@ -117,13 +125,13 @@ def _load_certificate(text: bytes, file: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(text)
     except ValueError:
-        raise RunError(f"FP5058 {file} holds no certificate in PEM (-----BEGIN CERTIFICATE-----); {MADE}") from None
+        raise RunError(f"FP5058 {file} contains no certificate in PEM (-----BEGIN CERTIFICATE-----); {MADE}") from None
 
 
 def _load_key(text: bytes, file: str) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key(text, None)
     except TypeError:
-        raise RunError(f"FP5059 {file} is locked by a password, and nobody is asked for one; {MADE}") from None
+        raise RunError(f"FP5059 {file} is locked by a password, which a server can't enter; {MADE}") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise RunError(f"FP5060 {file} holds no private key in PEM (-----BEGIN PRIVATE KEY-----); {MADE}") from None
+        raise RunError(f"FP5060 {file} contains no private key in PEM (-----BEGIN PRIVATE KEY-----); {MADE}") from None

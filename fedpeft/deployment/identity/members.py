@@ -1,8 +1,8 @@
-"""Who belongs to a federation of real clients: names from certificates, and the client ids that stand for them.
+"""The members of a federation of real clients: names from certificates, and the client ids that stand for them.
 
-Ids are given when the federation starts, in the order of names, so that the same clients have the same ids (and with
-them the same random draws) whoever connected first; who comes later gets the next one. The list is stored before
-anything depends on it: a restarted server knows its clients again.
+Ids are given when the federation starts, in the order of names. So the same clients have the same ids, and with them
+the same random draws, whoever connected first. A client that joins later gets the next id. The list is stored before
+anything depends on it, so a restarted server finds its clients again.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Member:
     """A client.
 
     Attributes:
-        name: of its certificate.
+        name: name in its certificate.
         id: its client id; -1: the federation has not started.
         rank: the largest LoRA rank that it can hold; 0: any.
         dropped: why it may not come back; empty: it may.
-        terms: what a participation costs it, where it adds noise itself.
-        rows: that it has joined with; 0: not known, from a list of an earlier version.
+        terms: what a participation costs it, if it adds noise itself.
+        rows: number of examples that it has joined with; 0: unknown, from a list of an earlier version.
     """
 
     name: str
@@ -41,13 +41,14 @@ class Member:
     rows: int = 0
 
     def __post_init__(self) -> None:
+        """Check the types, and restore the terms from a stored list."""
         whole = all(isinstance(number, int) for number in (self.id, self.rank, self.rows))
         if not whole or not isinstance(self.name, str) or not isinstance(self.dropped, str):
             raise TypeError(f"{self.name!r:.50} is no client")
         if isinstance(self.terms, dict):  # as stored
             try:
                 self.terms = DeclaredTerms(**self.terms)
-            except RunError:  # of an earlier version, which took any: it declares them anew before it is asked
+            except RunError:  # from an earlier version, which checked nothing: the client declares them anew
                 self.terms = None
 
 
@@ -56,9 +57,9 @@ class Roster:
 
     Args:
         file: where they are stored.
-        places: how many there may be.
+        places: largest number of members.
         authority: the certificate (PEM) that signs theirs; empty: they have none.
-        revoked: serial numbers of certificates that count no more.
+        revoked: serial numbers of revoked certificates.
 
     Attributes:
         since: when their server began to listen, by the monotonic clock.
@@ -69,6 +70,7 @@ class Roster:
     """
 
     def __init__(self, file: Path, places: int, authority: bytes = b"", revoked: Container[int] = ()) -> None:
+        """Read the stored members, or begin a new federation with a random name."""
         self._file = file
         self._lock = threading.Lock()
         self.places, self.authority, self.revoked = places, authority, revoked
@@ -97,21 +99,21 @@ class Roster:
 
     @property
     def members(self) -> list[Member]:
-        """All of them, in the order of ids."""
+        """All members, in the order of ids."""
         with self._lock:
             return sorted(self._members.values(), key=lambda m: (m.id, m.name))
 
     def find(self, name: str) -> Member | None:
-        """The member called `name`."""
+        """Return the member called `name`; None: there is none."""
         return self._members.get(name)
 
-    def called(self, client: int) -> str:
-        """The name of the client with this id; of a place that nobody has taken its number."""
+    def get_name(self, client: int) -> str:
+        """Return the name of the client with this id; for a free place, its number."""
         with self._lock:
             return next((m.name for m in self._members.values() if m.id == client), f"client {client}")
 
     def enter(self, name: str, rank: int, terms: DeclaredTerms | None = None, rows: int = 0) -> Member | None:
-        """The member called `name`, perhaps a new one; None: all places are taken.
+        """Return the member called `name`, perhaps a new one; None: all places are taken.
 
         Raises:
             RunError: the list can't be written.
@@ -131,21 +133,23 @@ class Roster:
             return member
 
     def drop(self, member: Member, reason: str) -> None:
-        """The member may not come back."""
+        """Drop a member, which may not come back."""
         with self._lock:
             member.dropped = reason
             self._store()
 
     def readmit(self, names: Sequence[str]) -> list[str]:
-        """The members called `names` may come back; returns those of them that had been dropped.
+        """Take the members called `names` back, and return those of them that had been dropped.
 
         Raises:
-            RunError: one of them is no member, and nobody is taken back; or the list can't be written.
+            RunError: one of them is not a member, and nobody is taken back; or the list can't be written.
         """
         with self._lock:
             if unknown := [name for name in names if name not in self._members]:
                 dropped = ", ".join(sorted(m.name for m in self._members.values() if m.dropped)) or "none"
-                raise RunError(f"FP5076 {unknown[0]!r} is no client of this federation; it has dropped: {dropped}")
+                raise RunError(
+                    f"FP5076 no client of this federation is called {unknown[0]!r}; it has dropped: {dropped}"
+                )
             back = [name for name in names if self._members[name].dropped]
             for name in back:
                 self._members[name].dropped = ""
@@ -153,14 +157,14 @@ class Roster:
             return back
 
     def count(self, received: int, sent: int) -> None:
-        """Keep how many bytes have been on the wire since the run began."""
+        """Store the number of bytes on the wire since the run began."""
         with self._lock:
             if (received, sent) != (self.received_bytes, self.sent_bytes):
                 self.received_bytes, self.sent_bytes = received, sent
                 self._store()
 
     def start(self) -> None:
-        """Give ids to those who are there."""
+        """Give ids to the present members."""
         with self._lock:
             if self.started:
                 return

@@ -2,8 +2,8 @@
 
     FINGERPRINT NAME          one line for each client, sorted by name
 
-A fingerprint is the SHA-256 of a certificate without its signature. The file's own SHA-256 is its hash: clients that
-compare it with each other, by telephone for instance, know that nobody stands there whom they don't know.
+A fingerprint is the SHA-256 of a certificate without its signature. The file's own SHA-256 is its hash. Clients that
+compare it with each other, for example by telephone, can be sure that the roster has no stranger.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedpeft.privacy.secure_sum.certificates import fingerprint
 
 LINE: Final = re.compile(f"([0-9a-f]{{64}}) ({NAME.pattern})")
 SHORTEST_HASH: Final = 16
-"""Digits of a hash that are compared, at least: 64 bits."""
+"""Fewest digits of a hash that are compared: 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PinnedRoster:
     members: Mapping[str, str]
 
     def to_text(self) -> str:
-        """As the file holds it: equal rosters are equal texts."""
+        """Return the content of the file: equal rosters have equal texts."""
         return "".join(f"{self.members[name]} {name}\n" for name in sorted(self.members))
 
     @property
@@ -46,7 +46,7 @@ class PinnedRoster:
 
     @classmethod
     def from_authority(cls, folder: Path) -> Self:
-        """Of the clients that the authority in `folder` has made certificates for, without those that are revoked.
+        """Return the roster of the clients that the authority in `folder` has certified and not revoked.
 
         Raises:
             RunError: a file can't be read.
@@ -68,10 +68,10 @@ class PinnedRoster:
         return cls(members)
 
     def check_own(self, own: Credentials) -> None:
-        """Refuse a roster in which the client does not stand itself.
+        """Refuse a roster that lacks the client itself.
 
         Raises:
-            ConfigError: it does not.
+            ConfigError: its certificate is not in the roster.
         """
         certificate = x509.load_pem_x509_certificate(own.certificate)
         if fingerprint(certificate.public_bytes(Encoding.DER)) not in self.members.values():
@@ -82,7 +82,7 @@ class PinnedRoster:
 
     @classmethod
     def read(cls, file: Path, expected: str = "") -> Self:
-        """The roster in a file.
+        """Return the roster in a file.
 
         Args:
             file: as `python -m fedpeft.certs --roster` writes it.
@@ -99,7 +99,7 @@ class PinnedRoster:
         members = {match[2]: match[1] for match in found if match}
         if len(members) < len(lines) or len(set(members.values())) < len(members) or not members:
             raise ConfigError(
-                f"FP1126 {file} is no roster: it has a line FINGERPRINT NAME for each client, each once, as "
+                f"FP1126 {file} has other lines than a roster: FINGERPRINT NAME for each client, each once, as "
                 "python -m fedpeft.certs --roster writes them"
             )
         made = cls(members)

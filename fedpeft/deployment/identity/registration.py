@@ -1,4 +1,4 @@
-"""What a client declares of its privacy when it registers, as it travels."""
+"""The privacy terms that a client declares when it registers, as they travel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fedpeft.privacy.declared_terms import DeclaredTerms
 
 
 def encode_terms(terms: DeclaredTerms) -> v2.PrivacyTerms:
-    """The terms as they travel."""
+    """Return the terms as a message."""
     return v2.PrivacyTerms(
         noise=terms.noise,
         rate=terms.rate,
@@ -20,14 +20,14 @@ def encode_terms(terms: DeclaredTerms) -> v2.PrivacyTerms:
 
 
 def decode_terms(registration: v2.Registration) -> DeclaredTerms:
-    """What a registration says.
+    """Return the terms in a registration.
 
     Raises:
-        RunError: it says nothing, or nothing that makes sense.
+        RunError: it has none, or impossible ones.
     """
     if not registration.HasField("terms"):
         raise RunError(
-            "FP5081 this federation's clients protect their updates themselves, and this one does not say how"
+            "FP5081 this federation's clients protect their updates themselves, and this one does not declare how"
         )
     told = registration.terms
     start = told.start if told.HasField("start") else None

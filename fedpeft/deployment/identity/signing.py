@@ -1,8 +1,8 @@
 """Signatures of a server: with the key of its TLS certificate, checked against the authority that has signed that.
 
-What is signed begins with a line that says what it is, so that no signature of TLS, or of another kind of statement,
-passes for it. Each statement carries the certificate of its key: it can be checked for as long as the authority's
-certificate is kept, whatever key the server has by then.
+A signed text begins with a line that names its kind. So no signature of TLS, or of another kind of statement, passes
+for it. Each statement carries the certificate of its key. It can be checked for as long as the authority's certificate
+is kept, whatever key the server has by then.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedpeft.deployment.identity.credentials import Credentials, check_time
 from fedpeft.errors import RunError
 
 RECORD, TASK = "fedpeft round record 1", "fedpeft task 1"
-"""The kinds of statements: of a round for all clients, and of what one client is sent in it."""
+"""Kinds of statements: about a round, for all clients, and about what one client receives in it."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,14 @@ def _build_message(kind: str, content: bytes) -> bytes:
 
 
 class Signer:
-    """Signs as the server that the credentials are of.
+    """Signs as the server that the credentials belong to.
 
     Raises:
         RunError: the key is not one that `python -m fedpeft.certs` makes.
     """
 
     def __init__(self, own: Credentials) -> None:
+        """Load the key and the certificates."""
         try:
             key = serialization.load_pem_private_key(own.key, None)
             certificate, authority = map(x509.load_pem_x509_certificate, (own.certificate, own.authority))
@@ -52,15 +53,15 @@ class Signer:
             raise RunError(f"FP5103 the server's key or certificate can't be read: {error}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise RunError(
-                "FP5104 the server's key is none of an elliptic curve, and rounds are signed with one; make "
-                "certificates with python -m fedpeft.certs"
+                "FP5104 the server's key is not on an elliptic curve, which signing rounds needs; make certificates "
+                "with python -m fedpeft.certs"
             )
         self._key = key
         self._authority = authority
         self._own, self._certificate = certificate, certificate.public_bytes(serialization.Encoding.DER)
 
     def describe_objection(self) -> str:
-        """What clients have against the certificate by now; empty: nothing."""
+        """Return why clients would refuse the certificate now; empty: they accept it."""
         try:
             check_authority(self._authority)
             check_time(self._own, "server")
@@ -69,10 +70,10 @@ class Signer:
         return ""
 
     def sign(self, kind: str, content: bytes) -> SignedStatement:
-        """The content as a statement of a `kind`.
+        """Return the content as a signed statement of a `kind`.
 
         Raises:
-            RunError: the certificate is outside its time, so that no client would believe the statement, ever.
+            RunError: the certificate is outside its validity, so no client would ever accept the statement.
         """
         if why := self.describe_objection():
             raise RunError(f"FP5105 {why}, and go on with python -m fedpeft.serve --resume RUN")
@@ -89,6 +90,7 @@ class Verifier:
     """
 
     def __init__(self, trusted: bytes) -> None:
+        """Load the trusted certificate."""
         try:
             self._trusted = x509.load_pem_x509_certificate(trusted)
         except ValueError as error:
@@ -101,7 +103,7 @@ class Verifier:
         Args:
             kind: of the statement.
             statement: with its signature.
-            time: when it says that it was made, in seconds of Unix time.
+            time: when it was made, by its own account, in seconds of Unix time.
 
         Raises:
             RunError: there is no signature, or one that does not count.
@@ -135,5 +137,5 @@ class Verifier:
                 f"FP5110 a round is signed with a certificate that the authority has not made ({type(error).__name__})"
             ) from None
         if ExtendedKeyUsageOID.SERVER_AUTH not in usage or not isinstance(key, ec.EllipticCurvePublicKey):
-            raise RunError("FP5111 a round is signed with a certificate of the authority that is no server's")
+            raise RunError("FP5111 a round is signed with a certificate of the authority that is not a server's")
         return key, certificate.not_valid_before_utc, certificate.not_valid_after_utc

@@ -1,7 +1,7 @@
-"""Structured logs of a server: one JSON object a line, with time, level and event, and whatever belongs to it.
+"""Structured logs of a server: one JSON object a line, with time, level, event and its fields.
 
-Names, rounds, bytes and reasons are logged; keys, certificates, rows and tensors never are. The file has mode 0600: who
-belongs to a federation can be a secret by itself.
+Names, rounds, bytes and reasons are logged; keys, certificates, examples and tensors never are. The file has mode 0600,
+because membership of a federation can be a secret.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 LEVELS = {"refused": "warning", "dropped": "warning", "failed": "error"}
-"""Of events; the others are "info"."""
+"""Levels of events; all others are "info"."""
 
 
 class Events:
-    """Writes `file`, and tells `listener` the same.
+    """Writes each event to `file`, and passes it on to `listener`.
 
     A log that can't be written (a full disk) must not end a federation: the line is left out.
     """
 
     def __init__(self, file: Path, listener: Callable[[str, dict[str, Any]], None]) -> None:
+        """Hold the file and the listener."""
         self._file = file
         self._listener = listener
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What a server of real clients knows of their rows: the form, what is learned, and rows of its own."""
+"""What a server of real clients has of their task: the format of their examples, the labels, and its own examples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedpeft.spec import parse_spec
 
 @dataclass(frozen=True, eq=False)
 class ServersRows:
-    """What a server knows of its clients' task, and the rows that it has itself: for validation, perhaps none."""
+    """The clients' task, and the server's own examples for validation, perhaps none."""
 
     dataset: Dataset
     validation: Rows
@@ -36,10 +36,10 @@ class ServersRows:
 
     @classmethod
     def load(cls, config: RunConfig, options: ServeOptions) -> ServersRows:
-        """As the options say.
+        """Load the task and the examples that the options name.
 
         Raises:
-            FedpeftError: class names or rows that can't be used.
+            FedpeftError: class names or examples can't be used.
         """
         form = choose_form(config, options)
         if form is None:
@@ -53,7 +53,7 @@ class ServersRows:
 
     @classmethod
     def _from_dataset(cls, config: RunConfig, options: ServeOptions) -> ServersRows:
-        """Of clients whose rows are as those of the configured data set."""
+        """Return the task and the server's examples for clients whose examples are like the configured dataset's."""
         source = load_dataset(config.dataset)
         check_tasks(source.tasks)
         kind, asked = parse_spec(source.task).name, check_task(options)
@@ -107,10 +107,10 @@ class ServersRows:
 
 
 def choose_form(config: RunConfig, options: ServeOptions) -> Clients | None:
-    """The form of the clients' rows as `clients(...)` and the options tell it; None: that of the configured data set.
+    """Return the format of the clients' examples from `clients(...)` and the options; None: the dataset's own.
 
     Raises:
-        ConfigError: options that contradict each other, or classes that nobody names.
+        ConfigError: options contradict each other, or no option names the classes.
         DataError: the prompt template can't be read.
     """
     of_data = DATASETS.build(config.dataset)
@@ -132,7 +132,7 @@ def choose_form(config: RunConfig, options: ServeOptions) -> Clients | None:
         return None
     if told is not None and options.eval_data == OWN_TEST:
         raise ConfigError(
-            "FP1146 clients(...) has no rows of the server's own; give --eval-data a file, or leave it out"
+            "FP1146 clients(...) has no examples that the server could use; give --eval-data a file, or leave it out"
         )
     settings = {**(vars(told) if told else {}), **given}
     form = Clients(**check_settings("the form of the clients' rows", Clients, settings))
@@ -144,21 +144,21 @@ def choose_form(config: RunConfig, options: ServeOptions) -> Clients | None:
         read_template(form.template)  # before a model is loaded
     if not (form.names or options.eval_data or _is_unnamed(form.learns)):
         raise ConfigError(
-            "FP1148 nobody names the classes of the clients' rows; give --labels a,b,c, or --eval-data FILE"
+            "FP1148 the classes of the clients' examples have no names; give --labels a,b,c, or --eval-data FILE"
         )
     return form
 
 
 def _is_unnamed(task: str) -> bool:
-    """Whether a task needs no names."""
+    """Return whether a task needs no names."""
     return bool(task) and TOLD[parse_spec(task).name][1] == 0
 
 
 def add_form(config: RunConfig, options: ServeOptions) -> RunConfig:
-    """The settings with what the options tell of the clients' rows in place of a data set that nobody has asked for.
+    """Return the settings with `clients(...)` from the options in place of the default dataset.
 
     Raises:
-        ConfigError: options that contradict each other.
+        ConfigError: options contradict each other.
     """
     form = choose_form(config, options)
     if form is None:
@@ -168,10 +168,10 @@ def add_form(config: RunConfig, options: ServeOptions) -> RunConfig:
 
 
 def _choose_side(source: Dataset, options: ServeOptions) -> int:
-    """Pixels per side of the pictures of a data set, or what is asked for; 0: it holds texts.
+    """Return the pixels per side of a dataset's pictures, or the number asked for; 0: it contains texts.
 
     Raises:
-        ConfigError: it holds texts, and a side is asked for.
+        ConfigError: the dataset contains texts, but a side is asked for, or its pictures have another one.
     """
     if source.kind == "image":
         own = min(np.asarray(source.train.inputs).shape[1:3])
@@ -183,17 +183,17 @@ def _choose_side(source: Dataset, options: ServeOptions) -> int:
         return int(own)
     if options.side:
         raise ConfigError(
-            f"FP1150 --side {options.side} is of pictures, and {source.name} holds texts; name the classes of the "
-            "clients' pictures, with --labels a,b,c"
+            f"FP1150 --side {options.side} applies to pictures, and {source.name} contains texts; name the classes of "
+            "the clients' pictures, with --labels a,b,c"
         )
     return 0
 
 
 def _choose_template(source: Dataset, dataset: str, options: ServeOptions) -> str | None:
-    """What writes the conversations of a data set, or what is asked for; None: it holds none, or the model's own does.
+    """Return the template of a dataset's conversations, or the one asked for; None: it has none, or uses the model's.
 
     Raises:
-        ConfigError: nobody says, and its rows are no conversations that the model's own template writes.
+        ConfigError: no template is given, and the model's own can't write these examples; or another one is given.
     """
     if parse_spec(source.task).name not in CONVERSATIONS:
         return options.template or None
@@ -208,6 +208,6 @@ def _choose_template(source: Dataset, dataset: str, options: ServeOptions) -> st
     if own or options.template:
         return str(own or options.template)
     raise ConfigError(
-        f"FP1152 {source.name} holds prompts that were written by no template that it names, and clients must write "
-        "theirs alike; give --template, such as --template alpaca"
+        f"FP1152 {source.name} contains prompts without naming their template, and all clients must use the same one; "
+        "give --template, such as --template alpaca"
     )

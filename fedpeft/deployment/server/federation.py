@@ -1,7 +1,7 @@
 """A federation of real clients: a setup, its members, and a gateway that they connect to.
 
-What differs from a simulation is where rows are. The server has none, or rows to evaluate on; class names come from
-these, from a list, or from the configured data set.
+It differs from a simulation in where the examples are. The server has none, or examples to evaluate on. Class names
+come from these, from a list, or from the configured dataset.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class Federation:
     """A run with real clients.
 
     Args:
-        config: as for a simulation; how rows lie on clients is not its matter.
+        config: as for a simulation; it need not describe how examples are partitioned.
         folder: the run's folder; exists.
-        observer: is told how things go on.
+        observer: receives messages about the run.
         options: the server's own settings.
         doorkeeper: reads clients' names.
         events: the log.
@@ -109,6 +109,7 @@ class Federation:
         events: Events,
         signer: Signer | None = None,
     ) -> None:
+        """Build the setup, the workers, the ledger and the gateway; nothing listens yet."""
         spec = parse_run(config)
         check(spec, options)
         self.folder = folder
@@ -121,13 +122,13 @@ class Federation:
         self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority, doorkeeper.revoked or ())
         self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
         self.rows = ServersRows.load(config, options)
-        # where clients' rows judge, the last state is seen
+        # If clients' examples are the judges, the server validates nothing, and the last state is kept.
         judged = len(self.rows.validation) > 0 and not options.held_out
         facts = DatasetInfo.from_dataset(self.rows.dataset, clients, judged)
         setup = Setup.create(spec, facts, groups)
         self.held_out = options.held_out or (HELD_OUT if setup.personal or setup.measured.asks_clients(setup) else 0.0)
         rows = count_known_rows(setup, options.client_rows, self.held_out)
-        if not (folder / "config.toml").exists():  # a run that goes on has its plan there
+        if not (folder / "config.toml").exists():  # a resumed run has its plan there
             setup = plan_for_all(set_client_delta(setup), rows, groups, config.head)
         self.given = create_client_profiles(setup)
         self.own = list(self.given)
@@ -166,7 +167,7 @@ class Federation:
     # ------------------------------------------------------------------------------------------------------- privacy
 
     def _create_protection(self, rows: int, identity: str) -> PrivacyEngine | None:
-        """The server's ledger; `identity`: what else a round's outcome depends on than the members and the settings."""
+        """Return the server's ledger; `identity` names what else a round's outcome depends on."""
         return make_server_engine(
             self.setup,
             rows,
@@ -178,9 +179,9 @@ class Federation:
         )
 
     def _get_declared_terms(self) -> Mapping[int, DeclaredTerms]:
-        """What each client has said of its privacy, by id; where they share noise, of those who may come back.
+        """Return the declared privacy terms by client id; if clients share noise, only of those that may return.
 
-        A sum that a dropped client were asked for would lack its share of the noise.
+        A sum that asked a dropped client would lack its share of the noise.
         """
         shared = isinstance(self.setup.mechanism, SumMechanism)
         known = (m for m in self.roster.members if m.id >= 0 and not (shared and m.dropped))
@@ -188,18 +189,18 @@ class Federation:
 
     @property
     def journal(self) -> SumJournal:
-        """Of the secure sum that is under way."""
+        """The journal of the running secure sum."""
         return SumJournal(self.folder / "secure_sum", self.roster.run)
 
     @property
     def secret_cohort(self) -> bool:
-        """Whether nobody may know who takes part in a round, nor how many do."""
+        """Whether cohort membership and size are secret."""
         return self.protection is not None and self.protection.mechanism.secret_cohort
 
     # -------------------------------------------------------------------------------------------------------- clients
 
     def _build_description(self) -> v2.Description:
-        """What clients are told."""
+        """Return the description of the federation for clients."""
         setup = self.setup
         form = self.rows.form
         text, label = form.columns
@@ -222,16 +223,20 @@ class Federation:
         )
 
     def _accept(self, registration: v2.Registration) -> DeclaredTerms | None:
-        """What a client declares of its privacy; one that can't take part is refused with a RunError."""
+        """Return the privacy terms that a client declares.
+
+        Raises:
+            RunError: it can't take part; the message has the reason and a remedy.
+        """
         if not registration.rows:
-            raise RunError("FP5069 a client needs at least one row")
+            raise RunError("FP5069 a client needs at least one example")
         if registration.rows > self.options.most_rows:
             raise RunError(
                 f"FP5070 this client has {registration.rows} rows, and the server takes at most "
                 f"{self.options.most_rows} of one client; give it fewer rows, or the server a larger --most-rows"
             )
         if registration.rank and self.setup.secure_sum is not None:
-            raise RunError("FP5071 vectors of one length are added up under masks; leave out --rank")
+            raise RunError("FP5071 a sum under masks needs the same rank at all clients; leave out --rank")
         if registration.rank and self.setup.layout.form is None:
             raise RunError(f"FP5072 {self.config.peft} has no ranks to choose; leave out --rank")
         forms = [p.form for p in self.own] + [self._choose_form(Profile(self.setup.layout.form), registration.rank)]
@@ -248,7 +253,7 @@ class Federation:
         return terms
 
     def _readmit(self, names: Sequence[str], events: Events) -> None:
-        """Take dropped clients back; whoever was killed or cut off comes back without."""
+        """Take dropped clients back. Clients that were killed or cut off may return without this."""
         back = self.roster.readmit(names) if names else []
         for name in names:
             if name in back:
@@ -257,12 +262,12 @@ class Federation:
                 self.observer.say(f"[bold]note[/]    {escape(name)} is not dropped, and may come back at any time")
 
     def _choose_form(self, profile: Profile, rank: int) -> AdapterShape | None:
-        """The form of a client that can hold `rank` (0: any), at the scale of its profile."""
+        """Return the adapter shape of a client that can hold `rank` (0: any), at the scale of its profile."""
         form = profile.form
         return form if not rank or form is None or rank >= form.rank else self.setup.layout.get_form(rank)
 
     def gather(self) -> None:
-        """Wait for clients, unless a server before this one has done all rounds and none is needed to score them."""
+        """Wait for clients, unless an earlier server has finished all rounds and none is needed to score them."""
         begun = Checkpoints(self.folder / "checkpoint").load()
         if begun is None or begun.round < self.setup.rounds or self.held_out:
             self.wait_for_present()
@@ -271,9 +276,10 @@ class Federation:
             self.observer.say(f"[bold]note[/]    {shortfall}")
 
     def wait_for_present(self) -> Sequence[int]:
-        """Ids of the clients that are connected; waits until enough are, and a moment for those that have just gone.
+        """Return the ids of the connected clients, once there are enough of them.
 
-        Before round 1 it waits for as many as are wanted, and then gives out ids.
+        It waits a moment for clients that have just disconnected. Before round 1 it waits for as many as `wait_for`
+        sets, and then gives out ids.
         """
         options = self.options
         wanted = min(options.wait_for or self.setup.clients, self.setup.clients)
@@ -307,7 +313,7 @@ class Federation:
         return sorted(member.id for member in here)
 
     def _has_missing_member(self, here: Sequence[Member]) -> bool:
-        """Whether a member is away that was here a moment ago; those of an earlier server were when this one began."""
+        """Return whether a member is away that was here a moment ago; earlier members count from the server's start."""
         seen = {s.member.name: s.seen for s in self.gateway.list_sessions()}
         earliest = time.monotonic() - self.options.patience
         away = (m for m in self.roster.members if not m.dropped and m not in here)
@@ -316,23 +322,23 @@ class Federation:
     # --------------------------------------------------------------------------------------------------------- the run
 
     def create_grid(self) -> Grid:
-        """Real clients."""
-        # Nobody waits for one client alone; and with secret cohorts whether one counts must not depend on the others,
-        # but for sums, which have too little noise without them.
+        """Return the grid of real clients."""
+        # No round waits for one client alone. With secret cohorts, whether a client counts must not depend on the
+        # others, except in sums, which have too little noise without them.
         summed, buffered = self.setup.secure_sum is not None, isinstance(self.setup.strategy, Buffered)
         quorum = 0.0 if buffered or (self.secret_cohort and not summed) else self.options.quorum
         goes_on = summed or buffered
         return GrpcGrid(self.gateway, quorum, self.options.deadline, self.stopping, goes_on, self.options.patience)
 
     def server(self, records: Records) -> Server:
-        """The server of this run, with clients that come and go."""
+        """Return the round loop of this run, with clients that come and go."""
         drawn_from, book = self.sampler, self.protection
-        if book is not None and book.sums is not None:  # whose secret coins draw some of all
+        if book is not None and book.sums is not None:  # its secret coins draw from all clients
             drawn_from = FixedSize(self.setup.clients, self.setup.clients)
         elif isinstance(drawn_from, DealtCohorts) and book is not None:
             drawn_from = dataclasses.replace(
                 drawn_from, asked=lambda round_number: book.ledger.asked(round_number)
-            )  # open by then
+            )  # the ledger is open by then
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _evaluate_nothing
         authority, revoked = self.roster.authority, self.roster.revoked
         certified = CertifiedRoster.of_server(authority, self.setup.clients, revoked) if authority else None
@@ -342,7 +348,7 @@ class Federation:
             remote=True,
             announce=self.announcements.announce,
             journal=self.journal if self.setup.secure_sum else None,
-            called=self.roster.called,
+            called=self.roster.get_name,
             members=JoinedClients(certified, self.options.most_rows, self.options.most_weight),
             most_rows=self._compute_row_limit,
         )
@@ -359,15 +365,16 @@ class Federation:
         return Server(setup, transport, sampler, store, observer, attach_features(run), start, self.stopping.is_set)
 
     def _compute_row_limit(self) -> float:
-        """How many rows a client can weigh as much as: so many times those of the median client.
+        """Return the example count at which a client's weight is capped: a multiple of the median client's.
 
-        Nobody can check what a client says of its rows. Against the median, a lie moves nothing unless half lie.
+        Nobody can check the example counts that clients report. Against the median, a lie has no effect unless half
+        lie.
         """
         rows = [member.rows for member in self.roster.members if member.rows and not member.dropped]
         return self.options.most_weight * statistics.median_low(rows) if rows and self.options.most_weight else math.inf
 
     def train(self, server: Server) -> ServerState:
-        """All rounds."""
+        """Run all rounds, and return the state that they lead to."""
         self.workers.freeze_rows(self.setup.base_precisions)
         release()
         keep_profiles(self.config.clients, self.folder)
@@ -375,7 +382,7 @@ class Federation:
 
     @property
     def scorer(self) -> Scorer | None:
-        """Scores what is saved; None: the server has no rows."""
+        """The scorer of saved adapters; None: the server has no examples."""
         rows, workers = self.rows, self.workers
         if not len(rows.validation):
             return None
@@ -383,7 +390,7 @@ class Federation:
         return Scorer(self.setup, workers.work, rows.dataset.test, rows.validation, threads, self.observer)
 
     def close(self, farewell: str | None = None) -> None:
-        """End connections and workers."""
+        """End connections and workers; a `farewell` tells clients that they are needed no more."""
         self.gateway.close(farewell)
         if not self.secret_cohort:
             with suppress(RunError):  # a full disk costs the count, not the end

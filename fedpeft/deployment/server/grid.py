@@ -1,8 +1,8 @@
 """The grid of real clients: other processes, on other machines, behind gRPC with mutual TLS.
 
-A round does not wait for ever: when its deadline is over and a quorum has answered, whoever has not is left out of the
-round, with a report that says so. Without a quorum it waits on, since clients come back, unless so many have failed
-that those who are left are none. Evaluations wait for nobody who is away.
+A round does not wait forever. When its deadline is over and a quorum has answered, the other clients are left out, with
+a report that gives this reason. Without a quorum it waits on, since clients come back, unless so many have failed that
+none is left. Evaluations wait for no client that is away.
 """
 
 from __future__ import annotations
@@ -21,27 +21,32 @@ from fedpeft.communication.messages import NOT_JOINED, Report, read_instruction,
 from fedpeft.deployment.wire.gateway import Gateway
 
 WAKE_SECONDS = 0.5
-"""How often deadlines are looked at."""
+"""Seconds between two checks of the deadlines."""
 
 STOP_SECONDS = 30.0
-"""How long a server that is asked to stop waits for the round's quorum."""
+"""Seconds for which a server that is asked to stop waits for the round's quorum."""
 
 
 class StoppedError(Exception):
-    """The server was asked to stop; the running round, if there is one, is repeated when it goes on."""
+    """The server was asked to stop; a resumed run repeats the round that was running."""
 
 
 @dataclass
 class _Wave:
-    """Instructions that were sent together: how many good answers the deadline waits for, when it is, and how many are
-    outstanding."""
+    """Instructions that were sent together.
+
+    Attributes:
+        needed: valid answers that the deadline waits for.
+        due: time of the deadline, by the monotonic clock.
+        outstanding: number of instructions without an answer.
+    """
 
     needed: int
     due: float
     outstanding: int = 0
 
     def over(self, now: float, stopping: bool) -> bool:
-        """Whether nobody is waited for any longer."""
+        """Return whether the wave waits for no client any longer."""
         if self.needed <= 0:
             return stopping or now >= self.due
         return self.needed > self.outstanding and now >= self.due
@@ -63,9 +68,9 @@ class GrpcGrid(OwnGrid):
         quorum: share of the clients asked that must answer before the deadline counts, 0 to 1.
         deadline: seconds; 0: none.
         stopping: set when the server was asked to stop: the round ends as soon as a quorum has answered.
-        goes_on: whether a restarted server still waits for the clients that have an instruction: then a server that is
-            asked to stop ends at once.
-        patience: seconds after which a client that has gone is away.
+        goes_on: whether a restarted server still waits for the clients that have an instruction; a server that is asked
+            to stop then ends at once.
+        patience: seconds after which a disconnected client is away.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class GrpcGrid(OwnGrid):
         goes_on: bool = False,
         patience: float = 0.0,
     ) -> None:
+        """Hold the gateway and the rules for ending a round."""
         super().__init__()
         self.gateway = gateway
         self.quorum = quorum
@@ -89,11 +95,11 @@ class GrpcGrid(OwnGrid):
         self._ready: list[Message] = []
 
     def get_node_ids(self) -> Iterable[int]:
-        """All members that have ids."""
+        """Return the node ids of all members that have client ids."""
         return (get_node_id(member.id) for member in self.gateway.roster.members if member.id >= 0)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Hand a task to each client; it gets it when it is connected."""
+        """Hand a task to each client, which receives it when it is connected; return the messages' ids."""
         batch = list(messages)
         names = {member.id: member.name for member in self.gateway.roster.members}
         here = self._find_connected()
@@ -115,7 +121,7 @@ class GrpcGrid(OwnGrid):
         return identifiers
 
     def _find_connected(self) -> set[str]:
-        """Names of the clients that are connected, or were a moment ago."""
+        """Return the names of the clients that are connected, or were a moment ago."""
         latest = time.monotonic() - self.patience
         return {s.member.name for s in self.gateway.list_sessions() if s.connected or s.seen > latest}
 
@@ -125,7 +131,7 @@ class GrpcGrid(OwnGrid):
         self._ready.append(Message(write_record(report), reply_to=message))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The reports that have arrived, or that will not arrive; waits a moment for the next one."""
+        """Return reports that have arrived, or failed ones for those that will not; wait a moment for the next one."""
         if not self._ready:
             self._wait()
         ready, self._ready = self._ready, []

@@ -1,4 +1,4 @@
-"""The privacy engine of a server of real clients: its own noise, theirs, or shares of one noise."""
+"""The privacy engine of a server of real clients: its own noise, the clients' noise, or shares of one noise."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def make_server_engine(
     """Return the engine of a served run; None: nothing is protected.
 
     Args:
-        setup: the run's.
-        rows: of a client; 0: each knows its own number only.
-        folder: the run's.
+        setup: the parts of the run.
+        rows: number of a client's examples; 0: only the client itself has it.
+        folder: the run's folder.
         identity: what a round's outcome depends on beside the key, in any form.
-        declared: what each client has said of its privacy, by id.
-        steps: local steps that the server asks of a client, by id; 0: the client's own number.
+        declared: returns the privacy terms that each client has declared, by id.
+        steps: returns the local steps that the server asks of a client, by id; 0: the client's own number.
         under_way: see `NoiseShares`.
 
     Raises:
@@ -60,13 +60,17 @@ def make_server_engine(
 
 
 def _check_neighbours(mechanism: SumMechanism, exposure: Exposure) -> None:
-    """Refuse cohorts in which a client does not see all others: it counts on their noise."""
+    """Refuse cohorts in which a client does not see all others, because it counts on their noise.
+
+    Raises:
+        PrivacyError: names the number of neighbors that is needed.
+    """
     most = exposure.clients if exposure.start else mechanism.most(exposure)
     if degree(most, mechanism.mask_neighbours) < most - 1:
         of_cohort = "name a smaller --cohort (a plan asks all clients if none is named)"
         fewer = "fewer --clients: all are asked for their start" if exposure.start else of_cohort
         raise PrivacyError(
-            f"FP7024 of {most} clients that a sum can have each would see {mechanism.mask_neighbours}, and real "
-            f"clients count on the noise of those alone whom they see; give {mechanism.name} "
-            f"mask_neighbours={most - 1}, or {fewer}"
+            f"FP7024 in a sum of {most} clients each would see {mechanism.mask_neighbours} others, and real clients "
+            f"count only on the noise of those that they see; give {mechanism.name} mask_neighbours={most - 1}, or "
+            f"{fewer}"
         )

@@ -1,4 +1,4 @@
-"""What keeps a server running well: Prometheus metrics and gRPC health checks, each on a port of its own."""
+"""Monitoring of a running server: Prometheus metrics and gRPC health checks, each on its own port."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ if TYPE_CHECKING:
     from fedpeft.reporting.console import ServeObserver
 
 MONITORS_AT_ONCE = 16
-"""Connections to each of the two ports; a monitor needs one, for a moment."""
+"""Most connections to each of the two ports; a monitor needs one, for a moment."""
 
 SILENCE_SECONDS = 5.0
-"""How long a connection to the metrics may say nothing."""
+"""Seconds for which a connection to the metrics may be silent."""
 
 
 class MetricsServer(ThreadingMixIn, WSGIServer):
-    """A thread for each connection, but no more than a few, and none for one that says nothing."""
+    """A server with one thread per connection, a limit on their number, and a timeout for silent ones."""
 
     daemon_threads = True
 
     def __init__(self, *given: Any) -> None:
+        """Reserve the places of connections, and start the server."""
         self._places = threading.BoundedSemaphore(MONITORS_AT_ONCE)
         super().__init__(*given)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection, or close it where all places are taken."""
+        """Serve a connection, or close it if all places are taken."""
         if self._places.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection, in its thread."""
+        """Serve a connection in its own thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -54,29 +55,31 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
 
 
 class MetricsHandler(WSGIRequestHandler):
-    """Waits for no silent caller, and logs nothing."""
+    """A handler that drops silent callers and writes no log."""
 
     timeout = SILENCE_SECONDS
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Write no log."""
 
 
 class MetricsServer6(MetricsServer):
-    """The same at an IPv6 address."""
+    """The metrics server at an IPv6 address."""
 
     address_family = socket.AF_INET6
 
 
 class Operation:
-    """Metrics and health checks while a server runs; neither where the options say so."""
+    """Metrics and health checks while a server runs, if the options name their addresses."""
 
     def __init__(self, federation: Federation, observer: ServeObserver, options: ServeOptions) -> None:
+        """Hold the federation and the options."""
         self._federation, self._observer, self._options = federation, observer, options
         self._metrics: Any = None
         self._health: grpc.Server | None = None
 
     def __enter__(self) -> Operation:
+        """Start metrics and health checks, and warn if strangers can read them."""
         for what, address in (("metrics", self._options.metrics), ("health", self._options.health)):
             if address and not is_loopback(address):
                 parse_address(address, what)
@@ -92,6 +95,7 @@ class Operation:
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        """Stop metrics and health checks."""
         if self._metrics is not None:
             server, thread = self._metrics
             server.shutdown()
@@ -135,7 +139,7 @@ class Operation:
         return server
 
     def collect(self) -> Iterator[Any]:
-        """The metrics at this moment, for Prometheus."""
+        """Yield the metrics at this moment, for Prometheus."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         sessions = self._federation.gateway.list_sessions()
@@ -147,7 +151,7 @@ class Operation:
             "rounds": ("rounds of the run", self._federation.config.rounds),
         }
         if last is not None:
-            metric = self._observer.metric  # of numbers skill goes by the name of accuracy, and so on
+            metric = self._observer.metric  # regression reports skill under the name of accuracy, for example
             share = {"perplexity": "next-token accuracy"}.get(metric, metric.replace("_", " "))
             named = {"train_loss": "train loss", "loss": "loss", "accuracy": share}
             optional = {"train_loss": last.train_loss, "loss": last.loss, "accuracy": last.accuracy}
@@ -162,7 +166,7 @@ class Operation:
             yield GaugeMetricFamily(f"fedpeft_{name}", description, value=value)
         received = CounterMetricFamily("fedpeft_received_bytes", "bytes from clients on the wire")
         sent = CounterMetricFamily("fedpeft_sent_bytes", "bytes to clients on the wire")
-        if not self._federation.secret_cohort:  # sums: who belongs to a federation can be a secret by itself
+        if not self._federation.secret_cohort:  # sums only: membership of a federation can be a secret
             received.add_metric([], sum(s.received_bytes for s in sessions))
             sent.add_metric([], sum(s.sent_bytes for s in sessions))
         yield from (received, sent)

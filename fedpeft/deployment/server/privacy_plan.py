@@ -1,8 +1,8 @@
-"""What a private federation of real clients costs, as far as its server knows, and how training is planned by that.
+"""The cost of a private federation of real clients, as far as its server can compute it, and the training plan.
 
-A server is told no number of rows by clients that protect them. What all may know, roughly, its operator says
-(`client_rows`, or `rows` of distributed_dp): the plan is the one that a simulation of such clients makes. It decides
-nothing about protection: each client takes the noise that its own rows need.
+Clients that protect their number of examples do not report it. The operator states a rough public number
+(`client_rows`, or `rows` of distributed_dp). The plan is the one that a simulation of such clients makes. It decides
+nothing about protection: each client takes the noise that its own examples need.
 """
 
 from __future__ import annotations
@@ -29,57 +29,57 @@ from fedpeft.wiring.profiles import ProfileTable, compute_chances
 from fedpeft.wiring.setup import Setup
 
 UNPLANNED = (
-    "training is not planned for the privacy budget, since the server knows no number of rows: say how many a client "
-    "has, roughly, with --client-rows"
+    "training is not planned for the privacy budget, because the server has no number of examples: give a rough number "
+    "per client with --client-rows"
 )
 
 
 def create_served_population(setup: Setup) -> Population:
-    """What cohorts of a served run are drawn from."""
+    """Return what draws the cohorts of a served run."""
     size = setup.compute_cohort_size(setup.clients)
     return create_population(setup.clients, size, compute_chances(setup.profiles), setup.mechanism)
 
 
 def count_known_rows(setup: Setup, client_rows: int, held_out: float) -> int:
-    """Rows that a client trains on in the mean, at least 1, as all may know; 0: nobody says.
+    """Return the public mean number of examples that a client trains on, at least 1; 0: unknown.
 
     Args:
-        setup: the run's.
-        client_rows: that a client has, as the operator says.
+        setup: the parts of the run.
+        client_rows: examples of a client, as the operator states them.
         held_out: share of them that it is scored on instead.
 
     Raises:
-        ConfigError: it is said twice, or for nothing, or is more than a client takes in a step.
+        ConfigError: the number is given twice, or without a budget, or exceeds what a client takes in a step.
     """
     mechanism = setup.mechanism
     if client_rows and mechanism is None:
         raise ConfigError(
-            f"FP1141 --client-rows {client_rows} is what training under a privacy budget is planned by, and there is "
-            "none; leave it out, or give --privacy 'dp_sgd(epsilon=8)'"
+            f"FP1141 --client-rows {client_rows} plans training under a privacy budget, and this run has none; leave "
+            "it out, or give --privacy 'dp_sgd(epsilon=8)'"
         )
     rows = mechanism.public_rows if isinstance(mechanism, SumMechanism) else None
     if mechanism is None or rows is None:
         return client_rows and max(1, round(client_rows * (1 - held_out)))
     if client_rows:
         raise ConfigError(
-            f"FP1142 --client-rows {client_rows} and {mechanism.name}(rows={rows}) both say how many rows "
-            "there are; leave --client-rows out"
+            f"FP1142 --client-rows {client_rows} and {mechanism.name}(rows={rows}) both give the number of examples; "
+            "leave --client-rows out"
         )
     of_one = max(1, round(rows / setup.clients))
     if of_one > MOST_CLIENT_ROWS:
         raise ConfigError(
-            f"FP1143 {mechanism.name}(rows={rows}) are {of_one:,} rows for each of {setup.clients} clients, "
+            f"FP1143 {mechanism.name}(rows={rows}) are {of_one:,} examples for each of {setup.clients} clients, "
             f"and a client takes {MOST_CLIENT_ROWS:,} in a step; give --privacy fewer rows, or more --clients"
         )
     return of_one
 
 
 def compute_exposure(setup: Setup, rows: int) -> Exposure:
-    """What the cost of a served run depends on.
+    """Return what the cost of a served run depends on.
 
     Args:
-        setup: with a mechanism.
-        rows: of a client; 0: each knows its own number only.
+        setup: parts of a run with a mechanism.
+        rows: number of a client's examples; 0: only the client itself has it.
     """
     config, mechanism, sampler = setup.config, setup.mechanism, create_served_population(setup)
     assert mechanism is not None
@@ -105,10 +105,11 @@ def compute_exposure(setup: Setup, rows: int) -> Exposure:
 
 
 def set_client_delta(setup: Setup) -> Setup:
-    """The setup with the delta that clients count at, where their shares of one noise are planned for all alike.
+    """Return the setup with the delta that clients accept, if their shares of one noise are planned together.
 
-    Of few clients the usual delta, a tenth of 1 / clients, is larger than the one that a client accepts. It would count
-    at its own, by which less noise pays for fewer rounds, and the run would end before its last one.
+    With few clients the usual delta, a tenth of 1 / clients, is larger than the one that a client accepts. A client
+    would count at its own delta. The planned noise then pays for fewer rounds, and the run would end before its last
+    one.
     """
     mechanism = setup.mechanism
     if not isinstance(mechanism, SumMechanism) or mechanism.epsilon is None or mechanism.dp_delta is not None:
@@ -120,24 +121,25 @@ def set_client_delta(setup: Setup) -> Setup:
     made = replace(setup, mechanism=stated, config=replace(setup.config, privacy=format_part(stated)))
     return _add_note(
         made,
-        f"the budget counts at dp_delta {accepted:g}, the largest that clients accept where they don't say, not at the "
+        f"the budget counts at dp_delta {accepted:g}, the largest that clients accept by default, not at the "
         f"{usual:.2g} that is usual for {mechanism.units(compute_exposure(setup, 1))} {mechanism.privacy_unit}s",
     )
 
 
 def plan_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], head: str) -> Setup:
-    """The setup with what its mechanism plans for clients of so many rows; what is to be said of that is in its notes.
+    """Return the setup with its mechanism's plan for clients with `rows` examples; its notes describe the plan.
 
-    The share of the start is told with it: a client with other rows than most would work out another one.
+    The share of the start is part of the plan, because a client with another number of examples would compute another
+    one.
 
     Args:
-        setup: as the user says.
-        rows: that a client trains on; 0: nobody says.
-        groups: of clients that differ.
-        head: how the user says it starts.
+        setup: the parts of the run, as the user set them.
+        rows: examples that a client trains on; 0: unknown.
+        groups: groups of clients that differ.
+        head: the user's setting for the start of the head.
 
     Raises:
-        FedpeftError: what would not protect clients of so many rows, or does not go with what is planned.
+        FedpeftError: the settings would not protect clients with so many examples, or contradict the plan.
     """
     mechanism = setup.mechanism
     if mechanism is None or not mechanism.protects or mechanism.epsilon is None:
@@ -154,7 +156,7 @@ def plan_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], head: 
     shared = replace(taken, start=taken.start_share(federation))
     config = replace(made.config, privacy=format_part(shared))
     made = replace(made, mechanism=shared, config=config)
-    each = taken.noises_updates  # else the book says it
+    each = taken.noises_updates  # otherwise the ledger reports it
     return (
         _add_note(made, f"for clients of {rows} rows {describe_spending(shared, federation, noise)}") if each else made
     )

@@ -67,7 +67,7 @@ FAREWELL = "the federation is finished"
 
 
 def resolve_option_paths(options: ServeOptions) -> ServeOptions:
-    """The options with the files and the folder that they name written absolutely: a resume may be typed elsewhere."""
+    """Return the options with absolute paths, because a resume may be typed in another folder."""
 
     def absolute(path: str) -> str:
         return str(Path(path).expanduser().absolute())
@@ -82,18 +82,18 @@ def resolve_option_paths(options: ServeOptions) -> ServeOptions:
 
 
 def load_security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None, Doorkeeper, Signer | None]:
-    """What the server shows, asks for, and signs with, at an address that it can listen at.
+    """Return what the server shows, asks for, and signs with, after a check of its address.
 
     Raises:
-        ConfigError: no TLS where others could connect, or no address.
-        RunError: certificates that are missing or can't be used.
+        ConfigError: no TLS although others could connect, or no address.
+        RunError: certificates are missing or can't be used.
     """
     parse_address(options.listen, "listen")
     if options.insecure or options.insecure_anywhere:
         if not options.insecure_anywhere and not is_loopback(options.listen):
             raise ConfigError(
                 f"FP1403 without TLS anyone who reaches {options.listen} could join or read along: listen at "
-                "127.0.0.1, make certificates with python -m fedpeft.certs, or say --insecure-anywhere"
+                "127.0.0.1, make certificates with python -m fedpeft.certs, or give --insecure-anywhere"
             )
         return None, Doorkeeper(None), None
     folder = Path(options.certs)
@@ -103,10 +103,10 @@ def load_security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None,
 
 
 def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, console: Console) -> Summary:
-    """Run (or continue) a federation; returns its summary.
+    """Run (or continue) a federation, and return its summary.
 
     Raises:
-        FedpeftError: what the user can mend.
+        FedpeftError: a mistake that the user can fix.
         StoppedError: the server was asked to stop; it can be resumed.
     """
     silence_libraries()
@@ -114,8 +114,8 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     credentials, doorkeeper, signer = load_security(options)
     if signer is None and sums_in(config.privacy) is not None:
         raise ConfigError(
-            f"FP1404 --privacy {config.privacy} needs certificates: without TLS whoever passes a message on could pose "
-            "as any client and take the masks off; leave --insecure out"
+            f"FP1404 --privacy {config.privacy} needs certificates: without TLS anyone who forwards a message could "
+            "pose as any client and take the masks off; leave --insecure out"
         )
     started = time.perf_counter()
     make_folder(folder)
@@ -135,21 +135,21 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         observer.watch(federation)
         if live is not None:
             _watch(live, federation)
-        records = Records(folder, private=True)  # who took part is nobody else's, as in the log
+        records = Records(folder, private=True)  # who took part is private, as in the log
         farewell = None
 
-        def refused(reason: str) -> None:
+        def note_refusal(reason: str) -> None:
             federation.gateway.admission.note_refusal(
                 reason=f"TLS: {(signer and signer.describe_objection()) or reason}"
             )
 
-        with Handshakes(refused), _stop_on_signal(federation), Operation(federation, observer, options):
+        with Handshakes(note_refusal), _StopOnSignal(federation), Operation(federation, observer, options):
             try:
                 federation.gateway.start(options.listen, credentials)
                 if not resume:
                     records.write("config.toml", catalogue.format_setup_toml(federation.setup))
                 user_files.record(records, user_files.find_own_files(config, federation.fixed["model"], folder))
-                kept = dataclasses.replace(options, readmit="")  # it was for this start
+                kept = dataclasses.replace(options, readmit="")  # it applies to this start only
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(kept)))
                 going.set()
                 with end_told(events):
@@ -164,16 +164,16 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
 
 
 def _watch(live: LiveState, federation: Federation) -> None:
-    """Let the page see who is connected, in numbers, and what is spent."""
+    """Let the dashboard show the number of connected clients, and the spent budget."""
     protection = federation.protection
 
-    def connected() -> dict[str, int]:
+    def count_connections() -> dict[str, int]:
         sessions = federation.gateway.list_sessions()
         here = {"connected": sum(bool(s.connected) for s in sessions)}
         return here if federation.secret_cohort else here | {"at work": sum(bool(s.task) for s in sessions)}
 
     spent = None if protection is None else lambda: protection.epsilons()[0]
-    live.watch(federation.setup.clients, private=protection is not None, epsilon=spent, connected=connected)
+    live.watch(federation.setup.clients, private=protection is not None, epsilon=spent, connected=count_connections)
 
 
 def _run(federation: Federation, records: Records, observer: ServeObserver) -> Summary:
@@ -192,7 +192,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
             f"[bold]privacy[/] {setup.secure_sum.name}: this server learns sums of the clients' updates, and no update"
         )
     observer.say(f"[bold]listen[/]  port {gateway.port}, run {federation.roster.run}")
-    if not federation.announcements.signed:
+    if not federation.announcements.is_signed:
         observer.say(
             "[bold]rounds[/]  are chained by hashes and, without TLS, not signed: nobody can prove who said what"
         )
@@ -240,7 +240,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
 
 
 def _summarize_result(own: OwnRows | None, score: FinalScore | None, personal: bool) -> tuple[float, float, str]:
-    """Accuracy and loss of the result, and whose rows they are of; not a number where nobody has any."""
+    """Return accuracy and loss of the result, and whose examples they are from; NaN if nobody has any."""
     if own is not None and own.clients:
         if personal:
             return own.accuracy, own.loss, OWN_ROWS
@@ -251,7 +251,7 @@ def _summarize_result(own: OwnRows | None, score: FinalScore | None, personal: b
 
 @contextmanager
 def end_told(events: Events) -> Iterator[None]:
-    """Has the log say how a run ends: finished, stopped (by its user), or failed."""
+    """Log how a run ends: finished, stopped (by its user), or failed."""
     try:
         yield
     except (StoppedError, KeyboardInterrupt):
@@ -263,18 +263,21 @@ def end_told(events: Events) -> Iterator[None]:
     events.emit("finished")
 
 
-class _stop_on_signal:
-    """SIGTERM and Ctrl-C end the running round and then the server; a second Ctrl-C ends it at once."""
+class _StopOnSignal:
+    """A context in which SIGTERM and Ctrl-C end the round and then the server; a second Ctrl-C ends it at once."""
 
     def __init__(self, federation: Federation) -> None:
+        """Hold the event that asks the federation to stop."""
         self._stopping = federation.stopping
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
+        """Install the handlers."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._stop)
 
     def __exit__(self, *_: object) -> None:
+        """Restore the earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -1,4 +1,4 @@
-"""What a server of real clients refuses of a run's settings, which a simulation may take."""
+"""Settings of a run that a simulation may take and a server of real clients refuses."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from fedpeft.wiring.setup import Setup
 
 
 def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
-    """Refuse what makes no sense with real clients.
+    """Refuse settings that make no sense with real clients.
 
     Raises:
-        ConfigError, PrivacyError: says what, and what to do.
+        ConfigError, PrivacyError: names the setting, and a remedy.
     """
     config, mechanism, secure = spec.config, spec.mechanism, spec.secure_sum
     if spec.attack is not None:
-        raise ConfigError("FP1128 attack belongs to simulations: real clients keep their rows; leave it out")
+        raise ConfigError("FP1128 attack belongs to simulations: real clients keep their examples; leave it out")
     for name in spec.measured.simulated:
         raise ConfigError(
-            f"FP1129 {name} belongs to simulations: real clients keep their rows; leave it out of --measure"
+            f"FP1129 {name} belongs to simulations: real clients keep their examples; leave it out of --measure"
         )
     if spec.sampler is not None:
         raise ConfigError(
-            f"FP1130 --cohort {config.cohort} goes by batteries and grids that a simulation declares, and real clients "
-            "don't tell; give a number or a fraction"
+            f"FP1130 --cohort {config.cohort} depends on batteries and power grids that a simulation declares and real "
+            "clients don't report; give a number or a fraction"
         )
     if isinstance(spec.strategy, AsksClients):
         raise ConfigError(
-            f"FP1131 {config.strategy} asks clients for sums over the rows that they train on, which real clients "
+            f"FP1131 {config.strategy} asks clients for sums over the examples that they train on, which real clients "
             "don't answer; take fedit or rolora"
         )
     if config.grid != "cohort":
-        raise ConfigError("FP1132 grid says where simulated clients run, and these are real; leave it out")
+        raise ConfigError("FP1132 grid sets where simulated clients run, and these are real; leave it out")
     if spec.method is not None and (needs := spec.method.own_machine):
         raise ConfigError(f"FP1133 --peft {config.peft} {needs}, and real clients are on others; take bottleneck")
     if secure is not None:
         secure.check_lies()
         if options.held_out:
             raise PrivacyError(
-                "FP7021 --held-out has each client report losses on its own rows, one by one, which no sum hides; "
-                "leave it out, or evaluate on rows of the server's, with --eval-data"
+                "FP7021 --held-out has each client report losses on its own examples, one by one, which no sum hides; "
+                "leave it out, or evaluate on the server's examples, with --eval-data"
             )
     if mechanism is None:
         return
@@ -69,12 +69,12 @@ def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
         )
     if mechanism.audit:
         raise ConfigError(
-            "FP1135 audit=True attacks the rows of a simulation, and real clients keep theirs; leave it out"
+            "FP1135 audit=True attacks the examples of a simulation, and real clients keep theirs; leave it out"
         )
     if options.held_out and mechanism.silent:
         raise PrivacyError(
-            "FP7022 --held-out lets clients report losses on their own rows, which epsilon does not cover; leave it "
-            f"out, or allow it with {mechanism.name}(raw_metrics=True, ...)"
+            "FP7022 --held-out lets clients report losses on their own examples, which epsilon does not cover; leave "
+            f"it out, or allow it with {mechanism.name}(raw_metrics=True, ...)"
         )
 
 
@@ -83,21 +83,21 @@ NAMED = ("regression", "multi_label", "seq2seq", TOKEN_LABELS, *LANGUAGE)
 
 
 def check_task(options: ServeOptions) -> str:
-    """The task that the options name, as all clients are told it; empty: none.
+    """Return the task that the options name, as all clients receive it; empty: none.
 
-    Moments that an operator gives are known beforehand: no client's rows have been looked at.
+    Moments that an operator gives are known beforehand: no client's examples have been looked at.
 
     Raises:
-        ConfigError: it is none that is named here, or regression without moments, or class names of numbers.
+        ConfigError: an unknown task, regression without moments, or class names for a task without classes.
     """
     if not options.task:
         return ""
     kind = options.task.partition("(")[0].strip()
     if kind not in NAMED:
         raise ConfigError(
-            f"FP1499 --task {options.task!r} is none that has to be named; legal are 'regression(mean=50, "
-            "deviation=10)', multi_label, token_labels, seq2seq, causal_lm, instruction and dpo; one class a row goes "
-            "by --labels or --dataset"
+            f"FP1499 --task {options.task!r} is not a task that --task names; legal are 'regression(mean=50, "
+            "deviation=10)', multi_label, token_labels, seq2seq, causal_lm, instruction and dpo; for classification "
+            "give --labels or --dataset"
         )
     task = TASKS.build(options.task)
     if not task.targets and options.labels and kind != TOKEN_LABELS:
@@ -107,7 +107,7 @@ def check_task(options: ServeOptions) -> str:
             raise ConfigError("FP1138 --labels names classes, and regression has none; leave it out")
         if not parse_spec(options.task).settings.keys() >= {"mean", "deviation"}:
             raise ConfigError(
-                "FP1139 nobody sees the clients' numbers, so say what is known of them, roughly: --task "
+                "FP1139 the server can't see the clients' numbers, so give their rough mean and deviation: --task "
                 "'regression(mean=50, deviation=10)'; the start of the head corrects the mean"
             )
         task = dataclasses.replace(task, known=True)
@@ -115,21 +115,21 @@ def check_task(options: ServeOptions) -> str:
 
 
 def check_asked(setup: Setup) -> None:
-    """Refuse questions to clients that have no sum.
+    """Refuse questions to clients whose answers can't be summed.
 
     Raises:
-        PrivacyError: says which, and what to do.
+        PrivacyError: names the question, and a remedy.
     """
     if setup.secure_sum is not None and setup.measured.asks_clients(setup):
         raise PrivacyError(
-            "FP7023 calibration of clients' rows takes several sums of one model, and a real client takes part in one "
-            f"a round under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it out "
-            "of --measure"
+            "FP7023 calibration on clients' examples takes several sums of one model, and a real client takes part in "
+            f"one a round under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it "
+            "out of --measure"
         )
 
 
 def create_client_profiles(setup: Setup) -> Profiles:
-    """Return the clients' profiles, with the forms as each client works them out by itself.
+    """Return the clients' profiles, with the adapter shapes that each client itself computes from its settings.
 
     Raises:
         ConfigError: an alpha that a client's own settings do not give for its rank.
@@ -172,10 +172,10 @@ def check_tasks(tasks: TaskSequence | None) -> None:
     """Refuse a sequence of tasks.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: the dataset is one.
     """
     if tasks is not None:
         raise ConfigError(
-            "FP1140 tasks that come one after the other belong to simulations: a real client's rows don't say which "
-            "task they are of; give --dataset one data set"
+            "FP1140 a sequence of tasks belongs to simulations: a real client's examples don't name their task; give "
+            "--dataset one dataset"
         )

@@ -1,1 +1,1 @@
-"""What a server says to all clients alike, chained, signed and compared."""
+"""The server's messages to all clients alike: chained, signed and compared."""

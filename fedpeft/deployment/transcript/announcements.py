@@ -1,4 +1,4 @@
-"""The server's side of the chain of rounds: what it has announced, and the statements that go with tasks."""
+"""The server's side of the chain of rounds: its announcements, and the statements that go with tasks."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from fedpeft.deployment.transcript.signed_log import SignedLog
 from fedpeft.errors import RunError
 
 FILE = "rounds.signed.jsonl"
-"""In the run's folder."""
+"""Name of the file in the run's folder."""
 
 
 class Announcements:
-    """What all clients have been told of the rounds, in a file that a resumed server goes on with.
+    """What the server has told all clients about the rounds, in a file that a resumed server continues.
 
     Args:
         file: where it is kept.
-        run: of the federation.
-        settings: digest of what clients are told of it.
-        cohort: clients that a round asks, by the settings.
-        signer: signs; None: there is no TLS, and records are chained only.
+        run: name of the federation.
+        settings: digest of the federation's description.
+        cohort: number of clients that a round asks, by the settings.
+        signer: signs; None: there is no TLS, and records are only chained.
 
     Raises:
-        RunError: the file can't be read, or is of another run or of other settings.
+        RunError: the file can't be read, or belongs to another run or other settings.
     """
 
     def __init__(self, file: Path, run: str, settings: str, cohort: int, signer: Signer | None) -> None:
+        """Read the announcements so far, and check their chain."""
         self._log = SignedLog(file)
         self._cohort, self._signer = cohort, signer
         self._lock = threading.Lock()
@@ -52,25 +53,26 @@ class Announcements:
             self._statements.append(statement)
 
     @property
-    def signed(self) -> bool:
-        """Whether clients can prove what they have been told."""
+    def is_signed(self) -> bool:
+        """Whether clients can prove what the server has told them."""
         return self._signer is not None
 
     def __len__(self) -> int:
+        """Return the number of records."""
         return len(self._statements)
 
     def get_records_since(self, known: int) -> Sequence[SignedStatement]:
-        """The records after the first `known`."""
+        """Return the records after the first `known`."""
         return self._statements[known:]
 
     def announce(self, release: Release) -> str:
-        """Record what clients are about to be told; it is on the disk before any of them hears of it.
+        """Record what clients are about to be told. The record is on disk before any client receives it.
 
         Returns:
             The digest of the record's content (`RoundRecord.digest`).
 
         Raises:
-            RunError: it contradicts what they have been told, or can't be written.
+            RunError: it contradicts earlier records, or can't be written.
         """
         chain = self._chain
         record = RoundRecord(
@@ -94,8 +96,8 @@ class Announcements:
                 chain.append(content)
             except RunError as error:
                 raise RunError(
-                    f"FP5018 clients have been told otherwise, and would refuse what follows: {error}; go on with the "
-                    "newest checkpoint, on the machine that it was written on, or begin a new run"
+                    f"FP5018 clients have received another history, and would refuse what follows: {error}; continue "
+                    "from the newest checkpoint, on the machine that wrote it, or begin a new run"
                 ) from None
             self._log.append([(RECORD, statement)])
             self._statements.append(statement)

@@ -1,4 +1,4 @@
-"""Whether two clients of a federation were told the same: their transcripts, side by side."""
+"""Comparison of two clients' transcripts, which shows whether the server told both the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedpeft.errors import RunError
 
 @dataclass(frozen=True)
 class TranscriptContent:
-    """What a transcript holds.
+    """The content of a transcript.
 
     Attributes:
         chain: the records of all clients' rounds.
@@ -31,18 +31,18 @@ class TranscriptContent:
 
     @property
     def client(self) -> str:
-        """Its name; empty: it was never asked, or this is the server's own file."""
+        """The client's name; empty: it was never asked, or this is the server's own file."""
         return self.tasks[0][1].client if self.tasks else ""
 
 
 def read_transcript(file: Path, verifier: Verifier | None) -> TranscriptContent:
-    """A transcript, checked by itself: no record is missing or changed, and with a `verifier` all are the server's.
+    """Read and check a transcript: no record is missing or changed, and with a `verifier` all are the server's.
 
     Raises:
-        RunError: it is none, or was changed after it was written.
+        RunError: the file is not a transcript, or was changed after it was written.
     """
     if not file.is_file():
-        raise RunError(f"FP5128 {file} is no file; a client keeps transcript.jsonl in its folder below --state")
+        raise RunError(f"FP5128 {file} is not a file; a client keeps transcript.jsonl in its folder below --state")
     lines = list(SignedLog(file).read())
     try:
         return _check_lines(lines, verifier)
@@ -90,11 +90,11 @@ class Difference:
 
 
 def find_first_difference(one: TranscriptContent, other: TranscriptContent) -> Difference | None:
-    """Where what both were told parts; None: as far as both go, they were told the same."""
+    """Return the first record in which two transcripts differ; None: as far as both go, they agree."""
     for position, (a, b) in enumerate(zip(one.chain.records, other.chain.records, strict=False)):
         if a != b:
             names = [f.name for f in fields(RoundRecord) if getattr(a, f.name) != getattr(b, f.name)]
-            called = a.called if a.called == b.called else f"{a.called} and {b.called}"
+            called = a.label if a.label == b.label else f"{a.label} and {b.label}"
             return Difference(position, called, names)
     return None
 
@@ -105,11 +105,11 @@ def pair_records(one: TranscriptContent, other: TranscriptContent) -> Iterator[t
     longer = max(one.chain.records, other.chain.records, key=len)
     for position in sorted(sent[0].keys() | sent[1].keys()):
         first, second = (describe_task(tasks[position]) if position in tasks else "" for tasks in sent)
-        yield longer[position].called, first, second
+        yield longer[position].label, first, second
 
 
 def describe_task(task: TaskRecord) -> str:
-    """Return form, steps and precisions of a task where the server has chosen them, and the digest of the task."""
+    """Return form, steps and precisions of a task, as far as the server has chosen them, and the digest of the task."""
     own = task.own or {}
     words = [f"rank {own['rank']}, alpha {own['alpha']:g}"] if own.get("rank") else []
     words += [f"{name} {own[name]}" for name in ("steps", "bits", "base_precision") if own.get(name)]
@@ -137,11 +137,11 @@ def count_uncompared_states(told: TranscriptContent) -> Mapping[str, int]:
 
 
 _PLACE: Final = {"client", "acknowledged", "attempt"}
-"""Own fields that say who is asked, and when, and not for what."""
+"""Own fields that name who is asked, and when, and not for what."""
 
 
 def _select_work(told: TranscriptContent) -> dict[int, TaskRecord]:
-    """Return by position the last task of each record; of a secure sum the step in which rows are read."""
+    """Return by position the last task of each record; in a secure sum, the step in which examples are read."""
     tasks: dict[int, TaskRecord] = {}
     for position, task in told.tasks:
         before = tasks.get(position)

@@ -1,9 +1,9 @@
-"""Records of rounds: what a server tells all clients alike, each with the hash of the one before it.
+"""Records of rounds: what a server tells all clients alike, each with the hash of the previous one.
 
     prepare  evaluate*  train 1  evaluate*  train 2  ...
 
-One chain is all that a federation has. A server that repeats a round after a crash records it again, with the same
-content; it can't tell one client another history than the others without a fork, which their transcripts show.
+A federation has exactly one chain. A server that repeats a round after a crash records it again, with the same content.
+It can't tell one client another history than the others without a fork, which their transcripts show.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ RECORD_LIMIT: Final = 1 << 16
 """Bytes of a record, or of a statement about a task, at most."""
 
 LONGEST_WORD: Final = 63
-"""Characters of a name, and of a word in a statement; it is shown to people, so all of them can be printed."""
+"""Most characters of a name or word in a statement. People read them, so all must be printable."""
 
 GENESIS: Final = ""
-"""What the first record says that it follows."""
+"""Hash that the first record names as its predecessor."""
 
 DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -41,14 +41,14 @@ class RoundRecord:
     """What all clients are told alike in one phase of a round.
 
     Attributes:
-        run: of the federation.
-        sequence: from 0, the records of a run.
-        previous: SHA-256 of the record before; empty for the first.
+        run: name of the federation.
+        sequence: number of the record in the run, from 0.
+        previous: SHA-256 of the previous record; empty for the first.
         kind, round: as in the instructions.
-        cohort: clients that a round asks, by the settings: who is asked, and how many are, may be a secret.
-        settings: digest of what clients are told of the federation.
-        states, common, base, asks: see `fedpeft.communication.release.Release`; `asks` is None in older
-            records, which have no such field.
+        cohort: number of clients that a round asks, by the settings; the actual members and their number may be secret.
+        settings: digest of the federation's description.
+        states, common, base, asks: see `fedpeft.communication.release.Release`; `asks` is None in older records, which
+            have no such field.
         time: seconds of Unix time, by the server's clock.
     """
 
@@ -66,17 +66,17 @@ class RoundRecord:
     asks: str | None = ""
 
     def to_bytes(self) -> bytes:
-        """As it is hashed, signed and sent."""
+        """Return the bytes that are hashed, signed and sent."""
         return _encode_record(self)
 
     @property
-    def called(self) -> str:
-        """For sentences."""
+    def label(self) -> str:
+        """Name of the round in messages."""
         return "the preparation" if self.kind == "prepare" else f"the {_WORDS[self.kind]} of round {self.round}"
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """All that two records of one phase must have alike, but for the digests by form."""
+        """All that two records of one phase must have alike, without the digests by form."""
         return self.kind, self.round, self.cohort, self.settings, self.common, self.base, self.asks
 
     @property
@@ -89,11 +89,11 @@ class RoundRecord:
 
     @property
     def phase(self) -> tuple[str, str]:
-        """What a round has once: a kind of work, and for each question an evaluation."""
+        """The part of a round that this is: a kind of work, and for each question an evaluation."""
         return self.kind, self.asks or ""
 
     def is_consistent(self, other: RoundRecord) -> bool:
-        """Whether both hand out the same; a record may have forms that the other lacks."""
+        """Return whether both records hand out the same; one may have forms that the other lacks."""
         both = self.states.keys() & other.states.keys()
         return self.content == other.content and all(self.states[name] == other.states[name] for name in both)
 
@@ -103,15 +103,15 @@ _WORDS = {"train": "training", "evaluate": "evaluation"}
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What one client is sent.
+    """What one client receives.
 
     Attributes:
-        run: of the federation.
+        run: name of the federation.
         client: its name.
         record: SHA-256 of the round's record.
         digest: of the instruction (`fedpeft.communication.release.compute_instruction_digest`).
         time: seconds of Unix time, by the server's clock.
-        own: the fields in which clients' instructions may differ, in the clear; None in older statements.
+        own: the fields in which clients' instructions may differ, in plain text; None in older statements.
     """
 
     run: str
@@ -122,12 +122,12 @@ class TaskRecord:
     own: dict[str, int | float | str] | None
 
     def to_bytes(self) -> bytes:
-        """As it is signed and sent."""
+        """Return the bytes that are signed and sent."""
         return _encode_record(self)
 
 
 LATER: Final = {"asks", "own"}
-"""Fields that older records lack: a run that has such records goes on, and its transcripts are read."""
+"""Fields that older records lack: a run that has such records continues, and its transcripts are read."""
 
 
 def _encode_record(record: RoundRecord | TaskRecord) -> bytes:
@@ -139,10 +139,10 @@ T = typing.TypeVar("T", RoundRecord, TaskRecord)
 
 
 def parse_record(cls: type[T], content: bytes) -> T:
-    """A record from a peer, or from a file.
+    """Parse a record from a peer, or from a file.
 
     Raises:
-        RunError: it is none.
+        RunError: the content is not a legal record.
     """
     if len(content) > RECORD_LIMIT:
         raise RunError(f"FP5082 a record of the server has {len(content)} bytes; legal are {RECORD_LIMIT}")
@@ -215,7 +215,7 @@ _LEGAL: Final[dict[str, Callable[[object], bool]]] = {
 
 
 def hash_of(content: bytes) -> str:
-    """By which the next record, and a task, name a record."""
+    """Return the hash by which the next record, and a task, name a record."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -224,7 +224,7 @@ class Chain:
     """Records, one after another.
 
     Attributes:
-        run, settings: what every record must say.
+        run, settings: what every record must contain.
         records: all so far.
         by_hash: their positions.
     """
@@ -237,10 +237,10 @@ class Chain:
     _phases: dict[tuple[str, str], RoundRecord] = field(default_factory=dict)
 
     def append(self, content: bytes) -> RoundRecord:
-        """The next record.
+        """Check the next record, add it, and return it.
 
         Raises:
-            RunError: it is not one that can follow those before it.
+            RunError: it can't follow the previous records.
         """
         record = parse_record(RoundRecord, content)
         self._check_link(record)
@@ -256,7 +256,7 @@ class Chain:
 
     @property
     def round(self) -> int:
-        """The last one that clients were asked to train in; 0: none yet."""
+        """The last round that clients were asked to train in; 0: none yet."""
         trained = self._phases.get(("train", ""))
         return trained.round if trained else 0
 
@@ -267,7 +267,7 @@ class Chain:
         return next((h for h, at in newest if (self.records[at].kind, self.records[at].round) == wanted), self.head)
 
     def _check_link(self, record: RoundRecord) -> None:
-        said = f"the server's record {record.sequence} ({record.called})"
+        said = f"the server's record {record.sequence} ({record.label})"
         if record.run != self.run:
             raise RunError(f"FP5085 {said} is of another federation, {record.run}")
         if record.sequence > len(self.records):
@@ -276,14 +276,14 @@ class Chain:
             raise RunError(f"FP5087 {said} is a rollback: {len(self.records)} are known here already")
         if record.previous != self.head:
             raise RunError(
-                f"FP5088 {said} is a fork: it does not follow the one that was sent here before it, so others have "
-                "been told another history, or the server was set back to an older copy of its folder"
+                f"FP5088 {said} is a fork: it does not follow the record before it. The server has told others another "
+                "history, or was set back to an older copy of its folder"
             )
         if record.settings != self.settings:
             raise RunError(f"FP5089 {said} is about other settings than those that the server has told")
 
     def _check_order(self, record: RoundRecord) -> None:
-        said = f"the server's record {record.sequence} ({record.called})"
+        said = f"the server's record {record.sequence} ({record.label})"
         wanted = {"train": (self.round, self.round + 1), "evaluate": (self.round,), "prepare": (0,)}[record.kind]
         if record.round > max(wanted):
             raise RunError(f"FP5090 {said} leaves a gap: the last round that was trained is {self.round}")

@@ -1,7 +1,7 @@
-"""A file of signed statements, one JSON object a line: only ever appended to, and read by nobody else.
+"""A file of signed statements, one JSON object a line: only ever appended to, and private.
 
-A line counts once it is whole. What a power cut has left of the last one is cut off; anything else that is not a
-statement has been done by somebody.
+A line counts once it is complete. An incomplete last line, left by a power cut, is cut off. Anything else that is not a
+statement was changed by somebody.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Line = tuple[str, SignedStatement]
 
 
 class UnwrittenError(RunError):
-    """The disk is full, say; there may be room later."""
+    """The file can't be written now, for example because the disk is full; it may work later."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class SignedLog:
     path: Path
 
     def read(self) -> Iterator[Line]:
-        """All lines that are whole; a file that is not there has none.
+        """Yield all complete lines; none if the file does not exist.
 
         Raises:
-            RunError: the file can't be read, or holds something else.
+            RunError: the file can't be read, or contains something else.
         """
         number = 1
         try:
@@ -51,10 +51,10 @@ class SignedLog:
         except OSError as error:
             raise RunError(f"FP5100 {self.path} can't be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise RunError(f"FP5101 {self.path} holds no statement of a server in line {number}") from None
+            raise RunError(f"FP5101 line {number} of {self.path} is not a server's statement") from None
 
     def mend(self) -> None:
-        """Cut off a last line that is not whole: it was being written, and nobody has acted on it.
+        """Cut off an incomplete last line: it was being written, and nobody has acted on it.
 
         Raises:
             RunError: the file can't be written.
@@ -73,11 +73,11 @@ class SignedLog:
 
     @property
     def size(self) -> int:
-        """Bytes on the disk; 0: there is no file."""
+        """Size of the file in bytes; 0: there is no file."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(self, lines: Sequence[Line]) -> None:
-        """Bring lines to the disk, all or none.
+        """Append lines to the file and flush them to disk, all or none.
 
         Raises:
             UnwrittenError: the file can't be written.
@@ -92,7 +92,7 @@ class SignedLog:
 
 
 def encode_line(kind: str, statement: SignedStatement) -> bytes:
-    """A line, as it is on the disk."""
+    """Return a line as it is on disk."""
     line = {
         _LABELS[kind]: statement.content.decode(),
         "signature": base64.b64encode(statement.signature).decode(),

@@ -1,4 +1,4 @@
-"""A client's transcript: all that the server has told it of the rounds, checked before anything is done for it."""
+"""A client's transcript: all that the server has told it about the rounds, checked before the client acts on it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from fedpeft.deployment.transcript.signed_log import Line, SignedLog, encode_lin
 from fedpeft.errors import RunError
 
 FILE = "transcript.jsonl"
-"""In a client's folder."""
+"""Name of the file in a client's folder."""
 
 WRITTEN_TOGETHER = 256
-"""Records that a client who was away has not written yet, at most; all are, before a task is done."""
+"""Most records that a client who was away holds in memory; all are written before it carries out a task."""
 
 
 MOST_BYTES = 256 << 20
-"""On a client's disk, of records and statements about tasks; tens of thousands of honest rounds have room in it."""
+"""Most bytes of records and statements about tasks on a client's disk; tens of thousands of honest rounds fit."""
 
 
 def compute_record_limit(rounds: int) -> int:
-    """Records of a run, at most: some for each round, and again for each time that it is repeated."""
+    """Return the most records of a run: some for each round, and again for each time that it is repeated."""
     return 16 * (rounds + 16)
 
 
@@ -40,15 +40,15 @@ class Transcript:
 
     Args:
         file: where it is kept.
-        run: of the federation.
-        settings: digest of what the client was told of it.
+        run: name of the federation.
+        settings: digest of the description that the client received.
         client: its name.
         verifier: checks signatures; None: there is no TLS, and there are none.
-        most: records that are taken; more fill a disk.
+        most: number of records that are accepted; more would fill the disk.
         policy: which records and instructions the client takes.
 
     Raises:
-        RunError: the file can't be read, or says otherwise than the server does now.
+        RunError: the file can't be read, or contradicts the server's present settings.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Transcript:
         most: int,
         policy: InstructionPolicy,
     ) -> None:
+        """Read the file, and check its chain."""
         self._log, self._policy = SignedLog(file), policy
         self._client, self._verifier, self._most = client, verifier, most
         self._chain = Chain(run, settings)
@@ -81,14 +82,14 @@ class Transcript:
                 ) from None
 
     def __len__(self) -> int:
-        """How many records are known."""
+        """Return the number of known records."""
         return len(self._chain.records)
 
     def receive(self, statement: SignedStatement) -> None:
-        """The next record.
+        """Check and keep the next record.
 
         Raises:
-            RunError: it is not signed by the server, or can't follow those before it.
+            RunError: it is not signed by the server, or can't follow the previous records.
         """
         record = parse_record(RoundRecord, statement.content)
         self._check_signature(RECORD, statement, record.time)
@@ -104,10 +105,10 @@ class Transcript:
             self._write()
 
     def accept(self, instruction: Instruction, statement: SignedStatement) -> Instruction:
-        """A task that fits what was recorded for all clients; returns it with the digests of its state and its record.
+        """Check a task against the record for all clients, and return it with the digests of its state and its record.
 
         Raises:
-            RunError: it does not fit.
+            RunError: the task does not fit the record.
         """
         if not statement.content:
             raise RunError(
@@ -128,11 +129,11 @@ class Transcript:
         if (record.kind, record.round) != (record.kind if summed else instruction.kind, instruction.round):
             raise RunError(
                 f"FP5121 the server sent a task to {instruction.kind} in round {instruction.round}, and has recorded "
-                f"{record.called}"
+                f"{record.label}"
             )
         if not summed and (record.common, record.asks) != (compute_common_digest(instruction), instruction.asks):
             raise RunError(
-                f"FP5122 the server sent other settings in {record.called} than it has recorded for all clients"
+                f"FP5122 the server sent other settings in {record.label} than it has recorded for all clients"
             )
         if not repeated and (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
             self._check_room(TASK, statement)
@@ -145,7 +146,7 @@ class Transcript:
         name = self._policy.format_state_name(instruction)
         if name not in record.states:
             raise RunError(
-                f"FP5123 the server sent a model of {name} in {record.called}, and has recorded none of that form"
+                f"FP5123 the server sent a model of {name} in {record.label}, and has recorded none of that form"
             )
         digest = record.states[name]
         if digest in UNCOMPARED:
@@ -188,8 +189,14 @@ class Transcript:
         return last is not None and (last.record, last.digest) == (told.record, told.digest)
 
     def _record_of(self, told: TaskRecord, most: int, repeated: bool) -> RoundRecord:
-        """The round of a task; a client's tasks never go back but for the last training, which may be `repeated` after
-        an evaluation, and it has one in each, or `most`."""
+        """Return the record of a task's round.
+
+        A client's tasks never go back, except that the last training may be `repeated` after an evaluation. There is
+        one task for each record, or `most` in a secure sum.
+
+        Raises:
+            RunError: the record is unknown, the task goes back, or there are too many tasks.
+        """
         position = self._chain.by_hash.get(told.record)
         if position is None:
             raise RunError("FP5125 the server sent a task of a round that it has not recorded")
@@ -198,13 +205,11 @@ class Transcript:
             return record
         before = self._chain.by_hash.get(self._tasks[-1].record, -1)
         if position < before:
-            raise RunError(
-                f"FP5126 the server went back to {record.called}, after {self._chain.records[before].called}"
-            )
+            raise RunError(f"FP5126 the server went back to {record.label}, after {self._chain.records[before].label}")
         digests = {told.digest} | {task.digest for task in self._tasks}
         if position == before and len(digests) > most:
             how_many = "two" if most == 1 else f"more than {most}"
-            raise RunError(f"FP5127 the server sent {how_many} different tasks in {record.called}")
+            raise RunError(f"FP5127 the server sent {how_many} different tasks in {record.label}")
         return record
 
     def _check_signature(self, kind: str, statement: SignedStatement, time: int) -> None:

@@ -1,7 +1,8 @@
-"""Who is served: by name, not too often, and not for long before it has said what it wants.
+"""Admission of calls: a client is served by name, not too often, and must send its message soon.
 
-A call is accepted before its message is there. Whoever holds a certificate (or where there is no TLS, anybody) could
-open calls, send nothing and never register: these wait in few places, for a short time, and their messages are short.
+A call is accepted before its message has arrived. Anyone who holds a certificate (without TLS, anyone at all) could
+open calls, send nothing and never register. So few such calls may wait, for a short time, and their messages must be
+short.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.session import Caller
 
 CALLS_PER_SECOND, CALLS_AT_ONCE = 5.0, 40.0
-"""What a client needs, beside a report for each task: a task stream. More is a flood."""
+"""Rate limit of a client. It needs a task stream and a report for each task; more is a flood."""
 
 LINES_PER_SECOND, LINES_AT_ONCE = 1.0, 100.0
-"""Refusals that are logged; all are counted. Connections come too often now and then, and a disk must not be filled."""
+"""Rate limit of logged refusals; all are counted. Some refusals are normal, and a flood must not fill the disk."""
 
 MESSAGE_SECONDS = 10.0
-"""How long a call may take to say what it wants."""
+"""Seconds within which a call must send its message."""
 
 MESSAGE_LIMIT: Final = 1 << 16
-"""Bytes of an introduction or a registration; a client's has some hundred."""
+"""Most bytes of an introduction or a registration; a client's has a few hundred."""
 
 WAITING, WAITING_OF_ONE = 256, 4
-"""Calls that have not said what they want: of all callers, and of one. Others come back a moment later."""
+"""Most calls that have not sent their message: of all callers, and of one. Others retry a moment later."""
 
 M = TypeVar("M", v2.Introduction, v2.Registration)
 
@@ -47,15 +48,16 @@ class Admission:
         doorkeeper: reads names.
         roster: the members.
         events: the log.
-        flooded: is told the name of a caller that calls too often; returns what it is refused with.
+        flooded: receives the name of a caller that calls too often, and returns its refusal.
 
     Attributes:
-        refused: calls and connections that were refused.
+        refused: number of refused calls and connections.
     """
 
     def __init__(
         self, doorkeeper: Doorkeeper, roster: Roster, events: Events, flooded: Callable[[str], RefusedError]
     ) -> None:
+        """Hold the parts, and begin to count."""
         self._doorkeeper, self._roster, self._events, self._flooded = doorkeeper, roster, events, flooded
         self.refused = 0
         self._lines = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE)
@@ -63,7 +65,11 @@ class Admission:
         self._waiting: Counter[str] = Counter()
 
     def name(self, caller: Caller) -> str:
-        """A caller's name, or RefusedError."""
+        """Return a caller's name.
+
+        Raises:
+            RefusedError: the caller has no valid name.
+        """
         return self._doorkeeper.name(caller.identity, caller.metadata)
 
     def note_refusal(self, **fields: str) -> None:
@@ -73,16 +79,16 @@ class Admission:
             self._events.emit("refused", **fields)
 
     def note_answer(self, name: str) -> None:
-        """A call has answered what the client was asked: however fast the server asks, that is no flood."""
+        """Note that a call has answered a task: its rate is then the server's own, and not a flood."""
         self._buckets[self._get_counting_name(name)].give_back()
 
     def _get_counting_name(self, name: str) -> str:
-        """Without TLS names cost nothing, so that strangers count as one; its name is empty."""
+        """Return the name that calls count under; strangers without TLS, whose names are free, share the empty one."""
         return "" if self._doorkeeper.revoked is None and self._roster.find(name) is None else name
 
     @asynccontextmanager
     async def serve_call(self, context: ServicerContext) -> AsyncIterator[str]:
-        """A call of whoever it yields the name of; a RefusedError in it is told to both sides."""
+        """Serve a call, and yield the caller's name; a RefusedError inside is logged and sent to the caller."""
         name = ""
         try:
             name = self.name(Caller.from_context(context))
@@ -100,14 +106,14 @@ class Admission:
             await context.abort(refusal.code, str(refusal))
 
     async def read_message(self, name: str, messages: AsyncIterator[bytes], cls: type[M]) -> M:
-        """What a call that has one message wants.
+        """Return the one message of a call.
 
         Raises:
-            RefusedError: it does not come, is too long, or is none.
+            RefusedError: it does not arrive, is too long, or can't be read.
         """
         counted = self._get_counting_name(name)
         if self._waiting.total() >= WAITING or (counted and self._waiting[counted] >= WAITING_OF_ONE):
-            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "too many calls have not said what they want; come back")
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "too many calls are waiting to send a message; retry later")
         self._waiting[counted] += 1
         try:
             content = await asyncio.wait_for(anext(aiter(messages), None), MESSAGE_SECONDS)

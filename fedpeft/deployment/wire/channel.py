@@ -1,4 +1,4 @@
-"""What both ends of a connection hold to."""
+"""Constants that both ends of a connection share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NAME_KEY: Final = "fedpeft-name"
 """The metadata key of a client's name."""
 
 SERVICE: Final = "fedpeft.v2.Federation"
-"""The service of a server, by which gRPC and health checks call it."""
+"""The name of a server's gRPC service, also in health checks."""
 
 CHUNK: Final = 512 * 1024
 """Bytes of payload in one message."""
@@ -22,15 +22,15 @@ KEEPALIVE: Final = (
 )
 """A connection that falls silent is noticed within about 40 seconds, on either side.
 
-Two clocks are needed: while a ping of gRPC's flow control is under way there is no keepalive ping, and such a ping may
+Two clocks are needed. While a ping of gRPC's flow control is under way there is no keepalive ping, and such a ping may
 take a minute by default.
 """
 
 HANDSHAKE_SECONDS: Final = 10.0
-"""How long a connection may take to show its certificate. Whoever says nothing takes a place no longer."""
+"""Seconds within which a connection must show its certificate. A silent one frees its place after that."""
 
 IDLE_SECONDS: Final = 60.0
-"""How long a connection may be open without a call; a client's has its stream of tasks."""
+"""Seconds for which a connection may be open without a call; a client's has its stream of tasks."""
 
 SERVER_OPTIONS: Final = (
     *KEEPALIVE,

@@ -27,20 +27,22 @@ from fedpeft.deployment.wire.v2_pb2_grpc import FederationStub
 from fedpeft.errors import PayloadError, RunError
 
 ANSWER_SECONDS = 30.0
-"""How long an unary call may take."""
+"""Seconds within which a unary call must be answered."""
 
 UPLOAD_SECONDS, SLOWEST = 600.0, 10_000.0
-"""How long a report may take: so many seconds, and more for what is slowly sent, in bytes a second."""
+"""Seconds that a report's upload may take, and the slowest accepted rate in bytes per second, which adds to them."""
 
 OUTSIDE_ITS_TIME = (9, 10)
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 INSTRUCTION_LIMIT = 1 << 26
-"""Bytes of a task's payloads that are taken where nothing is known of the model."""
+"""Most bytes of a task's payloads if the model is unknown."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0
-"""Seconds between attempts to connect: doubled each time, and drawn at random below that, so that a thousand clients do
-not come back in the same moment."""
+"""Seconds between attempts to connect.
+
+They double each time. Each wait is drawn at random below that, so that a thousand clients do not return at once.
+"""
 
 FATAL = {
     grpc.StatusCode.UNAUTHENTICATED,
@@ -49,7 +51,7 @@ FATAL = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-"""What trying again does not mend."""
+"""gRPC codes of failures that another attempt would not fix."""
 
 
 class LostError(Exception):
@@ -57,7 +59,7 @@ class LostError(Exception):
 
 
 class UnkeptError(LostError):
-    """The server is there, and what it says can't be kept on this machine for now: its disk is full, say."""
+    """The server is there, but this machine can't store its messages now, for example because its disk is full."""
 
 
 def _explain_error(error: grpc.RpcError) -> Exception:
@@ -70,7 +72,7 @@ def _explain_error(error: grpc.RpcError) -> Exception:
 
 
 def yield_waits() -> Iterator[float]:
-    """Seconds to wait before each new attempt."""
+    """Yield the seconds to wait before each new attempt."""
     longest = FIRST_WAIT
     while True:
         yield longest * (0.5 + random.random() / 2)
@@ -92,7 +94,7 @@ class Link:
     credentials: Credentials | None
 
     def open(self) -> Connection:
-        """A new connection; nothing is sent yet."""
+        """Return a new connection; nothing is sent yet."""
         options = [*KEEPALIVE, ("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         if self.credentials is None:
             return Connection(grpc.insecure_channel(self.address, options), self.name)
@@ -101,14 +103,13 @@ class Link:
         return Connection(grpc.secure_channel(self.address, secret, options), self.name)
 
     def diagnose(self) -> bool:
-        """Say why no connection comes about, as far as trying again would not mend it; returns whether that is known:
-        it is not while nobody answers.
+        """Explain a failed connection if another attempt would not help; return whether the server answered.
 
-        gRPC reports a refused certificate as a closed socket; a TLS handshake of one's own tells more.
+        gRPC reports a refused certificate as a closed socket; a separate TLS handshake reveals more.
 
         Raises:
-            RunError: one side speaks TLS and the other does not, the server's certificate is wrong, or it refuses the
-                client's, or that has expired meanwhile.
+            RunError: only one side uses TLS, the server's certificate is wrong, or the server refuses the client's,
+                perhaps because it has expired.
         """
         if self.credentials is None:
             return self._diagnose_without_tls()
@@ -128,7 +129,7 @@ class Link:
                 "authority in ca.pem, for the name that --server gives"
             ) from None
         except ssl.SSLError as error:
-            if error.reason == "WRONG_VERSION_NUMBER":  # what was read is no greeting of TLS
+            if error.reason == "WRONG_VERSION_NUMBER":  # the answer is not TLS
                 raise RunError(
                     f"FP5048 {self.address} does not speak TLS: the server runs with --insecure, or another program "
                     "listens there; check --server, and have the server run with --certs"
@@ -148,7 +149,7 @@ class Link:
         try:
             with self._open_tls_connection(_create_probe_context()):
                 pass
-        except ssl.SSLError:  # who answers speaks something else, as a server without TLS does
+        except ssl.SSLError:  # the other side answers without TLS
             return True
         except (OSError, ValueError):
             return False
@@ -158,7 +159,7 @@ class Link:
         )
 
     def _open_tls_connection(self, context: ssl.SSLContext) -> ssl.SSLSocket:
-        """A TLS connection of one's own to the server, after the handshake."""
+        """Return a separate TLS connection to the server, after the handshake."""
         host, _, port = self.address.rpartition(":")
         plain = socket.create_connection((host.strip("[]"), int(port)), timeout=5)
         try:
@@ -169,7 +170,7 @@ class Link:
 
 
 def _create_probe_context() -> ssl.SSLContext:
-    """For a TLS handshake that shall only show whether somebody answers it; nothing is sent thereafter."""
+    """Return a context for a TLS handshake that only tests whether the other side answers; nothing is sent then."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -177,7 +178,7 @@ def _create_probe_context() -> ssl.SSLContext:
 
 
 def _create_client_context(own: Credentials) -> ssl.SSLContext:
-    """For a TLS handshake as the client; OSError: there is no room for a file, and ssl reads nothing else."""
+    """Return a context for a TLS handshake as the client; raise an OSError if there is no room for a temporary file."""
     context = ssl.create_default_context(cadata=own.authority.decode())
     context.set_alpn_protocols(["h2"])
     with tempfile.NamedTemporaryFile() as pair:  # mode 0600
@@ -188,21 +189,24 @@ def _create_client_context(own: Credentials) -> ssl.SSLContext:
 
 
 class Connection:
-    """A channel to the server; to be closed, as a context manager."""
+    """A channel to the server, to be closed as a context manager."""
 
     def __init__(self, channel: grpc.Channel, name: str) -> None:
+        """Hold the channel, and the client's name as metadata."""
         self._channel = channel
         self._stub: Any = FederationStub(channel)  # type: ignore[no-untyped-call]
         self._metadata = ((NAME_KEY, name),)
 
     def __enter__(self) -> Connection:
+        """Return the connection."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close the channel."""
         self._channel.close()
 
     def describe(self) -> v2.Description:
-        """What the federation is about.
+        """Return the server's description of the federation.
 
         Raises:
             LostError: the server is out of reach.
@@ -222,17 +226,17 @@ class Connection:
         transcript: Transcript | None = None,
         reached: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[str, Instruction]]:
-        """Tasks by name, until the server needs this client no more.
+        """Yield tasks with their names, until the server needs this client no more.
 
         Args:
-            registration: what the client says of itself.
+            registration: the client's description of itself.
             limit: the most bytes that the payloads of a task may have together.
-            transcript: checks and keeps what the server says of the rounds; None: nobody does (tests of the wire).
-            reached: is called once the server has taken this client in, which may be long before there is a task.
+            transcript: checks and keeps the server's records of the rounds; None: nothing does (tests of the wire).
+            reached: is called once the server has accepted this client, which may be long before there is a task.
 
         Raises:
-            LostError: the connection has gone.
-            UnkeptError: what the server says can't be kept for now.
+            LostError: the connection was lost.
+            UnkeptError: the server's records can't be stored now.
             RunError: the server refuses this client, contradicts itself, or sends what this version can't read.
         """
         if transcript is not None:
@@ -266,10 +270,10 @@ class Connection:
         raise LostError("the server closed the connection")
 
     def submit(self, task: str, report: Report) -> str:
-        """Send a report; returns what became of it: taken, known or late.
+        """Send a report, and return the server's verdict: taken, known or late.
 
         Raises:
-            LostError: the connection has gone; the report can be sent again.
+            LostError: the connection was lost; the report can be sent again.
             RunError: the server refuses this client.
         """
         try:

@@ -1,8 +1,8 @@
-"""File descriptors of a server: a connection costs one before its certificate is seen, and files of the run need some.
+"""File descriptors of a server: connections need one each before they show a certificate, and files need some.
 
-A process that has none left can't write its records. So connections are counted, and what files need is kept from them:
-whoever opens a thousand connections and says nothing fills up the places of connections for as long as a handshake may
-take, and nothing else.
+A process without free descriptors can't write its records. So connections are counted, and the files' share is kept
+from them. A stranger who opens a thousand silent connections fills the places of connections for the length of a
+handshake, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ SPARE = 256
 """Descriptors that connections never get: files of the run, libraries, workers, metrics and health checks."""
 
 OF_A_CLIENT = 2
-"""Connections of a client: its own, and for a moment a new one, when it comes back before the older one is missed."""
+"""Connections of a client: its own, and briefly a second one if it returns before the first one is found lost."""
 
 STRANGERS = 4096
-"""Connections beside the clients' that have not shown a certificate yet; each takes 20 kB."""
+"""Connections that have not shown a certificate yet, beside the clients'; each takes 20 kB."""
 
 
 def reserve_connections(places: int) -> int:
-    """How many connections a server with `places` clients may accept; raises the process's soft limit as it needs.
+    """Return the most connections of a server with `places` clients; raise the process's soft limit as needed.
 
     Raises:
         RunError: the machine allows too few open files for so many clients.

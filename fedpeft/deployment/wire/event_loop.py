@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, which other threads hand work to."""
+"""An event loop in its own thread, which other threads hand work to."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ T = TypeVar("T")
 
 
 class EventLoop:
-    """Runs from `start` to `stop`; a daemon: a process that ends does not wait for it."""
+    """An event loop that runs from `start` to `stop`, in a daemon thread: a process that ends does not wait for it."""
 
     def __init__(self, name: str) -> None:
+        """Create the loop and its thread; it does not run yet."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin to work; once only."""
+        """Start the thread; allowed once."""
         self._thread.start()
 
     @property
-    def running(self) -> bool:
-        """Between `start` and `stop`."""
+    def is_running(self) -> bool:
+        """Whether the loop is between `start` and `stop`."""
         return self._thread.is_alive()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -35,6 +36,6 @@ class EventLoop:
         self._loop.call_soon_threadsafe(call, *arguments)
 
     def stop(self) -> None:
-        """Leave the work that is not done, and wait for the thread's end."""
+        """Abandon unfinished work, and wait for the thread to end."""
         self.call_soon(self._loop.stop)
         self._thread.join()

@@ -1,8 +1,8 @@
 """The server's side of the wire: connections of real clients, their tasks and reports.
 
-It runs in a thread with an event loop of its own; the round loop hands tasks in and takes answers out. A client has at
-most one task at a time, sees it again when it reconnects, and can answer nothing else: whoever sends garbage, speaks
-for another client, answers what it was not asked, or floods is dropped, and the round goes on without it.
+It runs in a thread with its own event loop; the round loop hands tasks in and takes answers out. A client has at most
+one task at a time, receives it again when it reconnects, and can answer nothing else. A client is dropped if it sends
+garbage, speaks for another client, answers what it was not asked, or floods. The round goes on without it.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from fedpeft.errors import PayloadError, RunError
 from fedpeft.privacy.declared_terms import DeclaredTerms
 
 TEXT_LOGGED = 200
-"""Characters of what a client says of itself."""
+"""Most characters that are logged of a client's description of itself."""
 
 CHECK_SECONDS = 5.0
-"""How often an open stream is checked against the list of revoked certificates."""
+"""Seconds between two checks of an open stream against the list of revoked certificates."""
 
 REPEATS = 8
-"""How often a client may report, between two tasks, on what nobody waits for: it does after a lost receipt, or late."""
+"""Most unexpected reports of a client between two tasks, after a lost receipt or because it is late."""
 
 
 class Gateway:
-    """Clients by name.
+    """The clients by name.
 
     Args:
-        description: what a client is told; set by the owner before `start`.
+        description: the federation's description for clients; set by the owner before `start`.
         roster: the members.
         doorkeeper: reads names.
-        limit: the most bytes of a report's payloads, of its round and the rows that its client has joined with.
+        limit: returns the most bytes of a report's payloads, given its round and the client's number of examples.
         accept: refuses a registration that the federation can't use, with a RunError; returns its privacy terms.
         events: the log.
-        announcements: what clients are told of the rounds; None: there is no chain of rounds (tests of the wire).
+        announcements: records of the rounds for all clients; None: there is no chain of rounds (tests of the wire).
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Gateway:
         events: Events,
         announcements: Announcements | None = None,
     ) -> None:
+        """Hold the parts; nothing listens yet."""
         self.description = description
         self.roster = roster
         self.admission = Admission(doorkeeper, roster, events, self._create_flood_error)
@@ -96,8 +97,8 @@ class Gateway:
         self._loop.run(self._start(address, credentials))
 
     def close(self, farewell: str | None) -> None:
-        """End all connections; with a `farewell`, clients are told that they are needed no more."""
-        if self._loop.running:
+        """End all connections; a `farewell` tells clients that they are needed no more."""
+        if self._loop.is_running:
             self._loop.run(self._close(farewell))
             self._loop.stop()
 
@@ -109,15 +110,15 @@ class Gateway:
         return task
 
     def withdraw(self, name: str, task: str) -> None:
-        """The round goes on without the client's report."""
+        """Take a task back: the round goes on without the client's report."""
         self._loop.call_soon(self._withdraw, name, task)
 
     def list_sessions(self) -> list[Session]:
-        """All clients that have registered since the start; to be read only."""
+        """Return all clients that have registered since the start; callers must not change them."""
         return list(self._sessions.values())
 
     def count_wire_bytes(self) -> tuple[int, int]:
-        """Received and sent since the run began, by servers that were stopped or killed included."""
+        """Return the bytes received and sent since the run began, including those of earlier servers of the run."""
         received, sent = self._earlier_bytes
         sessions = self.list_sessions()
         return received + sum(s.received_bytes for s in sessions), sent + sum(s.sent_bytes for s in sessions)
@@ -142,7 +143,7 @@ class Gateway:
         self._watching = asyncio.create_task(self._watch())
 
     def _create_handlers(self) -> grpc.GenericRpcHandler:
-        """The service; what has one message is read by hand, so that who sends none is noticed (`Admission`)."""
+        """Return the service; calls with one message are read by hand, to notice silent callers (`Admission`)."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -180,7 +181,7 @@ class Gateway:
         session.changed.set()
 
     async def _watch(self) -> None:
-        """Nobody waits for clients whose certificates have been revoked meanwhile, connected or not."""
+        """Answer tasks of clients whose certificates have been revoked meanwhile, connected or not."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             for session in self._sessions.values():
@@ -196,7 +197,7 @@ class Gateway:
                 self._answer(session, str(refusal))
 
     def _answer(self, session: Session, reason: str) -> None:
-        """The task is over without the client."""
+        """End a client's task without a report, for this `reason`."""
         assert session.instruction is not None
         report = Report(session.instruction.client, session.instruction.round, b"", error=reason)
         self.answers.put(Answer(session.task, report))
@@ -223,7 +224,7 @@ class Gateway:
     # ------------------------------------------------------------------------------------------------------- the calls
 
     async def describe(self, messages: AsyncIterator[bytes], context: ServicerContext) -> v2.Description:
-        """What the federation is about."""
+        """Return the federation's description to a client."""
         async with self.admission.serve_call(context) as name:
             request = await self.admission.read_message(name, messages, v2.Introduction)
             if request.software != self.description.software:
@@ -236,7 +237,7 @@ class Gateway:
             return self.description
 
     async def stream_tasks(self, messages: AsyncIterator[bytes], context: ServicerContext) -> AsyncIterator[v2.Part]:
-        """Tasks, one after another, until the federation is finished."""
+        """Yield a client's tasks, one after another, until the federation is finished."""
         async with self.admission.serve_call(context) as name:
             request = await self.admission.read_message(name, messages, v2.Registration)
             session = self._register(name, request)
@@ -286,7 +287,7 @@ class Gateway:
                 self.admission.name(Caller.from_context(context))
 
     async def take_report(self, messages: AsyncIterator[v2.Part], context: ServicerContext) -> v2.Receipt:
-        """A report."""
+        """Receive a report, and return the verdict on it."""
         async with self.admission.serve_call(context) as name:
             session = self._sessions.get(name)
             if session is None:
@@ -342,16 +343,20 @@ class Gateway:
         return v2.Receipt.TAKEN
 
     def _judge_report(self, session: Session, task: str) -> v2.Receipt.Verdict | None:
-        """What becomes of a report on a task that is not the present one; None: it is."""
+        """Return the verdict on a report for an earlier task; None: the task is the present one.
+
+        Raises:
+            PayloadError: the client reports too often, or on an unknown task.
+        """
         if task and task == session.task:
             return None
         session.repeats += 1
         if session.repeats > REPEATS:
-            raise PayloadError("FP6090 it keeps sending reports that nobody waits for")
+            raise PayloadError("FP6090 it keeps sending reports that nobody has asked for")
         if task in session.finished:
             return v2.Receipt.KNOWN if session.finished[task] else v2.Receipt.LATE
         if task not in self._tasks:
-            return v2.Receipt.LATE  # of this server before it was restarted
+            return v2.Receipt.LATE  # from before this server's restart
         raise PayloadError("FP6091 it reported on a task that it was never given")
 
     # ------------------------------------------------------------------------------------------------------- admission

@@ -1,8 +1,8 @@
 """An instruction or a report as a sequence of `Part` messages: a header, then its payloads in chunks.
 
-Chunks keep every message far below gRPC's limit of 4 MB a message, and let its flow control stop the sender of a
-large payload while the receiver is busy. A receiver knows from the header how much follows, checks it against its own
-limit before it takes anything, and holds one payload at a time.
+Chunks keep every message far below gRPC's limit of 4 MB a message. They also let its flow control stop the sender of a
+large payload while the receiver is busy. A receiver reads from the header how much follows, checks it against its own
+limit before it accepts anything, and holds one payload at a time.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ TEXT_LIMIT = 4096
 
 
 def compute_wire_size(message: Any) -> int:
-    """Bytes that a message takes on the wire, without HTTP/2's own frames and TLS."""
+    """Return the bytes of a message on the wire, without HTTP/2's own frames and TLS."""
     return int(message.ByteSize()) + FRAME
 
 
 def encode_statement(made: SignedStatement) -> v2.Statement:
-    """A statement as it travels."""
+    """Return a statement as a message."""
     return v2.Statement(content=made.content, signature=made.signature, certificate=made.certificate)
 
 
 def decode_statement(told: v2.Statement) -> SignedStatement:
-    """A statement that has come."""
+    """Return the statement of a message."""
     return SignedStatement(told.content, told.signature, told.certificate)
 
 
 def split_into_parts(
     task: str, content: Instruction | Report, statement: SignedStatement | None = None
 ) -> Iterator[v2.Part]:
-    """The messages of an instruction or a report on the task called `task`, with the server's statement about it."""
+    """Yield the messages of an instruction or a report on `task`, with the server's statement about it."""
     header = v2.Header(task=task, statement=encode_statement(statement) if statement else None)
     for name, value in vars(content).items():
         if name not in PAYLOADS:
@@ -75,18 +75,19 @@ _KINDS = {"int": "integer", "float": "number", "str": "text", "bool": "flag", "t
 
 
 class IncomingParcel:
-    """A parcel on its way in.
+    """An instruction or a report on its way in.
 
     Args:
-        cls: what it must hold.
+        cls: class of its content.
         limit: the most bytes that its payloads may have together.
         header: the first message.
 
     Raises:
-        PayloadError: the header is not one of a `cls`, or announces more than `limit`.
+        PayloadError: the header does not describe a `cls`, or announces more than `limit`.
     """
 
     def __init__(self, cls: type[Any], limit: int, header: v2.Header) -> None:
+        """Check the header, and prepare to receive its payloads."""
         self.cls = cls
         self.task: str = header.task
         self.statement = decode_statement(header.statement)
@@ -109,7 +110,11 @@ class IncomingParcel:
         return not self._missing
 
     def add(self, chunk: bytes) -> None:
-        """Take a chunk, or PayloadError if nothing of that length is missing; many that are short are a flood."""
+        """Add a chunk.
+
+        Raises:
+            PayloadError: no chunk of this length is missing. Many short chunks would be a flood.
+        """
         if not self._missing:
             raise PayloadError(f"FP6094 {len(chunk)} bytes more arrived than the parcel announced")
         if len(chunk) < min(CHUNK, self._left):
@@ -133,7 +138,11 @@ class IncomingParcel:
         return size - len(self._payloads[name])
 
     def get_content(self) -> Any:
-        """What has arrived, or PayloadError if something is missing."""
+        """Return the content.
+
+        Raises:
+            PayloadError: a part of it is missing.
+        """
         if self._missing:
             raise PayloadError("FP6096 the parcel ended before all of it had arrived")
         return self.cls(**{"payload": b""} | {n: bytes(d) for n, d in self._payloads.items()} | self.fields)
@@ -145,7 +154,7 @@ def _decode_fields(cls: type[Any], header: v2.Header) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in header.fields.items():
         if name not in known:
-            raise PayloadError(f"FP6097 the parcel has a field {name[:40]!r} that this version does not know")
+            raise PayloadError(f"FP6097 the parcel has a field {name[:40]!r} that this version does not have")
         annotation = typing.get_origin(hints[name]) or hints[name]
         kind = value.WhichOneof("kind")
         if annotation is float and kind == "integer":

@@ -18,36 +18,37 @@ from fedpeft.deployment.identity.signing import SignedStatement
 from fedpeft.deployment.wire import v2_pb2 as v2
 
 KNOWN_TASKS = 16
-"""Finished tasks of a client that are remembered, so that a repeated or late report is told from an invented one."""
+"""Finished tasks of a client that are remembered, to tell a repeated or late report from an invented one."""
 
 
 class TaskNames:
-    """Names of the tasks that a server gives out from its start to its end; no two servers' are alike."""
+    """Names of the tasks that a server gives out from its start to its end; names of two servers never collide."""
 
     def __init__(self) -> None:
+        """Choose a random prefix for this server."""
         self._server = secrets.token_hex(4)
         self._count = 0
 
     def create_name(self) -> str:
-        """A name that was never given."""
+        """Return a name that was never given."""
         self._count += 1
         return f"{self._server}.{self._count}"
 
     def __contains__(self, task: str) -> bool:
-        """Whether the name looks like this server's: others are of the server before it was restarted."""
+        """Return whether the name is this server's; other names are from before its restart."""
         return task.startswith(f"{self._server}.")
 
 
 @dataclass(frozen=True)
 class Caller:
-    """What a call shows of who it comes from."""
+    """The caller of a call, as gRPC presents it."""
 
     identity: Mapping[str, Sequence[bytes]]
     metadata: Mapping[str, object]
 
     @classmethod
     def from_context(cls, context: ServicerContext) -> Caller:
-        """The caller of a call."""
+        """Return the caller of a call."""
         return cls(context.auth_context(), dict(context.invocation_metadata() or ()))
 
 
@@ -56,15 +57,15 @@ class Session:
     """A client, whether connected or not.
 
     Attributes:
-        caller: as it registered the last time; None: not since the server's start.
-        task, instruction: what it is asked; empty and None: nothing.
+        caller: the caller of its last registration; None: not since the server's start.
+        task, instruction: its present task; empty and None: it has none.
         statement: the server's about the task.
         stream: number of its newest task stream; older ones end.
-        connected: streams that are open.
+        connected: number of open streams.
         seen: when it was last connected.
         upload: the newest report that is on its way; older ones end.
-        repeats: reports that nobody waited for, since its newest task.
-        finished: its earlier tasks, and whether their reports were taken.
+        repeats: unexpected reports since its newest task.
+        finished: its earlier tasks, and whether their reports were accepted.
         received_bytes, sent_bytes: on the wire, with gRPC's message frames.
     """
 
@@ -85,7 +86,7 @@ class Session:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def close_task(self, taken: bool) -> None:
-        """The task is over."""
+        """End the task, and remember whether its report was accepted."""
         self.finished[self.task] = taken
         while len(self.finished) > KNOWN_TASKS:
             self.finished.popitem(last=False)
@@ -94,7 +95,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Answer:
-    """A task that is over: the report, or why there is none."""
+    """A finished task: the report, or why there is none."""
 
     task: str
     report: Report

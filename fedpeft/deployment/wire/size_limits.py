@@ -1,4 +1,4 @@
-"""How many bytes of payloads a message may have: what the setup can need, so that nobody fills another's memory."""
+"""Limits on the bytes of a message's payloads, from what the setup can need, so that no peer fills another's memory."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fedpeft.rounds.preparation import get_statistics_shapes
 from fedpeft.wiring.setup import Setup
 
 PER_PARAMETER: Final = 16
-"""Of what is sent of a trainable parameter, at most."""
+"""Most bytes for each trainable parameter."""
 
 PER_NUMBER: Final = 8
-"""Of what is sent of the base, or of sums over rows, at most: fp64, or a word under a mask."""
+"""Most bytes for each number of the base or of a sum over examples: fp64, or a word under a mask."""
 
 BESIDE: Final = 1 << 20
-"""Of everything else."""
+"""Most bytes of everything else."""
 
 
 def compute_report_limit(setup: Setup, round_number: int, rows: int) -> int:
-    """Of a client's report: an update, or before round 1 the statistics that the head starts from.
+    """Return the most bytes of a client's report: an update, or before round 1 the statistics for the head's start.
 
     Args:
-        setup: of the run.
-        round_number: that it is of; 0: before round 1.
-        rows: that the client has joined with.
+        setup: the parts of the run.
+        round_number: round of the report; 0: before round 1.
+        rows: number of examples that the client has joined with.
     """
     sent = 0
     if round_number == 0 and setup.head.exchanges and "head.weight" in setup.start:
@@ -37,13 +37,13 @@ def compute_report_limit(setup: Setup, round_number: int, rows: int) -> int:
 
 
 def compute_instruction_limit(setup: Setup) -> int:
-    """Of a server's task: the adapter, a control variate, what goes into the base, and what all clients are told."""
+    """Return the most bytes of a task: adapter, control variate, residual of the base, and broadcast tensors."""
     secure = setup.secure_sum
     others = most_said(setup.clients, secure.neighbours) if secure else 0
     return compute_task_limit(setup.layout) + PER_NUMBER * setup.whitened_directions**2 + others
 
 
 def compute_task_limit(layout: Layout) -> int:
-    """Of a server's task to a client that is told nothing but the model."""
+    """Return the most bytes of a task for a client that receives nothing but the model."""
     base = sum(pair.out_features * pair.in_features for pair in layout.pairs)
     return PER_PARAMETER * layout.numel + PER_NUMBER * base + BESIDE

@@ -1,8 +1,8 @@
-"""What gRPC's core says of refused TLS handshakes: it tells nobody but the process's standard error.
+"""Refused TLS handshakes, which gRPC's core reports on the process's standard error only.
 
-A server reads its own standard error through a pipe, passes it on, and turns these lines into entries of its log: who
-runs it sees that a certificate was refused, and why. The client's name is not known, since its certificate was not
-believed.
+A server reads its own standard error through a pipe, passes it on, and turns these lines into entries of its log. So
+its operator sees that a certificate was refused, and why. The client's name is unknown, since its certificate was not
+accepted.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ HANDSHAKE = re.compile(rb"Handshake failed with error .*?([A-Z_]+: [^:\n]*|[A-Z_
 
 
 def find_handshake_error(line: bytes) -> str | None:
-    """Why a handshake failed, from a line of gRPC's core; None: it says something else."""
+    """Return why a handshake failed, from a line of gRPC's core; None: the line is about something else."""
     found = HANDSHAKE.search(line.strip())
     return found[1].decode("ascii", "replace").lower().replace("_", " ") if found else None
 
 
 class Handshakes:
-    """While entered, calls `refused` with the reason of every failed handshake."""
+    """A context that calls `refused` with the reason of every failed handshake."""
 
     def __init__(self, refused: Callable[[str], None]) -> None:
+        """Hold the callback; nothing is read yet."""
         self._refused = refused
         self._own = -1
         self._thread = threading.Thread(target=self._read, daemon=True)
 
     def __enter__(self) -> Handshakes:
+        """Put a pipe in the place of standard error."""
         self._own = os.dup(2)
         self._pipe, end = os.pipe()
         os.dup2(end, 2)
@@ -39,6 +41,7 @@ class Handshakes:
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        """Restore standard error."""
         os.dup2(self._own, 2)  # closes the pipe's last writing end, unless a child process holds it
         self._thread.join(1.0)
         os.close(self._own)

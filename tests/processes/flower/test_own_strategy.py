@@ -11,7 +11,7 @@ from flwr.serverapp import strategy as newer
 from safetensors.torch import load_file
 
 import fedpeft
-from fedpeft.flower.strategy import wrapped
+from fedpeft.flower.strategy import wrap_strategy
 from tests.unit.flower.test_own_strategy import TINY
 
 
@@ -24,14 +24,14 @@ def test_a_run_with_flowers_fedavg_is_one_with_fedit_and_goes_on_with_its_moment
 
     mine = adapter("mine", strategy="fedit", rounds=3, safeguard="none")
     for theirs in (newer.FedAvg, older.FedAvg):
-        other = adapter(theirs.__module__, strategy=wrapped(theirs)(), rounds=3, safeguard="none")
+        other = adapter(theirs.__module__, strategy=wrap_strategy(theirs)(), rounds=3, safeguard="none")
         for name, tensor in mine.items():
             torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
 
     (tmp_path / "parts.py").write_text(
         "from flwr.serverapp.strategy import FedAdam\n"
-        "from fedpeft.flower.strategy import wrapped\n"
-        'parts = {"strategies": {"theirs": wrapped(FedAdam)}}\n'
+        "from fedpeft.flower.strategy import wrap_strategy\n"
+        'parts = {"strategies": {"theirs": wrap_strategy(FedAdam)}}\n'
     )
     given = {"plugin": str(tmp_path / "parts.py"), "strategy": "theirs(eta=0.001)", "safeguard": "none", "rounds": 3}
     whole = adapter("whole", **given)

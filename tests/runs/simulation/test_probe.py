@@ -62,7 +62,7 @@ def test_a_probe_that_fails_is_told_at_once_and_raised_when_it_is_wanted(tmp_pat
     observer = Heard()
     with begun(observer, label=3)[0] as probed:
         assert observer.told.wait(300)
-        assert probed.failed
+        assert probed.has_failed
         assert "can't be fitted" in observer.lines[-1]
         assert "class" in observer.lines[-1]
         with pytest.raises(ValueError, match="class"):
@@ -77,7 +77,7 @@ def test_a_probe_whose_process_is_killed_is_fitted_here(tmp_path, monkeypatch):
     with probed:
         os.kill(probed._beside.pid, signal.SIGKILL)
         assert observer.told.wait(300)
-        assert not probed.failed
+        assert not probed.has_failed
         assert probed.wait_for_result()[0] == fit_linear_probe(*parts).accuracy
     assert "ended from outside" in observer.lines[1]
 

@@ -116,7 +116,7 @@ def test_two_federations_and_files_that_prove_nothing(server, joins, tmp_path, c
         assert words in told.out + told.err
 
     says("", "does not begin with the record of a round")
-    says("no json\n", "holds no statement of a server in line 1")
+    says("no json\n", "FP5101 line 1 of")
     says("".join(lines[2:]), "leaves a gap")
     says("".join(lines[:2] + lines[4:]), "leaves a gap")
     says("".join(lines).replace('\\"cohort\\": 2', '\\"cohort\\": 3'), "forged")

@@ -27,8 +27,8 @@ class Labelled(Federation):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"task": "regression"}, ConfigError, "say what is known of them, roughly"),
-        ({"task": "retrieval"}, ConfigError, "none that has to be named"),
+        ({"task": "regression"}, ConfigError, "FP1139"),
+        ({"task": "retrieval"}, ConfigError, "FP1499"),
         ({"task": "regression(mean=0, deviation=1)", "labels": "a,b"}, ConfigError, "regression has none"),
         ({"task": "multi_label"}, ConfigError, "tiny holds, which is classification; name the labels"),
         ({"task": "regression(mean=0, deviation=0)"}, ConfigError, "deviation must be above 0"),

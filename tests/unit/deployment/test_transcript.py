@@ -220,7 +220,7 @@ def test_without_tls_rounds_are_chained_and_not_signed(tmp_path):
     server.sends(client, server.round(task(1)))
     server.sends(client, server.round(task(2)))
     assert server.said.get_records_since(0)[0].signature == b""
-    assert not server.said.signed
+    assert not server.said.is_signed
     record = parse_record(RoundRecord, server.said.get_records_since(1)[0].content)
     with refuses("FP5088"):
         client.receive(SignedStatement(replace(record, sequence=2, round=3, previous="1" * 64).to_bytes()))

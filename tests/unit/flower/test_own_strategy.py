@@ -27,7 +27,7 @@ from fedpeft.conformance.cohorts import (
     run_round,
 )
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.flower.strategy import wrapped
+from fedpeft.flower.strategy import wrap_strategy
 from fedpeft.flower.strategy_checkpoint import FORM, pickle_unsaved, restore_values, save_values
 from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import pattern_of, refuses
@@ -58,7 +58,7 @@ def close(one, other):
 
 @pytest.mark.parametrize("theirs", [newer.FedAvg, older.FedAvg])
 def test_fedavg_of_either_kind_is_fedit(theirs):
-    rule, ours = wrapped(theirs)(), strategies.build("fedit")
+    rule, ours = wrap_strategy(theirs)(), strategies.build("fedit")
     updates = create_random_updates(ours, STATE, LAYOUT, CLIENTS, 3)
     assert rule.start(STATE, LAYOUT, 7) is STATE
     close(run_round(rule, STATE, LAYOUT, updates).state, run_round(ours, STATE, LAYOUT, updates).state)
@@ -67,7 +67,7 @@ def test_fedavg_of_either_kind_is_fedit(theirs):
 @pytest.mark.parametrize("theirs", [newer.FedMedian, older.FedMedian])
 def test_fedmedian_of_either_kind_is_the_median_of_each_entry(theirs):
     updates = create_random_updates(strategies.build("fedit"), STATE, LAYOUT, CLIENTS, 3)
-    after = run_round(wrapped(theirs)(), STATE, LAYOUT, updates).state
+    after = run_round(wrap_strategy(theirs)(), STATE, LAYOUT, updates).state
     close(after, run_round(strategies.build("flower(rule=FedMedian)"), STATE, LAYOUT, updates).state)
     for name in STATE:
         close_to = torch.stack([u.trained(name) for u in updates]).sort(dim=0).values[2]
@@ -77,7 +77,7 @@ def test_fedmedian_of_either_kind_is_the_median_of_each_entry(theirs):
 @pytest.mark.parametrize("theirs", [newer.FedAdam, older.FedAdam])
 def test_fedadam_of_either_kind_keeps_its_moments(theirs, tmp_path):
     """Algorithm 2 of Reddi et al. with Flower's start at 0 and its correction, computed from the same updates."""
-    rule = wrapped(theirs)(eta=0.05, beta_1=0.8, beta_2=0.9, tau=1e-2)
+    rule = wrap_strategy(theirs)(eta=0.05, beta_1=0.8, beta_2=0.9, tau=1e-2)
     found, _ = rounds_of(rule, tmp_path)
     state, ours = STATE, strategies.build("fedit")
     m, v = ({name: torch.zeros_like(t, dtype=torch.float64) for name, t in STATE.items()} for _ in range(2))
@@ -116,7 +116,7 @@ def _arrays(parameters):
 
 
 def test_a_run_that_goes_on_from_its_checkpoint_is_the_run(tmp_path):
-    rule = wrapped(Own)(damping=0.9)
+    rule = wrap_strategy(Own)(damping=0.9)
     whole, _ = rounds_of(rule, tmp_path, count=4)
     half, memory = rounds_of(rule, tmp_path, count=2)
     memory = {label: {name: tensor.clone() for name, tensor in state.items()} for label, state in memory.items()}
@@ -133,7 +133,7 @@ def test_arguments_are_settings():
         def __init__(self, eta: float, norm: str | None = None, fraction_train: float = 0.5, **given):
             super().__init__(fraction_train=fraction_train, **given)
 
-    part = wrapped(Rule)
+    part = wrap_strategy(Rule)
     assert {"eta", "norm", "weighted_by_key"} <= set(part.names)
     assert "fraction_train" not in part.names
     # a plugin's module has no name to tell
@@ -192,7 +192,7 @@ class Beginning(older.FedAvg):
 def test_what_can_not_work_is_refused_before_the_first_round(theirs, said):
     given = {"proximal_mu": 0.1} if theirs is newer.FedProx else {}
     with pytest.raises(ConfigError, match=pattern_of(*said)):
-        wrapped(theirs)(**given).start(STATE, LAYOUT, 0)
+        wrap_strategy(theirs)(**given).start(STATE, LAYOUT, 0)
 
 
 class Looping(newer.FedAvg):
@@ -230,7 +230,7 @@ class Neighbour(NumPyClient):
 )
 def test_classes_that_are_no_rules_are_refused_by_name(theirs, said):
     with refuses(*said):
-        wrapped(theirs)
+        wrap_strategy(theirs)
 
 
 class Failing(newer.FedAvg):
@@ -283,7 +283,7 @@ class Keeping(newer.FedAvg):
 def test_what_goes_wrong_in_a_round_is_one_sentence(theirs, said):
     updates = create_random_updates(strategies.build("fedit"), STATE, LAYOUT, CLIENTS, 3)
     with refuses(*said):
-        run_round(wrapped(theirs)(), STATE, LAYOUT, updates)
+        run_round(wrap_strategy(theirs)(), STATE, LAYOUT, updates)
 
 
 TINY = {"dataset": "tiny", "clients": 4, "cohort": "all", "dtype": "fp32", "workers": 1, "tokens": 32,
@@ -302,7 +302,7 @@ TINY = {"dataset": "tiny", "clients": 4, "cohort": "all", "dtype": "fp32", "work
 )
 def test_what_needs_a_plain_sum_is_refused_by_name(settings, said, tmp_path):
     with pytest.raises(FedpeftError, match=said):
-        fedpeft.run_simulation(strategy=wrapped(newer.FedAvg)(), output=tmp_path / "run", **TINY, **settings)
+        fedpeft.run_simulation(strategy=wrap_strategy(newer.FedAvg)(), output=tmp_path / "run", **TINY, **settings)
 
 
 def test_a_class_of_flowers_in_a_plugin_is_told_to_be_wrapped(tmp_path):
@@ -354,7 +354,7 @@ def test_what_is_drawn_before_the_first_round_is_the_seeds(tmp_path):
     found = []
     for elsewhere in (1, 2):
         np.random.seed(elsewhere)
-        _, memory = rounds_of(wrapped(DrawsAtTheStart)(), tmp_path, 1)
+        _, memory = rounds_of(wrap_strategy(DrawsAtTheStart)(), tmp_path, 1)
         found.append(restore_values(memory["flower"])["first"])
         after = np.random.random()
         np.random.seed(elsewhere)
