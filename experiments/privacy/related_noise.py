@@ -15,7 +15,7 @@ import torch
 
 from fedpeft.privacy.accountant import noise_for
 from fedpeft.privacy.server_noise import turns_of
-from fedpeft.privacy.server_noises.banded import error, optimised
+from fedpeft.privacy.server_noises.banded import error, optimize_factor
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         for cohort in given.cohorts:
             apart = turns_of(given.clients, cohort)
             turns = math.ceil(rounds / apart)
-            related = float(error(torch.tensor(optimised(rounds, min(apart, rounds))))) / math.sqrt(rounds)
+            related = float(error(torch.tensor(optimize_factor(rounds, min(apart, rounds))))) / math.sqrt(rounds)
             alone = float(np.sqrt(np.arange(1, rounds + 1).mean()))
             for epsilon in given.epsilons:
                 delta = 0.1 / given.clients

@@ -125,7 +125,7 @@ def measure(settings: Settings, clients: int) -> str:
     bill.step(ids, lambda _: told.to_bytes(), lambda i, _: members[i].keys(), at.take_keys)
     bill.step(ids, at.peers, lambda i, said: members[i].shares_for(said), at.take_sealed)
     bill.step(staying, at.sealed_for, vector, at.take_vector)
-    arrived = at.arrived()
+    arrived = at.write_survivors()
     bill.step(staying, lambda _: arrived, witness, at.take_witness)
     bill.step(staying, at.witnesses_for, lambda i, said: members[i].unmask(said), at.take_shares)
     began = time.process_time()
@@ -135,7 +135,7 @@ def measure(settings: Settings, clients: int) -> str:
     client = max(bill.seconds[i] for i in range(settings.whole))
     up, down = max(bill.up.values()), max(bill.down.values())
     return (
-        f"| {clients:,} | {terms.neighbours} | {len(ids) - len(staying):,} | {settings.parameters:,} "
+        f"| {clients:,} | {terms.neighbor_count} | {len(ids) - len(staying):,} | {settings.parameters:,} "
         f"| {secure.bits} | {up / settings.parameters:.3f} | {up - terms.length * secure.bits // 8:,} | {down:,} "
         f"| {client:.2f} | {bill.server:.2f} |"
     )

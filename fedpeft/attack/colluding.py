@@ -11,8 +11,8 @@ import numpy as np
 
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir, words
-from fedpeft.privacy.secure_sum.masks import public, reduced, stream, unpacked
-from fedpeft.privacy.secure_sum.member import Member, pairwise, witnessed
+from fedpeft.privacy.secure_sum.masks import public, reduce_modulo, stream, unpack
+from fedpeft.privacy.secure_sum.member import Member, format_survivor_message, pairwise
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import signature
 
@@ -47,8 +47,8 @@ class HonestMember(Protocol):
 class SplitView:
     """An attack that shows two groups of honest clients different survivors: one gives the victim's seed, one its key.
 
-    The victim's neighbors are the colluding clients and honest ones, `terms.neighbours` in all. Outsiders are honest
-    clients that are not its neighbors: they sign with the second group.
+    The victim's neighbors are the colluding clients and honest ones, `terms.neighbor_count` in all. Outsiders are
+    honest clients that are not its neighbors: they sign with the second group.
 
     Attributes:
         terms: of the sum.
@@ -70,7 +70,7 @@ class SplitView:
         self.id, member = self.victim
         self.honest: dict[int, HonestMember] = {self.id: member, **self.near, **self.outsiders}
         near = list(self.near)
-        second = min(max(self.terms.needed - len(self.confederates), 0), len(near) // 2)
+        second = min(max(self.terms.needed_shares - len(self.confederates), 0), len(near) // 2)
         self.second, self.first, self.helpers = near[:second], near[second:], list(self.outsiders)
 
     def list_peers(self, client: int) -> list[int]:
@@ -82,7 +82,7 @@ class SplitView:
             near += [*self.second, *self.helpers, *self.first]
         else:
             near += [*self.first, *self.second]
-        return [peer for peer in near if peer != client][: self.terms.neighbours]
+        return [peer for peer in near if peer != client][: self.terms.neighbor_count]
 
     def run(self) -> np.ndarray | None:
         """Return the victim's vector modulo 2^bits as the attacker reads it; None: it lacks shares."""
@@ -122,7 +122,7 @@ class SplitView:
             heard = words.write_sealed({p: sealed[p][i] for p in self.peers[i] if i in sealed.get(p, {})})
             vectors[i] = self._ask(member.add, heard) if i in sealed else None
         content = vectors[self.id]
-        return None if content is None else unpacked(content, self.terms.length, self.terms.bits)
+        return None if content is None else unpack(content, self.terms.length, self.terms.bits)
 
     def _collect_shares(self, survivors: dict[int, list[int]], sealed: dict[int, dict[int, bytes]]) -> Shares:
         """Return shares of the victim's secrets, by holder and secret."""
@@ -130,7 +130,7 @@ class SplitView:
         signed = {i: self._ask(member.witness, told[i]) for i, member in self.honest.items()}
         shares: Shares = {}
         for i in [*self.first, *self.second]:
-            content = witnessed(self.terms, told[i])
+            content = format_survivor_message(self.terms, told[i])
             witnesses = {p: by for p in self.peers[i] if (by := signed.get(p)) and told[p] == told[i]}
             witnesses |= {p: signature(liar.key, content) for p, liar in self.confederates.items()}
             released = self._ask(self.honest[i].unmask, words.write_witnesses(witnesses))
@@ -162,7 +162,7 @@ def remove_masks(
 
     def joined(which: int) -> bytes:
         held = {holder: share for (holder, of), share in shares.items() if of == which}
-        return shamir.joined(held, terms.needed)
+        return shamir.join(held, terms.needed_shares)
 
     try:
         seed, key = joined(words.SEED), joined(words.MASK)
@@ -174,4 +174,4 @@ def remove_masks(
     for peer in peers:
         mask = pairwise(terms, key, keys[peer].mask, client, peer)
         bare = bare - mask if peer < client else bare + mask
-    return reduced(bare, terms.bits)
+    return reduce_modulo(bare, terms.bits)

@@ -71,7 +71,7 @@ Events = Mapping[Event, int]
 """The number of releases of each type."""
 
 
-def gaussian(events: Events) -> bool:
+def is_gaussian(events: Events) -> bool:
     """Return whether all noise is Gaussian."""
     return not any(event.rounding or event.share < 1 for event in events)
 
@@ -106,14 +106,14 @@ def _bound(orders: Sequence[float], rdp: Iterable[np.ndarray], delta: float) -> 
     return float(bound), float(best)
 
 
-def _least(spent: Events, delta: float) -> float:
+def _find_least_epsilon(spent: Events, delta: float) -> float:
     """Return the least epsilon that any order bounds.
 
     For Gaussian noise, orders between whole ones are slow series. They are tried only next to the best whole order,
     which loses nothing: with t = a - 1, t D_a is convex. So is t times the bound, which is t D_a + t log t - (1 + t)
     log(1 + t) + log(1 / delta). So the bound falls to its minimum and then rises.
     """
-    if not gaussian(spent):
+    if not is_gaussian(spent):
         return _bound(WHOLE_ORDERS, (_rdp_at_whole(event) * steps for event, steps in spent.items()), delta)[0]
 
     from opacus.accountants import RDPAccountant
@@ -142,7 +142,7 @@ def rdp_epsilon(events: Events, delta: float) -> float:
         return float("inf")
 
     try:
-        bound = _least(spent, delta)
+        bound = _find_least_epsilon(spent, delta)
     except ArithmeticError:
         return float("inf")
     return float("inf") if math.isnan(bound) else bound
@@ -176,7 +176,7 @@ def _prv_accountant() -> PRVAccountant:
         ) -> Domain:
             steps = sum(num_self_compositions)
             releases = [Event(prv.noise_multiplier, prv.sample_rate) for prv in prvs]
-            total = together(*({release: n} for release, n in zip(releases, num_self_compositions, strict=True)))
+            total = merge_events(*({release: n} for release, n in zip(releases, num_self_compositions, strict=True)))
             tails = [rdp_epsilon({release: 1}, delta_error / (8 * steps)) for release in releases]
             reach = max(rdp_epsilon(total, delta_error / 4), *tails, eps_error) + 3
             return Domain.create_aligned(-reach, reach, eps_error / math.sqrt(steps * math.log(12 / delta_error) / 2))
@@ -191,7 +191,7 @@ def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
         return bound
     if delta < max(SMALLEST_DELTA, ROUNDING * releases):
         return bound
-    if not gaussian(dict(history)):
+    if not is_gaussian(dict(history)):
         return bound
 
     accountant = _prv_accountant()
@@ -225,7 +225,7 @@ def noise_for(budget: float, delta: float, rate: float, steps: int, before: Even
     """
 
     def all_with(noise: float) -> Events:
-        return together(before, {Event(noise, rate): steps})
+        return merge_events(before, {Event(noise, rate): steps})
 
     def smallest(enough: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
         while high - low > 5e-3 * high:
@@ -257,7 +257,7 @@ def noise_for(budget: float, delta: float, rate: float, steps: int, before: Even
     return smallest(exactly, low, loose)[1]
 
 
-def together(*parts: Events) -> dict[Event, int]:
+def merge_events(*parts: Events) -> dict[Event, int]:
     """Merge the releases of several accounts into one."""
     found: dict[Event, int] = {}
     for part in parts:

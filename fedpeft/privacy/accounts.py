@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fedpeft.errors import RunError
-from fedpeft.privacy.accountant import Event, Events, is_within, together
+from fedpeft.privacy.accountant import Event, Events, is_within, merge_events
 from fedpeft.privacy.declared_terms import LEAST_DELTA, DeclaredTerms
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
@@ -235,7 +235,7 @@ class SumAccounts:
         budget, delta = terms.budget, terms.delta
 
         def exceeds(rounds: int) -> bool:
-            return not is_within(together(before, {event: rounds}), delta, budget)
+            return not is_within(merge_events(before, {event: rounds}), delta, budget)
 
         return bisect_left(range(1, planned + 1), True, key=exceeds)
 

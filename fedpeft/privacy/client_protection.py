@@ -274,7 +274,7 @@ class ClientProtection:
             return work(replace(instruction, attempt=0)) if can_begin else self._refusal(instruction)
         if instruction.kind == "evaluate":  # free: `check` lets it pass only where it may tell what it measures
             return work(replace(instruction, attempt=0))
-        asked = self._asked(instruction, state)
+        asked = self._digest_task(instruction, state)
         if (known := self.answers.find(asked)) is not None:
             return known
         if instruction.kind == "train" and not self.engine.trains:
@@ -325,7 +325,7 @@ class ClientProtection:
         event, count = self.compute_cost("train" if instruction.round else "prepare")
         return self.engine.is_affordable(OWN, event, count) and self.lifetime.allows(event, count, self.delta)
 
-    def _asked(self, instruction: Instruction, state: bytes) -> str:
+    def _digest_task(self, instruction: Instruction, state: bytes) -> str:
         """Return a digest of all that the answer depends on."""
         engine = self.engine
         digest = hashlib.sha256(f"{engine.identity} {engine.key.name} {engine.noise_multiplier} ".encode() + state)

@@ -81,8 +81,8 @@ class Ledger:
                 return False
             if lines[0] != json.loads(json.dumps(header)):
                 raise PrivacyError(
-                    f"FP7042 {self.path} was begun on other terms: {_changed(lines[0], header)}; go on with the "
-                    "settings, and the version of fedpeft, that it was begun with, or start a new run"
+                    f"FP7042 {self.path} was begun on other terms: {_describe_changes(lines[0], header)}; continue "
+                    "with the settings and the version of fedpeft that it was begun with, or start a new run"
                 )
             for line in lines[1:]:
                 self._book(line)
@@ -141,7 +141,7 @@ class Ledger:
         """Return the accounts that an attempt of a round was charged to."""
         return self._attempts[round_number][attempt][1]
 
-    def asked(self, before: int) -> Mapping[int, int]:
+    def count_rounds(self, before: int) -> Mapping[int, int]:
         """Count the rounds in which each account was charged, or left out because its budget was spent.
 
         Args:
@@ -180,7 +180,7 @@ class Ledger:
         return attempt
 
 
-def _changed(begun: object, now: Mapping[str, Any]) -> str:
+def _describe_changes(begun: object, now: Mapping[str, Any]) -> str:
     """Describe how the terms of a ledger, which may have any form, differ from the present ones."""
     if not isinstance(begun, dict):
         return f"{begun!r:.100}"

@@ -23,7 +23,7 @@ from fedpeft.aggregation.bounded_rows import compute_noise_length
 from fedpeft.errors import PrivacyError
 from fedpeft.families import MECHANISMS as MECHANISMS
 from fedpeft.parts import name_of, setting
-from fedpeft.privacy.accountant import LARGEST, Event, epsilon, is_within, noise_for, rdp_epsilon, together
+from fedpeft.privacy.accountant import LARGEST, Event, epsilon, is_within, merge_events, noise_for, rdp_epsilon
 from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
@@ -175,7 +175,7 @@ class Mechanism(ABC):
         delta, noise = self.delta(exposure), 0.0
         plans = self.plan_releases(exposure)
         for rate, count in sorted(plans, key=lambda p: -rdp_epsilon({Event(1.0, p[0]): p[1]}, delta)):
-            if noise == 0 or not is_within(together(before, {Event(noise, rate): count}), delta, self.epsilon):
+            if noise == 0 or not is_within(merge_events(before, {Event(noise, rate): count}), delta, self.epsilon):
                 noise = max(noise, noise_for(self.epsilon, delta, rate, count, before))
         return noise
 

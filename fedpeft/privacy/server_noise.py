@@ -61,7 +61,7 @@ def turns_of(clients: int, cohort: int) -> int:
     return max(1, clients // cohort)
 
 
-def longer(memory: OptimizerState, round_number: int, attempt: int) -> list[tuple[int, int]]:
+def extend_chain(memory: OptimizerState, round_number: int, attempt: int) -> list[tuple[int, int]]:
     """Return the chain that a round's noise belongs to; its last entry is the round itself."""
     kept = memory.get(CHAIN, {}).get("attempts")
     chain = [] if kept is None else [(int(r), int(a)) for r, a in kept.tolist()]
@@ -69,12 +69,12 @@ def longer(memory: OptimizerState, round_number: int, attempt: int) -> list[tupl
     return [*(chain if follows else []), (round_number, attempt)]
 
 
-def remembered(memory: OptimizerState, chain: Attempts) -> OptimizerState:
+def remember_chain(memory: OptimizerState, chain: Attempts) -> OptimizerState:
     """Return the optimizer state with the chain in it."""
     return memory | {CHAIN: {"attempts": torch.tensor(list(chain), dtype=torch.int64)}}
 
 
-def correlated(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) -> State:
+def compute_correlated_noise(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) -> State:
     """Return g of the last round of a chain, a tensor for each of `like`.
 
     Row by row, g_t = (w_t - sum_s F_ts g_s) / F_tt. The noise of earlier rounds is drawn again, because it is never

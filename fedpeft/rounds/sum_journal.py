@@ -44,7 +44,7 @@ class Step:
 
     Attributes:
         answers: by client; of the third step none, as their sum is kept.
-        total: that sum (`Coordinator.summed`).
+        total: that sum (`Coordinator.write_sum`).
         taken: whose answers were good.
         failed: why others have not.
         sent, received: bytes, by client.

@@ -47,9 +47,9 @@ from fedpeft.privacy.noise import gaussian
 from fedpeft.privacy.server_noise import (
     SERVER_NOISES,
     ServerNoise,
-    correlated,
-    longer,
-    remembered,
+    compute_correlated_noise,
+    extend_chain,
+    remember_chain,
     turns_of,
     variance,
 )
@@ -99,12 +99,12 @@ class NoisySum:
         The result also contains the optimizer state and the next clipping norm.
         """
         at, deviation = self.at, self.noise * self.at.clip
-        chain = [(at.round, at.attempt)] if self.factor is None else longer(memory, at.round, at.attempt)
+        chain = [(at.round, at.attempt)] if self.factor is None else extend_chain(memory, at.round, at.attempt)
         if self.factor is None:
             stream = at.key.stream("server noise", at.round, at.attempt)
             drawn = {name: gaussian(stream, total) for name, total in self.total.sums.items()}
         else:
-            drawn = correlated(self.factor, chain, at.key, self.total.sums)
+            drawn = compute_correlated_noise(self.factor, chain, at.key, self.total.sums)
         direction = {
             name: ((total + deviation * drawn[name]) / self.expected).to(at.state[name].dtype)
             for name, total in self.total.sums.items()
@@ -115,7 +115,7 @@ class NoisySum:
         related = 1.0 if self.factor is None else variance(self.factor, chain)
         optimizer = at.optimizer.noised(related * (deviation / self.expected) ** 2)
         after, memory = optimizer.step(at.state, direction, memory)
-        memory = memory if self.factor is None else remembered(memory, chain)
+        memory = memory if self.factor is None else remember_chain(memory, chain)
         return AggregationResult(self.strategy.finish(after, at.layout, at.round), memory, clip=clip)
 
 

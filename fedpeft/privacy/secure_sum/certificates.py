@@ -102,7 +102,7 @@ class CertifiedRoster:
             PayloadError: the message names the client and the reason.
         """
         if certificate not in self._keys:
-            self._keys[certificate] = self._checked(client, certificate)
+            self._keys[certificate] = self._check_certificate(client, certificate)
         check_signature(self._keys[certificate], client, content, signature)
 
     def strangers(self, clients: Iterable[int]) -> list[int]:
@@ -112,7 +112,7 @@ class CertifiedRoster:
         """
         return sorted(client for client in clients if client >= self._places)
 
-    def _checked(self, client: int, content: bytes) -> PublicKey:
+    def _check_certificate(self, client: int, content: bytes) -> PublicKey:
         try:
             certificate = x509.load_der_x509_certificate(content)
             certificate.verify_directly_issued_by(self._authority)

@@ -40,7 +40,7 @@ def split(secret: bytes, holders: Sequence[int], threshold: int, draw: Callable[
     return {holder: _at(coefficients, holder + 1).to_bytes(SHARE, "big") for holder in holders}
 
 
-def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
+def join(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """Return the secret behind the first `threshold` shares, which are listed by holder.
 
     Raises:
@@ -48,7 +48,7 @@ def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """
     if len(shares) < threshold:
         raise PayloadError(f"FP6139 {len(shares)} shares of a secret have arrived, and {threshold} are needed")
-    secret = _interpolated(_points(shares)[:threshold], 0)
+    secret = _interpolate(_points(shares)[:threshold], 0)
     if secret >> (8 * SECRET):
         raise PayloadError("FP6140 shares of a secret do not belong together")
     return secret.to_bytes(SECRET, "big")
@@ -57,10 +57,10 @@ def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
 def find_false(shares: Mapping[int, bytes], right: Mapping[int, bytes], threshold: int) -> set[int]:
     """Return the holders whose shares do not lie on the polynomial of the first `threshold` right ones."""
     points = _points(right)[:threshold]
-    return {x - 1 for x, value in _points(shares) if _interpolated(points, x) != value % PRIME}
+    return {x - 1 for x, value in _points(shares) if _interpolate(points, x) != value % PRIME}
 
 
-def corrected(shares: Mapping[int, bytes], threshold: int) -> dict[int, bytes] | None:
+def correct_shares(shares: Mapping[int, bytes], threshold: int) -> dict[int, bytes] | None:
     """Return the right shares if at most (shares - threshold) / 2 are false; None: no polynomial is that close.
 
     Gao's decoder of Reed-Solomon codes (2003): let g0 = prod (x - x_i), and g1 the polynomial through all shares. The
@@ -71,11 +71,11 @@ def corrected(shares: Mapping[int, bytes], threshold: int) -> dict[int, bytes] |
     g0, g1 = _through(points)
     before, now = (g0, [0]), (g1, [1])  # remainders, with their factor v
     while 2 * (len(now[0]) - 1) >= len(points) + threshold:
-        quotient, rest = _divided(before[0], now[0])
+        quotient, rest = _divide(before[0], now[0])
         before, now = now, (rest, _minus(before[1], _times(quotient, now[1])))
     if not any(now[0]):
         return None
-    polynomial, rest = _divided(now[0], now[1])
+    polynomial, rest = _divide(now[0], now[1])
     if any(rest) or len(polynomial) > threshold:
         return None
     return {x - 1: shares[x - 1] for x, value in points if _at(polynomial, x) == value % PRIME}
@@ -85,7 +85,7 @@ def _points(shares: Mapping[int, bytes]) -> list[tuple[int, int]]:
     return [(holder + 1, int.from_bytes(share, "big")) for holder, share in shares.items()]
 
 
-def _interpolated(points: Sequence[tuple[int, int]], at: int) -> int:
+def _interpolate(points: Sequence[tuple[int, int]], at: int) -> int:
     """Return the value at `at` of the polynomial through the points."""
     total = 0
     for x, value in points:
@@ -110,7 +110,7 @@ def _through(points: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     return product, polynomial
 
 
-def _trimmed(polynomial: list[int]) -> list[int]:
+def _trim(polynomial: list[int]) -> list[int]:
     while len(polynomial) > 1 and not polynomial[-1]:
         polynomial.pop()
     return polynomial
@@ -121,16 +121,16 @@ def _times(one: Sequence[int], other: Sequence[int]) -> list[int]:
     for i, a in enumerate(one):
         for j, b in enumerate(other):
             product[i + j] = (product[i + j] + a * b) % PRIME
-    return _trimmed(product)
+    return _trim(product)
 
 
 def _minus(one: Sequence[int], other: Sequence[int]) -> list[int]:
     length = max(len(one), len(other))
     a, b = [*one, *[0] * (length - len(one))], [*other, *[0] * (length - len(other))]
-    return _trimmed([(x - y) % PRIME for x, y in zip(a, b, strict=True)])
+    return _trim([(x - y) % PRIME for x, y in zip(a, b, strict=True)])
 
 
-def _divided(one: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[int]]:
+def _divide(one: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return the quotient and the rest of two polynomials; the second is not zero."""
     rest, inverse = list(one), pow(other[-1], -1, PRIME)
     quotient = [0] * max(1, len(one) - len(other) + 1)
@@ -138,7 +138,7 @@ def _divided(one: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[
         factor = quotient[shift] = rest[shift + len(other) - 1] * inverse % PRIME
         for i, b in enumerate(other):
             rest[shift + i] = (rest[shift + i] - factor * b) % PRIME
-    return _trimmed(quotient), _trimmed(rest)
+    return _trim(quotient), _trim(rest)
 
 
 def _at(coefficients: Sequence[int], x: int) -> int:

@@ -60,13 +60,15 @@ class Keys:
     certificate: bytes = b""
 
     @property
-    def signed(self) -> bytes:
+    def signed_content(self) -> bytes:
         """The signed content, without the context and the member's id."""
         return self.mask + self.share + self.commitment
 
     def to_bytes(self) -> bytes:
         """Return the keys as bytes for the wire."""
-        return self.signed + _lengthy(self.signature) + len(self.certificate).to_bytes(2, "big") + self.certificate
+        return (
+            self.signed_content + _lengthy(self.signature) + len(self.certificate).to_bytes(2, "big") + self.certificate
+        )
 
     @classmethod
     def of(cls, reader: Reader) -> Self:

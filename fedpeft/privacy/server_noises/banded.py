@@ -64,11 +64,11 @@ class Banded(ServerNoise):
 
     def factor(self, rounds: int, separation: int) -> np.ndarray:
         """Return F (rounds, rounds)."""
-        return optimised(rounds, min(self.bands or separation, rounds))
+        return optimize_factor(rounds, min(self.bands or separation, rounds))
 
 
 @lru_cache(maxsize=16)
-def optimised(rounds: int, bands: int) -> np.ndarray:
+def optimize_factor(rounds: int, bands: int) -> np.ndarray:
     """Compute the F with `bands` diagonals (1 to `rounds`), columns of norm 1, and the smallest error.
 
     The search starts at the first coefficients of the square root of A, which is the best of all Toeplitz matrices

@@ -63,7 +63,7 @@ class Asked:
 
     def said(self, k, step):
         at = self.at
-        return (self.told.to_bytes, lambda: at.peers(k), lambda: at.sealed_for(k), at.arrived,
+        return (self.told.to_bytes, lambda: at.peers(k), lambda: at.sealed_for(k), at.write_survivors,
                 lambda: at.witnesses_for(k))[step - 1]()  # fmt: skip
 
     def asked(self, k, step, said=None, client=None):
@@ -151,20 +151,14 @@ def test_different_sets_of_survivors(clients):
 
 def test_all_but_one_dropped(clients):
     asked = Asked(clients).until(3)
-    assert has_error(
-        asked.ask(0, 4, said=words.write_ids([0])).error, "FP6133", "vectors of 0 neighbours have arrived", "3"
-    )
-    assert has_error(
-        asked.ask(1, 4, said=words.write_ids([0, 1, 2])).error, "FP6133", "vectors of 2 neighbours have arrived"
-    )
+    assert has_error(asked.ask(0, 4, said=words.write_ids([0])).error, "FP6133", 0, 3)
+    assert has_error(asked.ask(1, 4, said=words.write_ids([0, 1, 2])).error, "FP6133", 2, 3)
 
 
 def test_neighbours_kept_away(clients):
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
-    assert has_error(asked.ask(
-        0, 2, said=words.write_peers({4: peers[4]})
-    ).error, "FP6133", "1 neighbours share masks with this client", "3")  # fmt: skip
+    assert has_error(asked.ask(0, 2, said=words.write_peers({4: peers[4]})).error, "FP6133", 1, 3)
 
 
 def test_keys_of_another_sum_are_no_keys(clients):
@@ -312,7 +306,7 @@ def test_a_server_that_announces_more_clients_than_it_asks(tmp_path):
     asked = Asked(SimpleNamespace(run="run", edges=sides))
     terms = asked.told.terms(SUMS.build(secure), TINY["seed"], 0, "run")
     asked.at, asked.ids = Coordinator(terms, {0: [1, 2], 1: [0, 2], 2: [0, 1]}), [0, 1, 2]
-    asked.at.arrived = lambda: words.write_ids(range(CLIENTS))
+    asked.at.write_survivors = lambda: words.write_ids(range(CLIENTS))
     for side in sides:
         side.handle = lambda i, own=side: own.add(i, lambda _: Contribution(1.0, 3)) if i.step == 3 else own.answer(i)
     error = asked.ask(0, 1).error
