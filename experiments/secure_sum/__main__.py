@@ -53,7 +53,7 @@ class Light(Member):
 
     def vector(self, sealed: bytes, numbers: np.ndarray) -> bytes:
         """As long as a real one of 8, 16 or 32 bits."""
-        self._step(3)
+        self._begin_step(3)
         self.sealed = read_sealed(sealed)
         return os.urandom(self.terms.length * self.terms.bits // 8)
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir, words
-from fedpeft.privacy.secure_sum.masks import public, reduce_modulo, stream, unpack
-from fedpeft.privacy.secure_sum.member import Member, format_survivor_message, pairwise
+from fedpeft.privacy.secure_sum.masks import derive_public_key, reduce_modulo, stream, unpack
+from fedpeft.privacy.secure_sum.member import Member, derive_pairwise_mask, format_survivor_message
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import signature
 
@@ -87,8 +87,8 @@ class SplitView:
     def run(self) -> np.ndarray | None:
         """Return the victim's vector modulo 2^bits as the attacker reads it; None: it lacks shares."""
         said = {i: self._ask(member.keys) for i, member in self.honest.items()}
-        keys = {i: words.keys_of(content) for i, content in said.items() if content is not None}
-        keys |= {i: words.keys_of(member.keys()) for i, member in self.confederates.items()}
+        keys = {i: words.read_keys(content) for i, content in said.items() if content is not None}
+        keys |= {i: words.read_keys(member.keys()) for i, member in self.confederates.items()}
         self.peers = {i: [peer for peer in self.list_peers(i) if peer in keys] for i in self.honest}
         sealed: dict[int, dict[int, bytes]] = {}
         for i, member in self.honest.items():
@@ -168,10 +168,10 @@ def remove_masks(
         seed, key = joined(words.SEED), joined(words.MASK)
     except PayloadError:
         return None
-    if hashlib.sha256(seed).digest() != keys[client].commitment or public(key) != keys[client].mask:
+    if hashlib.sha256(seed).digest() != keys[client].commitment or derive_public_key(key) != keys[client].mask:
         return None
     bare = masked - stream(seed, terms.length, terms.bits)
     for peer in peers:
-        mask = pairwise(terms, key, keys[peer].mask, client, peer)
+        mask = derive_pairwise_mask(terms, key, keys[peer].mask, client, peer)
         bare = bare - mask if peer < client else bare + mask
     return reduce_modulo(bare, terms.bits)

@@ -135,7 +135,7 @@ def low_order_keys(stage: AttackStage) -> Outcome:
     """Show the victim low-order keys in place of the honest clients' own: the masks would be known."""
 
     def work(hands: SumAttacker) -> None:
-        keys = {i: words.keys_of(RemoteMember(hands, i).keys()) for i in hands.work}
+        keys = {i: words.read_keys(RemoteMember(hands, i).keys()) for i in hands.work}
         low = {i: replace(own, mask=LOW_ORDER[i % 4]) for i, own in keys.items() if i != VICTIM}
         hands.ask(VICTIM, 2, words.write_peers(low))
 
@@ -177,7 +177,7 @@ def open_sum(hands: SumAttacker) -> HalfOpenSum:
     """Take the first two steps of a sum with the announced clients."""
     ids = [*hands.work][:ANNOUNCED]
     members = {i: RemoteMember(hands, i) for i in ids}
-    keys = {i: words.keys_of(member.keys()) for i, member in members.items()}
+    keys = {i: words.read_keys(member.keys()) for i, member in members.items()}
     others = {i: [peer for peer in ids if peer != i] for i in ids}
     sealed = {i: words.read_sealed(m.shares_for(words.write_peers({p: keys[p] for p in others[i]})))
               for i, m in members.items()}  # fmt: skip

@@ -10,7 +10,7 @@ from fedpeft.aggregation.strategy import is_shared_sum
 from fedpeft.audit.canaries import FORM, CanaryAudit, create_layout, run
 from fedpeft.privacy.accountant import Event, rdp_epsilon
 from fedpeft.privacy.mechanism import CohortForm
-from fedpeft.privacy.server_noise import turns_of
+from fedpeft.privacy.server_noise import count_turns
 
 if TYPE_CHECKING:
     from fedpeft.simulation.simulation import Simulation
@@ -57,7 +57,7 @@ def audit_run(simulation: Simulation) -> CanaryAudit:
     steps = int(federation.steps.max()) if mechanism.per_example else 1
     rounds, rate, more, canaries = max(1, round(spends[1] / steps)), spends[0], "", CANARIES
     if mechanism.cohort_form is CohortForm.TURNS:  # as far apart as clients', whatever does not divide evenly
-        turns = turns_of(federation.clients, federation.cohort)
+        turns = count_turns(federation.clients, federation.cohort)
         rounds, rate, canaries = federation.rounds, 1 / turns, turns * max(1, round(CANARIES / turns))
         more = f", noise={vars(mechanism)['noise']!r}"
     strategy = (

@@ -102,7 +102,7 @@ def fix_step_size(codec: Codec, payload: bytes, shapes: Mapping[str, Shape]) -> 
     return replace(codec, tensor_steps=(*codec.tensor_steps[:-1], quantizer.as_in(Reader(parameters))))
 
 
-def start_for(strategy: Strategy, start: State, layout: Layout, form: AdapterShape | None) -> State:
+def create_start(strategy: Strategy, start: State, layout: Layout, form: AdapterShape | None) -> State:
     """Return the seeded start in a client's form, which movements count from; the same on both ends."""
     return strategy.dispatch(start, layout, form, 1)
 
@@ -129,7 +129,7 @@ def decode_arrival(
         payload: see `Downlink.create_package`.
         codec: codec of the downlink.
         shapes: shapes of the client's tensors.
-        start: the start in the client's form (`start_for`); not needed by a lossless codec.
+        start: the start in the client's form (`create_start`); not needed by a lossless codec.
         held: the movements that the client holds, by version.
 
     Raises:
@@ -348,7 +348,7 @@ class Downlink:
         return self._made[form]
 
     def _start_for(self, form: AdapterShape | None) -> State:
-        return start_for(self._strategy, self._start, self._layout, form)
+        return create_start(self._strategy, self._start, self._layout, form)
 
     def base(self, last: int) -> bytes:
         """Return the payload that updates the base of a client whose last round was `last` (0: it never took part)."""

@@ -283,16 +283,16 @@ def read_instruction(message: Message) -> Instruction:
     return found
 
 
-def report_of(message: Message) -> Report:
+def read_report(message: Message) -> Report:
     """Read the report in a Flower message, or raise PayloadError."""
     found: Report = _read_record(message.content, Report)
     return found
 
 
-def answer_to(asked: Instruction, message: Message) -> Report:
+def read_answer(asked: Instruction, message: Message) -> Report:
     """Return the report in the reply to an instruction; if the reply is not such a report, one with the error."""
     try:
-        report = report_of(message)
+        report = read_report(message)
         if (report.client, report.round) != (asked.client, asked.round):
             raise PayloadError(
                 f"FP6061 the server asked client {asked.client} in round {asked.round}, and the answer is from client "

@@ -77,7 +77,7 @@ def is_gaussian(events: Events) -> bool:
 
 
 @lru_cache(maxsize=1 << 16)
-def _rdp_at(event: Event, order: float) -> float:
+def _compute_rdp(event: Event, order: float) -> float:
     """Compute the Renyi divergence of a release with Gaussian noise at one order."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
@@ -85,12 +85,12 @@ def _rdp_at(event: Event, order: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _rdp_at_whole(event: Event) -> np.ndarray:
+def _compute_whole_rdp(event: Event) -> np.ndarray:
     """Compute the Renyi divergences of any release at `WHOLE_ORDERS`."""
     return rdp_of_sampled(event.noise, event.rate, event.rounding, event.share)
 
 
-def _bound(orders: Sequence[float], rdp: Iterable[np.ndarray], delta: float) -> tuple[float, float]:
+def _bound_epsilon(orders: Sequence[float], rdp: Iterable[np.ndarray], delta: float) -> tuple[float, float]:
     """Return the least epsilon that one of the orders bounds, and that order.
 
     Args:
@@ -114,13 +114,15 @@ def _find_least_epsilon(spent: Events, delta: float) -> float:
     log(1 + t) + log(1 / delta). So the bound falls to its minimum and then rises.
     """
     if not is_gaussian(spent):
-        return _bound(WHOLE_ORDERS, (_rdp_at_whole(event) * steps for event, steps in spent.items()), delta)[0]
+        return _bound_epsilon(
+            WHOLE_ORDERS, (_compute_whole_rdp(event) * steps for event, steps in spent.items()), delta
+        )[0]
 
     from opacus.accountants import RDPAccountant
 
     def bound(orders: Sequence[float]) -> tuple[float, float]:
-        rdp = (np.array([_rdp_at(event, order) for order in orders]) * steps for event, steps in spent.items())
-        return _bound(orders, rdp, delta)
+        rdp = (np.array([_compute_rdp(event, order) for order in orders]) * steps for event, steps in spent.items())
+        return _bound_epsilon(orders, rdp, delta)
 
     orders: list[float] = list(RDPAccountant.DEFAULT_ALPHAS)
     whole = [order for order in orders if float(order).is_integer()]
@@ -157,10 +159,10 @@ def epsilon(events: Events, delta: float) -> float:
         events: the releases.
         delta: above 0, below 1.
     """
-    return _epsilon(tuple(sorted((event, steps) for event, steps in events.items() if steps)), delta)
+    return _compute_epsilon(tuple(sorted((event, steps) for event, steps in events.items() if steps)), delta)
 
 
-def _prv_accountant() -> PRVAccountant:
+def _make_prv_accountant() -> PRVAccountant:
     """Return an accountant of Opacus that finds its domain with `rdp_epsilon`.
 
     That finds the same minimum over the same orders in a fraction of the time.
@@ -185,7 +187,7 @@ def _prv_accountant() -> PRVAccountant:
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
+def _compute_epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
     bound, releases = rdp_epsilon(dict(history), delta), sum(steps for _, steps in history)
     if bound == 0 or bound > LARGEST or releases > MOST_RELEASES:
         return bound
@@ -194,7 +196,7 @@ def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
     if not is_gaussian(dict(history)):
         return bound
 
-    accountant = _prv_accountant()
+    accountant = _make_prv_accountant()
     accountant.history = [(event.noise, event.rate, steps) for event, steps in history]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # logarithms of 0 at q = 1, where they do no harm

@@ -156,7 +156,7 @@ class PrivacyEngine:
         """
         return self.noise_source.charge_round(self, round_number, state, drawn)
 
-    def heard(self, report: Report) -> None:
+    def record_report(self, report: Report) -> None:
         """Adopt the charges that a client's own ledger reports, if there are more, and remember a spent budget."""
         accounts, client = self.accounts, report.client
         if not accounts.is_declared(client):

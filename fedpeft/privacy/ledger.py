@@ -85,7 +85,7 @@ class Ledger:
                     "with the settings and the version of fedpeft that it was begun with, or start a new run"
                 )
             for line in lines[1:]:
-                self._book(line)
+                self._add_line(line)
         except OSError as error:
             raise PrivacyError(f"FP7043 the privacy ledger {self.path} can't be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -95,14 +95,14 @@ class Ledger:
             ) from error
         return True
 
-    def _book(self, line: Mapping[str, Any]) -> None:
+    def _add_line(self, line: Mapping[str, Any]) -> None:
         accounts = frozenset(int(charge[0]) for charge in line["charges"])
         self.left_out.update(int(account) for account in line.get("spent", ()))
         self.newest = str(line["fingerprint"])
         self._attempts.setdefault(int(line["round"]), []).append((self.newest, accounts))
         for account, *charge in line["charges"]:
             events = self.spent.setdefault(int(account), {})
-            event, count = _release(*charge)
+            event, count = _read_release(*charge)
             events[event] = events.get(event, 0) + count
         self._lines.append(line)
 
@@ -116,7 +116,11 @@ class Ledger:
     def list_charges(self) -> Iterator[tuple[int, str, list[tuple[Event, int]]]]:
         """Yield all charges, oldest first: round, fingerprint, and the types of release with their numbers."""
         for line in self._lines:
-            yield int(line["round"]), str(line["fingerprint"]), [_release(*charge) for _, *charge in line["charges"]]
+            yield (
+                int(line["round"]),
+                str(line["fingerprint"]),
+                [_read_release(*charge) for _, *charge in line["charges"]],
+            )
 
     def releases(self, account: int) -> int:
         """Return the number of releases of any type that an account was charged with."""
@@ -176,7 +180,7 @@ class Ledger:
         line = {"round": round_number, "attempt": attempt, "fingerprint": fingerprint, "charges": entries}
         line |= {"spent": sorted(left_out)} if left_out else {}
         self._write(line)
-        self._book(line)
+        self._add_line(line)
         return attempt
 
 
@@ -188,7 +192,7 @@ def _describe_changes(begun: object, now: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} was {begun.get(name)!r:.100} and would be {now.get(name)!r:.100}" for name in names)
 
 
-def _release(noise: float, rate: float, count: int, rounding: float = 0.0) -> tuple[Event, int]:
+def _read_release(noise: float, rate: float, count: int, rounding: float = 0.0) -> tuple[Event, int]:
     """Return the type and number of releases that a charge contains."""
     return Event(float(noise), float(rate), float(rounding)), int(count)
 

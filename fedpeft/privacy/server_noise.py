@@ -25,7 +25,7 @@ from scipy.linalg import solve_triangular
 from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.families import SERVER_NOISES as SERVER_NOISES
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.noise import RunKey, gaussian
+from fedpeft.privacy.noise import RunKey, draw_gaussian
 
 CHAIN = "noise"
 """Key of the chain in the optimizer state: rounds and attempts, no noise."""
@@ -56,7 +56,7 @@ class ServerNoise(ABC):
         """Return F (rounds, rounds); None: the identity, which means independent noise."""
 
 
-def turns_of(clients: int, cohort: int) -> int:
+def count_turns(clients: int, cohort: int) -> int:
     """Return after how many rounds a client takes its next turn: the number of disjoint cohorts, at least 1."""
     return max(1, clients // cohort)
 
@@ -85,7 +85,7 @@ def compute_correlated_noise(factor: np.ndarray, chain: Attempts, key: RunKey, l
     now: State = {}
     for round_number, attempt in chain:
         stream = key.stream("server noise", round_number, attempt)
-        now = {name: gaussian(stream, tensor) for name, tensor in like.items()}
+        now = {name: draw_gaussian(stream, tensor) for name, tensor in like.items()}
         t = round_number - 1
         for s, earlier in rows:
             if factor[t, s]:
@@ -97,7 +97,7 @@ def compute_correlated_noise(factor: np.ndarray, chain: Attempts, key: RunKey, l
     return now
 
 
-def variance(factor: np.ndarray, chain: Attempts) -> float:
+def compute_noise_variance(factor: np.ndarray, chain: Attempts) -> float:
     """Return the variance of each entry of g in a chain's last round.
 
     It is the squared norm of the last row of F^-1, over the chain's rounds.

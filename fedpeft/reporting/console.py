@@ -203,14 +203,14 @@ class ConsoleObserver:
         if self._phase is not None:
             self._progress.advance(self._phase, steps)
 
-    def started(self, rounds: int, done: int) -> None:
+    def begin_rounds(self, rounds: int, done: int) -> None:
         """Begin the rounds, of which `done` are done already."""
         self._total_rounds = rounds
         self._rounds = self._progress.add_task(ROUNDS, total=get_bar_length(rounds), completed=done)
         self._cohort = self._progress.add_task("clients of this round", total=None)
         self._begin_round(done + 1)
         if self.live is not None:
-            self.live.started(rounds)
+            self.live.begin_rounds(rounds)
         if done:
             self.say(f"continuing after round {done} of {rounds}")
 
@@ -225,13 +225,13 @@ class ConsoleObserver:
                 self.enter(f"{BEFORE_ROUNDS.get(phase, phase)} of the clients", total)
         else:
             if phase == "evaluate" and not done and self.phases.name == ROUNDS:
-                self.doing("validation")
+                self.begin_part("validation")
             self.phases.reach(done, total)
             if self.live is not None:
                 self.live.set_answered(done, total)
             self._progress.update(self._cohort, completed=done, total=total)
 
-    def doing(self, part: str = "") -> None:
+    def begin_part(self, part: str = "") -> None:
         """Begin a part of the running round, or of the start."""
         if self._cohort is None:
             self.enter(f"{part} of the start")
@@ -244,7 +244,7 @@ class ConsoleObserver:
 
     def _begin_round(self, round_number: int) -> None:
         self._round = f"round {round_number}" if round_number <= self._total_rounds else "after the last round"
-        self.doing()
+        self.begin_part()
 
     def round_done(self, result: RoundResult) -> bool:
         """Print a line about the round; return True if `on_round` asks to stop."""

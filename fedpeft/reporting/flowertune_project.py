@@ -146,7 +146,7 @@ class FlowerTuneProject:
             if key not in HONOURED and key not in LEFT_OUT:
                 raise ConfigError(f"FP1361 --set has no key {key!r}; {suggest_legal(key, (*HONOURED, *LEFT_OUT))}")
         values, ignored = _split_by_effect(found | said, ignore_code)
-        track = _track(track or str(values.get("task.name", "")), str(values["static.dataset.name"]), folder)
+        track = _choose_track(track or str(values.get("task.name", "")), str(values["static.dataset.name"]), folder)
         nodes = _count_supernodes(flower)
         return cls(folder, values, ignored, code, track, clients or nodes or TRACKS[track][1])
 
@@ -315,7 +315,7 @@ def _find_default_targets(model: str) -> str:
     return ",".join(USUAL[kind])
 
 
-def _track(named: str, dataset: str, folder: Path) -> str:
+def _choose_track(named: str, dataset: str, folder: Path) -> str:
     """Return the track that the user, the data set or the project's code names."""
     told = {_normalize_name(track): track for track in TRACKS} | {"nlp": "general_nlp", "general": "general_nlp"}
     if named:

@@ -60,24 +60,22 @@ def get_main_metric(metric: str, loss: float | None, accuracy: float | None) -> 
 class RoundResult:
     """A finished round: one line of `rounds.jsonl`.
 
-    A secret cohort hides its size. Then `clients` is the expected number, and bytes are those that this many clients
-    would send and receive. Nothing counts as rejected, and there are no times.
-
     Attributes:
-        round: the round, from 1; 0 for the start.
-        clients: clients in the round, also those whose updates were left out.
-        rejected: clients whose updates were left out.
+        round: the round, from 1; 0 for the preparation.
+        clients: clients in the round, also those whose updates were left out; the expected number if the cohort is
+            secret.
+        rejected: clients whose updates were left out; 0 if the cohort is secret.
         train_loss: mean training loss over the cohort's examples.
-        loss: mean validation loss per prediction.
-        accuracy: validation accuracy.
-        uplink_bytes: lengths of the payloads from the clients.
-        downlink_bytes: lengths of the payloads to the clients.
+        loss: mean validation loss per prediction; None: the round has no evaluation.
+        accuracy: validation accuracy; None: the round has no evaluation.
+        uplink_bytes: lengths of the payloads from the clients; those of the expected number if the cohort is secret.
+        downlink_bytes: lengths of the payloads to the clients; those of the expected number if the cohort is secret.
         update_norm: norm of the adapter's step.
-        training_seconds: time without evaluation.
-        seconds: time with evaluation.
+        training_seconds: time without evaluation; None: the cohort is secret.
+        seconds: time with evaluation; None: the cohort is secret.
         base_norm: norm of what went into the base.
         worst_accuracy: accuracy of the worst tenth of the clients, if clients have models of their own.
-        aggregation_seconds: the server's own time, from decoding to the next global state.
+        aggregation_seconds: the server's own time, from decoding to the next global state; None: the cohort is secret.
         aggregation_error: see `fedpeft.aggregation.exactness`; None: not defined for this adapter.
         learning_rate: the clients' learning rate in the round.
         undone: whether the safeguard has undone the step; then only its costs count.
@@ -124,13 +122,13 @@ class RoundResult:
 class Observer(Protocol):
     """An observer of a run's progress."""
 
-    def started(self, rounds: int, done: int) -> None:
+    def begin_rounds(self, rounds: int, done: int) -> None:
         """Begin the rounds, of which `done` are done already."""
 
     def client_done(self, phase: str, done: int, total: int) -> None:
         """Report how many clients of a phase ("prepare" or "train") have answered; the first call reports none."""
 
-    def doing(self, part: str = "") -> None:
+    def begin_part(self, part: str = "") -> None:
         """Begin a part of the running round, or of the work before round 1; an empty name: clients are at work."""
 
     def round_done(self, result: RoundResult) -> bool | None:
@@ -158,8 +156,8 @@ def announce_validation(observer: Observer, work: Callable[P, T] | None) -> Call
     if work is None:
         return None
 
-    def told(*given: P.args, **named: P.kwargs) -> T:
-        observer.doing("validation")
+    def announce_and_work(*given: P.args, **named: P.kwargs) -> T:
+        observer.begin_part("validation")
         return work(*given, **named)
 
-    return told
+    return announce_and_work

@@ -312,7 +312,7 @@ def _list_baseline_lines(summary: Summary) -> list[Line]:
     kept = f"round {quality.kept_round}" if quality.kept_round else "the start, no round was clearly better"
     judged = "accuracy" if quality.metric == "perplexity" else quality.metric.replace("_", " ")
 
-    def measured(accuracy: float | None, loss: float | None) -> float | None:
+    def choose_measure(accuracy: float | None, loss: float | None) -> float | None:
         return accuracy if quality.perplexity is None or loss is None else compute_perplexity(loss)
 
     return [
@@ -320,12 +320,12 @@ def _list_baseline_lines(summary: Summary) -> list[Line]:
         *_format_number("private probe: one release, no training", quality.private_probe_accuracy),
         *_format_number(f"same adapter, clients alone (mean {judged})", quality.alone_accuracy),
         *_format_number(
-            "same adapter on the pooled data", measured(quality.centralised_accuracy, quality.centralised_loss)
+            "same adapter on the pooled data", choose_measure(quality.centralised_accuracy, quality.centralised_loss)
         ),
         *(
             _format_number(
                 f"after the last round, {summary.costs.rounds} (kept: {kept})",
-                measured(quality.last_accuracy, quality.last_loss),
+                choose_measure(quality.last_accuracy, quality.last_loss),
             )
             if quality.kept_round != summary.costs.rounds
             else []

@@ -21,7 +21,7 @@ KINDS = ("accuracy", "accuracy_known_task")
 """Types of accuracy: among the classes of all tasks, and among those of the example's own task alone."""
 
 
-def transfer(matrix: Sequence[Sequence[float]], start: Sequence[float]) -> dict[str, float]:
+def compute_transfer(matrix: Sequence[Sequence[float]], start: Sequence[float]) -> dict[str, float]:
     """Compute the measures of a matrix (T, T), whose rows are times, and the start (T,), for at least two tasks."""
     a, b = np.asarray(matrix, np.float64), np.asarray(start, np.float64)
     tasks = len(b)
@@ -59,5 +59,5 @@ def summarize_tasks(
         matrix = [line[kind] for line in times]
         found[kind] = {"start": start[kind], "matrix": matrix}
         if len(times) == len(sequence.names):
-            found[kind] |= transfer(matrix, start[kind])
+            found[kind] |= compute_transfer(matrix, start[kind])
     return found

@@ -63,11 +63,11 @@ def find_own_files(config: RunConfig, model_key: str = "", folder: Path | None =
     """
     found: list[str] = []
 
-    def noted(path: str) -> str:
+    def note_path(path: str) -> str:
         found.append(path)
         return path
 
-    replace_paths(config, noted)
+    replace_paths(config, note_path)
     own, lies = find_local_folder(config.model), {}
     key = None if own is None else model_key or cache.hash_files(own, MODEL_FILES)
     if isinstance(config.clients, str) and folder is not None and (folder / PROFILES).exists():

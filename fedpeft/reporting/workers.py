@@ -250,12 +250,12 @@ def create_client_plan(
         store=folder / "clients",
         held_out=held_out,
         privacy=privacy,
-        masks=_mask_plan(setup, folder),
+        masks=_create_mask_plan(setup, folder),
         met=None if sequence is None or tasks is None else ClientTasks(sequence, tasks),
     )
 
 
-def _mask_plan(setup: Setup, folder: Path) -> MaskPlan | None:
+def _create_mask_plan(setup: Setup, folder: Path) -> MaskPlan | None:
     """Return the plan of clients for sums under masks; None: there are none."""
     secure = setup.secure_sum
     if secure is None:

@@ -81,7 +81,7 @@ class PrivacyHook(RoundHook):
 
     def reported(self, report: Report) -> None:
         """Charge what a real client says that it has spent."""
-        self.engine.heard(report)
+        self.engine.record_report(report)
 
     def measure(self, state: ServerState, log: RoundLog) -> None:
         """Take out of the record what may not be told.

@@ -324,11 +324,11 @@ class DistributedDP(SumMechanism):
             return told
         grid = self.grid(exposure, noise)
         # With dropouts the noise of a cohort reveals its size: who knows the others learns whether a client is in it.
-        amplified = self.unit == "clients" and not self.dropouts and not self._decides(exposure, rounds)
+        amplified = self.unit == "clients" and not self.dropouts and not self._may_complete_sum(exposure, rounds)
         event = grid.event(share) if amplified else grid.event(rate, share)
         return merge_events(told, {event: rounds})
 
-    def _decides(self, exposure: Exposure, rounds: int) -> bool:
+    def _may_complete_sum(self, exposure: Exposure, rounds: int) -> bool:
         """Return whether one client may complete the fewest clients of a sum in some round, which reveals it."""
         chance = rounds * binom.pmf(FEWEST - 1, exposure.clients - 1, self.share(exposure))
         return bool(chance > self.delta(exposure) / 1000)

@@ -71,8 +71,8 @@ class Contribution:
         Raises:
             PayloadError: a value is not finite, or the server has announced other sizes.
         """
-        vector = _flat(self.update.values()) * self.weight
-        statistics = _flat(self.statistics[name] for name in sorted(self.statistics))
+        vector = _flatten(self.update.values()) * self.weight
+        statistics = _flatten(self.statistics[name] for name in sorted(self.statistics))
         if secure.noisy:  # which is in vectors, not in numbers
             vector, statistics = (vector if round_number else statistics), statistics[:0]
         if (len(vector), len(statistics) + BESIDE) != (told.size, told.numbers):
@@ -246,12 +246,12 @@ class Total:
         return secure.headroom * told.clip * mean * growth
 
 
-def entries(shapes: Mapping[str, Shape]) -> int:
+def count_tensor_entries(shapes: Mapping[str, Shape]) -> int:
     """Return the number of entries of all tensors together."""
     return sum(count_entries(shape) for shape in shapes.values())
 
 
-def _flat(tensors: Iterable[torch.Tensor]) -> np.ndarray:
+def _flatten(tensors: Iterable[torch.Tensor]) -> np.ndarray:
     parts = [tensor.detach().cpu().double().numpy().ravel() for tensor in tensors]
     return np.concatenate(parts) if parts else np.zeros(0)
 

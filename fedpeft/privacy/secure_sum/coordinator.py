@@ -19,15 +19,15 @@ import numpy as np
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
 from fedpeft.privacy.secure_sum.certificates import fingerprint
-from fedpeft.privacy.secure_sum.masks import check_public, dtype, pack, public, reduce_modulo, stream, unpack
-from fedpeft.privacy.secure_sum.member import format_key_message, format_survivor_message, pairwise
+from fedpeft.privacy.secure_sum.masks import check_public, derive_public_key, dtype, pack, reduce_modulo, stream, unpack
+from fedpeft.privacy.secure_sum.member import derive_pairwise_mask, format_key_message, format_survivor_message
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.privacy.secure_sum.words import (
     MASK,
     SEED,
     Keys,
-    keys_of,
+    read_keys,
     read_sealed,
     read_shares,
     write_ids,
@@ -74,7 +74,7 @@ class Coordinator:
         Raises:
             PayloadError: the keys are not usable, the client has not signed them, or they are those of another client.
         """
-        keys = keys_of(content)
+        keys = read_keys(content)
         for key in (keys.mask, keys.share):
             check_public(key)
         if self.roster is not None:
@@ -176,14 +176,14 @@ class Coordinator:
             raise VoidError("FP6115 no masked vector has arrived")
         total, terms, survivors = self._sum.copy(), self.terms, set(self.survivors)
         for client in survivors:
-            total -= stream(self._secret(client, SEED), terms.length, terms.bits)
+            total -= stream(self._recover_secret(client, SEED), terms.length, terms.bits)
         for client in self.sealed.keys() - survivors:
             private = None
             for peer in self._list_sharing(client):
                 if peer not in survivors:
                     continue
-                private = private or self._secret(client, MASK)
-                mask = pairwise(terms, private, self.keys[peer].mask, client, peer)
+                private = private or self._recover_secret(client, MASK)
+                mask = derive_pairwise_mask(terms, private, self.keys[peer].mask, client, peer)
                 if client < peer:
                     total -= mask
                 else:
@@ -193,7 +193,7 @@ class Coordinator:
     def _list_sharing(self, client: int) -> list[int]:
         return [peer for peer in self.graph[client] if client in self.sealed.get(peer, {})]
 
-    def _secret(self, client: int, which: int) -> bytes:
+    def _recover_secret(self, client: int, which: int) -> bytes:
         """Return a client's seed or private mask key, computed from its neighbors' shares.
 
         False shares lead to another number, which the client's public keys reveal. They are corrected in two cases: at
@@ -211,12 +211,12 @@ class Coordinator:
                 f"and {needed} are needed to remove the masks"
             )
         trusted = dict(sorted(shares.items(), key=lambda item: item[0] in self.false_shares))
-        for chosen in _choices(trusted, needed):
+        for chosen in _list_choices(trusted, needed):
             try:
                 secret = shamir.join(chosen, needed)
             except PayloadError:
                 continue
-            told = hashlib.sha256(secret).digest() if which == SEED else public(secret)
+            told = hashlib.sha256(secret).digest() if which == SEED else derive_public_key(secret)
             if told == (keys.commitment if which == SEED else keys.mask):
                 if list(chosen) != list(shares)[:needed]:
                     for holder in shamir.find_false(shares, chosen, needed):
@@ -225,7 +225,7 @@ class Coordinator:
         raise VoidError(f"FP6117 the sum is void: the shares of client {client}'s {what} do not lead to it")
 
 
-def _choices(shares: Mapping[int, bytes], needed: int) -> Iterator[Mapping[int, bytes]]:
+def _list_choices(shares: Mapping[int, bytes], needed: int) -> Iterator[Mapping[int, bytes]]:
     """Yield sets of shares that may all be right: the first ones, those of the nearest polynomial, then all subsets."""
     yield dict(list(shares.items())[:needed])
     if (right := shamir.correct_shares(shares, needed)) is not None:

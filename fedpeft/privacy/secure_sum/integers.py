@@ -156,7 +156,7 @@ class Integers:
 def rotate(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """Return H2 D2 H1 D1 vector, a rotation that spreads large entries over all."""
     turned = np.array(vector, dtype=np.float64)
-    for part, drawn in zip(_halves(len(turned)), signs, strict=False):
+    for part, drawn in zip(_list_halves(len(turned)), signs, strict=False):
         turned *= drawn
         turned[part] = transform_blocks(turned[part], ((part.stop - part.start,),))
     return turned
@@ -165,13 +165,13 @@ def rotate(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
 def rotate_back(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """Return the vector before `rotate`."""
     straight = np.array(vector, dtype=np.float64)
-    for part, drawn in reversed(list(zip(_halves(len(straight)), signs, strict=False))):
+    for part, drawn in reversed(list(zip(_list_halves(len(straight)), signs, strict=False))):
         straight[part] = transform_blocks(straight[part], ((part.stop - part.start,),))
         straight *= drawn
     return straight
 
 
-def _halves(size: int) -> list[slice]:
+def _list_halves(size: int) -> list[slice]:
     """Return the slices of the first and the last 2^p entries, with the largest 2^p <= size; empty for size 0."""
     power = 1 << (size.bit_length() - 1) if size else 0
     return [slice(0, power), slice(size - power, size)] if size else []

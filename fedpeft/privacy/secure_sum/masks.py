@@ -22,7 +22,7 @@ KEY: Final = 32
 """Bytes of keys and seeds."""
 
 
-def public(private: bytes) -> bytes:
+def derive_public_key(private: bytes) -> bytes:
     """Return the public key of a private one, 32 bytes each."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
 from fedpeft.privacy.secure_sum.certificates import fingerprint
-from fedpeft.privacy.secure_sum.masks import KEY, derive_seed, dtype, pack, public, reduce_modulo, stream
+from fedpeft.privacy.secure_sum.masks import KEY, derive_public_key, derive_seed, dtype, pack, reduce_modulo, stream
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import Membership, PrivateKey, signature
 from fedpeft.privacy.secure_sum.words import (
@@ -81,9 +81,9 @@ class Member:
 
     def keys(self) -> bytes:
         """Take step 1, and return the signed keys that the member advertises."""
-        self._step(1)
+        self._begin_step(1)
         self._seed, self._mask, self._share = self.draw(KEY), self.draw(KEY), self.draw(KEY)
-        keys = Keys(public(self._mask), public(self._share), hashlib.sha256(self._seed).digest())
+        keys = Keys(derive_public_key(self._mask), derive_public_key(self._share), hashlib.sha256(self._seed).digest())
         signed = signature(self.key, format_key_message(self.terms, self.client, keys))
         return Keys(keys.mask, keys.share, keys.commitment, signed, self.certificate).to_bytes()
 
@@ -93,7 +93,7 @@ class Member:
         Raises:
             PayloadError: the keys are not the neighbors', or there are too few of them.
         """
-        self._step(2)
+        self._begin_step(2)
         self.peers = read_peers(peers)
         if self.client in self.peers:
             raise PayloadError(f"FP6121 client {self.client} is listed as its own neighbor")
@@ -110,7 +110,7 @@ class Member:
                 f"FP6124 {len(self.peers)} neighbors share masks with this client, of {self.terms.neighbor_count} that "
                 f"the server has announced; legal are at least {self.fewest} announced, and no more than those"
             )
-        self._enough(len(self.peers), f"{len(self.peers)} neighbors share masks with this client")
+        self._check_enough(len(self.peers), f"{len(self.peers)} neighbors share masks with this client")
         holders = sorted(self.peers)
         seeds = shamir.split(self._seed, holders, needed, self.draw)
         masks = shamir.split(self._mask, holders, needed, self.draw)
@@ -122,10 +122,10 @@ class Member:
         Raises:
             PayloadError: shares come from clients that are not neighbors, or from too few neighbors.
         """
-        self._step(3)
+        self._begin_step(3)
         self.sealed = read_sealed(sealed)
-        self._known(self.sealed, "shares")
-        self._enough(len(self.sealed), f"{len(self.sealed)} neighbors remain")
+        self._check_known(self.sealed, "shares")
+        self._check_enough(len(self.sealed), f"{len(self.sealed)} neighbors remain")
 
     def vector(self, sealed: bytes, numbers: np.ndarray) -> bytes:
         """Take step 3, and return the numbers, (length,) integers modulo 2^bits, under masks.
@@ -139,7 +139,7 @@ class Member:
         assert numbers.dtype == dtype(terms.bits)
         masked = numbers + stream(self._seed, terms.length, terms.bits)
         for peer in self.sealed:
-            mask = pairwise(terms, self._mask, self.peers[peer].mask, self.client, peer)
+            mask = derive_pairwise_mask(terms, self._mask, self.peers[peer].mask, self.client, peer)
             masked = masked + mask if peer < self.client else masked - mask
         return pack(reduce_modulo(masked, terms.bits), terms.bits)
 
@@ -149,7 +149,7 @@ class Member:
         Raises:
             PayloadError: the set is impossible.
         """
-        self._step(4)
+        self._begin_step(4)
         self.survivors = read_ids(survivors)
         if self.client not in self.survivors:
             raise PayloadError("FP6125 the server reports that this client's vector has not arrived")
@@ -158,7 +158,7 @@ class Member:
         if late := sorted((self.survivors & self.peers.keys()) - self.sealed.keys()):
             raise PayloadError(f"FP6127 the server lists survivors {late!s:.80}, which have shared no keys")
         alive = len(self.survivors & self.sealed.keys())
-        self._enough(alive, f"vectors of {alive} neighbors have arrived")
+        self._check_enough(alive, f"vectors of {alive} neighbors have arrived")
         noisy = alive + 1 if self.wary else len(self.survivors)
         if noisy < self.terms.least:
             raise PayloadError(
@@ -172,9 +172,9 @@ class Member:
         Raises:
             PayloadError: too few neighbors have signed this set.
         """
-        self._step(5)
+        self._begin_step(5)
         signatures = read_witnesses(witnesses)
-        self._known(signatures, "signatures")
+        self._check_known(signatures, "signatures")
         content = format_survivor_message(self.terms, write_ids(self.survivors))
         for peer, signed in signatures.items():
             if peer not in self.survivors:
@@ -215,20 +215,20 @@ class Member:
     def _whose(self) -> bytes:
         return self.terms.digest + self.client.to_bytes(4, "big")
 
-    def _step(self, step: int) -> None:
+    def _begin_step(self, step: int) -> None:
         if self.steps != step - 1:
             raise PayloadError(
                 f"FP6132 step {step} of a secure sum is asked for after step {self.steps}; each is taken once"
             )
         self.steps = step
 
-    def _enough(self, there: int, said: str) -> None:
+    def _check_enough(self, there: int, said: str) -> None:
         if there < self.terms.needed_shares:
             raise PayloadError(f"FP6133 {said}; {self.terms.needed_shares} are needed")
         if there < self.fewest:
             raise PayloadError(f"FP6134 {said}; this client needs {self.fewest} or more (--fewest {self.fewest + 1})")
 
-    def _known(self, named: dict[int, bytes], what: str) -> None:
+    def _check_known(self, named: dict[int, bytes], what: str) -> None:
         if strangers := sorted(named.keys() - self.peers.keys()):
             raise PayloadError(f"FP6135 {what} of clients {strangers!s:.80}, which are not neighbors")
 
@@ -247,7 +247,7 @@ class Member:
         return derive_seed(self._share, self.peers[peer].share, "seal", self.terms.context, sender, receiver)
 
 
-def pairwise(terms: Terms, private: bytes, peer_public: bytes, one: int, other: int) -> np.ndarray:
+def derive_pairwise_mask(terms: Terms, private: bytes, peer_public: bytes, one: int, other: int) -> np.ndarray:
     """Return the mask that two members share; both compute the same."""
     seed = derive_seed(private, peer_public, "mask", terms.context, min(one, other), max(one, other))
     return stream(seed, terms.length, terms.bits)

@@ -20,7 +20,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.integers import Integers, rotate
 from fedpeft.privacy.secure_sum.sum import SecureSum
-from fedpeft.privacy.skellam import Grid, skellam
+from fedpeft.privacy.skellam import Grid, draw_skellam
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class NoisyIntegers(Integers):
             vector = vector * (self.clip / length) if math.isfinite(length) else np.zeros_like(vector)
         steps = np.floor(rotate(vector, signs) / self.step + random.random(len(vector)))
         half = 2.0**62
-        noise = skellam(random, self.grid.share(self.clients, self.dropouts), len(vector))
+        noise = draw_skellam(random, self.grid.share(self.clients, self.dropouts), len(vector))
         return np.asarray(np.clip(steps, -half, half).astype(np.int64) + noise)
 
 

@@ -81,7 +81,7 @@ def optimize_factor(rounds: int, bands: int) -> np.ndarray:
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         given = torch.tensor(values, requires_grad=True)
-        value = error(_factor(given.view(shape), rounds)).square() / rounds
+        value = compute_error(_factor(given.view(shape), rounds)).square() / rounds
         [gradient] = torch.autograd.grad(value, [given])
         return float(value.detach()), gradient.numpy()
 
@@ -92,7 +92,7 @@ def optimize_factor(rounds: int, bands: int) -> np.ndarray:
     return np.asarray(found)
 
 
-def error(factor: Tensor) -> Tensor:
+def compute_error(factor: Tensor) -> Tensor:
     """Compute |A F^-1|_F, the error that `factor` F leaves in sums of rounds."""
     ones = torch.ones_like(factor).tril()
     noise: Tensor = torch.linalg.solve_triangular(factor, ones, upper=False, left=False)

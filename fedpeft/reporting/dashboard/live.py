@@ -104,7 +104,7 @@ class LiveState:
             self._phase["done"] += steps
         self._increase_version()
 
-    def started(self, rounds: int) -> None:
+    def begin_rounds(self, rounds: int) -> None:
         """Begin the rounds, and load those that are recorded."""
         done = self._records.read("rounds.jsonl")
         with self._lock:

@@ -92,7 +92,7 @@ class Architecture:
         """The name in llama.cpp."""
         return ADAPTERS[self.kind]
 
-    def called(self, tensor: str) -> str:
+    def get_gguf_name(self, tensor: str) -> str:
         """Return the GGUF name of a transformers tensor such as model.layers.0.self_attn.q_proj.weight.
 
         Raises:
@@ -145,16 +145,16 @@ def write_adapter(run: FinishedRun, file: Path) -> None:
         for name, down in tensors.items()
         if name.endswith(".lora_A.weight")
     }
-    scales = {module: _scale(config, module) for module in pairs}
+    scales = {module: _compute_scale(config, module) for module in pairs}
     alphas = {scales[module] * down.shape[0] for module, (down, _) in pairs.items()}
     alpha = alphas.pop() if len(alphas) == 1 else 0.0  # 0: B contains the scales
 
     def factors() -> Iterator[tuple[str, Tensor]]:
         for module, (down, up) in pairs.items():
             weight = f"{module}.weight"
-            yield f"{architecture.called(weight)}.lora_a", down
+            yield f"{architecture.get_gguf_name(weight)}.lora_a", down
             scaled = up if alpha else up * scales[module]
-            yield f"{architecture.called(weight)}.lora_b", architecture.reorder_rows(weight, scaled)
+            yield f"{architecture.get_gguf_name(weight)}.lora_b", architecture.reorder_rows(weight, scaled)
 
     with raise_write_errors(file.parent):
         writer = _create_writer(file, architecture, run)
@@ -180,7 +180,7 @@ def write_model(run: FinishedRun, base: nn.Module, file: Path) -> None:
     tied = bool(model.config.tie_word_embeddings)
     tensors = {name: t for name, t in model.state_dict().items() if not (tied and name == "lm_head.weight")}
     coded = {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
-    named = {architecture.called(name): (name, tensor) for name, tensor in tensors.items()}
+    named = {architecture.get_gguf_name(name): (name, tensor) for name, tensor in tensors.items()}
 
     def values() -> Iterator[tuple[str, Tensor]]:
         for called, (name, tensor) in named.items():
@@ -220,7 +220,7 @@ def _get_rope_parameters(config: Any) -> dict[str, Any]:
     return dict(getattr(config, "rope_parameters", None) or {})
 
 
-def _scale(config: Mapping[str, Any], module: str) -> float:
+def _compute_scale(config: Mapping[str, Any], module: str) -> float:
     """Return the factor of B A."""
     rank = config.get("rank_pattern", {}).get(module, config["r"])
     alpha = config.get("alpha_pattern", {}).get(module, config["lora_alpha"])

@@ -172,7 +172,7 @@ def test_keys_of_another_federation_are_no_keys(clients):
     asked = Asked(clients).until(1)
     elsewhere = asked.told.terms(SECURE, TINY["seed"], 0, "0" * 16)
     peers = words.read_peers(asked.said(0, 2))
-    peers[2] = words.keys_of(stranger(clients, elsewhere, 2, own(clients, 2)).keys())
+    peers[2] = words.read_keys(stranger(clients, elsewhere, 2, own(clients, 2)).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6138", "2")
 
 
@@ -191,7 +191,7 @@ def stranger(clients, terms, client, credentials):
 def test_two_members_with_one_certificate(clients, posing, whose):
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
-    peers[posing] = words.keys_of(stranger(clients, asked.terms, posing, own(clients, whose)).keys())
+    peers[posing] = words.read_keys(stranger(clients, asked.terms, posing, own(clients, whose)).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6123")
 
 
@@ -201,7 +201,7 @@ def test_certificates_that_make_no_client(clients, tmp_path):
     folder = other.client("edge-2")
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
-    peers[2] = words.keys_of(stranger(clients, asked.terms, 2, Credentials.load_client(folder)).keys())
+    peers[2] = words.read_keys(stranger(clients, asked.terms, 2, Credentials.load_client(folder)).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6106")
 
     mine = Authority(clients.made.folder / "certs", 1)
@@ -209,7 +209,7 @@ def test_certificates_that_make_no_client(clients, tmp_path):
     asked = Asked(clients, nonce=b"2" * 16).until(1)
     server = Credentials.load_server(clients.made.folder / "certs")
     peers = words.read_peers(asked.said(0, 2))
-    peers[2] = words.keys_of(stranger(clients, asked.terms, 2, server).keys())
+    peers[2] = words.read_keys(stranger(clients, asked.terms, 2, server).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6107")
 
     asked = Asked(clients, nonce=b"3" * 16).until(1)
@@ -224,7 +224,7 @@ def test_an_expired_certificate(clients, tmp_path):
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
     credentials = Credentials(*((folder / name).read_bytes() for name in ("ca.pem", "client.pem", "client.key")))
-    peers[2] = words.keys_of(stranger(clients, asked.terms, 2, credentials).keys())
+    peers[2] = words.read_keys(stranger(clients, asked.terms, 2, credentials).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6109", "late")
 
 
@@ -236,7 +236,7 @@ def test_a_name_that_is_not_printable_is_written_otherwise(clients, tmp_path):
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
     credentials = Credentials(*((tmp_path / name).read_bytes() for name in ("ca.pem", "client.pem", "client.key")))
-    peers[2] = words.keys_of(stranger(clients, asked.terms, 2, credentials).keys())
+    peers[2] = words.read_keys(stranger(clients, asked.terms, 2, credentials).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6109", "la\\x1bte\\n")
 
 

@@ -23,8 +23,14 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms.user_dp import NoisySum
-from fedpeft.privacy.server_noise import SERVER_NOISES, compute_correlated_noise, extend_chain, remember_chain, turns_of
-from fedpeft.privacy.server_noises.banded import error, optimize_factor
+from fedpeft.privacy.server_noise import (
+    SERVER_NOISES,
+    compute_correlated_noise,
+    count_turns,
+    extend_chain,
+    remember_chain,
+)
+from fedpeft.privacy.server_noises.banded import compute_error, optimize_factor
 from fedpeft.rounds.sampling import FixedSize, ReachableClients, TurnTaking, create_population
 from tests.refusals import refuses
 from tests.unit.privacy.test_user_dp import KEY, LAYOUT, STATE, at, compute_norm, update
@@ -59,7 +65,7 @@ def test_the_factor_is_banded_and_its_columns_have_norm_1(rounds, bands):
     assert np.linalg.norm(factor, axis=0) == pytest.approx(np.ones(rounds))
     for i, j in itertools.product(range(rounds), repeat=2):
         assert 0 <= i - j < bands or factor[i, j] == 0
-    assert float(error(torch.tensor(factor))) <= math.sqrt(rounds * (rounds + 1) / 2) * (1 + 1e-9)
+    assert float(compute_error(torch.tensor(factor))) <= math.sqrt(rounds * (rounds + 1) / 2) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("separation", [2, 3, 4])
@@ -79,7 +85,9 @@ def test_the_patterns_are_those_of_jax_privacy(matrix, separation, most, found):
 
 @pytest.mark.parametrize(("rounds", "bands", "square"), GOLDEN["errors"])
 def test_the_error_is_as_small_as_that_of_jax_privacy(rounds, bands, square):
-    assert float(error(torch.tensor(optimize_factor(rounds, bands)))) ** 2 / rounds == pytest.approx(square, rel=2e-3)
+    assert float(compute_error(torch.tensor(optimize_factor(rounds, bands)))) ** 2 / rounds == pytest.approx(
+        square, rel=2e-3
+    )
 
 
 def test_the_factor_is_the_best_of_two_bands_that_a_grid_finds():
@@ -87,19 +95,19 @@ def test_the_factor_is_the_best_of_two_bands_that_a_grid_finds():
 
     def square(a):
         factor = torch.tensor([[math.cos(a), 0.0], [math.sin(a), 1.0]], dtype=torch.float64)
-        return float(error(factor)) ** 2
+        return float(compute_error(factor)) ** 2
 
     best = min(square(a) for a in np.linspace(0, 1.5, 3001))
-    assert float(error(torch.tensor(optimize_factor(2, 2)))) ** 2 == pytest.approx(best, rel=1e-6)
+    assert float(compute_error(torch.tensor(optimize_factor(2, 2)))) ** 2 == pytest.approx(best, rel=1e-6)
 
 
 def test_many_rounds_are_nearly_as_good_with_alike_columns(monkeypatch):
     from fedpeft.privacy.server_noises import banded
 
-    own = float(error(torch.tensor(optimize_factor(60, 6))))
+    own = float(compute_error(torch.tensor(optimize_factor(60, 6))))
     monkeypatch.setattr(banded, "WIDEST", 10)
     optimize_factor.cache_clear()
-    alike = float(error(torch.tensor(optimize_factor(60, 6))))
+    alike = float(compute_error(torch.tensor(optimize_factor(60, 6))))
     optimize_factor.cache_clear()
     assert own <= alike < 1.02 * own
 
@@ -210,7 +218,7 @@ def test_clients_come_back_no_sooner_than_their_turn(clients, size, seed):
     assert all(len(cohort) == size == len(set(cohort)) and cohort == sorted(cohort) for cohort in drawn)
     for client in range(clients):
         turns = [round_number for round_number, cohort in enumerate(drawn) if client in cohort]
-        assert all(b - a >= turns_of(clients, size) for a, b in itertools.pairwise(turns))
+        assert all(b - a >= count_turns(clients, size) for a, b in itertools.pairwise(turns))
 
 
 def test_all_clients_have_turns_and_those_away_are_left_out():

@@ -11,7 +11,7 @@ import torch
 
 from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.ledger import Ledger
-from fedpeft.privacy.noise import RunKey, gaussian, make_key, read_key
+from fedpeft.privacy.noise import RunKey, draw_gaussian, make_key, read_key
 from tests.refusals import refuses
 
 TERMS = {"unit": "client", "dp_delta": 1e-3}
@@ -141,7 +141,7 @@ def test_streams_differ_by_purpose_and_ids_and_are_standard_normal():
     key = RunKey(bytes(32))
     like = torch.zeros(100_000)
     draws = {
-        ids: gaussian(key.stream(purpose, *ids), like)
+        ids: draw_gaussian(key.stream(purpose, *ids), like)
         for purpose, ids in (("noise", (1, 0, 2)), ("noise", (1, 1, 2)), ("noise", (2, 0, 1)), ("rows", (1, 0, 3)))
     }
     for one in draws.values():
@@ -149,7 +149,7 @@ def test_streams_differ_by_purpose_and_ids_and_are_standard_normal():
         assert float(one.std()) == pytest.approx(1, abs=0.02)
     correlations = np.corrcoef([d.numpy() for d in draws.values()])
     assert np.abs(correlations - np.eye(len(draws))).max() < 0.02
-    assert torch.equal(gaussian(key.stream("noise", 1, 0, 2), like), draws[1, 0, 2])
+    assert torch.equal(draw_gaussian(key.stream("noise", 1, 0, 2), like), draws[1, 0, 2])
 
 
 def test_torch_generators_would_repeat_noise():

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir, words
 from fedpeft.privacy.secure_sum.coordinator import Coordinator, VoidError
-from fedpeft.privacy.secure_sum.masks import derive_seed, dtype, pack, public, stream, unpack
+from fedpeft.privacy.secure_sum.masks import derive_public_key, derive_seed, dtype, pack, stream, unpack
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import Terms, graph
 from fedpeft.privacy.secure_sum.roster import Roster
@@ -175,7 +175,7 @@ class TestALyingCoordinator:
     def test_invented_members(self):
         secure = self.secure(1)
         invented = Member(99, secure.terms, Ed25519PrivateKey.generate(), secure.roster)
-        peers = words.read_peers(secure.coordinator.peers(1)) | {99: words.keys_of(invented.keys())}
+        peers = words.read_peers(secure.coordinator.peers(1)) | {99: words.read_keys(invented.keys())}
         with pytest.raises(PayloadError, match="client 99 is not in the roster"):
             secure.members[1].shares_for(words.write_peers(peers))
 
@@ -183,7 +183,7 @@ class TestALyingCoordinator:
         secure = self.secure(1)
         peers = words.read_peers(secure.coordinator.peers(1))
         own = Member(4, secure.terms, Ed25519PrivateKey.generate(), secure.roster)
-        peers[4] = words.keys_of(own.keys())
+        peers[4] = words.read_keys(own.keys())
         with pytest.raises(PayloadError, match="a signature is not that of client 4"):
             secure.members[1].shares_for(words.write_peers(peers))
 
@@ -192,7 +192,7 @@ class TestALyingCoordinator:
         other = Sum()
         terms = Terms(5, 0.67, 20, LENGTH, b"another round")
         old = Member(4, terms, other.identities[4], other.roster)
-        peers = words.read_peers(secure.coordinator.peers(1)) | {4: words.keys_of(old.keys())}
+        peers = words.read_peers(secure.coordinator.peers(1)) | {4: words.read_keys(old.keys())}
         with pytest.raises(PayloadError, match="a signature is not that of client 4"):
             secure.members[1].shares_for(words.write_peers(peers))
 
@@ -308,7 +308,7 @@ def test_packing_is_undone(bits, length, seed):
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300))
 def test_bytes_are_a_message_or_refused_in_a_sentence(content):
-    for read in (words.keys_of, words.read_peers, words.read_sealed, words.read_ids, words.read_witnesses,
+    for read in (words.read_keys, words.read_peers, words.read_sealed, words.read_ids, words.read_witnesses,
                  words.read_shares):  # fmt: skip
         try:
             read(content)
@@ -329,13 +329,16 @@ def test_keys_and_secrets_are_those_of_the_standard():
     """RFC 7748, section 6.1."""
     alice = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
     bob = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
-    assert public(alice) == bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
-    assert public(bob) == bytes.fromhex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
+    assert derive_public_key(alice) == bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
+    assert derive_public_key(bob) == bytes.fromhex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
     shared = bytes.fromhex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
-    assert X25519PrivateKey.from_private_bytes(alice).exchange(X25519PublicKey.from_public_bytes(public(bob))) == shared
+    assert (
+        X25519PrivateKey.from_private_bytes(alice).exchange(X25519PublicKey.from_public_bytes(derive_public_key(bob)))
+        == shared
+    )
     info = b"seal\0" + b"there" + (1).to_bytes(4, "big") + (2).to_bytes(4, "big")
     derived = HKDF(SHA256(), 32, salt=None, info=info).derive(shared)
-    assert derive_seed(alice, public(bob), "seal", b"there", 1, 2) == derived
+    assert derive_seed(alice, derive_public_key(bob), "seal", b"there", 1, 2) == derived
 
 
 def test_a_mask_is_the_keystream_of_the_standard():
@@ -350,9 +353,11 @@ def test_a_mask_is_the_keystream_of_the_standard():
 def test_seeds_are_derived_as_the_standard_says():
     """HKDF-SHA256 (RFC 5869) written out: extract with a zero salt, expand once."""
     one, other = bytes(range(32)), bytes(range(1, 33))
-    secret = X25519PrivateKey.from_private_bytes(one).exchange(X25519PublicKey.from_public_bytes(public(other)))
+    secret = X25519PrivateKey.from_private_bytes(one).exchange(
+        X25519PublicKey.from_public_bytes(derive_public_key(other))
+    )
     extracted = hmac.digest(bytes(32), secret, "sha256")
     info = b"mask\0" + b"context" + (3).to_bytes(4, "big") + (9).to_bytes(4, "big")
     expected = hmac.digest(extracted, info + b"\1", "sha256")
-    assert derive_seed(one, public(other), "mask", b"context", 3, 9) == expected
-    assert derive_seed(other, public(one), "mask", b"context", 3, 9) == expected
+    assert derive_seed(one, derive_public_key(other), "mask", b"context", 3, 9) == expected
+    assert derive_seed(other, derive_public_key(one), "mask", b"context", 3, 9) == expected
