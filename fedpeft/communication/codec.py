@@ -195,7 +195,7 @@ class Codec:
                 signal = made.signal or signal
                 if wrong := describe_mismatch(signal.values, count_total(signal.shapes)):
                     raise ConfigError(
-                        f"FP1047 the codec step {get_step_name(step)} made from shapes {signal.shapes!s:.80} {wrong}"
+                        f"FP1047 the codec step {get_step_name(step)} turns shapes {signal.shapes!s:.80} into {wrong}"
                     )
         return symbols, parameters
 

@@ -199,7 +199,7 @@ def _compute_epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> fl
     accountant = _make_prv_accountant()
     accountant.history = [(event.noise, event.rate, steps) for event, steps in history]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # logarithms of 0 at q = 1, where they do no harm
+        warnings.simplefilter("ignore")  # logarithms of 0 at q = 1, which are harmless
         try:
             exact = float(accountant.get_epsilon(delta=delta, eps_error=max(ERROR, RELATIVE_ERROR * bound)))
         except (RuntimeError, ValueError, ArithmeticError):  # out of reach: the looser bound is still a bound

@@ -272,7 +272,7 @@ class ClientProtection:
         if instruction.kind == "sum":
             can_begin = instruction.step != 1 or self.ledger.attempts(instruction.round) or self._can_join(instruction)
             return work(replace(instruction, attempt=0)) if can_begin else self._make_refusal(instruction)
-        if instruction.kind == "evaluate":  # free: `check` lets it pass only where it may tell what it measures
+        if instruction.kind == "evaluate":  # free: `check` lets it pass only if clients may report losses
             return work(replace(instruction, attempt=0))
         asked = self._digest_task(instruction, state)
         if (known := self.answers.find(asked)) is not None:
@@ -291,7 +291,8 @@ class ClientProtection:
             check(instruction)
             self._begin_third(instruction)
             fingerprint = f"{asked}/{self.ledger.releases(OWN)}"
-        kept = event._replace(noise=0.0) if self.mechanism.test_noise else event  # whoever knows the seed takes it off
+        # Test noise counts as none in the lifetime ledger: everybody who knows the seed can subtract it.
+        kept = event._replace(noise=0.0) if self.mechanism.test_noise else event
         if not self.lifetime.charge(instruction.round, fingerprint, kept, count, self.delta):
             return self._make_refusal(instruction)
         attempt = self.ledger.charge(instruction.round, fingerprint, {OWN: (event, count)})

@@ -91,7 +91,7 @@ class PrivacyEngine:
 
     @property
     def sums(self) -> SharedNoise | None:
-        """How sums under masks are formed that contain the noise; None: there are no such sums."""
+        """The settings of sums under masks that contain the noise; None: there are no such sums."""
         return self.noise_source.sums
 
     def open(self, resumed: bool) -> None:

@@ -280,7 +280,7 @@ class ServeObserver(ConsoleObserver):
         """Create the observer of a server, whose federation `watch` sets."""
         super().__init__(console, silence=SILENCE, live=live)
         self.last: RoundResult | None = None
-        self.epsilon: float | None = None  # of the worst client, where metrics are served
+        self.epsilon: float | None = None  # of the worst client, if metrics are served
         self._federation: Any = None
         self._connected: TaskID | None = None
 

@@ -64,7 +64,7 @@ class Adaptive(Quantizer):
     """Step sizes by importance, searched to meet a budget."""
 
     bits: float = setting(2.0, "bits per parameter of the state, all bytes of the payload included", above=0, high=10)
-    per: str = setting("rank", "what shares a step and a table: tensor, row, rank", choices=SLICINGS)
+    per: str = setting("rank", "slice that shares a step and a table: tensor, row, rank", choices=SLICINGS)
     dead: float = setting(0.08, "how much wider the zero level is on each side, in steps (nearest)", low=0, below=0.5)
     rounding: str = setting("nearest", "nearest is biased; dither is unbiased", choices=ROUNDINGS)
     gain: str = setting("none", "none: least error; length: an update's mean length arrives (nearest)", choices=GAINS)

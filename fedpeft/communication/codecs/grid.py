@@ -40,7 +40,7 @@ class Grid(Quantizer):
         3.0, "bits per parameter of a payload from version 0, all its bytes included", above=0, high=10
     )
     dead: float = setting(0.08, "how much wider the zero level is on each side, in steps", low=0, below=0.5)
-    per: str = setting("rank", "what shares a frequency table: tensor, row, rank", choices=SLICINGS)
+    per: str = setting("rank", "slice that shares a frequency table: tensor, row, rank", choices=SLICINGS)
     step: float | None = setting(None, "a fixed step size, instead of bits", above=0)
 
     lossless = False

@@ -40,7 +40,7 @@ class Quantize(Quantizer):
     step: float | None = setting(
         None, "step in units of the tensor's root mean square; none: absmax blocks", above=0, high=100
     )
-    block: int = setting(64, "values that share a scale, without `step`", low=8, high=MAX_BLOCK)
+    block: int = setting(64, "number of values that share a scale, without `step`", low=8, high=MAX_BLOCK)
     rounding: str = setting("nearest", "nearest is biased; the others are unbiased", choices=ROUNDINGS)
 
     lossless = False

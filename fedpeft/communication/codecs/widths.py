@@ -42,7 +42,7 @@ class Widths(Quantizer):
     """Between 0 and 8 bits for each slice; biased."""
 
     bits: float = setting(2.0, "bits per parameter of the state, all bytes of the payload included", above=0, high=9)
-    per: str = setting("rank", "what shares a width and a scale: tensor, row, rank", choices=SLICINGS)
+    per: str = setting("rank", "slice that shares a width and a scale: tensor, row, rank", choices=SLICINGS)
 
     lossless = False
 

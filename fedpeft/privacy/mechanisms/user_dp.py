@@ -235,8 +235,8 @@ class UserDP(Mechanism):
             )
         if strategy.private(exposure.layout):
             raise PrivacyError(
-                f"FP7068 {name} leaves tensors with clients, and user_dp does not protect their evaluation on own "
-                f"rows; {take}"
+                f"FP7068 {name} leaves tensors with clients, and user_dp does not protect their evaluation on clients' "
+                f"own examples; {take}"
             )
         if not exposure.even:
             raise PrivacyError(
@@ -250,8 +250,8 @@ class UserDP(Mechanism):
         if self.turns and not _is_steady(strategy, exposure.layout):
             steady = [n for n in sums if _is_steady(strategies.build(n), exposure.layout)]
             raise PrivacyError(
-                f"FP7071 noise={self.noise} takes back noise of earlier rounds, and with {name} tensors mean, or are, "
-                f"others from round to round; {_format_choices(steady)}, or leave noise out"
+                f"FP7071 noise={self.noise} cancels noise of earlier rounds, but {name} changes the trained "
+                f"tensors, or their meaning, from round to round; {_format_choices(steady)}, or leave noise out"
             )
 
     def units(self, exposure: Exposure) -> int:

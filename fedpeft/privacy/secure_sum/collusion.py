@@ -1,4 +1,4 @@
-"""How many colluding clients a secure sum tolerates: a server that tells clients different things reads nobody.
+"""The number of colluding clients that a secure sum tolerates, if the server sends different messages to clients.
 
 Let c clients of a sum collude with the server. Every honest client accepts at most k neighbors, and shares two secrets
 among them: the seed of its own mask, and the key of its pairwise masks. Any t shares give a secret. An honest client

@@ -25,7 +25,7 @@ LARGEST_NORM: Final = 8.0
 """The largest norm that a client states, in units of C, so that a diverging client does not decide the mean."""
 
 LOSS_ROUNDING: Final = 0.01
-"""How far below its least value a mean loss in low precision can lie."""
+"""The largest error by which a mean loss in low precision can be below its least value."""
 
 LARGEST_MEAN: Final = 2.0
 """The largest mean norm that the server accepts, in units of C: C grows at most by this times `headroom` a round."""

@@ -101,7 +101,7 @@ def unpack(content: bytes, length: int, bits: int) -> np.ndarray:
     expected = (length * bits + 7) // 8
     if len(content) != expected:
         raise PayloadError(
-            f"FP6120 a masked vector of {len(content)} bytes; {length} numbers of {bits} bits take {expected}"
+            f"FP6120 a masked vector has {len(content)} bytes, but {length} numbers of {bits} bits take {expected}"
         )
     kind = dtype(bits)
     if bits in (8, 16, 32):

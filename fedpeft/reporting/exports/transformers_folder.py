@@ -82,7 +82,7 @@ def create_classifier(model: Any, labels: Sequence[str], images: bool, task: Tas
 
     kind: Any = modeling_mean_pooled.MeanPooledClassifier
     base = json.loads(model.base.config.to_json_string(use_diff=False))
-    base.pop("_name_or_path", None)  # where the base lies on this machine
+    base.pop("_name_or_path", None)  # the base's path on this machine
     names, encoder, all_blocks = dict(enumerate(labels)), get_plain_base(model.base), isinstance(model.base, AllBlocks)
     config = kind.config_class(
         base=base,
