@@ -13,7 +13,7 @@
             ...    body: what the packer and the byte steps made of the symbols
 
 All integers are little-endian; lengths inside steps are LEB128 varints. No name travels: the receiver knows its
-adapter, the digest says whether the sender meant the same one. So unknown and duplicate names can't be written down,
+adapter, and the digest shows whether the sender meant the same one. So unknown and duplicate names are impossible,
 and the size of every allocation follows from the receiver's own shapes.
 
 Symbols (integers below a known alphabet A) are packed in radix A, as many to a 64-bit word as fit: 64 bits, 40 trits,

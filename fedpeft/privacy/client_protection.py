@@ -187,7 +187,7 @@ class ClientProtection:
         return accounts.cost_of_round([OWN])[OWN]
 
     def declare_terms(self) -> DeclaredTerms:
-        """Return what the client tells the server; the noise of a sum must be the server's."""
+        """Return the terms that the client declares to the server; in sums, the noise must equal the server's."""
         engine, mechanism = self.engine, self.mechanism
         if isinstance(mechanism, SumMechanism):
             noise, rate, releases = engine.noise_multiplier, mechanism.rate(engine.exposure), 1
