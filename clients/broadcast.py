@@ -12,7 +12,7 @@ from fedpeft.aggregation.factors import select_leading_ranks
 from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.codec import Codec
-from fedpeft.communication.downlink import Arrivals, start_for
+from fedpeft.communication.downlink import Arrivals, create_start
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import check_released
 from fedpeft.peft.adapter import AdapterShape, Layout, State, round_to_precision
@@ -45,7 +45,7 @@ class BroadcastStage(ClientStage):
             PayloadError: the payload can't be decoded, or differs from what the server has recorded for all clients.
         """
         asked, layout, state = client_round.instruction, client_round.layout, client_round.state
-        start = start_for(self.strategy, self.start, self.layout, asked.form) if self.start else self.start
+        start = create_start(self.strategy, self.start, self.layout, asked.form) if self.start else self.start
         before = {asked.acknowledged: select_section(state, LABEL)}
         sent = self.arrivals.of(asked.payload, layout.shapes, start, before)
         check_released(asked, sent.comparable_state, client_round.private, partial(self._shrink, client_round.job.form))

@@ -36,7 +36,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.models.task import FederatedModel, Task
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.method import PrivacyRoute
-from fedpeft.privacy.noise import gaussian
+from fedpeft.privacy.noise import draw_gaussian
 
 ROWS_PER_PASS: Final = 32
 """Number of examples whose gradients are held at once when they are summed."""
@@ -72,7 +72,9 @@ class SecretNoise(DPOptimizer):  # type: ignore[misc]
         for parameter in self.params:
             _check_processed_flag(parameter.summed_grad)
             own = self.held.get(parameter, parameter)
-            noise = expand_to_parameter(gaussian(self.stream, parameter.summed_grad.new_empty(own.shape)), parameter)
+            noise = expand_to_parameter(
+                draw_gaussian(self.stream, parameter.summed_grad.new_empty(own.shape)), parameter
+            )
             parameter.grad = noise.mul_(self.noise_multiplier * self.max_grad_norm).add_(parameter.summed_grad)
             _mark_as_processed(parameter.summed_grad)
 

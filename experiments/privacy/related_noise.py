@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from fedpeft.privacy.accountant import noise_for
-from fedpeft.privacy.server_noise import turns_of
-from fedpeft.privacy.server_noises.banded import error, optimised
+from fedpeft.privacy.server_noise import count_turns
+from fedpeft.privacy.server_noises.banded import compute_error, optimize_factor
 
 
 def main() -> None:
@@ -30,9 +30,11 @@ def main() -> None:
     print("|---:|---:|---:|---:|---:|---:|---:|")
     for rounds in given.rounds:
         for cohort in given.cohorts:
-            apart = turns_of(given.clients, cohort)
+            apart = count_turns(given.clients, cohort)
             turns = math.ceil(rounds / apart)
-            related = float(error(torch.tensor(optimised(rounds, min(apart, rounds))))) / math.sqrt(rounds)
+            related = float(compute_error(torch.tensor(optimize_factor(rounds, min(apart, rounds))))) / math.sqrt(
+                rounds
+            )
             alone = float(np.sqrt(np.arange(1, rounds + 1).mean()))
             for epsilon in given.epsilons:
                 delta = 0.1 / given.clients

@@ -22,7 +22,7 @@ from fedpeft.privacy.accountant import noise_for, rdp_epsilon
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS, signs
-from fedpeft.privacy.secure_sum.contribution import entries
+from fedpeft.privacy.secure_sum.contribution import count_tensor_entries
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid, widest_grid
 
@@ -78,7 +78,7 @@ def _create_own_release(sums: list[State], budget: float | None, delta: float) -
 def _create_shared_release(sums: list[State], budget: float | None, delta: float) -> Callable[[int], State]:
     """Create draws of the sum as integers with shares of noise; a tenth of the clients may drop out, but none does."""
     shapes = {n: tuple(t.shape) for n, t in sorted(sums[0].items()) if n != VARIANCE}
-    size, clients = entries(shapes), len(sums)
+    size, clients = count_tensor_entries(shapes), len(sums)
     rows = round(sum(float(own["lengths"][0]) for own in sums) / LENGTH_SHARE * (1 + LENGTH_BOUND) ** 0.5)
 
     def grid(noise: float) -> Grid:

@@ -53,7 +53,7 @@ class Light(Member):
 
     def vector(self, sealed: bytes, numbers: np.ndarray) -> bytes:
         """Return random bytes, as many as for a real vector of 8, 16 or 32 bits."""
-        self._step(3)
+        self._begin_step(3)
         self.sealed = read_sealed(sealed)
         return os.urandom(self.terms.length * self.terms.bits // 8)
 
@@ -126,7 +126,7 @@ def measure(settings: Settings, clients: int) -> str:
     bill.step(ids, lambda _: told.to_bytes(), lambda i, _: members[i].keys(), at.take_keys)
     bill.step(ids, at.peers, lambda i, said: members[i].shares_for(said), at.take_sealed)
     bill.step(staying, at.sealed_for, vector, at.take_vector)
-    arrived = at.arrived()
+    arrived = at.write_survivors()
     bill.step(staying, lambda _: arrived, witness, at.take_witness)
     bill.step(staying, at.witnesses_for, lambda i, said: members[i].unmask(said), at.take_shares)
     began = time.process_time()
@@ -136,7 +136,7 @@ def measure(settings: Settings, clients: int) -> str:
     client = max(bill.seconds[i] for i in range(settings.whole))
     up, down = max(bill.up.values()), max(bill.down.values())
     return (
-        f"| {clients:,} | {terms.neighbours} | {len(ids) - len(staying):,} | {settings.parameters:,} "
+        f"| {clients:,} | {terms.neighbor_count} | {len(ids) - len(staying):,} | {settings.parameters:,} "
         f"| {secure.bits} | {up / settings.parameters:.3f} | {up - terms.length * secure.bits // 8:,} | {down:,} "
         f"| {client:.2f} | {bill.server:.2f} |"
     )

@@ -11,8 +11,8 @@ import numpy as np
 
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir, words
-from fedpeft.privacy.secure_sum.masks import public, reduced, stream, unpacked
-from fedpeft.privacy.secure_sum.member import Member, pairwise, witnessed
+from fedpeft.privacy.secure_sum.masks import derive_public_key, reduce_modulo, stream, unpack
+from fedpeft.privacy.secure_sum.member import Member, derive_pairwise_mask, format_survivor_message
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import signature
 
@@ -48,8 +48,8 @@ class SplitView:
     """Attack that shows two groups of honest clients different survivors.
 
     One group reveals the victim's seed, and the other its key. The victim's neighbors are the colluding clients and
-    honest ones, `terms.neighbours` in all. Outsiders are honest clients that are not its neighbors; they sign with the
-    second group.
+    honest ones, `terms.neighbor_count` in all. Outsiders are honest clients that are not its neighbors; they sign with
+    the second group.
 
     Attributes:
         terms: terms of the sum.
@@ -72,7 +72,7 @@ class SplitView:
         self.id, member = self.victim
         self.honest: dict[int, HonestMember] = {self.id: member, **self.near, **self.outsiders}
         near = list(self.near)
-        second = min(max(self.terms.needed - len(self.confederates), 0), len(near) // 2)
+        second = min(max(self.terms.needed_shares - len(self.confederates), 0), len(near) // 2)
         self.second, self.first, self.helpers = near[:second], near[second:], list(self.outsiders)
 
     def list_peers(self, client: int) -> list[int]:
@@ -84,13 +84,13 @@ class SplitView:
             near += [*self.second, *self.helpers, *self.first]
         else:
             near += [*self.first, *self.second]
-        return [peer for peer in near if peer != client][: self.terms.neighbours]
+        return [peer for peer in near if peer != client][: self.terms.neighbor_count]
 
     def run(self) -> np.ndarray | None:
         """Return the victim's vector modulo 2^bits, or None if the attacker lacks shares."""
         said = {i: self._ask(member.keys) for i, member in self.honest.items()}
-        keys = {i: words.keys_of(content) for i, content in said.items() if content is not None}
-        keys |= {i: words.keys_of(member.keys()) for i, member in self.confederates.items()}
+        keys = {i: words.read_keys(content) for i, content in said.items() if content is not None}
+        keys |= {i: words.read_keys(member.keys()) for i, member in self.confederates.items()}
         self.peers = {i: [peer for peer in self.list_peers(i) if peer in keys] for i in self.honest}
         sealed: dict[int, dict[int, bytes]] = {}
         for i, member in self.honest.items():
@@ -124,7 +124,7 @@ class SplitView:
             heard = words.write_sealed({p: sealed[p][i] for p in self.peers[i] if i in sealed.get(p, {})})
             vectors[i] = self._ask(member.add, heard) if i in sealed else None
         content = vectors[self.id]
-        return None if content is None else unpacked(content, self.terms.length, self.terms.bits)
+        return None if content is None else unpack(content, self.terms.length, self.terms.bits)
 
     def _collect_shares(self, survivors: dict[int, list[int]], sealed: dict[int, dict[int, bytes]]) -> Shares:
         """Return the shares of the victim's secrets, by holder and secret."""
@@ -132,7 +132,7 @@ class SplitView:
         signed = {i: self._ask(member.witness, told[i]) for i, member in self.honest.items()}
         shares: Shares = {}
         for i in [*self.first, *self.second]:
-            content = witnessed(self.terms, told[i])
+            content = format_survivor_message(self.terms, told[i])
             witnesses = {p: by for p in self.peers[i] if (by := signed.get(p)) and told[p] == told[i]}
             witnesses |= {p: signature(liar.key, content) for p, liar in self.confederates.items()}
             released = self._ask(self.honest[i].unmask, words.write_witnesses(witnesses))
@@ -165,16 +165,16 @@ def remove_masks(
 
     def join_shares(which: int) -> bytes:
         held = {holder: share for (holder, of), share in shares.items() if of == which}
-        return shamir.joined(held, terms.needed)
+        return shamir.join(held, terms.needed_shares)
 
     try:
         seed, key = join_shares(words.SEED), join_shares(words.MASK)
     except PayloadError:
         return None
-    if hashlib.sha256(seed).digest() != keys[client].commitment or public(key) != keys[client].mask:
+    if hashlib.sha256(seed).digest() != keys[client].commitment or derive_public_key(key) != keys[client].mask:
         return None
     bare = masked - stream(seed, terms.length, terms.bits)
     for peer in peers:
-        mask = pairwise(terms, key, keys[peer].mask, client, peer)
+        mask = derive_pairwise_mask(terms, key, keys[peer].mask, client, peer)
         bare = bare - mask if peer < client else bare + mask
-    return reduced(bare, terms.bits)
+    return reduce_modulo(bare, terms.bits)

@@ -89,7 +89,7 @@ def low_order_keys(stage: AttackStage) -> Outcome:
         run = edge.description.run + instruction.recorded
         terms = told.terms(secure, edge.config.seed, instruction.round, run)
         own = Credentials.load_client(stage.certs / "clients" / stage.names[LIAR])
-        keys = sign_keys(terms, instruction.client, own, replace(words.keys_of(report.payload), mask=LOW_ORDER[0]))
+        keys = sign_keys(terms, instruction.client, own, replace(words.read_keys(report.payload), mask=LOW_ORDER[0]))
         return replace(report, payload=keys.to_bytes())
 
     return _answer(stage, answer)

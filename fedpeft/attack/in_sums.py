@@ -23,8 +23,8 @@ from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.collusion import count_tolerated
 from fedpeft.privacy.secure_sum.contribution import Total
 from fedpeft.privacy.secure_sum.coordinator import VoidError
-from fedpeft.privacy.secure_sum.masks import unpacked
-from fedpeft.privacy.secure_sum.member import advertised
+from fedpeft.privacy.secure_sum.masks import unpack
+from fedpeft.privacy.secure_sum.member import format_key_message
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import signature
 from fedpeft.rounds.masked_sum import MaskedSum
@@ -58,7 +58,7 @@ def one_more(stage: AttackStage) -> Outcome:
 def _split_view(stage: AttackStage, more: int) -> Outcome:
     def work(hands: SumAttacker) -> None:
         colluding = count_tolerated(hands.terms) + more
-        near = range(1, hands.terms.neighbours - colluding + 1)
+        near = range(1, hands.terms.neighbor_count - colluding + 1)
         ids = [*hands.work]
         confederates = {i: hands.create_confederate(i) for i in ids[len(ids) - colluding :]}
         outsiders = {i: RemoteMember(hands, i) for i in ids if i > near[-1] and i not in confederates}
@@ -135,7 +135,7 @@ def low_order_keys(stage: AttackStage) -> Outcome:
     """Show the victim low-order keys instead of the honest clients' own, so that the attacker can compute the masks."""
 
     def work(hands: SumAttacker) -> None:
-        keys = {i: words.keys_of(RemoteMember(hands, i).keys()) for i in hands.work}
+        keys = {i: words.read_keys(RemoteMember(hands, i).keys()) for i in hands.work}
         low = {i: replace(own, mask=LOW_ORDER[i % 4]) for i, own in keys.items() if i != VICTIM}
         hands.ask(VICTIM, 2, words.write_peers(low))
 
@@ -146,7 +146,7 @@ def low_order_keys(stage: AttackStage) -> Outcome:
 def sign_keys(terms: Terms, client: int, own: Credentials, keys: words.Keys) -> words.Keys:
     """Return keys with a client's true signature over them."""
     key: Any = load_pem_private_key(own.key, None)
-    return replace(keys, signature=signature(key, advertised(terms, client, keys)))
+    return replace(keys, signature=signature(key, format_key_message(terms, client, keys)))
 
 
 # --------------------------------------------------------------------------------------------------- repeated requests
@@ -177,7 +177,7 @@ def open_sum(hands: SumAttacker) -> HalfOpenSum:
     """Take the first two steps of a sum with the announced clients."""
     ids = [*hands.work][:ANNOUNCED]
     members = {i: RemoteMember(hands, i) for i in ids}
-    keys = {i: words.keys_of(member.keys()) for i, member in members.items()}
+    keys = {i: words.read_keys(member.keys()) for i, member in members.items()}
     others = {i: [peer for peer in ids if peer != i] for i in ids}
     sealed = {i: words.read_sealed(m.shares_for(words.write_peers({p: keys[p] for p in others[i]})))
               for i, m in members.items()}  # fmt: skip
@@ -200,7 +200,7 @@ def survivors_twice(stage: AttackStage) -> Outcome:
                 for peer, (which, share) in words.read_shares(hands.try_step(i, 5, heard) or b"").items():
                     if peer == VICTIM:
                         shares[i, which] = share
-        vector = unpacked(masked[VICTIM], hands.terms.length, hands.terms.bits)
+        vector = unpack(masked[VICTIM], hands.terms.length, hands.terms.bits)
         if (read := remove_masks(hands.terms, VICTIM, vector, shares, keys, others[VICTIM])) is not None:
             hands.hold(read)
 

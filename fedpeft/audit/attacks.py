@@ -10,7 +10,7 @@ from fedpeft.aggregation.shared_sums import is_shared_sum
 from fedpeft.audit.canaries import FORM, CanaryAudit, create_layout, run
 from fedpeft.privacy.accountant import Event, rdp_epsilon
 from fedpeft.privacy.mechanism import CohortForm
-from fedpeft.privacy.server_noise import turns_of
+from fedpeft.privacy.server_noise import count_turns
 
 if TYPE_CHECKING:
     from fedpeft.simulation.simulation import Simulation
@@ -59,10 +59,8 @@ def audit_run(simulation: Simulation) -> CanaryAudit:
     )
     steps = int(federation.steps.max()) if mechanism.per_example else 1
     rounds, rate, more, canaries = max(1, round(spends[1] / steps)), spends[0], "", CANARIES
-    if (
-        mechanism.cohort_form is CohortForm.TURNS
-    ):  # the canaries' distance between turns is that of the clients, despite uneven division
-        turns = turns_of(federation.clients, federation.cohort)
+    if mechanism.cohort_form is CohortForm.TURNS:  # the canaries' distance is that of clients, despite uneven division
+        turns = count_turns(federation.clients, federation.cohort)
         rounds, rate, canaries = federation.rounds, 1 / turns, turns * max(1, round(CANARIES / turns))
         more = f", noise={vars(mechanism)['noise']!r}"
     strategy = (

@@ -1,17 +1,17 @@
-"""What exact rules move into the base: clients train on W0 + R, where R is the sum of all rounds' residuals.
+"""The residual that exact rules move into the base: clients train on W0 + R, where R sums all rounds' residuals.
 
-R is one matrix per adapted layer, in fp32 (fp64 in an fp64 run), to which each round's increment L R is added in the
-order of the rounds: whoever adds the same increments in the same order holds it bit for bit. A client that holds
-the version of round v is sent the increments since, as factors; where those are more numbers than the matrix, it is
-sent the matrix. So increments are kept only as long as together they are smaller than the matrix.
+R is one matrix per adapted layer, in fp32 (fp64 in an fp64 run). Each round's increment L R is added to it, in the
+order of the rounds. Everyone who adds the same increments in the same order holds the same bits. A client that holds
+the version of round v receives the increments since then, as factors. If they are more numbers than the matrix, it
+receives the matrix. So increments are kept only as long as together they are smaller than the matrix.
 
-A payload is a table of what follows, for each layer the number of increments and their widths (or WHOLE), and then
-one payload of the run's lossless codec.
+A payload is a table of what follows, with the number of increments and their widths (or WHOLE) for each layer. After it
+comes one payload of the run's lossless codec.
 
-A remote client holds versions in files: the server sends what has come since the client's last acknowledged round. So
-the version of that round is kept until a later one is acknowledged: a round that was lost, or repeated after the
-server's restart, starts from it again. Beside the versions stands which of them each round needed: in a folder without
-that of the acknowledged one (it was lost, or is an older copy) the increments would lead elsewhere, unnoticed.
+A remote client holds versions in files. The server sends the increments since the client's last acknowledged round. So
+the version of that round is kept until a later one is acknowledged: a round that was lost, or repeated after a restart
+of the server, starts from it again. A file beside the versions lists which of them each round needed. If the version of
+the acknowledged round was lost, or is an older copy, increments would lead elsewhere, unnoticed: the client refuses.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from fedpeft.peft.adapter import LoraPair, State
 from fedpeft.peft.low_rank import LowRank
 
 WHOLE = 0xFFFFFFFF
-"""In a payload's table, in place of a number of increments: the whole matrix follows."""
+"""Entry of a payload's table that replaces a number of increments: the whole matrix follows."""
 
 ROUNDS = "rounds"
-"""The file of a client's rounds from the acknowledged one on, each with the version that it needed (0: none)."""
+"""The file that lists a client's rounds from the acknowledged one on, each with its version (0: none)."""
 
 _NUMBER = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
 class Residual:
-    """The server's side.
+    """The server's copy of the residual.
 
     Attributes:
-        version: the last round that put something in; 0: nothing yet.
+        version: the last round that added to it; 0: no round has.
         total: R by module; modules that never had an increment are missing.
         steps: increments by module, as (round, factors), oldest first.
-        since: by module the round after which no increment has been dropped; 0 where it is missing.
+        since: by module the round after which no increment has been dropped; 0 if the module is missing.
     """
 
     version: int = 0
@@ -60,7 +60,7 @@ class Residual:
     since: dict[str, int] = field(default_factory=dict)
 
     def after(self, round_number: int, increments: dict[str, LowRank], dtype: torch.dtype) -> Residual:
-        """With what a round put into the base; R is of `dtype`."""
+        """Return the residual with a round's increments; R has this `dtype`."""
         total, steps, since = dict(self.total), dict(self.steps), dict(self.since)
         for module, increment in increments.items():
             step = LowRank(increment.left.to(dtype), increment.right.to(dtype))
@@ -73,9 +73,12 @@ class Residual:
         return Residual(round_number if increments else self.version, total, steps, since)
 
     def encode_payload(self, held: int, pairs: Sequence[LoraPair], codec: Codec) -> bytes:
-        """What a client that holds version `held` (0: the plain base) is sent; nothing if it is up to date.
+        """Return the payload that brings a client up to date; empty if it already is.
 
-        `pairs`: the adapted layers.
+        Args:
+            held: the version that the client holds; 0: the plain base.
+            pairs: the adapted layers.
+            codec: the run's lossless codec.
         """
         if held >= self.version:
             return b""
@@ -92,7 +95,7 @@ class Residual:
         return table + codec.encode(tensors)
 
     def to_tensors(self) -> State:
-        """As tensors by name, for a checkpoint."""
+        """Return the residual as tensors by name, for a checkpoint."""
         state = {"version": torch.tensor(self.version)} if self.version else {}
         state |= {f"total/{module}": tensor for module, tensor in self.total.items()}
         state |= {f"since/{module}": torch.tensor(round_number) for module, round_number in self.since.items()}
@@ -103,7 +106,7 @@ class Residual:
 
     @classmethod
     def from_tensors(cls, state: State) -> Residual:
-        """From what `state` returned."""
+        """Build a residual from the result of `to_tensors`."""
         made = cls(int(state.get("version", torch.tensor(0))))
         for name, tensor in state.items():
             kind, _, rest = name.partition("/")
@@ -120,7 +123,7 @@ class Residual:
 
 
 def receive(total: State, payload: bytes, pairs: Sequence[LoraPair]) -> State:
-    """The client's side: R after `payload`, from the `total` it held.
+    """Return R at a client after `payload`, given the `total` that it held.
 
     Raises:
         PayloadError: the payload is not what `Residual.encode_payload` makes for these layers.
@@ -166,12 +169,12 @@ def receive(total: State, payload: bytes, pairs: Sequence[LoraPair]) -> State:
 
 @dataclass(frozen=True)
 class ResidualFiles:
-    """R in files `folder/<version>.safetensors`, where clients on this machine read what the others are sent."""
+    """Versions of R in files `folder/<version>.safetensors`, where clients on this machine read what others receive."""
 
     folder: Path
 
     def get_file(self, version: int) -> Path:
-        """Where a version is, or would be."""
+        """Return the path of a version's file, whether it exists or not."""
         return self.folder / f"{version:06d}.safetensors"
 
     def put(self, version: int, total: State) -> None:
@@ -202,10 +205,10 @@ class ResidualFiles:
         os.replace(partial, self.get_file(version))
 
     def get(self, version: int) -> State:
-        """R of a version.
+        """Return R of a version.
 
         Raises:
-            RunError: the file is gone or damaged.
+            RunError: the file is missing or damaged.
         """
         try:
             return load_file(check_regular_file(self.get_file(version))) if version else {}
@@ -218,7 +221,9 @@ class HeldBase:
     """The versions that a remote client holds in `folder`, in files that `ResidualFiles` reads.
 
     Attributes:
-        filled: whether the rule puts anything into the base.
+        folder: the folder.
+        pairs: the adapted layers.
+        filled: whether the rule adds anything to the base.
     """
 
     folder: Path
@@ -226,26 +231,31 @@ class HeldBase:
     filled: bool
 
     def update(self, round_number: int, version: int, acknowledged: int, payload: bytes) -> None:
-        """Make `version`, which `round_number` needs, from that of the round `acknowledged` (0: none, the plain base)
-        and what the server sent.
+        """Make the version that a round needs, from the version of the acknowledged round and the server's payload.
+
+        Args:
+            round_number: the round.
+            version: the version that it needs.
+            acknowledged: the last acknowledged round; 0: none, so the plain base.
+            payload: the server's payload.
 
         Raises:
-            PayloadError: the payload does not fit these layers, or nothing belongs into the base.
-            GoneError: this folder does not know the round `acknowledged`, or has lost the version of it.
+            PayloadError: the payload does not fit these layers, or the rule adds nothing to the base.
+            GoneError: the folder lacks the round `acknowledged`, or has lost its version.
             RunError: a file can't be written.
         """
         if not self.filled:
             if version:
                 raise PayloadError(
-                    f"FP6024 version {version} of the base was sent, and the run's rule puts nothing into it"
+                    f"FP6024 the server sent version {version} of the base, but the run's rule adds nothing to it"
                 )
             return
         rounds, files = self._load_rounds(), ResidualFiles(self.folder)
         held = rounds.get(acknowledged, 0)
         if acknowledged and (acknowledged not in rounds or (held and not files.get_file(held).exists())):
             raise GoneError(
-                f"FP5014 what was in the base after round {acknowledged} is missing from {self.folder}; bring it back "
-                "from a copy: nothing can stand for it"
+                f"FP5014 the base's residual after round {acknowledged} is missing from {self.folder}; restore it from "
+                "a copy: it can't be computed again"
             )
         noted = {other: made for other, made in rounds.items() if other >= acknowledged} | {round_number: version}
         try:
@@ -260,7 +270,7 @@ class HeldBase:
             raise RunError(f"FP5012 the base's residual can't be written to {self.folder}: {error}") from error
 
     def _load_rounds(self) -> dict[int, int]:
-        """The version that each noted round needed; empty where nothing is noted, or nobody can read what is."""
+        """Return the version that each listed round needed; empty if the file is missing or unreadable."""
         try:
             noted = (self.folder / ROUNDS).read_text()
             return {int(r): int(v) for r, v in (entry.split(":") for entry in noted.split())}

@@ -1,9 +1,10 @@
 """Adaptive precision across entries: where the bits of a payload go.
 
-Minimise sum_t c_t 2^(-2 b_t) subject to sum_t n_t b_t = budget, over slices t of n_t entries whose
-importance-weighted energy is c_t. The solution is b_t = budget / n + (log2(c_t / n_t) - average) / 2, clipped to the
-legal widths and solved again for the rest: reverse water-filling (Cover and Thomas, section 10.3.3).
-Precision over time and across clients: see `fedpeft.communication.precision_rule`.
+Minimize sum_t c_t 2^(-2 b_t) subject to sum_t n_t b_t = budget, over slices t of n_t entries whose importance-weighted
+energy is c_t. The solution is b_t = budget / n + (log2(c_t / n_t) - average) / 2, clipped to the legal widths and
+solved again for the rest: reverse water-filling (Cover and Thomas, section 10.3.3).
+
+`fedpeft.communication.precision_rule` changes precision over time and across clients.
 """
 
 from __future__ import annotations
@@ -22,35 +23,40 @@ from fedpeft.peft.adapter import Layout, State
 
 Slicing = Literal["tensor", "row", "rank"]
 SLICINGS: Final[tuple[Slicing, ...]] = ("tensor", "row", "rank")
-"""What a slice is: a tensor; a row of a matrix; the entries of a LoRA factor that belong to one rank (rows of A,
-columns of B), that is slices along the shorter side. Codes on the wire are the positions. Append only."""
+"""Types of slices, whose positions are the codes on the wire. Append only.
+
+A slice is a tensor; a row of a matrix; or the entries of a LoRA factor that belong to one rank (rows of A, columns of
+B), that is along the shorter side.
+"""
 
 FLOOR: Final = 0.1
-"""Least sensitivity, relative to the average: nothing is ever called worthless for good (B = 0 in the first round)."""
+"""Least sensitivity, relative to the average, so that no entry stays worthless forever (B = 0 in the first round)."""
 
 LEAST: Final = 1 / 16
-"""Least part of a state, <x, x'> / norm(x)^2, that a codec of single entries lets arrive, whatever budget it was given:
-not even a gain of 4 makes a quarter of the length of less."""
+"""Least part of a state, <x, x'> / norm(x)^2, that a codec of single entries delivers, whatever its budget.
+
+With less than that, not even a gain of 4 delivers a quarter of the length.
+"""
 
 
 def compute_sensitivity(state: State, layout: Layout) -> State:
-    """How much an error in each entry changes dW = scale B A, up to a common factor; the `weights` of `Codec.encode`.
+    """Return how much an error in each entry changes dW = scale B A, up to a common factor, for `Codec.encode`.
 
     For entry (u, v) of B it is norm(A_v,:), for entry (u, v) of A it is norm(B_:,u); for all other tensors 1. Within
-    the LoRA factors it is divided by its root mean square and floored at 0.1. The importance of an update's
-    entry is its magnitude times this.
+    the LoRA factors it is divided by its root mean square and floored at 0.1. The importance of an update's entry is
+    its magnitude times this.
 
     Args:
         state: the adapter, best after training.
-        layout: of that state.
+        layout: the layout of that state.
     """
     weights = {name: torch.ones_like(tensor, dtype=torch.float32) for name, tensor in state.items()}
     names = []
     for pair in layout.pairs:
         if pair.A in state and pair.B in state:
-            A, B = state[pair.A].float(), state[pair.B].float()
-            weights[pair.A] = B.norm(dim=0)[:, None].expand_as(A).clone()
-            weights[pair.B] = A.norm(dim=1)[None, :].expand_as(B).clone()
+            down, up = state[pair.A].float(), state[pair.B].float()
+            weights[pair.A] = up.norm(dim=0)[:, None].expand_as(down).clone()
+            weights[pair.B] = down.norm(dim=1)[None, :].expand_as(up).clone()
             names += [pair.A, pair.B]
     squares = sum(float(weights[name].double().square().sum()) for name in names)
     scale = (squares / max(1, sum(weights[name].numel() for name in names))) ** 0.5
@@ -61,11 +67,11 @@ def compute_sensitivity(state: State, layout: Layout) -> State:
 
 @dataclass(frozen=True)
 class Slices:
-    """How a vector of segments falls into slices.
+    """The division of a vector of segments into slices.
 
     Attributes:
-        turned: matrices whose columns are slices: where each begins, its rows and its columns. All else lies slice
-            after slice.
+        turned: matrices whose columns are slices: where each begins, its rows and its columns. Everything else lies
+            slice after slice.
         sizes: entries of each slice.
     """
 
@@ -73,7 +79,7 @@ class Slices:
     sizes: Array
 
     def gather(self, values: Array) -> Array:
-        """`values` slice after slice."""
+        """Return `values` in the order of slices."""
         if not self.turned:
             return values
         result = values.copy()
@@ -83,14 +89,14 @@ class Slices:
         return result
 
     def scatter(self, values: Array) -> Array:
-        """The inverse of `gather`."""
+        """Return values in their original order, the inverse of `gather`."""
         back = tuple((start, columns, rows) for start, rows, columns in self.turned)
         return Slices(back, self.sizes).gather(values)
 
 
 @lru_cache(maxsize=16)
 def cut_slices(shapes: tuple[Shape, ...], per: Slicing) -> Slices:
-    """The slices of segments of these shapes; only matrices are cut."""
+    """Return the slices of segments of these shapes; only matrices are cut."""
     if per == "tensor":
         return Slices((), count_segment_entries(shapes))
     sizes: list[int] = []
@@ -109,12 +115,14 @@ def cut_slices(shapes: tuple[Shape, ...], per: Slicing) -> Slices:
 
 
 def allocate_real_widths(energies: Array, sizes: Array, budget: float, high: float = 8.0) -> Array:
-    """Real widths b_t in [0, high], in bits an entry, that minimise sum c_t 2^(-2 b_t) with sum n_t b_t = budget.
+    """Compute real widths b_t in [0, high], in bits per entry, that minimize sum c_t 2^(-2 b_t) within a budget.
+
+    The constraint is sum n_t b_t = budget.
 
     Args:
         energies: c_t, at least 0; slices without energy get no bits.
         sizes: n_t, at least 1.
-        budget: bits for all entries together, at least 0; what exceeds `high` everywhere is left unspent.
+        budget: bits for all entries together, at least 0; what exceeds `high` everywhere stays unspent.
         high: the widest legal width.
     """
     n = np.asarray(sizes, np.float64)
@@ -144,7 +152,7 @@ def allocate_real_widths(energies: Array, sizes: Array, budget: float, high: flo
 
 
 def allocate_widths(energies: Array, sizes: Array, budget: float, distortions: Sequence[float]) -> Array:
-    """Whole widths within the budget: `allocate_real_widths` rounded down, then the best bits for their price.
+    """Compute whole widths within the budget: real widths rounded down, then the most valuable bits for their price.
 
     Args:
         energies: c_t, at least 0.

@@ -1,4 +1,4 @@
-"""What a codec is: `tensor steps -> one packer -> byte steps`, written as text.
+"""Codecs: chains of `tensor steps -> one packer -> byte steps`, written as text.
 
     quantize(bits=4) | rans | zstd
 
@@ -7,7 +7,7 @@ values into symbols, integers below a small alphabet (cast, quantize, nf4, sign,
 into bytes (pack, rans), *byte steps* shrink bytes (zstd). All tensors of a state go through a step together, as one
 vector. A missing quantizer is `cast` (fp32, lossless), a missing packer is `pack`.
 
-How a payload is read: `fedpeft.communication.decoding`.
+`fedpeft.communication.decoding` reads payloads.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from fedpeft.peft.adapter import State
 from fedpeft.spec import Spec, parse_spec
 
 HEADER_SIZE: Final = 64
-"""Bytes that a header with four steps takes, about: what a step that works to a budget sets aside."""
+"""Approximate bytes of a header with four steps, which a step with a budget sets aside."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,22 @@ class Codec:
         return all(step.lossless for step in self.steps)
 
     def __str__(self) -> str:
+        """Return the text form."""
         return " | ".join(map(str, self.steps))
 
     @property
     def bits(self) -> float:
-        """Bits a parameter that the quantizer works to; 0 where it has no precision to set."""
+        """Bits per parameter that the quantizer aims at; 0 if its precision can't be set."""
         return float(getattr(self.tensor_steps[-1], "bits", 0))
 
     @property
     def gain(self) -> str:
-        """What is made longer: `length`, each update to its length along itself, `mean`, that of many, or `none`."""
+        """The length that gain restores: `length`, each update's own; `mean`, that of many updates' mean; or `none`."""
         gains = (str(getattr(step, "gain", "none")) for step in self.tensor_steps)
         return next((gain for gain in gains if gain != "none"), "none")
 
     def remove_gain(self) -> Codec:
-        """The same codec with what arrives as near to what was sent as can be."""
+        """Return the codec without gain, so that the decoded update is as close to the original as possible."""
         steps = tuple(
             replace(step, gain="none") if getattr(step, "gain", "none") != "none" else step  # type: ignore[type-var]
             for step in self.tensor_steps
@@ -93,13 +94,13 @@ class Codec:
         return replace(self, tensor_steps=steps)
 
     def set_bits(self, bits: float) -> Codec:
-        """The same codec at another precision, for precision that changes over time or from client to client.
+        """Return the codec at another precision, for precision that changes over time or from client to client.
 
         Args:
-            bits: a parameter, where the quantizer works to a budget (adaptive, widths); whole bits for `quantize`.
+            bits: bits per parameter if the quantizer works to a budget (adaptive, widths); whole bits for `quantize`.
 
         Raises:
-            ConfigError: the codec's quantizer has no precision to set.
+            ConfigError: the precision of the codec's quantizer can't be set.
         """
         quantizer = self.tensor_steps[-1]
         found = {f.name: f for f in fields(quantizer)}.get("bits")  # type: ignore[arg-type]
@@ -123,20 +124,21 @@ class Codec:
         reference: tuple[int, State] | None = None,
         turn: int = 0,
     ) -> bytes:
-        """The state as one payload; its length is what a transfer costs.
+        """Encode the state as one payload; its length is what a transfer costs.
 
         Args:
             state: tensors by name (fp32, bf16, fp16 or fp64), finite.
-            seed: of dither, rotation and stochastic rounding; taken modulo 2^64. Use another one for each client and
-                round, or the errors of a cohort don't average out.
-            weights: sensitivity by name, same shapes, at least 0: an error e in an entry with sensitivity s counts as
-                s * e (see `fedpeft.communication.bit_allocation.compute_sensitivity`). Names left out count as 1.
-            shapes: of the whole adapter, when `state` may hold only some of its tensors; default: those of `state`.
+            seed: seed of dither, rotation and stochastic rounding, modulo 2^64. Use another one for each client and
+                round, or the errors of a cohort do not average out.
+            weights: sensitivity by name, same shapes, at least 0. An error e in an entry with sensitivity s counts as s
+                * e (see `fedpeft.communication.bit_allocation.compute_sensitivity`). Missing names count as 1.
+            shapes: shapes of the whole adapter, if `state` may contain only some of its tensors; default: those of
+                `state`.
             reference: version and state that a `delta` step subtracts; both ends hold it.
-            turn: at least 0; counts on from round to round, and from client to client (`segments`).
+            turn: at least 0; increases from round to round, and from client to client (`segments`).
 
         Raises:
-            PayloadError: a tensor is not finite, of another dtype, or not in `shapes`.
+            PayloadError: a tensor is not finite, has another dtype, or is not in `shapes`.
             ConfigError: a `delta` step has no reference, or a step's symbols lie outside of their alphabet.
         """
         own = {name: tuple(state[name].shape) for name in sorted(state)}
@@ -165,9 +167,9 @@ class Codec:
         reference: tuple[int, State] | None = None,
         turn: int = 0,
     ) -> tuple[list[Symbols], list[bytes]]:
-        """What the tensor steps make of a state, before it is packed: all symbols, and each step's parameters.
+        """Run the tensor steps on a state, and return all symbols and each step's parameters.
 
-        See `encode` for arguments and errors.
+        `encode` describes arguments and errors.
         """
         own = {name: tuple(state[name].shape) for name in sorted(state)}
         for name in own:
@@ -193,16 +195,16 @@ class Codec:
                 signal = made.signal or signal
                 if wrong := describe_mismatch(signal.values, count_total(signal.shapes)):
                     raise ConfigError(
-                        f"FP1047 the codec step {get_step_name(step)} makes of the shapes {signal.shapes!s:.80} {wrong}"
+                        f"FP1047 the codec step {get_step_name(step)} turns shapes {signal.shapes!s:.80} into {wrong}"
                     )
         return symbols, parameters
 
 
 def parse_codec(text: str) -> Codec:
-    """The codec that `text` describes: a preset's name, or steps separated by `|`.
+    """Build the codec that `text` describes: a preset's name, or steps separated by `|`.
 
     Raises:
-        ConfigError: unknown step or setting, value out of range, or steps in the wrong order.
+        ConfigError: a step or setting is unknown, a value is out of range, or the order of steps is wrong.
     """
     words = split_steps(PRESETS.get(text.strip(), text))
     if not all(words):
@@ -214,11 +216,11 @@ def parse_codec(text: str) -> Codec:
 
 
 def make_codec(steps: Sequence[Step]) -> Codec:
-    """A codec of these steps, completed by `cast` and `pack` where quantizer or packer are missing.
+    """Build a codec of these steps, and add `cast` and `pack` if the quantizer or the packer is missing.
 
     Raises:
-        ConfigError: the steps are in an order that can't work, a gain would act on factors of a product, or a grid on
-            what a transform has made.
+        ConfigError: the order of the steps can't work, a gain would act on factors of a product, or a grid on the
+            result of a transform.
     """
     completed = list(steps)
     if not any(isinstance(s, Quantizer) for s in completed):

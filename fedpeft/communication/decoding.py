@@ -1,14 +1,15 @@
-"""The reader's path: a payload from a peer, possibly hostile, to a state.
+"""The reader's path from a payload of a peer, possibly hostile, to a state.
 
-Decoding needs no configuration: the payload's header names the steps and their parameters. It runs in three passes,
-and nothing in the payload can make it allocate more than the receiver's own shapes ask for:
+Decoding needs no configuration: the payload's header names the steps and their parameters. It runs in three passes, and
+nothing in the payload can make it allocate more than the receiver's own shapes require:
 
-1. plan, forwards: from the expected shapes, each step says which symbols it needs and what shapes it leaves;
-2. unpack: byte steps and packer are given the exact number of symbols, hence a bound on their bytes;
-3. undo, backwards: symbols to values, values to tensors; the result must be finite.
+1. Plan, forward: from the expected shapes, each step decides which symbols it needs and what shapes it leaves.
+2. Unpack: byte steps and packer receive the exact number of symbols, hence a bound on their bytes.
+3. Undo, backward: symbols become values, and values become tensors; the result must be finite.
 
-Memory: whatever a payload says, decoding holds at most 32 times the adapter's size in fp32, plus 1 MiB (the worst case
-is a full-rank `lowrank` of square fp64 matrices); for fp32 LoRA factors at most 16 times, 4 to 10 for the presets.
+Memory: decoding takes at most 32 times the adapter's size in fp32, plus 1 MiB, whatever a payload contains. The worst
+case is a full-rank `lowrank` of square fp64 matrices. For fp32 LoRA factors it takes at most 16 times, and 4 to 10 for
+the presets.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from fedpeft.errors import ConfigError, FedpeftError, PayloadError
 from fedpeft.peft.adapter import State
 
 CRASHES: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a payload may raise where a check is missing: it is still no crash."""
+"""Errors that a payload may cause if a check is missing; they become a `PayloadError`, not a crash."""
 
 
 def decode(payload: bytes, shapes: Mapping[str, Shape], *, references: Mapping[int, State] | None = None) -> State:
-    """The state in a payload, for an adapter of these `shapes`; tensors have the dtypes they were sent from.
+    """Decode the state in a payload, for an adapter of these `shapes`; tensors keep the dtypes of the sender.
 
     Args:
         payload: bytes from a peer, possibly hostile.
-        shapes: the tensors that the payload may hold; all of them, unless it declares a subset.
+        shapes: the tensors that the payload may contain; all of them, unless it declares a subset.
         references: states that both ends hold, by version, for payloads made with a `delta` step.
 
     Raises:
@@ -55,19 +56,19 @@ def decode(payload: bytes, shapes: Mapping[str, Shape], *, references: Mapping[i
 
 
 def decode_whole(payload: bytes, shapes: Mapping[str, Shape]) -> State:
-    """As `decode`, of a payload in which nothing is missing.
+    """Decode a payload as `decode` does, and check that no tensor is missing.
 
     Raises:
-        PayloadError: it is none, or tensors are missing.
+        PayloadError: the payload is not valid, or tensors are missing.
     """
     return check_whole(decode(payload, shapes), shapes)
 
 
 def check_whole(state: State, shapes: Mapping[str, Shape]) -> State:
-    """The state, in which a tensor is there for each of the `shapes`: a payload from a peer may hold some of them.
+    """Return the state if it has a tensor for each of the `shapes`: a payload from a peer may contain only some.
 
     Raises:
-        PayloadError: some are missing.
+        PayloadError: tensors are missing.
     """
     if missing := [name for name in shapes if name not in state]:
         raise PayloadError(f"FP6041 {len(missing)} of {len(shapes)} tensors were not sent, among them {missing[0]}")
@@ -111,7 +112,11 @@ def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int
 
 
 def _undo_step(name: str, plan: Plan, values: Array, symbols: Sequence[Array], count: int) -> Array:
-    """The `count` values before a step, which may be anybody's; PayloadError names it where it makes none."""
+    """Return the `count` values before a step, which may come from a plugin.
+
+    Raises:
+        PayloadError: the step makes no such values; the message names it.
+    """
     try:
         made = plan.undo(values, symbols)
     except CRASHES as error:

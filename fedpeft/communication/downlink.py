@@ -1,14 +1,14 @@
-"""What a round sends down, and what the server therefore knows that its clients start from.
+"""The downlink of a round, and the state from which the server therefore knows that its clients start.
 
-Without loss, every client is sent the whole state. With a lossy codec it is sent a movement: the state less the seeded
-start, which every client can make for itself. A codec that ends in `grid` sends the movement as a difference from the
-version that the client holds, or from the start, whichever is smaller; both lead to the same bits, so all clients of
-one form are at the same version after a round, and what the codec leaves out is made up for in the next one.
+Without loss, every client receives the whole state. With a lossy codec it receives a movement: the state less the
+seeded start, which every client can compute. A codec that ends in `grid` sends the movement as a difference from the
+version that the client holds, or from the start, whichever is smaller. Both lead to the same bits, so all clients of
+one form have the same version after a round. The next round corrects what the codec leaves out.
 
 The server keeps one chain of versions for each form, and no copy per client. A version is the state of one round in one
-form (LoRA rank and alpha), as a lossy codec has made it. It is kept as the payload that leads to it from the seeded
-start, so a chain takes about as many bytes as one newcomer a round. Versions that nobody holds any more are dropped,
-and so are the oldest beyond `LONGEST`: who comes back after so long is sent the way from the start.
+form (LoRA rank and alpha), as a lossy codec has encoded it. It is kept as the payload that leads to it from the seeded
+start, so a chain takes about as many bytes as one newcomer per round. Versions that nobody holds any more are dropped,
+and so are the oldest beyond `LONGEST`: a client that returns after so long receives the payload from the start.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ DOWNLINKS: Final[Mapping[str, str]] = {
     "small": "grid(bits=4.0) | rans",
     "tiny": "grid(bits=1.94) | rans",
 }
-"""How the state is sent where `--codec`, or `--downlink`, names one of these presets."""
+"""The codec of the downlink for each preset of `--codec` or `--downlink`."""
 
 
 def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
-    """The codec that `--downlink` describes.
+    """Build the codec that `--downlink` describes.
 
     Args:
-        text: a preset, a codec, or "auto": what goes with `codec`.
-        codec: what `--codec` says.
-        lossless: the run's own codec without loss, which "fp32" stands for.
+        text: a preset, a codec, or "auto", which follows `codec`.
+        codec: the value of `--codec`.
+        lossless: the run's own lossless codec, which "fp32" selects.
 
     Raises:
-        ConfigError: see `parse_codec`; a codec that would need another reference for each client, or one
-            that would change the state's length.
+        ConfigError: see `parse_codec`; or the codec would need another reference for each client, or change the state's
+            length.
     """
     name = text.strip()
     if name == "auto":
@@ -64,12 +64,12 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
         raise ConfigError(f"FP1058 --downlink {text!r}: with delta, clients would end at different states; use grid")
     if any(step.takes_turns for step in made.steps):
         raise ConfigError(
-            f"FP1059 --downlink {text!r}: a segment is for updates, of which there are many, but a state is one; leave "
-            "it out"
+            f"FP1059 --downlink {text!r}: segments divide updates among many clients, but there is one state; leave "
+            "segments out"
         )
     if made.gain != "none":
         raise ConfigError(
-            f"FP1060 --downlink {text!r}: gain is for the mean of many updates, but a state is one; leave it out"
+            f"FP1060 --downlink {text!r}: gain corrects the mean of many updates, but there is one state; leave it out"
         )
     return made
 
@@ -77,7 +77,7 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
 def explain_uncompared(
     strategy: Strategy, layout: Layout, codec: Codec, form: AdapterShape | None, seed: int, round_number: int
 ) -> str:
-    """Return why clients can't compare the state that they are sent in a `form`, as both ends of the wire find it out.
+    """Return why clients can't compare the state that they receive in a `form`; both ends of the wire compute it.
 
     Returns:
         One of `fedpeft.communication.release.UNCOMPARED`, or an empty text: they compare digests of it.
@@ -96,41 +96,44 @@ def _get_quantizer(codec: Codec) -> Quantizer:
 
 
 def fix_step_size(codec: Codec, payload: bytes, shapes: Mapping[str, Shape]) -> Codec:
-    """A codec that chains states, at the step size of `payload`, which it has made: for one state from elsewhere."""
+    """Return a codec that chains states, at the step size of `payload`, which it has made.
+
+    It then encodes a part of the same state.
+    """
     quantizer = _get_quantizer(codec)
     parameters = dict(read_payload(payload, shapes)[0].steps)[get_step_name(quantizer)]
     return replace(codec, tensor_steps=(*codec.tensor_steps[:-1], quantizer.as_in(Reader(parameters))))
 
 
-def start_for(strategy: Strategy, start: State, layout: Layout, form: AdapterShape | None) -> State:
-    """The seeded start in a client's form, which movements count from; the same on both ends."""
+def create_start(strategy: Strategy, start: State, layout: Layout, form: AdapterShape | None) -> State:
+    """Return the seeded start in a client's form, which movements count from; the same on both ends."""
     return strategy.dispatch(start, layout, form, 1)
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """What a payload means to a client: the state to start from, and the movement that a later one may build on."""
+    """A decoded payload: the state that the client starts from, and the movement that a later one may build on."""
 
     state: State
     moved: State
 
     @property
     def comparable_state(self) -> State:
-        """What is the same bits on every machine, if anything is: the start in a form of one's own may be rounded."""
+        """The part with the same bits on every machine, if there is one: a start in a smaller form may be rounded."""
         return self.moved or self.state
 
 
 def decode_arrival(
     payload: bytes, codec: Codec, shapes: Mapping[str, Shape], start: State, held: Mapping[int, State]
 ) -> Arrival:
-    """Decode what the server sent.
+    """Decode the server's payload.
 
     Args:
         payload: see `Downlink.create_package`.
-        codec: of the downlink.
-        shapes: of the client's tensors.
-        start: in the client's form (`start_for`); not needed without loss.
-        held: the movement that the client holds, by version.
+        codec: codec of the downlink.
+        shapes: shapes of the client's tensors.
+        start: the start in the client's form (`create_start`); not needed by a lossless codec.
+        held: the movements that the client holds, by version.
 
     Raises:
         PayloadError: see `fedpeft.communication.decoding.decode`.
@@ -142,18 +145,22 @@ def decode_arrival(
 
 
 class Arrivals:
-    """What payloads mean to the clients that one worker speaks for: without loss, those of one form are sent the same.
+    """The decoded payloads of one worker's clients: without loss, all clients of one form receive the same.
 
     Args:
-        codec: of the downlink.
+        codec: codec of the downlink.
     """
 
     def __init__(self, codec: Codec) -> None:
+        """Hold the codec; no payload is decoded yet."""
         self.codec = codec
         self._last: tuple[bytes, Mapping[str, Shape], Arrival] | None = None
 
     def of(self, payload: bytes, shapes: Mapping[str, Shape], start: State, held: Mapping[int, State]) -> Arrival:
-        """See `decode_arrival`; who is sent what the last one was shares its tensors, which nobody changes in place."""
+        """Decode a payload as `decode_arrival` does.
+
+        If a client receives the same as the previous one, both share the tensors, which nobody changes in place.
+        """
         if not self.codec.lossless:
             return decode_arrival(payload, self.codec, shapes, start, held)
         if self._last is None or self._last[0] != payload or self._last[1] != shapes:
@@ -162,10 +169,10 @@ class Arrivals:
 
 
 def compute_balanced_weights(moved: State) -> State:
-    """Weights in (0, 1] under which a tensor's step grows with the root of its magnitude.
+    """Return weights in (0, 1] that let a tensor's step grow with the root of its magnitude.
 
-    With one step for all, a head solved in closed form, whose entries are thirty times as large as those of the LoRA
-    factors, is known thirty times as well relative to its size, and nothing is gained (`experiments.codecs.states`).
+    With one step for all, a head solved in closed form gains nothing. Its entries are thirty times as large as those of
+    the LoRA factors, so their relative error is thirty times as small (`experiments.codecs.states`).
     """
     rms = {
         name: float(tensor.double().square().mean()) ** 0.5 if tensor.numel() else 0.0 for name, tensor in moved.items()
@@ -179,8 +186,14 @@ def compute_balanced_weights(moved: State) -> State:
 
 @dataclass(frozen=True)
 class Package:
-    """A payload, the state that it leads to, the version it builds on (0: the start; None: nothing), and the ranks of
-    the global factors that it holds (empty: the leading ones)."""
+    """An encoded adapter.
+
+    Attributes:
+        payload: the bytes.
+        state: the state that the payload leads to.
+        base: the version that it builds on; 0: the start; None: nothing.
+        ranks: the ranks of the global factors that it contains; empty: the leading ones.
+    """
 
     payload: bytes
     state: State
@@ -190,12 +203,12 @@ class Package:
 
 @dataclass(frozen=True)
 class SentState:
-    """What a client was sent, until it answers.
+    """The messages to a client, kept until it answers.
 
     Attributes:
-        instruction: what it is asked.
+        instruction: the instruction.
         package: the adapter.
-        base_bytes: what brings its base up to date costs.
+        base_bytes: bytes that bring the client's base up to date.
     """
 
     instruction: Instruction
@@ -204,31 +217,34 @@ class SentState:
 
     @property
     def state(self) -> State:
-        """What the client starts from, as it holds it."""
+        """The state that the client starts from, in its precision."""
         return round_to_precision(self.package.state, self.instruction.adapter_precision)
 
     @property
     def bytes(self) -> int:
-        """What all of it costs."""
+        """The bytes of all parts together."""
         return (
             len(self.package.payload) + self.base_bytes + len(self.instruction.correction) + len(self.instruction.told)
         )
 
 
 class Downlink:
-    """One round's payloads, each encoded once and decoded again, so that the server has its clients' start bit for bit.
+    """The payloads of one round, each encoded once and decoded again, so the server knows its clients' exact start.
 
-    Clients of one form that hold the same version are sent the same. Where the strategy leaves tensors with their
-    clients, only newcomers are sent them, with their initial values.
+    Clients of one form that hold the same version receive the same payload. If the strategy leaves tensors with their
+    clients, only newcomers receive them, with their initial values.
 
     Args:
-        codec: of the state.
-        lossless: of the residual.
+        strategy: the strategy.
+        layout: the tensors of the adapter.
+        codec: codec of the state.
+        lossless: codec of the residual.
         state: the global state.
-        start: the seeded one.
-        versions: of the rounds before.
-        residual: what exact rules have put into the base.
-        seed: of the run, which says what ranks a client is given.
+        start: the seeded start.
+        versions: versions of earlier rounds.
+        residual: what exact rules have added to the base.
+        round_number: the round.
+        seed: seed of the run, which decides the ranks of a client.
     """
 
     def __init__(  # noqa: PLR0913
@@ -244,13 +260,14 @@ class Downlink:
         round_number: int,
         seed: int = 0,
     ) -> None:
+        """Hold the state and select the tensors that the round trains; encode nothing yet."""
         self._strategy, self._layout, self._codec, self._lossless = strategy, layout, codec, lossless
         self._state, self._start, self._versions = state, start, versions
         self._residual, self._round, self._seed = residual, round_number, seed
         self.trained = strategy.trained(layout, round_number)
         self.private = strategy.private(layout)
         self.shared = self.trained - self.private
-        """What updates hold."""
+        """Names of the tensors in updates."""
         self._chains = _get_quantizer(codec).chains
         self._packages: dict[tuple[AdapterShape | None, int, bool, tuple[int, ...]], Package] = {}
         self._bases: dict[int, bytes] = {}
@@ -258,11 +275,18 @@ class Downlink:
 
     @property
     def made(self) -> dict[AdapterShape | None, bytes]:
-        """The round's new versions, by form: the ways that lead to them from the start."""
+        """The payloads from the start to the round's new versions, by form."""
         return {form: payload for form, (payload, _, _) in self._made.items()} if self._chains else {}
 
     def create_package(self, form: AdapterShape | None, held: int, newcomer: bool, client: int = 0) -> Package:
-        """The adapter for a `client` that has a `form` and holds a version (0: none of use)."""
+        """Return the adapter for a client.
+
+        Args:
+            form: rank and alpha of the client's factors; None: the whole adapter.
+            held: the version that the client holds; 0: none that helps.
+            newcomer: whether the client also needs the tensors that stay with clients.
+            client: id of the client.
+        """
         if not (self._chains and self._versions.get(form, held)):
             held = 0
         ranks, whole = self._get_ranks(form, client), get_held_form(self._strategy, self._layout, form)
@@ -275,8 +299,9 @@ class Downlink:
         return choose_ranks(self._strategy, self._layout, form, self._seed, self._round, client)
 
     def get_digests(self, form: AdapterShape | None) -> dict[str, str]:
-        """Return the digests of the states in a `form`, by `format_state_name`; in their place why clients can't
-        compare.
+        """Return the digests of the states in a `form`, by `format_state_name`.
+
+        If clients can't compare a state, the reason replaces the digest.
         """
         why = explain_uncompared(self._strategy, self._layout, self._codec, form, self._seed, self._round)
         return {
@@ -316,7 +341,7 @@ class Downlink:
         return Package(payload, state, 0)
 
     def _encode_whole(self, form: AdapterShape | None) -> tuple[bytes, Arrival, State | None]:
-        """The way from the start to the round's state, where it leads, and the weights that it is encoded with."""
+        """Return the payload from the start to the round's state, the decoded state, and the encoding's weights."""
         if form not in self._made:
             start, shapes = self._start_for(form), self._layout.replace_form(form).shapes
             moved = subtract_states(self._strategy.dispatch(self._state, self._layout, form, self._round), start)
@@ -326,18 +351,18 @@ class Downlink:
         return self._made[form]
 
     def _start_for(self, form: AdapterShape | None) -> State:
-        return start_for(self._strategy, self._start, self._layout, form)
+        return create_start(self._strategy, self._start, self._layout, form)
 
     def base(self, last: int) -> bytes:
-        """What brings the base of a client up to date that took part in round `last` (0: never)."""
-        held = max(0, last - 1)  # the base of a round is that after the round before
+        """Return the payload that updates the base of a client whose last round was `last` (0: it never took part)."""
+        held = max(0, last - 1)  # a round uses the base that the previous round left
         if held not in self._bases:
             self._bases[held] = self._residual.encode_payload(held, self._layout.pairs, self._lossless)
         return self._bases[held]
 
 
 LONGEST: Final = 256
-"""Versions of one form that are kept at most."""
+"""The most versions of one form that are kept."""
 
 
 Form = AdapterShape | None
@@ -345,16 +370,22 @@ Form = AdapterShape | None
 
 @dataclass(frozen=True)
 class Versions:
-    """Payloads from the start, by form and round."""
+    """The payloads from the start to each version, by form and round."""
 
     payloads: dict[Form, dict[int, bytes]] = field(default_factory=dict)
 
     def get(self, form: Form, version: int) -> bytes | None:
-        """The payload that leads to a version; None where it is not kept."""
+        """Return the payload that leads to a version; None: it is not kept."""
         return self.payloads.get(form, {}).get(version)
 
     def after(self, round_number: int, made: Mapping[Form, bytes], held: Iterable[int]) -> Versions:
-        """With a round's versions, and of all of them only those that are `held` by somebody."""
+        """Return the versions that somebody holds, with those of a new round.
+
+        Args:
+            round_number: the new round.
+            made: its payloads, by form.
+            held: versions that clients hold.
+        """
         wanted = {round_number, *held}
         payloads = {}
         for form in [*self.payloads, *(form for form in made if form not in self.payloads)]:
@@ -364,7 +395,7 @@ class Versions:
         return Versions(payloads)
 
     def to_tensors(self) -> State:
-        """As tensors by name, for a checkpoint."""
+        """Return the versions as tensors by name, for a checkpoint."""
         return {
             f"{form.rank if form else 0}/{form.alpha if form else 0.0!r}/{version}": torch.from_numpy(
                 np.frombuffer(payload, np.uint8).copy()
@@ -375,7 +406,7 @@ class Versions:
 
     @classmethod
     def from_tensors(cls, state: State) -> Versions:
-        """From what `state` returned."""
+        """Build versions from the result of `to_tensors`."""
         made = cls()
         for name, tensor in state.items():
             rank, alpha, version = name.split("/")

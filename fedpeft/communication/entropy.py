@@ -30,26 +30,26 @@ from fedpeft.communication.symbols import (
 from fedpeft.errors import PayloadError
 
 PRECISION: Final = 1 << 12
-"""What a table's frequencies sum to, about."""
+"""The approximate sum of a table's frequencies."""
 IN_CACHE: Final = 1 << 14
-"""Symbols that are coded at a time."""
+"""The number of symbols that are coded at a time."""
 MAX_ALPHABET: Final = 1 << 12
 """Streams with a larger alphabet are sent raw."""
 
 
 def compute_entropy(counts: Array) -> float:
-    """Order-0 entropy of symbols with these counts, in bits for all of them together."""
+    """Compute the order-0 entropy of symbols with these counts, in bits for all of them together."""
     positive = counts[counts > 0].astype(np.float64)
     return float((positive * np.log2(positive.sum() / positive)).sum())
 
 
 def encode_bound(expected: Sequence[Expected]) -> int:
-    """The most bytes that `encode_symbols` makes."""
+    """Return the most bytes that `encode_symbols` makes."""
     return bound_packed_size(expected) + 8 * len(expected) + 16
 
 
 def encode_symbols(streams: Sequence[Symbols]) -> bytes:
-    """All streams as bytes, each by table or raw, whichever is shorter."""
+    """Encode all streams, each by table or raw, whichever is shorter."""
     coder = constriction.stream.stack.AnsCoder()
     tables: list[bytes] = []
     raw: list[bytes] = []
@@ -61,7 +61,7 @@ def encode_symbols(streams: Sequence[Symbols]) -> bytes:
             raw.append(pack_symbols(stream.values, stream.alphabet))
         elif len(frequencies) > 1:
             coded.append((stream.values, first, _create_model(frequencies)))
-    for values, first, model in reversed(coded):  # a stack: what goes in last comes out first
+    for values, first, model in reversed(coded):  # a stack: the last symbols come out first
         for start in reversed(range(0, len(values), IN_CACHE)):
             symbols = values[start : start + IN_CACHE].astype(np.int32)
             symbols -= np.int32(first)
@@ -74,15 +74,15 @@ def encode_symbols(streams: Sequence[Symbols]) -> bytes:
 
 
 def estimate_coded_size(streams: Sequence[Symbols]) -> float:
-    """About how many bytes `encode_symbols` makes, without making them."""
+    """Estimate the number of bytes of `encode_symbols` without encoding."""
     return 6.0 + sum(_build_table(stream)[3] for stream in streams)
 
 
 def decode_symbols(reader: Reader, expected: Sequence[Expected]) -> list[Array]:
-    """The streams that `encode_symbols` encoded, each below its alphabet.
+    """Decode the streams that `encode_symbols` encoded, each below its alphabet.
 
     Raises:
-        PayloadError: too short, or not made by `encode_symbols` from so many symbols.
+        PayloadError: the bytes are too short, or `encode_symbols` did not make them from this many symbols.
     """
     tables = [_read_table(reader, e) for e in expected]
     length = reader.read_varint("number of coded words", encode_bound(expected) // 4 + 1)
@@ -114,8 +114,10 @@ def _create_model(frequencies: Array) -> Any:
 
 
 def _build_table(stream: Symbols) -> tuple[bytes, int, Array | None, float]:
-    """Wire form of a stream's table, its first symbol, its frequencies (None: the stream goes raw), and about how many
-    bytes table and symbols take."""
+    """Return a stream's table on the wire, its first symbol, its frequencies and its approximate bytes.
+
+    Frequencies are None if the stream is sent raw. The bytes include the symbols.
+    """
     count = len(stream.values)
     packed = compute_packed_size(count, stream.alphabet)
     raw = encode_varint(0), 0, None, 1.0 + packed

@@ -3,12 +3,12 @@
     ef14   c = C(e + x);   e <- e + x - c               the receiver takes c
     ef21   c = C(x - g);   g <- g + c                   the receiver keeps the same g, and takes it
 
-EF14 (Seide et al. 2014; Stich et al., arXiv 1809.07599): the memory is one state per client, and what was received up
-to round T is the sum of all inputs less the last memory (the telescoping identity). EF21 (arXiv 2106.05203): the memory
-is the receiver's estimate of the client's update, which the receiver must keep too; it suits full participation.
+EF14 (Seide et al. 2014; Stich et al., arXiv 1809.07599) keeps one state per client as memory. The updates received up
+to round T sum to all inputs less the last memory (the telescoping identity). EF21 (arXiv 2106.05203) keeps the
+receiver's estimate of the client's update, which the receiver must keep too; it suits full participation.
 
-Memories are plain states, to be stored with the client's other state and committed only once the server has
-acknowledged the payload. Under differential privacy the input must be noised already, or the server clip after
+Memories are plain states. Store them with the client's other state, and commit them only when the server has
+acknowledged the payload. Under differential privacy the input must be noised already, or the server must clip after
 decoding.
 """
 
@@ -32,10 +32,12 @@ Kind = Literal["none", "ef14", "ef21"]
 
 @dataclass(frozen=True)
 class _Settings:
+    """The settings of a memory in a codec's text."""
+
     keep: float = setting(
         1.0,
-        "part of the memory that is carried on; below 1 it forgets errors that have grown old, because a client is "
-        "seldom drawn, and the telescoping identity no longer holds",
+        "share of the memory that is kept; below 1 it forgets old errors of clients that are seldom drawn, and the "
+        "telescoping identity no longer holds",
         low=0,
         high=1,
     )
@@ -48,7 +50,7 @@ class ErrorFeedback:
     Attributes:
         codec: any codec without gain; a lossless one leaves the memory at zero (EF14).
         kind: ef14, ef21, or none: the codec alone.
-        keep: part of the memory that is carried on, 0 to 1; below 1 only with EF14.
+        keep: share of the memory that is kept, 0 to 1; below 1 only with EF14.
     """
 
     codec: Codec
@@ -56,13 +58,14 @@ class ErrorFeedback:
     keep: float = 1.0
 
     def __post_init__(self) -> None:
+        """Check the type of memory, its settings, and that the codec has no gain beside it."""
         if self.kind not in ("none", *MEMORIES):
             raise ConfigError(f"FP1061 error feedback must be one of {', '.join(MEMORIES)}, got {self.kind!r}")
         if not 0 <= self.keep <= 1:
             raise ConfigError(f"FP1062 error feedback's keep must be 0 to 1, got {self.keep}")
         if self.codec.gain != "none" and self.kind != "none":
             raise ConfigError(
-                f"FP1063 {self.kind} sends later what {self.codec} drops, and its gain makes up for that at once; "
+                f"FP1063 {self.kind} sends later what {self.codec} drops, and the codec's gain corrects it at once; "
                 "together they overshoot, so leave one of them out"
             )
         if self.keep != 1 and self.kind != "ef14":
@@ -72,7 +75,7 @@ class ErrorFeedback:
 
     @classmethod
     def from_spec(cls, spec: Spec, codec: Codec) -> ErrorFeedback:
-        """From a text such as `ef14(keep=0.5)`.
+        """Build error feedback from a text such as `ef14(keep=0.5)`.
 
         Raises:
             ConfigError: a setting is unknown or out of range.
@@ -81,6 +84,7 @@ class ErrorFeedback:
         return cls(codec, kind, **check_settings(f"error feedback {kind}", _Settings, spec.settings))
 
     def __str__(self) -> str:
+        """Return the text form, without the codec."""
         return self.kind if self.keep == 1 else f"{self.kind}(keep={self.keep!r})"
 
     def encode(
@@ -93,11 +97,12 @@ class ErrorFeedback:
         shapes: Mapping[str, Shape] | None = None,
         turn: int = 0,
     ) -> tuple[bytes, State]:
-        """The payload for `delta`, and the memory to keep once it is acknowledged.
+        """Return the payload for `delta`, and the memory to keep once it is acknowledged.
 
         Args:
-            delta: the update; may hold only some of the adapter's tensors, the memory of the others stays as it is.
-            memory: what the last call returned for this client; None or {} at first.
+            delta: the update; it may contain only some of the adapter's tensors. The memory of the others does not
+                change.
+            memory: the memory that the last call returned for this client; None or {} at first.
             seed: see `Codec.encode`.
             weights: see `Codec.encode`.
             shapes: see `Codec.encode`.
@@ -118,7 +123,7 @@ class ErrorFeedback:
         return payload, {**held, **_sum(received, held)}
 
     def receive(self, payload: bytes, shapes: Mapping[str, Shape], memory: State | None = None) -> tuple[State, State]:
-        """The update that a payload stands for, and the receiver's memory of that client (EF21 only; EF14 needs none).
+        """Return the update in a payload, and the receiver's memory of that client (EF21 only; EF14 needs none).
 
         Raises:
             PayloadError: see `decode`.
@@ -132,12 +137,12 @@ class ErrorFeedback:
 
 
 def create_no_feedback(codec: Codec) -> ErrorFeedback:
-    """The codec alone."""
+    """Return the codec without a memory."""
     return ErrorFeedback(codec, "none")
 
 
 def _select_fitting(memory: State, shapes: Mapping[str, Shape]) -> State:
-    """The memory without tensors whose shape has changed, as it does when a client's rank does."""
+    """Return the memory without tensors whose shape has changed, as it does if a client's rank does."""
     return {n: t for n, t in memory.items() if n not in shapes or tuple(t.shape) == tuple(shapes[n])}
 
 

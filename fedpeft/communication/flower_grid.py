@@ -1,7 +1,7 @@
-"""The one place that touches Flower's internals: messages outside Flower's own processes, and the base of our grids.
+"""Access to Flower's internals: messages outside Flower's own processes, and the base class of our grids.
 
-Outside its processes Flower makes a `Message` only once `flwr.supercore.task_identity.TaskIdentity` is set, and
-message ids are set by its SuperLink; neither is public. A contract test watches both.
+Outside its processes Flower makes a `Message` only once `flwr.supercore.task_identity.TaskIdentity` is set, and message
+ids are set by its SuperLink; neither is public. A contract test watches both.
 """
 
 from __future__ import annotations
@@ -28,43 +28,48 @@ POLL_SECONDS = 0.01
 
 
 def get_node_id(client: int) -> int:
-    """Flower's node id of a client in our own grids."""
+    """Return Flower's node id of a client in our own grids."""
     return client + FIRST_CLIENT
 
 
 def set_identity() -> None:
-    """Let messages be made outside of Flower's own processes."""
+    """Allow code outside of Flower's own processes to make messages."""
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = SERVER_NODE
 
 
 def allow_local_messages() -> None:
-    """Let messages be made in this process; inside Flower they can be, and its identity stays."""
+    """Allow this process to make messages; inside Flower that works already, and its identity stays."""
     if TaskIdentity._node_id is None:
         set_identity()
 
 
 def create_local_reply(client: int, content: RecordDict) -> Message:
-    """A client's reply as Flower's strategies read it, made in this process from what has been decoded."""
+    """Return a client's reply in the form that Flower's strategies read, made in this process from decoded content."""
     allow_local_messages()
     asked = Message(content=RecordDict(), dst_node_id=get_node_id(client), message_type=MESSAGE_TYPES["train"])
     return Message(content, reply_to=asked)
 
 
 class OwnGrid(Grid):
-    """What the grids that fedpeft brings have in common: message ids, and waiting for replies."""
+    """The common base of fedpeft's grids: message ids, and waiting for replies."""
 
     def __init__(self) -> None:
+        """Allow messages in this process, and start to count message ids."""
         set_identity()
         self._run: Run | None = None
         self._ids = itertools.count(1)
 
     def set_run(self, run: Run) -> None:
-        """Flower's run information; our grids need none."""
+        """Hold Flower's run information, which our grids do not need."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """Flower's run information, as set."""
+        """Flower's run information.
+
+        Raises:
+            RuntimeError: nobody has set it.
+        """
         if self._run is None:
             raise RuntimeError("this grid runs without a Flower run")
         return self._run
@@ -72,7 +77,7 @@ class OwnGrid(Grid):
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """A message to a node."""
+        """Return a message to a node."""
         return Message(content=content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 
     def _stamp(self, message: Message) -> str:
@@ -83,10 +88,10 @@ class OwnGrid(Grid):
 
     @abstractmethod
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies that have arrived; each is returned once."""
+        """Return the replies that have arrived; each is returned once."""
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push, then pull until every reply is there or `timeout` seconds are over."""
+        """Push messages, then pull until every reply has arrived or `timeout` seconds have passed."""
         waiting = set(self.push_messages(messages))
         deadline = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []

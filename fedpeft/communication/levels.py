@@ -1,11 +1,10 @@
-"""Signed levels of an adaptive quantizer as symbols: slices of like magnitude share a stream, hence a frequency table.
+"""Signed levels of an adaptive quantizer as symbols: slices of similar magnitude share a stream and a frequency table.
 
 A slice's class is the half octave of its root mean square in units of the step. Class 0 is all zero and not sent; the
 others reach from 2^-3 to 2^4. A stream's alphabet is -reach ... reach, where `reach` is the largest level in its class.
 
 Scales (step sizes, block maxima) are two or three bytes each: the high bytes of a float32. Two bytes are a bf16: the
-range of fp32, 8 significant bits. The byte planes travel as symbols, so that a packer can use how alike the exponents
-are.
+range of fp32, 8 significant bits. The byte planes travel as symbols, so that a packer can exploit similar exponents.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ CLASSES: Final = 16
 
 
 def classify_slices(rms: Array, used: Array) -> Array:
-    """Class of each slice, from its root mean square in steps; 0 where it is not `used`."""
+    """Return the class of each slice, given its root mean square in steps; 0 if it is not `used`."""
     octaves = np.log2(np.maximum(rms, 2.0**-9))
     classes = np.clip(np.round(2 * octaves) + 7, 1, CLASSES - 1)
     return np.where(used, classes, 0).astype(np.uint8)
 
 
 def split_levels(q: Array, classes: Array, sizes: Array, counts: Array | None = None) -> tuple[bytes, list[Symbols]]:
-    """The reaches of the classes that occur, for a step's parameters, and a stream for each of them.
+    """Return the reaches of the classes that occur, for a step's parameters, and a stream for each of these classes.
 
     Args:
         q: levels (n,), int16, slice after slice.
-        classes: of the slices, as `classify_slices` says.
+        classes: classes of the slices, from `classify_slices`.
         sizes: entries of each slice.
-        counts: (CLASSES, 2 m + 1), how often each of -m ... m occurs in each class, where that is known.
+        counts: (CLASSES, 2 m + 1), the number of each of -m ... m in each class, if it is known.
     """
     reaches, streams = b"", []
     alike = len(sizes) > 0 and bool((sizes == sizes[0]).all())
@@ -61,7 +60,7 @@ def split_levels(q: Array, classes: Array, sizes: Array, counts: Array | None = 
 
 @dataclass(frozen=True)
 class ExpectedLevels:
-    """The levels that a receiver waits for."""
+    """The levels that a receiver expects."""
 
     classes: Array
     sizes: Array
@@ -69,10 +68,10 @@ class ExpectedLevels:
 
     @classmethod
     def read(cls, parameters: Reader, classes: Array, sizes: Array, most: int, owner: str) -> ExpectedLevels:
-        """From a step's parameters, as `split_levels` wrote them.
+        """Read the reaches from a step's parameters, as `split_levels` wrote them.
 
         Raises:
-            PayloadError: a reach is beyond `most`.
+            PayloadError: a reach exceeds `most`.
         """
         reaches = tuple(parameters.read_integer(2, "reach of a class") for _ in _find_present(classes))
         if any(reach > most for reach in reaches):
@@ -81,16 +80,16 @@ class ExpectedLevels:
 
     @property
     def symbols(self) -> tuple[Expected, ...]:
-        """What the packer must deliver."""
+        """The symbols that the packer must deliver."""
         pairs = zip(_find_present(self.classes), self.reaches, strict=True)
         return tuple(Expected(int(self.sizes[self.classes == c].sum()), 2 * reach + 1) for c, reach in pairs)
 
     def find_places(self) -> list[Array]:
-        """Where the entries (n,) of each class are, as masks."""
+        """Return masks (n,) of the entries of each class."""
         return [np.repeat(self.classes == c, self.sizes) for c in _find_present(self.classes)]
 
     def values(self, streams: Sequence[Array], dtype: np.dtype[np.generic]) -> list[Array]:
-        """The levels of each class."""
+        """Return the levels of each class."""
         return [s.astype(dtype) - dtype.type(r) for s, r in zip(streams, self.reaches, strict=True)]
 
 
@@ -99,7 +98,7 @@ def _find_present(classes: Array) -> list[int]:
 
 
 def scale_words(scales: Array, width: int, *, up: bool) -> Array:
-    """Scales (n,), at least 0, as words of `width` (2 or 3) bytes; rounded up (where a bound must hold) or nearest."""
+    """Convert scales (n,), at least 0, to words of `width` (2 or 3) bytes, rounded to nearest or, for a bound, up."""
     drop = 32 - 8 * width
     bits = np.minimum(scales, np.float32(3.3e38)).astype(np.float32).view(np.uint32).astype(np.int64)
     words = bits + ((1 << drop) - 1 if up else 1 << (drop - 1)) >> drop
@@ -108,25 +107,25 @@ def scale_words(scales: Array, width: int, *, up: bool) -> Array:
 
 
 def scale_values(words: Array, width: int) -> Array:
-    """The scales that `scale_words` made, float32."""
+    """Return the scales that `scale_words` converted, float32."""
     return (words.astype(np.uint32) << np.uint32(32 - 8 * width)).view(np.float32)
 
 
 def scale_symbols(words: Array, width: int) -> tuple[Symbols, ...]:
-    """The words' byte planes, lowest first."""
+    """Return the words' byte planes, lowest first."""
     return tuple(Symbols((words >> (8 * i) & 255).astype(np.uint8), 256) for i in range(width))
 
 
 def expect_scales(count: int, width: int) -> tuple[Expected, ...]:
-    """What a plan asks for, for `count` scales."""
+    """Return the symbols that a plan expects for `count` scales."""
     return (Expected(count, 256),) * width
 
 
 def read_scales(planes: Sequence[Array]) -> Array:
-    """Scales (n,) from their byte planes.
+    """Read scales (n,) from their byte planes.
 
     Raises:
-        PayloadError: one is negative, infinite or not a number.
+        PayloadError: a scale is negative, infinite or not a number.
     """
     words = sum((plane.astype(np.uint32) << np.uint32(8 * i) for i, plane in enumerate(planes)), np.uint32(0))
     scales = scale_values(np.asarray(words), len(planes))

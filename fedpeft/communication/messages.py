@@ -1,8 +1,8 @@
-"""What the server and its clients say to each other, and how that looks as Flower messages.
+"""The messages between the server and its clients, and their form as Flower messages.
 
 An `Instruction` asks a client to prepare, to train or to evaluate; a `Report` answers it. Both carry one opaque
-payload, made by a codec, and in runs whose drift corrections have states that travel a second one. In a Flower message
-a payload is ONE array of bytes, because Flower pays per array, and everything else is a `ConfigRecord`.
+payload, made by a codec. In runs whose drift corrections have states that travel, they carry a second one. In a Flower
+message a payload is ONE array of bytes, because Flower pays per array, and everything else is a `ConfigRecord`.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from fedpeft.peft.adapter import AdapterShape, Layout
 Kind = Literal["prepare", "train", "evaluate", "sum"]
 
 PAYLOAD_TYPE = "fedpeft.v4"
-"""The `stype` of the array that holds a payload: the version of these messages, of which a peer reads one."""
+"""The `stype` of a payload's array: the version of these messages. A peer reads one version."""
 
 PAYLOADS = ("payload", "correction", "residual", "told", "said")
 """The fields of messages that travel as arrays."""
 
 
 ALIKE = ("kind", "round", "learning_rate", "trained", "private", "base", "correction", "told", "asks")
-"""The fields of an instruction that all clients of a round are sent alike: a record fixes them."""
+"""The fields of an instruction that are equal for all clients of a round: a record fixes them."""
 
 OWN = ("client", "rank", "alpha", "steps", "bits", "base_precision", "adapter_precision", "acknowledged", "attempt")
-"""The fields in which clients' instructions of a round may differ: a statement about a task says them in the clear."""
+"""The fields that may differ between clients of a round: a statement about a task lists them in the clear."""
 
 LED_BY_RECORD = ("payload", "residual")
-"""The fields that differ with what a client holds, and lead all clients to the recorded state."""
+"""The fields that depend on what a client holds, and lead all clients to the recorded state."""
 
 OF_SUM = ("step", "said")
 """The fields of the steps of a secure sum, which the members check among themselves."""
 
 LOCAL = ("released", "recorded")
-"""The fields that a client fills in by itself, from a record; whatever a server sends there is overwritten."""
+"""The fields that a client fills in from a record; it overwrites whatever a server sends there."""
 
 LARGEST = 2**31 - 1
 """The largest round, client id or version."""
@@ -53,54 +53,54 @@ MOST_STEPS = 1_000_000
 """The most local steps that an instruction may ask for."""
 
 NOT_JOINED = "it has not joined"
-"""What is answered for a place in a federation that nobody has taken."""
+"""The error of a place in a federation that nobody has taken."""
 
-LOST = "FP6188 it has lost what it kept of earlier rounds; from its next round on it takes part as a newcomer"
-"""What a client reports whose folder is gone: the server forgets that it has taken part."""
+LOST = "FP6188 it has lost its state of earlier rounds; from its next round on it takes part as a newcomer"
+"""The error of a client whose folder is gone: the server forgets that it has taken part."""
 
 MOST_WORDS = 1000
-"""Characters of a client's reason for its failure that a server keeps: a sentence, or a few."""
+"""The most characters of a client's error that a server keeps: a sentence, or a few."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """The server to one client.
+    """A message from the server to one client.
 
     Attributes:
-        kind: "prepare" (statistics before round 1), "train", "evaluate" (on the client's own held-out rows), or "sum"
-            (a step of a secure sum in which the client says nothing of its rows).
+        kind: "prepare" (statistics before round 1), "train", "evaluate" (on the client's own held-out examples), or
+            "sum" (a step of a secure sum in which the client reveals nothing about its examples).
         round: from 1; 0 for "prepare".
         client: client id.
         payload: the encoded state that the client starts from.
-        learning_rate: of this round.
-        rank, alpha: of the client's LoRA factors; 0: no LoRA.
+        learning_rate: learning rate of this round.
+        rank: rank of the client's LoRA factors; 0: no LoRA.
+        alpha: alpha of the client's LoRA factors.
         trained: positions in the layout of the tensors to train; empty: all.
         acknowledged: the last round of this client that the server has recorded; its state of that round is valid.
-        private: positions in the layout of the tensors that the client keeps; a newcomer is sent their initial values.
-        steps: local steps; 0: as the client's own settings say.
-        base: version of what exact strategies have put into the base (`fedpeft.communication.base_residual`); 0: the
+        private: positions in the layout of the tensors that the client keeps; a newcomer receives their initial values.
+        steps: local steps; 0: the number in the client's own settings.
+        base: version of the base that exact strategies have changed (`fedpeft.communication.base_residual`); 0: the
             plain base.
         correction: the states of the server's drift corrections, encoded (`fedpeft.clients.drift`); empty: none.
-        bits: precision of the update, a parameter; 0: the codec's own.
-        base_precision: of the client's frozen base; empty: the run's own.
-        adapter_precision: of the adapter as the client holds it, before and after training.
-        residual: what brings a remote client's base to version `base` (`Residual.encode_payload`); clients on the
-            server's
-            machine read it from a file instead.
-        told: what the sums before round 1 have told, encoded: shares of the classes among all rows
-            (`fedpeft.clients.label_shift`), or how features are whitened (`fedpeft.aggregation.whitening`); empty:
-            nothing.
-        attempt: of the round, under privacy: what is tried anew with other inputs has other noise.
-        released: digest of the state that `payload` must lead to, and of those that smaller ranks have been sent
-            (`fedpeft.communication.release.write_released`), as the client has them from a record of the server's;
-            empty: it is not compared.
-        recorded: digest of the content that the server's record of the round gives all clients alike, as the client has
-            it from the record (`fedpeft.deployment.transcript.round_record`); empty: there are no records.
-        step: of a secure sum (`fedpeft.privacy.secure_sum.member`), from 1; the third is to prepare, or to train; 0:
-            the answer is not summed under masks.
-        said: what the others in the sum say to this client, as the server passes it on.
+        bits: bits per parameter of the update; 0: the codec's own.
+        base_precision: precision of the client's frozen base; empty: the run's own.
+        adapter_precision: precision of the adapter as the client holds it, before and after training.
+        residual: payload that brings a remote client's base to version `base` (`Residual.encode_payload`); clients on
+            the server's machine read it from a file instead.
+        told: results of the sums before round 1, encoded. They are the class shares of all examples
+            (`fedpeft.clients.label_shift`), or how features are whitened (`fedpeft.aggregation.whitening`). Empty:
+            none.
+        attempt: attempt of the round, under privacy: a repetition with other inputs has other noise.
+        released: digest of the state that `payload` must lead to, and digests of the states of smaller ranks
+            (`fedpeft.communication.release.write_released`). The client takes them from a record of the server's.
+            Empty: they are not compared.
+        recorded: digest of the content that the server's record of the round gives to all clients alike. The client
+            takes it from the record (`fedpeft.deployment.transcript.round_record`); empty: there are no records.
+        step: step of a secure sum (`fedpeft.privacy.secure_sum.member`), from 1; the third is to prepare, or to train;
+            0: the answer is not summed under masks.
+        said: messages of the others in the sum to this client, which the server passes on.
         asks: in an evaluation, the text of a question (`fedpeft.trust.question`) that is answered with sums over the
-            client's own held-out rows; empty: loss and accuracy.
+            client's own held-out examples; empty: loss and accuracy.
     """
 
     kind: Kind
@@ -130,14 +130,14 @@ class Instruction:
 
     @property
     def form(self) -> AdapterShape | None:
-        """The client's LoRA rank and alpha."""
+        """The client's LoRA rank and alpha; None: no LoRA."""
         return AdapterShape(self.rank, self.alpha) if self.rank else None
 
     def check_rank(self, layout: Layout) -> None:
-        """Refuse factors of a rank that the layout does not have, before anything is allocated for them.
+        """Reject factors of a rank that the layout does not have, before anything is allocated for them.
 
         Raises:
-            PayloadError: names both ranks.
+            PayloadError: the rank is too large; the message contains both ranks.
         """
         most = layout.form.rank if layout.form else 0
         if self.rank > most:
@@ -146,13 +146,13 @@ class Instruction:
             )
 
     def check(self, tensors: int) -> None:
-        """Refuse what no server of good faith sends, before anything is done for it.
+        """Reject values that no honest server sends, before any work.
 
         Args:
-            tensors: in the layout, which `trained` and `private` name by position.
+            tensors: number of tensors in the layout, which `trained` and `private` name by position.
 
         Raises:
-            PayloadError: a field has a value that is not legal.
+            PayloadError: the value of a field is not legal.
         """
         limits = {"steps": MOST_STEPS, "step": SUM_STEPS}
         for name in ("round", "client", "acknowledged", "base", "attempt", "rank", "steps", "step"):
@@ -183,17 +183,25 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Report:
-    """A client to the server: the encoded update (or statistics) and what it says of its work.
+    """A message from a client to the server: the encoded update (or statistics) and facts about its work.
 
     Attributes:
-        correct, count: of an evaluation: correct predictions out of how many; `loss` is per prediction.
+        client: client id.
+        round: the round of the instruction.
+        payload: the encoded update or statistics.
+        rows: number of examples that it has trained on.
+        steps: number of local steps.
+        loss: mean loss.
+        seconds: time of the work.
         error: why there is no update; empty: there is one.
+        correct: correct predictions of an evaluation, out of `count`; then `loss` is per prediction.
+        count: predictions of an evaluation.
         correction: the changes of the states of the client's drift corrections, encoded.
         charged: releases on the ledger of a client that adds noise itself, those of this report included.
         spent: whether there is no update because that client's privacy budget allows none.
-        used: distinct rows that the client has trained on up to now, where it continues each round where the last one
-            stopped; 0: it does not say.
-        joules: that the client's machine has measured while it trained; 0: it does not say.
+        used: distinct examples that the client has trained on up to now, if it continues each round where the last one
+            stopped; 0: unknown.
+        joules: energy that the client's machine has measured while it trained; 0: unknown.
     """
 
     client: int
@@ -214,14 +222,14 @@ class Report:
 
     @property
     def bytes(self) -> int:
-        """What the report costs."""
+        """The bytes of the report's payloads."""
         return len(self.payload) + len(self.correction)
 
     def raise_error(self) -> None:
-        """Refuse a report that says why there is no update, in words that files and terminals can take.
+        """Raise the report's error, if it has one, in characters that files and terminals can take.
 
         Raises:
-            PayloadError: the words, with escapes for what can't be printed, and no more than `MOST_WORDS` of them.
+            PayloadError: the error, with escapes for unprintable characters, and at most `MOST_WORDS` characters of it.
         """
         if self.error:
             words = self.error[:MOST_WORDS]
@@ -229,7 +237,7 @@ class Report:
 
 
 def write_record(content: Instruction | Report) -> RecordDict:
-    """As the content of a Flower message."""
+    """Write a message as the content of a Flower message."""
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(content).items() if k not in PAYLOADS}
     own = vars(content)
     payloads = {k: own[k] for k in PAYLOADS if k == "payload" or own.get(k)}
@@ -239,7 +247,7 @@ def write_record(content: Instruction | Report) -> RecordDict:
 
 @cache
 def _get_field_types(cls: Any) -> dict[str, tuple[type, ...]]:
-    """What the values of a message's fields are, as Flower brings them."""
+    """Return the types of a message's fields, as Flower delivers them."""
     plain = {int: (int,), float: (int, float), bool: (bool,), tuple[int, ...]: (list,)}
     return {name: plain.get(hint, (str,)) for name, hint in get_type_hints(cls).items() if name not in PAYLOADS}
 
@@ -270,24 +278,24 @@ def _read_record(record: RecordDict, cls: type[Any]) -> Any:
 
 
 def read_instruction(message: Message) -> Instruction:
-    """The instruction in a Flower message, or PayloadError."""
+    """Read the instruction in a Flower message, or raise PayloadError."""
     found: Instruction = _read_record(message.content, Instruction)
     return found
 
 
-def report_of(message: Message) -> Report:
-    """The report in a Flower message, or PayloadError."""
+def read_report(message: Message) -> Report:
+    """Read the report in a Flower message, or raise PayloadError."""
     found: Report = _read_record(message.content, Report)
     return found
 
 
-def answer_to(asked: Instruction, message: Message) -> Report:
-    """The report in the reply to an instruction; where it is no report on it, one that says so."""
+def read_answer(asked: Instruction, message: Message) -> Report:
+    """Return the report in the reply to an instruction; if the reply is not such a report, one with the error."""
     try:
-        report = report_of(message)
+        report = read_report(message)
         if (report.client, report.round) != (asked.client, asked.round):
             raise PayloadError(
-                f"FP6061 client {asked.client} was asked in round {asked.round}, and answered as client "
+                f"FP6061 the server asked client {asked.client} in round {asked.round}, and the answer is from client "
                 f"{report.client} for round {report.round}"
             )
     except PayloadError as error:

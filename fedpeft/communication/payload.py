@@ -13,7 +13,7 @@
             ...    body: what the packer and the byte steps made of the symbols
 
 All integers are little-endian; lengths inside steps are LEB128 varints. No name travels: the receiver knows its
-adapter, the digest says whether the sender meant the same one. So unknown and duplicate names can't be written down,
+adapter, and the digest shows whether the sender meant the same one. So unknown and duplicate names are impossible,
 and the size of every allocation follows from the receiver's own shapes.
 
 Symbols (integers below a known alphabet A) are packed in radix A, as many to a 64-bit word as fit: 64 bits, 40 trits,
@@ -53,7 +53,7 @@ DTYPES: Final[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.f
 
 
 def encode_varint(number: int) -> bytes:
-    """LEB128: seven bits a byte, lowest first; `number` is at least 0."""
+    """Encode a number as LEB128: seven bits per byte, lowest first; `number` is at least 0."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -63,15 +63,16 @@ def encode_varint(number: int) -> bytes:
 
 
 class Reader:
-    """A cursor over bytes from a peer; reading past the end is a PayloadError that names what was missing."""
+    """A cursor over bytes from a peer; reading past the end raises a PayloadError that names what is missing."""
 
     def __init__(self, data: bytes | memoryview, owner: str = "the payload") -> None:
+        """Start at the first byte; `owner` names the bytes in errors."""
         self._data = memoryview(data)
         self._at = 0
         self._owner = owner
 
     def take(self, count: int, what: str) -> bytes:
-        """The next `count` bytes."""
+        """Return the next `count` bytes."""
         if count > len(self._data) - self._at:
             raise PayloadError(
                 f"FP6062 {self._owner} ends inside its {what}: {count} bytes are needed, {len(self._data) - self._at} "
@@ -82,11 +83,11 @@ class Reader:
         return piece
 
     def read_integer(self, size: int, what: str) -> int:
-        """An unsigned little-endian integer of `size` bytes."""
+        """Read an unsigned little-endian integer of `size` bytes."""
         return int.from_bytes(self.take(size, what), "little")
 
     def read_varint(self, what: str, high: int, low: int = 0) -> int:
-        """A varint from `low` to `high`, both inclusive."""
+        """Read a varint from `low` to `high`, both inclusive."""
         number = 0
         for shift in range(0, 63, 7):
             byte = self.read_integer(1, what)
@@ -100,7 +101,7 @@ class Reader:
         return number
 
     def read_rest(self) -> memoryview:
-        """All bytes that are left."""
+        """Return all bytes that are left."""
         piece = self._data[self._at :]
         self._at = len(self._data)
         return piece
@@ -113,13 +114,13 @@ class Reader:
 
 @dataclass(frozen=True)
 class Header:
-    """What a payload says about itself.
+    """The header of a payload.
 
     Attributes:
-        digest: of the whole adapter's names and shapes, 8 bytes.
+        digest: digest of the whole adapter's names and shapes, 8 bytes.
         sent: whether each tensor of the adapter (sorted by name) is in the payload; None: all are.
-        dtypes: of the tensors sent, in the same order.
-        seed: of the dither, rotation or stochastic rounding, below 2^64; None: nothing was drawn.
+        dtypes: dtypes of the tensors sent, in the same order.
+        seed: seed of the dither, rotation or stochastic rounding, below 2^64; None: nothing was drawn.
         steps: name and parameters of each step, in the order of encoding.
     """
 
@@ -131,7 +132,7 @@ class Header:
 
 
 def compute_layout_digest(shapes: Mapping[str, Shape]) -> bytes:
-    """Eight bytes that identify names and shapes, whatever their order."""
+    """Compute eight bytes that identify names and shapes, whatever their order."""
     return _compute_digest(tuple(sorted((name, tuple(shape)) for name, shape in shapes.items())))
 
 
@@ -142,7 +143,7 @@ def _compute_digest(entries: tuple[tuple[str, Shape], ...]) -> bytes:
 
 
 def write_payload(header: Header, body: bytes) -> bytes:
-    """The payload's bytes."""
+    """Return the bytes of a payload."""
     flags, tail = 0, bytearray()
     if header.sent is not None:
         flags |= SUBSET
@@ -163,20 +164,20 @@ def write_payload(header: Header, body: bytes) -> bytes:
 
 
 def compute_checksum(values: Array) -> int:
-    """By which both ends see that they hold the same values."""
+    """Compute a checksum with which both ends verify that they hold the same values."""
     return zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data)
 
 
 def seal(payload: bytes) -> bytes:
-    """The same payload with the checksum that belongs to its contents."""
+    """Return the payload with the checksum of its contents."""
     return payload[:4] + zlib.crc32(payload[CHECKED_FROM:]).to_bytes(4, "little") + payload[CHECKED_FROM:]
 
 
 def read_payload(payload: bytes, shapes: Mapping[str, Shape]) -> tuple[Header, memoryview]:
-    """Header and body of a payload for an adapter of these `shapes`.
+    """Read header and body of a payload for an adapter of these `shapes`.
 
     Raises:
-        PayloadError: it is no payload, of another version, damaged, or made for another adapter.
+        PayloadError: the bytes are not a payload, have another version, are damaged, or belong to another adapter.
     """
     reader = Reader(payload)
     if reader.take(3, "magic") != MAGIC:
@@ -230,12 +231,12 @@ def _read_steps(reader: Reader) -> tuple[tuple[str, bytes], ...]:
 
 
 def count_total(shapes: Sequence[Shape]) -> int:
-    """Number of parameters in tensors of these shapes."""
+    """Count the parameters in tensors of these shapes."""
     return sum(count_entries(shape) for shape in shapes)
 
 
 def count_entries(shape: Shape) -> int:
-    """Number of parameters in a tensor of this shape (a scalar has one)."""
+    """Count the parameters in a tensor of this shape (a scalar has one)."""
     product = 1
     for length in shape:
         product *= length

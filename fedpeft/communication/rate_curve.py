@@ -1,7 +1,7 @@
-"""About how many bytes a state takes at every step size, from a glance at it: where the search for a step begins.
+"""An estimate of the bytes of a state at every step size, from a sample: the point where the search for a step begins.
 
-A slice's rate, in bits an entry, goes by its root mean square in steps and by how its entries are distributed. That
-distribution is read off a sample of all slices, each divided by its root mean square; the rate is counted at every half
+A slice's rate, in bits per entry, depends on its root mean square in steps and on the distribution of its entries. That
+distribution comes from a sample of all slices, each divided by its root mean square; the rate is counted at every half
 octave. The bytes at a step size are then a sum over slices, and at all step sizes a correlation.
 """
 
@@ -16,26 +16,29 @@ from fedpeft.communication.payload import Array
 from fedpeft.communication.symbols import count_symbols
 
 SAMPLE: Final = 2048
-"""Entries that are looked at, about."""
+"""The approximate number of entries in the sample."""
 _OCTAVES: Final = np.arange(-16, 5) / 2
-"""log2 of a slice's root mean square in steps, where its rate is counted: a bit more an octave above, none below."""
+"""log2 of a slice's root mean square in steps, for which its rate is counted.
+
+Above, the rate grows by one bit per octave; below, it is 0.
+"""
 _PER_OCTAVE: Final = 8
 _MOST: Final = 255
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """Bytes (m,) at steps (m,) that fall by eighths of an octave, without tables; never falling."""
+    """Bytes (m,), without tables, at steps (m,) that fall by eighths of an octave; the bytes never fall."""
 
     log_steps: Array
     bytes: Array
 
     def estimate_size(self, step: float) -> float:
-        """About how many bytes the levels take."""
+        """Estimate the bytes of the levels at a step."""
         return float(np.interp(-np.log2(step), -self.log_steps, self.bytes))
 
     def step(self, budget: float) -> tuple[float, float]:
-        """Where they take the budget, and how many bytes less an octave further."""
+        """Return the step whose levels take the budget, and how many bytes one octave more saves."""
         log_step = float(np.interp(budget, self.bytes, self.log_steps))
         step = 2.0**log_step
         return step, max(1.0, self.estimate_size(step / np.sqrt(2)) - self.estimate_size(step * np.sqrt(2)))
@@ -44,7 +47,7 @@ class RateCurve:
 def compute_rate_curve(
     y: Array, rms: Array, sizes: Array, low: float, high: float, offset: float, probe: Array | None
 ) -> RateCurve:
-    """The curve between two steps.
+    """Compute the curve between two steps.
 
     Args:
         y: entries (n,), slice after slice, at least one of them not zero.
@@ -52,7 +55,7 @@ def compute_rate_curve(
         sizes: entries of each slice.
         low: the smallest step, above 0.
         high: the largest.
-        offset: of nearest levels, q = floor(|y| / step + offset).
+        offset: offset of nearest levels, q = floor(|y| / step + offset).
         probe: (n,), noise of dithered levels, q = floor(y / step + probe + 1/2).
     """
     every = max(1, len(y) // SAMPLE)
@@ -71,7 +74,7 @@ def compute_rate_curve(
 
 
 def _compute_rates(z: Array, offset: float, probe: Array | None) -> Array:
-    """Entropy of the levels of z (n,), in bits an entry, at each of `_OCTAVES`."""
+    """Compute the entropy of the levels of z (n,), in bits per entry, at each of `_OCTAVES`."""
     scaled = (z if probe is not None else np.abs(z)) * np.exp2(_OCTAVES).astype(np.float32)[:, None]
     scaled += offset if probe is None else probe.astype(np.float32) + np.float32(0.5)
     levels = np.clip(np.floor(scaled, out=scaled), -_MOST, _MOST, out=scaled).astype(np.int16)
@@ -82,6 +85,6 @@ def _compute_rates(z: Array, offset: float, probe: Array | None) -> Array:
     logs = np.log2(counts, out=np.zeros(counts.shape), where=counts > 0)
     count = max(1, len(z))
     entropy = np.log2(count) - (counts * logs).sum(axis=1) / count
-    signs = 0.0 if probe is not None else counts[:, reach + 1 :].sum(axis=1) / count  # as many up as down, about
+    signs = 0.0 if probe is not None else counts[:, reach + 1 :].sum(axis=1) / count  # about as many up as down
     rates: Array = entropy + signs
     return rates

@@ -1,8 +1,9 @@
-"""What a server hands out in a round, as digests: what clients find out by themselves to be the same for all of them.
+"""The server's release in a round, as digests that let clients check that it is the same for all of them.
 
-A state has one digest in each form (LoRA rank and alpha), whatever way leads a client to it. It is the digest of what
-comes out of a payload, and so it exists where that is the same bits on every machine: without loss, and with a codec
-that chains versions, which relies on it. Other codecs multiply matrices to decode, whose rounding is a processor's own.
+A state has one digest in each form (LoRA rank and alpha), whatever path leads a client to it. It is the digest of the
+decoded payload, so it exists only if decoding gives the same bits on every machine. Lossless codecs do, and codecs that
+chain versions, which rely on it. Other codecs multiply matrices to decode, and processors round such products
+differently.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from fedpeft.peft.adapter import AdapterShape, State
 
 @dataclass(frozen=True)
 class Release:
-    """What all clients that are asked together are told alike.
+    """The part of a release that is the same for all clients that are asked together.
 
     Attributes:
-        kind, round: as in their instructions.
+        kind: kind of their instructions.
+        round: round of their instructions.
         states: digests by `format_state_name`, or one of `UNCOMPARED`.
         common: `compute_common_digest` of every instruction.
-        base: digest of what exact strategies have put into the base; empty: nothing.
+        base: digest of what exact strategies have added to the base; empty: nothing.
         asks: question that every instruction asks; empty: none.
     """
 
@@ -45,11 +47,11 @@ UNCOMPARED: Final[Mapping[str, str]] = {
     "ranks": "each client is sent ranks of its own",
     "lossy": "the downlink is lossy, and its states are not the same bits on every machine",
 }
-"""What a record says in place of a digest if clients can't compare a state, and why they can't."""
+"""Entries of a record that replace a digest if clients can't compare a state, with the reasons."""
 
 
 def format_form(form: AdapterShape | None) -> str:
-    """What a form is called in a release."""
+    """Return the name of a form in a release."""
     return f"rank {form.rank}, alpha {float(form.alpha)!r}" if form else "whole"
 
 
@@ -59,7 +61,7 @@ def format_state_name(form: AdapterShape | None, newcomer: bool) -> str:
 
 
 def compute_digest(state: State) -> str:
-    """SHA-256 of names, types, shapes and bytes."""
+    """Compute the SHA-256 of names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name]
@@ -73,7 +75,7 @@ def _compute_sha256(data: bytes) -> str:
 
 
 def _convert_to_plain(instruction: Instruction, name: str) -> object:
-    """Return a field as JSON holds it: numbers as the floats that arrive, payloads as digests."""
+    """Return a field as JSON stores it: numbers as the floats that arrive, payloads as digests."""
     value = getattr(instruction, name)
     if name in PAYLOADS:
         return _compute_sha256(value)
@@ -81,7 +83,7 @@ def _convert_to_plain(instruction: Instruction, name: str) -> object:
 
 
 def compute_common_digest(instruction: Instruction) -> str:
-    """Return the digest of the fields that all clients of a round are sent alike."""
+    """Compute the digest of the fields that are the same for all clients of a round."""
     return _compute_sha256(json.dumps([_convert_to_plain(instruction, name) for name in ALIKE]).encode())
 
 
@@ -91,13 +93,13 @@ def select_own_fields(instruction: Instruction) -> dict[str, int | float | str]:
 
 
 def compute_instruction_digest(instruction: Instruction) -> str:
-    """Of all that one client is sent."""
+    """Compute the digest of everything that one client receives."""
     fields = {name: _convert_to_plain(instruction, name) for name in vars(instruction) if name not in LOCAL}
     return _compute_sha256(json.dumps(fields, sort_keys=True).encode())
 
 
 def is_newcomer(instruction: Instruction) -> bool:
-    """Tell whether a client that keeps tensors for itself is sent their initial values."""
+    """Return whether a client that keeps tensors for itself receives their initial values."""
     return bool(instruction.private) and not instruction.acknowledged
 
 
@@ -112,19 +114,19 @@ def check_released(
     private: Iterable[str],
     shrink: Callable[[State, int], State | None] = lambda _state, _rank: None,
 ) -> None:
-    """Refuse a state that is not the one which the server has recorded for all clients.
+    """Reject a state that is not the one which the server has recorded for all clients.
 
     Clients of several ranks compare different states. If the smaller ones are the leading ranks of the larger ones, a
     client with a larger rank checks those of all smaller ranks, too.
 
     Args:
-        instruction: what the client is asked.
-        arrived: what its payload has led to (`fedpeft.communication.downlink.Arrival.comparable_state`).
-        private: tensors that stay with clients; the recorded state of newcomers holds initial values of them.
-        shrink: returns what a client of a smaller rank is sent, given this client's state; None: that is not known.
+        instruction: the client's instruction.
+        arrived: the decoded state (`fedpeft.communication.downlink.Arrival.comparable_state`).
+        private: tensors that stay with clients; the recorded state of newcomers contains initial values of them.
+        shrink: returns the state of a client of a smaller rank, given this client's state; None: it is not known.
 
     Raises:
-        PayloadError: it is another one.
+        PayloadError: the state is another one.
     """
     if not instruction.released:
         return

@@ -22,14 +22,14 @@ class RoundPlan:
         cohort: ids of the clients that are asked, ascending.
         attempt: counts repetitions of a private round with other inputs; each has its own noise and charge.
         spent: clients that were drawn, but whose privacy budget is spent.
-        kind: what the clients are asked: `train`, or `prepare` before round 1.
+        kind: the task of the clients: `train`, or `prepare` before round 1.
         bits_share: share of their usual bits that the clients' updates take, above 0 and at most 1; below 1 only for
             codecs whose precision can be set (`Codec.set_bits`).
         steps: local steps by client, for clients that deviate from their profile.
         expected_cohort: mean size of a secret cohort; None: the cohort is public.
         steps_without_updates: whether the server steps even if no update is accepted. A secret cohort needs this, since
             a missing step would disclose that the only update was lost.
-        digest: returns a digest of all that the outcome of the round is a function of.
+        digest: returns a digest of everything that the outcome of the round depends on.
     """
 
     number: int

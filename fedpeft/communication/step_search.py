@@ -18,9 +18,9 @@ from fedpeft.communication.symbols import Symbols, count_symbols, sum_weights
 from fedpeft.communication.vectors import reduce_segments
 
 STEPS: Final = 64
-"""Quarter octaves by which a slice's step may exceed the smallest."""
+"""The number of codes for a slice's step: quarter octaves above the smallest step."""
 REACH: Final = 2047
-"""Largest |q|."""
+"""The largest |q|."""
 GOLDEN_RATIO: Final = 0.6180339887498949
 SMALLEST: Final = 1e-30
 """A state whose largest value is below this, or above 1 / this, is sent as zeros."""
@@ -28,13 +28,16 @@ _QUARTERS: Final = np.array([1.0, sqrt(sqrt(2)), sqrt(2), sqrt(2) * sqrt(sqrt(2)
 
 
 def decode_ratio(relative: Array) -> Array:
-    """2^(code / 4), float64 from exact operations."""
+    """Return 2^(code / 4), float64 from exact operations."""
     steps: Array = np.ldexp(_QUARTERS[relative & 3], (relative >> 2).astype(np.int32))
     return steps
 
 
 def compute_relative_steps(signal: Signal, cut: Slices, largest: float = 0.0) -> Array:
-    """The step of each slice in quarter octaves above that of a slice of weight `largest` (0: the largest there is)."""
+    """Return the step of each slice in quarter octaves above the step of a slice of weight `largest`.
+
+    `largest` 0 is the largest weight of the slices.
+    """
     relative = np.zeros(len(cut.sizes), np.uint8)
     if signal.weights is None:
         return relative
@@ -48,21 +51,23 @@ def compute_relative_steps(signal: Signal, cut: Slices, largest: float = 0.0) ->
 
 
 BLOCK: Final = 1 << 15
-"""Entries, about, that are worked on at a time: what is made of them stays in a core's cache."""
+"""Approximate number of entries that are processed at a time, so that results stay in a core's cache."""
 
 LARGE: Final = 1 << 14
-"""Entries from which on the search begins where a sample says that it will end, and not at the limits."""
+"""The fewest entries for which the search begins at the estimate of a sample, not at the limits."""
 
 COUNTING, SUMMING = 2, 4
-"""Places in which a level is counted, and its entries are summed, in turns: to add to what was just added to takes
-long, floats longer than integers."""
+"""Numbers of places that take turns in counting a level, and in summing its entries.
+
+Adding twice in a row to the same place is slow, for floats more than for integers.
+"""
 
 SURELY: Final = 1.5
-"""What a sample says counts for the whole where it is so many times what is asked."""
+"""If the sample's estimate for the finest step is below this times the budget, the search checks that step exactly."""
 
 
 class StepSearch:
-    """The step size that meets a budget.
+    """The search for the step size that meets a budget.
 
     Args:
         y: entries in units of their slice's step (n,), slice after slice.
@@ -72,9 +77,10 @@ class StepSearch:
     """
 
     def __init__(self, y: Array, sizes: Array, dither: bool, dead: float) -> None:
+        """Group the slices, and compute their largest entries and root mean squares."""
         self.y, self.sizes = y, sizes
         self.offset = y.dtype.type(0.5 - dead)
-        # a step that depended on the noise that is sent would bias the code: the search has an even noise of its own
+        # a step that depended on the payload's noise would bias the code, so the search has an even noise of its own
         self.probe = (np.arange(len(y)) * GOLDEN_RATIO % 1 - 0.5).astype(y.dtype) if dither else None
         self.blocks = _group_slices(sizes)
         turns = np.arange(max((at.stop - at.start for _, at in self.blocks), default=0), dtype=np.int32)
@@ -89,8 +95,10 @@ class StepSearch:
         self.rms = np.sqrt(squares / np.maximum(sizes, 1))
 
     def compute_levels(self, step: float, noise: Array | None) -> tuple[Array, Array]:
-        """q of every entry, int16, and the class of every slice; with dither if there is noise. The next search for a
-        step writes over q."""
+        """Return q of every entry, int16, and the class of every slice; with dither if there is noise.
+
+        The next search for a step overwrites q.
+        """
         if step <= 0:
             return np.zeros(len(self.y), np.int16), self._classify(step, noise is not None)
         if noise is not None or self.probe is not None or step != self._counted:
@@ -100,13 +108,13 @@ class StepSearch:
         return self._q, self._classify(step, noise is not None)
 
     def convert_to_steps(self, step: float, at: slice) -> Array:
-        """|y| / step of the entries `at`."""
+        """Return |y| / step of the entries `at`."""
         magnitudes = np.abs(self.y[at])
         magnitudes /= self.y.dtype.type(step)
         return magnitudes
 
     def _quantize(self, step: float, noise: Array | None, at: slice, out: Array) -> None:
-        """The levels of the entries `at` into `out`, int16."""
+        """Write the levels of the entries `at` into `out`, int16."""
         within = self.largest / step + 1 < REACH
         if noise is not None:
             y = np.divide(self.y[at], self.y.dtype.type(step))
@@ -157,7 +165,7 @@ class StepSearch:
         return _fold_signs(self.count_levels(step).sum(axis=0))
 
     def compute_moments(self, step: float, ratios: Array) -> tuple[Array, Array]:
-        """Of nearest levels 0 ... reach: the sums of |y| / step of their entries, and of that times ratios^2.
+        """Return, for nearest levels 0 ... reach, the sums of |y| / step of their entries, and of that times ratios^2.
 
         Args:
             step: above 0.
@@ -178,7 +186,7 @@ class StepSearch:
         return plain, plain if alike else squared
 
     def estimate_cost(self, step: float) -> float:
-        """About how many bytes the levels and classes take, tables included."""
+        """Estimate the bytes of the levels and classes, tables included."""
         classes, counts = self._count_classes(step)
         counts, width = counts[1:], counts.shape[1]
         reach = width // 2
@@ -193,9 +201,9 @@ class StepSearch:
         return 1.003 * float(coded) + estimate_coded_size([Symbols(classes, CLASSES)])
 
     def meet(self, budget: float) -> float:
-        """A step, representable in fp32, whose cost is at most the budget and close to it; 0 for all zeros.
+        """Return a step, representable in fp32, whose cost is close to the budget and within it; 0 for all zeros.
 
-        The budget is doubled as long as less than `LEAST` of the state would arrive. A step is at most four times the
+        The budget is doubled while less than `LEAST` of the state would arrive. A step is at most four times the
         largest entry, even if that costs more, as it may with dither.
         """
         if not SMALLEST <= self.largest <= 1 / SMALLEST:
@@ -208,8 +216,11 @@ class StepSearch:
             budget *= 2
 
     def _estimate_arriving_energy(self, step: float) -> float:
-        """<y, y'> / norm(y)^2, about: the energy of what is not sent as zero, or less that is above `LEAST`; 1 with
-        dither, which keeps it; 0 where there is none."""
+        """Estimate <y, y'> / norm(y)^2, the share of the energy that is not sent as zero.
+
+        The result may be too low if it is above `LEAST`. It is 1 with dither, which keeps the energy, and 0 for all
+        zeros.
+        """
         if self.probe is not None:
             return 1.0
         energy = float((self.sizes * np.square(self.rms / step)).sum())
@@ -230,7 +241,7 @@ class StepSearch:
         return compute_rate_curve(self.y, self.rms, self.sizes, *ends, float(self.offset), self.probe)
 
     def _search_step(self, budget: float, low: float, high: float) -> float:
-        """The step between two whose cost is at most the budget and close to it, or `low` or `high`."""
+        """Return a step from `low` to `high` whose cost is close to the budget and within it, or one of the two."""
         if len(self.y) < LARGE:
             return self._search_exactly(budget, low, high)
         if self._curve.estimate_size(low) < SURELY * budget and self.estimate_cost(low) <= budget:
@@ -250,7 +261,7 @@ class StepSearch:
             before = step, cost
             coarser = min(octaves, max(-octaves, (cost - 0.998 * budget) / an_octave))
             step = float(np.float32(min(high, max(low, step * 2**coarser))))
-        if used > 0.9 * budget:  # or the sample was none of the whole, as of a state that is zero nearly everywhere
+        if used > 0.9 * budget:  # else the sample was not representative, such as of a state that is mostly zero
             return best
         return self._search_exactly(budget, low, high)
 
@@ -260,7 +271,7 @@ class StepSearch:
         if dear <= budget:
             return float(np.float32(low))
         for turn in range(12):
-            # bytes fall about linearly with the logarithm of the step: interpolate, and halve where that is slow
+            # bytes fall about linearly with the logarithm of the step: interpolate, and halve if that is slow
             place = 0.5 if turn % 3 == 0 or cheap >= budget else min(0.98, max(0.02, (dear - budget) / (dear - cheap)))
             middle = low * (high / low) ** place
             cost = self.estimate_cost(middle)
@@ -274,12 +285,12 @@ class StepSearch:
 
 
 def _choose_index_type(bins: int) -> type[np.signedinteger[Any]]:
-    """What counts up to so many bins: the less wide, the faster."""
+    """Return the narrowest type that counts up to `bins` bins; narrower types are faster."""
     return np.int16 if bins < 1 << 15 else np.int32
 
 
 def _fold_signs(signed: Array) -> Array:
-    """What belongs to the levels -reach ... reach, added up for 0 ... reach."""
+    """Add up values of the levels -reach ... reach for the absolute levels 0 ... reach."""
     reach = len(signed) // 2
     sums: Array = signed[reach:].copy()
     sums[1:] += signed[:reach][::-1]
@@ -294,7 +305,7 @@ def _set_signs(magnitudes: Array, y: Array) -> None:
 
 
 def _group_slices(sizes: Array) -> list[tuple[slice, slice]]:
-    """Runs of whole slices with about `BLOCK` entries, or a single slice: which slices, and which entries."""
+    """Return runs of whole slices with about `BLOCK` entries, or single slices, each as its slices and its entries."""
     ends, blocks, first = np.cumsum(sizes), [], 0
     while first < len(sizes):
         start = int(ends[first] - sizes[first])

@@ -1,4 +1,4 @@
-"""What a step of a codec is: values to values, values to symbols, symbols to bytes, bytes to fewer bytes."""
+"""The base classes of codec steps: values to values, values to symbols, symbols to bytes, bytes to fewer bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Signal:
 
     Attributes:
         values: (n,), float32 or float64: all segments, one after the other.
-        shapes: of the segments; the tensors themselves, or what the transforms so far made of them.
+        shapes: shapes of the segments, which are the tensors themselves, or what the transforms so far made of them.
         weights: (n,), at least 0: how much an error of one entry matters (its sensitivity); None: all alike.
     """
 
@@ -33,13 +33,19 @@ class Signal:
 
     @property
     def sizes(self) -> Array:
-        """Entries of each segment."""
+        """The number of entries of each segment."""
         return count_segment_entries(self.shapes)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a tensor step made: `signal` for the next step (None after a quantizer), parameters and symbols to send."""
+    """The result of a tensor step.
+
+    Attributes:
+        signal: values for the next step; None after a quantizer.
+        parameters: parameters to send.
+        symbols: symbols to send.
+    """
 
     signal: Signal | None
     parameters: bytes = b""
@@ -48,11 +54,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a receiver will undo a tensor step.
+    """The way in which a receiver will undo a tensor step.
 
     Attributes:
         shapes: segments that the step leaves for the next one; empty after a quantizer.
-        symbols: what the step needs from the packer.
+        symbols: symbols that the step needs from the packer.
         undo: (values after the step, the symbols) -> values before the step.
     """
 
@@ -63,17 +69,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Context:
-    """What both ends know beside the payload.
+    """The facts that both ends have beside the payload.
 
     Attributes:
         seed: below 2^64, from the header.
-        position: of the step in the codec; each step draws from its own stream.
+        position: position of the step in the codec; each step draws from its own stream.
         dtype: float32, or float64 if any tensor sent is fp64.
         parameters: entries of the whole state, before any step.
-        spent: of the encoder: bytes that the header and the steps before take.
-        reference: of the encoder: version and values of the state that a `delta` step subtracts.
-        references: of the decoder: version -> values, for the tensors sent.
-        turn: of the encoder: counts on from round to round, and from client to client.
+        spent: for the encoder: bytes of the header and of earlier steps.
+        reference: for the encoder: version and values of the state that a `delta` step subtracts.
+        references: for the decoder: returns the values of a version, for the tensors sent.
+        turn: for the encoder: increases from round to round, and from client to client.
     """
 
     seed: int
@@ -86,10 +92,10 @@ class Context:
     turn: int = 0
 
     def read_reference(self, version: int, parameters: Reader, count: int) -> Array:
-        """Of the decoder: the values (count,) of a state that both ends hold, whose checksum comes next.
+        """Return the decoder's values (count,) of a state that both ends hold, after a check of their checksum.
 
         Raises:
-            PayloadError: it is not held here, or is another one.
+            PayloadError: the decoder does not hold the state, or holds another one.
         """
         checksum = parameters.read_integer(4, "reference checksum")
         values = self.references(version)
@@ -102,12 +108,12 @@ class Context:
         return values
 
     def draw_uniform(self, count: int) -> Array:
-        """`count` numbers in (0, 1), symmetric about 1/2, on a grid of 2^-24; the same for ever for the same seed."""
+        """Draw `count` numbers in (0, 1), symmetric about 1/2, on a grid of 2^-24; a seed fixes them forever."""
         bits = self._draw_bits(-(-count // 2)).view("<u4")[:count] >> np.uint32(9)
         return ((2 * bits + 1) * np.float32(2.0**-24)).astype(self.dtype, copy=False)
 
     def draw_signs(self, count: int) -> Array:
-        """`count` random signs, -1 or 1."""
+        """Draw `count` random signs, -1 or 1."""
         bits = np.unpackbits(self._draw_bits(-(-count // 64)).view(np.uint8), count=count, bitorder="little")
         return (1 - 2 * bits.view(np.int8)).astype(self.dtype)
 
@@ -117,24 +123,25 @@ class Context:
 
 
 MAX_VERSION: Final = (1 << 62) - 1
-"""Of a state that both ends hold."""
+"""The largest version of a state that both ends hold."""
 
 
 class Step(ABC):
-    """One step of a codec: a part. Subclasses are frozen dataclasses; their fields are the user's settings."""
+    """A step of a codec: a part. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     place: ClassVar[int]
-    """Place in the order of steps."""
+    """The place in the order of steps."""
     lossless: ClassVar[bool] = True
     """Whether the step can be undone exactly for fp32 values; a class that it depends on makes it a property."""
     draws: ClassVar[bool] = False
     """Whether the step needs the seed."""
     needs_reference: ClassVar[bool] = False
-    """Whether a state that both ends hold must be given, so that payloads for all who lack one are not possible."""
+    """Whether the step needs a state that both ends hold, so that a client without one can't read its payloads."""
     takes_turns: ClassVar[bool] = False
-    """Whether what is sent depends on the turn: for updates, of which there are many."""
+    """Whether the sent part depends on the turn, which suits updates of many clients, not one state."""
 
     def __str__(self) -> str:
+        """Return the step as text."""
         return format_part(self)
 
 
@@ -143,12 +150,12 @@ class TensorStep(Step):
 
     @abstractmethod
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """Values to parameters, symbols and, for a transform, the values that are left."""
+        """Turn values into parameters, symbols and, for a transform, values for the next step."""
 
     @classmethod
     @abstractmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Check what a peer sent and say how to undo it; allocates nothing that depends on unchecked numbers.
+        """Check a peer's parameters, and return how to undo the step; nothing is allocated for unchecked numbers.
 
         Raises:
             PayloadError: a parameter is out of range.
@@ -156,70 +163,73 @@ class TensorStep(Step):
 
 
 class Transform(TensorStep):
-    """Values to values."""
+    """A step from values to values."""
 
     place = 0
     proportional: ClassVar[bool] = True
-    """Whether what arrives is in proportion to the values that the next step is given."""
+    """Whether the decoded values are in proportion to the values that the next step receives."""
 
 
 class Quantizer(TensorStep):
-    """Values to symbols."""
+    """A step from values to symbols."""
 
     place = 1
     chains: ClassVar[bool] = False
     """Whether states lie on a grid of its steps, so that each can be reached exactly from any other."""
 
     def as_in(self, parameters: Reader) -> Quantizer:
-        """Of one that `chains`: on the grid of a payload that it has made, whose parameters these are."""
+        """Return the quantizer on the grid of a payload that it has made, given the payload's parameters.
+
+        Only quantizers with `chains` have such a grid.
+        """
         return self
 
 
 class Packer(Step):
-    """Symbols to bytes."""
+    """A step from symbols to bytes."""
 
     place = 2
 
     @abstractmethod
     def pack(self, symbols: Sequence[Symbols]) -> bytes:
-        """All symbols as bytes, at most `bound` of them."""
+        """Pack all symbols, into at most `bound` bytes."""
 
     @classmethod
     @abstractmethod
     def bound(cls, expected: Sequence[Expected]) -> int:
-        """The most bytes that `pack` makes of such symbols."""
+        """Return the most bytes that `pack` makes of such symbols."""
 
     @classmethod
     @abstractmethod
     def unpack(cls, data: memoryview, expected: Sequence[Expected]) -> list[Array]:
-        """The symbols, checked to lie below their alphabets.
+        """Unpack the symbols, and check that they lie below their alphabets.
 
         Raises:
-            PayloadError: too short, too long, or not made by `pack`.
+            PayloadError: the bytes are too short, too long, or not made by `pack`.
         """
 
 
 class ByteStep(Step):
-    """Bytes to fewer bytes."""
+    """A step from bytes to fewer bytes."""
 
     place = 3
 
     @abstractmethod
     def encode(self, data: bytes) -> bytes:
-        """The bytes, shrunk."""
+        """Shrink the bytes."""
 
     @classmethod
     @abstractmethod
     def decode(cls, data: memoryview, bound: int) -> memoryview:
-        """The bytes as they were.
+        """Restore the bytes.
 
         Raises:
-            PayloadError: they are not valid, or would be more than `bound`.
+            PayloadError: the bytes are not valid, or would become more than `bound`.
         """
 
     @classmethod
     def limit(cls, bound: int) -> int:
-        """The most bytes that `encode` makes of `bound` bytes."""
+        """Return the most bytes that `encode` makes of `bound` bytes."""
         return bound + bound // 64 + 512
 
 
@@ -249,5 +259,5 @@ def _list_steps(kind: type[Step]) -> list[str]:
 
 
 def get_step_name(step: Step) -> str:
-    """The step's name on the wire and in texts."""
+    """Return the step's name on the wire and in texts."""
     return name_of(type(step))

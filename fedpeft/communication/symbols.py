@@ -15,7 +15,13 @@ from fedpeft.errors import ConfigError, PayloadError
 
 @dataclass(frozen=True)
 class Symbols:
-    """Unsigned integers (n,), each below `alphabet`; `known` are their counts where somebody has counted them."""
+    """Unsigned integers (n,), each below `alphabet`.
+
+    Attributes:
+        values: the integers.
+        alphabet: their exclusive bound.
+        known: their counts, if they are known.
+    """
 
     values: Array
     alphabet: int
@@ -23,17 +29,17 @@ class Symbols:
 
     @property
     def expected(self) -> Expected:
-        """How many, and below which alphabet."""
+        """The number of symbols, and their alphabet."""
         return Expected(len(self.values), self.alphabet)
 
     def check(self, step: str) -> None:
-        """Refuse values that packing would make garbage of, or that the receiver would read as others.
+        """Reject values that packing would corrupt, or that the receiver would read as others.
 
         Args:
             step: name of the codec step that has made them.
 
         Raises:
-            ConfigError: they are no integers, or lie outside of 0 to `alphabet` - 1.
+            ConfigError: the values are not integers, or lie outside of 0 to `alphabet` - 1.
         """
         kind, count = self.values.dtype, len(self.values)
         if kind.kind not in "iu":
@@ -50,13 +56,13 @@ class Symbols:
 
     @cached_property
     def counts(self) -> Array:
-        """How often each symbol occurs, up to the largest that does; of an alphabet up to 2^15."""
+        """The number of times that each symbol occurs, up to the largest that does, for an alphabet up to 2^15."""
         return count_symbols(self.values, 1) if self.known is None else self.known
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Symbols that a plan asks for: how many, and below which alphabet."""
+    """Symbols that a plan expects: their number and their alphabet."""
 
     count: int
     alphabet: int
@@ -71,7 +77,7 @@ def count_symbols(values: Array, length: int) -> Array:
 
 
 def sum_weights(values: Array, weights: Array, length: int) -> Array:
-    """The sums of the weights (n,) of 0, 1, ..., length - 1 in integers (n,) below `length`."""
+    """Sum the weights (n,) of 0, 1, ..., length - 1 in integers (n,) below `length`."""
     sums: Array = torch.bincount(torch.from_numpy(values), torch.from_numpy(weights), minlength=length).numpy()
     return sums
 
@@ -86,7 +92,7 @@ def count_per_word(alphabet: int) -> int:
 
 
 def compute_packed_size(count: int, alphabet: int) -> int:
-    """Bytes that `count` symbols below `alphabet` take."""
+    """Compute the bytes that `count` symbols below `alphabet` take."""
     if alphabet <= 1:
         return 0
     words, tail = divmod(count, count_per_word(alphabet))
@@ -95,12 +101,12 @@ def compute_packed_size(count: int, alphabet: int) -> int:
 
 
 def bound_packed_size(expected: Sequence[Expected]) -> int:
-    """Bytes that all these symbols take in radix packing."""
+    """Compute the bytes that all these symbols take in radix packing."""
     return sum(compute_packed_size(e.count, e.alphabet) for e in expected)
 
 
 def pack_symbols(symbols: Array, alphabet: int) -> bytes:
-    """Symbols (n,), unsigned and below `alphabet`, in radix `alphabet`; the result has `compute_packed_size` bytes."""
+    """Pack symbols (n,), unsigned and below `alphabet`, in radix `alphabet`, into `compute_packed_size` bytes."""
     if alphabet <= 1:
         return b""
     if alphabet == 256:
@@ -117,10 +123,10 @@ def pack_symbols(symbols: Array, alphabet: int) -> bytes:
 
 
 def unpack_symbols(data: bytes | memoryview, count: int, alphabet: int) -> Array:
-    """The `count` symbols that `pack_symbols` packed, in the smallest unsigned dtype that holds them.
+    """Unpack the `count` symbols that `pack_symbols` packed, into the smallest unsigned dtype that holds them.
 
     Raises:
-        PayloadError: the size is wrong, or a word holds more than its symbols.
+        PayloadError: the size is wrong, or a word contains more than its symbols.
     """
     dtype = np.min_scalar_type(max(alphabet - 1, 1))
     size = compute_packed_size(count, alphabet)

@@ -1,13 +1,13 @@
-"""What `--codec` says: how clients encode their updates.
+"""The uplink that `--codec` describes: how clients encode their updates.
 
     ef14 | over_time(high=2.0) | adaptive(bits=0.99) | rans
     ^ memory ^ precision rules   ^ the codec, or the name of a preset
 
 The words in front of the codec never travel. A *memory* (`ef14`, `ef21`, see `fedpeft.communication.error_feedback`)
-sends later what the codec drops now; *precision rules* (`fedpeft.communication.precision_rule`) say how many bits which
-client spends. What a coarse codec drops is made up for either by a memory or by its `gain`, not by both: behind a
-memory a preset is taken without it. Presets have no memory, because it suits clients that are asked in every round or
-nearly so: what was dropped ten rounds ago belongs to another state (`docs/decisions.md`).
+sends later what the codec drops now. *Precision rules* (`fedpeft.communication.precision_rule`) decide how many bits
+each client spends. Either a memory or a `gain` corrects what a coarse codec drops, not both: behind a memory a preset
+loses its gain. Presets have no memory, because a memory suits clients that are asked in nearly every round. Errors from
+ten rounds ago belong to another state (`docs/decisions.md`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from fedpeft.spec import parse_spec, split_outside_parentheses
 
 @dataclass(frozen=True)
 class Uplink:
-    """A codec with what stands in front of it. Its text form round-trips through `parse_uplink`.
+    """A codec with the words in front of it. Its text form round-trips through `parse_uplink`.
 
     Attributes:
-        feedback: codec and memory; `kind` is "none" where there is no memory.
-        rules: of precision, in the order in which they apply.
+        feedback: codec and memory; `kind` is "none" without a memory.
+        rules: precision rules, in the order in which they apply.
     """
 
     feedback: ErrorFeedback
@@ -56,11 +56,11 @@ class Uplink:
         return self.feedback.kind == "ef21"
 
     def remove_memory(self) -> Uplink:
-        """The same codec and rules."""
+        """Return the codec and the rules without the memory."""
         return replace(self, feedback=create_no_feedback(self.codec))
 
     def compute_bits(self, situation: Situation) -> dict[int, float]:
-        """Bits a parameter of each client that `situation` weighs; empty where no rule changes the codec's own."""
+        """Return the bits per parameter of each client in `situation`; empty if no rule changes the codec's own."""
         if not self.rules:
             return {}
         own = self.codec.bits
@@ -80,15 +80,15 @@ class Uplink:
         layout: Layout,
         turn: int = 0,
     ) -> tuple[bytes, State]:
-        """The payload of a client's update, and the memory to keep once the server has recorded it.
+        """Return the payload of a client's update, and the memory to keep once the server has recorded it.
 
         Args:
             delta: the update; some or all tensors of `layout`.
-            memory: of this client, from its last recorded round; empty at first.
-            bits: a parameter; 0: the codec's own.
+            memory: memory of this client, from its last recorded round; empty at first.
+            bits: bits per parameter; 0: the codec's own.
             seed: see `Codec.encode`.
-            trained: the adapter after training, which says how much each entry's error matters.
-            layout: the client's own, at its rank.
+            trained: the adapter after training, which decides how much each entry's error matters.
+            layout: the client's own layout, at its rank.
             turn: see `Codec.encode`.
 
         Raises:
@@ -99,7 +99,7 @@ class Uplink:
         return feedback.encode(delta, memory, seed=seed, weights=weights, shapes=layout.shapes, turn=turn)
 
     def receive(self, payload: bytes, shapes: Mapping[str, Shape], memory: State) -> tuple[State, State]:
-        """The update that a payload stands for, and the server's copy of that client's memory (empty without one).
+        """Return the update in a payload, and the server's copy of that client's memory (empty without one).
 
         Raises:
             PayloadError: see `fedpeft.communication.decoding.decode`.
@@ -107,6 +107,7 @@ class Uplink:
         return self.feedback.receive(payload, shapes, memory)
 
     def __str__(self) -> str:
+        """Return the text form."""
         words = [str(self.feedback)] if self.has_memory else []
         return " | ".join((*words, *map(format_part, self.rules), str(self.codec)))
 
@@ -117,17 +118,18 @@ def _set_bits(codec: Codec, bits: float) -> Codec:
 
 
 def find_preset(text: str) -> str:
-    """The preset that `text` ends in, whatever stands in front of it; "" where it spells out its codec."""
+    """Return the preset at the end of `text`, whatever stands in front of it; empty: the text spells out its codec."""
     name = split_outside_parentheses(text, "|")[-1].strip()
     return name if name in PRESETS else ""
 
 
 def parse_uplink(text: str) -> Uplink:
-    """What `text` describes.
+    """Build the uplink that `text` describes.
 
     Raises:
-        ConfigError: unknown word or setting, value out of range, wrong order, a memory around a codec that loses
-            nothing or has a gain, or a precision rule in front of a codec without a precision to set.
+        ConfigError: a word or setting is unknown, a value is out of range, or the order is wrong. Also a memory around
+            a codec that is lossless or has a gain, or a precision rule in front of a codec whose precision can't be
+            set.
     """
     words = split_steps(text)
     front: list[str] = []
@@ -149,5 +151,5 @@ def parse_uplink(text: str) -> Uplink:
     feedback = ErrorFeedback.from_spec(memories[0], codec) if memories else create_no_feedback(codec)
     rules = tuple(PRECISION_RULES.build(spec) for spec in specs if spec.name not in MEMORIES)
     if rules:
-        codec.set_bits(codec.bits)  # or the error that says what has a precision
+        codec.set_bits(codec.bits)  # raises an error if the codec's precision can't be set
     return Uplink(feedback, rules)

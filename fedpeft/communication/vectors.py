@@ -1,4 +1,4 @@
-"""A state as one vector, and back: what the tensor steps of a codec work on."""
+"""A state as one vector, which the tensor steps of a codec work on, and back."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedpeft.peft.adapter import State
 
 
 def choose_working_dtype(dtypes: Sequence[torch.dtype]) -> np.dtype[Any]:
-    """The precision that steps work in: fp64 if any tensor sent is fp64, else fp32."""
+    """Return the precision that steps work in: fp64 if any tensor sent is fp64, else fp32."""
     return np.dtype(np.float64 if torch.float64 in dtypes else np.float32)
 
 
 def flatten_tensors(state: State, names: Sequence[str], dtype: np.dtype[Any]) -> Array:
-    """The tensors of `names`, one after the other, (n,)."""
+    """Return the tensors of `names`, one after the other, (n,)."""
     if not names:
         return np.zeros(0, dtype)
     target = torch.float64 if dtype == np.float64 else torch.float32
@@ -28,7 +28,11 @@ def flatten_tensors(state: State, names: Sequence[str], dtype: np.dtype[Any]) ->
 
 
 def flatten_reference(state: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:
-    """The reference state of a `delta` step as one vector, or ConfigError if it lacks a tensor of `shapes`."""
+    """Return the reference state of a `delta` step as one vector.
+
+    Raises:
+        ConfigError: the state lacks a tensor of `shapes`.
+    """
     for name, shape in shapes.items():
         if name not in state or tuple(state[name].shape) != shape:
             raise ConfigError(f"FP1072 the reference state holds no tensor {name} of shape {shape}")
@@ -36,10 +40,10 @@ def flatten_reference(state: State, shapes: Mapping[str, Shape], dtype: np.dtype
 
 
 def flatten_weights(weights: State, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Array:
-    """Sensitivities as one vector; tensors without any count as 1.
+    """Return sensitivities as one vector; missing tensors count as 1.
 
     Raises:
-        PayloadError: another shape, below 0 or not finite.
+        PayloadError: a shape is wrong, or a value is below 0 or not finite.
     """
     full = {name: weights[name] if name in weights else torch.ones(shape) for name, shape in shapes.items()}
     for name, shape in shapes.items():
@@ -52,7 +56,11 @@ def flatten_weights(weights: State, shapes: Mapping[str, Shape], dtype: np.dtype
 
 
 def unflatten_tensors(values: Array, shapes: Mapping[str, Shape], dtypes: Sequence[torch.dtype]) -> State:
-    """The tensors of these shapes and dtypes in a vector, or PayloadError if it does not fill them."""
+    """Split a vector into tensors of these shapes and dtypes.
+
+    Raises:
+        PayloadError: the vector does not fill the tensors, or exceeds the range of a dtype.
+    """
     if len(values) != count_total(list(shapes.values())):
         raise PayloadError("FP6082 the payload does not fill the adapter")
     flat = torch.from_numpy(np.ascontiguousarray(values))
@@ -67,7 +75,7 @@ def unflatten_tensors(values: Array, shapes: Mapping[str, Shape], dtypes: Sequen
 
 
 def describe_mismatch(made: Any, count: int) -> str:
-    """What a step has made instead of `count` numbers; empty: it has made those."""
+    """Describe the result of a step that is not `count` numbers; empty: it is."""
     if not isinstance(made, np.ndarray):
         return f"a {type(made).__name__}, and not an array"
     if made.shape != (count,) or not np.can_cast(made.dtype, np.float64):
@@ -76,7 +84,11 @@ def describe_mismatch(made: Any, count: int) -> str:
 
 
 def check_finite(values: Array, names: Sequence[str], shapes: Mapping[str, Shape]) -> None:
-    """PayloadError that names the first tensor with NaN or infinity in `values`."""
+    """Reject NaN and infinity in `values`.
+
+    Raises:
+        PayloadError: the message names the first such tensor.
+    """
     if np.isfinite(values.max(initial=0)) and np.isfinite(values.min(initial=0)):
         return
     ends = np.cumsum(count_segment_entries([shapes[name] for name in names]))
@@ -85,18 +97,18 @@ def check_finite(values: Array, names: Sequence[str], shapes: Mapping[str, Shape
 
 
 def count_segment_entries(shapes: Sequence[Shape]) -> Array:
-    """Entries of each segment, int64."""
+    """Count the entries of each segment, int64."""
     return np.array([count_entries(shape) for shape in shapes], np.int64)
 
 
 def block_sizes(count: int, block: int) -> Array:
-    """Entries of each block where `count` entries are cut into blocks of so many, and the rest; int64."""
+    """Return the sizes of blocks of `block` entries, and of the rest, that together have `count` entries, int64."""
     full, tail = divmod(count, block)
     return np.array([block] * full + [tail] * (tail > 0), np.int64)
 
 
 def reduce_segments(reduce: np.ufunc, values: Array, sizes: Array) -> Array:
-    """`reduce` over consecutive segments of `values` of the given sizes; 0 for empty segments."""
+    """Apply `reduce` to consecutive segments of `values` of the given sizes; 0 for empty segments."""
     result = np.zeros(len(sizes), values.dtype)
     filled = sizes > 0
     if filled.any():

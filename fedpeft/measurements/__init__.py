@@ -1,1 +1,1 @@
-"""Measurements of `--measure`, one per file."""
+"""The measurements of `--measure`, one per file."""

@@ -1,4 +1,4 @@
-"""The reference without federation and without others' rows: each client alone."""
+"""A baseline without federation: each client trains alone, on its own examples."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Alone(Measurement):
-    """The same adapter, also trained by single clients on their own rows (`fedpeft.simulation.alone`)."""
+    """The same adapter, also trained by single clients on their own examples (`fedpeft.simulation.alone`)."""
 
-    clients: int = setting(4, "how many, evenly from those with the fewest rows to those with the most", low=1)
+    clients: int = setting(4, "number of clients, evenly from those with the fewest examples to the most", low=1)
 
     simulated: ClassVar[bool] = True
 
     in_quality: ClassVar[bool] = True
 
     def check(self, setup: Setup) -> None:
-        """Refuse adapters that privacy would not cover, and tasks that come one after another."""
+        """Reject adapters that privacy would not cover, and tasks that arrive one after another."""
         if setup.mechanism is not None or setup.secure_sum is not None:
             raise PrivacyError(
-                "FP7092 clients that train alone would leave adapters in the run's folder that nothing protects; leave "
-                "alone out of --measure"
+                "FP7092 clients that train alone would leave unprotected adapters in the run's folder; leave alone out "
+                "of --measure"
             )
         if setup.facts.tasks is not None:
             raise ConfigError(
-                "FP1312 alone has all of a client's rows at once, and here are tasks; leave it out of --measure"
+                "FP1312 alone trains on all of a client's examples at once, but this run has tasks; leave it out of "
+                "--measure"
             )
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:

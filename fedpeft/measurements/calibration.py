@@ -1,4 +1,7 @@
-"""Calibration: is the finished classifier as sure as it is right, before and after one temperature for all logits."""
+"""Calibration: how well the finished classifier's confidence matches its accuracy, before and after scaling.
+
+Scaling divides all logits by one temperature.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 PLACES = ("auto", "server", "clients")
 
 HALF = 0.5
-"""Share of the examples that are answered, in the line about a model that abstains."""
+"""Share of the examples that the model answers, in the line about a model that abstains."""
 
 
 @dataclass(frozen=True)
@@ -26,35 +29,35 @@ class Calibration(Measurement):
 
     rows: str = setting(
         "auto",
-        "whose rows the temperature is found on: the server's, or clients' held-out ones by sums; auto: the server's "
-        "where it has any",
+        "whose examples fit the temperature: the server's, or clients' held-out ones by sums; auto: the server's, if "
+        "it has any",
         choices=PLACES,
     )
-    bins: int = setting(15, "of confidence, equally wide", low=2, high=100)
+    bins: int = setting(15, "number of bins of confidence, equally wide", low=2, high=100)
 
     def asks_clients(self, setup: Setup) -> bool:
         """Return whether the temperature is that of clients' held-out examples."""
         return self.rows == "clients" or (self.rows == "auto" and not setup.facts.judged)
 
     def check(self, setup: Setup) -> None:
-        """Refuse tasks without classes, and sums over clients' examples that privacy does not cover."""
+        """Reject tasks without classes, and sums over clients' examples that privacy does not cover."""
         if setup.facts.task != "classification":
             raise ConfigError(
-                f"FP1311 calibration is that of classes, and {setup.facts.task.partition('(')[0]} has none; leave it "
-                "out of --measure"
+                f"FP1311 calibration needs classes, and {setup.facts.task.partition('(')[0]} has none; leave it out of "
+                "--measure"
             )
         if not self.asks_clients(setup):
             return
         if setup.secure_sum is not None and setup.secure_sum.noisy:
             raise PrivacyError(
-                f"FP7093 calibration of clients' rows adds up what they measure, which the noise of "
+                f"FP7093 calibration on clients' examples sums their measurements, which the noise of "
                 f"{setup.config.privacy} does not cover; take calibration(rows=server) and validation(public=True), or "
                 "leave it out of --measure"
             )
         if setup.mechanism is not None and setup.mechanism.silent:
             raise PrivacyError(
-                "FP7094 calibration of clients' rows adds up what they measure on them, which epsilon does not cover; "
-                "take calibration(rows=server), and validation(public=True) where these rows are public, or allow it "
+                "FP7094 calibration on clients' examples sums their measurements, which epsilon does not cover; take "
+                "calibration(rows=server), with validation(public=True) if the validation set is public, or allow it "
                 f"with {setup.mechanism.name}(raw_metrics=True, ...)"
             )
 

@@ -1,4 +1,4 @@
-"""Clones: whether a function is still known when its names are changed and its statements reordered."""
+"""Clones: whether the model still finds a function after its names were changed and its statements reordered."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clones(Measurement):
-    """Functions of the test examples that look for their clones among all (`fedpeft.data.code_clones`)."""
+    """Search of each function's clone among those of all test examples (`fedpeft.data.code_clones`)."""
 
-    rows: int = setting(300, "test examples that are looked at, always the same", low=2)
+    rows: int = setting(300, "number of test examples that are searched, always the same", low=2)
 
     simulated: ClassVar[bool] = True
 
     def check(self, setup: Setup) -> None:
-        """Refuse examples that are not documents."""
+        """Reject examples that are not documents."""
         if not (setup.task.compares and setup.facts.kind == "text"):
             raise ConfigError(
-                "FP1314 clones are found as documents are, by --dataset code_search; leave them out of --measure"
+                "FP1314 clones needs --dataset code_search, whose documents it searches; leave clones out of --measure"
             )
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Disagreement(Measurement):
-    """Each round's clients against each other, and the finished adapter's spectra (`fedpeft.trust.disagreement`).
+    """Comparison of each round's clients, and the finished adapter's spectra (`fedpeft.trust.disagreement`).
 
     If nobody may see a client's update, or privacy covers the released model alone, the section has only the spectra.
     """

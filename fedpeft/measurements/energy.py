@@ -1,4 +1,4 @@
-"""Energy: joules and grams of CO2 of clients, from declared watts; and what this machine has measured."""
+"""Energy: joules and grams of CO2 of clients, from declared watts, and this machine's own measurement."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Energy(EnergySettings):
-    """What clients' work and traffic takes (`fedpeft.wiring.energy`); a profile's own numbers stand in front of
-    these.
+    """The energy of clients' work and traffic (`fedpeft.wiring.energy`).
+
+    A profile's own numbers override these settings.
     """
 
     def check(self, setup: Setup) -> None:
-        """Refuse clients whose watts nobody knows, and steps that privacy counts."""
+        """Reject clients without known watts, and reduced work if privacy counts steps."""
         if not self.watts and not all(profile.watts_train for profile in list_distinct(setup.profiles)):
             raise ConfigError(
-                "FP1320 energy does not know what clients use: say energy(watts=...), or watts_train in every table of "
+                "FP1320 energy needs the power of clients: set energy(watts=...), or watts_train in every table of "
                 "--clients"
             )
         if self.lean and setup.mechanism is not None:
             raise PrivacyError(
-                "FP7097 energy(lean=True) changes how many local steps clients take, which epsilon counts; leave lean "
-                "out"
+                "FP7097 energy(lean=True) changes the number of local steps, which epsilon counts; leave lean out"
             )
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
-        """Sum up the records, unless it is a secret who took part."""
+        """Sum up the records, unless the cohort is secret."""
         from fedpeft.rounds.energy import summarize_energy
 
         if run.secret:

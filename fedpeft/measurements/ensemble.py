@@ -1,4 +1,4 @@
-"""Ensemble: the mean of the predictions of the last global states, a model that doubts where they differ."""
+"""Ensemble: the mean prediction of the last global states, a model that is less certain if they differ."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 class Ensemble(Measurement):
     """The last `last` global states together on the test examples (`fedpeft.simulation.ensemble`)."""
 
-    last: int = setting(3, "states, those after the last rounds", low=2, high=100)
+    last: int = setting(3, "number of states, those after the last rounds", low=2, high=100)
 
     simulated: ClassVar[bool] = True
 
     def check(self, setup: Setup) -> None:
-        """Refuse tasks without classes, and states that share a changed base."""
+        """Reject tasks without classes, and states that share a changed base."""
         if setup.facts.task != "classification":
-            raise ConfigError("FP1513 ensemble is that of classes; leave it out of --measure")
+            raise ConfigError("FP1513 ensemble needs classes; leave it out of --measure")
         if setup.strategy.fills_base:
             raise ConfigError(
-                f"FP1316 {setup.config.strategy} puts part of what was learned into the base, which an ensemble's "
-                "states share; take flexlora"
+                f"FP1316 {setup.config.strategy} moves a part of the adapter into the base, which an ensemble's states "
+                "share; take flexlora"
             )
 
     def attach(self, run: RunParts) -> RoundHook:
@@ -51,7 +51,7 @@ class Ensemble(Measurement):
 
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
-        """Return what the last state is worth, and all states together."""
+        """Return the scores of the last state, and of all states together."""
         last, together = section["last"], section["together"]
         names = {"error": "calibration error", "loss": "loss (nats)", "accuracy": "accuracy"}
         return {

@@ -1,10 +1,10 @@
-"""Evaluate: every few rounds the global model is asked questions, and its answers are kept.
+"""Evaluate: every few rounds the global model answers questions, and its answers are kept.
 
     --measure "evaluate"                                      the validation examples, if they are questions
     --measure "evaluate(every=2, questions='exam.jsonl')"     questions of your own, free or with choices
 
-Answers go to RUN/evaluations.jsonl, a line for each evaluated round. It is the server that asks: no client is needed.
-`python -m fedpeft.evaluate RUN` asks the finished model and its base about test examples.
+Answers go to RUN/evaluations.jsonl, one line for each evaluated round. The server asks, so no client is needed. `python
+-m fedpeft.evaluate RUN` asks the finished model and its base about test examples.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Evaluate(Measurement):
 
     every: int = setting(4, "rounds between evaluations; the last round always has one", low=1)
     questions: str = setting(
-        "", "JSONL with question and answer, perhaps choices; empty: the validation examples", path=True
+        "", "JSONL file with question and answer, and optional choices; empty: the validation examples", path=True
     )
-    metrics: str = setting("exact_match, f1", "of free answers, in quotes: 'exact_match, f1, rouge_l'")
-    new_tokens: int = setting(40, "most tokens of an answer", low=1)
-    rows: int = setting(0, "at most so many questions; 0: all", low=0)
+    metrics: str = setting("exact_match, f1", "metrics of free answers, in quotes: 'exact_match, f1, rouge_l'")
+    new_tokens: int = setting(40, "the most tokens of an answer", low=1)
+    rows: int = setting(0, "the most questions; 0: all", low=0)
 
     def check(self, setup: Setup) -> None:
-        """Refuse models that answer no questions."""
+        """Reject models that answer no questions."""
         from fedpeft.wiring.exam import check_evaluate
 
         check_evaluate(setup, self)

@@ -1,4 +1,4 @@
-"""Forgetting: a second data set that base and result are scored on shows what tuning has cost."""
+"""Forgetting: base and result are scored on a second data set, which shows what tuning has cost."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forgetting(Measurement):
-    """A second data set, before and after tuning."""
+    """The scores on a second data set, before and after tuning."""
 
     dataset: str = setting(
         dataclasses.MISSING,
-        "its text, such as reuters_r8, or in quotes 'file:PATH' and 'tiny(seed=1)'",
+        "the second data set, such as reuters_r8, or in quotes 'file:PATH' and 'tiny(seed=1)'",
         nested=DATASETS,
     )
 
@@ -31,20 +31,19 @@ class Forgetting(Measurement):
     in_quality: ClassVar[bool] = True
 
     def check(self, setup: Setup) -> None:
-        """Refuse tasks that have neither classes nor next tokens of texts."""
+        """Reject tasks that have neither classes nor next tokens of texts."""
         if setup.task.targets in ("numbers", "labels"):
-            what = "numbers" if setup.task.targets == "numbers" else "several labels a row"
+            what = "numbers" if setup.task.targets == "numbers" else "several labels each"
             raise ConfigError(
-                f"FP1345 forgetting asks for classes, or for next tokens, and these rows have {what}; leave it out"
+                f"FP1345 forgetting needs classes or next tokens, and these examples have {what}; leave it out"
             )
         if setup.task.describes:
             raise ConfigError(
-                "FP1303 forgetting asks a model of texts alone, and captions read images; leave it out of --measure"
+                "FP1303 forgetting needs a model that reads only texts, and captioning reads images; leave it out of "
+                "--measure"
             )
         if setup.task.compares:
-            raise ConfigError(
-                "FP1315 forgetting asks for classes, or for next tokens, and pairs have neither; leave it out"
-            )
+            raise ConfigError("FP1315 forgetting needs classes or next tokens, and pairs have neither; leave it out")
 
     def begin(self, run: NewRun) -> Any:
         """Load the second data set."""

@@ -1,4 +1,4 @@
-"""Laplace: how uncertain the adapter itself is, from Kronecker factors that clients add up in one exchange."""
+"""Laplace: how uncertain the adapter itself is, from Kronecker factors that clients sum up in one exchange."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def has_kronecker_factors(setup: Setup) -> bool:
-    """Return whether all of the adapter is LoRA matrices that inputs and output gradients of their layers describe."""
+    """Return whether the whole adapter is LoRA matrices that inputs and output gradients of their layers describe."""
     adapter = [tensor for tensor in setup.layout.tensors if tensor.role != "head"]
     only_matrices = bool(adapter) and all(tensor.role in ("lora_A", "lora_B") for tensor in adapter)
     return only_matrices and setup.method.privacy == "hooks" and not setup.method.base_precision
@@ -26,30 +26,30 @@ def has_kronecker_factors(setup: Setup) -> bool:
 class Laplace(Measurement):
     """The finished classifier's calibration under Laplace-LoRA (`fedpeft.trust.kronecker`)."""
 
-    rank: int = setting(10, "directions of the large Kronecker factor that are kept", low=1, high=4096)
-    rows: int = setting(400, "test examples that are predicted, always the same; each takes a pass per class", low=1)
+    rank: int = setting(10, "number of directions of the large Kronecker factor that are kept", low=1, high=4096)
+    rows: int = setting(400, "number of predicted test examples, always the same; each takes a pass per class", low=1)
 
     simulated: ClassVar[bool] = True
 
     def check(self, setup: Setup) -> None:
-        """Refuse what has no Kronecker factors of LoRA matrices, or would disclose them without protection."""
+        """Reject adapters without Kronecker factors, and private runs, which would disclose them."""
         if setup.facts.task != "classification" or setup.facts.kind != "text" or not has_kronecker_factors(setup):
             raise ConfigError(
-                "FP1317 laplace is of LoRA matrices in a classifier of texts: take --peft lora, or leave it out"
+                "FP1317 laplace needs LoRA matrices in a classifier of texts; take --peft lora, or leave it out"
             )
         if len({profile.form for profile in list_distinct(setup.profiles)}) > 1:
-            raise ConfigError("FP1318 laplace adds up factors of one size; give all clients the same rank and alpha")
+            raise ConfigError("FP1318 laplace sums factors of one size; give all clients the same rank and alpha")
         if setup.strategy.fills_base:
             raise ConfigError(
-                f"FP1319 {setup.config.strategy} puts part of what was learned into the base; take flexlora"
+                f"FP1319 {setup.config.strategy} moves a part of the adapter into the base; take flexlora"
             )
         if setup.mechanism is not None or setup.secure_sum is not None:
             raise PrivacyError(
-                "FP7095 laplace adds up products of what clients' rows make of the model, which --privacy does not "
-                "cover; leave one of them out"
+                "FP7095 laplace sums products of clients' activations and gradients, which --privacy does not cover; "
+                "leave one of them out"
             )
         if setup.facts.tasks is not None:
-            raise ConfigError("FP1348 laplace would see the rows of the last task only; leave it out of --measure")
+            raise ConfigError("FP1348 laplace would see only the examples of the last task; leave it out of --measure")
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
         """Ask clients for the factors, and predict test examples."""

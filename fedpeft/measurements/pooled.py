@@ -1,4 +1,4 @@
-"""The reference without federation: the same adapter trained on all clients' rows together."""
+"""A baseline without federation: the same adapter trained on all clients' examples together."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fedpeft.wiring.measurement import Measurement, ScoredRun, TrainedRun
 
 @dataclass(frozen=True)
 class Pooled(Measurement):
-    """The same adapter, also trained on the pooled rows, for comparison."""
+    """The same adapter, also trained on the pooled examples, for comparison."""
 
     simulated: ClassVar[bool] = True
 
     in_quality: ClassVar[bool] = True
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
-        """Train the adapter on the pooled rows, and save it."""
+        """Train the adapter on the pooled examples, and save it."""
         from fedpeft.simulation.pooled import train_pooled_adapter
 
         assert run.simulation is not None

@@ -1,4 +1,4 @@
-"""Robustness: what typos, other words, small movements of embeddings, or spoiled images leave of the result."""
+"""Robustness: the accuracy under typos, synonyms, small movements of embeddings, or corrupted images."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Robustness(Measurement):
-    """The finished classifier on changed test examples (`fedpeft.trust.corruption`), the worst of some draws."""
+    """The finished classifier on changed test examples (`fedpeft.trust.corruption`), in the worst of some draws."""
 
-    rows: int = setting(300, "test examples that are looked at, always the same", low=1)
-    draws: int = setting(5, "of each change; the worst counts for a row", low=1, high=100)
-    attack: bool = setting(True, "of texts: move embeddings along the gradient, too (fedpeft.trust.attacked)")
+    rows: int = setting(300, "number of test examples, always the same", low=1)
+    draws: int = setting(5, "draws of each change; an example counts with its worst", low=1, high=100)
+    attack: bool = setting(True, "for texts: also move embeddings along the gradient (fedpeft.trust.attacked)")
 
     simulated: ClassVar[bool] = True
 
     def check(self, setup: Setup) -> None:
-        """Refuse tasks without classes."""
+        """Reject tasks without classes."""
         if setup.facts.task != "classification":
-            raise ConfigError("FP1313 robustness is that of classes; leave it out of --measure")
+            raise ConfigError("FP1313 robustness needs classes; leave it out of --measure")
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Score the saved model on changed test examples."""
@@ -39,7 +39,7 @@ class Robustness(Measurement):
 
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
-        """Return the accuracy as the rows are, and under the strongest change of each type in the worst draws."""
+        """Return the accuracy on unchanged examples, and under the strongest change of each type in the worst draws."""
         if not (clean := section.get("clean")):
             return {}
         strongest = {kind: points[-1] for kind, points in section.items() if isinstance(points, list)}

@@ -71,13 +71,13 @@ Events = Mapping[Event, int]
 """The number of releases of each type."""
 
 
-def gaussian(events: Events) -> bool:
+def is_gaussian(events: Events) -> bool:
     """Return whether all noise is Gaussian."""
     return not any(event.rounding or event.share < 1 for event in events)
 
 
 @lru_cache(maxsize=1 << 16)
-def _rdp_at(event: Event, order: float) -> float:
+def _compute_rdp(event: Event, order: float) -> float:
     """Compute the Renyi divergence of a release with Gaussian noise at one order."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
@@ -85,12 +85,12 @@ def _rdp_at(event: Event, order: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _rdp_at_whole(event: Event) -> np.ndarray:
+def _compute_whole_rdp(event: Event) -> np.ndarray:
     """Compute the Renyi divergences of any release at `WHOLE_ORDERS`."""
     return rdp_of_sampled(event.noise, event.rate, event.rounding, event.share)
 
 
-def _bound(orders: Sequence[float], rdp: Iterable[np.ndarray], delta: float) -> tuple[float, float]:
+def _bound_epsilon(orders: Sequence[float], rdp: Iterable[np.ndarray], delta: float) -> tuple[float, float]:
     """Return the least epsilon that one of the orders bounds, and that order.
 
     Args:
@@ -106,21 +106,23 @@ def _bound(orders: Sequence[float], rdp: Iterable[np.ndarray], delta: float) -> 
     return float(bound), float(best)
 
 
-def _least(spent: Events, delta: float) -> float:
+def _find_least_epsilon(spent: Events, delta: float) -> float:
     """Return the least epsilon that any order bounds.
 
     For Gaussian noise, orders between whole ones are slow series. They are tried only next to the best whole order,
     which loses nothing: with t = a - 1, t D_a is convex. So is t times the bound, which is t D_a + t log t - (1 + t)
     log(1 + t) + log(1 / delta). So the bound falls to its minimum and then rises.
     """
-    if not gaussian(spent):
-        return _bound(WHOLE_ORDERS, (_rdp_at_whole(event) * steps for event, steps in spent.items()), delta)[0]
+    if not is_gaussian(spent):
+        return _bound_epsilon(
+            WHOLE_ORDERS, (_compute_whole_rdp(event) * steps for event, steps in spent.items()), delta
+        )[0]
 
     from opacus.accountants import RDPAccountant
 
     def bound(orders: Sequence[float]) -> tuple[float, float]:
-        rdp = (np.array([_rdp_at(event, order) for order in orders]) * steps for event, steps in spent.items())
-        return _bound(orders, rdp, delta)
+        rdp = (np.array([_compute_rdp(event, order) for order in orders]) * steps for event, steps in spent.items())
+        return _bound_epsilon(orders, rdp, delta)
 
     orders: list[float] = list(RDPAccountant.DEFAULT_ALPHAS)
     whole = [order for order in orders if float(order).is_integer()]
@@ -142,7 +144,7 @@ def rdp_epsilon(events: Events, delta: float) -> float:
         return float("inf")
 
     try:
-        bound = _least(spent, delta)
+        bound = _find_least_epsilon(spent, delta)
     except ArithmeticError:
         return float("inf")
     return float("inf") if math.isnan(bound) else bound
@@ -157,10 +159,10 @@ def epsilon(events: Events, delta: float) -> float:
         events: the releases.
         delta: above 0, below 1.
     """
-    return _epsilon(tuple(sorted((event, steps) for event, steps in events.items() if steps)), delta)
+    return _compute_epsilon(tuple(sorted((event, steps) for event, steps in events.items() if steps)), delta)
 
 
-def _prv_accountant() -> PRVAccountant:
+def _make_prv_accountant() -> PRVAccountant:
     """Return an accountant of Opacus that finds its domain with `rdp_epsilon`.
 
     That finds the same minimum over the same orders in a fraction of the time.
@@ -176,7 +178,7 @@ def _prv_accountant() -> PRVAccountant:
         ) -> Domain:
             steps = sum(num_self_compositions)
             releases = [Event(prv.noise_multiplier, prv.sample_rate) for prv in prvs]
-            total = together(*({release: n} for release, n in zip(releases, num_self_compositions, strict=True)))
+            total = merge_events(*({release: n} for release, n in zip(releases, num_self_compositions, strict=True)))
             tails = [rdp_epsilon({release: 1}, delta_error / (8 * steps)) for release in releases]
             reach = max(rdp_epsilon(total, delta_error / 4), *tails, eps_error) + 3
             return Domain.create_aligned(-reach, reach, eps_error / math.sqrt(steps * math.log(12 / delta_error) / 2))
@@ -185,19 +187,19 @@ def _prv_accountant() -> PRVAccountant:
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
+def _compute_epsilon(history: tuple[tuple[Event, int], ...], delta: float) -> float:
     bound, releases = rdp_epsilon(dict(history), delta), sum(steps for _, steps in history)
     if bound == 0 or bound > LARGEST or releases > MOST_RELEASES:
         return bound
     if delta < max(SMALLEST_DELTA, ROUNDING * releases):
         return bound
-    if not gaussian(dict(history)):
+    if not is_gaussian(dict(history)):
         return bound
 
-    accountant = _prv_accountant()
+    accountant = _make_prv_accountant()
     accountant.history = [(event.noise, event.rate, steps) for event, steps in history]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # logarithms of 0 at q = 1, where they do no harm
+        warnings.simplefilter("ignore")  # logarithms of 0 at q = 1, which are harmless
         try:
             exact = float(accountant.get_epsilon(delta=delta, eps_error=max(ERROR, RELATIVE_ERROR * bound)))
         except (RuntimeError, ValueError, ArithmeticError):  # out of reach: the looser bound is still a bound
@@ -225,7 +227,7 @@ def noise_for(budget: float, delta: float, rate: float, steps: int, before: Even
     """
 
     def all_with(noise: float) -> Events:
-        return together(before, {Event(noise, rate): steps})
+        return merge_events(before, {Event(noise, rate): steps})
 
     def smallest(enough: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
         while high - low > 5e-3 * high:
@@ -257,7 +259,7 @@ def noise_for(budget: float, delta: float, rate: float, steps: int, before: Even
     return smallest(exactly, low, loose)[1]
 
 
-def together(*parts: Events) -> dict[Event, int]:
+def merge_events(*parts: Events) -> dict[Event, int]:
     """Merge the releases of several accounts into one."""
     found: dict[Event, int] = {}
     for part in parts:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fedpeft.errors import RunError
-from fedpeft.privacy.accountant import Event, Events, is_within, together
+from fedpeft.privacy.accountant import Event, Events, is_within, merge_events
 from fedpeft.privacy.declared_terms import LEAST_DELTA, DeclaredTerms
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
@@ -205,7 +205,7 @@ class SumAccounts:
         told = (terms.noise, terms.rate, terms.start)
         if any((a is None) != (b is None) or not math.isclose(a or 0, b or 0) for a, b in zip(own, told, strict=True)):
             raise RunError(
-                f"FP5162 this client has worked out noise multiplier, sampling rate and noise of the start as {told}, "
+                f"FP5162 this client has computed noise multiplier, sampling rate and noise of the start as {told}, "
                 f"and the server as {own}: their noise would not be in one sum; take the same versions of the libraries"
             )
 
@@ -235,7 +235,7 @@ class SumAccounts:
         budget, delta = terms.budget, terms.delta
 
         def exceeds(rounds: int) -> bool:
-            return not is_within(together(before, {event: rounds}), delta, budget)
+            return not is_within(merge_events(before, {event: rounds}), delta, budget)
 
         return bisect_left(range(1, planned + 1), True, key=exceeds)
 

@@ -187,7 +187,7 @@ class ClientProtection:
         return accounts.cost_of_round([OWN])[OWN]
 
     def declare_terms(self) -> DeclaredTerms:
-        """Return what the client tells the server; the noise of a sum must be the server's."""
+        """Return the terms that the client declares to the server; in sums, the noise must equal the server's."""
         engine, mechanism = self.engine, self.mechanism
         if isinstance(mechanism, SumMechanism):
             noise, rate, releases = engine.noise_multiplier, mechanism.rate(engine.exposure), 1
@@ -271,14 +271,14 @@ class ClientProtection:
         self.check(instruction)
         if instruction.kind == "sum":
             can_begin = instruction.step != 1 or self.ledger.attempts(instruction.round) or self._can_join(instruction)
-            return work(replace(instruction, attempt=0)) if can_begin else self._refusal(instruction)
-        if instruction.kind == "evaluate":  # free: `check` lets it pass only where it may tell what it measures
+            return work(replace(instruction, attempt=0)) if can_begin else self._make_refusal(instruction)
+        if instruction.kind == "evaluate":  # free: `check` lets it pass only if clients may report losses
             return work(replace(instruction, attempt=0))
-        asked = self._asked(instruction, state)
+        asked = self._digest_task(instruction, state)
         if (known := self.answers.find(asked)) is not None:
             return known
         if instruction.kind == "train" and not self.engine.trains:
-            return self._refusal(instruction)
+            return self._make_refusal(instruction)
         event, count = self.compute_cost(instruction.kind, instruction.steps)
         fingerprint = self.ledger.newest
         if fingerprint.partition("/")[0] != asked:
@@ -287,13 +287,14 @@ class ClientProtection:
                     "FP7035 the server asks for the start a second time, and this client answers that once"
                 )
             if not self.engine.is_affordable(OWN, event, count):
-                return self._refusal(instruction)
+                return self._make_refusal(instruction)
             check(instruction)
             self._begin_third(instruction)
             fingerprint = f"{asked}/{self.ledger.releases(OWN)}"
-        kept = event._replace(noise=0.0) if self.mechanism.test_noise else event  # whoever knows the seed takes it off
+        # Test noise counts as none in the lifetime ledger: everybody who knows the seed can subtract it.
+        kept = event._replace(noise=0.0) if self.mechanism.test_noise else event
         if not self.lifetime.charge(instruction.round, fingerprint, kept, count, self.delta):
-            return self._refusal(instruction)
+            return self._make_refusal(instruction)
         attempt = self.ledger.charge(instruction.round, fingerprint, {OWN: (event, count)})
         report = work(replace(instruction, attempt=attempt))
         if report.correction:
@@ -325,7 +326,7 @@ class ClientProtection:
         event, count = self.compute_cost("train" if instruction.round else "prepare")
         return self.engine.is_affordable(OWN, event, count) and self.lifetime.allows(event, count, self.delta)
 
-    def _asked(self, instruction: Instruction, state: bytes) -> str:
+    def _digest_task(self, instruction: Instruction, state: bytes) -> str:
         """Return a digest of all that the answer depends on."""
         engine = self.engine
         digest = hashlib.sha256(f"{engine.identity} {engine.key.name} {engine.noise_multiplier} ".encode() + state)
@@ -334,7 +335,7 @@ class ClientProtection:
             digest.update(f"{name} {len(content)} ".encode() + content)
         return digest.hexdigest()
 
-    def _refusal(self, instruction: Instruction) -> Report:
+    def _make_refusal(self, instruction: Instruction) -> Report:
         """Return the report of a client whose budget does not allow the task."""
         epsilon_so_far = self.compute_epsilon()
         reason = f"its privacy budget is spent: epsilon {epsilon_so_far:.3g} in this run, at dp_delta {self.delta:.2g}"
@@ -412,7 +413,7 @@ def _read_number(begun: Mapping[str, Any], name: str, ledger: Path) -> float:
         raise PrivacyError(f"FP7032 the privacy ledger {ledger} lacks its terms: {error!r}") from error
 
 
-def state_digest(state: bytes | None, *files: Path) -> bytes:
+def compute_state_digest(state: bytes | None, *files: Path) -> bytes:
     """Return a digest of a client's stored state, if there is one, and of the files that exist."""
     digest = hashlib.sha256(f"state {state is None} {len(state or b'')} ".encode() + (state or b""))
     for file in files:

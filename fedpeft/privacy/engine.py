@@ -91,7 +91,7 @@ class PrivacyEngine:
 
     @property
     def sums(self) -> SharedNoise | None:
-        """How sums under masks are formed that contain the noise; None: there are no such sums."""
+        """The settings of sums under masks that contain the noise; None: there are no such sums."""
         return self.noise_source.sums
 
     def open(self, resumed: bool) -> None:
@@ -156,7 +156,7 @@ class PrivacyEngine:
         """
         return self.noise_source.charge_round(self, round_number, state, drawn)
 
-    def heard(self, report: Report) -> None:
+    def record_report(self, report: Report) -> None:
         """Adopt the charges that a client's own ledger reports, if there are more, and remember a spent budget."""
         accounts, client = self.accounts, report.client
         if not accounts.is_declared(client):

@@ -1,4 +1,4 @@
-"""How the examples of a client join its local steps, if a mechanism clips the gradient of each of them."""
+"""The sampling of a client's examples for its local steps, if a mechanism clips the gradient of each example."""
 
 from __future__ import annotations
 

@@ -53,7 +53,9 @@ class Guard:
         if not self.mechanism.noises_updates:
             return statistics
         if self.start is None:
-            raise PrivacyError(f"FP7037 {self.mechanism.name} does not protect sums over rows here; take --head zero")
+            raise PrivacyError(
+                f"FP7037 {self.mechanism.name} does not protect the head's statistics here; take --head zero"
+            )
         return self.mechanism.start_release.protect(statistics, self.start, self.key(), ids)
 
 

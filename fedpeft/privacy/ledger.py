@@ -81,11 +81,11 @@ class Ledger:
                 return False
             if lines[0] != json.loads(json.dumps(header)):
                 raise PrivacyError(
-                    f"FP7042 {self.path} was begun on other terms: {_changed(lines[0], header)}; go on with the "
-                    "settings, and the version of fedpeft, that it was begun with, or start a new run"
+                    f"FP7042 {self.path} was begun on other terms: {_describe_changes(lines[0], header)}; continue "
+                    "with the settings and the version of fedpeft that it was begun with, or start a new run"
                 )
             for line in lines[1:]:
-                self._book(line)
+                self._add_line(line)
         except OSError as error:
             raise PrivacyError(f"FP7043 the privacy ledger {self.path} can't be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -95,14 +95,14 @@ class Ledger:
             ) from error
         return True
 
-    def _book(self, line: Mapping[str, Any]) -> None:
+    def _add_line(self, line: Mapping[str, Any]) -> None:
         accounts = frozenset(int(charge[0]) for charge in line["charges"])
         self.left_out.update(int(account) for account in line.get("spent", ()))
         self.newest = str(line["fingerprint"])
         self._attempts.setdefault(int(line["round"]), []).append((self.newest, accounts))
         for account, *charge in line["charges"]:
             events = self.spent.setdefault(int(account), {})
-            event, count = _release(*charge)
+            event, count = _read_release(*charge)
             events[event] = events.get(event, 0) + count
         self._lines.append(line)
 
@@ -116,7 +116,11 @@ class Ledger:
     def list_charges(self) -> Iterator[tuple[int, str, list[tuple[Event, int]]]]:
         """Yield all charges, oldest first: round, fingerprint, and the types of release with their numbers."""
         for line in self._lines:
-            yield int(line["round"]), str(line["fingerprint"]), [_release(*charge) for _, *charge in line["charges"]]
+            yield (
+                int(line["round"]),
+                str(line["fingerprint"]),
+                [_read_release(*charge) for _, *charge in line["charges"]],
+            )
 
     def releases(self, account: int) -> int:
         """Return the number of releases of any type that an account was charged with."""
@@ -141,7 +145,7 @@ class Ledger:
         """Return the accounts that an attempt of a round was charged to."""
         return self._attempts[round_number][attempt][1]
 
-    def asked(self, before: int) -> Mapping[int, int]:
+    def count_rounds(self, before: int) -> Mapping[int, int]:
         """Count the rounds in which each account was charged, or left out because its budget was spent.
 
         Args:
@@ -176,11 +180,11 @@ class Ledger:
         line = {"round": round_number, "attempt": attempt, "fingerprint": fingerprint, "charges": entries}
         line |= {"spent": sorted(left_out)} if left_out else {}
         self._write(line)
-        self._book(line)
+        self._add_line(line)
         return attempt
 
 
-def _changed(begun: object, now: Mapping[str, Any]) -> str:
+def _describe_changes(begun: object, now: Mapping[str, Any]) -> str:
     """Describe how the terms of a ledger, which may have any form, differ from the present ones."""
     if not isinstance(begun, dict):
         return f"{begun!r:.100}"
@@ -188,7 +192,7 @@ def _changed(begun: object, now: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} was {begun.get(name)!r:.100} and would be {now.get(name)!r:.100}" for name in names)
 
 
-def _release(noise: float, rate: float, count: int, rounding: float = 0.0) -> tuple[Event, int]:
+def _read_release(noise: float, rate: float, count: int, rounding: float = 0.0) -> tuple[Event, int]:
     """Return the type and number of releases that a charge contains."""
     return Event(float(noise), float(rate), float(rounding)), int(count)
 

@@ -52,7 +52,7 @@ class LifetimeLedger:
         self._accounts = ACCOUNTS[unit]
 
     @contextmanager
-    def _book(self) -> Iterator[Ledger]:
+    def _open_ledger(self) -> Iterator[Ledger]:
         """Yield the ledger, read anew, while no other process reads or writes it."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class LifetimeLedger:
 
     def carry(self, run: Ledger, known_noise: bool = False) -> None:
         """Copy the charges of a run's ledger that are missing here; noise that is known counts as none."""
-        with self._book() as book:
+        with self._open_ledger() as book:
             for round_number, fingerprint, releases in run.list_charges():
                 if known_noise:
                     releases = [(event._replace(noise=0.0), count) for event, count in releases]
@@ -81,9 +81,9 @@ class LifetimeLedger:
             count: their number.
             delta: the delta that the budget is stated at.
         """
-        with self._book() as book:
+        with self._open_ledger() as book:
             known = book.attempt(round_number, fingerprint) is not None
-            if not known and not self._affords(book, event, count, delta):
+            if not known and not self._is_affordable(book, event, count, delta):
                 return False
             self._write(book, round_number, fingerprint, [(event, count)])
             return True
@@ -94,8 +94,8 @@ class LifetimeLedger:
 
     def allows(self, event: Event, count: int, delta: float) -> bool:
         """Return whether the budget allows a charge, given the present ledger."""
-        with self._book() as book:
-            return self._affords(book, event, count, delta)
+        with self._open_ledger() as book:
+            return self._is_affordable(book, event, count, delta)
 
     def check(self, event: Event, count: int, delta: float) -> None:
         """Reject a run whose budget does not allow even one round.
@@ -105,8 +105,8 @@ class LifetimeLedger:
         """
         if self.budget is None:
             return
-        with self._book() as book:
-            if not self._affords(book, event, count, delta):
+        with self._open_ledger() as book:
+            if not self._is_affordable(book, event, count, delta):
                 spent = max(epsilon(book.spent.get(own, {}), delta) for own in self._accounts)
                 raise PrivacyError(
                     f"FP7048 earlier runs on {self.data} have spent {spent:.3g} of epsilon {self.budget:g} at dp_delta "
@@ -114,7 +114,7 @@ class LifetimeLedger:
                     "accept that"
                 )
 
-    def _affords(self, book: Ledger, event: Event, count: int, delta: float) -> bool:
+    def _is_affordable(self, book: Ledger, event: Event, count: int, delta: float) -> bool:
         """Return whether every account that the charge is written to stays within the budget.
 
         A release that hides a client also hides its examples, and other runs may have released more about the examples
@@ -130,5 +130,5 @@ class LifetimeLedger:
 
     def spent(self, delta: float) -> float:
         """Return epsilon of all runs on these examples so far, at `delta`."""
-        with self._book() as book:
+        with self._open_ledger() as book:
             return self.spent_in(book, delta)

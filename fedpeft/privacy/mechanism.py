@@ -23,7 +23,7 @@ from fedpeft.aggregation.bounded_rows import compute_noise_length
 from fedpeft.errors import PrivacyError
 from fedpeft.families import MECHANISMS as MECHANISMS
 from fedpeft.parts import name_of, setting
-from fedpeft.privacy.accountant import LARGEST, Event, epsilon, is_within, noise_for, rdp_epsilon, together
+from fedpeft.privacy.accountant import LARGEST, Event, epsilon, is_within, merge_events, noise_for, rdp_epsilon
 from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
@@ -93,7 +93,7 @@ class Mechanism(ABC):
     """Whether updates are private when they leave a client, so that everything at the server is post-processing."""
 
     start_release: ClassVar[StartRelease] = StartRelease()
-    """How the release before round 1 is clipped and noised."""
+    """The rule that clips and noises the release before round 1."""
 
     def check(self, exposure: Exposure) -> None:
         """Reject settings that would not protect.
@@ -115,7 +115,7 @@ class Mechanism(ABC):
 
     @property
     def example_sampling(self) -> ExampleSampling | None:
-        """How examples join local steps if the gradient of each is clipped; None: no gradient is clipped alone."""
+        """The sampling of examples for local steps if the gradient of each is clipped; None: it is not."""
         return None
 
     @property
@@ -175,7 +175,7 @@ class Mechanism(ABC):
         delta, noise = self.delta(exposure), 0.0
         plans = self.plan_releases(exposure)
         for rate, count in sorted(plans, key=lambda p: -rdp_epsilon({Event(1.0, p[0]): p[1]}, delta)):
-            if noise == 0 or not is_within(together(before, {Event(noise, rate): count}), delta, self.epsilon):
+            if noise == 0 or not is_within(merge_events(before, {Event(noise, rate): count}), delta, self.epsilon):
                 noise = max(noise, noise_for(self.epsilon, delta, rate, count, before))
         return noise
 
@@ -239,7 +239,7 @@ class Mechanism(ABC):
             raise PrivacyError(
                 f"FP7053 epsilon {self.epsilon:g} is too small for a private start: its noise would hide the sum of "
                 f"all {signal:g} {self.privacy_unit}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more "
-                "rows or clients, or take --head zero"
+                "examples or clients, or take --head zero"
             )
 
     def start_signal(self, exposure: Exposure) -> float:

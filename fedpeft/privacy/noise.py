@@ -78,7 +78,7 @@ def read_key(path: Path) -> RunKey:
     return RunKey(secret)
 
 
-def gaussian(stream: np.random.Generator, like: Tensor) -> Tensor:
+def draw_gaussian(stream: np.random.Generator, like: Tensor) -> Tensor:
     """Draw standard normal numbers in the shape and dtype and on the device of `like`."""
     drawn = np.float64 if like.dtype == torch.float64 else np.float32
     return torch.from_numpy(stream.standard_normal(tuple(like.shape), dtype=drawn)).to(like)

@@ -28,7 +28,7 @@ WHOLE_ORDERS: Final = (*range(2, 65), *range(68, 129, 4), *range(144, 257, 16), 
 """Orders a for releases whose divergences are known only at whole orders."""
 
 
-def unsampled(orders: np.ndarray, noise: float, rounding: float) -> np.ndarray:
+def compute_unsampled_rdp(orders: np.ndarray, noise: float, rounding: float) -> np.ndarray:
     """Return D_a of a release that the unit always joins, (orders,); see `fedpeft.privacy.accountant.Event`."""
     found: np.ndarray = orders / (2 * noise**2) + rounding * orders**2 * (orders - 1)
     return found
@@ -37,16 +37,20 @@ def unsampled(orders: np.ndarray, noise: float, rounding: float) -> np.ndarray:
 def rdp_of_sampled(noise: float, rate: float, rounding: float, share: float) -> np.ndarray:
     """Return D_a at `WHOLE_ORDERS`; see `fedpeft.privacy.accountant.Event`."""
     orders = np.array(WHOLE_ORDERS, dtype=np.float64)
-    always = unsampled(orders, noise, rounding)
-    found = always if rate == 1 else np.minimum(always, [_sampled(int(a), noise, rate, rounding) for a in orders])
+    always = compute_unsampled_rdp(orders, noise, rounding)
+    found = (
+        always
+        if rate == 1
+        else np.minimum(always, [_compute_sampled_rdp(int(a), noise, rate, rounding) for a in orders])
+    )
     if share < 1:
         found = np.logaddexp(np.log1p(-share), np.log(share) + (orders - 1) * found) / (orders - 1)
     return np.asarray(found)
 
 
-def _sampled(order: int, noise: float, rate: float, rounding: float) -> float:
+def _compute_sampled_rdp(order: int, noise: float, rate: float, rounding: float) -> float:
     k = np.arange(order + 1, dtype=np.float64)
     chosen = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
-    grown = np.where(k > 1, (k - 1) * unsampled(k, noise, rounding), 0.0)
+    grown = np.where(k > 1, (k - 1) * compute_unsampled_rdp(k, noise, rounding), 0.0)
     terms = chosen + (order - k) * np.log1p(-rate) + k * np.log(rate) + grown
     return float(logsumexp(terms)) / (order - 1)

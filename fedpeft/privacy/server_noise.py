@@ -25,7 +25,7 @@ from scipy.linalg import solve_triangular
 from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.families import SERVER_NOISES as SERVER_NOISES
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.noise import RunKey, gaussian
+from fedpeft.privacy.noise import RunKey, draw_gaussian
 
 CHAIN = "noise"
 """Key of the chain in the optimizer state: rounds and attempts, no noise."""
@@ -56,12 +56,12 @@ class ServerNoise(ABC):
         """Return F (rounds, rounds); None: the identity, which means independent noise."""
 
 
-def turns_of(clients: int, cohort: int) -> int:
+def count_turns(clients: int, cohort: int) -> int:
     """Return after how many rounds a client takes its next turn: the number of disjoint cohorts, at least 1."""
     return max(1, clients // cohort)
 
 
-def longer(memory: OptimizerState, round_number: int, attempt: int) -> list[tuple[int, int]]:
+def extend_chain(memory: OptimizerState, round_number: int, attempt: int) -> list[tuple[int, int]]:
     """Return the chain that a round's noise belongs to; its last entry is the round itself."""
     kept = memory.get(CHAIN, {}).get("attempts")
     chain = [] if kept is None else [(int(r), int(a)) for r, a in kept.tolist()]
@@ -69,12 +69,12 @@ def longer(memory: OptimizerState, round_number: int, attempt: int) -> list[tupl
     return [*(chain if follows else []), (round_number, attempt)]
 
 
-def remembered(memory: OptimizerState, chain: Attempts) -> OptimizerState:
+def remember_chain(memory: OptimizerState, chain: Attempts) -> OptimizerState:
     """Return the optimizer state with the chain in it."""
     return memory | {CHAIN: {"attempts": torch.tensor(list(chain), dtype=torch.int64)}}
 
 
-def correlated(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) -> State:
+def compute_correlated_noise(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) -> State:
     """Return g of the last round of a chain, a tensor for each of `like`.
 
     Row by row, g_t = (w_t - sum_s F_ts g_s) / F_tt. The noise of earlier rounds is drawn again, because it is never
@@ -85,7 +85,7 @@ def correlated(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) ->
     now: State = {}
     for round_number, attempt in chain:
         stream = key.stream("server noise", round_number, attempt)
-        now = {name: gaussian(stream, tensor) for name, tensor in like.items()}
+        now = {name: draw_gaussian(stream, tensor) for name, tensor in like.items()}
         t = round_number - 1
         for s, earlier in rows:
             if factor[t, s]:
@@ -97,7 +97,7 @@ def correlated(factor: np.ndarray, chain: Attempts, key: RunKey, like: State) ->
     return now
 
 
-def variance(factor: np.ndarray, chain: Attempts) -> float:
+def compute_noise_variance(factor: np.ndarray, chain: Attempts) -> float:
     """Return the variance of each entry of g in a chain's last round.
 
     It is the squared norm of the last row of F^-1, over the chain's rounds.

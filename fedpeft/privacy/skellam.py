@@ -128,7 +128,7 @@ def widest_grid(
     return Grid(most, clip / r, r, (noise * r) ** 2)
 
 
-def skellam(random: np.random.Generator, variance: float, size: int) -> np.ndarray:
+def draw_skellam(random: np.random.Generator, variance: float, size: int) -> np.ndarray:
     """Draw `size` independent Skellam numbers of mean 0 and this variance, int64; large variances in pieces."""
     pieces = max(1, math.ceil(variance / MOST_VARIANCE))
     each, total = variance / pieces / 2, np.zeros(size, np.int64)

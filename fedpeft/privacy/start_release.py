@@ -9,7 +9,7 @@ import numpy as np
 
 from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.peft.adapter import State, compute_norm
-from fedpeft.privacy.noise import RunKey, gaussian
+from fedpeft.privacy.noise import RunKey, draw_gaussian
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def add_noise(statistics: State, deviation: float, stream: np.random.Generator) 
 
     The entry `VARIANCE` reports the variance of the noise.
     """
-    found = {n: t + deviation * gaussian(stream, t) for n, t in statistics.items() if n != VARIANCE}
+    found = {n: t + deviation * draw_gaussian(stream, t) for n, t in statistics.items() if n != VARIANCE}
     return found | {VARIANCE: statistics[VARIANCE] + deviation**2}
 
 

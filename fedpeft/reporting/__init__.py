@@ -1,1 +1,1 @@
-"""What a run shows and keeps: its folder, records, console, summary, plots and exports."""
+"""The output of a run: its folder, records, console, summary, plots and exports."""

@@ -1,10 +1,13 @@
 """The frame of every command, and a run's command line.
 
-A user's mistake is one sentence, an error in a user's own part is one with the place, and the exit code says how a
-command ended.
+A user's mistake becomes one sentence. An error in a user's own part becomes one sentence with its place. The exit code
+reports how a command ended:
 
-0: done. 1: done, and the answer is no (a claim refuted, runs failed, transcripts that differ). 2: a user's mistake.
-130: Ctrl-C, or SIGTERM where a command goes on later. 141: who read the output has closed it, as `head` does.
+- 0: done.
+- 1: done, and the answer is no (a claim refuted, runs failed, transcripts that differ).
+- 2: a user's mistake.
+- 130: Ctrl-C, or SIGTERM if a command can continue later.
+- 141: the reader of the output has closed it, as `head` does.
 """
 
 from __future__ import annotations
@@ -35,18 +38,18 @@ MISTAKE = 2
 """Exit code after a user's mistake."""
 
 UNREAD = 141
-"""Exit code where nobody reads the output any more: what a shell says of SIGPIPE."""
+"""Exit code if nobody reads the output any more: the shell's code for SIGPIPE."""
 
 _REMOTE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
-"""A line of a traceback that comes as text."""
+"""A line of a traceback in text form."""
 
 
 def run_command(work: Callable[[], int | None], interrupted: Callable[[], str] = lambda: "interrupted") -> int:
-    """Do a command's work; its exit code: what the work returns (nothing: 0), `MISTAKE` or `INTERRUPTED`.
+    """Do a command's work, and return its exit code: the work's result (None: 0), `MISTAKE`, `UNREAD` or `INTERRUPTED`.
 
     Args:
-        work: reads the arguments, too: what is wrong with them is a mistake like any other.
-        interrupted: what is said after Ctrl-C.
+        work: does the work, and also reads the arguments, so that wrong arguments are mistakes like any other.
+        interrupted: returns the message after Ctrl-C.
     """
     loading.restore_signals()
     try:
@@ -72,7 +75,7 @@ def run_command(work: Callable[[], int | None], interrupted: Callable[[], str] =
                 plugin.source for plugin in plugins.list_named() if plugin.source != plugins.IN_PYTHON
             ):
                 error.add_note(
-                    "Parts from outside were in use; whether they do what every part must is told by: "
+                    "This command used parts of plugins; to check that they meet the rules for parts, run: "
                     f"python -m fedpeft.conformance {named}"
                 )
             raise
@@ -86,9 +89,9 @@ def run_command(work: Callable[[], int | None], interrupted: Callable[[], str] =
 
 @contextmanager
 def handle_interrupts() -> Iterator[None]:
-    """Ctrl-C, and SIGTERM as supervisors and `kill` send it, end the command here in order; afterwards they do nothing.
+    """Let Ctrl-C, and SIGTERM from supervisors and `kill`, end the command in order; afterward ignore them.
 
-    Then all is written, and another one would only show where Python ends.
+    Afterward everything is written, and another interrupt would only show where Python ends.
     """
     loading.restore_signals()
     press = create_interrupt_handler()
@@ -102,10 +105,10 @@ def handle_interrupts() -> Iterator[None]:
 
 
 def create_interrupt_handler() -> Callable[[int, object], None]:
-    """What Ctrl-C does: a press is a KeyboardInterrupt, unless it follows another within a second.
+    """Return a signal handler that raises KeyboardInterrupt, unless it has done so within the last second.
 
-    A hand that presses twice means one interruption; the second would find the first being handled, in the middle of
-    cleaning up. An exception that is lost, as those in destructors are, can be had again after a second.
+    A user who presses twice means one interruption. The second would arrive while the first is handled, in the middle
+    of the cleanup. If the exception is lost, as those in destructors are, the user can press again after a second.
     """
     last = -math.inf
 
@@ -120,13 +123,16 @@ def create_interrupt_handler() -> Callable[[int, object], None]:
 
 
 def tell_notes(console: Console | None = None) -> None:
-    """Say in a line each, on stderr without a console, what has changed of finished runs' plugins since."""
+    """Print a line for each change of finished runs' plugins, on stderr without a console."""
     for note in plugins.take_notes():
         (console or Console(stderr=True)).print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
 
 
 def _find_plugin_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """Where in files of plugins an error has come by, outermost first, here or in a worker process."""
+    """Return the frames of an error's traceback that are in files of plugins, outermost first.
+
+    Frames of worker processes are included.
+    """
     sources = plugins.list_places()
     frames = list(traceback.extract_tb(error.__traceback__))
     told = _REMOTE.findall(str(error.__cause__ or ""))  # what a process pool, or Ray, says of its worker
@@ -135,19 +141,19 @@ def _find_plugin_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def _is_output_closed() -> bool:
-    """Return whether the other end of the output is closed; a broken pipe may also be that to a worker."""
+    """Return whether the other end of the output is closed; a broken pipe may also be that of a worker."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def quote_argument(text: str) -> str:
-    """A part's text for a shell: in double quotes, which let its own stand, or as only `shlex` can."""
+    """Quote a part's text for a shell: in double quotes, which keep its single quotes, else by `shlex`."""
     return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
 
 
 def format_command(config: RunConfig, plugins: Iterable[str] = ()) -> str:
-    """The command line of `python -m fedpeft.simulate` for a configuration, as a shell reads it."""
+    """Return the command line of `python -m fedpeft.simulate` for a configuration, for a shell."""
     default = RunConfig()
     words = ["python -m fedpeft.simulate"]
     for field in dataclasses.fields(config):

@@ -1,4 +1,4 @@
-"""What a user sees of a run: rich progress bars, a line per round, and the summary."""
+"""The terminal view of a run: rich progress bars, a line per round, and the summary."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes for people: 1.2 MB."""
+    """Format bytes for people: 1.2 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -44,17 +44,17 @@ def format_bytes(count: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds for people: 3 min 20 s."""
+    """Format seconds for people: 3 min 20 s."""
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
 def format_measure(value: float, digits: int = 3) -> str:
-    """A measure for people: `digits` behind the point, and 1.234e+56 of what has diverged."""
+    """Format a measure with `digits` decimals, or as 1.234e+56 if it has diverged."""
     return f"{value:.{digits}f}" if abs(value) < LONGEST or not math.isfinite(value) else f"{value:.{digits}e}"
 
 
 def format_amount(value: float) -> str:
-    """Four digits of a measure in any unit; of thousands whole numbers, 46,179."""
+    """Format a measure in any unit with four digits, or from ten thousand on as a whole number, 46,179."""
     return f"{value:,.0f}" if 1e4 <= abs(value) < LONGEST else f"{value:.4g}"
 
 
@@ -62,14 +62,14 @@ ROUNDS = "rounds"
 """The phase of all rounds."""
 
 BEFORE_ROUNDS = {"evaluate": "validation"}
-"""What clients are asked for before round 1, where it is called otherwise."""
+"""Names of phases before round 1 that differ from the kind of instruction."""
 
 LONGEST = 1e6
-"""From here on a measure is written as a power of ten."""
+"""The least measure that is written as a power of ten."""
 
 
 class StepsColumn(ProgressColumn):
-    """Steps that are done, of how many; empty for a wait and for a single step, whose bar only moves."""
+    """Column with the finished and total steps; empty for a wait and for a single step, whose bar only moves."""
 
     def render(self, task: Task) -> Text:
         """Return the text for a task."""
@@ -77,15 +77,18 @@ class StepsColumn(ProgressColumn):
 
 
 def get_bar_length(steps: int) -> int | None:
-    """Return the length of a bar; None, a bar that moves to and fro, for what would stand at 0/1 until its end."""
+    """Return the length of a bar; None, a bar that moves back and forth, if it would stand at 0/1 until its end."""
     return steps if steps > 1 else None
 
 
 class ConsoleObserver:
-    """Progress on the terminal; where the output is no terminal, a line per round and phase.
+    """Progress on the terminal; without a terminal, a line per round and phase.
 
     Args:
-        silence: seconds after which a line says where it stands, where the output is no terminal; None: never.
+        console: the terminal, or another output.
+        metric: the main metric of the run's task.
+        on_round: called with each round's result; returns True to stop the run.
+        silence: without a terminal, seconds without output after which a line reports the progress; None: never.
         live: the page that shows the same; None: there is none.
     """
 
@@ -97,10 +100,11 @@ class ConsoleObserver:
         silence: float | None = None,
         live: LiveState | None = None,
     ) -> None:
+        """Create the progress bars, which start with the context."""
         self.console = console
         self.live = live
         self.phases = Phases()
-        self._repeats = math.inf  # how often silence may still be filled
+        self._repeats = math.inf  # how many more lines may interrupt the silence
         shown = not console.quiet and not console.is_terminal
         self._heartbeat = Heartbeat(self._print_heartbeat, silence) if silence is not None and shown else None
         self._on_round = on_round
@@ -125,7 +129,7 @@ class ConsoleObserver:
 
     @property
     def metric(self) -> str:
-        """What the run is judged by: its task's metric."""
+        """The main metric of the run's task."""
         return self._metric
 
     @metric.setter
@@ -135,12 +139,14 @@ class ConsoleObserver:
             self.live.judge(metric)
 
     def __enter__(self) -> Self:
+        """Start the progress bars and the heartbeat."""
         self._progress.start()
         if self._heartbeat is not None:
             self._heartbeat.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop the heartbeat and the progress bars."""
         if self._heartbeat is not None:
             self._heartbeat.__exit__()
         self._progress.stop()
@@ -152,7 +158,7 @@ class ConsoleObserver:
         self._progress.console.print(f"...     {self.phases}", highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """A line above the progress bars."""
+        """Print a line above the progress bars."""
         if self._heartbeat is not None:
             self._heartbeat.reset()
         if self.live is not None:
@@ -164,14 +170,14 @@ class ConsoleObserver:
         self._progress.console.print(line, highlight=False)
 
     def phase(self, name: str, total: int) -> None:
-        """A phase of `total` steps begins, with a line where the output is no terminal; of 0: a wait, told of once."""
+        """Begin a phase of `total` steps, with a line if there is no terminal; 0: a wait, which gets one line only."""
         self.enter(name, total)
         self._repeats = math.inf if total else 0
         if not self.console.is_terminal:
             self.say(escape(name))
 
     def enter(self, name: str, total: int = 1) -> None:
-        """A phase of `total` steps begins, without a line."""
+        """Begin a phase of `total` steps, without a line."""
         self._remove_phase()
         self._repeats = math.inf
         self.phases.enter(name, total)
@@ -180,7 +186,7 @@ class ConsoleObserver:
         self._phase = self._progress.add_task(name, total=get_bar_length(total))
 
     def wait(self, name: str) -> None:
-        """Others are waited for, maybe for hours: where that takes long it is told of once."""
+        """Begin a wait for others, maybe for hours; if it takes long, one line reports it."""
         self.enter(name, 0)
         self._repeats = 1
 
@@ -190,26 +196,26 @@ class ConsoleObserver:
             self._phase = None
 
     def advance(self, steps: int = 1) -> None:
-        """Steps of the phase are done."""
+        """Count finished steps of the phase."""
         self.phases.advance(steps)
         if self.live is not None:
             self.live.advance(steps)
         if self._phase is not None:
             self._progress.advance(self._phase, steps)
 
-    def started(self, rounds: int, done: int) -> None:
-        """The rounds begin."""
+    def begin_rounds(self, rounds: int, done: int) -> None:
+        """Begin the rounds, of which `done` are done already."""
         self._total_rounds = rounds
         self._rounds = self._progress.add_task(ROUNDS, total=get_bar_length(rounds), completed=done)
         self._cohort = self._progress.add_task("clients of this round", total=None)
         self._begin_round(done + 1)
         if self.live is not None:
-            self.live.started(rounds)
+            self.live.begin_rounds(rounds)
         if done:
             self.say(f"continuing after round {done} of {rounds}")
 
     def client_done(self, phase: str, done: int, total: int) -> None:
-        """So many clients have answered."""
+        """Show how many clients have answered."""
         if self._cohort is None:  # before round 1
             if done:
                 self.advance()
@@ -219,14 +225,14 @@ class ConsoleObserver:
                 self.enter(f"{BEFORE_ROUNDS.get(phase, phase)} of the clients", total)
         else:
             if phase == "evaluate" and not done and self.phases.name == ROUNDS:
-                self.doing("validation")
+                self.begin_part("validation")
             self.phases.reach(done, total)
             if self.live is not None:
                 self.live.set_answered(done, total)
             self._progress.update(self._cohort, completed=done, total=total)
 
-    def doing(self, part: str = "") -> None:
-        """A part of the running round, or of the start, begins."""
+    def begin_part(self, part: str = "") -> None:
+        """Begin a part of the running round, or of the start."""
         if self._cohort is None:
             self.enter(f"{part} of the start")
             return
@@ -238,10 +244,10 @@ class ConsoleObserver:
 
     def _begin_round(self, round_number: int) -> None:
         self._round = f"round {round_number}" if round_number <= self._total_rounds else "after the last round"
-        self.doing()
+        self.begin_part()
 
     def round_done(self, result: RoundResult) -> bool:
-        """One line; True where whoever is asked (`on_round`) wants no further round."""
+        """Print a line about the round; return True if `on_round` asks to stop."""
         if self._rounds is not None:
             self._progress.update(self._rounds, completed=result.round)
         self._begin_round(result.round + 1)
@@ -266,23 +272,24 @@ class ConsoleObserver:
 
 
 class ServeObserver(ConsoleObserver):
-    """Also shows who is connected, and what goes over the wire."""
+    """Observer that also shows which clients are connected, and the bytes on the wire."""
 
     NAMES_SHOWN = 8
 
     def __init__(self, console: Console, live: LiveState | None = None) -> None:
+        """Create the observer of a server, whose federation `watch` sets."""
         super().__init__(console, silence=SILENCE, live=live)
         self.last: RoundResult | None = None
-        self.epsilon: float | None = None  # of the worst client, where metrics are served
+        self.epsilon: float | None = None  # of the worst client, if metrics are served
         self._federation: Any = None
         self._connected: TaskID | None = None
 
     def watch(self, federation: Any) -> None:
-        """The federation whose connections are shown."""
+        """Set the federation whose connections are shown."""
         self._federation = federation
 
     def event(self, event: str, fields: dict[str, Any]) -> None:
-        """An entry of the log: refusals and drops are shown as a line, connections as a state."""
+        """Show an entry of the log: refusals and drops as lines, connections as a state."""
         if event in ("refused", "dropped"):
             client = fields.get("client") or fields.get("peer") or "a client"
             self.say(f"[bold red]{event}[/] {escape(str(client))}: {escape(str(fields.get('reason', '')))}")
@@ -292,7 +299,7 @@ class ServeObserver(ConsoleObserver):
             self._show_connected()
 
     def client_done(self, phase: str, done: int, total: int) -> None:
-        """A client has answered."""
+        """Show how many clients have answered, and the connections."""
         super().client_done(phase, done, total)
         self._show_connected()
 
@@ -311,7 +318,7 @@ class ServeObserver(ConsoleObserver):
         self._progress.update(self._connected, description=text, completed=len(names))
 
     def round_done(self, result: RoundResult) -> bool:
-        """One line."""
+        """Print a line about the round, and log it."""
         last = super().round_done(result)
         self.last = result
         if self._federation is not None:
@@ -325,7 +332,7 @@ class ServeObserver(ConsoleObserver):
 
 
 def create_summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
-    """Two columns: what, and the number."""
+    """Create a table with two columns, names and values."""
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in rows:
         table.add_row(name, str(value))
@@ -333,12 +340,12 @@ def create_summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
 
 
 def silence_libraries() -> None:
-    """No download bars, parallelism notes or deprecation warnings of the libraries underneath."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # workers are forked from who never tokenises
+    """Turn off progress bars, parallelism notes and deprecation warnings of the underlying libraries."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # workers are forked from a process that never tokenizes
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of palettes, of what cameras write
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about palettes and camera metadata
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -346,7 +353,7 @@ def silence_libraries() -> None:
 
 
 def say_privacy(protection: PrivacyEngine | None, observer: ConsoleObserver) -> None:
-    """What a run claims, if it does."""
+    """Print the privacy claims of a run, if it has any."""
     if protection is None:
         return
     observer.say(f"[bold]privacy[/] {protection.describe()}")
@@ -357,7 +364,7 @@ def say_privacy(protection: PrivacyEngine | None, observer: ConsoleObserver) -> 
 
 
 def format_model_line(setup: Setup) -> str:
-    """One line about the base model and what is trained."""
+    """Return one line about the base model and the trained parameters."""
     trained = setup.layout.numel
     return (
         f"[bold]model[/]   {escape(setup.model_directory.name)}: {setup.parameters / 1e6:.1f} M parameters, "

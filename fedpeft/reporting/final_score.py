@@ -1,4 +1,4 @@
-"""The finished adapter: written as others load it, and scored as it was written."""
+"""The finished adapter: it is written to disk, and scored from the written files."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from fedpeft.wiring.activation_cache import is_pooled
 from fedpeft.wiring.setup import Setup
 
 ROOM = 6
-"""Bytes for each of a model's parameters that scoring takes: fp32, and what a pass needs."""
+"""Bytes that scoring takes for each of a model's parameters: fp32, and the needs of a pass."""
 
 
 def save(setup: Setup, state: State, folder: Path, residual: State | None = None) -> None:
-    """Write the finished adapter (or model), with what exact rules have put into the base, by module."""
+    """Write the finished adapter (or model), with what exact rules have added to the base, by module."""
     reference = setup.model()
     changes = setup.method.changes(reference, state)
     if residual:
@@ -57,20 +57,21 @@ def save(setup: Setup, state: State, folder: Path, residual: State | None = None
 
 
 Asks = Callable[[float], Sequence[Question]]
-"""What is asked of a model whose temperature is known."""
+"""Returns questions about a model, given its temperature."""
 
 
 @dataclass(frozen=True)
 class FinalScore:
-    """The finished model on the test rows.
+    """The scores of the finished model on the test examples.
 
     Attributes:
-        accuracy, loss: of all rows; nats per prediction.
-        scores: per row.
-        temperature: what its logits are divided by to be calibrated.
-        answers: to what was asked, sums over the test rows, in the order of the questions.
-        measures: what the task tells of all rows together (`Task.measures`); empty: nothing.
-        sides: of pairs, in the order of the rows; None: rows are no pairs.
+        accuracy: over all examples.
+        loss: over all examples, nats per prediction.
+        scores: scores of each example.
+        temperature: the divisor of the logits that calibrates them.
+        answers: answers to the questions, which are sums over the test examples, in the order of the questions.
+        measures: the task's measures of all examples together (`Task.measures`); empty: it has none.
+        sides: both sides of pairs, in the order of the examples; None: the examples are not pairs.
     """
 
     accuracy: float
@@ -83,7 +84,10 @@ class FinalScore:
 
 
 def compute_calibration(score: FinalScore) -> dict[str, Any]:
-    """Expected calibration error on the test rows, as it is and after temperature scaling; empty for language."""
+    """Return the expected calibration error on the test examples, before and after temperature scaling.
+
+    The result is empty for language models.
+    """
     scores = score.scores
     if not scores.confidence.any():
         return {}
@@ -92,7 +96,7 @@ def compute_calibration(score: FinalScore) -> dict[str, Any]:
 
 
 def note_undefined(targets: Mapping[str, Any] | None, observer: RunObserver) -> Mapping[str, Any] | None:
-    """What is measured of rows, as it is; the observer is told what of it is no number."""
+    """Return the measures unchanged, and report those that are not numbers to the observer."""
     if note := describe_undefined(targets):
         observer.say(f"[bold]note[/]    {escape(note)}")
     return targets
@@ -100,16 +104,17 @@ def note_undefined(targets: Mapping[str, Any] | None, observer: RunObserver) -> 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores saved files, in this process: on the run's GPU, if it has room for the base in fp32, or with all cores.
+    """A scorer of saved files, in this process: on the run's GPU if the base fits in fp32, else on all cores.
 
     The workers should have ended: their memory is not needed any more.
 
     Attributes:
-        setup, work: of the run.
-        test: rows that are scored.
-        held: rows that the temperature is fitted on, where they may decide (`Steering.fits`).
-        threads: of torch.
-        observer: is told how long it goes on.
+        setup: the setup of the run.
+        work: the work plan of the run.
+        test: test examples.
+        held: examples that the temperature is fitted on, if they may decide (`Steering.fits`).
+        threads: threads of torch.
+        observer: receives the progress.
     """
 
     setup: Setup
@@ -128,12 +133,15 @@ class Scorer:
         temperature: float | None = None,
         asks: Asks = lambda _: (),
     ) -> FinalScore:
-        """The test rows, scored once with the files in `folder`, in fixed batches; the phase is called `name`.
+        """Score the files in `folder` once on the test examples, in fixed batches.
 
         Args:
-            base_precision: of the base that the files are loaded on; they and all else are fp32 (bf16 on a bf16 base).
-            temperature: that is known already; None: fitted on the validation rows, or 1 where they may not decide.
-            asks: what is asked of the test rows, too.
+            folder: the folder of the files.
+            name: name of the phase.
+            base_precision: precision of the base that the files are loaded on; everything else is fp32 (bf16 on a bf16
+                base).
+            temperature: the known temperature; None: fitted on the validation set, or 1 if that may not decide.
+            asks: returns questions about the test examples, given the temperature.
         """
         setup = self.setup
         self.observer.enter(f"{name}: loading it")
@@ -176,16 +184,16 @@ class Scorer:
 
     @property
     def _device(self) -> str:
-        """That of the run's workers, if it is one of this machine and has room; else the CPU."""
+        """The device of the run's workers, if this machine has it and it has room; else the CPU."""
         device = self.work.device
         if device.startswith("cuda") and not list_accelerators():
             return "cpu"
         return device if get_free_memory(device) >= ROOM * self.setup.parameters else "cpu"
 
     def _load_model_and_rows(self, base: nn.Module, work: WorkPlan, name: str) -> tuple[nn.Module, Examples, Examples]:
-        """What the score runs on: a base, test rows and validation rows.
+        """Return the parts of the score: a base, test examples and validation examples.
 
-        They begin at the lowest adapted block where the frozen part below it is reused and the disk has room for it.
+        They begin at the lowest adapted block if the frozen part below it is reused and the disk has room for it.
         """
         setup = self.setup
         keys = [setup.tokenize_rows(rows, setup.tokens) for rows in (self.test, self.held)]
@@ -214,7 +222,10 @@ class Scorer:
         return cut_below(base, depth), test_rows, held_rows
 
     def _fit_temperature(self, model: FederatedModel, held: Examples, name: str) -> float:
-        """What logits are divided by to fit the validation rows; 1 without classes, or where these may not decide."""
+        """Return the divisor of the logits that fits the validation set.
+
+        It is 1 without classes, or if the validation set may not decide.
+        """
         labels = self.held.labels
         if (
             labels is None

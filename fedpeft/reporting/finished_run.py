@@ -1,4 +1,4 @@
-"""A run's folder as a model to use: which base, which adapter, what it answers."""
+"""A finished run as a model to use: its base, its adapter, and its answers."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path) -> FinishedRun:
-        """The run in `folder`.
+        """Read the run in `folder`.
 
         Raises:
-            RunError: there is none, or it has not been finished.
+            RunError: there is no run, or it has not finished.
         """
         if not (folder / "config.toml").is_file():
             raise RunError(f"FP5135 {folder} holds no run: there is no config.toml in it")
@@ -73,20 +73,21 @@ class FinishedRun:
 
     @cached_property
     def task(self) -> Task:
-        """What the model was asked to do."""
+        """The task of the model."""
         return TASKS.build(self.summary["task"])
 
     @property
     def temperature(self) -> float:
-        """What the model's logits are divided by to be calibrated; 1 where the run has not found out."""
+        """The divisor of the model's logits that calibrates them; 1 if the run has not measured it."""
         found = self.summary.get("temperature")
         return float(found) if isinstance(found, int | float) and 0 < found <= sys.float_info.max else 1.0
 
     @cached_property
     def template(self) -> str | None:
-        """Of prompts, in which the rows that are questions with answers were put; None: the model's chat template.
+        """The template of prompts for examples that are questions with answers; None: the model's chat template.
 
-        A run of an earlier version has not noted what its rows told by their columns; they do, if they are there.
+        A run of an earlier version has no record of a template in its data set; then it comes from the data set, if
+        that still exists.
         """
         with suppress(FedpeftError):
             if named := get_template(self.config.dataset):
@@ -98,12 +99,16 @@ class FinishedRun:
 
     @property
     def files(self) -> Path:
-        """Where the adapter is, or the whole model."""
+        """The folder of the adapter, or of the whole model."""
         return self.folder / ("model" if self.method.whole_model else "adapter")
 
     @cached_property
     def labels(self) -> list[str] | None:
-        """Names of the classes or labels, or what the number is called; None for language models."""
+        """Names of the classes or labels, or of the number; None for language models.
+
+        Raises:
+            RunError: the file with the names is missing or damaged.
+        """
         file = self.files / "labels.json"
         try:
             names = files.read_json(file)
@@ -119,12 +124,12 @@ class FinishedRun:
 
     @property
     def has_word_labels(self) -> bool:
-        """Whether the model labels each word of a row."""
+        """Whether the model labels each word of an example."""
         return self.labels is not None and not self.task.targets
 
     @cached_property
     def model_name(self) -> str:
-        """What the configuration calls the base model, or the data set's own."""
+        """The base model in the configuration, or the data set's own."""
         return load_dataset(self.config.dataset).default_model if self.config.model == "auto" else self.config.model
 
     @cached_property
@@ -134,70 +139,72 @@ class FinishedRun:
 
     @property
     def base_directory(self) -> Path:
-        """Folder of what the adapter is put into: of towers the language model, where there is one before images."""
+        """Folder of the model that holds the adapter: the language model of a captioner, else the base model."""
         return self.model_directory / "text" if self.task.describes else self.model_directory
 
     @property
     def origin(self) -> Origin:
-        """What others may know of the base model."""
+        """The public facts about the base model."""
         return get_origin(self.model_name)
 
     @cached_property
     def is_image_model(self) -> bool:
-        """Whether rows are images."""
+        """Whether examples are images."""
         config = load_model_config(self.model_directory)
-        return not hasattr(config, "vocab_size") or hasattr(config, "patch_size")  # BEiT has a vocabulary, of patches
+        return not hasattr(config, "vocab_size") or hasattr(config, "patch_size")  # BEiT has a vocabulary of patches
 
     @property
     def can_take_pictures(self) -> bool:
-        """Whether it is asked by the file of a picture: it finds something in images, or says what they show."""
+        """Whether a picture's file is its input: it classifies images, or captions them."""
         return self.task.describes or self.is_image_model
 
     @cached_property
     def picture_side(self) -> int:
-        """Pixels per side that the run's pictures were brought to before the model saw them.
+        """Pixels per side to which the run resized its pictures before the model saw them.
 
         Raises:
-            FedpeftError: the data set says nothing of it, and can't be loaded.
+            FedpeftError: the data set has no such setting, and can't be loaded.
         """
         said = getattr(DATASETS.build(self.config.dataset), "side", None)
         return said if isinstance(said, int) else int(load_dataset(self.config.dataset).test.inputs.shape[1])  # type: ignore[union-attr]
 
     def load_pictures(self, files: list[str]) -> ImageRows:
-        """Pictures of files as the run's model was fed in training; labels are zeros.
+        """Load pictures of files as the run's model received them in training; labels are zeros.
 
         Raises:
-            DataError: a file is no picture that can be read; it is named.
+            DataError: a file is not a readable picture; the message names it.
         """
         pixels, tokens = convert_images(read_pixels(files, self.picture_side), self.model_directory)
         return ImageRows(pixels, np.zeros(len(files), np.int64), tokens)
 
     @property
     def tokens(self) -> int:
-        """Texts are cut to this many tokens, as they were in training."""
+        """The number of tokens to which texts are truncated, as in training."""
         asked, before = self.config.tokens, self.method.extra_tokens + self.task.extra_tokens
         return min(asked, count_readable_tokens(self.model_directory, before, asked))
 
     def check_answers(self) -> None:
-        """Refuse a run whose model has no answer to a row.
+        """Reject a run whose model has no answer to a single example.
 
         Raises:
             RunError: it finds pairs.
         """
         if self.task.compares:
             raise RunError(
-                f"FP5171 {self.folder} finds pairs: its model gives vectors, no class and no text; load it with "
+                f"FP5171 {self.folder} finds pairs: its model returns vectors, no classes or texts; load it with "
                 "fedpeft.open_run(FOLDER).model(), and compare both sides of a batch"
             )
 
     def check_unchanged(self, rows: bool) -> list[str]:
-        """Refuse a run whose base model, or with `rows` its data set, is another now; what is to be said where nobody
-        knows.
+        """Reject a run whose base model, or with `rows` its data set, has changed since.
+
+        Returns:
+            Notes for the user if there is no record to compare with.
 
         Raises:
-            RunError: it is another.
+            RunError: it has changed.
         """
-        config = RunConfig(dataset=self.config.dataset, model=self.config.model)  # of it, nothing else is read again
+        config = RunConfig(dataset=self.config.dataset, model=self.config.model)  # no other setting is read again
         was, now = load_record(self.folder), find_own_files(config)
         now = now if rows else now[:1]
         if (name := find_changed_file(was[:1], now)) is not None:
@@ -206,17 +213,17 @@ class FinishedRun:
             )
         if (name := find_changed_file(was, now)) is not None:
             raise RunError(
-                f"FP5173 {name} has changed since {self.folder} was made of it, so that rows held out now may be some "
-                "that it was trained on; put the file back, or let the run answer rows of your own: python -m "
+                f"FP5173 {name} has changed since {self.folder} was trained on it, so that examples held out now may "
+                "have been used for training; put the file back, or predict examples of your own: python -m "
                 f"fedpeft.predict {self.folder} --data FILE"
             )
         own = [own.file for own in now if own.sha256]
         if was or not own:
             return []
-        return [f"nobody knows what was in {own[-1]} when the run was made of it: it is taken to be what is there now"]
+        return [f"the run has no record of {own[-1]}: its present content is assumed to be that of the training"]
 
     def check_rows(self) -> None:
-        """Refuse a run whose model does not answer once for a row.
+        """Reject a run whose model does not give one answer per example.
 
         Raises:
             RunError: it finds pairs, or labels words.
@@ -224,47 +231,55 @@ class FinishedRun:
         self.check_answers()
         if self.has_word_labels:
             raise RunError(
-                f"FP5174 {self.folder} labels words: its head answers for each token, and a row has no answer of its "
-                "own; load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without "
-                "--merge"
+                f"FP5174 {self.folder} labels words: its head answers once per token, and not for a whole example; "
+                "load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without --merge"
             )
 
     def check_reads_texts(self, what: str) -> None:
-        """Refuse a run whose model says something of images alone, for `what`, which is of texts.
+        """Reject a run whose model captions images, for a command `what` that needs texts.
 
         Raises:
-            RunError: it does.
+            RunError: the model captions images.
         """
         if self.task.describes:
             raise RunError(
-                f"FP5175 {self.folder} captions images: its language model reads them through a connector, and {what} "
-                "does without; take python -m fedpeft.predict RUN PICTURE, or export the adapter with the connector"
+                f"FP5175 {self.folder} captions images: its language model reads them through a connector, which "
+                f"{what} does not use; take python -m fedpeft.predict RUN PICTURE, or export the adapter with the "
+                "connector"
             )
 
     @property
     def base_key(self) -> tuple[Path, str, str]:
-        """What runs that can share one loaded base have in common."""
+        """A key that is equal for runs that can share one loaded base."""
         method = self.method
         own = str(self.folder) if method.whole_model else ""
         return self.model_directory, method.base_precision, own
 
     def base(self) -> nn.Module:
-        """The base in fp32, without adapter."""
+        """Load the base in fp32, without adapter."""
         base = self.task.base(self.model_directory, torch.float32)
         quantize(base, self.method.base_precision)
         return base
 
     def model(self, base: nn.Module) -> FederatedModel:
-        """The finished model, on a tree of modules of its own that shares the weights of `base`."""
+        """Load the finished model, on its own tree of modules that shares the weights of `base`.
+
+        Raises:
+            RunError: the folder has no finished run.
+        """
         if not self.files.is_dir():
             raise RunError(f"FP5132 {self.folder} holds no finished run: there is no {self.files.name}/ in it")
         return saved_adapter.load(self.folder, self.task, clone_modules(base), len(self.labels or ()))
 
 
 def clone_modules(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
-    """The same tree of modules with the same parameters: an adapter put into it leaves `module` as it is.
+    """Copy a tree of modules with the same parameters, so that an adapter in the copy does not change `module`.
 
-    What stands in several places stands there again, as one; `known` are the twins made so far.
+    A module that occurs in several places occurs as one in the copy, too.
+
+    Args:
+        module: the root of the tree.
+        known: the copies made so far.
     """
     known = {} if known is None else known
     if module in known:
@@ -279,5 +294,5 @@ def clone_modules(module: nn.Module, known: dict[nn.Module, nn.Module] | None = 
 
 
 def sample_batch(model_directory: Path) -> Batch:
-    """Four made-up rows that the model can read, to compare models with."""
+    """Return four made-up examples that the model can read, to compare models with."""
     return make_up_batch(get_vision_config(load_model_config(model_directory)), 4, torch.Generator().manual_seed(0))

@@ -54,19 +54,19 @@ OTHERS = {
     "task.name": str,
 }
 HONOURED: Mapping[str, type] = POSITIVE | OTHERS
-"""Keys that a run is made of. Dropout, targets, DoRA, FlexLoRA and the task's name are entries' additions to them."""
+"""Keys that have an effect on a run. Entries have added dropout, targets, DoRA, FlexLoRA and the task's name."""
 
 LEFT_OUT = {
-    "train.dynamic-data-seed": "a client goes on in its rows where it stopped, whatever it says",
+    "train.dynamic-data-seed": "a client continues in its examples where it stopped, whatever the value",
     "train.training-arguments.output-dir": "a run's folder is --output",
-    "train.training-arguments.learning-rate": "the round's rate takes its place in the template, too",
+    "train.training-arguments.learning-rate": "the round's rate replaces it, as in the template",
     "train.training-arguments.logging-steps": "every round is recorded",
     "train.training-arguments.save-steps": "every round leaves a checkpoint",
     "train.training-arguments.save-total-limit": "the newest checkpoint is kept",
     "train.training-arguments.lr-scheduler-type": "the rate is constant within a round",
-    "strategy.fraction-evaluate": "held-out rows are the server's, and no client is asked",
+    "strategy.fraction-evaluate": "the server holds the held-out examples, and no client evaluates",
 }
-"""Keys of the templates that mean nothing here, and why."""
+"""Keys of the templates that have no effect here, with the reason."""
 
 DEFAULTS: Mapping[str, Any] = {
     "model.quantization": 4,
@@ -85,28 +85,28 @@ DEFAULTS: Mapping[str, Any] = {
     "train.training-arguments.max-grad-norm": 1.0,
     "strategy.fraction-train": 1.0,
 }
-"""What the template's code, or transformers' TrainingArguments, have for keys that are missing."""
+"""Values of missing keys, from the template's code or transformers' TrainingArguments."""
 
 NEEDED = ("model.name", "num-server-rounds", "static.dataset.name")
 
 LEAST_CLIENTS = 2
-"""Of a round: Flower's FedAvg asks no fewer."""
+"""The fewest clients of a round: Flower's FedAvg asks no fewer."""
 
 ARGUMENTS = "train.training-arguments."
-"""Keys under it are transformers' TrainingArguments."""
+"""Prefix of the keys that are transformers' TrainingArguments."""
 
 
 @dataclass(frozen=True)
 class FlowerTuneProject:
-    """What a project says.
+    """The content of a project.
 
     Attributes:
         folder: holds pyproject.toml.
-        values: of the keys in `HONOURED`, checked.
-        ignored: keys that have no effect here, and why.
-        code: Python files that are none of the templates'.
+        values: values of the keys in `HONOURED`, checked.
+        ignored: keys that have no effect here, with the reason.
+        code: Python files that differ from those of the templates.
         track: one of `fedpeft.data.datasets.flowertune.TRACKS`.
-        clients: SuperNodes.
+        clients: number of SuperNodes.
     """
 
     folder: Path
@@ -120,24 +120,25 @@ class FlowerTuneProject:
     def read(
         cls, folder: Path, given: Iterable[str] = (), ignore_code: bool = False, track: str = "", clients: int = 0
     ) -> FlowerTuneProject:
-        """The project in a folder.
+        """Read the project in a folder.
 
         Args:
-            folder: with a pyproject.toml.
-            given: further keys, KEY=VALUE, which come before the file's.
-            ignore_code: whether keys that only changed code can read are left out, instead of refused.
-            track, clients: what the project does not tell; "" and 0: as it tells, or by its data set.
+            folder: has a pyproject.toml.
+            given: further keys, KEY=VALUE, which override the file's.
+            ignore_code: whether keys that only changed code can read are left out, instead of rejected.
+            track: the track if the project does not state it; empty: the project's, or by its data set.
+            clients: the number of clients if the project does not state it; 0: the project's, or the track's.
 
         Raises:
-            ConfigError: no such project; a key is unknown, missing or has an illegal value.
+            ConfigError: there is no such project; or a key is unknown, missing or has an illegal value.
         """
         content = read_toml(folder / "pyproject.toml")
         flower = _get_table(_get_table(content, "tool"), "flwr")
         found = _flatten_table(_get_table(_get_table(flower, "app"), "config"))
         if not found:
             raise ConfigError(
-                f"FP1360 {folder}/pyproject.toml has no [tool.flwr.app.config], so it is no FlowerTune project; make "
-                "one with: flwr new @flwrlabs/flowertune-llm-general-nlp"
+                f"FP1360 {folder}/pyproject.toml has no [tool.flwr.app.config], so it is not a FlowerTune project; "
+                "make one with: flwr new @flwrlabs/flowertune-llm-general-nlp"
             )
         code = find_changed_files(folder)
         said = dict(map(_parse_assignment, given))
@@ -145,20 +146,20 @@ class FlowerTuneProject:
             if key not in HONOURED and key not in LEFT_OUT:
                 raise ConfigError(f"FP1361 --set has no key {key!r}; {suggest_legal(key, (*HONOURED, *LEFT_OUT))}")
         values, ignored = _split_by_effect(found | said, ignore_code)
-        track = _track(track or str(values.get("task.name", "")), str(values["static.dataset.name"]), folder)
+        track = _choose_track(track or str(values.get("task.name", "")), str(values["static.dataset.name"]), folder)
         nodes = _count_supernodes(flower)
         return cls(folder, values, ignored, code, track, clients or nodes or TRACKS[track][1])
 
     def config(self, rows: str, test: str | None = None, **chosen: Any) -> RunConfig:
-        """The run that the project describes.
+        """Return the settings of the run that the project describes.
 
         Args:
-            rows: a file, a folder or a hub's data set to take the rows from.
-            test: a file of test rows; None: some are held out.
-            chosen: settings beside those that the project makes.
+            rows: a file, a folder or a hub's data set with the examples.
+            test: a file of test examples; None: some examples are held out.
+            chosen: settings that override those of the project.
 
         Raises:
-            FedpeftError: there is no such model, or it is not known where its LoRA goes.
+            FedpeftError: there is no such model, or the layers for LoRA are unknown.
         """
         v, more = self.values, f", test={test!r}" if test else ""
         per_device, passes = (
@@ -179,7 +180,7 @@ class FlowerTuneProject:
             "local_work": f"steps({steps})" if steps > 0 else f"epochs({epochs})",
             "learning_rate": v["train.learning-rate-max"],
             "optimizer": self._format_optimizer(per_device if passes > 1 else 0),
-            "safeguard": "none",  # the template counts every step; and judging one takes as long as many
+            "safeguard": "none",  # the template keeps every step, and judging one takes as long as many steps
             "measure": f"validation(every={min(v['train.save-every-round'], v['num-server-rounds'])}, keep=last)",
         }
         return build_config(settings | chosen, str(self.folder))
@@ -189,8 +190,8 @@ class FlowerTuneProject:
         bits, dora = v["model.quantization"], bool(v.get("model.lora.use-dora"))
         if bits and dora:
             raise ConfigError(
-                "FP1362 model.lora.use-dora works on a base that is not quantized here; add --set "
-                "model.quantization=0, or leave DoRA out"
+                "FP1362 model.lora.use-dora needs a base that is not quantized; add --set model.quantization=0, or "
+                "leave DoRA out"
             )
         targets = v.get("model.lora.target-modules") or _find_default_targets(v["model.name"])
         where = "all" if targets == "all-linear" else repr(tuple(t.strip() for t in targets.split(",") if t.strip()))
@@ -221,7 +222,7 @@ def _get_table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _flatten_table(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
+    """Return nested tables as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         flat |= _flatten_table(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
@@ -229,7 +230,7 @@ def _flatten_table(table: Mapping[str, Any], before: str = "") -> dict[str, Any]
 
 
 def _parse_assignment(text: str) -> tuple[str, Any]:
-    """Key and value of KEY=VALUE; a value that is not TOML is a text."""
+    """Return key and value of KEY=VALUE; a value that is not TOML is a text."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key:
         raise ConfigError(f"FP1363 --set takes KEY=VALUE, such as train.seq-length=256, got {text!r}")
@@ -241,7 +242,11 @@ def _parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def _split_by_effect(found: Mapping[str, Any], ignore_code: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of honoured keys, and the others with the reason why they have no effect."""
+    """Return the values of keys that have an effect, and the other keys with the reason why they have none.
+
+    Raises:
+        ConfigError: a key is unknown, missing or has an illegal value.
+    """
     values, ignored = dict(DEFAULTS), {}
     for key, value in found.items():
         if key in HONOURED:
@@ -250,7 +255,7 @@ def _split_by_effect(found: Mapping[str, Any], ignore_code: bool) -> tuple[dict[
             if value not in ("", False, 0, 0.0) and (key, value) != (ARGUMENTS + "lr-scheduler-type", "constant"):
                 ignored[key] = LEFT_OUT[key]
         elif key.startswith(ARGUMENTS) and _is_argument(key.removeprefix(ARGUMENTS)):
-            ignored[key] = "local steps here have no such setting"
+            ignored[key] = "fedpeft's local steps have no such setting"
         elif ignore_code:
             ignored[key] = "only the project's own code reads it"
         else:
@@ -273,7 +278,11 @@ def _is_argument(name: str) -> bool:
 
 
 def _check_value(key: str, value: Any) -> Any:
-    """A value of the type that its key has, in its range."""
+    """Return the value in the type of its key.
+
+    Raises:
+        ConfigError: the type or the range is wrong.
+    """
     kind = HONOURED[key]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -294,20 +303,20 @@ def _check_value(key: str, value: Any) -> Any:
 
 
 def _find_default_targets(model: str) -> str:
-    """Where the `peft` library puts LoRA where nobody says: the templates don't."""
+    """Return the layers in which the `peft` library puts LoRA by default; the templates do not set them."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 
     kind = load_model_config(resolve_model(model)).model_type
     if kind not in USUAL:
         raise ModelError(
-            f"FP4080 the peft library has no usual target layers for models of the kind {kind!r}; name them: "
-            "--set model.lora.target-modules=q_proj,v_proj"
+            f"FP4080 the peft library has no default target layers for models of type {kind!r}; name them: --set "
+            "model.lora.target-modules=q_proj,v_proj"
         )
     return ",".join(USUAL[kind])
 
 
-def _track(named: str, dataset: str, folder: Path) -> str:
-    """The track: as named, by its data set, or as the project's code calls it."""
+def _choose_track(named: str, dataset: str, folder: Path) -> str:
+    """Return the track that the user, the data set or the project's code names."""
     told = {_normalize_name(track): track for track in TRACKS} | {"nlp": "general_nlp", "general": "general_nlp"}
     if named:
         if _normalize_name(named) not in told:
@@ -320,7 +329,8 @@ def _track(named: str, dataset: str, folder: Path) -> str:
         if (task := TASK.search(_read_text(file))) and _normalize_name(task[1]) in told:
             return told[_normalize_name(task[1])]
     raise ConfigError(
-        f"FP1372 the data set {dataset} belongs to no track; say whose columns it has with --track: {', '.join(TRACKS)}"
+        f"FP1372 the data set {dataset} belongs to no track; give the track whose columns it has with --track: "
+        f"{', '.join(TRACKS)}"
     )
 
 
@@ -329,7 +339,7 @@ def _normalize_name(name: str) -> str:
 
 
 def _count_supernodes(flower: Mapping[str, Any]) -> int:
-    """Return how many clients a project of before Flower 1.26 names; 0: it does not."""
+    """Return the number of clients in a project for Flower before 1.26; 0: it has none."""
     federations = _get_table(flower, "federations")
     federation = _get_table(federations, str(federations.get("default", "")))
     nodes = _flatten_table(federation).get("options.num-supernodes", 0)
@@ -352,7 +362,7 @@ TEMPLATES = frozenset((
 
 
 def find_changed_files(folder: Path) -> tuple[str, ...]:
-    """The project's Python files that are none of the templates', by their path in it."""
+    """Return the project's Python files that differ from those of the templates, by their path in it."""
     return tuple(
         str(file.relative_to(folder))
         for file in _find_python_files(folder)
@@ -361,7 +371,10 @@ def find_changed_files(folder: Path) -> tuple[str, ...]:
 
 
 def compute_fingerprint(source: str, package: str) -> str:
-    """Of a file's code: without comments, blank lines and a docstring of one line, and the same for all tracks."""
+    """Return the fingerprint of a file's code, which is the same for all tracks.
+
+    It ignores comments, blank lines and a docstring of one line.
+    """
     lines = [line.rstrip() for line in source.splitlines()]
     lines = [line for line in lines if line and not line.lstrip().startswith("#")]
     if lines and re.fullmatch(r'"""[^"]*"""', lines[0]):
@@ -371,7 +384,7 @@ def compute_fingerprint(source: str, package: str) -> str:
 
 
 def _find_python_files(folder: Path) -> list[Path]:
-    """Those of the project, not of environments or hidden folders in it."""
+    """Return the project's own Python files, without those of environments or hidden folders in it."""
     files = []
     for file in sorted(folder.rglob("*.py")):
         inside = file.relative_to(folder).parts[:-1]

@@ -1,4 +1,4 @@
-"""The page that `--help` shows: flags in groups, with their defaults, legal values and meaning, on two screens."""
+"""The page of `--help`: flags in groups, with their defaults, legal values and meaning, on two screens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from fedpeft.config import GROUPS, RunConfig
 
 WIDTH, COLUMN = 120, 36
-"""Characters of a line, and where meanings begin."""
+"""Characters of a line, and the column in which meanings begin."""
 
 ASKED = ("-h", "--help")
 
@@ -23,13 +23,13 @@ def is_help_requested(arguments: Sequence[str]) -> bool:
 def format_page(
     usage: str, about: str, options: Mapping[str, str], hidden: Collection[str] = (), more: type | None = None
 ) -> str:
-    """The page.
+    """Return the text of the page.
 
     Args:
         usage: the command.
-        about: what it does.
-        options: those of the command itself, and their meaning.
-        hidden: settings of a run that mean nothing here.
+        about: its purpose.
+        options: options of the command itself, with their meaning.
+        hidden: settings of a run that have no effect here.
         more: a dataclass of further options.
     """
     lines = [f"usage: {usage}", "", about, ""]
@@ -39,12 +39,12 @@ def format_page(
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     for name, members in GROUPS.items():
         lines += _format_group(name, [_format_row(fields[member]) for member in members if member not in hidden])
-    lines += ["", "python -m fedpeft.describe NAME says more: of a flag, such as strategy, or a part, such as krum."]
+    lines += ["", "python -m fedpeft.describe NAME explains a flag, such as strategy, or a part, such as krum."]
     return "\n".join(lines)
 
 
 def _format_row(field: dataclasses.Field[Any]) -> tuple[str, str]:
-    """A flag with its default, and its meaning with what is legal."""
+    """Return a flag with its default, and its meaning with the legal values."""
     choices, default = field.metadata["bounds"].choices, field.default
     flag = "--" + field.name.replace("_", "-")
     legal = f" ({', '.join(map(str, choices))})" if choices else ""
@@ -54,7 +54,7 @@ def _format_row(field: dataclasses.Field[Any]) -> tuple[str, str]:
 
 
 def _format_group(name: str, rows: Sequence[tuple[str, str]]) -> list[str]:
-    """A group's lines: its name, and a flag in each row, with its meaning beside it."""
+    """Return a group's lines: its name, and a row for each flag, with its meaning beside it."""
     lines = [f"{name}:"] if rows else []
     for flag, meaning in rows:
         first, *others = textwrap.wrap(meaning, WIDTH - COLUMN)

@@ -1,4 +1,4 @@
-"""What a user can do after a command: commands with this run's folder in them, to be pasted."""
+"""The commands that a user can run next, with this run's folder in them, to be pasted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fedpeft.machine.terminal import Console
 from fedpeft.reporting.finished_run import FinishedRun
 
 CODE = re.compile("`([^`]*)`")
-"""What stands in backticks, in a sentence of a model card."""
+"""Code in backticks, in a sentence of a model card."""
 
 CLASSES = re.compile(r"(?<![.\w])(?:AutoModel\w*|BitsAndBytesConfig)")
-"""Classes of transformers that a line of Python calls by their names alone."""
+"""Classes of transformers that a line of Python uses without the module's name."""
 
 
 def say_next(folder: Path, console: Console) -> None:
-    """Print what can be done with a finished run; nothing if its folder can't be read."""
+    """Print the next commands for a finished run; nothing if its folder can't be read."""
     with suppress(FedpeftError):
         lines = list_next_commands(FinishedRun.read(folder))
         say_lines("next:", lines, console)
@@ -65,7 +65,7 @@ def format_loading_lines(told: str, run: FinishedRun, output: Path) -> tuple[str
     """Return how an export is loaded: a clause about it, and the lines to paste.
 
     Args:
-        told: as a model card says it, with words in the place of paths
+        told: the text of a model card, with placeholders for paths
             (`fedpeft.reporting.exports.model_card.describe_loading`).
         run: the finished run.
         output: the folder of the export.
@@ -82,7 +82,7 @@ def format_loading_lines(told: str, run: FinishedRun, output: Path) -> tuple[str
         "-m BASE.gguf": f"-m {shlex.quote(str(base))}" if base.is_file() else "-m BASE.gguf",
     }
     lines = CODE.search(told)
-    assert lines is not None, "a card says how a model is loaded"
+    assert lines is not None, "a card contains the code that loads a model"
     rest = CODE.sub(lambda found: found[0] if found.start() != lines.start() else "", told).strip(" ;,")
     code = lines[1]
     for word, place in places.items():

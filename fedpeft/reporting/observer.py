@@ -1,4 +1,4 @@
-"""What is known of a run while it goes on: evaluations, finished rounds, and who is told of them."""
+"""Observers of a run in progress, with the evaluations and finished rounds that they receive."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Metrics:
-    """What an evaluation found: mean loss per prediction and share of correct ones.
+    """The result of an evaluation.
 
-    Where clients have models of their own, means over clients; `worst_accuracy` is that of the worst tenth of them.
-    `predictions` is how many there were, about one a row; 0: not known.
+    If clients have models of their own, the values are means over clients.
+
+    Attributes:
+        loss: mean loss per prediction.
+        accuracy: share of correct predictions.
+        worst_accuracy: accuracy of the worst tenth of the clients; None: clients share one model.
+        predictions: number of predictions, about one per example; 0: unknown.
     """
 
     loss: float
@@ -26,20 +31,24 @@ class Metrics:
 
 
 LARGEST_LOSS = 700.0
-"""Nats a token whose perplexity is still a number."""
+"""The largest loss, in nats per token, whose perplexity is finite."""
 
 
 def compute_perplexity(loss: float) -> float:
-    """exp of a loss in nats a token; of one beyond `LARGEST_LOSS`, which only diverged runs have, that of it."""
+    """Return exp of a loss in nats per token; losses above `LARGEST_LOSS` count as `LARGEST_LOSS`.
+
+    Only diverged runs have such losses.
+    """
     return math.exp(min(loss, LARGEST_LOSS))
 
 
 def get_main_metric(metric: str, loss: float | None, accuracy: float | None) -> tuple[str, float | None]:
-    """What a run is judged by, as its users call it, and its value; None: it is not known, or no number.
+    """Return the main metric of a run, with spaces in its name, and its value; None: unknown, or not a number.
 
     Args:
-        metric: the task's (`fedpeft.models.task.Task.metric`).
-        loss, accuracy: as `Metrics` and `RoundResult` have them.
+        metric: the task's metric (`fedpeft.models.task.Task.metric`).
+        loss: loss of `Metrics` or `RoundResult`.
+        accuracy: accuracy of `Metrics` or `RoundResult`.
     """
     name, value = metric.replace("_", " "), accuracy
     if metric == "perplexity":
@@ -49,18 +58,32 @@ def get_main_metric(metric: str, loss: float | None, accuracy: float | None) -> 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A finished round: what `rounds.jsonl` holds a line of.
+    """A finished round: one line of `rounds.jsonl`.
 
-    Losses are means over the cohort's rows; bytes are the lengths of real payloads; `update_norm` is the norm of the
-    adapter's step, `base_norm` that of what went into the base; `seconds` includes evaluation, `training_seconds` does
-    not. `aggregation_seconds` is the server's own time, from decoding to the next global state; `aggregation_error` is
-    defined in `fedpeft.aggregation.exactness` (None: not for this adapter). `learning_rate` is the clients' of the
-    round; a step that the safeguard has `undone` counts for nothing but what it has cost. `cancelled_share` and
-    `sign_conflict` are defined in `fedpeft.trust.disagreement` (None: nobody looked). `joules` and `grams` are the
-    clients', `measured_joules` what the server's machine has used meanwhile (None: nobody counts).
-
-    Where a cohort is secret its size is, too: then `clients` is the expected number, bytes are those that as many would
-    have sent and been sent, nothing counts as rejected, and times are not told.
+    Attributes:
+        round: the round, from 1; 0 for the preparation.
+        clients: clients in the round, also those whose updates were left out; the expected number if the cohort is
+            secret.
+        rejected: clients whose updates were left out; 0 if the cohort is secret.
+        train_loss: mean training loss over the cohort's examples.
+        loss: mean validation loss per prediction; None: the round has no evaluation.
+        accuracy: validation accuracy; None: the round has no evaluation.
+        uplink_bytes: lengths of the payloads from the clients; those of the expected number if the cohort is secret.
+        downlink_bytes: lengths of the payloads to the clients; those of the expected number if the cohort is secret.
+        update_norm: norm of the adapter's step.
+        training_seconds: time without evaluation; None: the cohort is secret.
+        seconds: time with evaluation; None: the cohort is secret.
+        base_norm: norm of what went into the base.
+        worst_accuracy: accuracy of the worst tenth of the clients, if clients have models of their own.
+        aggregation_seconds: the server's own time, from decoding to the next global state; None: the cohort is secret.
+        aggregation_error: see `fedpeft.aggregation.exactness`; None: not defined for this adapter.
+        learning_rate: the clients' learning rate in the round.
+        undone: whether the safeguard has undone the step; then only its costs count.
+        cancelled_share: see `fedpeft.trust.disagreement`; None: not measured.
+        sign_conflict: see `fedpeft.trust.disagreement`; None: not measured.
+        joules: energy of the clients; None: not measured.
+        grams: grams of CO2 of the clients; None: not measured.
+        measured_joules: energy that the server's machine has used in the round; None: not measured.
     """
 
     round: int
@@ -87,9 +110,9 @@ class RoundResult:
     measured_joules: float | None = None
 
     def hide_cohort(self, expected: int) -> RoundResult:
-        """What may be told where the cohort is a secret, and `expected` clients are in one on average.
+        """Return the public part of a round with a secret cohort, which has `expected` clients on average.
 
-        Bytes are the caller's: what so many would have sent.
+        The caller sets the bytes, to those of that many clients.
         """
         return replace(
             self, clients=expected, rejected=0, training_seconds=None, seconds=None, aggregation_seconds=None
@@ -97,44 +120,44 @@ class RoundResult:
 
 
 class Observer(Protocol):
-    """Is told how a run goes on."""
+    """An observer of a run's progress."""
 
-    def started(self, rounds: int, done: int) -> None:
-        """Before the first round that is still to do."""
+    def begin_rounds(self, rounds: int, done: int) -> None:
+        """Begin the rounds, of which `done` are done already."""
 
     def client_done(self, phase: str, done: int, total: int) -> None:
-        """So many of the clients that are asked for a phase ("prepare" or "train") have answered; first none."""
+        """Report how many clients of a phase ("prepare" or "train") have answered; the first call reports none."""
 
-    def doing(self, part: str = "") -> None:
-        """A part of the running round, or of what comes before the first, begins; no name: clients are at work."""
+    def begin_part(self, part: str = "") -> None:
+        """Begin a part of the running round, or of the work before round 1; an empty name: clients are at work."""
 
     def round_done(self, result: RoundResult) -> bool | None:
-        """A round is finished and recorded; True: it shall be the last one."""
+        """Report a finished and recorded round; return True to stop the run."""
 
     def say(self, text: str) -> None:
-        """Something that the user should know."""
+        """Report a message for the user."""
 
 
 class RunObserver(Observer, Protocol):
-    """Is also told about the work before the rounds and after them."""
+    """An observer that also follows the work before the rounds and after them."""
 
     def phase(self, name: str, total: int) -> None:
-        """A phase of `total` steps begins; of 0: others are waited for."""
+        """Begin a phase of `total` steps; 0: a wait for others."""
 
     def enter(self, name: str, total: int = 1) -> None:
-        """A phase of `total` steps begins that has no line of its own, unless it takes long."""
+        """Begin a phase of `total` steps that gets no line of its own, unless it takes long."""
 
     def advance(self, steps: int = 1) -> None:
-        """Steps of the phase are done."""
+        """Count finished steps of the phase."""
 
 
 def announce_validation(observer: Observer, work: Callable[P, T] | None) -> Callable[P, T] | None:
-    """`work`, with a word to the observer whenever it begins; None: there is none."""
+    """Return `work` so that it first reports to the observer; None: there is no work."""
     if work is None:
         return None
 
-    def told(*given: P.args, **named: P.kwargs) -> T:
-        observer.doing("validation")
+    def announce_and_work(*given: P.args, **named: P.kwargs) -> T:
+        observer.begin_part("validation")
         return work(*given, **named)
 
-    return told
+    return announce_and_work

@@ -1,4 +1,4 @@
-"""The picture of a data set before a run: how long its rows are, and how its classes would lie on clients."""
+"""A plot of a data set before a run: the lengths of its examples, and the distribution of its classes over clients."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-"""Okabe and Ito's, which colour-blind eyes tell apart; of the most frequent classes."""
+"""Colors of the most frequent classes, by Okabe and Ito: distinguishable with color blindness."""
 
 OTHERS = "#999999"
 SHOWN = 60
-"""Clients in the picture at most: evenly drawn from all, sorted by rows."""
+"""The most clients in the plot, taken evenly from all, sorted by number of examples."""
 
 
 def draw(
@@ -30,7 +30,7 @@ def draw(
     tokens: int,
     unit: str = "tokens",
 ) -> None:
-    """Draw lengths (rows,) in `unit`, where they are known, and the partition of `rows` to `path` (SVG, PNG or PDF)."""
+    """Draw lengths (rows,) in `unit`, if they are known, and the partition of `rows` to `path` (SVG, PNG or PDF)."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -44,7 +44,7 @@ def draw(
 
 
 def compute_bin_edges(lengths: np.ndarray, reach: int) -> np.ndarray:
-    """Edges (at most 42) of bins that hold equally many whole numbers, as wide as can be seen up to `reach`."""
+    """Return edges (at most 42) of bins with equally many whole numbers each, as wide as is visible up to `reach`."""
     low, high = int(lengths.min()), int(lengths.max())
     width = -(-(max(high, reach) - low + 1) // 40)
     return np.arange(low, high + width + 1, width) - 0.5

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: its phases, one after another, and a line where one has been silent for long."""
+"""The phases of a run with their times, and a line if a phase has been silent for long."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Callable
 from typing import Self
 
 SILENCE = 8.0
-"""Seconds after which a line says what is being done, where nothing else does."""
+"""Seconds without output after which a line reports the running phase."""
 
 
 class Phases:
-    """What a run is doing, and how long each phase has taken; one that comes again goes on with its time.
+    """The running phase, and the time of each phase; a phase that returns adds to its time.
 
     Args:
-        clock: seconds since anything.
+        clock: returns seconds since any point in time.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start without a phase."""
         self._clock = clock
         self._finished: dict[str, float] = {}
         self._name = self._part = ""
@@ -26,7 +27,7 @@ class Phases:
         self._done = self._total = 0
 
     def enter(self, name: str, total: int = 0) -> None:
-        """The phase before ends, and one of `total` steps begins (0: nobody counts them)."""
+        """End the running phase, and begin one of `total` steps (0: unknown)."""
         now = self._clock()
         if self._name:
             self._finished[self._name] = self._finished.get(self._name, 0.0) + now - self._entered
@@ -34,39 +35,40 @@ class Phases:
         self._part, self._began, self._done = "", now, 0
 
     def part(self, name: str) -> None:
-        """A part of the phase begins, which is told of by its own name; its time is the phase's."""
+        """Begin a part of the phase, which has its own name; its time counts for the phase."""
         self._part, self._began, self._done, self._total = name, self._clock(), 0, 0
 
     def reach(self, done: int, total: int) -> None:
-        """So many steps of the phase, or of its part, are done."""
+        """Set how many steps of the phase, or of its part, are done."""
         self._done, self._total = done, total
 
     def advance(self, steps: int) -> None:
-        """More steps of the phase are done."""
+        """Count finished steps of the phase."""
         self._done += steps
 
     @property
     def name(self) -> str:
-        """Of the running phase; empty: nothing has begun."""
+        """The name of the running phase; empty: nothing has begun."""
         return self._name
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Of each phase, in the order of their beginnings; the running one until now."""
+        """The seconds of each phase so far, in the order of their beginnings."""
         running = self._clock() - self._entered
         told = dict(self._finished)
         return told | ({self._name: told.get(self._name, 0.0) + running} if self._name else {})
 
     def __str__(self) -> str:
-        """The running phase, or its part, how far it is, and since when it runs."""
+        """Return the running phase or its part, its progress, and its time."""
         of = f" {self._done} of {self._total}," if self._total > 1 else ""
         return f"{self._part or self._name or 'working'}:{of} {self._clock() - self._began:.0f} s"
 
 
 class Heartbeat:
-    """Calls `beat` whenever nothing else has happened for `silence` seconds; `heard` says that something has."""
+    """A thread that calls `beat` whenever nothing else has happened for `silence` seconds; `reset` reports an event."""
 
     def __init__(self, beat: Callable[[], None], silence: float) -> None:
+        """Prepare the thread, which starts with the context."""
         self._beat = beat
         self._silence = silence
         self._last = time.monotonic()
@@ -74,16 +76,18 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
+        """Start the thread."""
         self.reset()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop the thread."""
         self._ended.set()
         self._thread.join()
 
     def reset(self) -> None:
-        """Something has been said."""
+        """Restart the silence, because something was printed."""
         self._last = time.monotonic()
 
     def _watch(self) -> None:

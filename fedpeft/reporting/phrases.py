@@ -1,4 +1,4 @@
-"""What lines of a run are made of: numbers with nouns, and phrases that a terminal does not break."""
+"""The parts of a run's lines: numbers with nouns, and phrases that a terminal does not break."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def count_of(number: int, noun: str) -> str:
 
 
 def break_between_phrases(text: Text, width: int) -> Text:
-    """Return a text with line ends between phrases, so that no value is apart from its unit.
+    """Return a text with line ends between phrases, so that a value and its unit stay together.
 
     Args:
-        text: in one line or several.
+        text: one or several lines.
         width: columns of the terminal. A phrase that is longer stays whole here, and the terminal breaks it.
     """
     lines: list[Text] = []

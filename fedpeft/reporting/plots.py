@@ -1,4 +1,4 @@
-"""The picture of one run: accuracy and loss per round."""
+"""The plots of one run: accuracy and loss per round, and accuracy per task."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ REFERENCES = (
     ("baseline_accuracy", "frozen linear probe, test rows", "#D55E00", "--"),
     ("centralised_accuracy", "pooled data, test rows", "#009E73", ":"),
 )
-"""Keys of the summary, and how their lines are called and drawn."""
+"""Keys of the summary, with the label, color and style of their lines."""
 
 
 def plot_rounds(path: Path, rounds: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    """Draw `plot_run` the rounds to `path` (SVG or PNG), whatever was there.
+    """Draw `plot_run` of the rounds to `path` (SVG or PNG), and replace an existing file.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     _write(path, plot_run(rounds, summary))
 
 
 def plot_tasks(path: Path, tasks: Mapping[str, Any]) -> None:
-    """Draw `plot_task_curves` to `path` (SVG or PNG), whatever was there.
+    """Draw `plot_task_curves` to `path` (SVG or PNG), and replace an existing file.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     _write(path, plot_task_curves(tasks))
 
@@ -49,16 +49,17 @@ def _write(path: Path, figure: Any) -> None:
 
 
 TASK_PANELS = (("accuracy", "all classes compete"), ("accuracy_known_task", "task known"))
-"""Matrices of `fedpeft.reporting.task_measures`, and what stands above them."""
+"""Matrices of `fedpeft.reporting.task_measures`, with their titles."""
 
 LONGEST_NAME = 18
-"""Characters of a task's name in a picture."""
+"""The most characters of a task's name in a plot."""
 
 
 def plot_task_curves(tasks: Mapping[str, Any]) -> Any:
-    """Task by time: the accuracy (%) on each task's validation rows at the start and after each task's last round.
+    """Plot tasks against time: the accuracy (%) on each task's validation examples, at the start and after each task.
 
-    `tasks` is what summary.json has under this name.
+    Args:
+        tasks: the section `tasks` of summary.json.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -84,16 +85,18 @@ def plot_task_curves(tasks: Mapping[str, Any]) -> Any:
 
 
 def plot_run(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
-    """The validation curve and the losses of `rounds`, with the reference lines, as a figure of matplotlib.
+    """Plot the validation curve and the losses, with the reference lines, as a figure of matplotlib.
 
-    `rounds` are the lines of rounds.jsonl; references come from the summary where they are known.
+    Args:
+        rounds: the lines of rounds.jsonl.
+        summary: the content of summary.json, from which known references come.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     class Shown(Figure):
-        """A figure that notebooks show: they know by themselves only those that pyplot has made."""
+        """A figure that notebooks show; otherwise they show only figures of pyplot."""
 
         def _repr_png_(self) -> bytes:
             drawn = BytesIO()

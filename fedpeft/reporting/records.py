@@ -1,4 +1,4 @@
-"""The files of a run: one JSON line per round and per client, written once a round is safe; a summary at the end."""
+"""The record files of a run: one JSON line per round and client, written once a round is safe; a summary at the end."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from fedpeft.machine.json_values import convert_to_plain
 
 LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl", "tasks.jsonl", "evaluations.jsonl", "hooks.jsonl")
 CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl", "hooks.jsonl", "made_of.json")
-"""In runs with privacy, or of real clients, these have mode 0600: they say who took part, or on what, which epsilon
-does not cover."""
+"""Files with mode 0600 in runs with privacy or real clients.
+
+They contain who took part, or with which examples, which epsilon does not cover.
+"""
 
 
 class Records:
-    """The record files in one run's folder; of a `private` run, others can't read those that are confidential."""
+    """The record files in one run's folder; in a `private` run, others can't read the confidential ones."""
 
     def __init__(self, folder: Path, private: bool = False) -> None:
+        """Hold the folder; open nothing."""
         self.folder = folder
         self.private = private
 
@@ -45,10 +48,10 @@ class Records:
         return self.private and name in CONFIDENTIAL
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a file; a last line that a kill cut short is left out.
+        """Return the lines of a file, without a last line that a kill cut short.
 
         Raises:
-            RunError: a line is not what was written, or the file can't be read.
+            RunError: a line is damaged, or the file can't be read.
         """
         path = self.folder / name
         if not path.exists():
@@ -57,7 +60,7 @@ class Records:
             lines = files.read(path).split(b"\n")
         except PermissionError as error:
             raise RunError(
-                f"FP5189 {path} may be read by its owner alone, who started the run: ask as that user"
+                f"FP5189 only its owner, who started the run, may read {path}; run the command as that user"
             ) from error
         except OSError as error:
             raise RunError(
@@ -71,16 +74,16 @@ class Records:
                 entry = None
             if not isinstance(entry, dict):
                 raise RunError(
-                    f"FP5191 line {number} of {path} is damaged: it is no JSON object; remove it, or start a new run"
+                    f"FP5191 line {number} of {path} is damaged: it is not a JSON object; remove it, or start a new run"
                 )
             found.append(entry)
         return found
 
     def sync(self) -> None:
-        """Bring all lines to the disk.
+        """Sync all lines to the disk.
 
         Raises:
-            RunError: it is full or can't be written.
+            RunError: the disk is full or can't be written.
         """
         for name in LINES:
             path = self.folder / name
@@ -91,11 +94,11 @@ class Records:
             files.sync(self.folder)
 
     def get_offsets(self) -> dict[str, int]:
-        """The lengths of the line files, in bytes."""
+        """Return the lengths of the line files, in bytes."""
         return {n: (self.folder / n).stat().st_size for n in LINES if (self.folder / n).exists()}
 
     def cut(self, offsets: dict[str, int]) -> None:
-        """Cut the line files back to what they were.
+        """Truncate the line files to earlier lengths.
 
         Raises:
             RunError: one of them has lost lines.
@@ -103,19 +106,19 @@ class Records:
         for name in LINES:
             path, length = self.folder / name, offsets.get(name, 0)
             if path.exists() and not path.is_file():
-                raise RunError(f"FP5192 {path} is no file any more; put the file back, or start a new run")
+                raise RunError(f"FP5192 {path} is not a file any more; put the file back, or start a new run")
             size = path.stat().st_size if path.exists() else 0
             if size < length:
                 raise RunError(
-                    f"FP5193 {path} has {size} bytes, and the checkpoint knows {length}: lines are lost; put the file "
-                    "back, or start a new run"
+                    f"FP5193 {path} has {size} bytes, and {length} when the checkpoint was written: lines are lost; "
+                    "put the file back, or start a new run"
                 )
             if path.exists():
                 with raise_write_errors(path):
                     os.truncate(path, length)
 
     def write(self, name: str, text: str) -> None:
-        """Write a whole file, or leave the one that is there.
+        """Write a whole file, or leave the existing one.
 
         Raises:
             RunError: the disk is full or can't be written.

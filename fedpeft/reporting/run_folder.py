@@ -1,4 +1,7 @@
-"""A run's folder: new, or that of a run to continue; locked against other processes, gone if nothing was trained."""
+"""The folder of a run: a new one, or that of a run to resume; locked against other processes.
+
+It is removed again if nothing was trained.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ from fedpeft.wiring import early_checks
 
 
 def load_default_settings(file: Path | None, resume: Path | None) -> RunConfig:
-    """The configuration that flags override: that of the run to resume, of the TOML file, or the defaults.
+    """Return the settings that flags override: those of the run to resume, of the TOML file, or the defaults.
 
     Raises:
-        ConfigError: the file says something wrong, or both are given.
+        ConfigError: the file has a wrong setting, or both are given.
         RunError: there is no run in the folder `resume`.
     """
     if resume is not None:
@@ -43,10 +46,11 @@ def load_default_settings(file: Path | None, resume: Path | None) -> RunConfig:
 def resolve_settings(
     run: RunConfig, default: RunConfig, output: Path | None, resume: Path | None
 ) -> tuple[RunConfig, Path]:
-    """The checked configuration, and the run's folder: the one to resume, `output`, or a new one under runs/.
+    """Return the checked settings, and the run's folder: the one to resume, `output`, or a new one under runs/.
 
     Raises:
-        ConfigError, RunError: settings or folders that can't be used.
+        ConfigError: a setting is wrong.
+        RunError: a folder can't be used, or a resumed run gets other settings.
     """
     config = build_config(dataclasses.asdict(run), "the command line")
     if resume is not None:
@@ -71,16 +75,20 @@ def resolve_settings(
 
 
 def _is_unused(folder: Path) -> bool:
-    """Return whether a folder holds nothing, or what a run leaves that was killed before its config.toml was there."""
+    """Return whether a folder is empty, or has only files of a run that was killed before it wrote config.toml."""
     return all(f.name in (".lock", "serve.jsonl", "roster.json") or f.suffix == ".partial" for f in folder.iterdir())
 
 
 def refuse_file(folder: Path) -> None:
-    """RunError where there is a file in the place of the `folder` to write to."""
+    """Reject a `folder` to write to if there is a file in its place.
+
+    Raises:
+        RunError: there is a file, or the name is not a legal one.
+    """
     try:
         taken = folder.lstat() is not None and not folder.is_dir()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return  # `make_folder` says what is the matter
+        return  # `make_folder` raises the error
     except (OSError, ValueError) as error:  # a name of too many bytes, or with a NUL
         reason = error.strerror if isinstance(error, OSError) else error
         raise RunError(f"FP5179 {str(folder)[:60]!r} can't name a folder: {reason}; give another --output") from None
@@ -89,10 +97,10 @@ def refuse_file(folder: Path) -> None:
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
-    """The configuration with the files and folders that it names written absolutely: it holds wherever it is read.
+    """Return the settings with absolute paths of files and folders, so that they hold from everywhere.
 
     Raises:
-        ConfigError: unknown data set.
+        ConfigError: the data set is unknown.
     """
     from fedpeft.models.base_model import find_local_folder
 
@@ -106,11 +114,17 @@ def resolve_paths(config: RunConfig) -> RunConfig:
 
 
 def replace_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
-    """The configuration with the files and folders changed that it names beside the model: those of the rows, in the
-    order of their text, then those of measurements and hooks, then the file of clients.
+    """Return the settings with changed files and folders, except the model's.
+
+    The order is: those of the examples, in the order of their text; those of measurements and hooks; the file of
+    clients.
+
+    Args:
+        config: the settings.
+        path: returns the new path.
 
     Raises:
-        ConfigError: unknown data set.
+        ConfigError: the data set is unknown.
     """
     return dataclasses.replace(
         config,
@@ -122,60 +136,72 @@ def replace_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
 
 
 def _replace_measure_paths(family: Family[Any], text: str, path: Callable[[str], str]) -> str:
-    """Return the text of several parts of a family, joined by +, with the files and folders changed that they name."""
+    """Return the text of several parts of a family, joined by +, with changed files and folders."""
     parts = split_outside_parentheses(text, "+")
     changed = [family.replace_paths(part, path) if part else part for part in parts]
     return text if changed == parts else " + ".join(changed)
 
 
 SERVERS_OPTIONS = "serve.toml"
-"""What a folder of `python -m fedpeft.serve` holds beside a simulation's files."""
+"""A file in folders of `python -m fedpeft.serve` that simulations do not have."""
 
 
 SEARCHS_JOURNAL = "search.journal"
-"""What a folder of `python -m fedpeft.tune` holds."""
+"""A file in folders of `python -m fedpeft.tune`."""
 
 GIVEN_UP = "given_up.txt"
-"""What the folder of a search's trial holds that has not passed a rung."""
+"""A file in the folder of a search's trial that has not passed a rung."""
 
 
 def describe_unfinished(folder: Path) -> str:
-    """A sentence about the run in `folder`, which has no results: what continues it, or why nothing does."""
+    """Return a sentence on how to continue the run in `folder`, which has no results, or why that is impossible."""
     if (folder / GIVEN_UP).is_file():
         anew = shlex.quote(str(folder.with_suffix(".toml")))
         return (
-            f"FP5181 {folder} holds a trial that its search gave up at a rung; take one that has finished, or train it "
-            f"whole: python -m fedpeft.simulate {anew}"
+            f"FP5181 {folder} holds a trial that its search stopped at a rung; take a finished one, or train it "
+            f"completely: python -m fedpeft.simulate {anew}"
         )
     return f"FP5182 {folder} holds an unfinished run; continue it with: {resume_command(folder)}"
 
 
 def resume_command(folder: Path) -> str:
-    """What continues the run in `folder`, for a shell: a server's goes on as a server."""
+    """Return the command that continues the run in `folder`; a server continues as a server."""
     module = "serve" if (folder / SERVERS_OPTIONS).exists() else "simulate"
     return f"python -m fedpeft.{module} --resume {shlex.quote(str(folder))}"
 
 
 def refuse_simulations_run(folder: Path) -> None:
-    """RunError where `folder` is a simulation's, which has no clients to wait for."""
+    """Reject the run of a simulation, which has no clients to wait for.
+
+    Raises:
+        RunError: the folder is a simulation's.
+    """
     begun = (folder / "config.toml").is_file()
     if begun and not any((folder / name).exists() for name in (SERVERS_OPTIONS, "serve.jsonl")):
         raise RunError(
-            f"FP5183 {folder} is the run of a simulation, not of a server; it goes on with: {resume_command(folder)}"
+            f"FP5183 {folder} is the run of a simulation, not of a server; continue it with: {resume_command(folder)}"
         )
 
 
 def refuse_servers_run(folder: Path) -> None:
-    """RunError where `folder` is a server's, whose clients' rows are not here."""
+    """Reject the run of a server, whose clients hold the examples.
+
+    Raises:
+        RunError: the folder is a server's.
+    """
     if (folder / SERVERS_OPTIONS).exists():
         raise RunError(
-            f"FP5184 {folder} is the run of a server, and its rows have stayed with the clients; it goes on with: "
+            f"FP5184 {folder} is the run of a server, whose clients hold the examples; continue it with: "
             f"{resume_command(folder)}"
         )
 
 
 def make_folder(folder: Path) -> None:
-    """Make the run's folder, or RunError."""
+    """Create the run's folder.
+
+    Raises:
+        RunError: it can't be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -186,7 +212,10 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def remove_on_error(folder: Path, kept: Callable[[], bool]) -> Iterator[None]:
-    """Removes a new run's folder again, empty or missing before, where an error comes and nothing in it is `kept`."""
+    """Remove a new run's folder after an error, unless something in it is `kept`.
+
+    A folder is new if it was missing or empty before.
+    """
     new = not folder.exists() or not any(folder.iterdir())
     try:
         yield
@@ -198,21 +227,21 @@ def remove_on_error(folder: Path, kept: Callable[[], bool]) -> Iterator[None]:
 
 @contextmanager
 def lock_folder(folder: Path, lock: str = ".lock", taken: str = "") -> Iterator[None]:
-    """Keep a folder, a run's where nothing else is said, from a second process that would write there, too.
+    """Lock a folder, by default a run's, against a second process that would write there, too.
 
     Args:
-        folder: exists.
-        lock: name of the file by which processes know of each other.
-        taken: what is said where another is there already.
+        folder: an existing folder.
+        lock: name of the lock file.
+        taken: the error if another process has the lock; empty: that of a run.
 
     Raises:
-        RunError: another is, or the folder can't be written or locked.
+        RunError: another process has the lock, or the folder can't be written or locked.
     """
     held = FileLock(folder / lock)
     try:
         held.acquire(blocking=False)
     except Timeout:
-        told = taken or f"FP5186 another process is at work on the run in {folder}; wait for its end, or stop it"
+        told = taken or f"FP5186 another process works on the run in {folder}; wait for its end, or stop it"
         raise RunError(told) from None
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         reason = error.strerror if isinstance(error, OSError) else error

@@ -1,4 +1,4 @@
-"""What a run has come to and cost, simulated or real: what summary.json holds, and how it is shown."""
+"""The results and costs of a run, simulated or real: the content of summary.json, and its lines on the console."""
 
 from __future__ import annotations
 
@@ -26,36 +26,39 @@ if TYPE_CHECKING:
 
 TEST_ROWS, VALIDATION_ROWS = "global model, test rows", "global model, validation rows"
 OWN_ROWS, OWN_VALIDATION_ROWS = "mean over clients, own held-out rows", "mean over clients, own validation rows"
-"""What a simulation's accuracy is of: test rows, unless it is a trial of a search, or clients have their own models."""
+"""The examples of a simulation's accuracy.
+
+They are the test set, unless the run is a trial of a search, or clients have their own models.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How good the result is. Accuracies are 0 to 1, losses in nats per prediction; what was not measured is None.
+    """The quality of the result. Accuracies are 0 to 1, losses in nats per prediction; unmeasured values are None.
 
     Attributes:
-        metric: "accuracy", "perplexity", "skill" or "label_accuracy": what the run is judged by. What is called
-            accuracy below is then the skill of numbers (1 - mean squared error / deviation^2, at most 1), or the share
-            of right decisions over several labels.
-        accuracy, loss: of the kept state; NaN where there were no rows to measure on.
-        accuracy_of: whose they are; None: unknown.
-        perplexity: of language models, e to the loss.
+        metric: the main metric: "accuracy", "perplexity", "skill" or "label_accuracy". What is called accuracy below is
+            then the skill of numbers (1 - mean squared error / deviation^2, at most 1), or the share of right decisions
+            over several labels.
+        accuracy, loss: of the kept state; NaN if there were no examples to measure on.
+        accuracy_of: the examples of `accuracy`; None: unknown.
+        perplexity: e to the loss, for language models.
         kept_round: the round whose state was kept; 0: the start.
-        validation_loss, validation_accuracy: of the best state, where it is kept; None: the last is (rounds.jsonl).
-        worst_accuracy: mean of the worst tenth of the clients, on their own rows.
-        shared_accuracy: of the global model, where `accuracy` is that of clients' own rows.
+        validation_loss, validation_accuracy: of the best state, if it is kept; None: the last state is (rounds.jsonl).
+        worst_accuracy: mean of the worst tenth of the clients, on their own examples.
+        shared_accuracy: of the global model, if `accuracy` is that of clients' own examples.
         accuracy_by_base: on a base in each precision that clients hold.
         last_accuracy, last_loss: of the last round's state.
         baseline_accuracy: of the linear probe of the frozen base.
         private_probe_accuracy: of one release with the whole privacy budget and no training.
-        alone_accuracy: of the same adapter on the rows of single clients, the mean over those that were asked for.
-        centralised_accuracy, centralised_loss, centralised_learning_rate: of the same adapter on the pooled rows.
-        calibration_error, calibration_error_scaled, temperature: of the test rows, as they are and after scaling.
+        alone_accuracy: mean over clients that trained the same adapter alone.
+        centralised_accuracy, centralised_loss, centralised_learning_rate: of the same adapter on the pooled examples.
+        calibration_error, calibration_error_scaled, temperature: on the test set, before and after scaling.
         forgetting: a second task before and after, see `fedpeft.simulation.forgetting.Forgetting`.
-        retrieval: of pairs, see `fedpeft.simulation.retrieval.measure_retrieval`.
+        retrieval: scores of pairs, see `fedpeft.simulation.retrieval.measure_retrieval`.
         membership_auc: of membership inference, the mean over clients; 0.5 is guessing.
-        membership_auc_worst: the same, of the client that gives most away.
-        membership_auc_worst_by_chance: the worst if nobody gave anything away: of many small clients far above 0.5.
+        membership_auc_worst: the same, of the client that reveals most.
+        membership_auc_worst_by_chance: the worst if no client revealed anything; with many small clients far above 0.5.
         audit_epsilon, audit_epsilon_one_run, audit_claimed, audit_passed: of the canary audit.
     """
 
@@ -94,22 +97,22 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What the run has cost, and on what. Bytes are the lengths of payloads, over all clients and resumes.
+    """The costs of the run. Bytes are the lengths of payloads, over all clients and resumes.
 
     Attributes:
-        task: a name out of `fedpeft.models.task.TASKS`.
-        rounds, clients, cohort: rounds that were run, clients there are, and those asked in a round.
-        parameters: trained and exchanged.
+        task: a name in `fedpeft.models.task.TASKS`.
+        rounds, clients, cohort: finished rounds, clients in all, and clients in a round.
+        parameters: number of trained and exchanged parameters.
         uplink_bytes, downlink_bytes: from and to the clients.
-        prepare_bytes: of the uplink, before round 1.
-        base_bytes: of frozen tensors that the strategy has sent to clients.
-        rejected, rejected_by_client: updates that were left out; whose is not told under privacy.
-        uplink_bytes_per_parameter: of updates; None: none was sent.
+        prepare_bytes: part of the uplink before round 1.
+        base_bytes: frozen tensors that the strategy has sent to clients.
+        rejected, rejected_by_client: updates that were left out; None by client under privacy.
+        uplink_bytes_per_parameter: of updates; None: no update was sent.
         seconds_per_round: mean, over all resumes.
-        losses_corrected: whether clients' losses were corrected for the classes that they hold (label_shift); None:
-            nobody asked for it.
-        seed, versions, hardware: what it was run with.
-        epsilon, epsilon_median, dp_delta, noise_multiplier, privacy: what may be claimed, see
+        losses_corrected: whether clients' losses were corrected for their class shares (label_shift); None: the run did
+            not ask for it.
+        seed, versions, hardware: the seed, library versions and machine of the run.
+        epsilon, epsilon_median, dp_delta, noise_multiplier, privacy: the privacy claims, see
             `fedpeft.privacy.engine.PrivacyEngine.summary`; None: no protection.
     """
 
@@ -145,7 +148,7 @@ class Costs:
         protection: PrivacyEngine | None,
         fixed: Mapping[str, Any],
     ) -> Costs:
-        """Those of a run that has come to `progress`, on the hardware that `fixed` names."""
+        """Return the costs of a run up to `progress`, on the hardware that `fixed` names."""
         counters = progress.counters
         parameters = counters.uplink_parameters
         update_bytes = counters.uplink_bytes - counters.prepare_bytes
@@ -174,32 +177,36 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What summary.json holds, the groups' fields beside the others; a file has all keys, whoever wrote it.
+    """The content of summary.json, with the groups' fields in one level; a file has all keys, whoever wrote it.
 
     Attributes:
-        quality, costs: in two groups.
-        distinct_rows: rows that were trained on, all clients together; None: under privacy, where clients share rows,
-            or nobody says.
-        partition: how rows lay on the clients; None: only they know.
-        wire_received_bytes, wire_sent_bytes: of a server, with its messages' frames; None: nothing went over a wire,
-            or the cohort is secret.
+        quality: the quality of the result, a group of fields.
+        costs: the costs, a group of fields.
+        distinct_rows: distinct training examples, all clients together; None: under privacy, if clients share examples,
+            or unknown.
+        partition: statistics of the partition; None: only the clients know it.
+        wire_received_bytes: bytes that a server received, with its messages' frames; None: there was no wire, or the
+            cohort is secret.
+        wire_sent_bytes: bytes that a server sent, with its messages' frames; None: there was no wire, or the cohort is
+            secret.
         refused: calls that the server has refused; None: there was no server.
-        seconds, resumed: of the whole command, or since a resume, and whether there was one.
-        peak_memory_bytes: of all processes on this machine together; None: unknown.
-        sampled: whether the rows are only some of the data set's (`fedpeft.data.datasets.sample`).
-        template: of prompts, in which rows that are questions with answers are put; None: in the model's chat template,
-            as the data set's text says, or there are none.
-        phases: seconds of each phase of the command, in the order of their beginnings; None: nobody looked.
-        trust: what was asked of the result by `--measure`, by name (`docs/trust.md`); None: nothing.
-        hooks: sections of hooks of the round loop, by name; None: there is none.
-        tasks: how a sequence of them went (`fedpeft.reporting.task_measures`); None: there was one task.
-        targets: of classes, numbers, or several labels a row, on the test rows: the share of each class that is found,
-            errors and correlations, or F1 and average precision (`fedpeft.models.target_measures`), with those of the
-            frozen base's probe; None: there are none.
-        spans: precision, recall and F1 of whole spans of token labels on the test rows, together and by type
+        resumed: whether the run was resumed.
+        seconds: time of the whole command, or since a resume.
+        peak_memory_bytes: memory of all processes on this machine together; None: unknown.
+        sampled: whether the run used only some of the data set's examples (`fedpeft.data.datasets.sample`).
+        template: template of prompts for questions with answers; None: the model's chat template, the template in the
+            data set's text, or there are no questions.
+        phases: seconds of each phase of the command, in the order of their beginnings; None: not measured.
+        trust: sections of `--measure`, by name (`docs/trust.md`); None: there are none.
+        hooks: sections of hooks of the round loop, by name; None: there are none.
+        tasks: results of a sequence of tasks (`fedpeft.reporting.task_measures`); None: there was one task.
+        targets: test results on classes, numbers, or several labels per example, with those of the frozen base's probe.
+            They are the share of each class that is found, errors and correlations, or F1 and average precision
+            (`fedpeft.models.target_measures`). None: there are none.
+        spans: precision, recall and F1 of whole spans of token labels in the test set, together and by type
             (`fedpeft.simulation.span_scores`); None: there are none, or seqeval is missing.
-        captions: what is said of the images of the test rows, and how right it is (`fedpeft.simulation.captions`);
-            None: rows have none.
+        captions: captions of the images of the test set, with their scores (`fedpeft.simulation.captions`); None: there
+            are none.
     """
 
     quality: Quality
@@ -223,13 +230,13 @@ class Summary:
     captions: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Names and values, in one level."""
+        """Return names and values, in one level."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**vars(own.pop("quality")), **vars(own.pop("costs")), **own}
 
 
 def count_distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:
-    """Distinct rows that were trained on, all clients together, by the lines of clients.jsonl; None: not all say."""
+    """Count the distinct training examples of all clients in the lines of clients.jsonl; None: a line lacks them."""
     used: dict[int, int] = {}
     for line in clients:
         if line.get("rejected"):
@@ -241,7 +248,7 @@ def count_distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:
 
 
 def show(summary: Summary, folder: Path, console: Console) -> None:
-    """Print the numbers that matter, and what can be done with the run."""
+    """Print the most important numbers, and the next commands for the run."""
     from fedpeft.reporting.next_commands import say_next
 
     rows = [
@@ -259,7 +266,7 @@ def show(summary: Summary, folder: Path, console: Console) -> None:
 
 
 Line = tuple[str, str]
-"""What, and the number."""
+"""A name and a value."""
 
 
 def _format_number(name: str, value: float | None, digits: int = 4) -> list[Line]:
@@ -267,7 +274,7 @@ def _format_number(name: str, value: float | None, digits: int = 4) -> list[Line
 
 
 def _list_privacy_lines(costs: Costs) -> list[Line]:
-    """What a private run has spent."""
+    """Return lines about the spent privacy budget."""
     if costs.privacy is None or costs.epsilon is None or costs.epsilon_median is None or costs.dp_delta is None:
         return []
     spent = f"{costs.epsilon:.2f} (median {costs.epsilon_median:.2f}), delta {costs.dp_delta:.2g}"
@@ -300,12 +307,12 @@ def _list_result_lines(summary: Summary) -> list[Line]:
 
 
 def _list_baseline_lines(summary: Summary) -> list[Line]:
-    """What stands beside the result."""
+    """Return lines with baselines and further results."""
     quality = summary.quality
     kept = f"round {quality.kept_round}" if quality.kept_round else "the start, no round was clearly better"
     judged = "accuracy" if quality.metric == "perplexity" else quality.metric.replace("_", " ")
 
-    def measured(accuracy: float | None, loss: float | None) -> float | None:
+    def choose_measure(accuracy: float | None, loss: float | None) -> float | None:
         return accuracy if quality.perplexity is None or loss is None else compute_perplexity(loss)
 
     return [
@@ -313,12 +320,12 @@ def _list_baseline_lines(summary: Summary) -> list[Line]:
         *_format_number("private probe: one release, no training", quality.private_probe_accuracy),
         *_format_number(f"same adapter, clients alone (mean {judged})", quality.alone_accuracy),
         *_format_number(
-            "same adapter on the pooled data", measured(quality.centralised_accuracy, quality.centralised_loss)
+            "same adapter on the pooled data", choose_measure(quality.centralised_accuracy, quality.centralised_loss)
         ),
         *(
             _format_number(
                 f"after the last round, {summary.costs.rounds} (kept: {kept})",
-                measured(quality.last_accuracy, quality.last_loss),
+                choose_measure(quality.last_accuracy, quality.last_loss),
             )
             if quality.kept_round != summary.costs.rounds
             else []
@@ -342,13 +349,13 @@ def _list_baseline_lines(summary: Summary) -> list[Line]:
 
 
 def _rename_caption_scores(found: Mapping[str, Any] | None) -> dict[str, float]:
-    """Shares of what is right in captions, by what they are of."""
+    """Return the scores of captions, by their names on the console."""
     names = {"exact_match": "exact match", "rouge_l": "ROUGE-L"}
     return {names.get(name, name): value for name, value in (found or {}).items() if name != "rows"}
 
 
 def _list_task_lines(found: Mapping[str, Any] | None) -> list[Line]:
-    """How a sequence of tasks went; nothing of a run that ended before its last task."""
+    """Return lines about a sequence of tasks; none for a run that ended before its last task."""
     lines = []
     for key, what in (("accuracy", "all classes compete"), ("accuracy_known_task", "task known")):
         measured = (found or {}).get(key) or {}
@@ -359,7 +366,7 @@ def _list_task_lines(found: Mapping[str, Any] | None) -> list[Line]:
 
 
 def _get_test_accuracy(quality: Quality) -> float:
-    """The accuracy that goes with the test rows, where clients' own rows were judged by their own models, too."""
+    """Return the accuracy on the test set, also if `accuracy` is that of clients' own models on their own examples."""
     if quality.accuracy_of != TEST_ROWS and quality.shared_accuracy is not None:
         return quality.shared_accuracy
     return quality.accuracy
@@ -372,7 +379,7 @@ def _list_forgetting_lines(found: Mapping[str, Any] | None) -> list[Line]:
 
 
 def _list_retrieval_lines(retrieval: Mapping[str, Any] | None) -> list[Line]:
-    """Pairs that were found again."""
+    """Return lines about retrieved pairs."""
     if not retrieval:
         return []
     told = {"": retrieval, "the other way, ": retrieval["reverse"]}
@@ -384,7 +391,7 @@ def _list_retrieval_lines(retrieval: Mapping[str, Any] | None) -> list[Line]:
 
 
 RANKED = ("mrr", "recall_at_1", "recall_at_5", "recall_at_10")
-"""What is told of pairs."""
+"""The scores of pairs that the console shows."""
 
 
 def _list_cost_lines(summary: Summary) -> list[Line]:

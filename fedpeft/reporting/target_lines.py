@@ -1,5 +1,4 @@
-"""What a run has come to on classes, numbers, or several labels a row, in lines of the console's summary and of a model
-card."""
+"""Lines about results on classes, numbers, or several labels, for the console's summary and for model cards."""
 
 from __future__ import annotations
 
@@ -11,19 +10,24 @@ from typing import Any, TypeGuard
 from fedpeft.reporting.console import format_amount
 
 UNEVEN = 1.2
-"""How many times its even share the most frequent class has where accuracy alone says too little."""
+"""The least share of the most frequent class, relative to its even share, at which accuracy alone is misleading."""
 
 FEW = 2000
-"""Test rows below which a point of accuracy, or two, is chance: their standard error can be above 1.1 points."""
+"""The fewest test examples whose standard error is at most 1.1 points; with fewer, a point or two may be chance."""
 
 SHOWN = 5
-"""Classes that are named, at most."""
+"""The most classes that a line names."""
 
 PROBE = "frozen base, linear probe"
 
 
 def list_target_lines(found: Mapping[str, Any] | None, accuracy: float = math.nan) -> list[tuple[str, str]]:
-    """Of `targets` in summary.json: the saved adapter's on the test rows, which has `accuracy`, beside the probe's."""
+    """Return lines about `targets` of summary.json: the saved adapter's results on the test set beside the probe's.
+
+    Args:
+        found: the section `targets`.
+        accuracy: accuracy of the saved adapter on the test set.
+    """
     told = found or {}
     lines = [*_list_size_lines(told, accuracy), *_list_class_lines(told)]
     for keys, what in (
@@ -42,10 +46,10 @@ def list_target_lines(found: Mapping[str, Any] | None, accuracy: float = math.na
 
 
 def _list_size_lines(told: Mapping[str, Any], accuracy: float) -> list[tuple[str, str]]:
-    """Return how many test rows there are, where chance may tell on so few; of classes how much.
+    """Return a line with the size of a test set so small that chance matters, for classes with the standard error.
 
-    The standard error is that of an accuracy with one more row right, and one wrong: of few rows that are all right it
-    is not 0.
+    The standard error is that of an accuracy with one more right example, and one more wrong one. So it is not 0 for a
+    few examples that are all right.
     """
     rows = told.get("rows", FEW)
     if rows >= FEW:
@@ -57,7 +61,7 @@ def _list_size_lines(told: Mapping[str, Any], accuracy: float) -> list[tuple[str
 
 
 def list_card_lines(found: Mapping[str, Any] | None) -> dict[str, str]:
-    """Errors of numbers, or F1 of several labels, on the test rows; of uneven classes as `list_target_lines`."""
+    """Return errors of numbers, or F1 of several labels, on the test set; for uneven classes as `list_target_lines`."""
     told = found or {}
     names = {"rmse": "root mean squared error", "r2": "R^2", "micro_f1": "micro F1", "macro_f1": "macro F1"}
     measured = {name: format_amount(told[key]) for key, name in names.items() if _is_number(told.get(key))}
@@ -65,7 +69,7 @@ def list_card_lines(found: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def describe_undefined(found: Mapping[str, Any] | None) -> str:
-    """A note about what a task has measured that is NaN or infinite, which JSON does not hold; empty: nothing is."""
+    """Return a note about measures that are NaN or infinite, which JSON can't represent; empty: there are none."""
     names = list(_find_undefined("", found or {}))
     if not names:
         return ""
@@ -74,7 +78,7 @@ def describe_undefined(found: Mapping[str, Any] | None) -> str:
 
 
 def _find_undefined(name: str, value: Any) -> Iterator[str]:
-    """The names of what is not finite, those of a dict's or list's parts behind its own."""
+    """Yield the names of values that are not finite; parts of a dict or list are named behind it."""
     if isinstance(value, Mapping | list | tuple):
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, part in parts:
@@ -84,12 +88,12 @@ def _find_undefined(name: str, value: Any) -> Iterator[str]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    """Return whether it is one that is shown; a task of a user's own may call something else by our names."""
+    """Return whether a value is a finite number; a user's own task may use our names for something else."""
     return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _list_class_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Where some class has far more rows than others: what saying nothing else has, and what is found of each."""
+    """Return lines about uneven classes: the share of the most frequent class, and what is found of each class."""
     if not {"most_frequent", "by_class", "balanced_accuracy"} <= told.keys():
         return []
     most, by_class = told["most_frequent"], told["by_class"]

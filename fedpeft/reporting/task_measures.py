@@ -1,4 +1,4 @@
-"""How a sequence of tasks went: the task x time matrix, and what continual learning makes of it.
+"""The measures of a sequence of tasks: the task x time matrix, and those of continual learning.
 
 With a_{t,i} the accuracy on task i after task t, of T tasks, and b_i that of the start:
 
@@ -18,11 +18,11 @@ import numpy as np
 from fedpeft.data.task_sequence import TaskSequence
 
 KINDS = ("accuracy", "accuracy_known_task")
-"""Among the classes of all tasks, and among those of the row's own task alone."""
+"""Types of accuracy: among the classes of all tasks, and among those of the example's own task alone."""
 
 
-def transfer(matrix: Sequence[Sequence[float]], start: Sequence[float]) -> dict[str, float]:
-    """The measures of a matrix (T, T), whose rows are times, and the start (T,); at least two tasks."""
+def compute_transfer(matrix: Sequence[Sequence[float]], start: Sequence[float]) -> dict[str, float]:
+    """Compute the measures of a matrix (T, T), whose rows are times, and the start (T,), for at least two tasks."""
     a, b = np.asarray(matrix, np.float64), np.asarray(start, np.float64)
     tasks = len(b)
     best = [a[i : tasks - 1, i].max() for i in range(tasks - 1)]
@@ -37,13 +37,13 @@ def transfer(matrix: Sequence[Sequence[float]], start: Sequence[float]) -> dict[
 def summarize_tasks(
     lines: Sequence[Mapping[str, Any]], sequence: TaskSequence, correct: np.ndarray, tasks: np.ndarray
 ) -> dict[str, Any]:
-    """What summary.json says of the tasks.
+    """Return the section `tasks` of summary.json.
 
     Args:
-        lines: of tasks.jsonl: the start, and after each task.
-        sequence: of the tasks.
-        correct: which test rows the saved adapter is right about, or which share of their tokens, (rows,).
-        tasks: of the test rows, (rows,).
+        lines: lines of tasks.jsonl: the start, and after each task.
+        sequence: the sequence of the tasks.
+        correct: whether the saved adapter is right about each test example, or the share of its tokens, (rows,).
+        tasks: task of each test example, (rows,).
     """
     start, *times = lines
     found: dict[str, Any] = {
@@ -59,5 +59,5 @@ def summarize_tasks(
         matrix = [line[kind] for line in times]
         found[kind] = {"start": start[kind], "matrix": matrix}
         if len(times) == len(sequence.names):
-            found[kind] |= transfer(matrix, start[kind])
+            found[kind] |= compute_transfer(matrix, start[kind])
     return found

@@ -1,9 +1,9 @@
-"""Optional trackers: what a run records is also sent to TensorBoard, MLflow or Weights & Biases while it goes on.
+"""Optional trackers: a run's records also go to TensorBoard, MLflow or Weights & Biases during the run.
 
-The JSON lines stay the truth: a tracker that fails is reported once and left out, and never stops a run. All need the
-extra `fedpeft[track]`. TensorBoard writes to `tensorboard/` in the run's folder; MLflow to its own default or
-MLFLOW_TRACKING_URI; Weights & Biases to the account that is logged in, or with WANDB_MODE=offline to `wandb/` in the
-run's folder.
+The JSON lines remain authoritative: a tracker that fails is reported once and left out, and never stops a run. All need
+the extra `fedpeft[track]`. TensorBoard writes to `tensorboard/` in the run's folder. MLflow writes to its own default
+or MLFLOW_TRACKING_URI. Weights & Biases writes to the account that is logged in, or with WANDB_MODE=offline to `wandb/`
+in the run's folder.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from fedpeft.parts import suggest_legal
 from fedpeft.reporting.records import Records
 
 MAIN_MEASURES = ("accuracy", "loss", "perplexity", "baseline_accuracy", "uplink_bytes", "downlink_bytes", "seconds")
-"""Of summary.json, that are sent at the end."""
+"""The measures of summary.json that are sent at the end."""
 
 
 class Tracker(Protocol):
-    """Where a run's records are sent to."""
+    """A destination of a run's records."""
 
     def begin(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """The run begins or continues."""
+        """Begin or continue the run."""
 
     def measure(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers after round `step`."""
+        """Send numbers after round `step`."""
 
     def end(self, values: Mapping[str, float]) -> None:
-        """The run has finished with these."""
+        """Send the final numbers, and end the run."""
 
 
 class TensorBoard:
@@ -50,20 +50,20 @@ class TensorBoard:
         self._writer.add_text("settings", "\n".join(f"    {k} = {v!r}" for k, v in settings.items()))
 
     def measure(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar each."""
+        """Write one scalar for each number."""
         for name, value in values.items():
             self._writer.add_scalar(f"round/{name}", value, step)
         self._writer.flush()
 
     def end(self, values: Mapping[str, float]) -> None:
-        """One scalar each; close."""
+        """Write one scalar for each number, and close the file."""
         for name, value in values.items():
             self._writer.add_scalar(f"final/{name}", value, 0)
         self._writer.close()
 
 
 class MLflow:
-    """A run of the experiment `fedpeft`; one that is continued keeps its identity, stored in `mlflow_run`."""
+    """A run of the experiment `fedpeft`; a resumed run keeps its identity, stored in `mlflow_run`."""
 
     needs = "mlflow"
 
@@ -79,17 +79,17 @@ class MLflow:
             self._client.log_params(dict(settings))
 
     def measure(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of the step."""
+        """Log the metrics of a round."""
         self._client.log_metrics({f"round/{k}": v for k, v in values.items()}, step=step)
 
     def end(self, values: Mapping[str, float]) -> None:
-        """Final metrics; end."""
+        """Log the final metrics, and end the run."""
         self._client.log_metrics({f"final/{k}": v for k, v in values.items()})
         self._client.end_run()
 
 
 class WandB:
-    """A run of the project `fedpeft`; one that is continued keeps its identity, stored in `wandb_run`."""
+    """A run of the project `fedpeft`; a resumed run keeps its identity, stored in `wandb_run`."""
 
     needs = "wandb"
 
@@ -105,11 +105,11 @@ class WandB:
             replace(identity, f"{self._run.id}\n".encode())
 
     def measure(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of the step."""
+        """Log the metrics of a round."""
         self._run.log({f"round/{name}": value for name, value in values.items()}, step=step)
 
     def end(self, values: Mapping[str, float]) -> None:
-        """Final metrics, as the run's summary; end."""
+        """Set the final metrics as the run's summary, and end the run."""
         self._run.summary.update({f"final/{name}": value for name, value in values.items()})
         self._run.finish()
 
@@ -122,10 +122,10 @@ TRACKERS: dict[str, type[TensorBoard] | type[MLflow] | type[WandB]] = {
 
 
 def check_trackers(names: str) -> list[Tracker]:
-    """The trackers that `names` (separated by commas) names; none for an empty text.
+    """Return the trackers that `names` lists, separated by commas; none for an empty text.
 
     Raises:
-        ConfigError: an unknown tracker, or its package is not installed.
+        ConfigError: a tracker is unknown, or its package is not installed.
     """
     found: list[Tracker] = []
     for name in (n.strip() for n in names.split(",") if n.strip()):
@@ -140,22 +140,23 @@ def check_trackers(names: str) -> list[Tracker]:
 
 
 class TrackedRecords(Records):
-    """Records that are also sent to trackers, after they were written."""
+    """Records that also go to trackers, once they are written."""
 
     def __init__(self, folder: Path, trackers: list[Tracker], private: bool = False) -> None:
+        """Hold the trackers; they begin with the first record."""
         super().__init__(folder, private)
         self._trackers = trackers
         self._begun = False
 
     def append(self, name: str, *entries: dict[str, Any]) -> None:
-        """Append lines; those of rounds are measures."""
+        """Append lines, and send those of rounds to the trackers."""
         super().append(name, *entries)
         if name == "rounds.jsonl":
             for entry in entries:
                 self._send("measure", int(entry["round"]), _select_numbers(entry))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a file; the summary ends the run."""
+        """Write a file; the summary ends the run of the trackers."""
         super().write_json(name, content)
         if name == "summary.json":
             self._send("end", _select_numbers({k: content.get(k) for k in MAIN_MEASURES} | _flatten_trust(content)))
@@ -178,7 +179,7 @@ class TrackedRecords(Records):
 
 
 def _flatten_trust(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked of trust, one name for each number: trust/calibration/test/after/error."""
+    """Return the sections of `--measure` with one name for each number: trust/calibration/test/after/error."""
     found: dict[str, Any] = {}
 
     def walk(value: Any, path: str) -> None:

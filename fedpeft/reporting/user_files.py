@@ -1,4 +1,4 @@
-"""Files and folders of a user's own that a run is made of, by what is in them: what has changed since is found out."""
+"""A record of the user's own files and folders that a run uses, by their content, to detect later changes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from fedpeft.reporting.run_folder import replace_paths
 from fedpeft.wiring.profiles import PROFILES
 
 RECORD = "made_of.json"
-"""In a run's folder. Confidential under privacy: who knows all rows but one could try out which that one is."""
+"""The record's name in a run's folder.
+
+It is confidential under privacy: an observer who knows all examples but one could guess the last one and check.
+"""
 
 MODEL_FILES = ("*.safetensors", "config.json")
-"""What a base model is told apart by, in its folder."""
+"""The files that identify a base model, in its folder."""
 
 
 @dataclass(frozen=True)
 class OwnFile:
-    """What a configuration names: a file or folder of the user's own, or what is none.
+    """A file or folder of the user's own that a configuration names, or another name.
 
     Attributes:
-        file: as it was named.
-        sha256: of its content; None: it is none, or none that can be read.
+        file: the name in the configuration.
+        sha256: digest of its content; None: there is no such file, or it can't be read.
     """
 
     file: str
@@ -37,36 +40,34 @@ class OwnFile:
 
 
 MadeOf = tuple[OwnFile, ...]
-"""The base model, and after it what other settings name (`fedpeft.reporting.run_folder.replace_paths`), wherever its
-files lie.
-"""
+"""The base model, and after it the names in other settings (`fedpeft.reporting.run_folder.replace_paths`)."""
 
 
 def select_file_settings(config: RunConfig) -> RunConfig:
-    """The settings of a run that name files of the user's own, and the others by default."""
+    """Return the settings of a run that can name the user's own files; the others are defaults."""
     return RunConfig(
         dataset=config.dataset, model=config.model, measure=config.measure, hook=config.hook, clients=config.clients
     )
 
 
 def find_own_files(config: RunConfig, model_key: str = "", folder: Path | None = None) -> MadeOf:
-    """What is there now of what a run's settings name.
+    """Return the present state of the files that a run's settings name.
 
     Args:
         config: the settings.
-        model_key: of the model, where it is known.
-        folder: of the run, where it has begun: its copy of the file of clients is what it goes on by.
+        model_key: key of the model, if it is known.
+        folder: folder of the run, if it has begun: it continues with its own copy of the file of clients.
 
     Raises:
-        ConfigError: unknown data set.
+        ConfigError: the data set is unknown.
     """
     found: list[str] = []
 
-    def noted(path: str) -> str:
+    def note_path(path: str) -> str:
         found.append(path)
         return path
 
-    replace_paths(config, noted)
+    replace_paths(config, note_path)
     own, lies = find_local_folder(config.model), {}
     key = None if own is None else model_key or cache.hash_files(own, MODEL_FILES)
     if isinstance(config.clients, str) and folder is not None and (folder / PROFILES).exists():
@@ -75,7 +76,10 @@ def find_own_files(config: RunConfig, model_key: str = "", folder: Path | None =
 
 
 def _hash(path: Path) -> str | None:
-    """SHA-256 of a file; of a folder, of the names and contents of all files in it that count."""
+    """Return the SHA-256 of a file, or of the names and contents of all files in a folder that examples are read from.
+
+    None: there is no such file, or it can't be read.
+    """
     try:
         if not path.is_dir():
             with open(files.check_regular_file(path), "rb") as file:
@@ -89,13 +93,13 @@ def _hash(path: Path) -> str | None:
 
 
 def _is_data_file(path: Path) -> bool:
-    """Return whether rows are read from it: it is not hidden, and no cache of the `datasets` library."""
+    """Return whether examples are read from a file: it is neither hidden nor a cache of the `datasets` library."""
     hidden = any(name.startswith(".") for name in path.parts)
     return not hidden and not (path.name.startswith("cache-") and path.suffix == ".arrow")
 
 
 def record(records: Records, found: MadeOf) -> None:
-    """Write down what a run is made of, where anything is the user's own.
+    """Write the record of a run that uses files of the user's own.
 
     Raises:
         RunError: the disk is full or can't be written.
@@ -105,7 +109,7 @@ def record(records: Records, found: MadeOf) -> None:
 
 
 def load_record(folder: Path) -> MadeOf:
-    """What the run in `folder` is made of; empty: nothing is the user's own, or an earlier version has made it.
+    """Load the record of the run in `folder`; empty: no file is the user's own, or an earlier version made the run.
 
     Raises:
         RunError: the file is damaged.
@@ -120,10 +124,10 @@ def load_record(folder: Path) -> MadeOf:
 
 
 def parse_record(plain: Iterable[Any]) -> MadeOf:
-    """What stands in a file of JSON.
+    """Parse the content of a JSON file.
 
     Raises:
-        TypeError: something else.
+        TypeError: it is not a record.
     """
     found = tuple(OwnFile(**own) for own in plain)
     if not all(isinstance(own.file, str) and isinstance(own.sha256, str | None) for own in found):
@@ -132,6 +136,6 @@ def parse_record(plain: Iterable[Any]) -> MadeOf:
 
 
 def find_changed_file(was: MadeOf, now: MadeOf) -> str | None:
-    """The first of the user's own files whose content is another now, by its name now; None: there is none."""
+    """Return the present name of the first file of the user's own whose content has changed; None: there is none."""
     pairs = zip(was, now, strict=False)
     return next((b.file for a, b in pairs if a.sha256 and b.sha256 and a.sha256 != b.sha256), None)

@@ -1,4 +1,4 @@
-"""Who computes: the worker processes of this machine, or actors of a cluster, and what they are told."""
+"""The workers: the processes of this machine, or actors of a cluster, and their plans."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ from fedpeft.wiring.setup import Setup
 T = TypeVar("T")
 
 TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
-"""How many clients train in one pass: as many as make about this many tokens a step."""
+"""Approximate number of tokens in a step, which decides how many clients train in one pass."""
 
 JUDGED_ROWS = 256
-"""Validation rows that each step is judged by: harm shows on few, and a round stays as fast."""
+"""Number of validation examples that judge each step: few show harm, and a round stays fast."""
 
 TILES_PER_CALL = 4
 
@@ -58,12 +58,12 @@ NOBODY: Final = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes on; a run that is continued keeps what it began with.
+    """The hardware of a run; a resumed run keeps what it began with.
 
     Attributes:
-        devices: what the workers share: "cuda:N", or "cpu".
-        workers: how many there are, at least 1.
-        kernel: how frozen products are computed.
+        devices: devices that the workers share: "cuda:N", or "cpu".
+        workers: number of workers, at least 1.
+        kernel: the kernel of frozen products.
         cluster: address of the Ray cluster; empty: one that is started here; None: processes of this machine.
     """
 
@@ -74,15 +74,16 @@ class Machine:
 
     @classmethod
     def create(cls, setup: Setup, fixed: Mapping[str, Any], devices: Sequence[str] = ()) -> Machine:
-        """What the settings ask for, or what is there.
+        """Return the hardware that the settings ask for, or what this machine has.
 
         Args:
-            setup: of the run.
-            fixed: what the run began with; empty: it begins.
-            devices: none: all that there are.
+            setup: the setup of the run.
+            fixed: the constants that the run began with; empty: it begins now.
+            devices: devices to use; empty: all.
 
         Raises:
-            AssetError, RunError: there is no such cluster.
+            AssetError: Ray is missing.
+            RunError: there is no such cluster.
         """
         config, cluster = setup.config, setup.grid.cluster
         asked = int(fixed.get("workers") or config.workers or setup.grid.spreads)
@@ -101,19 +102,19 @@ class Machine:
 
     @property
     def gpus(self) -> list[str]:
-        """Those among `devices`."""
+        """The GPUs among `devices`."""
         return [device for device in self.devices if device != "cpu"]
 
     @property
     def threads(self) -> int:
-        """Of this process, once the workers have ended."""
+        """The number of threads of this process, once the workers have ended."""
         return count_usable_cores() if self.gpus else self.workers
 
     def pin(self, fixed: Mapping[str, Any], work: WorkPlan, folder: Path) -> dict[str, Any]:
-        """What the run stays with until its end, for checkpoints and the summary.
+        """Return the constants of the run, for checkpoints and the summary.
 
         Raises:
-            RunError: a run that is continued finds other rows, or another model, than it began with.
+            RunError: the data or the model of a resumed run has changed.
         """
         for name, value in (("data", work.data_key), ("model", work.model_key)):
             if fixed.get(name, value) != value:
@@ -134,28 +135,28 @@ class Machine:
 
 
 def _check_spread(setup: Setup, workers: int, gpus: Sequence[str]) -> None:
-    """Refuse a base over several GPUs where there are none, or where parts of it would be looked for on one.
+    """Reject a base over several GPUs if there are none, or if other settings need it on one.
 
     Raises:
-        ConfigError: says what, and what to do.
+        ConfigError: the message contains the conflict and the remedy.
     """
     if len(gpus) < 2:
         raise ConfigError(
-            f"FP1397 spread deals a base out to several GPUs, and there are {len(gpus)}; leave it out of --grid"
+            f"FP1397 spread divides a base among several GPUs, and there are {len(gpus)}; leave it out of --grid"
         )
     if workers > 1:
         raise ConfigError(
-            f"FP1398 spread has one worker on all GPUs, and --workers says {workers}; leave one of them out"
+            f"FP1398 spread has one worker on all GPUs, and --workers is {workers}; leave one of them out"
         )
     if setup.task.translates:
-        raise ConfigError("FP1399 spread deals out one stack of blocks, and seq2seq has two; leave it out of --grid")
+        raise ConfigError("FP1399 spread divides one stack of blocks, and seq2seq has two; leave it out of --grid")
     if setup.task.encodes or setup.task.compares:
         raise ConfigError(
             "FP1400 spread is for language models; leave it out of --grid, and each GPU has a worker of its own"
         )
     if setup.mechanism is not None and setup.mechanism.per_example:
         raise ConfigError(
-            f"FP1401 spread makes no gradients per example, which {setup.mechanism.name} needs; leave one out"
+            f"FP1401 spread has no gradients per example, which {setup.mechanism.name} needs; leave one out"
         )
 
 
@@ -167,9 +168,15 @@ def create_work_plan(
     labels: NDArray[np.int64] | None = None,
     holders: int = 0,
 ) -> WorkPlan:
-    """What workers are told of the rows called `data_key`, in a run whose files are in `folder`.
+    """Return the plan of the workers in a run whose files are in `folder`.
 
-    `labels`: others than the data's own; `holders`: simulated clients that the rows lie on.
+    Args:
+        setup: the setup of the run.
+        machine: the hardware.
+        data_key: cache key of the examples.
+        folder: folder of the run.
+        labels: labels that replace the data's own.
+        holders: number of simulated clients that hold the examples.
     """
     config = setup.config
     per_example = setup.mechanism is not None and setup.mechanism.per_example
@@ -218,9 +225,15 @@ def create_client_plan(
     privacy: ClientPrivacy | None,
     tasks: NDArray[np.int64] | None = None,
 ) -> ClientPlan:
-    """What turns workers into clients, in a run whose files are in `folder`.
+    """Return the plan of the clients in a run whose files are in `folder`.
 
-    `held_out`: share of a client's rows that it does not train on, but is evaluated on; `tasks`: of the rows.
+    Args:
+        setup: the setup of the run.
+        partition: the examples of each client.
+        folder: folder of the run.
+        held_out: share of a client's examples that it evaluates on, and does not train on.
+        privacy: the mechanism's settings at clients; None: there is none.
+        tasks: task of each example; None: there is one task.
     """
     sequence = setup.facts.tasks
     return ClientPlan(
@@ -236,13 +249,13 @@ def create_client_plan(
         store=folder / "clients",
         held_out=held_out,
         privacy=privacy,
-        masks=_mask_plan(setup, folder),
+        masks=_create_mask_plan(setup, folder),
         met=None if sequence is None or tasks is None else ClientTasks(sequence, tasks),
     )
 
 
-def _mask_plan(setup: Setup, folder: Path) -> MaskPlan | None:
-    """What clients need to know of sums under masks."""
+def _create_mask_plan(setup: Setup, folder: Path) -> MaskPlan | None:
+    """Return the plan of clients for sums under masks; None: there are none."""
     secure = setup.secure_sum
     if secure is None:
         return None
@@ -251,13 +264,14 @@ def _mask_plan(setup: Setup, folder: Path) -> MaskPlan | None:
 
 
 class Workers:
-    """Those who compute, started when they are first needed.
+    """The workers, started when they are first needed.
 
     Args:
-        work, clients: what they are told.
-        machine: how many there are, and where.
-        observer: is told how long work goes on.
-        validation: rows that the global model is evaluated on, (rows,); none: it can't be.
+        work: plan of the workers.
+        clients: plan of the clients.
+        machine: the hardware.
+        observer: receives the progress.
+        validation: examples that the global model is evaluated on, (rows,); empty: it can't be evaluated.
     """
 
     def __init__(
@@ -268,6 +282,7 @@ class Workers:
         observer: RunObserver,
         validation: NDArray[np.int64] = NOBODY,
     ) -> None:
+        """Hold the plans; start nothing."""
         self.work = work
         self.clients = clients
         self.machine = machine
@@ -284,7 +299,7 @@ class Workers:
         return Pool(self.work, self.clients, machine.workers, machine.devices)
 
     def start(self) -> None:
-        """Begin them, if they have not begun; returns once one of them is ready for work.
+        """Start the workers if they have not started; return once one of them is ready.
 
         Raises:
             RunError: a worker has died.
@@ -297,12 +312,16 @@ class Workers:
         get_result(next(_iterate_completed(calls)))
 
     def freeze(self, data_key: str, depth: int, name: str, base: str = "") -> None:
-        """Compute what is missing of the frozen model's output on some rows, with all workers.
+        """Compute the missing part of the frozen model's output on some examples, with all workers.
 
-        `base`: precision of the base that computes it; empty: the run's own.
+        Args:
+            data_key: cache key of the examples.
+            depth: number of frozen blocks.
+            name: name of the phase.
+            base: precision of the base; empty: the run's own.
 
         Raises:
-            RunError: a worker has died, or writes into another cache.
+            RunError: a worker has died, or writes to another cache.
         """
         cache.offer(cache.get_cache_directory() / f"rows-{data_key}")
         missing = fetch_missing_tiles(self.work.set_precision(base).store(data_key, depth))
@@ -318,12 +337,16 @@ class Workers:
             self.observer.advance(get_result(call))
         if fetch_missing_tiles(self.work.set_precision(base).store(data_key, depth)):
             raise RunError(
-                "FP5195 what the workers have computed of the rows is not in this machine's cache: on a cluster, "
-                f"FEDPEFT_CACHE must lie on a file system that all machines share, or {VARIABLE} name a storage"
+                "FP5195 the workers' results are not in this machine's cache; on a cluster, set FEDPEFT_CACHE to a "
+                f"file system that all machines share, or {VARIABLE} to a storage"
             )
 
     def freeze_rows(self, bases: Sequence[str] = ()) -> None:
-        """The frozen model's output on the clients' rows, where it is of use; also on `bases` of other precisions."""
+        """Compute the frozen model's output on the clients' examples, if it is reused.
+
+        Args:
+            bases: other precisions of the base that also compute it.
+        """
         for base in ("", *bases):
             if not self.work.task.encodes and not self.work.set_precision(base).depth:
                 continue
@@ -331,25 +354,25 @@ class Workers:
             self.freeze(self.work.data_key, self.work.set_precision(base).depth, name, base)
 
     def evaluate(self, state: State, version: int) -> Metrics:
-        """The global state on the base of `version`: validation rows, the run's own precision, split over workers."""
+        """Evaluate the global state on the base of `version`, on the validation set in the run's own precision."""
         totals = self.score(state, version, self.validation)
         return Metrics(totals.mean_loss, totals.accuracy, predictions=totals.count)
 
     def compute_validation_loss(self, state: State, version: int) -> float:
-        """As `evaluate`, on `JUDGED_ROWS` validation rows that lie evenly among them, or on all if they are fewer."""
+        """Compute the loss on at most `JUDGED_ROWS` validation examples, spread evenly, as `evaluate` does."""
         stride = max(1, len(self.validation) // JUDGED_ROWS)
         loss: float = self.score(state, version, self.validation[::stride][:JUDGED_ROWS]).mean_loss
         return loss
 
     def examine(self, exam: Exam, state: State, version: int) -> list[Said]:
-        """What the global state on the base of `version` says to questions, split over workers."""
+        """Return the answers of the global state on the base of `version` to questions, split over workers."""
         shares = [exam.questions[i : i + BATCH] for i in range(0, len(exam.questions), BATCH)]
         calls = [self.pool.submit(Worker.examine, replace(exam, questions=s), state, version) for s in shares]
         return [said for call in calls for said in get_result(call)]
 
     def score(self, state: State, version: int, rows: NDArray[np.int64], offsets: Tensor | None = None) -> Totals:
-        """A state on `rows` of the training data, with `offsets` (classes,) added to its logits."""
-        together = self.work.task.compares  # by one worker, or the number of workers would tell
+        """Score a state on `rows` of the training data, with `offsets` (classes,) added to its logits."""
+        together = self.work.task.compares  # by one worker, or the result would depend on their number
         shares = np.array_split(rows[np.argsort(self._lengths[rows])], 1 if together else self.machine.workers * 2)
         calls = [self.pool.submit(Worker.evaluate, state, share, version, offsets) for share in shares if len(share)]
         return sum((get_result(call) for call in calls), Totals())
@@ -360,27 +383,30 @@ class Workers:
         return lengths
 
     def answer(self, instruction: Instruction) -> Report:
-        """What one client answers."""
+        """Return one client's answer."""
         reports: list[Report] = get_result(self.pool.submit(Worker.handle, [instruction]))
         return reports[0]
 
     def check(self, instruction: Instruction) -> None:
-        """Refuse what a client can't carry out, before a ledger charges it.
+        """Reject an instruction that a client can't carry out, before a ledger charges it.
 
         Raises:
-            FedpeftError: says what.
+            FedpeftError: the message contains the reason.
         """
         if instruction.kind == "train":
             get_result(self.pool.submit(Worker.check, instruction))
 
     def close(self) -> None:
-        """End them."""
+        """End the workers."""
         if "pool" in self.__dict__:
             self.pool.close()
 
 
 def _iterate_completed(calls: Iterable[Future[T]]) -> Iterator[Future[T]]:
-    """Calls as they end: at once where a single worker, which is this process, has ended one before the next begins."""
+    """Yield calls as they end.
+
+    A single worker, which is this process, ends each call before the next begins.
+    """
     running = []
     for call in calls:
         if call.done():

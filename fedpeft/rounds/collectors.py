@@ -17,7 +17,7 @@ from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.update import Update
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import RunError
-from fedpeft.privacy.secure_sum.contribution import BESIDE, Losses, entries
+from fedpeft.privacy.secure_sum.contribution import BESIDE, Losses, count_tensor_entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.reporting.observer import Observer
@@ -136,7 +136,7 @@ class OrderedCollector(UpdateCollector):
             RunError: no update is valid, and either all clients took part or the run is a simulation.
         """
         received, number = log.received, log.plan.number
-        self.observer.doing("aggregation")
+        self.observer.begin_part("aggregation")
         self.report_left_out(log)
         if received.accepted or log.plan.steps_without_updates:
             return received.aggregator.finish(before.memory)
@@ -193,7 +193,7 @@ class MaskedCollector(UpdateCollector):
         setup, received, number, clip, void = self.setup, log.received, log.plan.number, before.clip, ""
         assert clip is not None  # from the sum before round 1
         shapes = {name: setup.layout.shapes[name] for name in setup.layout.names if name in received.shared}
-        size, working = entries(shapes), log.clock.aggregating
+        size, working = count_tensor_entries(shapes), log.clock.aggregating
         seed, heard = setup.config.seed, log.note_report
         masked = MaskedSum(self.transport, self.secure, seed, number, size, BESIDE, clip, working, heard)
         weights = before.fixed.get(WEIGHTS, ())

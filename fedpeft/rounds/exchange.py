@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fedpeft import seeds
 from fedpeft.communication.downlink import SentState
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, get_node_id
-from fedpeft.communication.messages import Instruction, Report, answer_to, write_record
+from fedpeft.communication.messages import Instruction, Report, read_answer, write_record
 from fedpeft.communication.release import Release
 from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.rounds.in_flight import InFlight
@@ -213,7 +213,7 @@ class Transport:
             identifier = message.metadata.reply_to_message_id
             asked = self.pending.pop(identifier, None)
             if asked is not None:
-                yield identifier, answer_to(asked, message)
+                yield identifier, read_answer(asked, message)
 
 
 def _split_into_waves(instructions: Iterable[Instruction], size: int) -> Iterator[list[Instruction]]:

@@ -125,7 +125,7 @@ class MaskedSum:
                 f"FP6162 {len(alive)} vectors have arrived of {len(cohort)}; with fewer than {terms.least} there would "
                 "be too little noise in their sum"
             )
-        survivors = at.arrived()
+        survivors = at.write_survivors()
         alive = self._step(4, self._create_plain_instructions(alive), lambda _: survivors, at.take_witness, "witnesses")
         self._step(5, self._create_plain_instructions(alive), at.witnesses_for, at.take_shares, "unmasking")
         try:
@@ -142,9 +142,11 @@ class MaskedSum:
     def _check_total(self, total: Total, by_rows: bool | None, start: Sequence[float], losses: Losses) -> Total:
         """Return the total with possible weights and loss; warn of others, and of a sum that moves nothing."""
         if by_rows is None:
-            return total.checked()
+            return total.discard_impossible()
         before = (start[0], int(start[1])) if start else None
-        checked = total.checked(Weights.of(total.clients, by_rows, self.clients.members.most_rows, before), losses)
+        checked = total.discard_impossible(
+            Weights.of(total.clients, by_rows, self.clients.members.most_rows, before), losses
+        )
         if math.isnan(checked.loss):
             self.warnings.append(
                 f"clients state a mean training loss of {total.loss:g} on {total.rows:g} examples: a client lies, or "
@@ -246,7 +248,7 @@ class MaskedSum:
                 step.answers[report.client] = report.payload
         if self.journal is not None:
             if number == VECTORS:
-                step.total = self.at.summed()
+                step.total = self.at.write_sum()
             self.journal.finish(number, step)
         return step
 

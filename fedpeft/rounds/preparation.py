@@ -29,7 +29,7 @@ from fedpeft.peft.adapter import State
 from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
-from fedpeft.privacy.secure_sum.contribution import BESIDE, Total, entries
+from fedpeft.privacy.secure_sum.contribution import BESIDE, Total, count_tensor_entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.reporting.observer import RoundResult
@@ -271,7 +271,9 @@ def _collect_masked_statistics(
         Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base, attempt=plan.attempt)
         for client in (plan.cohort if secure.noisy else clients.under_way(0) or clients.list_joined(setup.clients))
     ]
-    size, numbers = (entries(shapes), BESIDE) if secure.noisy else (0, entries(shapes) + BESIDE)
+    size, numbers = (
+        (count_tensor_entries(shapes), BESIDE) if secure.noisy else (0, count_tensor_entries(shapes) + BESIDE)
+    )
     while True:
         _announce(clients)
         masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=note_report)

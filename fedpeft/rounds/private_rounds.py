@@ -82,7 +82,7 @@ class PrivacyHook(RoundHook):
 
     def note_report(self, report: Report) -> None:
         """Charge the budget that a real client reports as spent."""
-        self.engine.heard(report)
+        self.engine.record_report(report)
 
     def measure(self, state: ServerState, log: RoundLog) -> None:
         """Remove from the record what must stay secret.

@@ -23,7 +23,7 @@ from fedpeft.communication.downlink import Versions
 from fedpeft.communication.messages import NOT_JOINED, Instruction, Report
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.secure_sum.contribution import BESIDE, entries
+from fedpeft.privacy.secure_sum.contribution import BESIDE, count_tensor_entries
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.rounds.acceptance import ClientAnswers, check_report, describe_rejection
 from fedpeft.rounds.dispatch import Broadcast
@@ -131,7 +131,9 @@ class Questions:
     ) -> SummedAnswers:
         """Return the sums from one secure sum (`fedpeft.privacy.secure_sum.integers`), each to its unit."""
         shapes = self._get_shapes(question)
-        masked = MaskedSum(self.clients, secure, self.setup.config.seed, round_number, 0, entries(shapes) + BESIDE, 1.0)
+        masked = MaskedSum(
+            self.clients, secure, self.setup.config.seed, round_number, 0, count_tensor_entries(shapes) + BESIDE, 1.0
+        )
         instructions = self._create_instructions(question, cohort, round_number)
         try:
             total = masked.of(instructions, "evaluate")

@@ -85,7 +85,7 @@ class Server:
         for hook in self.hooks:
             hook.open(saved)
         state = self.start() if saved is None else saved
-        self.observer.started(self.setup.rounds, state.round)
+        self.observer.begin_rounds(self.setup.rounds, state.round)
         while self.can_continue(state):
             for hook in self.hooks:
                 state = hook.before_round(state)
@@ -94,7 +94,7 @@ class Server:
             except EndOfRun as end:
                 self.observer.say(str(end))
                 break
-            self.observer.doing()
+            self.observer.begin_part()
             state, log = self.round(plan, state)
             self.commit(state)
             if self.observer.round_done(log.result):

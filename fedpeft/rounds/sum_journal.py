@@ -44,7 +44,7 @@ class Step:
 
     Attributes:
         answers: by client; empty for the third step, whose sum is kept.
-        total: that sum (`Coordinator.summed`).
+        total: that sum (`Coordinator.write_sum`).
         taken: the clients whose answers were valid.
         failed: why the others failed.
         sent, received: bytes, by client.

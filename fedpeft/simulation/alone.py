@@ -23,7 +23,7 @@ from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker, get_result
 from fedpeft.clients.rule_half import add_rule_corrections
 from fedpeft.communication.decoding import decode
-from fedpeft.communication.downlink import start_for
+from fedpeft.communication.downlink import create_start
 from fedpeft.communication.messages import Instruction
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.reporting.final_score import save
@@ -66,7 +66,7 @@ def train_one_alone(simulation: Simulation, client: int) -> State:
     form = held if setup.layout.pairs else setup.layout.form  # a shorter prompt has no equal of the global length
     layout = setup.layout.replace_form(form)
     state = start_alone(simulation, client)
-    state = state if form == setup.layout.form else start_for(rule, state, setup.layout, form)
+    state = state if form == setup.layout.form else create_start(rule, state, setup.layout, form)
     progress = simulation.checkpoints.load()
     lowered = progress.standing.rate if progress else 1.0
     simulation.observer.phase(f"client {client} alone", config.rounds)

@@ -33,7 +33,7 @@ from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.engine import KEY, PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.guard import ClientPrivacy
-from fedpeft.privacy.secure_sum.contribution import entries
+from fedpeft.privacy.secure_sum.contribution import count_tensor_entries
 from fedpeft.reporting.final_score import Scorer
 from fedpeft.reporting.observer import RunObserver
 from fedpeft.reporting.records import Records
@@ -244,7 +244,7 @@ class Simulation:
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
             start=setup.has_private_start,
-            start_entries=entries(get_noised_shapes(setup)) if setup.has_private_start else 0,
+            start_entries=count_tensor_entries(get_noised_shapes(setup)) if setup.has_private_start else 0,
             trained=setup.trained_entries,
             whitened=setup.whitened_directions if is_whitened(setup.mechanism) else 0,
         )

@@ -241,7 +241,7 @@ def test_keys_that_only_own_code_reads(project):
         FlowerTuneProject.read(project)
     assert list(FlowerTuneProject.read(project, ignore_code=True).ignored) == ["strategy.momentum"]
     told = FlowerTuneProject.read(project, ["train.dynamic-data-seed=true"], ignore_code=True).ignored
-    assert "goes on in its rows" in told["train.dynamic-data-seed"]
+    assert "continues in its examples" in told["train.dynamic-data-seed"]
 
 
 @pytest.mark.fast

@@ -1,1 +1,1 @@
-"""Codec steps, one part per file; see `fedpeft.communication.codec` for what a step is."""
+"""Codec steps, one part per file; `fedpeft.communication.codec` explains steps."""

@@ -1,36 +1,36 @@
-"""Precision where it matters, to a budget: reverse water-filling by entropy-coded step sizes.
+"""Precision where it matters, within a budget: reverse water-filling by entropy-coded step sizes.
 
-With entropy coding, the best allocation is one step size for all entries in units of their importance: every slice t
-gets the same weighted error w_t^2 s_t^2 / 12, slices below that water level fall to zero and cost nothing (Cover and
-Thomas, section 10.3.3; entropy-coded uniform quantization is within 0.25 bit of the bound, Gish and Pierce 1968).
+With entropy coding, the best allocation is one step size for all entries in units of their importance. Every slice t
+gets the same weighted error w_t^2 s_t^2 / 12. Slices below that water level fall to zero and cost nothing (Cover and
+Thomas, section 10.3.3). Entropy-coded uniform quantization is within 0.25 bit of the bound (Gish and Pierce 1968).
 
     s_t = s / w_t,   q = sign(x) floor(|x| / s_t + 1/2 - dead),   x' = sign(q) (|q| - shift(|q|)) s_t
 
-Slices are cut by tensor, row or rank; w_t is the root mean square sensitivity of slice t (all 1 without weights). s is
-searched for, so that the whole payload, header and tables included, takes `bits` bits for each parameter of the state.
-Slices of like magnitude share a frequency table (their class, in half octaves), which is what makes the rate follow the
-energy. `shift` moves the levels to the centroids of what they stand for. Follow it with `rans`.
+Slices are cut by tensor, row or rank. w_t is the root mean square sensitivity of slice t (all 1 without weights). The
+search for s makes the whole payload, header and tables included, take `bits` bits for each parameter of the state.
+Slices of similar magnitude share a frequency table (their class, in half octaves), so that the rate follows the energy.
+`shift` moves the levels to the centroids of the values that they represent. Put `rans` behind this step.
 
-Nearest levels with a dead zone make an update shorter, by how much depends on how its entries are distributed: at one
-bit a parameter two to four fifths of it arrive. The mean of many stays as short, while their other errors average out.
-With `gain=length` every payload's step is multiplied by norm(x)^2 / <x, x'>, as in DRIVE (arXiv 2105.08339), so that an
-update arrives as long as it was along itself, whatever optimizer made it; by 4 at most. With `gain=none` what arrives
-is as near to the one update as can be.
+Nearest levels with a dead zone make an update shorter, by an amount that depends on the distribution of its entries. At
+one bit per parameter two to four fifths of the length arrive. The mean of many updates stays as short, while their
+other errors average out. With `gain=length` every payload's step is multiplied by norm(x)^2 / <x, x'>, as in DRIVE
+(arXiv 2105.08339), by 4 at most. So an update arrives with its length along itself, whatever optimizer made it. With
+`gain=none` the decoded update is as close to the single update as possible.
 
 How much of the mean of many updates arrives still depends on the optimizer, at a third of a bit (`tiny`). A client's
-error is correlated with what the clients have in common: small common entries fall to zero behind larger ones of the
-client's own. Of LoRA updates of MiniLM (10 clients, 8 steps, two rounds), 0.86 and 0.48 of the true mean arrive along
-itself with AdamW and 0.99 with SGD; `small` brings 0.87 and 1.00. Without the limit of 4, 0.92 and 0.67 of AdamW's mean
-arrive, but the squared error of the mean rises from 1.50 and 1.18 to 1.80 and 1.88 times its squared norm. So the limit
-stays: the direction is no better (cosine 0.45 to 0.58), and a longer step along it is mostly error.
+error is correlated with what the clients have in common: small common entries fall to zero behind the client's own
+larger ones. For LoRA updates of MiniLM (10 clients, 8 steps, two rounds), 0.86 and 0.48 of the true mean arrive along
+itself with AdamW and 0.99 with SGD; `small` delivers 0.87 and 1.00. Without the limit of 4, 0.92 and 0.67 of AdamW's
+mean arrive, but the squared error of the mean rises from 1.50 and 1.18 to 1.80 and 1.88 times its squared norm. So the
+limit stays: the direction is no better (cosine 0.45 to 0.58), and a longer step along it is mostly error.
 
-A budget that would carry less than a sixteenth of the state (<x, x'> < norm(x)^2 / 16, so that not even a gain of 4
-brings a quarter of its length) is doubled until it does not: small adapters, and states whose entries are all of one
-magnitude, would else arrive as zeros.
+A budget may be too small to carry a sixteenth of the state, <x, x'> < norm(x)^2 / 16, so that not even a gain of 4
+restores a quarter of its length. Such a budget is doubled until it carries enough. Otherwise small adapters, and states
+whose entries all have the same magnitude, would arrive as zeros.
 
 `rounding=dither` is unbiased (see `quantize`). For the same error it takes 0.4 to 0.5 bit more at one bit, 0.1 to 0.2
-at two and next to nothing from three on. Its step is at most four times the largest entry, so below some budget, 0.3
-bit of normal entries and one of entries that are all alike, payloads take more than `bits` says.
+at two and next to nothing from three on. Its step is at most four times the largest entry. So below some budget (0.3
+bit for normal entries, one bit for entries that are all alike) payloads take more than `bits`.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ from fedpeft.parts import setting
 ROUNDINGS: Final = ("nearest", "dither")
 GAINS: Final = ("none", "length")
 MAX_GAIN: Final = 4.0
-"""By how much `gain=length` stretches an update at most: what hardly arrives at all is mostly error."""
+"""The largest gain of `gain=length`: an update that hardly arrives at all is mostly error."""
 
 
 @dataclass(frozen=True)
 class Adaptive(Quantizer):
     """Step sizes by importance, searched to meet a budget."""
 
-    bits: float = setting(2.0, "bits a parameter of the state, all bytes of the payload included", above=0, high=10)
-    per: str = setting("rank", "what shares a step and a table: tensor, row, rank", choices=SLICINGS)
+    bits: float = setting(2.0, "bits per parameter of the state, all bytes of the payload included", above=0, high=10)
+    per: str = setting("rank", "slice that shares a step and a table: tensor, row, rank", choices=SLICINGS)
     dead: float = setting(0.08, "how much wider the zero level is on each side, in steps (nearest)", low=0, below=0.5)
     rounding: str = setting("nearest", "nearest is biased; dither is unbiased", choices=ROUNDINGS)
     gain: str = setting("none", "none: least error; length: an update's mean length arrives (nearest)", choices=GAINS)
@@ -72,18 +72,19 @@ class Adaptive(Quantizer):
     lossless = False
 
     def __post_init__(self) -> None:
+        """Reject gain=length with dither, which has no need of it."""
         if self.gain != "none" and self.draws:
             raise ConfigError(
-                "FP1053 adaptive: rounding=dither keeps an update's length by itself; leave out gain=length"
+                "FP1053 adaptive: rounding=dither already keeps an update's length; leave out gain=length"
             )
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
-        """Whether it dithers."""
+        """Whether the step dithers."""
         return self.rounding == "dither"
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """Levels by class, one stream each; the parameters hold step, shifts, classes and relative steps."""
+        """Return levels by class, one stream each; the parameters contain step, shifts, classes and relative steps."""
         cut = cut_slices(signal.shapes, self.per)
         relative = compute_relative_steps(signal, cut)
         y = cut.gather(signal.values)
@@ -108,7 +109,7 @@ class Adaptive(Quantizer):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Slicing, rounding, step, shifts, classes, relative steps, and the reach of each class that occurs."""
+        """Read slicing, rounding, step, shifts, classes, relative steps, and the reach of each class that occurs."""
         per = SLICINGS[parameters.read_varint("slicing", len(SLICINGS) - 1)]
         dither = ROUNDINGS[parameters.read_varint("rounding", len(ROUNDINGS) - 1)] == "dither"
         step, *shifts = struct.unpack("<fbb", parameters.take(6, "step and shifts"))
@@ -131,8 +132,11 @@ class Adaptive(Quantizer):
 
 
 def _compute_centroids(search: StepSearch, step: float, ratios: Array) -> tuple[tuple[int, int], float]:
-    """How far the centroids of |q| = 1 and |q| > 1 lie inside their levels, in 1/256 of a step; and <x, x'> / step^2,
-    x' being what arrives with levels so shifted and `ratios` those of each slice, x / y."""
+    """Return how far centroids lie inside their levels, and the part of the state that then arrives.
+
+    The first result has the distances for |q| = 1 and for |q| > 1, in 1/256 of a step. The second is <x, x'> / step^2,
+    where x' is decoded with levels so shifted, and `ratios` is x / y of each slice.
+    """
     counts, (sums, squared) = search.count_by_size(step), search.compute_moments(step, ratios)
     level = np.arange(len(counts))
     gaps = counts * level - sums
@@ -143,13 +147,13 @@ def _compute_centroids(search: StepSearch, step: float, ratios: Array) -> tuple[
 
 
 def _compute_gain(search: StepSearch, step: float, arrives: float, ratios: Array) -> float:
-    """norm(x)^2 / <x, x'>, at most `MAX_GAIN`; 1 where nothing arrives because there is nothing to send.
+    """Return norm(x)^2 / <x, x'>, at most `MAX_GAIN`; 1 if nothing arrives because there is nothing to send.
 
     Args:
-        search: for the step.
-        step: that was found.
+        search: the search for the step.
+        step: the step that it returned.
         arrives: <x, x'> / step^2.
-        ratios: of each slice, x / y.
+        ratios: x / y of each slice.
     """
     whole = float((np.square(ratios) * search.sizes * np.square(search.rms / step)).sum())
     return min(MAX_GAIN, whole / arrives) if arrives > 0 else 1.0

@@ -1,11 +1,11 @@
 """Each value as one floating-point number of a narrower (or the same) width.
 
-The words go out as byte planes, lowest byte first: the high bytes (sign and exponent) of an update are nearly alike, so
-an entropy coder or zstd shrinks them, while the mantissa bytes are noise. Rounding is to nearest, ties to even;
-values beyond the range of fp16 or bf16 go to its largest finite number.
+The words travel as byte planes, lowest byte first. The high bytes (sign and exponent) of an update are nearly alike, so
+an entropy coder or zstd shrinks them; the mantissa bytes are noise. Rounding is to nearest, ties to even. Values beyond
+the range of fp16 or bf16 become its largest finite number.
 
-Where many words are 0, as in what a sparse strategy hands in, a mask of one bit an entry goes first and zeros are left
-out. That is done when mask and words together are fewer bytes in radix packing; -0.0 counts as a value.
+If many words are 0, as in the updates of a sparse strategy, a mask of one bit per entry comes first and zeros are left
+out. That happens if mask and words together take fewer bytes in radix packing; -0.0 counts as a value.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ WORDS: Final[dict[str, tuple[str, str]]] = {
     "fp16": ("float16", "int16"),
     "fp64": ("float64", "int64"),
 }
-"""Torch's names of the dtype and of its word by setting; the code on the wire is the position. Append only."""
+"""Torch's names of the dtype and of its word, by setting; the position is the code on the wire. Append only."""
 SPARSE: Final = 64
-"""Added to the dtype's code where zeros are left out."""
+"""Offset of the dtype's code if zeros are left out."""
 
 
 @dataclass(frozen=True)
 class Cast(Quantizer):
-    """Round to a floating-point dtype; exact where that holds the values."""
+    """Round to a floating-point dtype, exactly if that dtype contains the values."""
 
     dtype: str = setting("fp32", "width of the numbers on the wire", choices=tuple(WORDS))
 
@@ -46,7 +46,7 @@ class Cast(Quantizer):
         return self.dtype in ("fp32", "fp64")
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """Values to byte planes."""
+        """Turn values into byte planes."""
         target, word = _get_dtypes(self.dtype)
         values = torch.from_numpy(np.ascontiguousarray(signal.values))
         limit = torch.finfo(target).max
@@ -65,7 +65,7 @@ class Cast(Quantizer):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """One byte: the dtype's code; where zeros are left out, the number of the other values, too."""
+        """Read one byte, the dtype's code; if zeros are left out, also the number of other values."""
         sparse, code = divmod(parameters.read_varint("dtype code", SPARSE + len(WORDS) - 1), SPARSE)
         if code >= len(WORDS):
             raise PayloadError(f"FP6029 the payload's step cast has the dtype code {code}; there are {len(WORDS)}")
@@ -94,13 +94,13 @@ class Cast(Quantizer):
 
 
 def _split_bytes(words: Array) -> tuple[Symbols, ...]:
-    """The bytes of words (n,), lowest first, as one stream of n symbols each."""
+    """Return the bytes of words (n,), lowest first, as one stream of n symbols each."""
     bytes_ = words.view(np.uint8).reshape(-1, words.itemsize)
     return tuple(Symbols(np.ascontiguousarray(bytes_[:, i]), 256) for i in range(words.itemsize))
 
 
 def _get_dtypes(name: str) -> tuple[torch.dtype, torch.dtype]:
-    """The dtype that a setting names, and that of its words."""
+    """Return the dtype that a setting names, and the dtype of its words."""
     target, word = WORDS[name]
     return getattr(torch, target), getattr(torch, word)
 

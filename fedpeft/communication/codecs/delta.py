@@ -1,7 +1,7 @@
 """The difference from a state that both ends hold.
 
-The payload names the reference's version and carries a checksum of its values, so a receiver that holds another state
-under the same version number refuses instead of drifting away.
+The payload names the reference's version and carries a checksum of its values. So a receiver that holds another state
+under the same version number refuses the payload instead of drifting away.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Delta(Transform):
     needs_reference = True
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """The difference, with version and checksum of the reference."""
+        """Subtract the reference; the parameters are its version and checksum."""
         if context.reference is None:
             raise ConfigError("FP1054 the codec step delta needs a reference state that both ends hold; none was given")
         version, base = context.reference
@@ -33,7 +33,7 @@ class Delta(Transform):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Version and checksum."""
+        """Read version and checksum."""
         version = parameters.read_varint("reference version", MAX_VERSION)
         base = context.read_reference(version, parameters, count_total(shapes))
 

@@ -1,14 +1,14 @@
-"""States on a grid, so that one state can be reached exactly from any other that the receiver holds.
+"""States on a grid, so that each state can be reached exactly from any other that the receiver holds.
 
-    q = sign(x) floor(|x| / s + 1/2 - dead),   x' = q s           what the payload stands for
-    d = q - round(h / s)                                          what it holds, h: the state held (version 0: zeros)
+    q = sign(x) floor(|x| / s + 1/2 - dead),   x' = q s           the state that the payload represents
+    d = q - round(h / s)                                          what it contains, h: the held state (version 0: zeros)
 
-x' depends on x alone and not on h: a receiver that was away for long gets one difference instead of all those it has
-missed, and ends with the same bits as everybody else. Since every x is quantized anew, errors do not add up:
-norm_inf(x - x') <= (1/2 + dead) s, which is what error feedback around the differences comes to on a grid. The fewer
-entries have moved since h, the smaller the payload. One step size s serves all entries; it is searched for, so that the
-payload from version 0 takes `bits` bits a parameter. With weights a slice of weight w (its root mean square, at most 1)
-has the step s / w, to a quarter octave. Follow it with `rans`.
+x' depends on x alone and not on h. So a receiver that was away for long gets one difference instead of all those that
+it has missed, and ends with the same bits as everybody else. Every x is quantized anew, so errors do not add up:
+norm_inf(x - x') <= (1/2 + dead) s, which equals error feedback around the differences on a grid. The fewer entries have
+moved since h, the smaller the payload. One step size s serves all entries. The search for it makes the payload from
+version 0 take `bits` bits per parameter. With weights a slice of weight w (its root mean square, at most 1) has the
+step s / w, to a quarter octave. Put `rans` behind this step.
 """
 
 from __future__ import annotations
@@ -36,17 +36,22 @@ from fedpeft.parts import setting
 class Grid(Quantizer):
     """Levels, as differences from those of a state that both ends hold (`reference`); biased."""
 
-    bits: float = setting(3.0, "bits a parameter of a payload from version 0, all its bytes included", above=0, high=10)
+    bits: float = setting(
+        3.0, "bits per parameter of a payload from version 0, all its bytes included", above=0, high=10
+    )
     dead: float = setting(0.08, "how much wider the zero level is on each side, in steps", low=0, below=0.5)
-    per: str = setting("rank", "what shares a frequency table: tensor, row, rank", choices=SLICINGS)
+    per: str = setting("rank", "slice that shares a frequency table: tensor, row, rank", choices=SLICINGS)
     step: float | None = setting(None, "a fixed step size, instead of bits", above=0)
 
     lossless = False
     chains = True
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """The parameters are slicing, step size, version and checksum of the state held, and the slices' classes; with
-        weights the slices' relative steps, too."""
+        """Return the levels' differences.
+
+        The parameters are slicing, step size, version and checksum of the held state, and the slices' classes; with
+        weights also the slices' relative steps.
+        """
         cut = cut_slices(signal.shapes, self.per)
         relative = compute_relative_steps(signal, cut, 1.0)
         unit = _compute_units(relative, cut.sizes, signal.values.dtype)
@@ -78,7 +83,7 @@ class Grid(Quantizer):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Slicing, step size, what is held, relative steps, classes, and the reach of each class that occurs."""
+        """Read slicing, step size, held version, relative steps, classes, and the reach of each class that occurs."""
         weighted, per = divmod(parameters.read_varint("slicing", 2 * len(SLICINGS) - 1), len(SLICINGS))
         cut = cut_slices(shapes, SLICINGS[per])
         step = _read_step(parameters)
@@ -102,7 +107,7 @@ class Grid(Quantizer):
         return Plan((), expected.symbols, undo)
 
     def as_in(self, parameters: Reader) -> Grid:
-        """At the step size that a payload has."""
+        """Return the step with the step size of a payload."""
         parameters.read_varint("slicing", 2 * len(SLICINGS) - 1)
         return replace(self, step=_read_step(parameters) or None)
 
@@ -115,15 +120,15 @@ def _read_step(parameters: Reader) -> float:
 
 
 def _compute_units(relative: Array, sizes: Array, dtype: np.dtype[np.generic]) -> Array:
-    """The step of each entry (n,), slice after slice, in steps of weight 1."""
+    """Return the step of each entry (n,), slice after slice, in steps of weight 1."""
     return np.repeat(decode_ratio(relative).astype(dtype), sizes)
 
 
 def _round_to_levels(held: Array, step: float) -> Array:
-    """The grid points nearest to what is held, at most as far out as a payload can reach."""
+    """Return the grid points nearest to the held state, clipped to the reach of a payload."""
     if step <= 0:
         return np.zeros_like(held)
-    # the way from the start knows no -0, and the checksum of a state does
+    # the path from the start yields no -0, but the checksum of a state distinguishes it from 0
     levels: Array = np.clip(np.rint(held / held.dtype.type(step)), -REACH, REACH) + held.dtype.type(0)
     return levels
 

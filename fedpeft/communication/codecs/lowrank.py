@@ -1,16 +1,16 @@
 """Each matrix as its leading singular triples: x ~ sum_i s_i u_i v_i^T, r = share * min(m, n) of them.
 
-The best approximation of that rank (Eckart and Young, 1936), and a contraction, as error feedback wants:
-norm(x - x')^2 <= (1 - r / min(m, n)) norm(x)^2. PowerSGD (arXiv 1905.13727) sends such factors of gradients; here they
-are exact, from the eigenvectors of the small Gram matrix, and go on to a quantizer.
+This is the best approximation of that rank (Eckart and Young, 1936), and a contraction, as error feedback requires:
+norm(x - x')^2 <= (1 - r / min(m, n)) norm(x)^2. PowerSGD (arXiv 1905.13727) sends such factors of gradients. Here they
+are exact, from the eigenvectors of the small Gram matrix, and a quantizer follows.
 
-An error of e in u_i costs s_i |v_i| e in x, so factors must be quantized the finer the larger s_i is. The step takes
-care of that by scale alone: it sends c_i, which is s_i w^2 rounded to half octaves (w: root mean square of the tensor's
-weights), and the values u_i sqrt(s_i c_i), v_i sqrt(s_i c_i), of norm s_i w. Then a single quantization step for all of
-them, as `adaptive` has, is the reverse water-filling over singular directions: those below the step's level vanish.
-Updates of LoRA factors have steep spectra, so at one bit a parameter and below this beats any code for single entries.
+An error of e in u_i costs s_i |v_i| e in x, so factors need finer quantization if s_i is larger. The step achieves that
+by scale alone. It sends c_i, which is s_i w^2 rounded to half octaves (w: root mean square of the tensor's weights). It
+also sends the values u_i sqrt(s_i c_i), v_i sqrt(s_i c_i), of norm s_i w. Then one quantization step for all of them,
+as in `adaptive`, is the reverse water-filling over singular directions: those below the step's level vanish. Updates of
+LoRA factors have steep spectra, so at one bit per parameter and below this beats any code for single entries.
 
-Tensors that are no matrices pass unchanged. Sending all triples (share 1) with dither keeps a code unbiased.
+Tensors that are not matrices pass unchanged. With all triples (share 1) and dither, the code is unbiased.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 
 LEVELS: Final = 64
-"""Half octaves below the largest c."""
+"""Number of codes for c: half octaves below the largest c."""
 SMALLEST: Final = 1e-28
 """A state whose largest c is below this counts as zero, so that 1 / c stays within fp32."""
 
@@ -45,7 +45,7 @@ class LowRank(Transform):
     proportional = False
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """Factor vectors, one segment each, and half-octave codes of their c."""
+        """Return factor vectors, one segment each, and half-octave codes of their c."""
         share = float(np.float32(self.share))
         layout = _Layout(signal.shapes, share)
         values = np.empty(layout.after, signal.values.dtype)
@@ -60,9 +60,9 @@ class LowRank(Transform):
         ratio = np.divide(largest, importance, out=np.full_like(importance, np.inf), where=importance > 0)
         codes = np.clip(np.round(2 * np.log2(np.maximum(ratio, 1))), 0, LEVELS - 1).astype(np.uint8)
         c = _decode_importance(largest, codes)
-        for group, (U, s, V, _) in zip(layout.groups, triples, strict=True):
+        for group, (left, s, right, _) in zip(layout.groups, triples, strict=True):
             norm = np.sqrt(s * c[group.rows])[:, :, None]
-            blocks = np.concatenate((U * norm, V * norm), axis=2)  # (tensors, rank, m + n)
+            blocks = np.concatenate((left * norm, right * norm), axis=2)  # (tensors, rank, m + n)
             values[group.after] = blocks.reshape(len(blocks), -1)
         for before, after in layout.others:
             values[after] = signal.values[before]
@@ -73,7 +73,7 @@ class LowRank(Transform):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Share and the largest c, fp32."""
+        """Read the share and the largest c, fp32."""
         share, largest = struct.unpack("<ff", parameters.take(8, "share and largest importance"))
         if not (0 < share <= 1 and 0 <= largest < math.inf):
             raise PayloadError(f"FP6033 the payload's step lowrank has share {share} and largest importance {largest}")
@@ -100,18 +100,26 @@ class LowRank(Transform):
 
 @dataclass(frozen=True)
 class _Group:
-    """The matrices of one shape: where their entries (tensors, m n), factors (tensors, r (m + n)) and triples are."""
+    """The matrices of one shape.
+
+    Attributes:
+        shape: (m, n).
+        before: places of their entries, (tensors, m n).
+        after: places of their factors, (tensors, r (m + n)).
+        rows: numbers of their triples, (tensors, r).
+    """
 
     shape: Shape
     before: Array
     after: Array
-    rows: Array  # (tensors, r)
+    rows: Array
 
 
 class _Layout:
-    """Which segments are matrices, and where everything lies before and after the step."""
+    """The segments that are matrices, and the place of each value before and after the step."""
 
     def __init__(self, shapes: tuple[Shape, ...], share: float) -> None:
+        """Compute the places for segments of these shapes."""
         self.before = self.after = self.triples = 0
         self.others: list[tuple[slice, slice]] = []
         segments: list[Shape] = []
@@ -149,25 +157,29 @@ def _create_group(shape: Shape, at: Array, rank: int) -> _Group:
 
 
 def _compute_triples(signal: Signal, group: _Group) -> tuple[Array, Array, Array, Array]:
-    """U (tensors, r, m), s (tensors, r), V (tensors, r, n) and the tensors' root mean square weights (tensors, 1)."""
+    """Return the leading singular triples of a group's matrices, and the tensors' weights.
+
+    The arrays are the left vectors (tensors, r, m), the singular values (tensors, r), the right vectors (tensors, r, n)
+    and the root mean square weights (tensors, 1).
+    """
     m, n = group.shape
-    X = signal.values[group.before].reshape(-1, m, n).astype(np.float64)
-    w = np.ones((len(X), 1))
+    matrices = signal.values[group.before].reshape(-1, m, n).astype(np.float64)
+    w = np.ones((len(matrices), 1))
     if signal.weights is not None:
         w = np.sqrt(np.square(signal.weights[group.before], dtype=np.float64).mean(axis=1, keepdims=True))
-    short = X if m <= n else X.transpose(0, 2, 1)
-    _, vectors = np.linalg.eigh(short @ short.transpose(0, 2, 1))
-    U = vectors[:, :, ::-1].transpose(0, 2, 1)[:, : group.rows.shape[1]]  # (tensors, r, short side), orthonormal rows
-    # eigenvectors have no sign of their own: without one, the last bits of X would choose the levels that are sent
-    U = U * np.copysign(1.0, np.take_along_axis(U, np.abs(U).argmax(axis=2)[:, :, None], axis=2))
-    V = U @ short
-    s = np.sqrt(np.square(V).sum(axis=2))
-    V = np.divide(V, s[:, :, None], out=np.zeros_like(V), where=s[:, :, None] > 0)
-    return (U, s, V, w) if m <= n else (V, s, U, w)
+    wide = matrices if m <= n else matrices.transpose(0, 2, 1)
+    _, vectors = np.linalg.eigh(wide @ wide.transpose(0, 2, 1))
+    left = vectors[:, :, ::-1].transpose(0, 2, 1)[:, : group.rows.shape[1]]  # (tensors, r, short side), orthonormal
+    # the sign of an eigenvector is arbitrary: without a rule, the last bits of x would decide the levels that are sent
+    left = left * np.copysign(1.0, np.take_along_axis(left, np.abs(left).argmax(axis=2)[:, :, None], axis=2))
+    right = left @ wide
+    s = np.sqrt(np.square(right).sum(axis=2))
+    right = np.divide(right, s[:, :, None], out=np.zeros_like(right), where=s[:, :, None] > 0)
+    return (left, s, right, w) if m <= n else (right, s, left, w)
 
 
 def _decode_importance(largest: float, codes: Array) -> Array:
-    """c = largest * 2^(-code / 2), float64 from exact operations."""
+    """Return c = largest * 2^(-code / 2), float64 from exact operations."""
     half = np.array([1.0, math.sqrt(0.5)])
     c: Array = np.ldexp(largest * half[codes & 1], -(codes >> 1).astype(np.int32))
     return c

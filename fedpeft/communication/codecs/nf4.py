@@ -32,12 +32,12 @@ BLOCK: Final = 64
 
 @dataclass(frozen=True)
 class NF4(Quantizer):
-    """Four bits a value, nearest level; biased."""
+    """Four bits per value, nearest level; biased."""
 
     lossless = False
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """Values to the nearest of 16 levels, with a 16-bit scale for each block."""
+        """Return the nearest of 16 levels for each value, with a 16-bit scale for each block."""
         x = signal.values
         sizes = block_sizes(len(x), BLOCK)
         words = scale_words(reduce_segments(np.maximum, np.abs(x), sizes), 2, up=True)
@@ -48,7 +48,7 @@ class NF4(Quantizer):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """No parameters."""
+        """Read no parameters."""
         count = count_total(shapes)
         sizes = block_sizes(count, BLOCK)
 

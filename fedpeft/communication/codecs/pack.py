@@ -1,6 +1,6 @@
 """Symbols in radix packing: as many to a 64-bit word as fit, so four-bit codes take four bits and trits 1.6.
 
-The size depends on counts and alphabets alone, never on the values. See `fedpeft.communication.symbols.pack_symbols`.
+The size depends on counts and alphabets alone, never on the values; `fedpeft.communication.symbols.pack_symbols` packs.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class Pack(Packer):
     """Fixed-width packing, without entropy coding."""
 
     def pack(self, symbols: Sequence[Symbols]) -> bytes:
-        """The packed symbols, one kind after the other."""
+        """Pack the symbols, one stream after the other."""
         return b"".join(pack_symbols(s.values, s.alphabet) for s in symbols)
 
     @classmethod
     def bound(cls, expected: Sequence[Expected]) -> int:
-        """The exact size."""
+        """Return the exact size in bytes."""
         return bound_packed_size(expected)
 
     @classmethod
     def unpack(cls, data: memoryview, expected: Sequence[Expected]) -> list[Array]:
-        """The symbols; the size must be exact."""
+        """Unpack the symbols; the size must be exact."""
         if len(data) != bound_packed_size(expected):
             raise PayloadError(
                 f"FP6034 the payload's body has {len(data)} bytes, {bound_packed_size(expected)} are expected"

@@ -2,13 +2,14 @@
 
     q = floor(x / s + u + 1/2 - h),   x' = (q + h - u) s,   |x - x'| <= s / 2 (nearest, dither), < s (stochastic)
 
-s is the step; h = 0 puts a level on zero (2^bits - 1 levels), h = 1/2 is used for one bit (2 levels). The step is
-either max|x| / (2^(bits-1) - 1) over blocks of 64 (absmax, as in 8-bit optimizers, arXiv 2110.02861), or c sigma for
-each tensor, widened where the levels would not reach max|x|: nothing is ever clipped.
+s is the step. h = 0 puts a level on zero (2^bits - 1 levels); h = 1/2 is used for one bit (2 levels). By default the
+step is max|x| / (2^(bits-1) - 1) over blocks of 64 (absmax, as in 8-bit optimizers, arXiv 2110.02861). With `step` it
+is c sigma for each tensor, widened if the levels would not reach max|x|: nothing is ever clipped.
 
-u = 0 is nearest rounding (biased). `stochastic` draws u uniform in (-1/2, 1/2) and forgets it: unbiased, mean square
-error s^2/4 at most (QSGD's rounding, arXiv 1610.02132). `dither` subtracts the same u at the receiver, which draws it
-from the payload's seed: unbiased, error uniform in (-s/2, s/2) and independent of x, so s^2/12 (Schuchman 1964).
+u = 0 is nearest rounding (biased). `stochastic` draws u uniform in (-1/2, 1/2) and forgets it: unbiased, with a mean
+square error of at most s^2/4 (QSGD's rounding, arXiv 1610.02132). `dither` subtracts the same u at the receiver, which
+draws it from the payload's seed. That is unbiased, with an error uniform in (-s/2, s/2) and independent of x, so s^2/12
+(Schuchman 1964).
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ MAX_BLOCK: Final = 1 << 20
 class Quantize(Quantizer):
     """Uniform levels: `quantize(bits=4)` over absmax blocks, `quantize(step=1.0)` in units of each tensor's sigma."""
 
-    bits: int = setting(8, "bits a value before entropy coding", low=1, high=8)
+    bits: int = setting(8, "bits per value before entropy coding", low=1, high=8)
     step: float | None = setting(
         None, "step in units of the tensor's root mean square; none: absmax blocks", above=0, high=100
     )
-    block: int = setting(64, "values that share a scale, without `step`", low=8, high=MAX_BLOCK)
+    block: int = setting(64, "number of values that share a scale, without `step`", low=8, high=MAX_BLOCK)
     rounding: str = setting("nearest", "nearest is biased; the others are unbiased", choices=ROUNDINGS)
 
     lossless = False
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
-        """Whether it rounds at random."""
+        """Whether the step rounds at random."""
         return self.rounding != "nearest"
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """Values to levels, with one scale of 16 bits for each block or tensor."""
+        """Return levels, with one scale of 16 bits for each block or tensor."""
         x = signal.values
         sizes = signal.sizes if self.step is not None else block_sizes(len(x), self.block)
         words = scale_words(self._compute_steps(x, sizes), 2, up=True)
@@ -82,7 +83,7 @@ class Quantize(Quantizer):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Bits, rounding, block length (0: one scale a tensor)."""
+        """Read bits, rounding and block length (0: one scale per tensor)."""
         bits = parameters.read_varint("bits", 8, 1)
         rounding = ROUNDINGS[parameters.read_varint("rounding", len(ROUNDINGS) - 1)]
         block = parameters.read_varint("block length", MAX_BLOCK)
@@ -103,7 +104,7 @@ class Quantize(Quantizer):
 
 
 def _get_grid(bits: int) -> tuple[float, int]:
-    """h, and the level number that stands for the lowest level."""
+    """Return h, and the level number of the lowest level."""
     return (0.5, 1) if bits == 1 else (0.0, 2 ** (bits - 1) - 1)
 
 

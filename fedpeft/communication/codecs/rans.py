@@ -1,6 +1,6 @@
-"""Symbols by asymmetric numeral systems (range ANS): their order-0 entropy plus a short table for each kind.
+"""Symbols by asymmetric numeral systems (range ANS): their order-0 entropy plus a short table for each stream.
 
-J. Duda, arXiv 1311.2540; the coder is constriction's. See `fedpeft.communication.entropy` for the bytes.
+Source: J. Duda, arXiv 1311.2540; the coder is constriction's. `fedpeft.communication.entropy` describes the bytes.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from fedpeft.communication.symbols import Expected, Symbols
 
 @dataclass(frozen=True)
 class Rans(Packer):
-    """Entropy coding; kinds of symbols that would not shrink are packed as `pack` does."""
+    """Entropy coding; streams that would not shrink are packed as in `pack`."""
 
     def pack(self, symbols: Sequence[Symbols]) -> bytes:
-        """Tables, coded words, raw symbols."""
+        """Return tables, coded words and raw symbols."""
         return encode_symbols(symbols)
 
     @classmethod
     def bound(cls, expected: Sequence[Expected]) -> int:
-        """Radix packing, plus what the tables' marks take."""
+        """Return the size of radix packing plus the marks of the tables."""
         return encode_bound(expected)
 
     @classmethod
     def unpack(cls, data: memoryview, expected: Sequence[Expected]) -> list[Array]:
-        """The symbols; the data must end with them."""
+        """Decode the symbols; the data must end with them."""
         reader = Reader(data, "the payload's body")
         symbols = decode_symbols(reader, expected)
         reader.end()

@@ -1,8 +1,8 @@
-"""Random signs, then an orthonormal Hadamard transform: spreads every value over its block.
+"""Random signs, then an orthonormal Hadamard transform, which spreads every value over its block.
 
     y = H D x,   H H^T = I,   D = diag(+-1) from the payload's seed;   x = D H y
 
-After it the values of a block are nearly normal whatever they were, which is what makes one-bit and few-bit codes
+Afterwards the values of a block are nearly normal, whatever they were before. That makes one-bit and few-bit codes
 unbiased or tight (DRIVE, arXiv 2105.08339; EDEN, arXiv 2108.08842). A tensor is cut into blocks whose lengths are
 powers of two, so nothing is padded: as many of the largest as fit, then the binary digits of the rest.
 """
@@ -25,7 +25,7 @@ SMALLEST: Final = 6
 LARGEST: Final = 20
 NEAR: Final = 64
 IN_CACHE: Final = 1 << 14
-"""Entries, about, that are worked on at a time."""
+"""Approximate number of entries that are processed at a time."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,14 @@ class Rotate(Transform):
     draws = True
 
     def __post_init__(self) -> None:
+        """Check that the block length is a power of two."""
         if self.block & (self.block - 1):
             raise ConfigError(f"FP1057 codec step rotate: block must be a power of two, got {self.block}")
 
     lossless = False  # exact but for rounding
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """The rotated values, in segments of one block each; weights become the blocks' root mean squares."""
+        """Return the rotated values, in segments of one block each; weights become the blocks' root mean squares."""
         shapes = _cut_blocks(signal.shapes, self.block)
         rotated = transform_blocks(signal.values * context.draw_signs(len(signal.values)), shapes)
         weights = signal.weights
@@ -55,7 +56,7 @@ class Rotate(Transform):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Base-2 logarithm of the largest block."""
+        """Read the base-2 logarithm of the largest block."""
         blocks = _cut_blocks(shapes, 1 << parameters.read_varint("block exponent", LARGEST, SMALLEST))
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
@@ -75,7 +76,7 @@ def _cut_blocks(shapes: tuple[Shape, ...], largest: int) -> tuple[Shape, ...]:
 
 
 def transform_blocks(values: Array, blocks: tuple[Shape, ...]) -> Array:
-    """The orthonormal transform of each block; blocks of one length go together."""
+    """Return the orthonormal transform of each block; blocks of one length are transformed together."""
     lengths = count_segment_entries(blocks)
     starts = np.cumsum(lengths) - lengths
     result = np.empty_like(values)
@@ -93,7 +94,7 @@ def transform_blocks(values: Array, blocks: tuple[Shape, ...]) -> Array:
 
 
 def _transform(x: Array, length: int) -> None:
-    """The orthonormal transform of blocks of one length, in place.
+    """Transform blocks of one length orthonormally, in place.
 
     Butterflies between near entries go along the columns of the transpose, so that each adds whole rows.
     """
@@ -112,8 +113,10 @@ def _transform(x: Array, length: int) -> None:
 
 
 def _apply_butterflies(x: Array, other: Array, half: int, length: int) -> tuple[Array, Array]:
-    """Sums and differences of halves, of `half` entries each and then of twice as many, up to `length`; and what is
-    left to write into."""
+    """Compute sums and differences of halves, of `half` entries each, then of twice as many, up to `length`.
+
+    Return the result, and the other array, which is free again.
+    """
     while half < length:
         pairs, into = x.reshape(-1, 2, half), other.reshape(-1, 2, half)
         np.add(pairs[:, 0], pairs[:, 1], out=into[:, 0])

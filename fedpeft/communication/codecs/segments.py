@@ -1,17 +1,16 @@
-"""Round-robin segments: a client sends one part of its update in a round, and the others in the next ones (EcoLoRA,
-Liu et al., arXiv 2506.02001).
+"""Round-robin segments: in each round a client sends one part of its update (EcoLoRA, Liu et al., arXiv 2506.02001).
 
     the update's n entries are cut into S segments of n/S;   client k sends segment (k + t) mod S in round t
 
-where t counts the rounds in which the same is trained: with `rolora` those of B, and those of A.
+Here t counts the rounds in which the same tensors are trained: with `rolora` those of B, and those of A.
 
-A cohort's clients send different segments, and nothing has to be told: places cost nothing, where those of `topk` do.
-With `gain=mean` what is sent counts S times: over S rounds in turn a client's segments add up to what it would have
-sent, and the cohort's mean is that over those who sent a segment where these are equally many. With `gain=none` it is
-biased, and wants a memory in front: `ef14 | segments(gain=none) | ..`.
+A cohort's clients send different segments. Places need no bytes, unlike those of `topk`. With `gain=mean` the sent
+values are multiplied by S. Over S rounds in turn a client's segments then add up to its whole update. If each segment
+is sent by equally many clients, the cohort's mean is the mean over the clients that sent it. With `gain=none` the step
+is biased, and needs a memory in front: `ef14 | segments(gain=none) | ..`.
 
 Deviation: the paper's clients mix what they receive with their own stale segments; here all start from the server's
-state. Its sparsification and Golomb code are `topk` and `rans` behind this step.
+state. Its sparsification and Golomb code correspond to `topk` and `rans` behind this step.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ MOST = 1024
 
 @dataclass(frozen=True)
 class Segments(Transform):
-    """The segment whose turn it is."""
+    """The transform that keeps the segment whose turn it is."""
 
-    count: int = setting(4, "S, how many segments; each is sent in every S-th round", low=1, high=MOST)
+    count: int = setting(4, "S, the number of segments; each is sent in every S-th round", low=1, high=MOST)
     gain: str = setting(
-        "mean", "mean: what is sent counts S times, right on average; none: as it is", choices=("mean", "none")
+        "mean", "mean: sent values count S times, unbiased; none: they count once", choices=("mean", "none")
     )
 
     lossless = False
     takes_turns: ClassVar[bool] = True
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """The segment's values, and which one it is of how many."""
+        """Return the segment's values; the parameters are the number of segments and its number."""
         turn = context.turn % self.count
         part = _get_segment(len(signal.values), self.count, turn)
         values = signal.values[part] * signal.values.dtype.type(self.count if self.gain == "mean" else 1)
@@ -52,7 +51,7 @@ class Segments(Transform):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Return how many segments, and which one."""
+        """Read the number of segments, and the number of this one."""
         entries, count = count_total(shapes), parameters.read_varint("number of segments", MOST)
         turn = parameters.read_varint("number of the segment", MOST)
         if turn >= count:

@@ -1,4 +1,4 @@
-"""One bit a value: its sign, times one scale for each tensor (or rotated block).
+"""One bit per value: its sign, times one scale for each tensor (or rotated block).
 
 - mean: x' = sign(x) norm1(x) / n. Least squares; biased; use with error feedback (EF-signSGD, arXiv 1901.09847).
 - drive: x' = sign(x) norm2(x)^2 / norm1(x). Unbiased after `rotate` (DRIVE, arXiv 2105.08339, theorem 3, for the
@@ -31,7 +31,7 @@ class Sign(Quantizer):
     lossless = False
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """Values to signs (zero counts as positive) and a 24-bit scale a segment."""
+        """Return signs (zero counts as positive) and a 24-bit scale for each segment."""
         x, sizes = signal.values, signal.sizes
         norm1 = reduce_segments(np.add, np.abs(x, dtype=np.float64), sizes)
         if self.scale == "mean":
@@ -44,7 +44,7 @@ class Sign(Quantizer):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """No parameters."""
+        """Read no parameters."""
         sizes = count_segment_entries(shapes)
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:

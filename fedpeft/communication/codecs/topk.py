@@ -1,11 +1,11 @@
 """Keep the entries that matter most, drop the rest: the k = fraction * n with the largest importance.
 
-Importance is |x| times the entry's sensitivity where the caller gives weights (for LoRA |dB_uv| norm(A_v,:) and
-|dA_uv| norm(B_:,u), the effect on dW), else |x|. Biased; use with error feedback: norm(x - x')^2 <= (1 - k/n) norm(x)^2
-without weights (Stich et al., arXiv 1809.07599, lemma A.1).
+Importance is |x| times the entry's sensitivity if the caller gives weights, else |x|. For LoRA it is |dB_uv|
+norm(A_v,:) and |dA_uv| norm(B_:,u), the effect on dW. The step is biased; use it with error feedback: norm(x - x')^2 <=
+(1 - k/n) norm(x)^2 without weights (Stich et al., arXiv 1809.07599, lemma A.1).
 
-The places travel as a mask, one symbol an entry. `rans` brings it to its entropy n h(k/n), which is that of the
-gaps between the places, and a mask can't name a place twice or out of range.
+The places travel as a mask, one symbol per entry. `rans` shrinks it to its entropy n h(k/n), which is that of the gaps
+between the places, and a mask can't name a place twice or out of range.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class TopK(Transform):
-    """The largest entries of the whole state; what is left is one segment."""
+    """The largest entries of the whole state, as one segment."""
 
     fraction: float = setting(0.1, "kept part of the entries; 1 keeps all", above=0, high=1)
 
     lossless = False
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """The kept values in their order, and the mask."""
+        """Return the kept values in their order, and the mask."""
         count = len(signal.values)
         keep = min(count, max(1, round(self.fraction * count)))
         importance = np.abs(signal.values)
@@ -46,7 +46,7 @@ class TopK(Transform):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Number of kept entries."""
+        """Read the number of kept entries."""
         count = count_total(shapes)
         keep = parameters.read_varint("number of kept entries", count)
 

@@ -1,15 +1,16 @@
-"""Whole bits for each slice, to a budget: reverse water-filling for codes of fixed width.
+"""Whole bits for each slice, within a budget: reverse water-filling for codes of fixed width.
 
-    minimise sum_t c_t D(b_t)   subject to   sum_t n_t b_t <= budget,   b_t in 0 ... 8
+    minimize sum_t c_t D(b_t)   subject to   sum_t n_t b_t <= budget,   b_t in 0 ... 8
 
-c_t is the importance-weighted energy of slice t (a tensor, row or rank), D(b) the error of the best uniform quantizer
-with 2^b levels on a normal source (J. Max, 1960, table II); see `fedpeft.communication.bit_allocation.allocate_widths`.
+c_t is the importance-weighted energy of slice t (a tensor, row or rank). D(b) is the error of the best uniform
+quantizer with 2^b levels on a normal source (J. Max, 1960, table II);
+`fedpeft.communication.bit_allocation.allocate_widths` solves the problem.
 
     q = floor(x / s_b),   x' = (q + 1/2) s_b,   s_b = step_b sigma_t,   q clipped to 2^b levels
 
-A budget under which less than a sixteenth of the energy would arrive is doubled until it does not. Else the size is
-known before the values are, which suits `pack` and fixed slots. Where the size may vary, `adaptive | rans`
-has less error for the same bytes.
+A budget that delivers less than a sixteenth of the energy is doubled until it delivers more. Otherwise the size is
+known before the values are, which suits `pack` and fixed slots. If the size may vary, `adaptive | rans` has less error
+for the same bytes.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ from fedpeft.communication.vectors import reduce_segments
 from fedpeft.parts import setting
 
 STEP: Final = (0.0, 1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
-"""Best step by width, in sigma."""
+"""The best step by width, in sigma."""
 DISTORTION: Final = (1.0, 0.3634, 0.1188, 0.03744, 0.01154, 0.003495, 0.001041, 0.0003035, 0.0000869)
-"""Its mean squared error, in sigma^2."""
+"""The mean squared error of the best step, in sigma^2."""
 SCALE_BITS: Final = 16
 
 
 @dataclass(frozen=True)
 class Widths(Quantizer):
-    """0 to 8 bits a slice; biased."""
+    """Between 0 and 8 bits for each slice; biased."""
 
-    bits: float = setting(2.0, "bits a parameter of the state, all bytes of the payload included", above=0, high=9)
-    per: str = setting("rank", "what shares a width and a scale: tensor, row, rank", choices=SLICINGS)
+    bits: float = setting(2.0, "bits per parameter of the state, all bytes of the payload included", above=0, high=9)
+    per: str = setting("rank", "slice that shares a width and a scale: tensor, row, rank", choices=SLICINGS)
 
     lossless = False
 
     def encode(self, signal: Signal, context: Context) -> Encoded:
-        """Scales, then one stream of levels for each width; the widths are parameters."""
+        """Return scales, then one stream of levels for each width; the widths are parameters."""
         cut = cut_slices(signal.shapes, self.per)
         x = cut.gather(signal.values)
         squares = reduce_segments(np.add, np.square(x, dtype=np.float64), cut.sizes)
@@ -77,7 +78,7 @@ class Widths(Quantizer):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Slicing and widths."""
+        """Read slicing and widths."""
         cut = cut_slices(shapes, SLICINGS[parameters.read_varint("slicing", len(SLICINGS) - 1)])
         (widths,) = decode_symbols(parameters, (Expected(len(cut.sizes), len(STEP)),))
         present = [b for b in range(1, len(STEP)) if (widths == b).any()]
@@ -97,7 +98,7 @@ class Widths(Quantizer):
 
 
 def _choose_widths(budget: float, energies: Array, sizes: Array) -> Array:
-    """Widths within a budget in bits; within its double as long as less than `LEAST` of the energy would arrive."""
+    """Return widths within a budget in bits, which is doubled while less than `LEAST` of the energy would arrive."""
     while True:
         widths = _fit_widths(budget, energies, sizes)
         arrives = 1 - np.array(DISTORTION)[widths]
@@ -107,7 +108,7 @@ def _choose_widths(budget: float, energies: Array, sizes: Array) -> Array:
 
 
 def _fit_widths(budget: float, energies: Array, sizes: Array) -> Array:
-    """Widths whose packed levels keep to a budget in bits: three or five bits don't fill a word."""
+    """Return widths whose packed levels keep to a budget in bits: three or five bits don't fill a word."""
     asked = budget
     while True:
         widths = allocate_widths(energies, sizes, asked, DISTORTION).astype(np.uint8)

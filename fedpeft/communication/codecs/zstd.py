@@ -13,17 +13,21 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class Zstd(ByteStep):
-    """One zstd frame that states its content's size, so that a receiver can refuse it before decompressing."""
+    """A zstd frame that states its content's size, so that a receiver can refuse it before decompressing."""
 
     level: int = setting(3, "effort: 1 fast to 22 small; 3 is zstd's default", low=1, high=22)
 
     def encode(self, data: bytes) -> bytes:
-        """The frame."""
+        """Compress the bytes into one frame."""
         return zstandard.ZstdCompressor(level=self.level, write_checksum=False).compress(data)
 
     @classmethod
     def decode(cls, data: memoryview, bound: int) -> memoryview:
-        """The content, if the frame states a size of at most `bound` and holds exactly that."""
+        """Decompress the content, if the frame states a size of at most `bound` and contains exactly that.
+
+        Raises:
+            PayloadError: the frame is not valid, or its content is too large or too short.
+        """
         try:
             length = zstandard.get_frame_parameters(data).content_size
         except zstandard.ZstdError as error:

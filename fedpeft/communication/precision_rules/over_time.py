@@ -3,11 +3,14 @@
     running loss:  l_t = smoothing * l_{t-1} + (1 - smoothing) * loss_t
     a stall:       `patience` rounds without a new lowest l; then bits <- min(high, bits + step), and the count restarts
 
-Deviations: DAdaQuant doubles its levels, which is one more bit; codecs with entropy coding have finer steps to offer.
-And it calls training converged when l_t >= l_{t+1-patience}, a comparison of two rounds, `patience` - 1 apart, of which
-it makes one in any round at least `patience` after the last increase; here none of `patience` rounds in a row may have
-reached a new lowest, so a loss that swings about a falling trend is given more time. Its loss is that of the state sent
-out, over the cohort's rows; here it is the mean over the steps of training, which costs no pass of its own.
+Deviations:
+
+- DAdaQuant doubles its levels, which is one more bit; codecs with entropy coding have finer steps.
+- DAdaQuant calls training converged when l_t >= l_{t+1-patience}. That compares two rounds, `patience` - 1 apart, in
+  any round at least `patience` after the last increase. Here none of `patience` rounds in a row may have reached a new
+  lowest, so a loss that oscillates around a falling trend gets more time.
+- Its loss is that of the broadcast state, over the cohort's examples. Here it is the mean over the steps of training,
+  which needs no additional pass.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class OverTime(PrecisionRule):
-    """The codec's own bits at first, more whenever the running loss stops falling."""
+    """The codec's own bits at first, and more whenever the running loss stops falling."""
 
-    high: float = setting(4.0, "bits a parameter at most", above=0, high=10)
+    high: float = setting(4.0, "the most bits per parameter", above=0, high=10)
     step: float = setting(0.5, "bits added when progress stalls", above=0, high=8)
     smoothing: float = setting(0.9, "weight of the past in the running loss", low=0, below=1)
     patience: int = setting(3, "rounds without a lower running loss that count as a stall", low=1)
@@ -42,7 +45,7 @@ class OverTime(PrecisionRule):
         return count
 
     def bits(self, bits: Bits, situation: Situation) -> Bits:
-        """`step` more for each stall so far, up to `high`; never less than without the rule."""
+        """Return bits that grow by `step` for each stall so far, up to `high`; never fewer than without the rule."""
         more = self.step * self.count_stalls(situation.losses)
         return limit_bits({client: max(b, min(self.high, b + more)) for client, b in bits.items()})
 

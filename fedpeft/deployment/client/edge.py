@@ -47,7 +47,7 @@ from fedpeft.machine.cache import get_cache_directory
 from fedpeft.machine.hardware import get_gpu_name
 from fedpeft.models import kernels
 from fedpeft.models.task import TASKS
-from fedpeft.privacy.client_protection import FAILED, ClientProtection, state_digest
+from fedpeft.privacy.client_protection import FAILED, ClientProtection, compute_state_digest
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.privacy.secure_sum.certificates import Identity
@@ -256,7 +256,7 @@ class EdgeClient:
         if self.setup.secure_sum is not None:
             last = store.find_newest(instruction.client, instruction.round)
         own = store.read_content(instruction.client, last)
-        return state_digest(own, ResidualFiles(self.workers.work.residuals).get_file(instruction.base))
+        return compute_state_digest(own, ResidualFiles(self.workers.work.residuals).get_file(instruction.base))
 
     # ------------------------------------------------------------------------------------------------------- the work
 

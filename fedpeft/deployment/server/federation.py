@@ -337,7 +337,7 @@ class Federation:
             drawn_from = FixedSize(self.setup.clients, self.setup.clients)
         elif isinstance(drawn_from, DealtCohorts) and book is not None:
             drawn_from = dataclasses.replace(
-                drawn_from, asked=lambda round_number: book.ledger.asked(round_number)
+                drawn_from, asked=lambda round_number: book.ledger.count_rounds(round_number)
             )  # the ledger is open by then
         evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _evaluate_nothing
         authority, revoked = self.roster.authority, self.roster.revoked

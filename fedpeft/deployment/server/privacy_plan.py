@@ -18,7 +18,7 @@ from fedpeft.parts import format_part
 from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.client_protection import plan_participations
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.secure_sum.contribution import entries
+from fedpeft.privacy.secure_sum.contribution import count_tensor_entries
 from fedpeft.privacy.spending import describe_spending
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.privacy.training_plans import PlansTraining
@@ -98,7 +98,7 @@ def compute_exposure(setup: Setup, rows: int) -> Exposure:
         cohort=sampler.size,
         even=len(set(sampler.weights)) <= 1,
         start=setup.has_private_start,
-        start_entries=entries(get_noised_shapes(setup)) if summed_start else 0,
+        start_entries=count_tensor_entries(get_noised_shapes(setup)) if summed_start else 0,
         trained=setup.trained_entries,
         whitened=setup.whitened_directions if is_whitened(mechanism) else 0,
     )

@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from fedpeft.peft.adapter import Layout
-from fedpeft.privacy.secure_sum.words import most_said
+from fedpeft.privacy.secure_sum.words import bound_received_bytes
 from fedpeft.rounds.preparation import get_statistics_shapes
 from fedpeft.wiring.setup import Setup
 
@@ -39,7 +39,7 @@ def compute_report_limit(setup: Setup, round_number: int, rows: int) -> int:
 def compute_instruction_limit(setup: Setup) -> int:
     """Return the most bytes of a task: adapter, control variate, residual of the base, and broadcast tensors."""
     secure = setup.secure_sum
-    others = most_said(setup.clients, secure.neighbours) if secure else 0
+    others = bound_received_bytes(setup.clients, secure.neighbours) if secure else 0
     return compute_task_limit(setup.layout) + PER_NUMBER * setup.whitened_directions**2 + others
 
 

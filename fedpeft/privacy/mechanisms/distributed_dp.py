@@ -45,7 +45,7 @@ from fedpeft.aggregation.server_optimizer import Pace
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.accountant import Events, rdp_epsilon, together
+from fedpeft.privacy.accountant import Events, merge_events, rdp_epsilon
 from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
@@ -324,11 +324,11 @@ class DistributedDP(SumMechanism):
             return told
         grid = self.grid(exposure, noise)
         # With dropouts the noise of a cohort reveals its size: who knows the others learns whether a client is in it.
-        amplified = self.unit == "clients" and not self.dropouts and not self._decides(exposure, rounds)
+        amplified = self.unit == "clients" and not self.dropouts and not self._may_complete_sum(exposure, rounds)
         event = grid.event(share) if amplified else grid.event(rate, share)
-        return together(told, {event: rounds})
+        return merge_events(told, {event: rounds})
 
-    def _decides(self, exposure: Exposure, rounds: int) -> bool:
+    def _may_complete_sum(self, exposure: Exposure, rounds: int) -> bool:
         """Return whether one client may complete the fewest clients of a sum in some round, which reveals it."""
         chance = rounds * binom.pmf(FEWEST - 1, exposure.clients - 1, self.share(exposure))
         return bool(chance > self.delta(exposure) / 1000)
@@ -376,7 +376,7 @@ class DistributedDP(SumMechanism):
         [(rate, count)] = self.plan_releases(exposure)
         return self._smallest(
             exposure,
-            lambda z: together(before, {self.grid(exposure, z).event(rate, known=self.known): count}),
+            lambda z: merge_events(before, {self.grid(exposure, z).event(rate, known=self.known): count}),
             f"{count} rounds",
         )
 

@@ -19,7 +19,7 @@ from fedpeft.privacy.accountant import Event
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Charges
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.noise import RunKey, gaussian
+from fedpeft.privacy.noise import RunKey, draw_gaussian
 from fedpeft.privacy.start_release import StartRelease
 
 
@@ -60,7 +60,7 @@ class LocalDP(Mechanism):
         length = compute_norm(update)
         factor = min(1.0, self.clip / length) if length else 1.0
         stream, deviation = key.stream("local noise", *ids), noise * 2 * self.clip
-        return {name: tensor * factor + deviation * gaussian(stream, tensor) for name, tensor in update.items()}
+        return {name: tensor * factor + deviation * draw_gaussian(stream, tensor) for name, tensor in update.items()}
 
 
 part = LocalDP

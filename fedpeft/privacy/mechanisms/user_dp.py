@@ -44,15 +44,15 @@ from fedpeft.privacy.accountant import Event, noise_for
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges
 from fedpeft.privacy.mechanism import HALF, CohortForm, Mechanism
-from fedpeft.privacy.noise import gaussian
+from fedpeft.privacy.noise import draw_gaussian
 from fedpeft.privacy.server_noise import (
     SERVER_NOISES,
     ServerNoise,
-    correlated,
-    longer,
-    remembered,
-    turns_of,
-    variance,
+    compute_correlated_noise,
+    compute_noise_variance,
+    count_turns,
+    extend_chain,
+    remember_chain,
 )
 from fedpeft.privacy.start_release import StartRelease
 from fedpeft.privacy.training_plans import LEAST_SIGNAL_HEAD, MOST_ASKED, Training, plan_for_clients
@@ -100,12 +100,12 @@ class NoisySum:
         The result also contains the optimizer state and the next clipping norm.
         """
         at, deviation = self.at, self.noise * self.at.clip
-        chain = [(at.round, at.attempt)] if self.factor is None else longer(memory, at.round, at.attempt)
+        chain = [(at.round, at.attempt)] if self.factor is None else extend_chain(memory, at.round, at.attempt)
         if self.factor is None:
             stream = at.key.stream("server noise", at.round, at.attempt)
-            drawn = {name: gaussian(stream, total) for name, total in self.total.sums.items()}
+            drawn = {name: draw_gaussian(stream, total) for name, total in self.total.sums.items()}
         else:
-            drawn = correlated(self.factor, chain, at.key, self.total.sums)
+            drawn = compute_correlated_noise(self.factor, chain, at.key, self.total.sums)
         direction = {
             name: ((total + deviation * drawn[name]) / self.expected).to(at.state[name].dtype)
             for name, total in self.total.sums.items()
@@ -113,10 +113,10 @@ class NoisySum:
         clip = at.clip
         if self.adapt is not None:
             clip = self.adapt.next(clip, self.centred, float(stream.standard_normal()), self.expected)
-        related = 1.0 if self.factor is None else variance(self.factor, chain)
+        related = 1.0 if self.factor is None else compute_noise_variance(self.factor, chain)
         optimizer = at.optimizer.noised(related * (deviation / self.expected) ** 2)
         after, memory = optimizer.step(at.state, direction, memory)
-        memory = memory if self.factor is None else remembered(memory, chain)
+        memory = memory if self.factor is None else remember_chain(memory, chain)
         return AggregationResult(self.strategy.finish(at.state, after, at.layout, at.round), memory, clip=clip)
 
 
@@ -228,7 +228,7 @@ class UserDP(Mechanism):
         strategy = exposure.strategy
         name = name_of(type(strategy))
         sums = list_shared_sums(exposure.layout)
-        take = _one_of(sums)
+        take = _format_choices(sums)
         if not is_plain_sum(type(strategy)):
             raise PrivacyError(
                 f"FP7067 user_dp needs a strategy that adds up clients' contributions with equal weights, and {name} "
@@ -236,8 +236,8 @@ class UserDP(Mechanism):
             )
         if strategy.private(exposure.layout):
             raise PrivacyError(
-                f"FP7068 {name} leaves tensors with clients, and user_dp does not protect their evaluation on own "
-                f"rows; {take}"
+                f"FP7068 {name} leaves tensors with clients, and user_dp does not protect their evaluation on clients' "
+                f"own examples; {take}"
             )
         if not exposure.even:
             raise PrivacyError(
@@ -248,11 +248,11 @@ class UserDP(Mechanism):
             raise PrivacyError(
                 "FP7070 user_dp's quantile needs the sampling of independent noise; leave one of them out"
             )
-        if self.turns and not _steady(strategy, exposure.layout):
-            steady = [n for n in sums if _steady(strategies.build(n), exposure.layout)]
+        if self.turns and not _is_steady(strategy, exposure.layout):
+            steady = [n for n in sums if _is_steady(strategies.build(n), exposure.layout)]
             raise PrivacyError(
-                f"FP7071 noise={self.noise} takes back noise of earlier rounds, and with {name} tensors mean, or are, "
-                f"others from round to round; {_one_of(steady)}, or leave noise out"
+                f"FP7071 noise={self.noise} cancels noise of earlier rounds, but {name} changes the trained "
+                f"tensors, or their meaning, from round to round; {_format_choices(steady)}, or leave noise out"
             )
 
     def units(self, exposure: Exposure) -> int:
@@ -264,7 +264,7 @@ class UserDP(Mechanism):
         return exposure.cohort / exposure.clients
 
     def _separation(self, exposure: Exposure) -> int:
-        return turns_of(exposure.clients, exposure.cohort)
+        return count_turns(exposure.clients, exposure.cohort)
 
     def training_signal(self, exposure: Exposure) -> float:
         """Return the signal-to-noise ratio of training, reduced if not all clients are asked.
@@ -340,12 +340,12 @@ class UserDP(Mechanism):
         return noise
 
 
-def _steady(strategy: Strategy, layout: Layout) -> bool:
+def _is_steady(strategy: Strategy, layout: Layout) -> bool:
     """Return whether all rounds train the same tensors with the same meaning."""
     return count_round_types(strategy, layout) == 1 and not strategy.new_factors
 
 
-def _one_of(names: Sequence[str]) -> str:
+def _format_choices(names: Sequence[str]) -> str:
     """Return an advice that lists what to take, from at least one name."""
     *others, last = names
     return f"take {', '.join(others)} or {last}" if others else f"take {last}"

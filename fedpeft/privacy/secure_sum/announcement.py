@@ -96,7 +96,7 @@ class Announcement:
             run: name of the run and digest of the round's record; empty in simulations.
         """
         return Terms(
-            neighbours=degree(self.clients, secure.neighbours),
+            neighbor_count=degree(self.clients, secure.neighbours),
             threshold=secure.threshold,
             bits=bits_of(secure, round_number),
             length=self.integers(secure, round_number).length,

@@ -102,7 +102,7 @@ class CertifiedRoster:
             PayloadError: the message names the client and the reason.
         """
         if certificate not in self._keys:
-            self._keys[certificate] = self._checked(client, certificate)
+            self._keys[certificate] = self._check_certificate(client, certificate)
         check_signature(self._keys[certificate], client, content, signature)
 
     def strangers(self, clients: Iterable[int]) -> list[int]:
@@ -112,7 +112,7 @@ class CertifiedRoster:
         """
         return sorted(client for client in clients if client >= self._places)
 
-    def _checked(self, client: int, content: bytes) -> PublicKey:
+    def _check_certificate(self, client: int, content: bytes) -> PublicKey:
         try:
             certificate = x509.load_der_x509_certificate(content)
             certificate.verify_directly_issued_by(self._authority)
@@ -123,7 +123,7 @@ class CertifiedRoster:
                 f"FP6106 client {client} shows a certificate that the authority in ca.pem has not made "
                 f"({type(error).__name__})"
             ) from None
-        called = f"client {client} shows the certificate {fingerprint(content)[:16]} ({_name(certificate)})"
+        called = f"client {client} shows the certificate {fingerprint(content)[:16]} ({_get_name(certificate)})"
         if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
             raise PayloadError(f"FP6107 {called}, which is not a client certificate")
         if not isinstance(key, Ed25519PublicKey | EllipticCurvePublicKey):
@@ -137,7 +137,7 @@ class CertifiedRoster:
         return key
 
 
-def _name(certificate: x509.Certificate) -> str:
+def _get_name(certificate: x509.Certificate) -> str:
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     text = str(names[0].value)[:63] if names else "no name"
     return text if text.isprintable() else ascii(text)

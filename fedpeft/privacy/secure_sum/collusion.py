@@ -1,4 +1,4 @@
-"""How many colluding clients a secure sum tolerates: a server that tells clients different things reads nobody.
+"""The number of colluding clients that a secure sum tolerates, if the server sends different messages to clients.
 
 Let c clients of a sum collude with the server. Every honest client accepts at most k neighbors, and shares two secrets
 among them: the seed of its own mask, and the key of its pairwise masks. Any t shares give a secret. An honest client
@@ -36,7 +36,7 @@ from fedpeft.privacy.secure_sum.neighbours import Terms
 
 def count_tolerated(terms: Terms) -> int:
     """Return how many colluding clients a sum on these terms tolerates."""
-    return min(2 * terms.needed - terms.neighbours, terms.needed) - 1
+    return min(2 * terms.needed_shares - terms.neighbor_count, terms.needed_shares) - 1
 
 
 def explain_excess(terms: Terms, clients: int, collude: float) -> str:
@@ -52,6 +52,6 @@ def explain_excess(terms: Terms, clients: int, collude: float) -> str:
         return ""
     return (
         f"collude={collude:g} assumes {colluding} colluding clients in a secure sum of {clients}, which tolerates "
-        f"{tolerated} ({terms.needed} of {terms.neighbours} neighbors give a secret): they could read single clients; "
-        "lower collude, or raise threshold or the number of neighbors"
+        f"{tolerated} ({terms.needed_shares} of {terms.neighbor_count} neighbors give a secret): they could read "
+        "single clients; lower collude, or raise threshold or the number of neighbors"
     )

@@ -25,7 +25,7 @@ LARGEST_NORM: Final = 8.0
 """The largest norm that a client states, in units of C, so that a diverging client does not decide the mean."""
 
 LOSS_ROUNDING: Final = 0.01
-"""How far below its least value a mean loss in low precision can lie."""
+"""The largest error by which a mean loss in low precision can be below its least value."""
 
 LARGEST_MEAN: Final = 2.0
 """The largest mean norm that the server accepts, in units of C: C grows at most by this times `headroom` a round."""
@@ -71,8 +71,8 @@ class Contribution:
         Raises:
             PayloadError: a value is not finite, or the server has announced other sizes.
         """
-        vector = _flat(self.update.values()) * self.weight
-        statistics = _flat(self.statistics[name] for name in sorted(self.statistics))
+        vector = _flatten(self.update.values()) * self.weight
+        statistics = _flatten(self.statistics[name] for name in sorted(self.statistics))
         if secure.noisy:  # which is in vectors, not in numbers
             vector, statistics = (vector if round_number else statistics), statistics[:0]
         if (len(vector), len(statistics) + BESIDE) != (told.size, told.numbers):
@@ -167,7 +167,9 @@ class Total:
     def of(
         cls, integers: np.ndarray, clients: int, told: Announcement, secure: SecureSum, seed: int, round_number: int
     ) -> Total:
-        """Decode the sum of `clients` clients' integers; `checked` then removes what honest clients can't have sent.
+        """Decode the sum of `clients` clients' integers.
+
+        `discard_impossible` then removes what honest clients can't have sent.
 
         Args:
             integers: the sum, (length,).
@@ -184,7 +186,7 @@ class Total:
         statistics = numbers[BESIDE:] if round_number or not secure.noisy else vector
         return cls(clients, weight, rows, losses / rows if rows else math.nan, norm, vector, statistics)
 
-    def checked(self, possible: Weights | None = None, losses: Losses = ANY_LOSS) -> Total:
+    def discard_impossible(self, possible: Weights | None = None, losses: Losses = ANY_LOSS) -> Total:
         """Return the total without weights, numbers of examples and a loss that honest clients can't have stated.
 
         An impossible loss becomes NaN.
@@ -207,11 +209,11 @@ class Total:
 
     def update(self, shapes: Mapping[str, Shape], dtype: torch.dtype, divisor: float = 0.0) -> State:
         """Return the sum of the updates, divided by their weights or by another `divisor`."""
-        return _shaped(self.vector / (divisor or self.weight), shapes, dtype)
+        return _split_vector(self.vector / (divisor or self.weight), shapes, dtype)
 
     def summed_statistics(self, shapes: Mapping[str, Shape]) -> State:
         """Return the sums of the statistics, fp64."""
-        return _shaped(self.statistics, {name: shapes[name] for name in sorted(shapes)}, torch.float64)
+        return _split_vector(self.statistics, {name: shapes[name] for name in sorted(shapes)}, torch.float64)
 
     def next_clip(self, told: Announcement, secure: SecureSum, growth: float) -> float:
         """Return C of the next sum, whose steps are `growth` times as long.
@@ -244,17 +246,17 @@ class Total:
         return secure.headroom * told.clip * mean * growth
 
 
-def entries(shapes: Mapping[str, Shape]) -> int:
+def count_tensor_entries(shapes: Mapping[str, Shape]) -> int:
     """Return the number of entries of all tensors together."""
     return sum(count_entries(shape) for shape in shapes.values())
 
 
-def _flat(tensors: Iterable[torch.Tensor]) -> np.ndarray:
+def _flatten(tensors: Iterable[torch.Tensor]) -> np.ndarray:
     parts = [tensor.detach().cpu().double().numpy().ravel() for tensor in tensors]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def _shaped(vector: np.ndarray, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
+def _split_vector(vector: np.ndarray, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
     state, at = {}, 0
     for name, shape in shapes.items():
         state[name] = torch.from_numpy(vector[at : at + count_entries(shape)].reshape(shape).copy()).to(dtype)

@@ -19,15 +19,15 @@ import numpy as np
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
 from fedpeft.privacy.secure_sum.certificates import fingerprint
-from fedpeft.privacy.secure_sum.masks import check_public, dtype, packed, public, reduced, stream, unpacked
-from fedpeft.privacy.secure_sum.member import advertised, pairwise, witnessed
+from fedpeft.privacy.secure_sum.masks import check_public, derive_public_key, dtype, pack, reduce_modulo, stream, unpack
+from fedpeft.privacy.secure_sum.member import derive_pairwise_mask, format_key_message, format_survivor_message
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.privacy.secure_sum.words import (
     MASK,
     SEED,
     Keys,
-    keys_of,
+    read_keys,
     read_sealed,
     read_shares,
     write_ids,
@@ -74,11 +74,11 @@ class Coordinator:
         Raises:
             PayloadError: the keys are not usable, the client has not signed them, or they are those of another client.
         """
-        keys = keys_of(content)
+        keys = read_keys(content)
         for key in (keys.mask, keys.share):
             check_public(key)
         if self.roster is not None:
-            self.roster.verify(client, advertised(self.terms, client, keys), keys.signature, keys.certificate)
+            self.roster.verify(client, format_key_message(self.terms, client, keys), keys.signature, keys.certificate)
         shown = fingerprint(keys.certificate) if keys.certificate else ""
         for other, taken in self.keys.items():
             if taken.mask == keys.mask or (shown and fingerprint(taken.certificate) == shown):
@@ -102,7 +102,7 @@ class Coordinator:
 
     def sealed_for(self, client: int) -> bytes:
         """Return the message for step 3: the shares that the client's neighbors have sealed for it."""
-        return write_sealed({peer: self.sealed[peer][client] for peer in self._sharing(client)})
+        return write_sealed({peer: self.sealed[peer][client] for peer in self._list_sharing(client)})
 
     def take_vector(self, client: int, content: bytes) -> None:
         """Add the masked vector of step 3.
@@ -110,30 +110,30 @@ class Coordinator:
         Raises:
             PayloadError: it has another length.
         """
-        vector = unpacked(content, self.terms.length, self.terms.bits)
+        vector = unpack(content, self.terms.length, self.terms.bits)
         if self._sum is None:
             self._sum = np.zeros(self.terms.length, dtype(self.terms.bits))
         self._sum += vector
         self.survivors.append(client)
 
-    def summed(self) -> bytes:
+    def write_sum(self) -> bytes:
         """Return the sum of the masked vectors that have arrived, as bytes for a file; empty: none has arrived."""
-        return b"" if self._sum is None else packed(reduced(self._sum, self.terms.bits), self.terms.bits)
+        return b"" if self._sum is None else pack(reduce_modulo(self._sum, self.terms.bits), self.terms.bits)
 
     def restore(self, survivors: Sequence[int], content: bytes) -> None:
-        """Continue after step 3 with the sum that `summed` has written.
+        """Continue after step 3 with the sum that `write_sum` has written.
 
         Args:
             survivors: the clients whose vectors are in the sum.
-            content: the bytes of `summed`.
+            content: the bytes of `write_sum`.
 
         Raises:
             PayloadError: the bytes have another length.
         """
         self.survivors = list(survivors)
-        self._sum = unpacked(content, self.terms.length, self.terms.bits).copy() if content else None
+        self._sum = unpack(content, self.terms.length, self.terms.bits).copy() if content else None
 
-    def arrived(self) -> bytes:
+    def write_survivors(self) -> bytes:
         """Return the message for step 4: the clients whose vectors have arrived."""
         return write_ids(self.survivors)
 
@@ -144,7 +144,7 @@ class Coordinator:
             PayloadError: the client has not signed these survivors; its neighbors would refuse to unmask the sum.
         """
         if self.roster is not None:
-            signed = witnessed(self.terms, self.arrived())
+            signed = format_survivor_message(self.terms, self.write_survivors())
             self.roster.verify(client, signed, content, self.keys[client].certificate)
         self.witnesses[client] = content
 
@@ -161,7 +161,7 @@ class Coordinator:
         survivors = set(self.survivors)
         shares = read_shares(content)
         for peer, (which, _) in shares.items():
-            if peer not in self._sharing(client) or which != (SEED if peer in survivors else MASK):
+            if peer not in self._list_sharing(client) or which != (SEED if peer in survivors else MASK):
                 raise PayloadError(f"FP6114 client {client} sends a share of client {peer} that was not asked for")
         for peer, (which, share) in shares.items():
             self._shares.setdefault((peer, which), {})[client] = share
@@ -176,24 +176,24 @@ class Coordinator:
             raise VoidError("FP6115 no masked vector has arrived")
         total, terms, survivors = self._sum.copy(), self.terms, set(self.survivors)
         for client in survivors:
-            total -= stream(self._secret(client, SEED), terms.length, terms.bits)
+            total -= stream(self._recover_secret(client, SEED), terms.length, terms.bits)
         for client in self.sealed.keys() - survivors:
             private = None
-            for peer in self._sharing(client):
+            for peer in self._list_sharing(client):
                 if peer not in survivors:
                     continue
-                private = private or self._secret(client, MASK)
-                mask = pairwise(terms, private, self.keys[peer].mask, client, peer)
+                private = private or self._recover_secret(client, MASK)
+                mask = derive_pairwise_mask(terms, private, self.keys[peer].mask, client, peer)
                 if client < peer:
                     total -= mask
                 else:
                     total += mask
-        return reduced(total, terms.bits)
+        return reduce_modulo(total, terms.bits)
 
-    def _sharing(self, client: int) -> list[int]:
+    def _list_sharing(self, client: int) -> list[int]:
         return [peer for peer in self.graph[client] if client in self.sealed.get(peer, {})]
 
-    def _secret(self, client: int, which: int) -> bytes:
+    def _recover_secret(self, client: int, which: int) -> bytes:
         """Return a client's seed or private mask key, computed from its neighbors' shares.
 
         False shares lead to another number, which the client's public keys reveal. They are corrected in two cases: at
@@ -203,7 +203,7 @@ class Coordinator:
             VoidError: too few shares have arrived, or they do not lead to the secret.
         """
         shares, keys = self._shares.get((client, which), {}), self.keys[client]
-        needed = self.terms.needed
+        needed = self.terms.needed_shares
         what = "seed" if which == SEED else "mask key"
         if len(shares) < needed:
             raise VoidError(
@@ -211,12 +211,12 @@ class Coordinator:
                 f"and {needed} are needed to remove the masks"
             )
         trusted = dict(sorted(shares.items(), key=lambda item: item[0] in self.false_shares))
-        for chosen in _choices(trusted, needed):
+        for chosen in _list_choices(trusted, needed):
             try:
-                secret = shamir.joined(chosen, needed)
+                secret = shamir.join(chosen, needed)
             except PayloadError:
                 continue
-            told = hashlib.sha256(secret).digest() if which == SEED else public(secret)
+            told = hashlib.sha256(secret).digest() if which == SEED else derive_public_key(secret)
             if told == (keys.commitment if which == SEED else keys.mask):
                 if list(chosen) != list(shares)[:needed]:
                     for holder in shamir.find_false(shares, chosen, needed):
@@ -225,10 +225,10 @@ class Coordinator:
         raise VoidError(f"FP6117 the sum is void: the shares of client {client}'s {what} do not lead to it")
 
 
-def _choices(shares: Mapping[int, bytes], needed: int) -> Iterator[Mapping[int, bytes]]:
+def _list_choices(shares: Mapping[int, bytes], needed: int) -> Iterator[Mapping[int, bytes]]:
     """Yield sets of shares that may all be right: the first ones, those of the nearest polynomial, then all subsets."""
     yield dict(list(shares.items())[:needed])
-    if (right := shamir.corrected(shares, needed)) is not None:
+    if (right := shamir.correct_shares(shares, needed)) is not None:
         yield right
     if comb(len(shares), needed) <= MOST_SUBSETS:
         for holders in combinations(shares, needed):

@@ -23,7 +23,7 @@ import numpy as np
 
 from fedpeft.communication.codecs.rotate import transform_blocks
 from fedpeft.errors import PayloadError, PrivacyError
-from fedpeft.privacy.secure_sum.masks import dtype, reduced
+from fedpeft.privacy.secure_sum.masks import dtype, reduce_modulo
 
 SPREAD: Final = 6.0
 """The largest entry of a rotated vector that the grid reaches, in units of C / sqrt(d)."""
@@ -121,7 +121,7 @@ class Integers:
         shifted = np.clip(np.round(numbers / UNIT), -most, most).astype(np.int64) + most + 1
         digits = [(shifted >> place) & ((1 << self._digit) - 1) for place in self._places]
         together = np.concatenate([whole, *digits]) % 2**self.bits
-        return reduced(together.astype(dtype(self.bits)), self.bits)
+        return reduce_modulo(together.astype(dtype(self.bits)), self.bits)
 
     def whole(self, vector: np.ndarray, signs: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Return the vector as whole numbers of steps, (size,) int64; see `encode`.
@@ -132,7 +132,7 @@ class Integers:
         length = float(np.linalg.norm(vector))
         if not math.isfinite(length):
             raise PayloadError("FP6118 the client's update, or its loss, is not finite")
-        turned = rotated(vector * min(1.0, self.clip / length) if length else vector, signs)
+        turned = rotate(vector * min(1.0, self.clip / length) if length else vector, signs)
         steps = np.floor(turned / self.step + random.random(len(turned)))
         found: np.ndarray = np.clip(steps, -self.levels, self.levels).astype(np.int64)
         return found
@@ -150,28 +150,28 @@ class Integers:
         digits = whole[self.size :].reshape(len(self._places), self.numbers).astype(object)  # sums may pass 2^63
         shifted = sum(row << place for row, place in zip(digits, self._places, strict=True))
         numbers = (shifted - count * 2 ** (NUMBER_BITS - 1)).astype(np.float64) * UNIT
-        return turned_back(vector * self.step, signs), numbers
+        return rotate_back(vector * self.step, signs), numbers
 
 
-def rotated(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
+def rotate(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """Return H2 D2 H1 D1 vector, a rotation that spreads large entries over all."""
     turned = np.array(vector, dtype=np.float64)
-    for part, drawn in zip(_halves(len(turned)), signs, strict=False):
+    for part, drawn in zip(_list_halves(len(turned)), signs, strict=False):
         turned *= drawn
         turned[part] = transform_blocks(turned[part], ((part.stop - part.start,),))
     return turned
 
 
-def turned_back(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """Return the vector before `rotated`."""
+def rotate_back(vector: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Return the vector before `rotate`."""
     straight = np.array(vector, dtype=np.float64)
-    for part, drawn in reversed(list(zip(_halves(len(straight)), signs, strict=False))):
+    for part, drawn in reversed(list(zip(_list_halves(len(straight)), signs, strict=False))):
         straight[part] = transform_blocks(straight[part], ((part.stop - part.start,),))
         straight *= drawn
     return straight
 
 
-def _halves(size: int) -> list[slice]:
+def _list_halves(size: int) -> list[slice]:
     """Return the slices of the first and the last 2^p entries, with the largest 2^p <= size; empty for size 0."""
     power = 1 << (size.bit_length() - 1) if size else 0
     return [slice(0, power), slice(size - power, size)] if size else []

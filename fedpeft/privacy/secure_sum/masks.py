@@ -22,12 +22,12 @@ KEY: Final = 32
 """Bytes of keys and seeds."""
 
 
-def public(private: bytes) -> bytes:
+def derive_public_key(private: bytes) -> bytes:
     """Return the public key of a private one, 32 bytes each."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
-def agreed(private: bytes, peer: bytes, purpose: str, context: bytes, first: int, second: int) -> bytes:
+def derive_seed(private: bytes, peer: bytes, purpose: str, context: bytes, first: int, second: int) -> bytes:
     """Derive the seed of 32 bytes that two clients share for one purpose in one context.
 
     Args:
@@ -75,16 +75,16 @@ def stream(seed: bytes, length: int, bits: int) -> np.ndarray:
         Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor().update(bytes(length * kind.itemsize))
     )
     numbers = np.frombuffer(keystream, kind).astype(dtype(bits))
-    return reduced(numbers, bits)
+    return reduce_modulo(numbers, bits)
 
 
-def reduced(numbers: np.ndarray, bits: int) -> np.ndarray:
+def reduce_modulo(numbers: np.ndarray, bits: int) -> np.ndarray:
     """Return the numbers modulo 2^bits."""
     rest: np.ndarray = numbers & numbers.dtype.type((1 << bits) - 1)
     return rest
 
 
-def packed(numbers: np.ndarray, bits: int) -> bytes:
+def pack(numbers: np.ndarray, bits: int) -> bytes:
     """Pack integers below 2^bits into `bits` bits each, the lowest bit first."""
     if bits in (8, 16, 32):
         return numbers.astype(f"<u{bits // 8}").tobytes()
@@ -92,8 +92,8 @@ def packed(numbers: np.ndarray, bits: int) -> bytes:
     return np.packbits(lowest.astype(np.uint8).ravel(), bitorder="little").tobytes()
 
 
-def unpacked(content: bytes, length: int, bits: int) -> np.ndarray:
-    """Unpack integers that `packed` has packed, (length,).
+def unpack(content: bytes, length: int, bits: int) -> np.ndarray:
+    """Unpack integers that `pack` has packed, (length,).
 
     Raises:
         PayloadError: the number of bytes is wrong.
@@ -101,7 +101,7 @@ def unpacked(content: bytes, length: int, bits: int) -> np.ndarray:
     expected = (length * bits + 7) // 8
     if len(content) != expected:
         raise PayloadError(
-            f"FP6120 a masked vector of {len(content)} bytes; {length} numbers of {bits} bits take {expected}"
+            f"FP6120 a masked vector has {len(content)} bytes, but {length} numbers of {bits} bits take {expected}"
         )
     kind = dtype(bits)
     if bits in (8, 16, 32):

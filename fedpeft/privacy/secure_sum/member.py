@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum import shamir
 from fedpeft.privacy.secure_sum.certificates import fingerprint
-from fedpeft.privacy.secure_sum.masks import KEY, agreed, dtype, packed, public, reduced, stream
+from fedpeft.privacy.secure_sum.masks import KEY, derive_public_key, derive_seed, dtype, pack, reduce_modulo, stream
 from fedpeft.privacy.secure_sum.neighbours import Terms
 from fedpeft.privacy.secure_sum.roster import Membership, PrivateKey, signature
 from fedpeft.privacy.secure_sum.words import (
@@ -81,10 +81,10 @@ class Member:
 
     def keys(self) -> bytes:
         """Take step 1, and return the signed keys that the member advertises."""
-        self._step(1)
+        self._begin_step(1)
         self._seed, self._mask, self._share = self.draw(KEY), self.draw(KEY), self.draw(KEY)
-        keys = Keys(public(self._mask), public(self._share), hashlib.sha256(self._seed).digest())
-        signed = signature(self.key, advertised(self.terms, self.client, keys))
+        keys = Keys(derive_public_key(self._mask), derive_public_key(self._share), hashlib.sha256(self._seed).digest())
+        signed = signature(self.key, format_key_message(self.terms, self.client, keys))
         return Keys(keys.mask, keys.share, keys.commitment, signed, self.certificate).to_bytes()
 
     def shares_for(self, peers: bytes) -> bytes:
@@ -93,24 +93,24 @@ class Member:
         Raises:
             PayloadError: the keys are not the neighbors', or there are too few of them.
         """
-        self._step(2)
+        self._begin_step(2)
         self.peers = read_peers(peers)
         if self.client in self.peers:
             raise PayloadError(f"FP6121 client {self.client} is listed as its own neighbor")
         for peer, keys in self.peers.items():
-            self.roster.verify(peer, advertised(self.terms, peer, keys), keys.signature, keys.certificate)
+            self.roster.verify(peer, format_key_message(self.terms, peer, keys), keys.signature, keys.certificate)
         if len({keys.mask for keys in self.peers.values()}) < len(self.peers):
             raise PayloadError("FP6122 two neighbors have the same keys")
         shown = [*filter(None, (self.certificate, *(keys.certificate for keys in self.peers.values())))]
         if len(set(map(fingerprint, shown))) < len(shown):
             raise PayloadError("FP6123 two members show the same certificate: one of them was invented")
-        needed = self.terms.needed
-        if self.terms.neighbours < self.fewest or len(self.peers) > self.terms.neighbours:
+        needed = self.terms.needed_shares
+        if self.terms.neighbor_count < self.fewest or len(self.peers) > self.terms.neighbor_count:
             raise PayloadError(
-                f"FP6124 {len(self.peers)} neighbors share masks with this client, of {self.terms.neighbours} that "
+                f"FP6124 {len(self.peers)} neighbors share masks with this client, of {self.terms.neighbor_count} that "
                 f"the server has announced; legal are at least {self.fewest} announced, and no more than those"
             )
-        self._enough(len(self.peers), f"{len(self.peers)} neighbors share masks with this client")
+        self._check_enough(len(self.peers), f"{len(self.peers)} neighbors share masks with this client")
         holders = sorted(self.peers)
         seeds = shamir.split(self._seed, holders, needed, self.draw)
         masks = shamir.split(self._mask, holders, needed, self.draw)
@@ -122,10 +122,10 @@ class Member:
         Raises:
             PayloadError: shares come from clients that are not neighbors, or from too few neighbors.
         """
-        self._step(3)
+        self._begin_step(3)
         self.sealed = read_sealed(sealed)
-        self._known(self.sealed, "shares")
-        self._enough(len(self.sealed), f"{len(self.sealed)} neighbors remain")
+        self._check_known(self.sealed, "shares")
+        self._check_enough(len(self.sealed), f"{len(self.sealed)} neighbors remain")
 
     def vector(self, sealed: bytes, numbers: np.ndarray) -> bytes:
         """Take step 3, and return the numbers, (length,) integers modulo 2^bits, under masks.
@@ -139,9 +139,9 @@ class Member:
         assert numbers.dtype == dtype(terms.bits)
         masked = numbers + stream(self._seed, terms.length, terms.bits)
         for peer in self.sealed:
-            mask = pairwise(terms, self._mask, self.peers[peer].mask, self.client, peer)
+            mask = derive_pairwise_mask(terms, self._mask, self.peers[peer].mask, self.client, peer)
             masked = masked + mask if peer < self.client else masked - mask
-        return packed(reduced(masked, terms.bits), terms.bits)
+        return pack(reduce_modulo(masked, terms.bits), terms.bits)
 
     def witness(self, survivors: bytes) -> bytes:
         """Take step 4, and return the member's signature over the set of clients whose vectors have arrived.
@@ -149,7 +149,7 @@ class Member:
         Raises:
             PayloadError: the set is impossible.
         """
-        self._step(4)
+        self._begin_step(4)
         self.survivors = read_ids(survivors)
         if self.client not in self.survivors:
             raise PayloadError("FP6125 the server reports that this client's vector has not arrived")
@@ -158,13 +158,13 @@ class Member:
         if late := sorted((self.survivors & self.peers.keys()) - self.sealed.keys()):
             raise PayloadError(f"FP6127 the server lists survivors {late!s:.80}, which have shared no keys")
         alive = len(self.survivors & self.sealed.keys())
-        self._enough(alive, f"vectors of {alive} neighbors have arrived")
+        self._check_enough(alive, f"vectors of {alive} neighbors have arrived")
         noisy = alive + 1 if self.wary else len(self.survivors)
         if noisy < self.terms.least:
             raise PayloadError(
                 f"FP6128 {noisy} vectors have arrived; fewer than {self.terms.least} contain too little noise"
             )
-        return signature(self.key, witnessed(self.terms, write_ids(self.survivors)))
+        return signature(self.key, format_survivor_message(self.terms, write_ids(self.survivors)))
 
     def unmask(self, witnesses: bytes) -> bytes:
         """Take step 5, and return the shares that remove the masks of this sum and of nothing else.
@@ -172,15 +172,15 @@ class Member:
         Raises:
             PayloadError: too few neighbors have signed this set.
         """
-        self._step(5)
+        self._begin_step(5)
         signatures = read_witnesses(witnesses)
-        self._known(signatures, "signatures")
-        content = witnessed(self.terms, write_ids(self.survivors))
+        self._check_known(signatures, "signatures")
+        content = format_survivor_message(self.terms, write_ids(self.survivors))
         for peer, signed in signatures.items():
             if peer not in self.survivors:
                 raise PayloadError(f"FP6129 client {peer} has signed, but the server lists it as dropped out")
             self.roster.verify(peer, content, signed, self.peers[peer].certificate)
-        needed = self.terms.needed
+        needed = self.terms.needed_shares
         if len(signatures) < needed:
             raise PayloadError(f"FP6130 {len(signatures)} neighbors have signed the survivors; {needed} are needed")
         shares = {}
@@ -215,49 +215,49 @@ class Member:
     def _whose(self) -> bytes:
         return self.terms.digest + self.client.to_bytes(4, "big")
 
-    def _step(self, step: int) -> None:
+    def _begin_step(self, step: int) -> None:
         if self.steps != step - 1:
             raise PayloadError(
                 f"FP6132 step {step} of a secure sum is asked for after step {self.steps}; each is taken once"
             )
         self.steps = step
 
-    def _enough(self, there: int, said: str) -> None:
-        if there < self.terms.needed:
-            raise PayloadError(f"FP6133 {said}; {self.terms.needed} are needed")
+    def _check_enough(self, there: int, said: str) -> None:
+        if there < self.terms.needed_shares:
+            raise PayloadError(f"FP6133 {said}; {self.terms.needed_shares} are needed")
         if there < self.fewest:
             raise PayloadError(f"FP6134 {said}; this client needs {self.fewest} or more (--fewest {self.fewest + 1})")
 
-    def _known(self, named: dict[int, bytes], what: str) -> None:
+    def _check_known(self, named: dict[int, bytes], what: str) -> None:
         if strangers := sorted(named.keys() - self.peers.keys()):
             raise PayloadError(f"FP6135 {what} of clients {strangers!s:.80}, which are not neighbors")
 
     def _seal(self, peer: int, content: bytes) -> bytes:
-        key = self._sealing(self.client, peer, peer)
+        key = self._derive_sealing_key(self.client, peer, peer)
         return ChaCha20Poly1305(key).encrypt(NONCE, content, None)
 
     def _open(self, peer: int, content: bytes) -> tuple[bytes, bytes]:
         try:
-            plain = ChaCha20Poly1305(self._sealing(peer, self.client, peer)).decrypt(NONCE, content, None)
+            plain = ChaCha20Poly1305(self._derive_sealing_key(peer, self.client, peer)).decrypt(NONCE, content, None)
         except InvalidTag:
             raise PayloadError(f"FP6136 the sealed shares of client {peer} were changed in transit") from None
         return plain[: shamir.SHARE], plain[shamir.SHARE :]
 
-    def _sealing(self, sender: int, receiver: int, peer: int) -> bytes:
-        return agreed(self._share, self.peers[peer].share, "seal", self.terms.context, sender, receiver)
+    def _derive_sealing_key(self, sender: int, receiver: int, peer: int) -> bytes:
+        return derive_seed(self._share, self.peers[peer].share, "seal", self.terms.context, sender, receiver)
 
 
-def pairwise(terms: Terms, private: bytes, peer_public: bytes, one: int, other: int) -> np.ndarray:
+def derive_pairwise_mask(terms: Terms, private: bytes, peer_public: bytes, one: int, other: int) -> np.ndarray:
     """Return the mask that two members share; both compute the same."""
-    seed = agreed(private, peer_public, "mask", terms.context, min(one, other), max(one, other))
+    seed = derive_seed(private, peer_public, "mask", terms.context, min(one, other), max(one, other))
     return stream(seed, terms.length, terms.bits)
 
 
-def advertised(terms: Terms, client: int, keys: Keys) -> bytes:
+def format_key_message(terms: Terms, client: int, keys: Keys) -> bytes:
     """Return the content that a member signs to advertise its keys."""
-    return b"fedpeft secure sum keys" + terms.digest + client.to_bytes(4, "big") + keys.signed
+    return b"fedpeft secure sum keys" + terms.digest + client.to_bytes(4, "big") + keys.signed_content
 
 
-def witnessed(terms: Terms, survivors: bytes) -> bytes:
+def format_survivor_message(terms: Terms, survivors: bytes) -> bytes:
     """Return the content that a member signs to witness the survivors."""
     return b"fedpeft secure sum survivors" + terms.digest + hashlib.sha256(survivors).digest()

@@ -23,7 +23,7 @@ class Terms:
     """The terms that all members of a sum must agree on.
 
     Attributes:
-        neighbours: number of neighbors of each client that was asked.
+        neighbor_count: number of neighbors of each client that was asked.
         threshold: share of the neighbors whose shares give a client's secret, below 1. It decides how many clients may
             collude (`fedpeft.privacy.secure_sum.collusion`).
         bits: bits of the modulus, 1 to 32.
@@ -32,7 +32,7 @@ class Terms:
         least: the fewest vectors, which contain shares of noise; with fewer, no member helps to remove the masks.
     """
 
-    neighbours: int
+    neighbor_count: int
     threshold: float
     bits: int
     length: int
@@ -42,13 +42,13 @@ class Terms:
     @property
     def digest(self) -> bytes:
         """SHA-256 over all terms: a signature in one sum is not valid in another."""
-        numbers = struct.pack(">IdIII", self.neighbours, self.threshold, self.bits, self.length, self.least)
+        numbers = struct.pack(">IdIII", self.neighbor_count, self.threshold, self.bits, self.length, self.least)
         return hashlib.sha256(numbers + self.context).digest()
 
     @property
-    def needed(self) -> int:
+    def needed_shares(self) -> int:
         """The number of neighbors' shares that give a client's secret: the least number above the threshold's share."""
-        return min(self.neighbours, floor(self.threshold * self.neighbours) + 1)
+        return min(self.neighbor_count, floor(self.threshold * self.neighbor_count) + 1)
 
 
 def degree(clients: int, asked: int) -> int:

@@ -36,11 +36,11 @@ def split(secret: bytes, holders: Sequence[int], threshold: int, draw: Callable[
     """
     if len(secret) != SECRET or not 1 <= threshold <= len(holders) or len(set(holders)) < len(holders):
         raise ValueError(f"a secret of {len(secret)} bytes for {len(holders)} holders, {threshold} of which suffice")
-    coefficients = [int.from_bytes(secret, "big"), *(_uniform(draw) for _ in range(threshold - 1))]
-    return {holder: _at(coefficients, holder + 1).to_bytes(SHARE, "big") for holder in holders}
+    coefficients = [int.from_bytes(secret, "big"), *(_draw_below_prime(draw) for _ in range(threshold - 1))]
+    return {holder: _evaluate(coefficients, holder + 1).to_bytes(SHARE, "big") for holder in holders}
 
 
-def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
+def join(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """Return the secret behind the first `threshold` shares, which are listed by holder.
 
     Raises:
@@ -48,7 +48,7 @@ def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """
     if len(shares) < threshold:
         raise PayloadError(f"FP6139 {len(shares)} shares of a secret have arrived, and {threshold} are needed")
-    secret = _interpolated(_points(shares)[:threshold], 0)
+    secret = _interpolate(_list_points(shares)[:threshold], 0)
     if secret >> (8 * SECRET):
         raise PayloadError("FP6140 shares of a secret do not belong together")
     return secret.to_bytes(SECRET, "big")
@@ -56,36 +56,36 @@ def joined(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 def find_false(shares: Mapping[int, bytes], right: Mapping[int, bytes], threshold: int) -> set[int]:
     """Return the holders whose shares do not lie on the polynomial of the first `threshold` right ones."""
-    points = _points(right)[:threshold]
-    return {x - 1 for x, value in _points(shares) if _interpolated(points, x) != value % PRIME}
+    points = _list_points(right)[:threshold]
+    return {x - 1 for x, value in _list_points(shares) if _interpolate(points, x) != value % PRIME}
 
 
-def corrected(shares: Mapping[int, bytes], threshold: int) -> dict[int, bytes] | None:
+def correct_shares(shares: Mapping[int, bytes], threshold: int) -> dict[int, bytes] | None:
     """Return the right shares if at most (shares - threshold) / 2 are false; None: no polynomial is that close.
 
     Gao's decoder of Reed-Solomon codes (2003): let g0 = prod (x - x_i), and g1 the polynomial through all shares. The
     extended Euclidean algorithm ends at a remainder r = u g0 + v g1 of degree below (shares + threshold) / 2. If v
     divides r, the quotient is the polynomial.
     """
-    points = _points(shares)
-    g0, g1 = _through(points)
+    points = _list_points(shares)
+    g0, g1 = _find_polynomial(points)
     before, now = (g0, [0]), (g1, [1])  # remainders, with their factor v
     while 2 * (len(now[0]) - 1) >= len(points) + threshold:
-        quotient, rest = _divided(before[0], now[0])
-        before, now = now, (rest, _minus(before[1], _times(quotient, now[1])))
+        quotient, rest = _divide(before[0], now[0])
+        before, now = now, (rest, _subtract(before[1], _multiply(quotient, now[1])))
     if not any(now[0]):
         return None
-    polynomial, rest = _divided(now[0], now[1])
+    polynomial, rest = _divide(now[0], now[1])
     if any(rest) or len(polynomial) > threshold:
         return None
-    return {x - 1: shares[x - 1] for x, value in points if _at(polynomial, x) == value % PRIME}
+    return {x - 1: shares[x - 1] for x, value in points if _evaluate(polynomial, x) == value % PRIME}
 
 
-def _points(shares: Mapping[int, bytes]) -> list[tuple[int, int]]:
+def _list_points(shares: Mapping[int, bytes]) -> list[tuple[int, int]]:
     return [(holder + 1, int.from_bytes(share, "big")) for holder, share in shares.items()]
 
 
-def _interpolated(points: Sequence[tuple[int, int]], at: int) -> int:
+def _interpolate(points: Sequence[tuple[int, int]], at: int) -> int:
     """Return the value at `at` of the polynomial through the points."""
     total = 0
     for x, value in points:
@@ -100,37 +100,37 @@ def _interpolated(points: Sequence[tuple[int, int]], at: int) -> int:
 # Polynomials are lists of coefficients, the lowest first; the last one is not 0, but for the zero polynomial, [0].
 
 
-def _through(points: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+def _find_polynomial(points: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     """Return prod (x - x_i), and the polynomial through the points, by Newton's interpolation."""
     product, polynomial = [1], [0]
     for x, value in points:
-        factor = (value - _at(polynomial, x)) * pow(_at(product, x), -1, PRIME) % PRIME
-        polynomial = _minus(polynomial, _times([-factor % PRIME], product))
-        product = _times([-x % PRIME, 1], product)
+        factor = (value - _evaluate(polynomial, x)) * pow(_evaluate(product, x), -1, PRIME) % PRIME
+        polynomial = _subtract(polynomial, _multiply([-factor % PRIME], product))
+        product = _multiply([-x % PRIME, 1], product)
     return product, polynomial
 
 
-def _trimmed(polynomial: list[int]) -> list[int]:
+def _trim(polynomial: list[int]) -> list[int]:
     while len(polynomial) > 1 and not polynomial[-1]:
         polynomial.pop()
     return polynomial
 
 
-def _times(one: Sequence[int], other: Sequence[int]) -> list[int]:
+def _multiply(one: Sequence[int], other: Sequence[int]) -> list[int]:
     product = [0] * (len(one) + len(other) - 1)
     for i, a in enumerate(one):
         for j, b in enumerate(other):
             product[i + j] = (product[i + j] + a * b) % PRIME
-    return _trimmed(product)
+    return _trim(product)
 
 
-def _minus(one: Sequence[int], other: Sequence[int]) -> list[int]:
+def _subtract(one: Sequence[int], other: Sequence[int]) -> list[int]:
     length = max(len(one), len(other))
     a, b = [*one, *[0] * (length - len(one))], [*other, *[0] * (length - len(other))]
-    return _trimmed([(x - y) % PRIME for x, y in zip(a, b, strict=True)])
+    return _trim([(x - y) % PRIME for x, y in zip(a, b, strict=True)])
 
 
-def _divided(one: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[int]]:
+def _divide(one: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return the quotient and the rest of two polynomials; the second is not zero."""
     rest, inverse = list(one), pow(other[-1], -1, PRIME)
     quotient = [0] * max(1, len(one) - len(other) + 1)
@@ -138,17 +138,17 @@ def _divided(one: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[
         factor = quotient[shift] = rest[shift + len(other) - 1] * inverse % PRIME
         for i, b in enumerate(other):
             rest[shift + i] = (rest[shift + i] - factor * b) % PRIME
-    return _trimmed(quotient), _trimmed(rest)
+    return _trim(quotient), _trim(rest)
 
 
-def _at(coefficients: Sequence[int], x: int) -> int:
+def _evaluate(coefficients: Sequence[int], x: int) -> int:
     value = 0
     for coefficient in reversed(coefficients):
         value = (value * x + coefficient) % PRIME
     return value
 
 
-def _uniform(draw: Callable[[int], bytes]) -> int:
+def _draw_below_prime(draw: Callable[[int], bytes]) -> int:
     """Draw a number below the prime, uniformly: larger numbers are drawn again."""
     while True:
         number = int.from_bytes(draw(SHARE), "big") & ((1 << 257) - 1)

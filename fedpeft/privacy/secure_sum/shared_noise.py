@@ -18,9 +18,9 @@ import numpy as np
 
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
-from fedpeft.privacy.secure_sum.integers import Integers, rotated
+from fedpeft.privacy.secure_sum.integers import Integers, rotate
 from fedpeft.privacy.secure_sum.sum import SecureSum
-from fedpeft.privacy.skellam import Grid, skellam
+from fedpeft.privacy.skellam import Grid, draw_skellam
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class NoisyIntegers(Integers):
         length = float(np.linalg.norm(vector))
         if self.bounded and length > self.clip:
             vector = vector * (self.clip / length) if math.isfinite(length) else np.zeros_like(vector)
-        steps = np.floor(rotated(vector, signs) / self.step + random.random(len(vector)))
+        steps = np.floor(rotate(vector, signs) / self.step + random.random(len(vector)))
         half = 2.0**62
-        noise = skellam(random, self.grid.share(self.clients, self.dropouts), len(vector))
+        noise = draw_skellam(random, self.grid.share(self.clients, self.dropouts), len(vector))
         return np.asarray(np.clip(steps, -half, half).astype(np.int64) + noise)
 
 
@@ -101,13 +101,13 @@ class SharedNoise(SecureSum):
         """The name of the mechanism on the command line."""
         return self.mechanism
 
-    def permitted(self, clients: int) -> int:
+    def count_permitted_dropouts(self, clients: int) -> int:
         """Return how many of `clients` clients may drop out."""
         return math.floor(self.dropouts * clients)
 
     def least(self, clients: int) -> int:
         """Return the fewest vectors that contain enough noise."""
-        return clients - self.permitted(clients)
+        return clients - self.count_permitted_dropouts(clients)
 
     def grid_digest(self, round_number: int) -> bytes:
         """Return a digest of the round's grid: clients with another grid or noise are in another sum."""
@@ -127,10 +127,12 @@ class SharedNoise(SecureSum):
         grid, clip = (self.later, self.clip) if round_number else (self.first, 1.0)
         if grid is None or size > grid.size:
             raise PrivacyError(f"FP7080 a sum of {size} entries is announced, for which {self.name} has no noise")
-        return NoisyIntegers(clients, bits, size, numbers, clip, grid, not self.rows, self.permitted(clients))
+        return NoisyIntegers(
+            clients, bits, size, numbers, clip, grid, not self.rows, self.count_permitted_dropouts(clients)
+        )
 
     def variance(self, clients: int, round_number: int) -> float:
         """Return the variance of the noise in each entry of a sum if all of `clients` clients have answered."""
         grid = self.later if round_number else self.first
         assert grid is not None
-        return grid.share(clients, self.permitted(clients)) * clients * grid.step**2
+        return grid.share(clients, self.count_permitted_dropouts(clients)) * clients * grid.step**2

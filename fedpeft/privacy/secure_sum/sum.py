@@ -57,9 +57,9 @@ class SecureSum:
         """
         if self.threshold < 2 / 3:
             raise PrivacyError(
-                f"FP7081 with threshold={self.threshold:g} a server that tells clients different things could take the "
-                f"masks off one of them; real clients take part in {self.name} with a threshold of 2/3 or more, such "
-                "as 0.67"
+                f"FP7081 with threshold={self.threshold:g} a server that sends different messages to clients could "
+                f"unmask one of them; real clients take part in {self.name} with a threshold of 2/3 or more, such as "
+                "0.67"
             )
 
     def terms(self, clients: int) -> Terms:

@@ -60,13 +60,18 @@ class Keys:
     certificate: bytes = b""
 
     @property
-    def signed(self) -> bytes:
+    def signed_content(self) -> bytes:
         """The signed content, without the context and the member's id."""
         return self.mask + self.share + self.commitment
 
     def to_bytes(self) -> bytes:
         """Return the keys as bytes for the wire."""
-        return self.signed + _lengthy(self.signature) + len(self.certificate).to_bytes(2, "big") + self.certificate
+        return (
+            self.signed_content
+            + _prefix_length(self.signature)
+            + len(self.certificate).to_bytes(2, "big")
+            + self.certificate
+        )
 
     @classmethod
     def of(cls, reader: Reader) -> Self:
@@ -137,13 +142,13 @@ class Reader:
             )
 
 
-def most_said(clients: int, neighbours: int) -> int:
+def bound_received_bytes(clients: int, neighbours: int) -> int:
     """Return the most bytes that the others in a sum of so many clients send to one client."""
     keys = 3 * KEY + 1 + LONGEST_SIGNATURE + 2 + LONGEST_CERTIFICATE
     return 4 + 4 * clients + min(neighbours + 1, clients) * (4 + max(keys, SEALED))
 
 
-def keys_of(content: bytes) -> Keys:
+def read_keys(content: bytes) -> Keys:
     """Parse one member's keys."""
     reader = Reader(content, "keys")
     keys = Keys.of(reader)
@@ -153,7 +158,7 @@ def keys_of(content: bytes) -> Keys:
 
 def write_peers(peers: Mapping[int, Keys]) -> bytes:
     """Write the keys of several members."""
-    return _records((client, keys.to_bytes()) for client, keys in peers.items())
+    return _write_records((client, keys.to_bytes()) for client, keys in peers.items())
 
 
 def read_peers(content: bytes) -> dict[int, Keys]:
@@ -164,7 +169,7 @@ def read_peers(content: bytes) -> dict[int, Keys]:
 
 def write_sealed(sealed: Mapping[int, bytes]) -> bytes:
     """Write sealed shares, by the id of the other client."""
-    return _records(sealed.items())
+    return _write_records(sealed.items())
 
 
 def read_sealed(content: bytes) -> dict[int, bytes]:
@@ -175,7 +180,7 @@ def read_sealed(content: bytes) -> dict[int, bytes]:
 
 def write_ids(clients: Iterable[int]) -> bytes:
     """Write ids in ascending order, so that equal sets have equal bytes."""
-    return _records((client, b"") for client in sorted(clients))
+    return _write_records((client, b"") for client in sorted(clients))
 
 
 def read_ids(content: bytes) -> frozenset[int]:
@@ -185,7 +190,7 @@ def read_ids(content: bytes) -> frozenset[int]:
 
 def write_witnesses(signatures: Mapping[int, bytes]) -> bytes:
     """Write signatures, by member."""
-    return _records((client, _lengthy(signature)) for client, signature in signatures.items())
+    return _write_records((client, _prefix_length(signature)) for client, signature in signatures.items())
 
 
 def read_witnesses(content: bytes) -> dict[int, bytes]:
@@ -196,7 +201,7 @@ def read_witnesses(content: bytes) -> dict[int, bytes]:
 
 def write_shares(shares: Mapping[int, tuple[int, bytes]]) -> bytes:
     """Write the type of the secret and the share, by the client whose secret it is."""
-    return _records((client, bytes([which]) + share) for client, (which, share) in shares.items())
+    return _write_records((client, bytes([which]) + share) for client, (which, share) in shares.items())
 
 
 def read_shares(content: bytes) -> dict[int, tuple[int, bytes]]:
@@ -210,10 +215,10 @@ def read_shares(content: bytes) -> dict[int, tuple[int, bytes]]:
     return shares
 
 
-def _lengthy(signature: bytes) -> bytes:
+def _prefix_length(signature: bytes) -> bytes:
     return bytes([len(signature)]) + signature
 
 
-def _records(records: Iterable[tuple[int, bytes]]) -> bytes:
+def _write_records(records: Iterable[tuple[int, bytes]]) -> bytes:
     parts = [struct.pack(">I", client) + content for client, content in records]
     return struct.pack(">I", len(parts)) + b"".join(parts)

@@ -53,22 +53,22 @@ class Banded(ServerNoise):
         """
         if separation < 2:
             raise PrivacyError(
-                "FP7082 noise=banded needs clients that stay away between their turns, and a cohort of more than half "
-                "of them comes back in the next round; take a smaller --cohort, or leave noise out"
+                "FP7082 noise=banded needs rounds between a client's turns, but a cohort of more than half of the "
+                "clients returns in the next round; take a smaller --cohort, or leave noise out"
             )
         if self.bands > separation:
             raise PrivacyError(
-                f"FP7083 bands={self.bands} asks for clients that come back after {self.bands} rounds at the earliest, "
-                f"and here they do after {separation}; take bands={separation} at most, or a smaller --cohort"
+                f"FP7083 bands={self.bands} needs clients that return after {self.bands} rounds at the earliest, but "
+                f"they return after {separation}; take bands={separation} at most, or a smaller --cohort"
             )
 
     def factor(self, rounds: int, separation: int) -> np.ndarray:
         """Return F (rounds, rounds)."""
-        return optimised(rounds, min(self.bands or separation, rounds))
+        return optimize_factor(rounds, min(self.bands or separation, rounds))
 
 
 @lru_cache(maxsize=16)
-def optimised(rounds: int, bands: int) -> np.ndarray:
+def optimize_factor(rounds: int, bands: int) -> np.ndarray:
     """Compute the F with `bands` diagonals (1 to `rounds`), columns of norm 1, and the smallest error.
 
     The search starts at the first coefficients of the square root of A, which is the best of all Toeplitz matrices
@@ -81,7 +81,7 @@ def optimised(rounds: int, bands: int) -> np.ndarray:
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         given = torch.tensor(values, requires_grad=True)
-        value = error(_factor(given.view(shape), rounds)).square() / rounds
+        value = compute_error(_factor(given.view(shape), rounds)).square() / rounds
         [gradient] = torch.autograd.grad(value, [given])
         return float(value.detach()), gradient.numpy()
 
@@ -92,7 +92,7 @@ def optimised(rounds: int, bands: int) -> np.ndarray:
     return np.asarray(found)
 
 
-def error(factor: Tensor) -> Tensor:
+def compute_error(factor: Tensor) -> Tensor:
     """Compute |A F^-1|_F, the error that `factor` F leaves in sums of rounds."""
     ones = torch.ones_like(factor).tril()
     noise: Tensor = torch.linalg.solve_triangular(factor, ones, upper=False, left=False)

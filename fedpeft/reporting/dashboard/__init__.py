@@ -1,1 +1,1 @@
-"""A page that shows a run while it goes on: on this machine only, and nothing can be changed from it."""
+"""A page that shows a run in progress, on this machine only and read-only."""

@@ -1,7 +1,7 @@
-"""What the page of a run shows: its rounds so far, what it is doing, its clients, what is spent, and the log.
+"""The content of a run's page: its rounds so far, the present phase, its clients, the spent budget, and the log.
 
-Rounds and clients are those of the run's own records, so that a run that is continued shows all of them. Under privacy
-who takes part is no epsilon's matter, and is not shown.
+Rounds and clients come from the run's own records, so a resumed run shows all of them. Under privacy the page does not
+show who takes part, because epsilon does not cover it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from fedpeft.reporting.records import Records
 
 LOG_LINES = 200
 LATEST = 5
-"""Rounds whose mean duration the time that is left is reckoned from."""
+"""The number of latest rounds whose mean duration gives the remaining time."""
 
 CLIENTS_SHOWN = 2000
-"""Clients on the map, those with the lowest ids; of more it would be a picture of nothing."""
+"""The most clients on the map, those with the lowest ids; more would be unreadable."""
 
 SHOWN = tuple(f.name for f in dataclasses.fields(RoundResult))
 
 
 class LiveState:
-    """The state of one run, told by its observer and read by the page; safe between threads.
+    """The state of one run, written by its observer and read by the page; safe between threads.
 
     Args:
-        folder: the run's.
-        title: what it is called.
+        folder: folder of the run.
+        title: title of the page.
     """
 
     def __init__(self, folder: Path, title: str) -> None:
+        """Start with an empty state that shows no clients until `watch` allows it."""
         self._records = Records(folder)
         self._title = title
         self._lock = threading.Lock()
@@ -52,7 +53,7 @@ class LiveState:
         self._clients: dict[int, dict[str, Any]] = {}
         self._population = 0
         self._metric = "accuracy"
-        self._private = True  # until it is known that it is not
+        self._private = True  # until `watch` sets it
         self._epsilon: Callable[[], float] | None = None
         self._spent: float | None = None
         self._connected: Callable[[], Mapping[str, int]] = dict
@@ -67,44 +68,44 @@ class LiveState:
         epsilon: Callable[[], float] | None = None,
         connected: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """The run is set up.
+        """Set what is known once the run is set up.
 
         Args:
-            clients: how many there are.
-            private: whether who takes part is confidential.
-            epsilon: that of the worst account so far; None: nothing is accounted for.
-            connected: numbers of real clients by state.
+            clients: number of clients.
+            private: whether participation is confidential.
+            epsilon: returns epsilon of the worst account so far; None: nothing is accounted for.
+            connected: returns numbers of real clients by state.
         """
         with self._lock:
             self._population, self._private, self._epsilon, self._connected = clients, private, epsilon, connected
         self._increase_version()
 
     def judge(self, metric: str) -> None:
-        """The run is judged by the task's `metric`."""
+        """Set the task's main `metric`."""
         with self._lock:
             self._metric = metric
         self._increase_version()
 
     def say(self, text: str) -> None:
-        """A line of the log, with rich's marks."""
+        """Add a line to the log, without rich's markup."""
         with self._lock:
             self._log.append(f"{time.strftime('%H:%M:%S')}  {Text.from_markup(text).plain}")
         self._increase_version()
 
     def phase(self, name: str, total: int) -> None:
-        """A phase of `total` steps begins."""
+        """Begin a phase of `total` steps."""
         with self._lock:
             self._phase = {"name": name, "done": 0, "total": total}
         self._increase_version()
 
     def advance(self, steps: int) -> None:
-        """Steps of it are done."""
+        """Count finished steps of the phase."""
         with self._lock:
             self._phase["done"] += steps
         self._increase_version()
 
-    def started(self, rounds: int) -> None:
-        """The rounds begin; those that are recorded are shown."""
+    def begin_rounds(self, rounds: int) -> None:
+        """Begin the rounds, and load those that are recorded."""
         done = self._records.read("rounds.jsonl")
         with self._lock:
             self._total, self._rounds = rounds, done
@@ -113,13 +114,13 @@ class LiveState:
         self._increase_version()
 
     def set_answered(self, done: int, total: int) -> None:
-        """So many clients of the round have answered."""
+        """Set how many clients of the round have answered."""
         with self._lock:
             self._phase = {"name": "clients of this round", "done": done, "total": total}
         self._increase_version()
 
     def round_done(self, result: RoundResult) -> None:
-        """A round is recorded."""
+        """Add a recorded round."""
         with self._lock:
             self._rounds = [r for r in self._rounds if r["round"] < result.round] + [
                 convert_to_plain(dataclasses.asdict(result))
@@ -130,8 +131,8 @@ class LiveState:
         self._increase_version()
 
     def end(self, how: str) -> None:
-        """The run has ended: finished, or why not."""
-        self.ended = how  # before the version: who sees that one knows of the end
+        """End the run, with its outcome: finished, or the reason."""
+        self.ended = how  # before the version, so that a reader of the new version sees the end
         self._increase_version()
 
     def _look_at_clients(self) -> None:
@@ -145,7 +146,7 @@ class LiveState:
         self.version += 1
 
     def take_snapshot(self) -> dict[str, Any]:
-        """All of it, as the page gets it."""
+        """Return the whole state, as the page receives it."""
         with self._lock:
             last = self._rounds[-1]["round"] if self._rounds else 0
             return {
@@ -165,12 +166,12 @@ class LiveState:
             }
 
     def _describe_round(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        """A round with its value of what the run is judged by."""
+        """Return a round with its value of the main metric."""
         told = {name: line.get(name) for name in SHOWN}
         return told | {"judged": get_main_metric(self._metric, told["loss"], told["accuracy"])[1]}
 
     def _map(self, last: int) -> list[str]:
-        """A word for each client, by id: what it did when it was asked last."""
+        """Return a word for each client, by id, about the last time that it was asked."""
         words = ["never"] * min(self._population, CLIENTS_SHOWN)
         for client, line in self._clients.items():
             if client < len(words):
@@ -179,10 +180,10 @@ class LiveState:
         return words
 
     def _estimate_seconds_left(self, last: int) -> float | None:
-        """Seconds until the last round, as long as rounds take as the latest did."""
+        """Estimate the seconds until the last round, from the durations of the latest rounds."""
         took = [r["seconds"] for r in self._rounds[-LATEST:] if r["round"] and r.get("seconds")]
         return fmean(took) * (self._total - last) if took and self._total else None
 
     def to_json(self) -> str:
-        """The snapshot as one line."""
+        """Return the snapshot as one line."""
         return json.dumps(self.take_snapshot(), allow_nan=False)

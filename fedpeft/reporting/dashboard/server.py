@@ -1,7 +1,7 @@
-"""Serves the page of a run: static files, the state, and events whenever it changes.
+"""The server of a run's page: static files, the state, and events whenever it changes.
 
-On the loopback address alone, for the names of this machine alone (a page from elsewhere can't have a browser read it
-by another name), and by GET alone.
+It listens on the loopback address alone, accepts only names of this machine, and only GET. So a page from elsewhere
+can't have a browser read it by another name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedpeft.reporting.dashboard.live import LiveState
 
 HOST = "127.0.0.1"
 AT_ONCE = 32
-"""Connections."""
+"""The most connections at a time."""
 
 LOOK_SECONDS = 0.25
 KEEP_ALIVE_SECONDS = 15.0
@@ -41,21 +41,21 @@ POLICY = {
 
 
 def parse_port(text: str) -> int:
-    """The port that --dashboard names.
+    """Parse the port of --dashboard.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is not a port.
     """
     if not (text.isdecimal() and int(text) <= 65535):
         raise ConfigError(
-            f"FP1354 dashboard={text!r} is no port: give a number such as 8480, or 0 for any that is free; the page is "
+            f"FP1354 dashboard={text!r} is not a port: give a number such as 8480, or 0 for any free port; the page is "
             f"served at {HOST}, to this machine only"
         )
     return int(text)
 
 
 def create_application(live: LiveState) -> Any:
-    """The ASGI application."""
+    """Create the ASGI application."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -82,12 +82,12 @@ def create_application(live: LiveState) -> Any:
 
 
 async def _stream_changes(live: LiveState) -> AsyncIterator[str]:
-    """The state now, and whenever it has changed, up to one that has ended; a comment where nothing does."""
+    """Yield the state now and after every change until the run has ended, and a comment after a long silence."""
     sent, silence, over = -1, 0.0, False
     while not over:
         if live.version != sent:
             sent, silence = live.version, 0.0
-            over = bool(live.ended)  # before it is told: an end that comes in between is a change of its own
+            over = bool(live.ended)  # read before the state is sent: an end in between is another change
             yield f"data: {live.to_json()}\n\n"
         elif silence >= KEEP_ALIVE_SECONDS:
             silence = 0.0
@@ -98,7 +98,7 @@ async def _stream_changes(live: LiveState) -> AsyncIterator[str]:
 
 @contextmanager
 def serve_dashboard(live: LiveState, port: int) -> Iterator[str]:
-    """Serve it in a thread for as long as the context is open; gives the address.
+    """Serve the page in a thread while the context is open, and yield its address.
 
     Raises:
         RunError: the port is taken.
@@ -123,7 +123,7 @@ def serve_dashboard(live: LiveState, port: int) -> Iterator[str]:
     finally:
         if not live.ended:
             live.end("stopped")
-        threading.Event().wait(2 * LOOK_SECONDS)  # whoever looks on is told how it ended
+        threading.Event().wait(2 * LOOK_SECONDS)  # open pages still receive the outcome
         server.should_exit = True
         thread.join(5)
         listening.close()
@@ -131,10 +131,10 @@ def serve_dashboard(live: LiveState, port: int) -> Iterator[str]:
 
 @contextmanager
 def show_dashboard(port: str, folder: Path, console: Console) -> Iterator[LiveState | None]:
-    """The page of the run in `folder`, whose address is said; None where `port` is empty.
+    """Serve the page of the run in `folder`, and print its address; yield None if `port` is empty.
 
     Raises:
-        FedpeftError: it can't be served.
+        FedpeftError: the page can't be served.
     """
     if not port:
         yield None

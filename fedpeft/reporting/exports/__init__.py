@@ -1,1 +1,1 @@
-"""A finished run in the forms of others: a folder that transformers loads, GGUF, a model card, the hub."""
+"""Exports of a finished run: a folder that transformers loads, GGUF, a model card, the hub."""

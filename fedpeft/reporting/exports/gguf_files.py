@@ -1,11 +1,11 @@
-"""A finished language model as GGUF, what llama.cpp reads: its LoRA adapter, and the base or the merged model in fp32.
+"""A finished language model as GGUF for llama.cpp: its LoRA adapter, and the base or the merged model in fp32.
 
-    adapter.gguf   B and A of each layer, as llama.cpp's --lora takes them
-    base.gguf      the base that they belong to, in few bits as its values; quantize it with llama.cpp's own tools
+    adapter.gguf   B and A of each layer, for llama.cpp's --lora
+    base.gguf      the base that they belong to; layers in few bits with their values, which llama.cpp's tools quantize
 
-Names come from the gguf library's tensor maps. Of Llama and Mistral the rows of the query and key projections lie in
-another order there (llama.cpp turns neighbouring entries, transformers' code turns halves), those of B included.
-Architectures whose weights llama.cpp's converter changes in further ways are refused by name.
+Names come from the gguf library's tensor maps. In Llama and Mistral the rows of the query and key projections, and of
+their B, have another order (llama.cpp rotates neighboring entries, transformers' code rotates halves). Architectures
+whose weights llama.cpp's converter changes in further ways are refused by name.
 
 Source: github.com/ggml-org/llama.cpp, convert_hf_to_gguf.py and convert_lora_to_gguf.py (MIT).
 """
@@ -39,13 +39,13 @@ ADAPTERS: Mapping[str, str] = {
     "gemma3_text": "gemma3",
     "phi3": "phi3",
 }
-"""transformers' kinds of models, and what llama.cpp calls them, whose adapters can be written."""
+"""The model types of transformers whose adapters can be written, and their names in llama.cpp."""
 
 BASES = ("llama", "mistral", "qwen2", "qwen3")
-"""Kinds whose weights can be written, too: those of the others are changed on the way to GGUF."""
+"""Model types whose weights can be written, too; conversion to GGUF changes the weights of the others."""
 
 TURNED = ("llama", "mistral")
-"""Kinds of which rows of queries and keys change places."""
+"""Model types whose rows of queries and keys change places."""
 
 PRE_TOKENIZERS: Mapping[tuple[str, int], str] = {
     ("llama", 49152): "smollm",
@@ -53,17 +53,17 @@ PRE_TOKENIZERS: Mapping[tuple[str, int], str] = {
     ("qwen2", 0): "qwen2",
     ("qwen3", 0): "qwen2",
 }
-"""What llama.cpp calls the splitting of texts before byte pairs, by kind and vocabulary (0: any)."""
+"""The pre-tokenizer's name in llama.cpp, by model type and vocabulary size (0: any)."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model's, in GGUF's terms.
+    """The architecture of a model, in GGUF's terms.
 
     Attributes:
         kind: transformers' model_type.
-        config: of transformers.
-        names: the gguf library's map of tensors' names.
+        config: transformers' configuration.
+        names: the gguf library's map of tensor names.
     """
 
     kind: str
@@ -72,43 +72,41 @@ class Architecture:
 
     @classmethod
     def from_model_config(cls, config: Any) -> Architecture:
-        """That of a model of transformers.
+        """Return the architecture of a transformers model.
 
         Raises:
             AssetError: the gguf library is missing.
-            ModelError: the architecture is none that adapters can be written for.
+            ModelError: adapters can't be written for the architecture.
         """
         require_extra("gguf", "language", "writing GGUF")
         import gguf
 
         kind = str(config.model_type)
         if kind not in ADAPTERS:
-            raise ModelError(
-                f"FP4072 models of the kind {kind!r} can't be written as GGUF here; legal: {', '.join(ADAPTERS)}"
-            )
+            raise ModelError(f"FP4072 models of type {kind!r} can't be written as GGUF; legal: {', '.join(ADAPTERS)}")
         arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == ADAPTERS[kind])
         return cls(kind, config, gguf.get_tensor_name_map(arch, config.num_hidden_layers))
 
     @property
     def name(self) -> str:
-        """What llama.cpp calls it."""
+        """The name in llama.cpp."""
         return ADAPTERS[self.kind]
 
-    def called(self, tensor: str) -> str:
-        """What GGUF calls a tensor of transformers', such as model.layers.0.self_attn.q_proj.weight.
+    def get_gguf_name(self, tensor: str) -> str:
+        """Return the GGUF name of a transformers tensor such as model.layers.0.self_attn.q_proj.weight.
 
         Raises:
-            ModelError: it has no name there.
+            ModelError: the tensor has no name in GGUF.
         """
         found = self.names.get_name(tensor, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise ModelError(
-                f"FP4073 {tensor} has no name in GGUF for models of the kind {self.kind!r}; adapt other layers"
+                f"FP4073 {tensor} has no name in GGUF for models of type {self.kind!r}; adapt other layers"
             )
         return str(found)
 
     def reorder_rows(self, tensor: str, values: Tensor) -> Tensor:
-        """The rows (out, ...) of a tensor, or of the factor B of its layer, in the order that llama.cpp wants."""
+        """Return the rows (out, ...) of a tensor, or of the factor B of its layer, in llama.cpp's order."""
         heads = {
             ".q_proj.": self.config.num_attention_heads,
             ".k_proj.": self.config.num_key_value_heads,
@@ -121,10 +119,10 @@ class Architecture:
 
 
 def write_adapter(run: FinishedRun, file: Path) -> None:
-    """The run's LoRA adapter.
+    """Write the run's LoRA adapter.
 
     Raises:
-        ModelError: it is no plain LoRA of a language model, or the architecture has no GGUF adapters here.
+        ModelError: the adapter is not plain LoRA of a language model, or adapters of the architecture can't be written.
         RunError: a file can't be read or written.
     """
     architecture = Architecture.from_model_config(load_model_config(run.model_directory))
@@ -134,29 +132,29 @@ def write_adapter(run: FinishedRun, file: Path) -> None:
         tensors = load_file(run.files / "adapter_model.safetensors")
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"FP4074 {run.method.name} leaves no LoRA factors, and GGUF adapters are nothing else; a merged model can "
-            "be written where merging is exact: --merge --gguf"
+            f"FP4074 {run.method.name} has no LoRA factors, which GGUF adapters consist of; write the merged model if "
+            "merging is exact: --merge --gguf"
         ) from error
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         raise ModelError(
-            f"FP4075 {run.method.name} is no plain LoRA, which GGUF adapters are; write the merged model: --merge "
+            f"FP4075 {run.method.name} is not plain LoRA, which GGUF adapters need; write the merged model: --merge "
             "--gguf"
         )
     pairs = {
-        name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight"): (A, tensors[name.replace("lora_A", "lora_B")])
-        for name, A in tensors.items()
+        name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight"): (down, tensors[name.replace("lora_A", "lora_B")])
+        for name, down in tensors.items()
         if name.endswith(".lora_A.weight")
     }
-    scales = {module: _scale(config, module) for module in pairs}
-    alphas = {scales[module] * A.shape[0] for module, (A, _) in pairs.items()}
-    alpha = alphas.pop() if len(alphas) == 1 else 0.0  # 0: as the factors are, and their scales are in B
+    scales = {module: _compute_scale(config, module) for module in pairs}
+    alphas = {scales[module] * down.shape[0] for module, (down, _) in pairs.items()}
+    alpha = alphas.pop() if len(alphas) == 1 else 0.0  # 0: B contains the scales
 
     def factors() -> Iterator[tuple[str, Tensor]]:
-        for module, (A, B) in pairs.items():
+        for module, (down, up) in pairs.items():
             weight = f"{module}.weight"
-            yield f"{architecture.called(weight)}.lora_a", A
-            scaled = B if alpha else B * scales[module]
-            yield f"{architecture.called(weight)}.lora_b", architecture.reorder_rows(weight, scaled)
+            yield f"{architecture.get_gguf_name(weight)}.lora_a", down
+            scaled = up if alpha else up * scales[module]
+            yield f"{architecture.get_gguf_name(weight)}.lora_b", architecture.reorder_rows(weight, scaled)
 
     with raise_write_errors(file.parent):
         writer = _create_writer(file, architecture, run)
@@ -167,9 +165,9 @@ def write_adapter(run: FinishedRun, file: Path) -> None:
 
 
 def write_model(run: FinishedRun, base: nn.Module, file: Path) -> None:
-    """A language model of transformers, without adapter, in fp32, with its tokenizer where that is one of byte pairs.
+    """Write a transformers language model without adapter, in fp32, with its tokenizer if it uses byte pairs.
 
-    Of layers in few bits their values are written, with which the run was scored.
+    Layers in few bits are written with the values that the run was scored with.
 
     Raises:
         ModelError: the architecture can't be written.
@@ -182,7 +180,7 @@ def write_model(run: FinishedRun, base: nn.Module, file: Path) -> None:
     tied = bool(model.config.tie_word_embeddings)
     tensors = {name: t for name, t in model.state_dict().items() if not (tied and name == "lm_head.weight")}
     coded = {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, QuantizedLinear)}
-    named = {architecture.called(name): (name, tensor) for name, tensor in tensors.items()}
+    named = {architecture.get_gguf_name(name): (name, tensor) for name, tensor in tensors.items()}
 
     def values() -> Iterator[tuple[str, Tensor]]:
         for called, (name, tensor) in named.items():
@@ -198,23 +196,23 @@ def write_model(run: FinishedRun, base: nn.Module, file: Path) -> None:
 
 def _check_language(run: FinishedRun) -> None:
     if run.labels is not None:
-        raise ModelError("FP4076 GGUF holds language models, and this run's is a classifier; export it without --gguf")
+        raise ModelError("FP4076 GGUF is for language models, and this run's is a classifier; export it without --gguf")
 
 
 def _check_base(architecture: Architecture) -> None:
     config = architecture.config
     if architecture.kind not in BASES:
         raise ModelError(
-            f"FP4077 weights of the kind {architecture.kind!r} are changed on the way to GGUF, how is not known here; "
-            f"legal: {', '.join(BASES)}; take llama.cpp's own converter for the base, and the adapter from here"
+            f"FP4077 the weights of {architecture.kind!r} can't be converted to GGUF here; legal: {', '.join(BASES)}; "
+            "take llama.cpp's own converter for the base, and this command for the adapter"
         )
     if (scaling := _get_rope_parameters(config).get("rope_type", "default")) != "default":
         raise ModelError(
-            f"FP4078 the rotary embedding is scaled ({scaling}), which is not written; take llama.cpp's converter"
+            f"FP4078 the rotary embedding is scaled ({scaling}), which can't be written; take llama.cpp's converter"
         )
     if getattr(config, "use_sliding_window", False):
         raise ModelError(
-            "FP4079 the model looks through a sliding window, which is not written; take llama.cpp's converter"
+            "FP4079 the model has sliding-window attention, which can't be written; take llama.cpp's converter"
         )
 
 
@@ -222,8 +220,8 @@ def _get_rope_parameters(config: Any) -> dict[str, Any]:
     return dict(getattr(config, "rope_parameters", None) or {})
 
 
-def _scale(config: Mapping[str, Any], module: str) -> float:
-    """What B A is multiplied with."""
+def _compute_scale(config: Mapping[str, Any], module: str) -> float:
+    """Return the factor of B A."""
     rank = config.get("rank_pattern", {}).get(module, config["r"])
     alpha = config.get("alpha_pattern", {}).get(module, config["lora_alpha"])
     return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
@@ -239,7 +237,7 @@ def _create_writer(file: Path, architecture: Architecture, run: FinishedRun) -> 
 
 
 def _finish(writer: Any, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """All that is known of a file, and its tensors, one after another."""
+    """Write the metadata of a file, and its tensors, one after another."""
     try:
         for name, tensor in tensors:
             writer.add_tensor(name, np.ascontiguousarray(tensor.detach().to(torch.float32).numpy()))
@@ -247,7 +245,7 @@ def _finish(writer: Any, tensors: Iterator[tuple[str, Tensor]]) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
     except ValueError as error:
-        raise RunError(f"FP5166 the gguf library refuses what it was given: {error}") from error
+        raise RunError(f"FP5166 the gguf library rejects the tensors or their metadata: {error}") from error
     finally:
         writer.close()
 
@@ -270,7 +268,7 @@ def _add_sizes(writer: Any, architecture: Architecture) -> None:
 
 
 def _add_tokenizer(writer: Any, folder: Path, architecture: Architecture) -> None:
-    """A tokenizer of byte pairs; of any other kind none, and the model reads token ids."""
+    """Add a byte-pair tokenizer; without one, the model reads token ids."""
     import gguf
 
     try:

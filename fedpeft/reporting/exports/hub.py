@@ -1,4 +1,4 @@
-"""An exported folder to the Hugging Face hub; where that is out of reach, the folder stays, ready to be sent later."""
+"""Upload of an exported folder to the Hugging Face hub; if the hub is unreachable, the folder stays for later."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fedpeft.errors import ConfigError, RunError
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no name on the hub.
+    """Reject a name that the hub does not allow.
 
     Raises:
-        ConfigError: it is not of the form ORG/NAME.
+        ConfigError: the name is not of the form ORG/NAME.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -26,17 +26,17 @@ def check_name(name: str) -> None:
 
 
 def push(folder: Path, name: str, public: bool = False, endpoint: str | None = None) -> str:
-    """Send an exported folder as one commit to the model `name`, which is made where there is none; its address.
+    """Send an exported folder as one commit to the model `name`, which is created if it is missing; return its address.
 
     Args:
-        folder: what `fedpeft.export` has written.
+        folder: a folder that `fedpeft.export` has written.
         name: ORG/NAME.
-        public: whether a model that is made can be seen by all; one that exists stays as it is.
-        endpoint: of another hub; None: as HF_ENDPOINT says, or the usual one.
+        public: whether everybody can see a newly created model; an existing one stays as it is.
+        endpoint: address of another hub; None: HF_ENDPOINT, or the usual one.
 
     Raises:
-        ConfigError: it is no name.
-        RunError: the hub is out of reach, or refuses; the folder stays.
+        ConfigError: the name is not of the form ORG/NAME.
+        RunError: the hub is unreachable, or refuses; the folder stays.
     """
     from huggingface_hub import HfApi
 
@@ -45,11 +45,11 @@ def push(folder: Path, name: str, public: bool = False, endpoint: str | None = N
     try:
         made = hub.create_repo(name, private=not public, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Adapter trained with fedpeft")
-    except Exception as error:  # what the library's transport raises is called otherwise in each of its versions
+    except Exception as error:  # the errors of the library's transport have other names in each of its versions
         said = str(error).strip().splitlines()
         reason = said[0].rstrip(" .") if said else type(error).__name__
         raise RunError(
-            f"FP5167 {name} could not be sent to the hub ({reason}); {folder} holds all that it would get: send it "
-            f"later by hf upload {name} {folder}, or log in first by hf auth login"
+            f"FP5167 {name} could not be sent to the hub ({reason}); {folder} holds the complete export: send it later "
+            f"by hf upload {name} {folder}, or log in first by hf auth login"
         ) from None
     return str(made)

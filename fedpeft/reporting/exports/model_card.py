@@ -1,4 +1,4 @@
-"""What someone who gets an adapter should know of how it was made."""
+"""The model card, which describes how an adapter was trained and how to load it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedpeft.wiring.section_lines import section_lines
 
 
 def describe_loading(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
-    """How others load it, with what has to be imported before; of `gguf` with llama.cpp."""
+    """Return how others load the export, with what they must import before; `gguf` exports with llama.cpp."""
     if gguf:
         beside = "" if whole else _describe_base(run)
         beside += beside and ", whose values `export --gguf --gguf-base` writes"
@@ -68,13 +68,13 @@ def _describe_loading(run: FinishedRun, whole: bool) -> str:
 
 
 def _describe_base(run: FinishedRun) -> str:
-    """A clause about the base that an adapter was trained beside; empty where that is as it comes."""
+    """Return a clause about the base that an adapter was trained with; empty: the unchanged base."""
     few_bits = run.method.base_precision
     return few_bits and f"; it was trained and scored beside a base in {few_bits}"
 
 
 def _format_quantization_argument(run: FinishedRun) -> str:
-    """An argument that has transformers hold the base as `fedpeft.models.quantized` does; empty: there is none."""
+    """Return an argument that makes transformers hold the base as `fedpeft.models.quantized` does; empty: none does."""
     if run.method.base_precision != "nf4":
         return ""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -87,7 +87,7 @@ def _format_quantization_argument(run: FinishedRun) -> str:
 
 
 def format_front_matter(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
-    """What a hub reads of the card, as YAML between lines of dashes."""
+    """Return the part of the card that a hub parses, as YAML between lines of dashes."""
     from huggingface_hub import ModelCardData
 
     in_peft = not whole and not (run.files / "method.json").is_file()
@@ -104,7 +104,7 @@ def format_front_matter(run: FinishedRun, whole: bool, gguf: bool = False) -> st
 
 
 def _find_hub_name(name: str) -> str | None:
-    """The name of a base, where a hub could have it: a card with any other, as that of two towers, is refused there."""
+    """Return the name of a base if a hub could have it; None: the hub would reject a card with that name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -116,7 +116,13 @@ def _find_hub_name(name: str) -> str | None:
 
 
 def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
-    """The card of a finished run, as Markdown; what it is exported as may be `gguf`."""
+    """Return the card of a finished run, as Markdown.
+
+    Args:
+        run: the finished run.
+        merged: whether the export contains no adapter any more.
+        gguf: whether the export is GGUF.
+    """
     summary, config, method = run.summary, run.config, run.method
     whole = merged or method.whole_model
     measure, digits = (run.task.metric, 4) if run.task.metric != "perplexity" else ("perplexity", 3)
@@ -168,7 +174,7 @@ def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
 
 
 def _describe_readout(run: FinishedRun, head: str) -> str:
-    """What the model's last hidden states are read by; empty of a language model."""
+    """Return a sentence on what reads the model's last hidden states; empty for a language model."""
     if run.task.compares:
         return "Both sides are the mean of the last hidden states, and compared by their cosine.\n"
     if run.task.describes:
@@ -188,7 +194,7 @@ def _describe_readout(run: FinishedRun, head: str) -> str:
 
 
 def _describe_image_input(run: FinishedRun) -> str:
-    """How a picture becomes what the model is fed."""
+    """Return how a picture becomes the model's input."""
     fed = create_processor(run)
     if fed is None:
         return ""
@@ -202,7 +208,7 @@ def _describe_image_input(run: FinishedRun) -> str:
 
 
 def name_of(path: str) -> str:
-    """The last part of a path of this machine; other names as they are."""
+    """Return the last part of a path on this machine; other names stay unchanged."""
     return Path(path).name if path.startswith((".", "~")) or Path(path).is_absolute() else path
 
 

@@ -1,4 +1,4 @@
-"""A finished model, no adapter left in it, as a folder that transformers loads by itself: weights, tokenizer, names."""
+"""A finished model without adapter, as a folder that transformers alone can load: weights, tokenizer, names."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from fedpeft.reporting.finished_run import FinishedRun
 
 
 def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:
-    """Write `model`, the run's, to `folder`.
+    """Write the run's `model` to `folder`.
 
-    A language model is one of transformers' own classes, with its chat template and generation settings. A classifier
-    is `fedpeft.models.modeling_mean_pooled.MeanPooledClassifier`, its logits divided by the run's temperature, and its
-    tokenizer cuts texts where training did; of images, `fedpeft.data.image_processing_squares` feeds it as training.
+    A language model becomes one of transformers' own classes, with its chat template and generation settings. A
+    classifier becomes `fedpeft.models.modeling_mean_pooled.MeanPooledClassifier`, with logits divided by the run's
+    temperature. Its tokenizer truncates texts as in training; for images, `fedpeft.data.image_processing_squares`
+    prepares them as in training.
 
     Raises:
         RunError: the files can't be written.
@@ -48,8 +49,10 @@ def write(run: FinishedRun, model: FederatedModel, folder: Path) -> None:
 
 
 def create_processor(run: FinishedRun) -> Any:
-    """What brings a picture to what a run on images was fed, as a class of transformers that can be saved; None where
-    its rows were handed over in Python, and nothing is known of their size any more."""
+    """Return an image processor of transformers that prepares pictures as the run did, and that can be saved.
+
+    None: the examples came from Python, so that their size is unknown.
+    """
     from fedpeft.data.image_processing_squares import SquarePictures
 
     try:
@@ -58,7 +61,7 @@ def create_processor(run: FinishedRun) -> Any:
         return None
     patches, patch = count_patches(side, run.model_directory)
     kind: Any = SquarePictures
-    kind.register_for_auto_class()  # its file is then saved with it
+    kind.register_for_auto_class()  # so that its source file is saved with it
     return kind(side=side, size={"height": patches * patch, "width": patches * patch})
 
 
@@ -67,17 +70,19 @@ PROBLEMS: dict[Targets, str] = {
     "labels": "multi_label_classification",
     "numbers": "regression",
 }
-"""What transformers calls what is predicted."""
+"""Transformers' names of prediction problems."""
 
 
 def create_classifier(model: Any, labels: Sequence[str], images: bool, task: Task, temperature: float = 1.0) -> Any:
-    """The model, whose base holds no adapter, as a class of transformers that can be saved; numbers in their unit, and
-    classes as sure as `predict` is: logits are divided by the `temperature`."""
+    """Return the model, whose base holds no adapter, as a class of transformers that can be saved.
+
+    Numbers are in their unit. Classes have the confidence of `predict`: logits are divided by the `temperature`.
+    """
     from fedpeft.models import modeling_mean_pooled
 
     kind: Any = modeling_mean_pooled.MeanPooledClassifier
     base = json.loads(model.base.config.to_json_string(use_diff=False))
-    base.pop("_name_or_path", None)  # where the base lies on this machine
+    base.pop("_name_or_path", None)  # the base's path on this machine
     names, encoder, all_blocks = dict(enumerate(labels)), get_plain_base(model.base), isinstance(model.base, AllBlocks)
     config = kind.config_class(
         base=base,
@@ -87,7 +92,7 @@ def create_classifier(model: Any, labels: Sequence[str], images: bool, task: Tas
         label2id={name: i for i, name in names.items()},
         problem_type=PROBLEMS.get(task.targets),
     )
-    kind.config_class.register_for_auto_class()  # its file is then saved with it
+    kind.config_class.register_for_auto_class()  # so that its source file is saved with it
     kind.register_for_auto_class("AutoModelForImageClassification" if images else "AutoModelForSequenceClassification")
     with torch.device("meta"):  # the weights are there already
         made = kind(config)

@@ -55,7 +55,7 @@ def client(number, round_number, rejected=None):
 def live(tmp_path):
     live = LiveState(tmp_path, "a <b>run</b>")
     live.watch(clients=4, private=False)
-    live.started(4)
+    live.begin_rounds(4)
     return live
 
 
@@ -116,7 +116,7 @@ def test_a_diverged_language_model_has_a_perplexity_and_a_plot(tmp_path, loss, v
 def test_a_run_that_goes_on_shows_the_rounds_of_before(tmp_path):
     Records(tmp_path).append("rounds.jsonl", asdict(result(1)), asdict(result(2)))
     live = LiveState(tmp_path, "run")
-    live.started(4)
+    live.begin_rounds(4)
     live.round_done(result(2))  # repeated after a kill
     assert [r["round"] for r in live.take_snapshot()["rounds"]] == [1, 2]
 
@@ -125,7 +125,7 @@ def test_a_run_that_goes_on_shows_the_rounds_of_before(tmp_path):
 def test_under_privacy_nobody_sees_who_took_part(tmp_path):
     Records(tmp_path).append("clients.jsonl", client(0, 1))
     live = LiveState(tmp_path, "run")
-    live.started(2)
+    live.begin_rounds(2)
     assert live.take_snapshot()["clients"] is None  # before it is known, too
     live.watch(clients=4, private=True, epsilon=lambda: 1.5)
     live.round_done(result(1))
@@ -138,7 +138,7 @@ def test_under_privacy_nobody_sees_who_took_part(tmp_path):
 def test_an_infinite_epsilon_and_many_clients_are_still_json(tmp_path):
     live = LiveState(tmp_path, "run")
     live.watch(clients=10 * CLIENTS_SHOWN, private=False, epsilon=lambda: float("inf"))
-    live.started(2)
+    live.begin_rounds(2)
     live.round_done(result(1, loss=float("nan")))
     state = json.loads(live.to_json())
     assert state["epsilon"] is None
@@ -270,7 +270,7 @@ def test_a_browser_shows_the_run(tmp_path):
     live = LiveState(tmp_path, title)
     live.watch(clients=4, private=False)
     live.judge("label_accuracy")
-    live.started(4)
+    live.begin_rounds(4)
     for number in (1, 2):
         live.round_done(result(number, uplink_bytes=999_900_000_000, downlink_bytes=999_900_000_000, seconds=36_000.0))
     live.say("round 2 is done " + "/without/a/space" * 20)

@@ -13,6 +13,6 @@ from fedpeft.reporting.observer import RoundResult
 def test_a_round_of_one_client_says_so():
     console = Console(file=io.StringIO())
     with ConsoleObserver(console) as observer:
-        observer.started(1, 0)
+        observer.begin_rounds(1, 0)
         observer.round_done(RoundResult(1, 1, 0, 0.5, None, None, 1, 1, 1.0, 1.0, 1.0))
     assert "  1 client  " in console.file.getvalue()

@@ -107,7 +107,7 @@ def test_a_twin_of_a_certificate_makes_no_second_member(identities, posing):
     victim, confederate, _, *_ = members(own, terms, None)
     whose = own[1] if posing == "a confederate's" else own[0]
     second = Member(2, terms, own[1].private_key, CertifiedRoster(own[1], 5), twin(whose.shown))
-    keys = {member.client: words.keys_of(member.keys()) for member in (victim, confederate, second)}
+    keys = {member.client: words.read_keys(member.keys()) for member in (victim, confederate, second)}
     with pytest.raises(PayloadError, match=r"two members show the same certificate|is not that of client 2"):
         victim.shares_for(words.write_peers({1: keys[1], 2: keys[2]}))
     at = Coordinator(terms, graph(range(3), 100, 0, 1), CertifiedRoster.of_server(own[0].authority, 5))

@@ -27,15 +27,15 @@ class Lying:
         self.folder = folder
 
     def signed(self, member, **change):
-        from fedpeft.privacy.secure_sum.member import advertised
+        from fedpeft.privacy.secure_sum.member import format_key_message
         from fedpeft.privacy.secure_sum.roster import signature
 
-        keys = words.Keys(**vars(words.keys_of(self.honest(member))) | change)
-        signed = signature(member.key, advertised(member.terms, member.client, keys))
+        keys = words.Keys(**vars(words.read_keys(self.honest(member))) | change)
+        signed = signature(member.key, format_key_message(member.terms, member.client, keys))
         return words.Keys(**vars(keys) | {"signature": signed}).to_bytes()
 
     def unsigned(self, member, **change):
-        return words.Keys(**vars(words.keys_of(self.honest(member))) | change).to_bytes()
+        return words.Keys(**vars(words.read_keys(self.honest(member))) | change).to_bytes()
 
     def of(self, kind, member):
         """Return the keys that the client advertises."""

@@ -14,7 +14,7 @@ import torch
 from fedpeft.communication.messages import Report
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
-from fedpeft.privacy.secure_sum.masks import unpacked
+from fedpeft.privacy.secure_sum.masks import unpack
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.rounds.exchange import Transport
 from fedpeft.rounds.sum_journal import SumJournal
@@ -110,7 +110,7 @@ def test_the_server_receives_uniform_vectors_and_no_number_of_a_single_client(re
         if instruction.step != 3:
             continue
         bits = 16 if instruction.kind == "train" else 32
-        masked = unpacked(report.payload, 8 * len(report.payload) // bits, bits)
+        masked = unpack(report.payload, 8 * len(report.payload) // bits, bits)
         for arrived, numbers in ((True, masked), (False, recorded.plain[instruction.round][instruction.client])):
             assert len(numbers) == len(masked)
             for shift in (0, bits - 4):

@@ -21,7 +21,7 @@ from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import graph
-from fedpeft.privacy.skellam import skellam
+from fedpeft.privacy.skellam import draw_skellam
 from tests.conftest import SilentObserver
 from tests.here import Federation
 from tests.refusals import has_error, refuses
@@ -83,7 +83,7 @@ def test_each_adds_its_share_from_its_own_key(recorded):
         for k, key in enumerate(keys):
             stream = key.stream("share of noise", round_number, 0, k)
             stream.random(size)  # of rounding
-            noise = skellam(stream, sums.later.share(3, 0), size)
+            noise = draw_skellam(stream, sums.later.share(3, 0), size)
             np.testing.assert_array_equal(recorded.plain[round_number, k][:size], noise % 2**16)
             total = total + noise if round_number == 1 else total
     assert total.var() == pytest.approx(sums.later.variance, rel=5 * (2 / size) ** 0.5)  # five standard errors

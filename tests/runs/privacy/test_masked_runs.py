@@ -17,7 +17,7 @@ from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.config import RunConfig
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
-from fedpeft.privacy.secure_sum.masks import unpacked
+from fedpeft.privacy.secure_sum.masks import unpack
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
@@ -54,10 +54,10 @@ class Plain(Member):
     """A member whose masks are off: its integers as they are."""
 
     def vector(self, sealed, numbers):
-        from fedpeft.privacy.secure_sum.masks import packed
+        from fedpeft.privacy.secure_sum.masks import pack
 
         super().vector(sealed, numbers)
-        return packed(numbers, self.terms.bits)
+        return pack(numbers, self.terms.bits)
 
 
 def plain_sum(self):
@@ -153,7 +153,7 @@ def test_the_server_hears_nothing_but_uniform_bytes(tmp_path, monkeypatch):
         statistics = []
         for instruction, report in vectors:
             bits = 16 if instruction.kind == "train" else 32
-            numbers = unpacked(report.payload, 8 * len(report.payload) // bits, bits)
+            numbers = unpack(report.payload, 8 * len(report.payload) // bits, bits)
             for shift in (0, bits - 4):
                 counts = np.bincount((numbers >> shift) & 15, minlength=16)
                 statistics.append(float(((counts - counts.mean()) ** 2 / counts.mean()).sum()))

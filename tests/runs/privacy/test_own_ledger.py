@@ -339,6 +339,6 @@ def test_the_second_book_takes_over_what_clients_say(federation):
     made.run()
     second = made.server.protection
     for charged, releases in ((1, 1), (4, 4), (2, 4), (4, 4)):
-        second.heard(Report(0, 1, b"x", charged=charged))
+        second.record_report(Report(0, 1, b"x", charged=charged))
         assert second.ledger.releases(0) == releases
     assert second.ledger.releases(1) == 1

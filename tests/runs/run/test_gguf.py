@@ -192,8 +192,8 @@ def test_other_adapters_models_and_architectures_are_refused_by_name(finished_ru
         with refuses("FP4072", config.model_type):
             Architecture.from_model_config(config)
     assert (
-        Architecture.from_model_config(LlamaConfig(**SIZES)).called("model.layers.1.mlp.up_proj.weight")
+        Architecture.from_model_config(LlamaConfig(**SIZES)).get_gguf_name("model.layers.1.mlp.up_proj.weight")
         == "blk.1.ffn_up.weight"
     )
     with refuses("FP4073"):
-        Architecture.from_model_config(LlamaConfig(**SIZES)).called("model.layers.1.mlp.other.weight")
+        Architecture.from_model_config(LlamaConfig(**SIZES)).get_gguf_name("model.layers.1.mlp.other.weight")

@@ -114,13 +114,13 @@ class Watcher:
     def __init__(self, events: list[str]) -> None:
         self.events, self.sentences = events, []
 
-    def started(self, rounds, done):
+    def begin_rounds(self, rounds, done):
         pass
 
     def client_done(self, phase, done, total):
         pass
 
-    def doing(self, part=""):
+    def begin_part(self, part=""):
         pass
 
     def say(self, text):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.reporting.task_measures import transfer
+from fedpeft.reporting.task_measures import compute_transfer
 from fedpeft.rounds.rounds import Server
 from fedpeft.simulate import main
 from tests.unit.simulation.test_tasks import TINY
@@ -77,7 +77,7 @@ def test_what_a_run_says_of_its_tasks(tmp_path):
         matrix = [line[kind] for line in told[1:]]
         assert tasks[kind]["matrix"] == matrix
         assert {k: tasks[kind][k] for k in ("average", "forgetting")} == {
-            k: v for k, v in transfer(matrix, told[0][kind]).items() if k in ("average", "forgetting")
+            k: v for k, v in compute_transfer(matrix, told[0][kind]).items() if k in ("average", "forgetting")
         }
     assert all(a <= b for a, b in zip(told[-1]["accuracy"], told[-1]["accuracy_known_task"], strict=True))
     assert np.isclose(np.mean(tasks["test_accuracy"]), summary["accuracy"], atol=0.02), "tasks are of nearly equal size"

@@ -93,6 +93,6 @@ def test_up_to_half_of_what_is_beyond_the_threshold_is_corrected(threshold, beyo
     shares = shamir.split(secret, holders, threshold, drawer(seed))
     false = set(drawn.sample(holders, beyond // 2))
     sent = {h: drawn.randbytes(shamir.SHARE) if h in false else share for h, share in shares.items()}
-    assert shamir.corrected(sent, threshold) == {h: share for h, share in shares.items() if h not in false}
+    assert shamir.correct_shares(sent, threshold) == {h: share for h, share in shares.items() if h not in false}
     right = {h: share for h, share in shares.items() if h not in false}
     assert shamir.find_false(sent, right, threshold) == false

@@ -35,7 +35,7 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms import local_dp, user_dp
 from fedpeft.privacy.noise import RunKey
-from fedpeft.privacy.server_noise import turns_of
+from fedpeft.privacy.server_noise import count_turns
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.rounds import acceptance
 from fedpeft.rounds.acceptance import ReportReceiver
@@ -316,7 +316,7 @@ def test_canaries_of_a_run_take_turns_as_often_as_its_clients(clients, cohort, t
     audit = audit_run(SimpleNamespace(protection=engine, setup=setup, config=config))
     made = _Clients(audit, MECHANISMS.build(audit.privacy), tmp_path, np.ones(audit.canaries, bool))
     canaries = made.protection.exposure
-    assert turns_of(canaries.clients, canaries.cohort) == turns_of(clients, cohort)
+    assert count_turns(canaries.clients, canaries.cohort) == count_turns(clients, cohort)
     assert mechanism.plan_releases(canaries) == mechanism.plan_releases(federation)
     assert 300 < audit.canaries < 500
 
@@ -324,8 +324,8 @@ def test_canaries_of_a_run_take_turns_as_often_as_its_clients(clients, cohort, t
 @pytest.mark.parametrize("fault", ["half", "unclipped", "wider"])
 def test_faults_of_related_noise_are_caught(fault, tmp_path, monkeypatch):
     if fault == "half":
-        whole = server_noise.gaussian
-        monkeypatch.setattr(server_noise, "gaussian", lambda stream, like: 0.5 * whole(stream, like))
+        whole = server_noise.draw_gaussian
+        monkeypatch.setattr(server_noise, "draw_gaussian", lambda stream, like: 0.5 * whole(stream, like))
     if fault == "unclipped":
         monkeypatch.setattr(user_dp, "compute_norm", lambda _state: 0.0)
     if fault == "wider":  # columns longer than 1 are noise too small

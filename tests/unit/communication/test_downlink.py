@@ -17,10 +17,10 @@ from fedpeft.communication.downlink import (
     Downlink,
     Versions,
     compute_balanced_weights,
+    create_start,
     decode_arrival,
     fix_step_size,
     parse_downlink,
-    start_for,
 )
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
@@ -202,7 +202,7 @@ def test_the_server_knows_what_each_client_starts_from(tiny, strategy):
     for round_number in (1, 2, 3):
         down = Downlink(rule, layout, codec, lossless, state, start, versions, residual, round_number)
         for form in forms:
-            origin, shapes = start_for(rule, start, layout, form), layout.replace_form(form).shapes
+            origin, shapes = create_start(rule, start, layout, form), layout.replace_form(form).shapes
             for version in ([0, *held[form]]) if round_number > 1 else [0]:
                 package = down.create_package(form, version, newcomer=not version)
                 got = decode_arrival(package.payload, codec, shapes, origin, {version: held[form].get(version, {})})

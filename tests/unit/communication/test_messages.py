@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedpeft.communication import flower_grid
 from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, get_node_id
-from fedpeft.communication.messages import MOST_WORDS, Instruction, Report, read_instruction, report_of, write_record
+from fedpeft.communication.messages import MOST_WORDS, Instruction, Report, read_instruction, read_report, write_record
 from fedpeft.communication.release import compute_digest
 from fedpeft.errors import PayloadError
 from tests.refusals import refuses
@@ -54,7 +54,7 @@ def test_an_instruction_survives_the_grid(payload, client, trained):
     assert read_instruction(message) == sent
     [reply] = grid.send_and_receive([message])
     assert reply.metadata.reply_to_message_id == message.metadata.message_id
-    assert report_of(reply) == Report(client, 3, payload, rows=7)
+    assert read_report(reply) == Report(client, 3, payload, rows=7)
 
 
 def test_a_payload_is_one_array():

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from fedpeft.communication.flower_grid import get_node_id
-from fedpeft.communication.messages import Instruction, Report, report_of, write_record
+from fedpeft.communication.messages import Instruction, Report, read_report, write_record
 from fedpeft.deployment.identity.members import Roster
 from fedpeft.deployment.server.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.wire.gateway import REPEATS
@@ -25,7 +25,7 @@ def pulled(grid, count):
     deadline = time.monotonic() + 20
     while len(replies) < count:
         assert time.monotonic() < deadline
-        replies += [report_of(m) for m in grid.pull_messages([])]
+        replies += [read_report(m) for m in grid.pull_messages([])]
     return {r.client: r for r in replies}
 
 

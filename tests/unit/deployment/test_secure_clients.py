@@ -63,7 +63,7 @@ class Asked:
 
     def said(self, k, step):
         at = self.at
-        return (self.told.to_bytes, lambda: at.peers(k), lambda: at.sealed_for(k), at.arrived,
+        return (self.told.to_bytes, lambda: at.peers(k), lambda: at.sealed_for(k), at.write_survivors,
                 lambda: at.witnesses_for(k))[step - 1]()  # fmt: skip
 
     def asked(self, k, step, said=None, client=None):
@@ -151,20 +151,14 @@ def test_different_sets_of_survivors(clients):
 
 def test_all_but_one_dropped(clients):
     asked = Asked(clients).until(3)
-    assert has_error(
-        asked.ask(0, 4, said=words.write_ids([0])).error, "FP6133", "vectors of 0 neighbours have arrived", "3"
-    )
-    assert has_error(
-        asked.ask(1, 4, said=words.write_ids([0, 1, 2])).error, "FP6133", "vectors of 2 neighbours have arrived"
-    )
+    assert has_error(asked.ask(0, 4, said=words.write_ids([0])).error, "FP6133", 0, 3)
+    assert has_error(asked.ask(1, 4, said=words.write_ids([0, 1, 2])).error, "FP6133", 2, 3)
 
 
 def test_neighbours_kept_away(clients):
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
-    assert has_error(asked.ask(
-        0, 2, said=words.write_peers({4: peers[4]})
-    ).error, "FP6133", "1 neighbours share masks with this client", "3")  # fmt: skip
+    assert has_error(asked.ask(0, 2, said=words.write_peers({4: peers[4]})).error, "FP6133", 1, 3)
 
 
 def test_keys_of_another_sum_are_no_keys(clients):
@@ -178,7 +172,7 @@ def test_keys_of_another_federation_are_no_keys(clients):
     asked = Asked(clients).until(1)
     elsewhere = asked.told.terms(SECURE, TINY["seed"], 0, "0" * 16)
     peers = words.read_peers(asked.said(0, 2))
-    peers[2] = words.keys_of(stranger(clients, elsewhere, 2, own(clients, 2)).keys())
+    peers[2] = words.read_keys(stranger(clients, elsewhere, 2, own(clients, 2)).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6138", "2")
 
 
@@ -197,7 +191,7 @@ def stranger(clients, terms, client, credentials):
 def test_two_members_with_one_certificate(clients, posing, whose):
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
-    peers[posing] = words.keys_of(stranger(clients, asked.terms, posing, own(clients, whose)).keys())
+    peers[posing] = words.read_keys(stranger(clients, asked.terms, posing, own(clients, whose)).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6123")
 
 
@@ -207,7 +201,7 @@ def test_certificates_that_make_no_client(clients, tmp_path):
     folder = other.client("edge-2")
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
-    peers[2] = words.keys_of(stranger(clients, asked.terms, 2, Credentials.load_client(folder)).keys())
+    peers[2] = words.read_keys(stranger(clients, asked.terms, 2, Credentials.load_client(folder)).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6106")
 
     mine = Authority(clients.made.folder / "certs", 1)
@@ -215,7 +209,7 @@ def test_certificates_that_make_no_client(clients, tmp_path):
     asked = Asked(clients, nonce=b"2" * 16).until(1)
     server = Credentials.load_server(clients.made.folder / "certs")
     peers = words.read_peers(asked.said(0, 2))
-    peers[2] = words.keys_of(stranger(clients, asked.terms, 2, server).keys())
+    peers[2] = words.read_keys(stranger(clients, asked.terms, 2, server).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6107")
 
     asked = Asked(clients, nonce=b"3" * 16).until(1)
@@ -230,7 +224,7 @@ def test_an_expired_certificate(clients, tmp_path):
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
     credentials = Credentials(*((folder / name).read_bytes() for name in ("ca.pem", "client.pem", "client.key")))
-    peers[2] = words.keys_of(stranger(clients, asked.terms, 2, credentials).keys())
+    peers[2] = words.read_keys(stranger(clients, asked.terms, 2, credentials).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6109", "late")
 
 
@@ -242,7 +236,7 @@ def test_a_name_that_is_not_printable_is_written_otherwise(clients, tmp_path):
     asked = Asked(clients).until(1)
     peers = words.read_peers(asked.said(0, 2))
     credentials = Credentials(*((tmp_path / name).read_bytes() for name in ("ca.pem", "client.pem", "client.key")))
-    peers[2] = words.keys_of(stranger(clients, asked.terms, 2, credentials).keys())
+    peers[2] = words.read_keys(stranger(clients, asked.terms, 2, credentials).keys())
     assert has_error(asked.ask(0, 2, said=words.write_peers(peers)).error, "FP6109", "la\\x1bte\\n")
 
 
@@ -312,7 +306,7 @@ def test_a_server_that_announces_more_clients_than_it_asks(tmp_path):
     asked = Asked(SimpleNamespace(run="run", edges=sides))
     terms = asked.told.terms(secure, TINY["seed"], 0, "run")
     asked.at, asked.ids = Coordinator(terms, {0: [1, 2], 1: [0, 2], 2: [0, 1]}), [0, 1, 2]
-    asked.at.arrived = lambda: words.write_ids(range(CLIENTS))
+    asked.at.write_survivors = lambda: words.write_ids(range(CLIENTS))
     for side in sides:
         side.handle = lambda i, own=side: own.add(i, lambda _: Contribution(1.0, 3)) if i.step == 3 else own.answer(i)
     error = asked.ask(0, 1).error

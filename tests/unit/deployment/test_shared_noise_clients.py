@@ -72,7 +72,13 @@ class Asked:
 
     def ask(self, k, step, said=None):
         at = self.at
-        says = (lambda _: self.told.to_bytes(), at.peers, at.sealed_for, lambda _: at.arrived(), at.witnesses_for)
+        says = (
+            lambda _: self.told.to_bytes(),
+            at.peers,
+            at.sealed_for,
+            lambda _: at.write_survivors(),
+            at.witnesses_for,
+        )
         kind = "train" if step == 3 else "sum"
         instruction = Instruction(kind, 1, k, b"", step=step, said=says[step - 1](k) if said is None else said)
         if step != 3:

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 
 from fedpeft.communication.flower_grid import OwnGrid, get_node_id
-from fedpeft.communication.messages import Instruction, Report, report_of, write_record
+from fedpeft.communication.messages import Instruction, Report, read_report, write_record
 from fedpeft.config import RunConfig
 from fedpeft.errors import AssetError, ConfigError
 from fedpeft.flower import client_app, server_app
@@ -58,7 +58,7 @@ def asked(grid, clients):
         grid.create_message(write_record(Instruction("train", 1, client, b"")), "train", get_node_id(client), "1")
         for client in (range(clients) if isinstance(clients, int) else clients)
     ]
-    replies = {reply.metadata.reply_to_message_id: report_of(reply) for reply in grid.send_and_receive(messages)}
+    replies = {reply.metadata.reply_to_message_id: read_report(reply) for reply in grid.send_and_receive(messages)}
     reports = [replies[message.metadata.message_id] for message in messages]
     return [report.error or int(report.payload) for report in reports]
 
@@ -182,7 +182,7 @@ def test_a_node_that_lacks_what_a_run_needs_says_which(monkeypatch):
     message = grid.create_message(write_record(Instruction("train", 1, 0, b"")), "train", get_node_id(0), "1")
     given = {**vars(RunConfig(dataset="tiny")), "output": "runs", "nodes": 1}
     reply = client_app.app(message, Context(17, 2, {}, RecordDict(), given))
-    assert report_of(reply).error == "FP2000 rows.csv is not there"
+    assert read_report(reply).error == "FP2000 rows.csv is not there"
 
 
 def test_what_a_user_can_mend_is_a_sentence_in_flowers_log_and_no_traceback(caplog):

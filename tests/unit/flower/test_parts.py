@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedpeft import plugins
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, set_identity
-from fedpeft.communication.messages import Instruction, Report, read_instruction, report_of, write_record
+from fedpeft.communication.messages import Instruction, Report, read_instruction, read_report, write_record
 from fedpeft.config import RunConfig
 from fedpeft.deployment.compared_parts import WHOLE_RUN, list_part_digests
 from fedpeft.flower import client_app, server_app
@@ -51,28 +51,28 @@ def test_a_node_with_another_file_says_so_and_one_with_the_same_elsewhere_works(
     own, other = codec
     [told] = list_part_digests(RunConfig(codec="uni"), WHOLE_RUN)
     only(other)
-    error = report_of(answered([told])).error
+    error = read_report(answered([told])).error
     assert has_error(error, "FP5040", "codec step 'uni'", other)
     assert error.endswith("name it in the environment variable FEDPEFT_PLUGINS of each node")
     assert worked == []
     other.write_text(own.read_text())
     only(other)
-    assert report_of(answered([told])) == Report(1, 0, b"update")
+    assert read_report(answered([told])) == Report(1, 0, b"update")
     assert worked == [ASKED]
 
 
 def test_a_node_without_the_file_or_a_server_that_does_not_tell_it_is_refused(codec, worked):
     told = list_part_digests(RunConfig(codec="uni"), WHOLE_RUN)
     for missing in ([], None):
-        assert has_error(report_of(answered(missing)).error, "FP5041", "codecs.uni")
+        assert has_error(read_report(answered(missing)).error, "FP5041", "codecs.uni")
     only(None)
-    assert has_error(report_of(answered(told)).error, "FP5039", "ask whoever runs the server")
+    assert has_error(read_report(answered(told)).error, "FP5039", "ask whoever runs the server")
     assert worked == []
 
 
 @pytest.mark.parametrize("told", [["codecs.uni"], ["no.uni " + "0" * 64]])
 def test_what_no_server_tells_is_refused(told, worked):
-    assert has_error(report_of(answered(told)).error, "FP5043")
+    assert has_error(read_report(answered(told)).error, "FP5043")
     assert worked == []
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_list_of_texts_is_refused(worked):
     content = RecordDict({**write_record(ASKED), RECORD: ConfigRecord({RECORD: [1, 2]})})
     asked = Message(content, dst_node_id=2, message_type=MESSAGE_TYPES["train"])
     reply = client_app.app(asked, Context(17, 2, {}, RecordDict(), GIVEN))
-    assert has_error(report_of(reply).error, "FP6102", "[1, 2]")
+    assert has_error(read_report(reply).error, "FP6102", "[1, 2]")
 
 
 def test_nodes_run_data_sets_too(tmp_path):

@@ -75,7 +75,7 @@ def setup(task="causal_lm", mechanism=None):
     ("given", "words"),
     [
         ((setup(), 1, ["cuda:0"]), "several GPUs, and there are 1"),
-        ((setup(), 2, ["cuda:0", "cuda:1"]), "--workers says 2"),
+        ((setup(), 2, ["cuda:0", "cuda:1"]), "--workers is 2"),
         *(
             ((setup(task), 1, ["cuda:0", "cuda:1"]), "for language models")
             for task in ("classification", "token_labels", "retrieval", "towers")

@@ -13,7 +13,7 @@ from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from fedpeft.privacy.accountant import Event, _prv_accountant, epsilon, is_within, noise_for, rdp_epsilon
+from fedpeft.privacy.accountant import Event, _make_prv_accountant, epsilon, is_within, noise_for, rdp_epsilon
 from fedpeft.privacy.engine import worst_and_median
 from tests.refusals import refuses
 
@@ -149,7 +149,7 @@ def test_a_domain_that_is_found_faster_is_opacus_own(history, delta):
     from opacus.accountants import PRVAccountant
 
     found = []
-    for accountant in (_prv_accountant(), PRVAccountant()):
+    for accountant in (_make_prv_accountant(), PRVAccountant()):
         accountant.history = history
         found.append(accountant.get_epsilon(delta=delta))
     assert found[0] == found[1] > 0

@@ -60,14 +60,14 @@ def test_a_client_without_terms_may_not_be_charged_however_little_it_costs(tmp_p
 def test_a_client_that_says_that_its_budget_is_spent_may_not_be_charged(tmp_path):
     engine = of_declared(tmp_path, {1: DeclaredTerms(1.0, 0.1, 1, 1e-3, budget=None)})
     assert engine.is_affordable(1, NEXT_TO_NOTHING, 1)
-    engine.heard(Report(1, 1, b"", error="spent", spent=True))
+    engine.record_report(Report(1, 1, b"", error="spent", spent=True))
     assert not engine.is_affordable(1, NEXT_TO_NOTHING, 1)
     assert engine.is_over()
 
 
 def test_reports_change_nothing_if_clients_keep_no_ledgers(tmp_path):
     engine = opened(make_engine(MECHANISMS.build("dp_sgd(noise_multiplier=1)"), exposure(), tmp_path, "run", 1))
-    engine.heard(Report(1, 1, b"", error="spent", spent=True, charged=9))
+    engine.record_report(Report(1, 1, b"", error="spent", spent=True, charged=9))
     assert (engine.ledger.spent, engine.sat_out, engine.finished) == ({}, set(), set())
 
 

@@ -11,7 +11,7 @@ from fedpeft.config import RunConfig
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms import user_dp
 from fedpeft.privacy.noise import RunKey
-from fedpeft.privacy.server_noise import correlated
+from fedpeft.privacy.server_noise import compute_correlated_noise
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from tests.privacy.small_runs import QUIET
@@ -52,7 +52,7 @@ def test_cohorts_that_take_turns_have_to_say_what_their_related_noise_leaves(coh
     mechanism = MECHANISMS.build("user_dp(epsilon=8, noise=banded, start=0.5)")
     factor, like = mechanism.noise_factor(federation), {"a": torch.zeros(4000)}
     rounds = [(round_number, 0) for round_number in range(1, 21)]
-    summed = sum(correlated(factor, rounds[:n], RunKey(bytes(32)), like)["a"] for n in range(1, 21))
+    summed = sum(compute_correlated_noise(factor, rounds[:n], RunKey(bytes(32)), like)["a"] for n in range(1, 21))
     moved = mechanism.multiplier(federation) * float(summed.double().std()) * math.sqrt(1000)
     assert 20 * cohort / moved == pytest.approx(mechanism.training_signal(federation), rel=0.05)
 

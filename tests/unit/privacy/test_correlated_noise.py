@@ -23,8 +23,14 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms.user_dp import NoisySum
-from fedpeft.privacy.server_noise import SERVER_NOISES, correlated, longer, remembered, turns_of
-from fedpeft.privacy.server_noises.banded import error, optimised
+from fedpeft.privacy.server_noise import (
+    SERVER_NOISES,
+    compute_correlated_noise,
+    count_turns,
+    extend_chain,
+    remember_chain,
+)
+from fedpeft.privacy.server_noises.banded import compute_error, optimize_factor
 from fedpeft.rounds.sampling import FixedSize, ReachableClients, TurnTaking, create_population
 from tests.refusals import refuses
 from tests.unit.privacy.test_user_dp import KEY, LAYOUT, STATE, at, compute_norm, update
@@ -54,21 +60,21 @@ def sensitivity(factor: np.ndarray, separation: int, most: int | None = None) ->
 
 @pytest.mark.parametrize(("rounds", "bands"), [(1, 1), (2, 2), (9, 1), (9, 3), (9, 9), (150, 5)])
 def test_the_factor_is_banded_and_its_columns_have_norm_1(rounds, bands):
-    factor = optimised(rounds, bands)
+    factor = optimize_factor(rounds, bands)
     assert factor.shape == (rounds, rounds)
     assert np.linalg.norm(factor, axis=0) == pytest.approx(np.ones(rounds))
     for i, j in itertools.product(range(rounds), repeat=2):
         assert 0 <= i - j < bands or factor[i, j] == 0
-    assert float(error(torch.tensor(factor))) <= math.sqrt(rounds * (rounds + 1) / 2) * (1 + 1e-9)
+    assert float(compute_error(torch.tensor(factor))) <= math.sqrt(rounds * (rounds + 1) / 2) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("separation", [2, 3, 4])
 @pytest.mark.parametrize("rounds", [5, 8])
 def test_over_all_patterns_a_client_moves_it_by_the_root_of_its_turns(rounds, separation):
     for bands in range(1, separation + 1):
-        factor = optimised(rounds, bands)
+        factor = optimize_factor(rounds, bands)
         assert sensitivity(factor, separation) == pytest.approx(math.sqrt(math.ceil(rounds / separation)))
-    wider = optimised(rounds, separation + 1)
+    wider = optimize_factor(rounds, separation + 1)
     assert sensitivity(wider, separation) > math.sqrt(math.ceil(rounds / separation)) * 1.01
 
 
@@ -79,7 +85,9 @@ def test_the_patterns_are_those_of_jax_privacy(matrix, separation, most, found):
 
 @pytest.mark.parametrize(("rounds", "bands", "square"), GOLDEN["errors"])
 def test_the_error_is_as_small_as_that_of_jax_privacy(rounds, bands, square):
-    assert float(error(torch.tensor(optimised(rounds, bands)))) ** 2 / rounds == pytest.approx(square, rel=2e-3)
+    assert float(compute_error(torch.tensor(optimize_factor(rounds, bands)))) ** 2 / rounds == pytest.approx(
+        square, rel=2e-3
+    )
 
 
 def test_the_factor_is_the_best_of_two_bands_that_a_grid_finds():
@@ -87,20 +95,20 @@ def test_the_factor_is_the_best_of_two_bands_that_a_grid_finds():
 
     def square(a):
         factor = torch.tensor([[math.cos(a), 0.0], [math.sin(a), 1.0]], dtype=torch.float64)
-        return float(error(factor)) ** 2
+        return float(compute_error(factor)) ** 2
 
     best = min(square(a) for a in np.linspace(0, 1.5, 3001))
-    assert float(error(torch.tensor(optimised(2, 2)))) ** 2 == pytest.approx(best, rel=1e-6)
+    assert float(compute_error(torch.tensor(optimize_factor(2, 2)))) ** 2 == pytest.approx(best, rel=1e-6)
 
 
 def test_many_rounds_are_nearly_as_good_with_alike_columns(monkeypatch):
     from fedpeft.privacy.server_noises import banded
 
-    own = float(error(torch.tensor(optimised(60, 6))))
+    own = float(compute_error(torch.tensor(optimize_factor(60, 6))))
     monkeypatch.setattr(banded, "WIDEST", 10)
-    optimised.cache_clear()
-    alike = float(error(torch.tensor(optimised(60, 6))))
-    optimised.cache_clear()
+    optimize_factor.cache_clear()
+    alike = float(compute_error(torch.tensor(optimize_factor(60, 6))))
+    optimize_factor.cache_clear()
     assert own <= alike < 1.02 * own
 
 
@@ -108,21 +116,21 @@ def test_many_rounds_are_nearly_as_good_with_alike_columns(monkeypatch):
 
 
 def test_noise_is_the_inverse_of_the_factor_on_what_is_drawn():
-    factor = optimised(7, 3)
+    factor = optimize_factor(7, 3)
     like = {"a": torch.zeros(2, 3, dtype=torch.float64), "b": torch.zeros(4, dtype=torch.float64)}
     chain = [(r, 0) for r in range(1, 8)]
     drawn = [KEY.stream("server noise", *link) for link in chain]
     w = np.stack([np.concatenate([s.standard_normal((2, 3)).ravel(), s.standard_normal(4)]) for s in drawn])
     expected = np.linalg.solve(factor, w)
     for t in range(7):
-        found = correlated(factor, chain[: t + 1], KEY, like)
+        found = compute_correlated_noise(factor, chain[: t + 1], KEY, like)
         flat = torch.cat([found["a"].ravel(), found["b"]]).numpy()
         assert flat == pytest.approx(expected[t], abs=1e-12)
 
 
 def test_rounds_of_the_real_sum_have_the_covariance_of_the_factor():
     """Noise of many entries over rounds, F g, is white: variance (z C)^2, nothing common."""
-    factor, memory, rows = optimised(6, 3), {}, []
+    factor, memory, rows = optimize_factor(6, 3), {}, []
     for round_number in range(1, 7):
         total = NoisySum(at(noise=0.5, clip=2.0, round_number=round_number), 1.0, 0.5, factor=factor)
         outcome = total.finish(memory)
@@ -147,7 +155,7 @@ def test_an_optimizer_that_knows_the_noise_is_told_how_much_of_it_a_round_has(ag
         def step(self, state, direction, memory):
             return state, memory
 
-    factor, memory = optimised(6, 3), {}
+    factor, memory = optimize_factor(6, 3), {}
     for round_number in range(1, 7):
         there = replace(
             at(noise=0.5, clip=2.0, round_number=round_number, attempt=int(round_number == again)),
@@ -169,9 +177,9 @@ def test_a_round_tried_again_begins_a_chain_and_so_does_one_after_a_gap():
         (4, 0, [(3, 1), (4, 0)]),
         (6, 0, [(6, 0)]),
     ]:
-        chain = longer(memory, round_number, attempt)
+        chain = extend_chain(memory, round_number, attempt)
         assert chain == expected
-        memory = remembered(memory, chain)
+        memory = remember_chain(memory, chain)
 
 
 @settings(max_examples=60, deadline=None)
@@ -183,7 +191,7 @@ def test_whatever_is_tried_again_no_contribution_shows_more_than_it_is_charged(d
     noise. Their squares add up to at most 1.
     """
     rounds, bands = 6, 3
-    factor = optimised(rounds, bands)
+    factor = optimize_factor(rounds, bands)
     after: list[tuple[dict, int]] = [({}, 0)]  # memory, and rounds done
     attempts: dict[int, int] = {}
     shown: dict[tuple[int, int], float] = {}
@@ -194,10 +202,10 @@ def test_whatever_is_tried_again_no_contribution_shows_more_than_it_is_charged(d
         round_number = done + 1
         attempt = attempts.get(round_number, 0)  # other inputs than ever before
         attempts[round_number] = attempt + 1
-        chain = longer(memory, round_number, attempt)
+        chain = extend_chain(memory, round_number, attempt)
         for link in chain:
             shown[link] = shown.get(link, 0.0) + float(factor[round_number - 1, link[0] - 1]) ** 2
-        after.append((remembered(memory, chain), round_number))
+        after.append((remember_chain(memory, chain), round_number))
     assert all(square <= 1 + 1e-9 for square in shown.values())
 
 
@@ -212,7 +220,7 @@ def test_clients_come_back_no_sooner_than_their_turn(clients, size, seed):
     assert all(len(cohort) == size == len(set(cohort)) and cohort == sorted(cohort) for cohort in drawn)
     for client in range(clients):
         turns = [round_number for round_number, cohort in enumerate(drawn) if client in cohort]
-        assert all(b - a >= turns_of(clients, size) for a, b in itertools.pairwise(turns))
+        assert all(b - a >= count_turns(clients, size) for a, b in itertools.pairwise(turns))
 
 
 def test_all_clients_have_turns_and_those_away_are_left_out():
@@ -257,7 +265,7 @@ def test_a_client_pays_for_each_of_its_turns_and_the_budget_is_met():
 
 
 def test_the_first_round_of_the_real_sum_is_clipped_sum_and_noise_over_the_diagonal():
-    factor = optimised(6, 3)
+    factor = optimize_factor(6, 3)
     total = NoisySum(at(clip=1.0), 4.0, 0.0, factor=factor)
     total.add(update(0, 3.0))
     moved = {n: t - STATE[n] for n, t in total.finish({}).state.items()}

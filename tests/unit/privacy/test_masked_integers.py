@@ -12,7 +12,7 @@ from fedpeft.errors import PayloadError
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution, Total, Weights
 from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
-from fedpeft.privacy.secure_sum.integers import Integers, check_fits, rotated, turned_back
+from fedpeft.privacy.secure_sum.integers import Integers, check_fits, rotate, rotate_back
 from fedpeft.privacy.secure_sum.masks import dtype
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import Terms
@@ -31,9 +31,9 @@ def added(integers: Integers, vectors, numbers, turns):
 def test_the_rotation_is_orthonormal_and_spreads_one_entry_over_all(size):
     turns, vector = signs(1, 2, size), np.zeros(size)
     vector[size // 3] = 5.0
-    turned = rotated(vector, turns)
+    turned = rotate(vector, turns)
     np.testing.assert_allclose(np.linalg.norm(turned), 5.0)
-    np.testing.assert_allclose(turned_back(turned, turns), vector, atol=1e-12)
+    np.testing.assert_allclose(rotate_back(turned, turns), vector, atol=1e-12)
     assert abs(turned).max() < 4 * 5 / 2 ** ((size.bit_length() - 1) / 2)
 
 
@@ -89,7 +89,7 @@ def test_entries_at_the_end_of_the_grid_do_not_wrap(clients, bits):
     spike = np.zeros(1024)
     spike[7] = 1.0
     for sign in (1, -1):
-        whole = integers.whole(turned_back(sign * spike, turns), turns, np.random.default_rng(0))
+        whole = integers.whole(rotate_back(sign * spike, turns), turns, np.random.default_rng(0))
         assert whole[7] == sign * integers.levels
         assert abs(clients * int(whole[7])) < 2 ** (bits - 1)
 
@@ -229,17 +229,21 @@ def test_a_sum_of_nothing_halves_the_clip():
 )  # fmt: skip
 def test_weights_that_nobody_has_are_replaced(weight, clients, start, believed):
     total = Total(clients, weight, weight, 0.5, 1.0, np.zeros(6), np.zeros(0))
-    assert total.checked(Weights.of(clients, True, 1000, start)).weight == believed
-    assert total.checked(Weights.of(clients, False, 1000, start)).weight == clients
+    assert total.discard_impossible(Weights.of(clients, True, 1000, start)).weight == believed
+    assert total.discard_impossible(Weights.of(clients, False, 1000, start)).weight == clients
 
 
 @pytest.mark.parametrize("rows", [1e9, 0, -315, 314])
 def test_numbers_of_examples_that_nobody_has_cost_the_mean_loss_alone(rows):
-    checked = Total(5, 315, rows, 0.5, 1.0, np.zeros(6), np.zeros(0)).checked(Weights.of(5, True, 1000, (315, 5)))
+    checked = Total(5, 315, rows, 0.5, 1.0, np.zeros(6), np.zeros(0)).discard_impossible(
+        Weights.of(5, True, 1000, (315, 5))
+    )
     assert (checked.weight, checked.rows, checked.loss != checked.loss) == (315, 315, True)
 
 
 @pytest.mark.parametrize(("weight", "most_rows"), [(0.0, math.inf), (-3.0, math.inf), (5001.0, 1000)])
 def test_before_round_1_an_impossible_sum_is_refused(weight, most_rows):
     with pytest.raises(PayloadError, match="which no training leads to"):
-        Total(5, weight, 10, 0.5, 1.0, np.zeros(6), np.zeros(0)).checked(Weights.of(5, True, most_rows, None))
+        Total(5, weight, 10, 0.5, 1.0, np.zeros(6), np.zeros(0)).discard_impossible(
+            Weights.of(5, True, most_rows, None)
+        )

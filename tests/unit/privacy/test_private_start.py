@@ -14,7 +14,7 @@ from scipy.stats import norm as normal
 from fedpeft.aggregation.heads.private_centroids import PrivateCentroids
 from fedpeft.config import RunConfig
 from fedpeft.errors import PrivacyError
-from fedpeft.privacy.accountant import Event, is_within, noise_for, together
+from fedpeft.privacy.accountant import Event, is_within, merge_events, noise_for
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.private_probe import score_private_probe
@@ -76,10 +76,10 @@ def test_start_and_rounds_together_spend_the_budget_and_no_more(budget, share, r
     delta = 1e-4
     start = Event(noise_for(budget, delta, 1.0, 1) / math.sqrt(share), 1.0)
     rounds = Event(noise_for(budget, delta, rate, steps, {start: 1}), rate)
-    total = together({start: 1}, {rounds: steps})
+    total = merge_events({start: 1}, {rounds: steps})
     assert is_within(total, delta, budget)
     assert 0.97 * budget - 0.02 < independent(total, delta) <= budget + GRID * (1 + steps)
-    assert not is_within(together({start: 1}, {Event(0.985 * rounds.noise, rate): steps}), delta, budget)
+    assert not is_within(merge_events({start: 1}, {Event(0.985 * rounds.noise, rate): steps}), delta, budget)
     assert noise_for(budget, delta, rate, steps, {start: 1}) > noise_for(budget, delta, rate, steps)
 
 
@@ -91,7 +91,7 @@ def test_one_release_costs_what_the_closed_form_says():
 
 def test_equal_releases_are_added_up():
     event = Event(1.0, 1.0)
-    assert together({event: 1}, {event: 2, Event(2.0, 1.0): 1}) == {event: 3, Event(2.0, 1.0): 1}
+    assert merge_events({event: 1}, {event: 2, Event(2.0, 1.0): 1}) == {event: 3, Event(2.0, 1.0): 1}
 
 
 def test_plain_and_unprotected_runs_have_the_heads_that_they_had(tmp_path):

@@ -18,7 +18,7 @@ from fedpeft.privacy.accountant import Event, epsilon, rdp_epsilon
 from fedpeft.privacy.sampled_rdp import WHOLE_ORDERS, rdp_of_sampled
 from fedpeft.privacy.secure_sum.masks import dtype
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
-from fedpeft.privacy.skellam import SPREAD, Grid, skellam, widest_grid
+from fedpeft.privacy.skellam import SPREAD, Grid, draw_skellam, widest_grid
 from tests.refusals import refuses
 
 ORDERS = (2, 3, 5, 9, 17, 33)
@@ -246,7 +246,7 @@ def test_shares_add_up_to_skellam_noise_of_what_is_left(dropped):
 
 
 def test_large_variances_are_drawn_in_pieces_that_add_up():
-    drawn = skellam(np.random.default_rng(0), 2.0**33, 50_000)
+    drawn = draw_skellam(np.random.default_rng(0), 2.0**33, 50_000)
     assert drawn.std() == pytest.approx(2.0**16.5, rel=0.02)
     assert abs(drawn.mean()) < 5 * 2.0**16.5 / 50_000**0.5
     assert len(np.unique(drawn % 2)) == 2

@@ -94,12 +94,12 @@ def test_what_clients_tell_of_their_ledgers_is_no_attempt(tmp_path):
     book = opened(tmp_path, cohort=10, under_way=lambda round_number: going.get(round_number, []))
     first = book.enter(1, "state", range(CLIENTS))
     for client in first.cohort[:2]:
-        book.heard(Report(client, 1, b"", charged=3))
+        book.record_report(Report(client, 1, b"", charged=3))
     going[1] = first.cohort
     assert book.enter(1, "state", range(CLIENTS)) == replace(first, spent=())
     again = opened(tmp_path / "start", start=True, under_way=lambda round_number: going.get(round_number, []))
     begun = again.enter_start("state")
-    again.heard(Report(0, 0, b"", charged=2))
+    again.record_report(Report(0, 0, b"", charged=2))
     going[0] = begun.cohort
     assert again.enter_start("state").attempt == begun.attempt
 
@@ -135,7 +135,7 @@ def test_who_sat_out_is_not_told_where_coins_draw(tmp_path):
     """Who has spent its budget was drawn most often, and summary.json is for everybody."""
     book = opened(tmp_path / "some", cohort=6)
     book.enter(1, "state", list(range(CLIENTS)))
-    book.heard(Report(3, 1, b"", error="spent", spent=True, charged=4))
+    book.record_report(Report(3, 1, b"", error="spent", spent=True, charged=4))
     assert book.sat_out == {3}
     assert book.summary()["privacy"]["sat_out"] is None
 
@@ -156,9 +156,9 @@ def test_a_client_that_says_that_its_budget_is_spent_is_not_asked_again(tmp_path
     everybody = list(range(CLIENTS))
     book.enter(1, "state", everybody)
     models = epsilon_of_models(book)
-    book.heard(Report(3, 1, b"", error="spent", spent=True, charged=4))
-    book.heard(Report(5, 1, b"", charged=1))
-    book.heard(Report(77, 1, b"", charged=9))
+    book.record_report(Report(3, 1, b"", error="spent", spent=True, charged=4))
+    book.record_report(Report(5, 1, b"", charged=1))
+    book.record_report(Report(77, 1, b"", charged=9))
     assert [book.ledger.releases(k) for k in (3, 5, 7)] == [4, 1, 1]
     assert epsilon_of_models(book) == models, "what one client says is no sum that all have seen"
     assert 3 not in book.enter(2, "state", everybody).cohort
@@ -174,7 +174,7 @@ def test_a_client_whose_ledger_says_no_more_than_the_server_s_has_sat_out_after_
     book.enter(1, "state", list(range(CLIENTS)))
     sums, models = len(charged(tmp_path)), epsilon_of_models(book)
     for _ in range(3):
-        book.heard(Report(3, 2, b"", error="spent", spent=True, charged=1))
+        book.record_report(Report(3, 2, b"", error="spent", spent=True, charged=1))
     assert len(charged(tmp_path)) == sums + 1
     again = opened(tmp_path)
     assert again.sat_out == {3}

@@ -63,15 +63,15 @@ def test_a_phase_says_how_far_it_is():
 
 def test_a_run_says_which_round_is_silent_and_that_the_last_is_over():
     observer = ConsoleObserver(Console(quiet=True))
-    observer.started(rounds=2, done=0)
+    observer.begin_rounds(rounds=2, done=0)
     told = [str(observer.phases)]
     for round_number in (1, 2):
-        observer.doing()
+        observer.begin_part()
         for done in (0, 1):
             observer.client_done("train", done, 4)
             told.append(str(observer.phases))
         for part in ("aggregation", "validation"):
-            observer.doing(part)
+            observer.begin_part(part)
             told.append(str(observer.phases))
         observer.round_done(RoundResult(round_number, 4, 0, 0.5, None, None, 1, 1, 1.0, 1.0, 1.0))
         told.append(str(observer.phases))
@@ -80,7 +80,7 @@ def test_a_run_says_which_round_is_silent_and_that_the_last_is_over():
         "round 2:", "round 2: 0 of 4,", "round 2: 1 of 4,", "round 2: aggregation:", "round 2: validation:",
         "after the last round:",
     ]  # fmt: skip
-    observer.started(rounds=2, done=2)
+    observer.begin_rounds(rounds=2, done=2)
     assert str(observer.phases) == "after the last round: 0 s", "a run that goes on after its last round"
 
 
@@ -91,7 +91,7 @@ def test_before_round_1_what_is_counted_ends_with_its_last_client():
     for phase, done in (("keys", 0), ("keys", 2), ("prepare", 0), ("prepare", 1), ("evaluate", 0)):
         observer.client_done(phase, done, 2)
         told.append(str(observer.phases))
-    observer.doing("validation")
+    observer.begin_part("validation")
     told.append(str(observer.phases))
     assert [text.removesuffix(" 0 s") for text in told] == [
         "keys of the clients: 0 of 2,", "keys of the clients: 1 of 2,", "head statistics of the clients: 0 of 2,",
@@ -101,9 +101,9 @@ def test_before_round_1_what_is_counted_ends_with_its_last_client():
 
 def test_rounds_go_on_after_a_wait_between_them():
     observer = ConsoleObserver(Console(quiet=True))
-    observer.started(rounds=3, done=1)
+    observer.begin_rounds(rounds=3, done=1)
     observer.phase("waiting for clients", 0)
-    observer.doing()
+    observer.begin_part()
     observer.client_done("train", 1, 4)
     assert str(observer.phases) == "round 2: 1 of 4, 0 s"
     observer.client_done("evaluate", 0, 9)
@@ -188,7 +188,7 @@ def test_a_server_fills_silence_too():
     observer = ServeObserver(Console(file=told, width=80))
     observer._heartbeat._silence = 0.02
     with observer:
-        observer.started(rounds=3, done=0)
+        observer.begin_rounds(rounds=3, done=0)
         observer.client_done("train", 1, 4)
         deadline = time.monotonic() + 60
         while "\n" not in told.getvalue():

@@ -12,7 +12,7 @@ from rich.console import Console
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.reporting.console import ConsoleObserver
-from fedpeft.reporting.task_measures import transfer
+from fedpeft.reporting.task_measures import compute_transfer
 from fedpeft.simulation.simulation import Simulation
 from tests.refusals import pattern_of, refuses
 
@@ -61,7 +61,7 @@ def test_only_the_classes_of_a_task_compete():
 
 def test_transfer_by_hand():
     matrix = [[0.9, 0.1, 0.2], [0.5, 0.8, 0.4], [0.6, 0.7, 1.0]]
-    found = transfer(matrix, [0.3, 0.2, 0.1])
+    found = compute_transfer(matrix, [0.3, 0.2, 0.1])
     assert found["average"] == pytest.approx((0.6 + 0.7 + 1.0) / 3)
     assert found["forgetting"] == pytest.approx(((0.9 - 0.6) + (0.8 - 0.7)) / 2)
     assert found["backward_transfer"] == pytest.approx(((0.6 - 0.9) + (0.7 - 0.8)) / 2)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fedpeft.reporting.task_measures import transfer
+from fedpeft.reporting.task_measures import compute_transfer
 from fedpeft.studies.figures import draw_figures
 from fedpeft.studies.measures import BY_KEY
 from fedpeft.studies.results import Result
@@ -20,7 +20,7 @@ START = [0.3, 0.2]
 
 def with_tasks(run: Result) -> Result:
     matrix = [[0.9 - 0.1 * run.seed, 0.2], [0.5, 0.8]]
-    found = {kind: {"start": START, "matrix": matrix, **transfer(matrix, START)} for kind in ("accuracy",)}
+    found = {kind: {"start": START, "matrix": matrix, **compute_transfer(matrix, START)} for kind in ("accuracy",)}
     tasks = {"names": ["one", "two"], "rounds": [2, 4], "late": 0, **found}
     return dataclasses.replace(run, summary={**(run.summary or {}), "tasks": tasks})
 
