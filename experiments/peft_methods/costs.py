@@ -74,7 +74,9 @@ class Bench:
         ids = torch.randint(5, min(1000, base.config.vocab_size), (ROWS, TOKENS), generator=generator)
         self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(ROWS) % CLASSES}
         self.merged: FederatedModel | None = None
-        saved_first = not method.in_peft and type(method).merged is PeftMethod.merged  # as lora, which then is merged
+        saved_first = (
+            not method.in_peft and type(method).merged is PeftMethod.merged
+        )  # saved as lora, and merged afterwards
         if method.merges and not saved_first:
             self.merged = copy.deepcopy(self.model).eval()
             self.merged.base = method.merged(self.merged)

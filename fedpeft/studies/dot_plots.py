@@ -155,7 +155,9 @@ def draw_accuracy_plane(
             linestyle="none",
             zorder=look.order,
         )
-    for judged in dict.fromkeys(m.comparison_key for m in methods):  # a front each: others are judged on other rows
+    for judged in dict.fromkeys(
+        m.comparison_key for m in methods
+    ):  # one front per comparison key: other keys are not comparable
         on_front = [m for m in methods if pareto.get(m.label) and m.comparison_key == judged]
         points = sorted((m.compute_mean(key) or 0.0, m.compute_mean("accuracy") or 0.0) for m in on_front)
         if len(points) > 1:

@@ -297,7 +297,7 @@ def set_log_scale_if_wide(axis: Any) -> None:
     low, high = axis.dataLim.intervalx
     if low > 0 and high > WIDE * low:
         axis.set_xscale("log")
-        named = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)  # more would not stand side by side
+        named = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)  # more labels would overlap
         axis.xaxis.set_major_locator(LogLocator(subs=named))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())

@@ -113,7 +113,7 @@ def draw_reliability(section: Section) -> str | None:
             )
             axis.set_xlabel("confidence (%)")
         for axis in axes[::columns]:
-            axis.set_ylabel("accuracy, test rows (%)")
+            axis.set_ylabel("accuracy, test examples (%)")
     return out.getvalue()
 
 
@@ -144,24 +144,24 @@ def _draw_reliability(axis: Any, method: Method, look: MethodStyle) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- all of them
 
-GREYS = "Methods are many, and those that matter least are grey: their numbers are in the tables."
+GREYS = "The least important of many methods are gray; the tables contain their numbers."
 
 AGAINST = (
     "Left: each seed (a stroke), the mean, and its 95 % interval over the seeds (Student's t; from three seeds on; an "
-    "arrow where it goes beyond the axis). "
-    "Right: the means again; a point without a name is found on the left by its accuracy. "
+    "arrow marks an interval that continues beyond the axis). "
+    "Right: the means again; find a point without a label by its accuracy on the left. "
 )
 
 APART = (
-    "Validation rows after each round: the mean over seeds with a band of one standard deviation, and in grey the "
+    "Validation examples after each round: the mean over seeds with a band of one standard deviation. Gray: the "
     "means of all methods."
 )
 
-CLIENTS = "The final global model on test rows with each client's mix of classes; the left end is the worst client."
+CLIENTS = "The final global model on test examples with each client's mix of classes; the left end is the worst client."
 
 RELIABILITY = (
-    f"Reliability diagram of the test rows, {BINS} bins of confidence; on the dashed line predictions are as sure as "
-    "they are right. Area of a marker: share of the rows."
+    f"Reliability diagram of the test examples, {BINS} bins of confidence. On the dashed line, confidence equals "
+    "accuracy. A marker's area is the share of the examples."
 )
 
 
@@ -174,21 +174,21 @@ def draw_figures(section: Section) -> list[Figure]:
         (
             "accuracy_bytes",
             "Accuracy and bytes",
-            f"Test accuracy, and all bytes of the run, up and down. {AGAINST}Filled: on the Pareto front, the dashed "
-            f"steps. {greys}",
+            f"Test accuracy and all bytes of the run, up and down. {AGAINST}Filled points are on the Pareto front "
+            f"(dashed steps). {greys}",
             draw_accuracy_against(section, "total_bytes", "bytes of the run, up + down (MB)", True),
         ),
         (
             "accuracy_epsilon",
             "Accuracy and privacy",
-            f"Test accuracy, and the epsilon that was spent. {AGAINST}{greys}",
+            f"Test accuracy and the spent epsilon. {AGAINST}{greys}",
             draw_accuracy_against(section, "epsilon", "epsilon (at the run's delta)", False),
         ),
         (
             "curves",
             "Accuracy over rounds, bytes and time",
-            f"Validation rows, the global model after each round; with at most {BANDS} methods a band is one standard "
-            f"deviation over seeds. Round 0: after the preparation. Time is that of the rounds. {greys}",
+            f"Validation examples, the global model after each round. With at most {BANDS} methods, a band is one "
+            f"standard deviation over seeds. Round 0: after the preparation. Time is that of the rounds. {greys}",
             draw_curves(section),
         ),
         ("apart", "One method at a time", f"{APART} {greys}", draw_curves_apart(section)),
@@ -202,7 +202,7 @@ def draw_figures(section: Section) -> list[Figure]:
         (
             "reliability",
             "Calibration",
-            f"{RELIABILITY} All seeds together; the error is their mean. Only methods with a colour in other figures.",
+            f"{RELIABILITY} All seeds together; the error is their mean. Gray methods are left out.",
             draw_reliability(section),
         ),
     )
@@ -220,7 +220,7 @@ def _draw_run_figures(section: Section, run: Result) -> list[Figure]:
         (
             "course",
             "Accuracy and loss",
-            f"The global model on the validation rows after each round.{section.own_rows_note}",
+            f"The global model on the validation examples after each round.{section.own_rows_note}",
             draw_course(section, run),
         ),
         (

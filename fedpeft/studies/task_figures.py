@@ -13,8 +13,8 @@ from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Method, Section
 
 NOTE = """Rows are tasks, columns are times: the start, then after each task's last round. Accuracy (%) on validation
-rows, the mean over seeds. Above: the classes of all tasks compete. Below: the row's task is known, and only its classes
-compete."""
+examples, the mean over seeds. Above: the classes of all tasks compete. Below: the example's task is known, and only its
+classes compete."""
 
 HEIGHT = 2.2
 """Height of a panel in inches."""

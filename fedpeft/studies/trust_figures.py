@@ -99,7 +99,7 @@ def draw_risk_coverage(section: Section) -> str | None:
                 label=method.label if look.named else OTHERS,
                 zorder=look.order,
             )
-        axes[0].set_xlabel("rows that are answered, the surest first (%)")
+        axes[0].set_xlabel("answered examples, most confident first (%)")
         axes[0].set_ylabel("wrong answers (%)")
         axes[0].set_ylim(bottom=0)
         draw_legend_below(figure, axes)
@@ -232,13 +232,13 @@ def draw_energy(section: Section, run: Result) -> str | None:
 # ---------------------------------------------------------------------------------------------------------- all of them
 
 COVERAGE_NOTE = (
-    "A model that abstains below a threshold of its calibrated confidence: the fewer rows it answers, the fewer "
+    "The model abstains below a threshold of its calibrated confidence. The fewer examples it answers, the fewer "
     "answers should be wrong."
 )
 
 ROBUSTNESS_NOTE = (
-    "Test rows that were changed (fedpeft.trust.corruption), and embeddings moved along the gradient. Dotted: rows "
-    "count as right where they are right in all draws."
+    "Corrupted test examples (fedpeft.trust.corruption), and embeddings moved along the gradient. Dotted: an example "
+    "counts as right if it is right in all draws."
 )
 
 
@@ -251,33 +251,33 @@ def draw_trust_figures(section: Section) -> list[Drawn]:
     run = section.single_run
     if run is None:
         return list(compared)
-    advice = " ".join(get_trust(run, "disagreement").get("advice") or ["Nothing is known to be wrong."])
+    advice = " ".join(get_trust(run, "disagreement").get("advice") or ["No problem was found."])
     return [
         (
             "trust_reliability",
             "Trust: reliability before and after",
-            f"Logits divided by {get_trust(run, 'calibration').get('temperature') or 1:.3g}. On the dashed line "
-            "predictions are as sure as they are right. Area of a marker: share of the rows.",
+            f"Logits divided by {get_trust(run, 'calibration').get('temperature') or 1:.3g}. On the dashed "
+            "line, confidence equals accuracy. A marker's area is the share of the examples.",
             draw_reliability(section, run),
         ),
         *compared,
         (
             "disagreement",
             "Trust: disagreement by layer and client",
-            "Cosine of each client's change of a layer with the mean of all clients': 1 pulls along, -1 against.",
+            "Cosine of each client's update of a layer with the mean of all clients' updates: 1 agrees, -1 opposes.",
             draw_heat_map(section, run),
         ),
         (
             "places",
             "Trust: a map of the clients",
-            "Clients whose updates pull alike lie near each other (classical scaling of 1 - cosine; the axes have no "
+            "Clients whose updates agree are near each other (classical scaling of 1 - cosine; the axes have no "
             f"meaning of their own). {advice}",
             draw_places(section, run),
         ),
         (
             "energy",
             "Trust: energy",
-            "Of the clients, as it is predicted from declared watts and, where clients say so, measured.",
+            "The clients' energy, predicted from declared watts, or measured if clients report it.",
             draw_energy(section, run),
         ),
     ]

@@ -121,7 +121,9 @@ def draw_parallel(study: Study, objective: str) -> Figure | None:
         for x, name in enumerate(names):
             for text, y in _list_marks(spaces[name], name, trials):
                 axis.annotate(text, (x, y), (4, 0), textcoords="offset points", fontsize=7, va="center")
-    note = f"Dark: the best validation {objective} of finished trials. Grey: given up. A gap: no such value."
+    note = (
+        f"Dark: the best validation {objective} of finished trials. Gray: given up. A gap: the trial has no such value."
+    )
     return Figure("parallel", "Values that went together", note, out.getvalue())
 
 
