@@ -96,8 +96,8 @@ def choose_looks(section: Section) -> dict[str, MethodStyle]:
     """Return the style of each method, by name."""
     important = _choose_important(section)
     colored = [name for name in section.names if name in important]
-    found = dict.fromkeys(section.names, MethodStyle(GREY, ".", "-", named=False))
-    return found | {name: MethodStyle(COLORS[i], MARKERS[i], LINES[i % len(LINES)]) for i, name in enumerate(colored)}
+    styles = dict.fromkeys(section.names, MethodStyle(GREY, ".", "-", named=False))
+    return styles | {name: MethodStyle(COLORS[i], MARKERS[i], LINES[i % len(LINES)]) for i, name in enumerate(colored)}
 
 
 def _choose_important(section: Section) -> list[str]:
@@ -117,10 +117,10 @@ def _choose_important(section: Section) -> list[str]:
 
 def group_by_context(methods: Sequence[Method]) -> dict[str, list[Method]]:
     """Group methods by context, in order; the key is empty if there is only one context."""
-    found: dict[str, list[Method]] = {}
+    groups: dict[str, list[Method]] = {}
     for method in methods:
-        found.setdefault(method.context, []).append(method)
-    return found
+        groups.setdefault(method.context, []).append(method)
+    return groups
 
 
 @contextmanager

@@ -74,10 +74,10 @@ def draw_client_spread(section: Section) -> str | None:
             axis.set_title(wrap_title(context, columns))
             for method in methods:
                 look = style[method.name]
-                found = [run.client_accuracy["quantiles"] for run in method.runs.values() if run.client_accuracy]
+                quantiles = [run.client_accuracy["quantiles"] for run in method.runs.values() if run.client_accuracy]
                 axis.plot(
                     [100 * q for q in QUANTILES],
-                    100 * np.mean(found, axis=0),
+                    100 * np.mean(quantiles, axis=0),
                     color=look.color,
                     marker=look.marker,
                     linestyle=look.line,
@@ -118,13 +118,13 @@ def draw_reliability(section: Section) -> str | None:
 
 
 def _draw_reliability(axis: Any, method: Method, look: MethodStyle) -> None:
-    found = [run.calibration for run in method.runs.values() if run.calibration]
-    seed_counts = np.array([c["rows"] for c in found], dtype=float)
+    calibrations = [run.calibration for run in method.runs.values() if run.calibration]
+    seed_counts = np.array([c["rows"] for c in calibrations], dtype=float)
     counts = seed_counts.sum(0)
     kept = counts > 0
     divisor = np.maximum(counts, 1)
-    confidence = 100 * ((np.array([c["confidence"] for c in found]) * seed_counts).sum(0) / divisor)[kept]
-    accuracy = 100 * ((np.array([c["accuracy"] for c in found]) * seed_counts).sum(0) / divisor)[kept]
+    confidence = 100 * ((np.array([c["confidence"] for c in calibrations]) * seed_counts).sum(0) / divisor)[kept]
+    accuracy = 100 * ((np.array([c["accuracy"] for c in calibrations]) * seed_counts).sum(0) / divisor)[kept]
     axis.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--")
     axis.vlines(confidence, confidence, accuracy, color=look.color, alpha=0.45)
     axis.plot(confidence, accuracy, color=look.color, linewidth=0.9, alpha=0.7)
@@ -170,7 +170,7 @@ def draw_figures(section: Section) -> list[Figure]:
     if section.single_run is not None:
         return _draw_run_figures(section, section.single_run)
     greys = (GREYS if len(section.names) > len(COLORS) else "") + section.own_rows_note
-    made = (
+    figures = (
         (
             "accuracy_bytes",
             "Accuracy and bytes",
@@ -206,7 +206,7 @@ def draw_figures(section: Section) -> list[Figure]:
             draw_reliability(section),
         ),
     )
-    drawn = (*made, *task_figures.draw_task_figures(section), *trust_figures.draw_trust_figures(section))
+    drawn = (*figures, *task_figures.draw_task_figures(section), *trust_figures.draw_trust_figures(section))
     return [_create_figure(section, name, title, note.strip(), svg) for name, title, note, svg in drawn if svg]
 
 
@@ -216,7 +216,7 @@ def _create_figure(section: Section, name: str, title: str, note: str, svg: str)
 
 
 def _draw_run_figures(section: Section, run: Result) -> list[Figure]:
-    made = (
+    figures = (
         (
             "course",
             "Accuracy and loss",
@@ -232,5 +232,5 @@ def _draw_run_figures(section: Section, run: Result) -> list[Figure]:
         ("clients", "Accuracy over clients", CLIENTS, draw_client_spread(section)),
         ("reliability", "Calibration", RELIABILITY, draw_reliability(section)),
     )
-    drawn = (*made, *task_figures.draw_task_figures(section), *trust_figures.draw_trust_figures(section))
+    drawn = (*figures, *task_figures.draw_task_figures(section), *trust_figures.draw_trust_figures(section))
     return [_create_figure(section, name, title, note, svg) for name, title, note, svg in drawn if svg]

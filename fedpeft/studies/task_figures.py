@@ -57,9 +57,9 @@ def draw_matrices(section: Section) -> str | None:
 
 def compute_mean_matrix(method: Method, kind: str) -> np.ndarray:
     """Return the mean accuracies in percent, (tasks, times), of the runs that have them."""
-    found = [get_tasks(run)[kind] for run in method.runs.values() if kind in get_tasks(run)]
-    times = min(len(of["matrix"]) for of in found)
-    mean: np.ndarray = 100 * np.mean([[of["start"], *of["matrix"][:times]] for of in found], axis=0).T
+    tasks = [get_tasks(run)[kind] for run in method.runs.values() if kind in get_tasks(run)]
+    times = min(len(of["matrix"]) for of in tasks)
+    mean: np.ndarray = 100 * np.mean([[of["start"], *of["matrix"][:times]] for of in tasks], axis=0).T
     return mean
 
 
