@@ -171,7 +171,7 @@ def _create_case(
     try:
         strategy.check(layout, [c.form for c in clients])
     except ConfigError:
-        return None  # trains other tensors than LoRA's factors
+        return None  # the rule trains other tensors than LoRA's factors
     state = create_random_state(layout, 0)
     updates = create_random_updates(strategy, state, layout, clients, 0)
     return strategy, state, layout, updates, "mixed" if strategy.mixed_ranks else "8"

@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file to write rows to, as JSON lines")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed()  # as workers and clients do
+    keep_freed()  # workers and clients do the same
     texts = arguments.codecs or [*PRESETS, *UNIFORM_AND_ADAPTIVE]
     updates = (
         load_updates(arguments.updates) if arguments.updates else {"synthetic": create_synthetic(arguments.modules)}

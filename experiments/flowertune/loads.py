@@ -38,5 +38,5 @@ def count_loads(folder: Path) -> Path:
     return file
 
 
-if FILE in os.environ:  # in the process that workers are forked from
+if FILE in os.environ:  # this is the process that workers are forked from
     _watch()

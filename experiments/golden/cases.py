@@ -233,7 +233,7 @@ def _list_strategies() -> Iterator[Case]:
     for name in strategies.names:
         needs = {"strategy": name, **OF_STRATEGY.get(name, {})}
         yield _create_case(f"strategy/{name}", **needs)
-        if strategies.build(name).mixed_ranks and name != "fed_sb":  # which takes mixed alphas only
+        if strategies.build(name).mixed_ranks and name != "fed_sb":  # fed_sb supports mixed alphas only
             yield _create_case(f"mixed ranks/{name}", **needs, ranks="2*2,4*2,6*2")
     for name in ("fedit", "flexlora", "fedsa_lora", "fed_sb"):
         yield _create_case(f"one by one/{name}", strategy=name, **SEQUENTIAL, **OF_STRATEGY.get(name, {}))
@@ -248,7 +248,7 @@ def _list_strategies() -> Iterator[Case]:
 
 
 def _list_peft_methods() -> Iterator[Case]:
-    for name in sorted({*PEFT_METHODS.names} - {"adapter_fusion"}):  # which combines finished runs
+    for name in sorted({*PEFT_METHODS.names} - {"adapter_fusion"}):  # adapter_fusion combines finished runs
         text = add_settings(name, layers=2) if hasattr(PEFT_METHODS.part(name), "layers") else name
         yield _create_case(f"peft/{name}", **{"peft": text, **OF_PEFT.get(name, {})})
     yield _create_case("peft/lora and bitfit", peft="lora(rank=4, layers=2) + bitfit(layers=1)")

@@ -17,7 +17,7 @@ from fedpeft.errors import RunError
 
 PINNED = {
     "OMP_NUM_THREADS": "1",
-    "MKL_CBWR": "AUTO",  # the same sums whatever address an array has
+    "MKL_CBWR": "AUTO",  # sums do not depend on the address of an array
     "CUDA_VISIBLE_DEVICES": "",
     "TOKENIZERS_PARALLELISM": "false",
     "FLWR_TELEMETRY_ENABLED": "0",

@@ -29,8 +29,8 @@ BOOKKEEPING = ("clients/", "in_flight/")
 
 UNREPEATED = (
     *("seconds", "memory", "versions", "resumed", "wire_", "cpu", "gpus", "system", "not_covered"),
-    "phases",  # and what they took
-    "audit_epsilon",  # its noise is never a test's
+    "phases",  # names and times of phases
+    "audit_epsilon",  # its noise is never reproducible
 )
 """Parts of the names of values that are not results: they differ between runs of one commit, or are prose."""
 

@@ -145,7 +145,7 @@ def main(settings: Settings) -> None:
     work.mkdir(exist_ok=True)
     kit = Kit(device, work, settings.tiny, given)
     if device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of the processes that are started
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for child processes
     worker = Worker(kit, list_steps, work / "steps.log")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     command = "python -m experiments.gpu " + shlex.join(sys.argv[1:])

@@ -89,11 +89,11 @@ class Worker:
         self.kill()
 
     def kill(self) -> None:
-        """End it, and the processes that it has started."""
+        """Kill the process and the processes that it has started."""
         if self._process is None:
             return
         with suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(self._process.pid) == self._process.pid:  # else it has not come so far
+            if os.getpgid(self._process.pid) == self._process.pid:  # otherwise it has no process group of its own yet
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.join()
@@ -121,7 +121,7 @@ def _answer(step: Step, kit: Kit) -> tuple[dict[str, Any] | None, str]:
 
     try:
         return dict(step.run(kit)), ""
-    except (Exception, SystemExit) as error:  # the latter: processes of a federation have failed
+    except (Exception, SystemExit) as error:  # SystemExit: processes of a federation have failed
         traceback.print_exc()
         sys.stderr.flush()
         lines = str(error).strip().splitlines()

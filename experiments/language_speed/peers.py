@@ -65,7 +65,7 @@ def create_sft_step(model: str, dtype: str, batch: Batch) -> Step:
         processing_class=AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=False),
     )
 
-    trainer.current_gradient_accumulation_steps = 1  # as `train` says before its first step
+    trainer.current_gradient_accumulation_steps = 1  # `train` sets this before its first step
 
     def step() -> float:
         loss = trainer.training_step(trainer.model, dict(batch))

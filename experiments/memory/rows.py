@@ -112,7 +112,7 @@ def list_process_tree(pid: int) -> list[psutil.Process]:
     try:
         top = psutil.Process(pid)
         return [top, *top.children(recursive=True)]
-    except psutil.Error:  # it has just ended
+    except psutil.Error:  # the process has just ended
         return []
 
 

@@ -22,7 +22,7 @@ def make_map(times: Path, files: list[Path]) -> dict[str, object]:
         data = coverage.CoverageData(str(file))
         data.read()
         for measured in data.measured_files():
-            if not Path(measured).is_relative_to(Path.cwd()):  # made by a test
+            if not Path(measured).is_relative_to(Path.cwd()):  # a test created this file
                 continue
             path = str(Path(measured).relative_to(Path.cwd()))
             for line, contexts in data.contexts_by_lineno(measured).items():

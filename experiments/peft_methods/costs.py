@@ -76,7 +76,7 @@ class Bench:
         self.merged: FederatedModel | None = None
         saved_first = (
             not method.in_peft and type(method).merge_adapter is PeftMethod.merge_adapter
-        )  # as LoRA, then merged
+        )  # saved as lora, and merged afterwards
         if method.merges and not saved_first:
             self.merged = copy.deepcopy(self.model).eval()
             self.merged.base = method.merge_adapter(self.merged)

@@ -46,7 +46,7 @@ class FrozenClients:
         self.x = torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], dim=1)
         self.y = torch.cat([y for _, y in rows.clients])
         self.client = torch.repeat_interleave(self.counts)
-        # all pairs of rows of one client: a gradient's norm is a sum over them
+        # all pairs of one client's examples: a gradient's norm is a sum over them
         first = torch.cumsum(self.counts, 0) - self.counts
         ranges = [torch.arange(int(f), int(f + n)) for f, n in zip(first, self.counts, strict=True)]
         self.left = torch.cat([torch.repeat_interleave(r, len(r)) for r in ranges])

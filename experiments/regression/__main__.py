@@ -94,7 +94,7 @@ def main(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         commits = [check_out(name, work / f"source-{i}") for i, name in enumerate(settings.commits)]
-        for commit in commits:  # or the first run of either would compile
+        for commit in commits:  # otherwise the first run of either would compile
             subprocess.run([sys.executable, "-m", "compileall", "-q", commit.source], stdout=subprocess.DEVNULL)
         print(f"{'cost':<64} {settings.commits[0][:9]:>9} {settings.commits[1][:9]:>9}   second over first")
         for name, measure in chosen.items():

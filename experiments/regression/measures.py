@@ -90,8 +90,8 @@ RULES = """
 import json, torch
 from experiments.aggregation import studies
 torch.set_num_threads(1)
-studies.SEVEN_B.clear()  # minutes for a single rule
-for row in studies.rules(3):
+studies.SEVEN_B.clear()  # one rule takes minutes on these
+for row in studies.STUDIES["rules"](3):
     print(json.dumps(row))
 """
 

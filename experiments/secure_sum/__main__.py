@@ -119,7 +119,9 @@ def measure(settings: Settings, clients: int) -> str:
 
     def witness(client: int, said: bytes) -> bytes:
         signed = members[client].witness(said)
-        members[client].survivors = members[staying[0]].survivors  # equal, and in this process all would be held
+        members[client].survivors = members[
+            staying[0]
+        ].survivors  # equal lists; copies would fill this process's memory
         return signed
 
     staying = ids[: len(ids) - round(settings.dropouts * len(ids))]

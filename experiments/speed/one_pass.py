@@ -52,7 +52,7 @@ def prepare_group(kind: str, dtype: str, peft: str, batch: int, clients: int, ro
     bench = Workbench(plan)
     if plan.depth:
         store = plan.store(plan.data_key, plan.depth)
-        shutil.rmtree(store.folder, ignore_errors=True)  # the other side's rounding
+        shutil.rmtree(store.folder, ignore_errors=True)  # cached by the other side, with other rounding
         bench.fill(plan.data_key, plan.depth, store.find_missing_tiles())
 
     def together() -> State:

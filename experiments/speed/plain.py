@@ -32,7 +32,7 @@ class PlainClient:
         """Load the base and attach the PEFT method."""
         torch.set_num_threads(1)
         task = plan.task
-        base = task.base(plan.model, DTYPES[plan.dtype], attn_implementation="sdpa")  # as transformers has it
+        base = task.base(plan.model, DTYPES[plan.dtype], attn_implementation="sdpa")  # transformers' default
         self.model = task.model(base, plan.classes)
         plan.method.attach(self.model, plan.dtype)
         self.parameters = find_trainable(self.model)

@@ -133,7 +133,7 @@ class Federation:
         ]  # fmt: skip
         try:
             watched = self._watch(run, server, clients)
-            if any(client.poll() for client in clients):  # the server would wait for it
+            if any(client.poll() for client in clients):  # the server would wait for the failed client
                 server.terminate()
             if any(process.wait(PATIENCE_SECONDS) for process in (server, *clients)):
                 logs = "\n".join(log.read_text(encoding="utf-8") for log in self.folder.glob(f"{run}*.log"))

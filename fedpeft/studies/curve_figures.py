@@ -35,13 +35,13 @@ def compute_mean_curve(method: Method) -> list[tuple[CurvePoint, float]]:
     """Return the mean point and the standard deviation of the accuracy for each round that all seeds have."""
     curves = [{p.round: p for p in build_curve(run)} for run in method.runs.values()]
     shared = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
-    found = []
+    curve = []
     for round_number in shared:
         points = [c[round_number] for c in curves]
         accuracies = [p.accuracy for p in points]
         mean = CurvePoint(round_number, *(float(np.mean([getattr(p, n) for p in points])) for n in _AVERAGED))
-        found.append((mean, float(np.std(accuracies, ddof=1)) if len(points) > 1 else 0.0))
-    return found
+        curve.append((mean, float(np.std(accuracies, ddof=1)) if len(points) > 1 else 0.0))
+    return curve
 
 
 _AVERAGED = ("accuracy", "loss", "megabytes", "seconds")

@@ -104,18 +104,18 @@ def draw_accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, Me
 
 def draw_reference_lines(axis: Any, methods: Sequence[Method]) -> list[float]:
     """Draw the `REFERENCES` across the rows that have them, and return their x positions."""
-    found: list[float] = []
+    positions: list[float] = []
     first: list[tuple[float, str]] = []
     for key, name, dashes in REFERENCES:
         drawn = [(row, value) for row, method in enumerate(methods) if (value := method.compute_mean(key)) is not None]
         for row, value in drawn:
             axis.vlines(value, row - 0.5, row + 0.5, color=INK, linestyle=(0, dashes), linewidth=1.1)
-        found += [value for _, value in drawn]
+        positions += [value for _, value in drawn]
         first += [(drawn[0][1], name)] if drawn else []
     for place, (value, name) in enumerate(sorted(first)):
         align = "center" if len(first) == 1 else "right" if place < len(first) - 1 else "left"
         axis.annotate(name, (value, -0.6), (0, 1), textcoords="offset points", fontsize=8, ha=align)
-    return found
+    return positions
 
 
 def _cut_intervals(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle]) -> None:
@@ -155,7 +155,9 @@ def draw_accuracy_plane(
             linestyle="none",
             zorder=look.order,
         )
-    for judged in dict.fromkeys(m.comparison_key for m in methods):  # a front each: others are judged on other rows
+    for judged in dict.fromkeys(
+        m.comparison_key for m in methods
+    ):  # one front per comparison key: other keys are not comparable
         on_front = [m for m in methods if pareto.get(m.label) and m.comparison_key == judged]
         points = sorted((m.compute_mean(key) or 0.0, m.compute_mean("accuracy") or 0.0) for m in on_front)
         if len(points) > 1:

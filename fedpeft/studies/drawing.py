@@ -96,8 +96,8 @@ def choose_looks(section: Section) -> dict[str, MethodStyle]:
     """Return the style of each method, by name."""
     important = _choose_important(section)
     colored = [name for name in section.names if name in important]
-    found = dict.fromkeys(section.names, MethodStyle(GREY, ".", "-", named=False))
-    return found | {name: MethodStyle(COLORS[i], MARKERS[i], LINES[i % len(LINES)]) for i, name in enumerate(colored)}
+    styles = dict.fromkeys(section.names, MethodStyle(GREY, ".", "-", named=False))
+    return styles | {name: MethodStyle(COLORS[i], MARKERS[i], LINES[i % len(LINES)]) for i, name in enumerate(colored)}
 
 
 def _choose_important(section: Section) -> list[str]:
@@ -117,10 +117,10 @@ def _choose_important(section: Section) -> list[str]:
 
 def group_by_context(methods: Sequence[Method]) -> dict[str, list[Method]]:
     """Group methods by context, in order; the key is empty if there is only one context."""
-    found: dict[str, list[Method]] = {}
+    groups: dict[str, list[Method]] = {}
     for method in methods:
-        found.setdefault(method.context, []).append(method)
-    return found
+        groups.setdefault(method.context, []).append(method)
+    return groups
 
 
 @contextmanager
@@ -297,7 +297,7 @@ def set_log_scale_if_wide(axis: Any) -> None:
     low, high = axis.dataLim.intervalx
     if low > 0 and high > WIDE * low:
         axis.set_xscale("log")
-        named = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)  # more would not stand side by side
+        named = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)  # more labels would overlap
         axis.xaxis.set_major_locator(LogLocator(subs=named))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())

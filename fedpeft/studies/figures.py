@@ -74,10 +74,10 @@ def draw_client_spread(section: Section) -> str | None:
             axis.set_title(wrap_title(context, columns))
             for method in methods:
                 look = style[method.name]
-                found = [run.client_accuracy["quantiles"] for run in method.runs.values() if run.client_accuracy]
+                quantiles = [run.client_accuracy["quantiles"] for run in method.runs.values() if run.client_accuracy]
                 axis.plot(
                     [100 * q for q in QUANTILES],
-                    100 * np.mean(found, axis=0),
+                    100 * np.mean(quantiles, axis=0),
                     color=look.color,
                     marker=look.marker,
                     linestyle=look.line,
@@ -113,18 +113,18 @@ def draw_reliability(section: Section) -> str | None:
             )
             axis.set_xlabel("confidence (%)")
         for axis in axes[::columns]:
-            axis.set_ylabel("accuracy, test rows (%)")
+            axis.set_ylabel("accuracy, test examples (%)")
     return out.getvalue()
 
 
 def _draw_reliability(axis: Any, method: Method, look: MethodStyle) -> None:
-    found = [run.calibration for run in method.runs.values() if run.calibration]
-    seed_counts = np.array([c["rows"] for c in found], dtype=float)
+    calibrations = [run.calibration for run in method.runs.values() if run.calibration]
+    seed_counts = np.array([c["rows"] for c in calibrations], dtype=float)
     counts = seed_counts.sum(0)
     kept = counts > 0
     divisor = np.maximum(counts, 1)
-    confidence = 100 * ((np.array([c["confidence"] for c in found]) * seed_counts).sum(0) / divisor)[kept]
-    accuracy = 100 * ((np.array([c["accuracy"] for c in found]) * seed_counts).sum(0) / divisor)[kept]
+    confidence = 100 * ((np.array([c["confidence"] for c in calibrations]) * seed_counts).sum(0) / divisor)[kept]
+    accuracy = 100 * ((np.array([c["accuracy"] for c in calibrations]) * seed_counts).sum(0) / divisor)[kept]
     axis.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--")
     axis.vlines(confidence, confidence, accuracy, color=look.color, alpha=0.45)
     axis.plot(confidence, accuracy, color=look.color, linewidth=0.9, alpha=0.7)
@@ -144,24 +144,24 @@ def _draw_reliability(axis: Any, method: Method, look: MethodStyle) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- all of them
 
-GREYS = "Methods are many, and those that matter least are grey: their numbers are in the tables."
+GREYS = "The least important of many methods are gray; the tables contain their numbers."
 
 AGAINST = (
     "Left: each seed (a stroke), the mean, and its 95 % interval over the seeds (Student's t; from three seeds on; an "
-    "arrow where it goes beyond the axis). "
-    "Right: the means again; a point without a name is found on the left by its accuracy. "
+    "arrow marks an interval that continues beyond the axis). "
+    "Right: the means again; find a point without a label by its accuracy on the left. "
 )
 
 APART = (
-    "Validation rows after each round: the mean over seeds with a band of one standard deviation, and in grey the "
+    "Validation examples after each round: the mean over seeds with a band of one standard deviation. Gray: the "
     "means of all methods."
 )
 
-CLIENTS = "The final global model on test rows with each client's mix of classes; the left end is the worst client."
+CLIENTS = "The final global model on test examples with each client's mix of classes; the left end is the worst client."
 
 RELIABILITY = (
-    f"Reliability diagram of the test rows, {BINS} bins of confidence; on the dashed line predictions are as sure as "
-    "they are right. Area of a marker: share of the rows."
+    f"Reliability diagram of the test examples, {BINS} bins of confidence. On the dashed line, confidence equals "
+    "accuracy. A marker's area is the share of the examples."
 )
 
 
@@ -170,25 +170,25 @@ def draw_figures(section: Section) -> list[Figure]:
     if section.single_run is not None:
         return _draw_run_figures(section, section.single_run)
     greys = (GREYS if len(section.names) > len(COLORS) else "") + section.own_rows_note
-    made = (
+    figures = (
         (
             "accuracy_bytes",
             "Accuracy and bytes",
-            f"Test accuracy, and all bytes of the run, up and down. {AGAINST}Filled: on the Pareto front, the dashed "
-            f"steps. {greys}",
+            f"Test accuracy and all bytes of the run, up and down. {AGAINST}Filled points are on the Pareto front "
+            f"(dashed steps). {greys}",
             draw_accuracy_against(section, "total_bytes", "bytes of the run, up + down (MB)", True),
         ),
         (
             "accuracy_epsilon",
             "Accuracy and privacy",
-            f"Test accuracy, and the epsilon that was spent. {AGAINST}{greys}",
+            f"Test accuracy and the spent epsilon. {AGAINST}{greys}",
             draw_accuracy_against(section, "epsilon", "epsilon (at the run's delta)", False),
         ),
         (
             "curves",
             "Accuracy over rounds, bytes and time",
-            f"Validation rows, the global model after each round; with at most {BANDS} methods a band is one standard "
-            f"deviation over seeds. Round 0: after the preparation. Time is that of the rounds. {greys}",
+            f"Validation examples, the global model after each round. With at most {BANDS} methods, a band is one "
+            f"standard deviation over seeds. Round 0: after the preparation. Time is that of the rounds. {greys}",
             draw_curves(section),
         ),
         ("apart", "One method at a time", f"{APART} {greys}", draw_curves_apart(section)),
@@ -202,11 +202,11 @@ def draw_figures(section: Section) -> list[Figure]:
         (
             "reliability",
             "Calibration",
-            f"{RELIABILITY} All seeds together; the error is their mean. Only methods with a colour in other figures.",
+            f"{RELIABILITY} All seeds together; the error is their mean. Gray methods are left out.",
             draw_reliability(section),
         ),
     )
-    drawn = (*made, *task_figures.draw_task_figures(section), *trust_figures.draw_trust_figures(section))
+    drawn = (*figures, *task_figures.draw_task_figures(section), *trust_figures.draw_trust_figures(section))
     return [_create_figure(section, name, title, note.strip(), svg) for name, title, note, svg in drawn if svg]
 
 
@@ -216,11 +216,11 @@ def _create_figure(section: Section, name: str, title: str, note: str, svg: str)
 
 
 def _draw_run_figures(section: Section, run: Result) -> list[Figure]:
-    made = (
+    figures = (
         (
             "course",
             "Accuracy and loss",
-            f"The global model on the validation rows after each round.{section.own_rows_note}",
+            f"The global model on the validation examples after each round.{section.own_rows_note}",
             draw_course(section, run),
         ),
         (
@@ -232,5 +232,5 @@ def _draw_run_figures(section: Section, run: Result) -> list[Figure]:
         ("clients", "Accuracy over clients", CLIENTS, draw_client_spread(section)),
         ("reliability", "Calibration", RELIABILITY, draw_reliability(section)),
     )
-    drawn = (*made, *task_figures.draw_task_figures(section), *trust_figures.draw_trust_figures(section))
+    drawn = (*figures, *task_figures.draw_task_figures(section), *trust_figures.draw_trust_figures(section))
     return [_create_figure(section, name, title, note, svg) for name, title, note, svg in drawn if svg]

@@ -65,11 +65,11 @@ def get_calibration_error(result: Result) -> float | None:
 def read_forgetting(measure: str) -> Callable[[Result], float | None]:
     """Return a function that reads the loss of a run on its second task, if that was scored by `measure`."""
 
-    def found(result: Result) -> float | None:
+    def read(result: Result) -> float | None:
         scored = (result.summary or {}).get("forgetting")
         return float(scored["lost"]) if scored and scored["measure"] == measure else None
 
-    return found
+    return read
 
 
 CALIBRATED = ("calibration", "test", "after")
@@ -79,13 +79,13 @@ CALIBRATED = ("calibration", "test", "after")
 def read_nested(key: str, *path: str) -> Callable[[Result], float | None]:
     """Return a function that reads the number at `path` inside section `key` of summary.json."""
 
-    def found(result: Result) -> float | None:
+    def read(result: Result) -> float | None:
         value: Any = (result.summary or {}).get(key) or {}
         for name in path:
             value = value.get(name) if isinstance(value, Mapping) else None
         return None if value is None else float(value)
 
-    return found
+    return read
 
 
 def read_trust(*path: str) -> Callable[[Result], float | None]:
@@ -112,11 +112,11 @@ def read_per_point(kind: str) -> Callable[[Result], float | None]:
     The function returns None if the accuracy is not above 0, as a skill may be.
     """
 
-    def found(result: Result) -> float | None:
+    def read(result: Result) -> float | None:
         spent, accuracy = read_trust("energy", kind)(result), (result.summary or {}).get("accuracy")
         return spent / (POINTS * accuracy) if spent is not None and accuracy and accuracy > 0 else None
 
-    return found
+    return read
 
 
 def get_aggregation_error(result: Result) -> float | None:
@@ -134,20 +134,20 @@ def get_server_seconds(result: Result) -> float | None:
 def read_tasks(kind: str, name: str) -> Callable[[Result], float | None]:
     """Return a function that reads a measure of continual learning (`fedpeft.reporting.task_measures`)."""
 
-    def found(result: Result) -> float | None:
+    def read(result: Result) -> float | None:
         measured = ((result.summary or {}).get("tasks") or {}).get(kind) or {}
         return measured.get(name)
 
-    return found
+    return read
 
 
 def read_captions(name: str) -> Callable[[Result], float | None]:
     """Return a function that reads a share of correct captions."""
 
-    def found(result: Result) -> float | None:
+    def read(result: Result) -> float | None:
         return ((result.summary or {}).get("captions") or {}).get(name)
 
-    return found
+    return read
 
 
 def get_span_f1(result: Result) -> float | None:

@@ -84,7 +84,7 @@ class PageContent(Protocol):
 
 def render_page(
     title: str,
-    made: Sequence[PageContent],
+    page_sections: Sequence[PageContent],
     skipped: Sequence[str],
     csv_folder: str,
     made_by: str = "python -m fedpeft.report",
@@ -94,13 +94,13 @@ def render_page(
 
     template = importlib.resources.files("fedpeft.studies").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    sections = [m.build_page_fields(number) for number, m in enumerate(made, 1)]
+    sections = [m.build_page_fields(number) for number, m in enumerate(page_sections, 1)]
     return environment.from_string(template).render(
         title=title, sections=sections, skipped=skipped, csv_folder=csv_folder, made_by=made_by
     )
 
 
-def write_report(path: Path, title: str, made: Sequence[PageSection], skipped: Sequence[str]) -> None:
+def write_report(path: Path, title: str, page_sections: Sequence[PageSection], skipped: Sequence[str]) -> None:
     """Write the page, and its CSV files in a folder named after it.
 
     Raises:
@@ -109,11 +109,11 @@ def write_report(path: Path, title: str, made: Sequence[PageSection], skipped: S
     folder = path.with_suffix("")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, one in enumerate(made, 1):
-            prefix = f"{number}-" if len(made) > 1 else ""
+        for number, one in enumerate(page_sections, 1):
+            prefix = f"{number}-" if len(page_sections) > 1 else ""
             for table in one.tables:
                 files.replace(folder / f"{prefix}{table.name}.csv", table.to_csv().encode())
-        files.replace(path, render_page(title, made, skipped, folder.name).encode())
+        files.replace(path, render_page(title, page_sections, skipped, folder.name).encode())
     except OSError as error:
         raise RunError(f"FP5212 the report can't be written to {path}: {error.strerror}") from error
 
@@ -126,26 +126,26 @@ def write_study_report(study: Study, results: Sequence[Result], folder: Path) ->
     Raises:
         RunError: a file can't be written.
     """
-    made = PageSection.from_section(create_study_section(study, results))
+    content = PageSection.from_section(create_study_section(study, results))
     path = folder / STUDYS_PAGE
-    write_report(path, made.section.title, [made], [])
+    write_report(path, content.section.title, [content], [])
     try:
-        for figure in made.figures:
+        for figure in content.figures:
             if figure.name in ("accuracy_bytes", "accuracy_epsilon"):
                 files.replace(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n".encode())
         readme = folder / "README.md"
         if readme.is_file():
-            files.replace(readme, insert_tables(readme.read_text(encoding="utf-8"), made.tables).encode())
+            files.replace(readme, insert_tables(readme.read_text(encoding="utf-8"), content.tables).encode())
     except OSError as error:
         raise RunError(f"FP5212 the report can't be written to {folder}: {error.strerror}") from error
     return path
 
 
-def insert_tables(readme: str, made: Sequence[Table]) -> str:
+def insert_tables(readme: str, tables: Sequence[Table]) -> str:
     """Return `readme` with the tables between its two marker lines; unchanged if it has none."""
     before, begins, rest = readme.partition(TABLE_BEGINS)
     _, ends, after = rest.partition(TABLE_ENDS)
     if not begins or not ends:
         return readme
-    text = "\n\n".join(f"**{t.title}.** {t.note}\n\n{t.to_markdown()}" for t in made if t.headings)
+    text = "\n\n".join(f"**{t.title}.** {t.note}\n\n{t.to_markdown()}" for t in tables if t.headings)
     return f"{before}{begins}\n\n{text}\n\n{ends}{after}"

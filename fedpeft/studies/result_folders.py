@@ -57,18 +57,18 @@ class ResultFolders:
         sorted_out: dict[tuple[str, str], list[Result]] = {}
         for result in select_latest(results):
             sorted_out.setdefault((result.study, result.preset), []).append(result)
-        for (name, preset), own in sorted_out.items():
-            study = _find_study(path.parent, name, preset, own)
+        for (name, preset), matching in sorted_out.items():
+            study = _find_study(path.parent, name, preset, matching)
             if study is not None:
                 self.studies[name, preset] = study
-                described = match_to_study(study, own)
-                if len(described) < len(own):
+                described = match_to_study(study, matching)
+                if len(described) < len(matching):
                     self.skipped.append(
-                        f"{len(own) - len(described)} results of {path} are left out: {study.path} gives their labels "
-                        "to other settings today"
+                        f"{len(matching) - len(described)} results of {path} are left out: {study.path} now gives "
+                        "their labels to other settings"
                     )
-                own = described
-            self.results.setdefault((name, preset), []).extend(own)
+                matching = described
+            self.results.setdefault((name, preset), []).extend(matching)
 
 
 def match_to_study(study: Study, results: Sequence[Result]) -> list[Result]:
@@ -80,13 +80,13 @@ def match_to_study(study: Study, results: Sequence[Result]) -> list[Result]:
     """
     runs = study.plan_runs()
     points, taken = _find_points(runs, results), [dict(run.point) for run in runs]
-    found = []
+    matched = []
     for result, point in zip(results, points, strict=True):
         if point is not None:
-            found.append(replace(result, point=point))
+            matched.append(replace(result, point=point))
         elif result.is_finished and dict(result.point) not in taken:
-            found.append(result)
-    return found
+            matched.append(result)
+    return matched
 
 
 def _find_points(runs: Sequence[PlannedRun], results: Sequence[Result]) -> list[dict[str, str] | None]:

@@ -111,9 +111,13 @@ class Result:
         clients = self.config.get(
             "clients"
         )  # the file is named by a setting, and runs that differ in it can be compared
-        own = [(CLIENTS if own.file == clients else FILE, own.file, own.sha256) for own in self.made_of if own.sha256]
-        named = [(kind, Path(source).name, said) for kind, source, said in (*parts, *own)]
-        return {kind + name: f"{name} {shorten_version(said)}" for kind, name, said in named}
+        user_files = [
+            (CLIENTS if record.file == clients else FILE, record.file, record.sha256)
+            for record in self.made_of
+            if record.sha256
+        ]
+        named = [(kind, Path(source).name, digest) for kind, source, digest in (*parts, *user_files)]
+        return {kind + name: f"{name} {shorten_version(digest)}" for kind, name, digest in named}
 
     @property
     def own_rows(self) -> bool:
@@ -267,8 +271,8 @@ def read_run(folder: Path) -> Result:
 def _load_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as found:
-        return {name: found[name].astype(np.float64) for name in found.files}
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name].astype(np.float64) for name in archive.files}
 
 
 def compute_client_accuracy(
@@ -316,18 +320,18 @@ class ResultsFile:
             lines = files.read(self.path).split(b"\n")
         except OSError as error:
             raise RunError(f"FP5100 {self.path} can't be read: {error.strerror}") from error
-        found: list[Result] = []
+        results: list[Result] = []
         self.cut_short = bool(lines[-1])
         for number, line in enumerate(lines[:-1], 1):
             if not line.strip():
                 continue
             try:
-                found.append(_parse_result(files.parse_json(line)))
+                results.append(_parse_result(files.parse_json(line)))
             except (ValueError, TypeError, KeyError) as error:
                 raise RunError(
                     f"FP5219 line {number} of {self.path} is not a result ({error}); mend or remove that line"
                 ) from error
-        return found
+        return results
 
     def mend(self) -> None:
         """Remove an incomplete last line, so that the next line is not appended to it.

@@ -119,7 +119,7 @@ class Workplace:
             RunError: a finished result does not belong to this study.
         """
         planned = {run.config: run for run in self.planned}
-        found: dict[str, Result] = {}
+        matched: dict[str, Result] = {}
         for number, result in enumerate(self.results.read(), 1):
             config = resolve_config(result.config)
             if config not in planned and not result.is_finished and result.study in ("", self.study.name):
@@ -142,8 +142,8 @@ class Workplace:
                         "before it changed; put that back, or give another --output"
                     )
             run = planned[config]
-            found[run.name] = dataclasses.replace(result, point=dict(run.point))  # labels and axes may have changed
-        return found
+            matched[run.name] = dataclasses.replace(result, point=dict(run.point))  # labels and axes may have changed
+        return matched
 
     def _refuse_changed(self) -> None:
         """Raise if files that results or unfinished runs depend on have changed.
@@ -213,11 +213,13 @@ class Workplace:
 
         Settings that the run itself changed go into `settled`.
         """
-        asked = dataclasses.asdict(planned.config)
-        own = resolve_config(result.config)
-        if own is not None and own != planned.config:
-            settled = {name: value for name, value in dataclasses.asdict(own).items() if asked[name] != value}
-            result = dataclasses.replace(result, config=asked, settled=settled)
+        planned_settings = dataclasses.asdict(planned.config)
+        resolved = resolve_config(result.config)
+        if resolved is not None and resolved != planned.config:
+            settled = {
+                name: value for name, value in dataclasses.asdict(resolved).items() if planned_settings[name] != value
+            }
+            result = dataclasses.replace(result, config=planned_settings, settled=settled)
         complete = dataclasses.replace(
             result, study=self.study.name, preset=self.study.preset, point=dict(planned.point)
         )
@@ -248,10 +250,13 @@ class Workplace:
         starter.start(Start(settings, folder, running.log, ("--track", track) if track else (), gpus))
         return running
 
-    def _is_of(self, planned: PlannedRun, found: RunConfig | None) -> bool:
+    def _is_of(self, planned: PlannedRun, stored: RunConfig | None) -> bool:
         """Return whether a folder's settings `found` are those of a run, as planned or as the run resolved them."""
-        asked = self.runs / f"{planned.name}.toml"
-        return planned.config in (found, read_config(asked, goes_on=False) if asked.is_file() else None)
+        settings_file = self.runs / f"{planned.name}.toml"
+        return planned.config in (
+            stored,
+            read_config(settings_file, goes_on=False) if settings_file.is_file() else None,
+        )
 
     def finish(self, running: RunProcess, code: int) -> Result:
         """Record a run whose process has ended with this exit code."""

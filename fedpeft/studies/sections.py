@@ -48,8 +48,8 @@ class Method:
     def get_values(self, key: str) -> list[float]:
         """Return a measure of all runs that have it, in the unit of its heading."""
         measure = BY_KEY[key]
-        found = (measure.value(run) for run in self.runs.values())
-        return [measure.scale * v for v in found if v is not None]
+        values = (measure.value(run) for run in self.runs.values())
+        return [measure.scale * v for v in values if v is not None]
 
     def compute_mean(self, key: str) -> float | None:
         """Return a measure's mean over the seeds; None if no run has it."""
@@ -114,9 +114,9 @@ class Section:
         inside = [a for a in varying if a in self.baseline]
         methods = []
         for point, runs in points.items():
-            own = {a: v for a, v in point if a in varying}
-            name = describe({a: v for a, v in own.items() if a in inside}) or "all runs"
-            context = describe({a: v for a, v in own.items() if a not in inside})
+            labels = {a: v for a, v in point if a in varying}
+            name = describe({a: v for a, v in labels.items() if a in inside}) or "all runs"
+            context = describe({a: v for a, v in labels.items() if a not in inside})
             finished = {r.seed: r for r in runs if r.is_finished}
             if any(r.own_rows for r in runs):
                 name = f"{name} {ON_OWN_ROWS}"
@@ -191,7 +191,7 @@ class Section:
         A method is on the front if no other comparable method has at most its mean bytes and at least its mean
         accuracy.
         """
-        found: dict[str, bool] = {}
+        fronts: dict[str, bool] = {}
         for alike in dict.fromkeys((m.context, m.comparison_key) for m in self.shown):
             inside = [
                 (m.label, cost, value)
@@ -201,8 +201,8 @@ class Section:
                 and (value := m.compute_mean("accuracy")) is not None
             ]
             front = find_pareto_front([c for _, c, _ in inside], [v for _, _, v in inside])
-            found |= {label: on for (label, _, _), on in zip(inside, front, strict=True)}
-        return found
+            fronts |= {label: on for (label, _, _), on in zip(inside, front, strict=True)}
+        return fronts
 
 
 def describe(point: Mapping[str, str]) -> str:

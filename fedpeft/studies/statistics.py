@@ -81,8 +81,8 @@ class Uncertainty:
 
     def compute_probability(self, beyond: float) -> float:
         """Return the largest two-sided p-value of a mean at distance `beyond` from the tested value."""
-        found = [_compute_two_sided_p(beyond, variance, freedom) for variance, freedom in self.seen]
-        return max(found, default=1.0)
+        probabilities = [_compute_two_sided_p(beyond, variance, freedom) for variance, freedom in self.seen]
+        return max(probabilities, default=1.0)
 
 
 def _compute_quantile(level: float, sides: int, freedom: float) -> float:
@@ -228,22 +228,22 @@ def compute_uncertainty(by_seed: Array, by_row: Array, rest: float) -> Uncertain
 
 def compare(method: Mapping[int, TestCounts], baseline: Mapping[int, TestCounts]) -> Comparison | None:
     """Compare a method's runs with the baseline's by seed; None if they share no seed or test examples."""
-    found = pair_runs(method, baseline)
-    if found is None:
+    pairs = pair_runs(method, baseline)
+    if pairs is None:
         return None
-    difference = float(found.by_seed.mean())
-    both = compute_uncertainty(found.by_seed, found.by_row, found.rest)
+    difference = float(pairs.by_seed.mean())
+    both = compute_uncertainty(pairs.by_seed, pairs.by_row, pairs.rest)
     one_sided = both.compute_half_width(LEVEL, 1)
     return Comparison(
-        seeds=found.seeds,
+        seeds=pairs.seeds,
         difference=difference,
-        seed_half_width=compute_half_width(found.by_seed, LEVEL, 2),
-        row_half_width=compute_half_width(found.by_row, LEVEL, 2),
+        seed_half_width=compute_half_width(pairs.by_seed, LEVEL, 2),
+        row_half_width=compute_half_width(pairs.by_row, LEVEL, 2),
         half_width=both.compute_half_width(LEVEL, 2),
         lower_bound=difference - one_sided,
         upper_bound=difference + one_sided,
-        gained=found.gained,
-        lost=found.lost,
+        gained=pairs.gained,
+        lost=pairs.lost,
     )
 
 

@@ -124,22 +124,22 @@ class Study:
         """
         from fedpeft.wiring.auto_defaults import resolve_auto
 
-        found: dict[RunConfig, PlannedRun] = {}
+        planned: dict[RunConfig, PlannedRun] = {}
         targets = cache(_get_targets)
-        for point, where, asked in self._iterate_settings():
-            if self.precision and asked.dtype == "auto":
-                asked = dataclasses.replace(asked, dtype=self.precision)
-            spec = parse_parts(asked, where)
+        for point, where, given in self._iterate_settings():
+            if self.precision and given.dtype == "auto":
+                given = dataclasses.replace(given, dtype=self.precision)
+            spec = parse_parts(given, where)
             config = resolve_auto(spec).config
             if config != resolve_auto(spec, "labels").config:  # the type of targets matters, so the data must be read
-                config = resolve_auto(spec, targets(asked.dataset)).config
-            if config in found:
+                config = resolve_auto(spec, targets(given.dataset)).config
+            if config in planned:
                 raise ConfigError(
-                    f"FP1422 {self.path}: {found[config].title} and {', '.join(point.values())} are the same run; "
+                    f"FP1422 {self.path}: {planned[config].title} and {', '.join(point.values())} are the same run; "
                     "give each value of an axis different settings"
                 )
-            found[config] = PlannedRun(point, config)
-        return list(found.values())
+            planned[config] = PlannedRun(point, config)
+        return list(planned.values())
 
     def check(self) -> None:
         """Refuse illegal settings before torch is imported (`fedpeft.wiring.early_checks`).
@@ -147,8 +147,8 @@ class Study:
         Raises:
             ConfigError: a setting is illegal. The message names the first run that has it.
         """
-        for _, where, asked in self._iterate_settings():
-            check_early(asked, where)
+        for _, where, given in self._iterate_settings():
+            check_early(given, where)
 
     def _iterate_settings(self) -> Iterator[tuple[dict[str, str], str, RunConfig]]:
         """Yield each run's point, its place for error messages, and its settings as the file gives them.
@@ -292,12 +292,12 @@ def _parse_axis(path: Path, name: str, values: Any) -> tuple[Value, ...]:
         raise ConfigError(f"FP1427 {path}: axis {name!r} must be a list of values, got {values!r}")
     if not values:
         raise ConfigError(f"FP1428 {path}: axis {name!r} has no values, so the grid is empty")
-    found = tuple(_parse_value(path, name, value) for value in values)
-    labels = [value.label for value in found]
+    parsed = tuple(_parse_value(path, name, value) for value in values)
+    labels = [value.label for value in parsed]
     for label in labels:
         if labels.count(label) > 1:
             raise ConfigError(f"FP1429 {path}: axis {name!r} has the value {label!r} twice")
-    return found
+    return parsed
 
 
 def _parse_value(path: Path, name: str, value: Any) -> Value:

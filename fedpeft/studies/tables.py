@@ -150,17 +150,17 @@ def build_trust_table(run: Result) -> Table | None:
 
 def hooks_table(section: Section) -> Table | None:
     """Return the sections of the runs' hooks with one row per number; None if no run has a hook."""
-    found = [
+    rows = [
         (method.label, str(seed), what, value)
         for method in section.methods
         for seed, run in method.runs.items()
         for what, value in section_lines((run.summary or {}).get("hooks")).items()
     ]
-    if not found:
+    if not rows:
         return None
     columns, note = ("method", "seed", "what", "value"), "Hooks add sections to a run: docs/own-parts.md, Hooks."
-    data = tuple(dict(zip(columns, row, strict=True)) for row in found)
-    return Table("hooks", "Hooks", note, columns, tuple(found), data)
+    data = tuple(dict(zip(columns, row, strict=True)) for row in rows)
+    return Table("hooks", "Hooks", note, columns, tuple(rows), data)
 
 
 def compare_work(method: Method, baseline: Method) -> str:
@@ -183,26 +183,26 @@ def build_comparison_table(section: Section) -> Table | None:
         reference = section.find_reference(method)
         if reference is None or reference is method:
             continue
-        found = compare(method.test_counts, reference.test_counts)
-        if found is None:
+        comparison = compare(method.test_counts, reference.test_counts)
+        if comparison is None:
             continue
         work = compare_work(method, reference)
         shown.append(
             (
                 method.label,
                 reference.name,
-                str(len(found.seeds)),
-                f"{found.difference:+.2f}",
-                format_interval(found.difference, found.seed_half_width),
-                format_interval(found.difference, found.row_half_width),
-                format_interval(found.difference, found.half_width),
-                f"{found.gained:.0f} / {found.lost:.0f}",
+                str(len(comparison.seeds)),
+                f"{comparison.difference:+.2f}",
+                format_interval(comparison.difference, comparison.seed_half_width),
+                format_interval(comparison.difference, comparison.row_half_width),
+                format_interval(comparison.difference, comparison.half_width),
+                f"{comparison.gained:.0f} / {comparison.lost:.0f}",
                 work,
-                found.verdict,
-                format_no_worse(found, section.margin),
+                comparison.verdict,
+                format_no_worse(comparison, section.margin),
             )
         )
-        data.append(_build_comparison_row(method, reference, found, work, section.margin))
+        data.append(_build_comparison_row(method, reference, comparison, work, section.margin))
     if not shown:
         return None
     return Table(
@@ -232,23 +232,25 @@ def build_comparison_table(section: Section) -> Table | None:
     )
 
 
-def _build_comparison_row(m: Method, reference: Method, found: Comparison, work: str, margin: float) -> dict[str, Any]:
+def _build_comparison_row(
+    m: Method, reference: Method, comparison: Comparison, work: str, margin: float
+) -> dict[str, Any]:
     return {
         "method": m.label,
         "baseline": reference.label,
-        "seeds": len(found.seeds),
-        "difference_points": found.difference,
-        "seed_half_width": replace_infinity(found.seed_half_width),
-        "row_half_width": replace_infinity(found.row_half_width),
-        "half_width": replace_infinity(found.half_width),
-        "lower_bound_95": replace_infinity(found.lower_bound),
-        "upper_bound_95": replace_infinity(found.upper_bound),
-        "rows_gained": found.gained,
-        "rows_lost": found.lost,
+        "seeds": len(comparison.seeds),
+        "difference_points": comparison.difference,
+        "seed_half_width": replace_infinity(comparison.seed_half_width),
+        "row_half_width": replace_infinity(comparison.row_half_width),
+        "half_width": replace_infinity(comparison.half_width),
+        "lower_bound_95": replace_infinity(comparison.lower_bound),
+        "upper_bound_95": replace_infinity(comparison.upper_bound),
+        "rows_gained": comparison.gained,
+        "rows_lost": comparison.lost,
         "work": work,
-        "verdict": found.verdict,
+        "verdict": comparison.verdict,
         "margin_points": margin,
-        "no_worse": found.judge_no_worse(margin),
+        "no_worse": comparison.judge_no_worse(margin),
     }
 
 
@@ -262,10 +264,10 @@ def format_interval(center: float, width: float) -> str:
     return f"[{center - width:+.2f}, {center + width:+.2f}]" if math.isfinite(width) else "one seed"
 
 
-def format_no_worse(found: Comparison, margin: float) -> str:
+def format_no_worse(comparison: Comparison, margin: float) -> str:
     """Return the answer to "no worse by more than the margin" with its bound."""
-    answer = found.judge_no_worse(margin)
-    return f"{answer} (bound {found.lower_bound:+.2f})" if found.has_enough_seeds else answer
+    answer = comparison.judge_no_worse(margin)
+    return f"{answer} (bound {comparison.lower_bound:+.2f})" if comparison.has_enough_seeds else answer
 
 
 # ----------------------------------------------------------------------------------------------------- accuracy at cost
@@ -370,10 +372,10 @@ def build_runs_table(section: Section) -> Table:
 
 def build_rounds_table(section: Section) -> Table:
     """Build the CSV table of every evaluated round; a single run shows it on the page too."""
-    found = [
+    points = [
         (m.label, seed, point) for m in section.shown for seed, run in m.runs.items() for point in build_curve(run)
     ]
-    data = tuple({"method": label, "seed": seed, **vars(point)} for label, seed, point in found)
+    data = tuple({"method": label, "seed": seed, **vars(point)} for label, seed, point in points)
     if section.single_run is None:
         return Table("rounds", "Rounds", "", (), (), data)
     note = "The global model on the validation rows; bytes up and down and time of the rounds, until then."
@@ -386,7 +388,7 @@ def build_rounds_table(section: Section) -> Table:
             f"{p.megabytes:,.2f}",
             f"{p.seconds:,.1f}" if math.isfinite(p.seconds) else ABSENT,
         )
-        for _, _, p in found
+        for _, _, p in points
     )
     return Table("rounds", "Rounds", note, headings, shown, data)
 
@@ -396,8 +398,8 @@ def build_calibration_table(section: Section) -> Table:
     data = []
     for method in section.shown:
         for seed, run in method.runs.items():
-            found = run.calibration or {"rows": (), "confidence": (), "accuracy": ()}
-            bins = zip(found["rows"], found["confidence"], found["accuracy"], strict=True)
+            calibration = run.calibration or {"rows": (), "confidence": (), "accuracy": ()}
+            bins = zip(calibration["rows"], calibration["confidence"], calibration["accuracy"], strict=True)
             for number, (rows, confidence, accuracy) in enumerate(bins):
                 row = {"method": method.label, "seed": seed, "bin": number, "rows": rows}
                 data.append({**row, "confidence": confidence, "accuracy": accuracy})
@@ -407,9 +409,9 @@ def build_calibration_table(section: Section) -> Table:
 def build_tables(section: Section) -> list[Table]:
     """Return all tables that have content; those without headings are for CSV alone."""
     cost, clients = build_cost_table(section), build_clients_table(section)
-    found: tuple[Table | None, ...]
+    first_tables: tuple[Table | None, ...]
     if section.single_run is not None:
-        found = (
+        first_tables = (
             build_result_table(section),
             build_trust_table(section.single_run),
             cost
@@ -418,7 +420,7 @@ def build_tables(section: Section) -> list[Table]:
             and clients.select_single_run("Accuracy (%) of the final global model on each client's mix of classes."),
         )
     else:
-        found = (
+        first_tables = (
             build_methods_table(section),
             build_comparison_table(section),
             build_resources_table(section),
@@ -431,7 +433,7 @@ def build_tables(section: Section) -> list[Table]:
         build_rounds_table(section),
         build_calibration_table(section),
     )
-    return [_rename_measures(section, t) for t in (*found, *rest) if t is not None and t.data]
+    return [_rename_measures(section, t) for t in (*first_tables, *rest) if t is not None and t.data]
 
 
 def _rename_measures(section: Section, table: Table) -> Table:

@@ -13,8 +13,8 @@ from fedpeft.studies.results import Result
 from fedpeft.studies.sections import Method, Section
 
 NOTE = """Rows are tasks, columns are times: the start, then after each task's last round. Accuracy (%) on validation
-rows, the mean over seeds. Above: the classes of all tasks compete. Below: the row's task is known, and only its classes
-compete."""
+examples, the mean over seeds. Above: the classes of all tasks compete. Below: the example's task is known, and only its
+classes compete."""
 
 HEIGHT = 2.2
 """Height of a panel in inches."""
@@ -57,9 +57,9 @@ def draw_matrices(section: Section) -> str | None:
 
 def compute_mean_matrix(method: Method, kind: str) -> np.ndarray:
     """Return the mean accuracies in percent, (tasks, times), of the runs that have them."""
-    found = [get_tasks(run)[kind] for run in method.runs.values() if kind in get_tasks(run)]
-    times = min(len(of["matrix"]) for of in found)
-    mean: np.ndarray = 100 * np.mean([[of["start"], *of["matrix"][:times]] for of in found], axis=0).T
+    tasks = [get_tasks(run)[kind] for run in method.runs.values() if kind in get_tasks(run)]
+    times = min(len(of["matrix"]) for of in tasks)
+    mean: np.ndarray = 100 * np.mean([[of["start"], *of["matrix"][:times]] for of in tasks], axis=0).T
     return mean
 
 

@@ -47,8 +47,8 @@ def get_trust(run: Result, name: str) -> Mapping[str, Any]:
 
 def get_calibration(run: Result) -> Mapping[str, Any]:
     """Return the calibration on test examples, or else on clients' examples; empty if not measured."""
-    found = get_trust(run, "calibration")
-    return found.get("test") or found.get("clients") or {}
+    calibration = get_trust(run, "calibration")
+    return calibration.get("test") or calibration.get("clients") or {}
 
 
 # ---------------------------------------------------------------------------------------------------------- calibration
@@ -56,20 +56,20 @@ def get_calibration(run: Result) -> Mapping[str, Any]:
 
 def draw_reliability(section: Section, run: Result) -> str | None:
     """Draw accuracy against confidence in bins, before and after dividing the logits by the temperature."""
-    found = get_calibration(run)
-    if not found:
+    calibration = get_calibration(run)
+    if not calibration:
         return None
     out = io.StringIO()
     names = {"before": "as it is", "after": "calibrated"}
     with draw_panels(2, 2, out, f"{section.title}/trust-reliability", share=True) as (_, axes):
         for axis, (key, name), color in zip(axes, names.items(), COLORS, strict=False):
-            bins = np.array(found[key]["bins"])
+            bins = np.array(calibration[key]["bins"])
             bins = bins[bins[:, 0] > 0]
             axis.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle="--")
             axis.vlines(100 * bins[:, 1], 100 * bins[:, 1], 100 * bins[:, 2], color=color, alpha=0.45)
             size = 8 + 250 * bins[:, 0] / bins[:, 0].sum()
             axis.scatter(100 * bins[:, 1], 100 * bins[:, 2], s=size, color=color, clip_on=False, zorder=3)
-            error, classwise = 100 * found[key]["error"], 100 * found[key]["classwise"]
+            error, classwise = 100 * calibration[key]["error"], 100 * calibration[key]["classwise"]
             axis.set_title(f"{name}: error {error:.1f} %, class-wise {classwise:.1f} %")
             axis.set_xlabel("confidence (%)")
             axis.set(xlim=(0, 100), ylim=(0, 102))
@@ -99,15 +99,15 @@ def draw_risk_coverage(section: Section) -> str | None:
                 label=method.label if look.named else OTHERS,
                 zorder=look.order,
             )
-        axes[0].set_xlabel("rows that are answered, the surest first (%)")
+        axes[0].set_xlabel("answered examples, most confident first (%)")
         axes[0].set_ylabel("wrong answers (%)")
         axes[0].set_ylim(bottom=0)
         draw_legend_below(figure, axes)
     return out.getvalue()
 
 
-def _interpolate_risks(found: Mapping[str, Any]) -> np.ndarray:
-    risks: np.ndarray = np.interp(COVERAGES, found["coverage"], found["risk"])
+def _interpolate_risks(curve: Mapping[str, Any]) -> np.ndarray:
+    risks: np.ndarray = np.interp(COVERAGES, curve["coverage"], curve["risk"])
     return risks
 
 
@@ -139,17 +139,17 @@ def draw_robustness(section: Section) -> str | None:
 
 
 def _list_kinds(method: Method) -> list[str]:
-    found = [get_trust(run, "robustness") for run in method.runs.values()]
-    return [name for one in found for name, points in one.items() if isinstance(points, list)]
+    measurements = [get_trust(run, "robustness") for run in method.runs.values()]
+    return [name for one in measurements for name, points in one.items() if isinstance(points, list)]
 
 
 def _compute_curve(method: Method, kind: str, key: str) -> tuple[list[float], list[float]]:
     """Return strengths and mean accuracies over seeds, from clean examples to the strongest corruption."""
-    runs = [found for run in method.runs.values() if (found := get_trust(run, "robustness")) and kind in found]
+    runs = [measured for run in method.runs.values() if (measured := get_trust(run, "robustness")) and kind in measured]
     if not runs:
         return [], []
     xs = [0.0, *(point["strength"] for point in runs[0][kind])]
-    ys = [[found["clean"][key], *(point[key] for point in found[kind])] for found in runs]
+    ys = [[measured["clean"][key], *(point[key] for point in measured[kind])] for measured in runs]
     return xs, [100 * float(y) for y in np.mean(ys, axis=0)]
 
 
@@ -185,19 +185,23 @@ def shorten_name(module: str) -> str:
 
 def draw_places(section: Section, run: Result) -> str | None:
     """Draw clients as points that are close if their updates agree; a color and a marker per group."""
-    found = get_trust(run, "disagreement")
-    if not found.get("places"):
+    disagreement = get_trust(run, "disagreement")
+    if not disagreement.get("places"):
         return None
-    where = dict(zip(found["clients"], found["places"], strict=True))
+    where = dict(zip(disagreement["clients"], disagreement["places"], strict=True))
     out, markers = io.StringIO(), "os^DvP"
     with draw_panels(1, 1, out, f"{section.title}/trust-places") as (figure, axes):
-        for i, group in enumerate(found["groups"]):
-            own = np.array([where[k] for k in group])
-            name = "clients" if len(found["groups"]) == 1 else f"group {i + 1}"
-            axes[0].scatter(own[:, 0], own[:, 1], color=COLORS[i % 6], marker=markers[i % 6], s=22, label=name)
-        if found["opposed"]:
-            own = np.array([where[k] for k in found["opposed"]])
-            axes[0].scatter(own[:, 0], own[:, 1], color=COLORS[-1], marker="x", s=36, label="against all others")
+        for i, group in enumerate(disagreement["groups"]):
+            positions = np.array([where[k] for k in group])
+            name = "clients" if len(disagreement["groups"]) == 1 else f"group {i + 1}"
+            axes[0].scatter(
+                positions[:, 0], positions[:, 1], color=COLORS[i % 6], marker=markers[i % 6], s=22, label=name
+            )
+        if disagreement["opposed"]:
+            positions = np.array([where[k] for k in disagreement["opposed"]])
+            axes[0].scatter(
+                positions[:, 0], positions[:, 1], color=COLORS[-1], marker="x", s=36, label="against all others"
+            )
         if len(where) <= NAMED_CLIENTS:
             for client, (x, y) in where.items():
                 axes[0].annotate(str(client), (x, y), (4, 3), textcoords="offset points", fontsize=7)
@@ -211,18 +215,18 @@ def draw_places(section: Section, run: Result) -> str | None:
 
 def draw_energy(section: Section, run: Result) -> str | None:
     """Draw joules by type, by round and by client."""
-    found = get_trust(run, "energy")
-    if not found:
+    energy = get_trust(run, "energy")
+    if not energy:
         return None
     out = io.StringIO()
     with draw_panels(3, 3, out, f"{section.title}/trust-energy") as (_, axes):
-        axes[0].barh(list(KINDS.values()), [found[kind] / 1e3 for kind in KINDS], color=BLUE)
+        axes[0].barh(list(KINDS.values()), [energy[kind] / 1e3 for kind in KINDS], color=BLUE)
         axes[0].invert_yaxis()
         axes[0].set_xlabel("energy (kJ)")
-        axes[1].bar(range(1, len(found["rounds"]) + 1), np.array(found["rounds"]) / 1e3, color=BLUE, width=0.9)
+        axes[1].bar(range(1, len(energy["rounds"]) + 1), np.array(energy["rounds"]) / 1e3, color=BLUE, width=0.9)
         axes[1].set_xlabel("round")
         axes[1].set_ylabel("energy (kJ)")
-        each = np.sort(np.array(list(found["clients"].values())))[::-1] / 1e3
+        each = np.sort(np.array(list(energy["clients"].values())))[::-1] / 1e3
         axes[2].bar(range(1, len(each) + 1), each, color=BLUE, width=0.9)
         axes[2].set_xlabel("clients, by their energy")
         axes[2].set_ylabel("energy (kJ)")
@@ -232,13 +236,13 @@ def draw_energy(section: Section, run: Result) -> str | None:
 # ---------------------------------------------------------------------------------------------------------- all of them
 
 COVERAGE_NOTE = (
-    "A model that abstains below a threshold of its calibrated confidence: the fewer rows it answers, the fewer "
+    "The model abstains below a threshold of its calibrated confidence. The fewer examples it answers, the fewer "
     "answers should be wrong."
 )
 
 ROBUSTNESS_NOTE = (
-    "Test rows that were changed (fedpeft.trust.corruption), and embeddings moved along the gradient. Dotted: rows "
-    "count as right where they are right in all draws."
+    "Corrupted test examples (fedpeft.trust.corruption), and embeddings moved along the gradient. Dotted: an example "
+    "counts as right if it is right in all draws."
 )
 
 
@@ -251,33 +255,33 @@ def draw_trust_figures(section: Section) -> list[Drawn]:
     run = section.single_run
     if run is None:
         return list(compared)
-    advice = " ".join(get_trust(run, "disagreement").get("advice") or ["Nothing is known to be wrong."])
+    advice = " ".join(get_trust(run, "disagreement").get("advice") or ["No problem was found."])
     return [
         (
             "trust_reliability",
             "Trust: reliability before and after",
-            f"Logits divided by {get_trust(run, 'calibration').get('temperature') or 1:.3g}. On the dashed line "
-            "predictions are as sure as they are right. Area of a marker: share of the rows.",
+            f"Logits divided by {get_trust(run, 'calibration').get('temperature') or 1:.3g}. On the dashed "
+            "line, confidence equals accuracy. A marker's area is the share of the examples.",
             draw_reliability(section, run),
         ),
         *compared,
         (
             "disagreement",
             "Trust: disagreement by layer and client",
-            "Cosine of each client's change of a layer with the mean of all clients': 1 pulls along, -1 against.",
+            "Cosine of each client's update of a layer with the mean of all clients' updates: 1 agrees, -1 opposes.",
             draw_heat_map(section, run),
         ),
         (
             "places",
             "Trust: a map of the clients",
-            "Clients whose updates pull alike lie near each other (classical scaling of 1 - cosine; the axes have no "
+            "Clients whose updates agree are near each other (classical scaling of 1 - cosine; the axes have no "
             f"meaning of their own). {advice}",
             draw_places(section, run),
         ),
         (
             "energy",
             "Trust: energy",
-            "Of the clients, as it is predicted from declared watts and, where clients say so, measured.",
+            "The clients' energy, predicted from declared watts, or measured if clients report it.",
             draw_energy(section, run),
         ),
     ]

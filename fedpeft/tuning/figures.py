@@ -23,8 +23,8 @@ FEWEST = 4
 
 def draw_figures(study: Study, objective: str) -> list[Figure]:
     """Return the figures that the trials allow."""
-    found = [draw_history(study, objective), draw_importance(study), draw_parallel(study, objective)]
-    return [figure for figure in found if figure is not None]
+    figures = [draw_history(study, objective), draw_importance(study), draw_parallel(study, objective)]
+    return [figure for figure in figures if figure is not None]
 
 
 def list_ended(study: Study) -> list[FrozenTrial]:
@@ -64,19 +64,19 @@ def compute_importances(study: Study) -> dict[str, float]:
     """Return each name's share of the variance of finished trials' values; empty with too few trials."""
     if len(list_finished(study)) < FEWEST or len({t.value for t in list_finished(study)}) < 2:
         return {}
-    found: dict[str, float] = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return found
+    importances: dict[str, float] = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return importances
 
 
 def draw_importance(study: Study) -> Figure | None:
     """Draw a bar for each name's importance; None without importances."""
-    found = compute_importances(study)
-    if not found:
+    importances = compute_importances(study)
+    if not importances:
         return None
-    names = list(found)
+    names = list(importances)
     out = io.StringIO()
     with draw_panels(1, 1, out, "tune-importance", height=compute_row_height(names)) as (_, [axis]):
-        axis.barh(range(len(names)), [found[name] for name in names], color=BLUE, height=0.6)
+        axis.barh(range(len(names)), [importances[name] for name in names], color=BLUE, height=0.6)
         label_rows(axis, names)
         axis.set_xlabel("share of the variance of the value")
     note = (
@@ -121,7 +121,9 @@ def draw_parallel(study: Study, objective: str) -> Figure | None:
         for x, name in enumerate(names):
             for text, y in _list_marks(spaces[name], name, trials):
                 axis.annotate(text, (x, y), (4, 0), textcoords="offset points", fontsize=7, va="center")
-    note = f"Dark: the best validation {objective} of finished trials. Grey: given up. A gap: no such value."
+    note = (
+        f"Dark: the best validation {objective} of finished trials. Gray: given up. A gap: the trial has no such value."
+    )
     return Figure("parallel", "Values that went together", note, out.getvalue())
 
 

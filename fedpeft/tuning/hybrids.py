@@ -54,11 +54,11 @@ class HybridMember:
         """Draw the method's settings; None if the method is off."""
         if not self.lists:
             return dict(self.fixed) if draw(self.name, Choices(("on", OFF))) != OFF else None
-        found = dict(self.fixed)
+        drawn = dict(self.fixed)
         for number, (setting, values) in enumerate(self.lists.items()):
             offered = Choices((*values.values, OFF)) if number == 0 else values
-            found[setting] = draw(f"{self.name}.{setting}", offered)
-        return None if OFF in (found[setting] for setting in list(self.lists)[:1]) else found
+            drawn[setting] = draw(f"{self.name}.{setting}", offered)
+        return None if OFF in (drawn[setting] for setting in list(self.lists)[:1]) else drawn
 
     def text(self, settings: Mapping[str, Any], blocks: tuple[int, ...]) -> str:
         """Return the text of the method with these settings and blocks."""
@@ -85,13 +85,13 @@ class HybridSpace:
     def text(self, draw: Draw, depth: int) -> str | None:
         """Draw a hybrid for a model of `depth` blocks and return its text; None if it would train nothing."""
         shared = self._draw_blocks(draw, "", depth) if self.blocks == SHARED else None
-        found = []
+        texts = []
         for member in self.members:
             settings = member.draw_settings(draw)
-            own = self._draw_blocks(draw, f"{member.name}.", depth) if shared is None else shared
-            if settings is not None and own:
-                found.append(member.text(settings, own))
-        return " + ".join(found) or None
+            blocks = self._draw_blocks(draw, f"{member.name}.", depth) if shared is None else shared
+            if settings is not None and blocks:
+                texts.append(member.text(settings, blocks))
+        return " + ".join(texts) or None
 
     def _draw_blocks(self, draw: Draw, before: str, depth: int) -> tuple[int, ...]:
         return tuple(i for i in range(depth) if draw(f"{before}block.{i}", PRESENT))
@@ -104,13 +104,13 @@ class HybridSpace:
 
     def describe(self) -> dict[str, str]:
         """Return a readable description of the searched values, by name."""
-        found: dict[str, str] = {}
+        described: dict[str, str] = {}
         for member in self.members:
             lists = {f"{member.name}.{setting}": str(values) for setting, values in member.lists.items()}
             first = next(iter(lists), member.name)
-            found |= lists | {first: f"{lists.get(first, 'on')} | {OFF}"}
+            described |= lists | {first: f"{lists.get(first, 'on')} | {OFF}"}
         whose = "of all methods" if self.blocks == SHARED else "of each method"
-        return found | {"blocks": f"any, {whose}"}
+        return described | {"blocks": f"any, {whose}"}
 
 
 def parse_hybrid_space(where: str, given: Any) -> HybridSpace:

@@ -38,8 +38,8 @@ class Report:
     @property
     def best(self) -> RunConfig | None:
         """The settings of the best run; None if no trial has finished."""
-        found = list_finished(self.study)
-        return build_config(read_settings(found[0]), str(self.search.path)) if found else None
+        finished = list_finished(self.study)
+        return build_config(read_settings(finished[0]), str(self.search.path)) if finished else None
 
     @property
     def best_trial(self) -> str:
@@ -50,12 +50,12 @@ class Report:
     @property
     def tie_note(self) -> str:
         """A warning if other trials have exactly the best value; empty otherwise."""
-        own = [t.value for t in list_finished(self.study) if SAME_AS not in t.user_attrs]
-        alike = own.count(own[0])
+        values = [t.value for t in list_finished(self.study) if SAME_AS not in t.user_attrs]
+        alike = values.count(values[0])
         if alike == 1:
             return ""
         return (
-            f"{alike} of {len(own)} finished trials have exactly this value, for example because they keep their "
+            f"{alike} of {len(values)} finished trials have exactly this value, for example because they keep their "
             "start. It does not distinguish them; set more rounds or more validation examples"
         )
 

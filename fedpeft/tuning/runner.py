@@ -363,8 +363,8 @@ def format_draws(trial: FrozenTrial) -> str:
     words: list[str] = []
     blocks: dict[str, list[str]] = {}
     for name, value in trial.params.items():
-        owner, found, index = name.rpartition("block.")
-        if found:
+        owner, marker, index = name.rpartition("block.")
+        if marker:
             blocks.setdefault(owner, []).extend([index] if value else [])
         else:
             words.append(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}")

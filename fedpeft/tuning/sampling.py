@@ -62,10 +62,10 @@ class SeededSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the search space that the seeded sampler of this trial infers."""
-        found: dict[str, BaseDistribution] = self._create_sampler(study, trial, "").infer_relative_search_space(
+        space: dict[str, BaseDistribution] = self._create_sampler(study, trial, "").infer_relative_search_space(
             study, trial
         )
-        return found
+        return space
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

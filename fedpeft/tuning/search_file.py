@@ -226,11 +226,11 @@ class Search:
 
     def _list_values_with(self, name: str) -> list[dict[str, Any]]:
         """Return values of settings that contain the name in braces; one empty dict if [base] does."""
-        found: list[dict[str, Any]] = [{}] if any(name in _find_places(text) for text in self.base.values()) else []
+        values: list[dict[str, Any]] = [{}] if any(name in _find_places(text) for text in self.base.values()) else []
         for other, among in self.space.items():
             if isinstance(among, Choices):
-                found += [{other: text} for text in among.values if name in _find_places(text)]
-        return found
+                values += [{other: text} for text in among.values if name in _find_places(text)]
+        return values
 
 
 def _find_places(text: Any) -> list[str]:

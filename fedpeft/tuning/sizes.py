@@ -99,11 +99,11 @@ def count_blocks(search: Search, sizes: Sizes) -> int:
         ConfigError: the base models have different numbers of blocks.
     """
     (first, blocks), *others = [(name, sizes.count_blocks(config)) for name, config in search.list_models().items()]
-    for name, found in others:
-        if found != blocks:
+    for name, count in others:
+        if count != blocks:
             raise ConfigError(
                 f"FP1481 {search.path}: models of a [hybrid] search must have the same number of blocks: {first} has "
-                f"{blocks}, {name} has {found}; leave one of them out"
+                f"{blocks}, {name} has {count}; leave one of them out"
             )
     return blocks
 
@@ -116,14 +116,14 @@ def check_smallest(search: Search, sizes: Sizes, blocks: int) -> None:
     """
     if search.hybrid is None or search.budget is None:
         return
-    found: dict[str, Size] = {}
+    by_text: dict[str, Size] = {}
     for text in search.hybrid.iterate_smallest(blocks):
-        found[text] = sizes.of(dataclasses.replace(search.build_corner({}, blocks), peft=text))
-        if found[text].is_within(search.budget):
+        by_text[text] = sizes.of(dataclasses.replace(search.build_corner({}, blocks), peft=text))
+        if by_text[text].is_within(search.budget):
             return
     unit = search.budget.unit
-    smallest = min(found, key=lambda text: int(getattr(found[text], unit)))
+    smallest = min(by_text, key=lambda text: int(getattr(by_text[text], unit)))
     raise ConfigError(
         f"FP1482 {search.path}: no hybrid is within the budget of {search.budget}: the smallest, {smallest}, has "
-        f"{getattr(found[smallest], unit):,}, including the head; raise the budget or name smaller sizes"
+        f"{getattr(by_text[smallest], unit):,}, including the head; raise the budget or name smaller sizes"
     )

@@ -229,5 +229,5 @@ def list_finished(study: Study) -> list[FrozenTrial]:
 
 def read_settings(trial: FrozenTrial) -> dict[str, Any]:
     """Return the settings of a trial's run."""
-    found: dict[str, Any] = json.loads(trial.user_attrs[SETTINGS])
-    return found
+    settings: dict[str, Any] = json.loads(trial.user_attrs[SETTINGS])
+    return settings
