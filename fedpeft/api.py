@@ -34,7 +34,7 @@ from fedpeft.data.in_memory import NAME, convert_to_dataset, create_part
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.parts import format_part, name_of
+from fedpeft.parts import Family, format_part, list_nested_parts, name_of
 from fedpeft.reporting.console import ConsoleObserver, silence_libraries
 from fedpeft.reporting.exports.hub import check_name, push
 from fedpeft.reporting.finished_run import FinishedRun
@@ -221,7 +221,7 @@ def run_simulation(
     if (
         "dataset" in values
         and not isinstance(values["dataset"], str)
-        and not _is_known("dataset", type(values["dataset"]))
+        and not _is_known(_get_families("dataset"), type(values["dataset"]))
     ):
         values = _add_rows(values, parts)
     objects = {name: value for name, value in values.items() if _list_objects(name, value)}
@@ -229,7 +229,7 @@ def run_simulation(
         catalogue.use([plugin] if isinstance(plugin, str) else plugin)
         for name, value in objects.items():
             for part in _list_objects(name, value):
-                _add(name, type(part), parts)
+                _add(_get_families(name), part, parts)
         with plugins.use_parts(parts):
             catalogue.use(())
             values |= {
@@ -331,7 +331,7 @@ def _check_given(name: str, value: Any) -> None:
     Raises:
         ConfigError: says how a part is given.
     """
-    if name.replace("_", "-") not in catalogue.FAMILIES:
+    if catalogue.find_flag(name) is None:
         return
     if isinstance(value, type):
         raise ConfigError(
@@ -352,34 +352,39 @@ def _check_given(name: str, value: Any) -> None:
 
 
 def _get_example(setting: str) -> str:
-    return str(getattr(RunConfig(), setting)) or next(
-        iter(catalogue.FAMILIES[setting.replace("_", "-")][0].own_names), f"my_{setting}"
-    )
+    return str(getattr(RunConfig(), setting)) or next(iter(_get_families(setting)[0].own_names), f"my_{setting}")
+
+
+def _get_families(setting: str) -> tuple[Family[Any], ...]:
+    """Return the families whose parts a setting takes; empty: its value is no part."""
+    flag = catalogue.find_flag(setting)
+    return flag.families if flag else ()
 
 
 def _get_separator(setting: str) -> str:
     """What stands between parts in a setting's text; empty: there is one."""
-    flag = catalogue.FLAGS.get(setting.replace("_", "-"))
+    flag = catalogue.find_flag(setting)
     return flag.joined if flag else ""
 
 
 def _is_part(value: Any, name: str) -> bool:
     is_object = dataclasses.is_dataclass(value) and not isinstance(value, type | Dataset)
-    return is_object and name.replace("_", "-") in catalogue.FAMILIES
+    return is_object and bool(_get_families(name))
 
 
-def _add(setting: str, cls: type, parts: dict[str, dict[str, type]]) -> None:
-    """Note a class that no family has yet, under its own name."""
-    if _is_known(setting, cls):
-        return
-    families = catalogue.FAMILIES[setting.replace("_", "-")]
-    rules = "precision_rules" if hasattr(cls, "bits") and not hasattr(cls, "place") else families[0].group
-    parts.setdefault(rules if setting == "codec" else families[0].group, {})[cls.__name__] = cls
+def _add(families: tuple[Family[Any], ...], part: Any, parts: dict[str, dict[str, type]]) -> None:
+    """Add the class of a part, and of the parts in its settings, to `parts` unless texts can name it."""
+    cls = type(part)
+    if not _is_known(families, cls):
+        fitting = (family for family in families if family.can_hold(part))
+        parts.setdefault(next(fitting, families[0]).group, {})[cls.__name__] = cls
+    for family, nested in list_nested_parts(part):
+        _add((family,), nested, parts)
 
 
-def _is_known(setting: str, cls: type) -> bool:
-    """Whether a class is a part that texts can name."""
-    families, name = catalogue.FAMILIES[setting.replace("_", "-")], name_of(cls)
+def _is_known(families: tuple[Family[Any], ...], cls: type) -> bool:
+    """Return whether a class is a part that texts can name."""
+    name = name_of(cls)
     return any(name in family.names and family.part(name) is cls for family in families)
 
 

@@ -68,8 +68,8 @@ HYBRID: Final = "fedpeft.peft.hybrid.Hybrid"
 class MethodFamily(Family["PeftMethod"]):
     """PEFT methods by file name or its unique beginning, and several joined by `+`."""
 
-    def build(self, text: str | Spec) -> PeftMethod:
-        """The method that `text` describes.
+    def build(self, text: str | Spec | PeftMethod) -> PeftMethod:
+        """Return the method that `text` describes; a method is returned as it is.
 
         Raises:
             ConfigError: unknown method or setting, or methods that can't be joined.
@@ -79,7 +79,7 @@ class MethodFamily(Family["PeftMethod"]):
             if len(words) > 1:
                 made: PeftMethod = import_class(HYBRID)(tuple(self.build(word) for word in words))
                 return made
-        return super().build(self.parse_text(text) if isinstance(text, str) else self._complete_name(text))
+        return super().build(self._complete_name(text) if isinstance(text, Spec) else text)
 
     def parse_text(self, text: str) -> Spec:
         """See `Family`."""

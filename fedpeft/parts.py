@@ -121,17 +121,38 @@ def name_of(part: type) -> str:
 
 
 def format_part(part: Any) -> str:
-    """The text of a part: `name(key=value, ...)` with the settings that differ from their defaults."""
-    fields = dataclasses.fields(part)
+    """Return the text of a part: `name(key=value, ...)` with the settings that differ from their defaults."""
+    nested = {f.name: part_text for f in dataclasses.fields(part) if (part_text := _format_nested(part, f))}
     changed = {
-        f.name: getattr(part, f.name)
-        for f in fields
+        f.name: nested.get(f.name, getattr(part, f.name))
+        for f in dataclasses.fields(part)
         if f.init and (f.default is dataclasses.MISSING or getattr(part, f.name) != f.default)
     }
     name = name_of(type(part))
     if not changed:
         return name
     return name + "(" + ", ".join(f"{key}={format_value(value)}" for key, value in changed.items()) + ")"
+
+
+def list_nested_parts(part: Any) -> list[tuple[Family[Any], Any]]:
+    """Return the parts that stand as objects in settings of a part, each with its family."""
+    found: list[tuple[Family[Any], Any]] = []
+    for field in dataclasses.fields(part):
+        family, value = field.metadata.get("nested"), getattr(part, field.name)
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if family is not None and dataclasses.is_dataclass(item):
+                found.append((family, item))
+    return found
+
+
+def _format_nested(part: Any, field: dataclasses.Field[Any]) -> Any:
+    """Return the texts of a setting whose parts are objects; None: it has none."""
+    value = getattr(part, field.name)
+    if field.metadata.get("nested") is None:
+        return None
+    if isinstance(value, list | tuple) and any(map(dataclasses.is_dataclass, value)):
+        return tuple(format_part(item) if dataclasses.is_dataclass(item) else item for item in value)
+    return format_part(value) if dataclasses.is_dataclass(value) else None
 
 
 def list_overrides(part: object, base: type) -> list[str]:
@@ -327,13 +348,7 @@ class Family(Generic[T]):
     def _check_class(self, cls: type, name: str, plugin: plugins.Plugin) -> type[T]:
         """The class from outside, if it can be a part of this family, or ConfigError."""
         kind = self.kind
-        if getattr(kind, "_is_protocol", False):
-            members = [*inspect.get_annotations(kind), *vars(kind)]
-            missing = [member for member in members if not member.startswith("_") and not hasattr(cls, member)]
-            why = f"has no {', no '.join(missing)}" if missing else ""
-        else:
-            why = "" if issubclass(cls, kind) else f"is not made from {kind.__module__}.{kind.__qualname__}"
-        if why:
+        if why := self._explain_misfit(cls):
             raise ConfigError(
                 f"FP1232 {self.noun} {name!r} of {plugin} is none: its class {cls.__qualname__} {why}; put it into the "
                 "group where it belongs"
@@ -384,12 +399,14 @@ class Family(Generic[T]):
         changed = Spec(spec.name, settings, argument, values)
         return text if changed == spec else str(changed)
 
-    def build(self, text: str | Spec) -> T:
-        """The part that `text` describes, its settings checked.
+    def build(self, text: str | Spec | T) -> T:
+        """Return the part that `text` describes, its settings checked; a part is returned as it is.
 
         Raises:
             ConfigError: unknown part or setting, wrong type, value out of range.
         """
+        if not isinstance(text, str | Spec):
+            return self._check_object(text)
         spec = self.parse_text(text) if isinstance(text, str) else text
         self._refuse_class(spec)
         cls = self.part(spec.name)
@@ -410,6 +427,32 @@ class Family(Generic[T]):
             return
         with suppress(UnreadableError):
             self._parse_settings(spec, read(f"{self.package}.{make_importable(spec.name)}", "part"))
+
+    def _explain_misfit(self, cls: type) -> str:
+        """Return why a class can't be a part of this family; empty: it can."""
+        kind = self.kind
+        if not getattr(kind, "_is_protocol", False):
+            return "" if issubclass(cls, kind) else f"is not made from {kind.__module__}.{kind.__qualname__}"
+        members = [*inspect.get_annotations(kind), *vars(kind)]
+        missing = [member for member in members if not member.startswith("_") and not hasattr(cls, member)]
+        return f"has no {', no '.join(missing)}" if missing else ""
+
+    def can_hold(self, part: object) -> bool:
+        """Return whether an object is a part of this family."""
+        return dataclasses.is_dataclass(part) and not isinstance(part, type) and not self._explain_misfit(type(part))
+
+    def _check_object(self, part: T) -> T:
+        """Return an object if it is a part of this family.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        if not self.can_hold(part):
+            raise ConfigError(
+                f"FP1520 a {self.noun} must be a text, such as {next(iter(self.names), 'name')!r}, or an object of a "
+                f"part's class, got {part!r:.80}"
+            )
+        return part
 
     def _refuse_class(self, spec: Spec) -> None:
         """Refuse the text `module:Class`.

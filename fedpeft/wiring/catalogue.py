@@ -154,6 +154,11 @@ FAMILIES: Mapping[str, tuple[Family[Any], ...]] = {name: flag.families for name,
 """Which families a flag's parts are of."""
 
 
+def find_flag(setting: str) -> Flag | None:
+    """Return the flag whose parts a setting of `RunConfig` takes; None: its value is no part."""
+    return FLAGS.get("codec" if setting == "downlink" else setting.replace("_", "-"))
+
+
 def build_part(config: RunConfig, name: str) -> Any:
     """What the setting `name` of a configuration means (`Flag.parse_value`)."""
     return FLAGS[name.replace("_", "-")].parse_value(getattr(config, name))

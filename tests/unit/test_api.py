@@ -7,11 +7,36 @@ from dataclasses import dataclass
 import pytest
 
 import fedpeft
+from fedpeft.aggregation.server_optimizer import ServerOptimizer
+from fedpeft.aggregation.server_optimizers.averaged import part as Averaged
+from fedpeft.aggregation.server_optimizers.momentum import part as Momentum
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.api import _check_class
 from fedpeft.config import build_config
+from fedpeft.data.datasets.sample import part as Sample
+from fedpeft.data.datasets.tasks import part as Tasks
 from fedpeft.data.in_memory import convert_to_dataset
+from fedpeft.families import (
+    ATTACKS,
+    CORRECTIONS,
+    DATASETS,
+    GRIDS,
+    HEADS,
+    LOCAL_OPTIMIZERS,
+    LOCAL_WORK,
+    MEASUREMENTS,
+    MECHANISMS,
+    MODELS,
+    PARTITIONS,
+    PEFT_METHODS,
+    SAFEGUARDS,
+    SAMPLERS,
+    SERVER_OPTIMIZERS,
+    codecs,
+    strategies,
+)
 from fedpeft.parts import setting
+from fedpeft.wiring.catalogue import FLAGS, find_flag
 from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "clients": 4, "cohort": "all", "rounds": 2, "dtype": "fp32", "workers": 1, "tokens": 32,
@@ -70,6 +95,87 @@ def test_a_mistake_is_one_sentence():
 def test_what_is_no_part_is_told_how_one_is_given(given, says):
     with refuses(*says):
         fedpeft.run_simulation(**TINY | given)
+
+
+def settle_settings(monkeypatch, **given):
+    """Return the settings that a run of these parts would have; nothing is trained."""
+
+    class EndedError(Exception):
+        pass
+
+    def end(config, *_, **__):
+        raise EndedError(config)
+
+    monkeypatch.setattr("fedpeft.api.simulate", end)
+    with pytest.raises(EndedError) as ended:
+        fedpeft.run_simulation(**given, progress=False)
+    return ended.value.args[0]
+
+
+OBJECTS = {
+    "dataset": (DATASETS, "tiny(rows=50)"),
+    "partition": (PARTITIONS, "dirichlet(alpha=0.3)"),
+    "model": (MODELS, "tiny(seed=1)"),
+    "cohort": (SAMPLERS, "eafl(size=0.5)"),
+    "peft": (PEFT_METHODS, "lora(rank=2)", "bottleneck(dim=4)"),
+    "head": (HEADS, "ridge(scale=1.0)"),
+    "strategy": (strategies, "krum(attackers=0.3)"),
+    "server_optimizer": (SERVER_OPTIMIZERS, "adam(learning_rate=0.1)"),
+    "safeguard": (SAFEGUARDS, "undo(rate=0.5)"),
+    "drift": (CORRECTIONS, "fedprox(mu=0.1)"),
+    "attack": (ATTACKS, "sign_flip(fraction=0.2)"),
+    "local_work": (LOCAL_WORK, "steps(count=3)"),
+    "optimizer": (LOCAL_OPTIMIZERS, "sgd(warmup=2)"),
+    "codec": (codecs, "rotate", "quantize(bits=4)"),
+    "downlink": (codecs, "grid(bits=4.0)", "rans"),
+    "privacy": (MECHANISMS, "user_dp(noise_multiplier=4.0)"),
+    "grid": (GRIDS, "cohort(executor=sequential)"),
+    "measure": (MEASUREMENTS, "validation(every=1)", "pooled"),
+}
+"""By setting, a family and texts of its parts."""
+
+
+@pytest.mark.parametrize("setting_name", OBJECTS)
+def test_every_setting_that_takes_a_text_takes_its_part(setting_name, monkeypatch):
+    family, *texts = OBJECTS[setting_name]
+    parts = [family.build(text) for text in texts]
+    config = settle_settings(monkeypatch, **{setting_name: parts if len(parts) > 1 else parts[0]})
+    joined = find_flag(setting_name).joined
+    assert getattr(config, setting_name) == joined.join(texts)
+
+
+def test_every_setting_of_parts_is_tried():
+    assert {name.replace("-", "_") for name in FLAGS} | {"downlink"} == {*OBJECTS, "hook"}, "hooks come from plugins"
+
+
+@dataclass(frozen=True)
+class Halves(ServerOptimizer):
+    """A server optimizer of a user's own that averages what another one makes."""
+
+    learning_rate: float = setting(0.5, "eta", above=0)
+
+    def step(self, state, direction, memory):
+        """A step of its own length."""
+        return state | {name: state[name] + self.learning_rate * d for name, d in direction.items()}, memory
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"server_optimizer": Averaged(of=Momentum(beta=0.5))}, "averaged(of='momentum(beta=0.5)')"),
+        ({"server_optimizer": Averaged(of=Halves(learning_rate=0.25))}, "averaged(of='Halves(learning_rate=0.25)')"),
+        ({"dataset": Sample(of=DATASETS.build("tiny"), rows=30)}, "sample(of=tiny, rows=30)"),
+        ({"dataset": Tasks(sets=(DATASETS.build("tiny"), "digits"))}, "tasks(sets=('tiny', 'digits'))"),
+    ],
+)
+def test_a_part_takes_parts_in_its_settings(given, text, monkeypatch):
+    [name] = given
+    assert getattr(settle_settings(monkeypatch, **given), name) == text
+
+
+def test_a_setting_of_a_part_refuses_what_is_no_part():
+    with refuses("FP1520", "server optimizer", "3"):
+        Averaged(of=3)
 
 
 @pytest.mark.parametrize(
