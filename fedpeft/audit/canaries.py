@@ -214,7 +214,7 @@ class _Pipeline:
             strategy,
             self.uplink,
             private or plain,
-            note_report=self.protection.heard,
+            note_report=self.protection.record_report,
             confidential=True,
             silent=self.protection.mechanism.silent,
         )
