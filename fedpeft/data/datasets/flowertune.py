@@ -56,7 +56,7 @@ class FlowerTune:
 
     name: str = setting(
         dataclasses.MISSING,
-        "data set on the hub, a folder with a copy, or a file (.jsonl, .json, .csv, .tsv)",
+        "dataset on the hub, a folder with a copy, or a file (.jsonl, .json, .csv, .tsv)",
         path=True,
     )
     track: str = setting("general_nlp", "track, which decides the columns of the prompt", choices=tuple(TRACKS))
@@ -175,7 +175,7 @@ def _read_hub(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         rows = datasets.load_dataset(name, split="train")
     except Exception as error:  # the library may raise anything for names, networks and files
         if is_disk_full(error):
-            raise create_hub_disk_error(f"the data set {name}") from None
+            raise create_hub_disk_error(f"the dataset {name}") from None
         reason = " ".join(str(error).split())[:200]
         raise AssetError(
             f"FP2005 can't fetch the dataset {name}: {reason}; give a local file or folder of it"

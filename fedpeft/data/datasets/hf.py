@@ -100,12 +100,12 @@ class HF:
             raise ConfigError(f"FP1093 hf dataset {self.name}: {' '.join(str(error).split())}") from None
         except (OSError, RuntimeError) as error:  # ConnectionError and the hub's HTTP errors are OSErrors
             if is_disk_full(error):
-                raise create_hub_disk_error(f"the data set {self.name}") from None
+                raise create_hub_disk_error(f"the dataset {self.name}") from None
             reason = " ".join(str(error).split())[:200]
             raise AssetError(f"FP2007 can't fetch the dataset {self.name} from the hub: {reason}") from None
         except datasets.exceptions.DatasetsError as error:  # files in another format than expected
             if is_disk_full(error):
-                raise create_hub_disk_error(f"the data set {self.name}") from None
+                raise create_hub_disk_error(f"the dataset {self.name}") from None
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise DataError(
                 f"FP3040 the files of hf dataset {self.name} can't be read as rows: {reason}; name a dataset of the "
