@@ -105,7 +105,7 @@ def two_records(stage: AttackStage) -> Outcome:
 
     stage.replace(Coordinator, "take_keys", skip_key_check)
     stage.replace(Announcements, "announce", announced)
-    stage.replace(Announcements, "about", stated)
+    stage.replace(Announcements, "create_statement", stated)
     stage.replace(Gateway, "_stream", streamed)
     return stage.run()
 

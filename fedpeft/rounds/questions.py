@@ -134,7 +134,7 @@ class Questions:
         masked = MaskedSum(self.clients, secure, self.setup.config.seed, round_number, 0, entries(shapes) + BESIDE, 1.0)
         instructions = self._create_instructions(question, cohort, round_number)
         try:
-            total = masked.of(instructions, "evaluate")
+            total = masked.compute_total(instructions, "evaluate")
             sums = total.summed_statistics(shapes)
             question.check(sums, builtins.round(total.rows))
         except PayloadError as error:
