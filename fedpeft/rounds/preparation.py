@@ -278,7 +278,7 @@ def _collect_masked_statistics(
         _announce(clients)
         masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=note_report)
         try:
-            return masked, masked.of(asked, "prepare", setup.by_rows)
+            return masked, masked.compute_total(asked, "prepare", setup.by_rows)
         except VoidError as error:
             if masked.arrived and not (asks and (missed := _find_part_with_statistics(setup))):
                 say(
