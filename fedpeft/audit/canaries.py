@@ -209,7 +209,7 @@ class _Pipeline:
             strategy,
             self.uplink,
             private or plain,
-            reported=self.protection.heard,
+            reported=self.protection.record_report,
             confidential=True,
             silent=self.protection.mechanism.silent,
         )
