@@ -199,7 +199,7 @@ class UserDP(Mechanism):
     def asks_all(self, exposure: Exposure) -> bool:
         """Return whether there are at most `MOST_ASKED` clients that do not take turns.
 
-        Fewer clients lose more signal than secret coins amplify.
+        With fewer clients in a round, the lost signal exceeds the noise that amplification by secret coins saves.
         """
         return not self.turns and exposure.clients <= MOST_ASKED
 
