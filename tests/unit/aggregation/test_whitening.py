@@ -38,7 +38,7 @@ def whitening(x, y, dimensions=WIDTH, noise=0.0, seed=0):
 
 
 def whitened(x, w):
-    return x @ create_projection(WIDTH, len(w.centre)).T @ w.turn.T - w.centre
+    return x @ create_projection(WIDTH, len(w.center)).T @ w.turn.T - w.center
 
 
 def gradients(x, y, weight, bias):
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_head_on_whitened_features_and_nothing_else(d
     generator = torch.Generator().manual_seed(seed)
     U = torch.randn(CLASSES, dimensions, generator=generator, dtype=torch.float64)
     v = torch.randn(CLASSES, generator=generator, dtype=torch.float64)
-    weight, bias = U @ w.turn @ create_projection(WIDTH, dimensions), v - U @ w.centre
+    weight, bias = U @ w.turn @ create_projection(WIDTH, dimensions), v - U @ w.center
     z = whitened(x, w)
     torch.testing.assert_close(z @ U.T + v, x @ weight.T + bias)
     found = w.compute_gradients(gradients(x, y, weight, bias))
@@ -115,7 +115,7 @@ def test_whatever_noise_makes_of_the_moments_features_stay_finite(noise):
     x, y = rows()
     for seed in range(20):
         w = whitening(x, y, noise=noise, seed=seed)
-        assert all(bool(torch.isfinite(t).all()) for t in (w.turn, w.centre))
+        assert all(bool(torch.isfinite(t).all()) for t in (w.turn, w.center))
         assert 1 <= w.gain <= WIDTH
 
 
