@@ -70,7 +70,7 @@ class FedALT(LinearStrategy):
         """Return the start with the mean of the clients' adapters, which are equal at first."""
         return state | {rest: state[own].clone() for rest, own in _map_means(layout).items()}
 
-    def private(self, layout: Layout) -> frozenset[str]:
+    def list_private(self, layout: Layout) -> frozenset[str]:
         """Return all names but those of the mean."""
         return frozenset(layout.names) - _map_means(layout).keys()
 

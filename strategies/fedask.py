@@ -52,7 +52,7 @@ class FedASK(MixedRankStrategy):
 
     new_factors: ClassVar[bool] = True
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names, without A's in the private form."""
         frozen = {"lora_A"} if self.train == "B" else set()
         return frozenset(t.name for t in layout.tensors if t.role not in frozen)

@@ -68,7 +68,7 @@ class FedLEASE(GroupedStrategy):
         if not _find_names(layout, ".others_B.weight"):
             raise ConfigError("FP1488 fedlease mixes the experts of all clusters; take --peft expert_lora")
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names but those of the other clusters' experts."""
         others = {*_find_names(layout, ".others_A.weight"), *_find_names(layout, ".others_B.weight")}
         return frozenset(layout.names) - others
@@ -128,7 +128,7 @@ class FedLEASE(GroupedStrategy):
 
     def _form_clusters(self, received: GroupedRound, learned: State) -> State:
         """Form clusters of the clients' own states, and return the tensors to keep."""
-        layout, trained = received.layout, self.trained(received.layout, received.round)
+        layout, trained = received.layout, self.list_trained(received.layout, received.round)
         clients = sorted(int(name.split("/")[1]) for name in learned if name.endswith("/weight"))
         states = {k: _select_section(learned, f"alone/{k}", layout) for k in clients}
         facing = [_compute_directions(states[k], layout) for k in clients]
@@ -212,7 +212,7 @@ def _compute_directions(state: State, layout: Layout) -> State:
 
 
 def _get_trained(update: Update) -> State:
-    return {name: update.trained(name) for name in update.delta}
+    return {name: update.get_trained(name) for name in update.delta}
 
 
 def _shut(state: State, layout: Layout, experts: int) -> State:

@@ -42,7 +42,7 @@ class FedPer(LinearStrategy):
         for ending in self._endings:
             if not any(_has_ending(name, ending) for name in layout.names):
                 raise ConfigError(f"FP1490 no trained module's name ends with {ending!r}; there are {', '.join(names)}")
-        if len(self.private(layout)) == len(layout.names):
+        if len(self.list_private(layout)) == len(layout.names):
             raise ConfigError(
                 "FP1491 fedper would keep all tensors private, and nothing would be federated; name fewer"
             )
@@ -52,13 +52,13 @@ class FedPer(LinearStrategy):
         given = self.private_layers
         return (given,) if isinstance(given, str) else given
 
-    def private(self, layout: Layout) -> frozenset[str]:
+    def list_private(self, layout: Layout) -> frozenset[str]:
         """Return the names of the tensors of `private_layers`."""
         return frozenset(n for n in layout.names if any(_has_ending(n, ending) for ending in self._endings))
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """Return the delta of the shared tensors, even if a client hands in others."""
-        private = self.private(layout)
+        private = self.list_private(layout)
         return {name: delta for name, delta in update.delta.items() if name not in private}
 
 

@@ -35,7 +35,7 @@ class FedRotLoRA(GatherStrategy):
         down_reference, up_reference = state[pair.A].double(), state[pair.B].double()
         rotated_down, rotated_up = [], []
         for u in cohort.updates:
-            down, up = u.trained(pair.A).double(), u.trained(pair.B).double()
+            down, up = u.get_trained(pair.A).double(), u.get_trained(pair.B).double()
             products = down_reference @ down.T if cohort.round % 2 == 1 else up_reference.T @ up
             rotation = self.soften_rotation(find_nearest_rotation(products.T))
             rotated_down.append(rotation.T @ down)

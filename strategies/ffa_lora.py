@@ -36,7 +36,7 @@ class FFALoRA(LinearStrategy):
         """Return the factor that a round trains; the other one is frozen and the same at all clients."""
         return "lora_B"
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names but those of the frozen factor."""
         factor = self.get_trained_factor(round_number)
         return frozenset(t.name for t in layout.tensors if t.role not in {"lora_A", "lora_B"} - {factor})

@@ -47,8 +47,8 @@ class FLoRANA(MixedRankStrategy):
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """Return the two weighted sums of the factors."""
         cohort, s = self.complete_cohort(pair, state, layout, cohort), get_lora_form(layout).scale
-        downs = [pad_ranks(u.trained(pair.A), state[pair.A]) for u in cohort.updates]
-        ups = [pad_ranks(u.trained(pair.B) * (u.scale / s), state[pair.B]) for u in cohort.updates]
+        downs = [pad_ranks(u.get_trained(pair.A), state[pair.A]) for u in cohort.updates]
+        ups = [pad_ranks(u.get_trained(pair.B) * (u.scale / s), state[pair.B]) for u in cohort.updates]
         clients, rank = len(downs), len(state[pair.A])
         columns = compute_gram_matrix(*(factor.T for factor in ups)).reshape(clients, rank, clients, rank)
         rows = compute_gram_matrix(*downs).reshape(clients, rank, clients, rank)

@@ -65,7 +65,7 @@ class FLoRG(RoundStrategy):
         for name, before in state.items():
             updates = read((name,))
             after[name] = (
-                self._read_back(before, [u.trained(name) * p**0.5 for p, u in zip(shares, updates, strict=True)])
+                self._read_back(before, [u.get_trained(name) * p**0.5 for p, u in zip(shares, updates, strict=True)])
                 if name in grams
                 else before + compute_weighted_sum([u.delta[name] for u in updates], shares)
             )

@@ -58,7 +58,7 @@ class Flower(RoundStrategy):
             ConfigError: no updates.
             RunError: the cohort is too small for the rule.
         """
-        trained = tuple(sorted(self.trained(layout, round_number)))
+        trained = tuple(sorted(self.list_trained(layout, round_number)))
         updates = read(trained)
         shares = normalize_weights([u.weight for u in updates])
         replies = [_create_reply(u, share, trained) for u, share in zip(updates, shares, strict=True)]
@@ -79,7 +79,7 @@ class Flower(RoundStrategy):
 
 
 def _create_reply(update: Update, share: float, names: tuple[str, ...]) -> Message:
-    arrays = ArrayRecord({name: Array(update.trained(name).numpy()) for name in names})
+    arrays = ArrayRecord({name: Array(update.get_trained(name).numpy()) for name in names})
     return create_local_reply(
         update.client, RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": share})})
     )

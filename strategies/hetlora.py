@@ -51,7 +51,8 @@ class HetLoRA(MixedRankStrategy):
             return None
         kept = max(1, math.floor(form.rank * self.decay))
         after = sum(
-            _compute_tail_norm(pair, {n: update.trained(n) for n in (pair.A, pair.B)}, kept) for pair in layout.pairs
+            _compute_tail_norm(pair, {n: update.get_trained(n) for n in (pair.A, pair.B)}, kept)
+            for pair in layout.pairs
         )
         before = sum(_compute_tail_norm(pair, update.received, kept) for pair in layout.pairs)
         return layout.get_form(kept, form) if after < before else form

@@ -45,7 +45,7 @@ class InfLoRA(TaskRanks):
         0.95, "share of a task's inputs that later tasks leave alone (paper: 0.95)", above=0, high=1
     )
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names but those of A."""
         return frozenset(t.name for t in layout.tensors if t.role != "lora_A")
 

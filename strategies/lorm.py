@@ -49,7 +49,7 @@ class LoRM(GatherStrategy):
         """Return B in odd rounds, A in even ones."""
         return "lora_B" if round_number % 2 else "lora_A"
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names but those of the shared factor."""
         factor = self.get_trained_factor(round_number)
         return frozenset(t.name for t in layout.tensors if t.role not in {"lora_A", "lora_B"} - {factor})
@@ -61,10 +61,10 @@ class LoRM(GatherStrategy):
         total = torch.stack(moments).sum(0)
         cohort_moments = zip(cohort.updates, moments, strict=True)
         if self.get_trained_factor(cohort.round) == "lora_B":
-            products = (u.trained(pair.B).double() @ (down @ _multiply(down, m).T) for u, m in cohort_moments)
+            products = (u.get_trained(pair.B).double() @ (down @ _multiply(down, m).T) for u, m in cohort_moments)
             up = _divide(sum(products, torch.zeros_like(up)), down @ _multiply(down, total).T, up)
         else:
-            products = (_multiply(u.trained(pair.A).double(), m) for u, m in cohort_moments)
+            products = (_multiply(u.get_trained(pair.A).double(), m) for u, m in cohort_moments)
             down = _divide(sum(products, torch.zeros_like(down)), total, down)
         return Gathered(down.to(state[pair.A]), up.to(state[pair.B]))
 

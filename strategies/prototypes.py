@@ -51,7 +51,7 @@ class Prototypes(TaskStrategy):
         if "head.weight" not in layout.by_name:
             raise ConfigError("FP1494 prototypes needs classes, which a language model lacks; take o_lora or inf_lora")
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names but those of the head."""
         return frozenset(t.name for t in layout.tensors if t.role != "head")
 

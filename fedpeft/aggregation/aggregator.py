@@ -71,7 +71,7 @@ class LinearAggregator:
         """Start a round from the global `state`."""
         self.strategy, self.optimizer = strategy, optimizer
         self.layout, self.state, self.round = layout, state, round_number
-        self.trained = strategy.trained(layout, round_number) - strategy.private(layout)
+        self.trained = strategy.list_trained(layout, round_number) - strategy.list_private(layout)
         self.total = Fold()
 
     def add(self, update: Update) -> None:
@@ -243,7 +243,7 @@ class FactoredAggregator:
     def add(self, update: Update) -> None:
         """Pass one update on as factors."""
         received = self.factoring.factors(update.received)
-        trained = self.factoring.factors({name: update.trained(name) for name in update.received})
+        trained = self.factoring.factors({name: update.get_trained(name) for name in update.received})
         delta = subtract_states(trained, received)
         self.inner.add(replace(update, form=self.factoring.layout.form, received=received, delta=delta))
 

@@ -30,7 +30,7 @@ LARGEST_TARGET = 64 * 2**20
 def is_measurable(strategy: Strategy, layout: Layout) -> bool:
     """Return whether the error is defined (the server receives all LoRA factors) and cheap enough."""
     entries = sum(p.out_features * p.in_features for p in layout.pairs)
-    return 0 < entries <= LARGEST_TARGET and not strategy.private(layout)
+    return 0 < entries <= LARGEST_TARGET and not strategy.list_private(layout)
 
 
 class Target(Protocol):
@@ -85,7 +85,7 @@ class Changes:
 
     def add(self, update: Update) -> None:
         """Add the change of the weights by the trained state."""
-        trained = {name: update.trained(name) for name in update.received}
+        trained = {name: update.get_trained(name) for name in update.received}
         self.total.add(self.changes(trained, update.form), update.weight)
 
     def compute_error(self, outcome: AggregationResult) -> float:
@@ -122,6 +122,6 @@ def add_measurement(inner: Aggregator, strategy: Strategy, layout: Layout, chang
         layout: the trainable tensors.
         changes: map from a state to the change of the weights; None: the method has LoRA factors.
     """
-    if changes is not None and not strategy.private(layout):
+    if changes is not None and not strategy.list_private(layout):
         return MeasuringAggregator(inner, Changes(changes))
     return MeasuringAggregator(inner, Products(layout)) if is_measurable(strategy, layout) else inner

@@ -92,7 +92,7 @@ def place_ranks(part: State, layout: Layout, ranks: tuple[int, ...]) -> State:
 
 def compute_product(pair: LoraPair, update: Update) -> LowRank:
     """Return the product of one client's trained factors, s_k B_k A_k."""
-    return LowRank(update.trained(pair.B) * update.scale, update.trained(pair.A))
+    return LowRank(update.get_trained(pair.B) * update.scale, update.get_trained(pair.A))
 
 
 def compute_target(pair: LoraPair, cohort: Cohort) -> LowRank:
@@ -108,7 +108,7 @@ def change(pair: LoraPair, update: Update) -> LowRank:
     down_delta = update.delta.get(pair.A, torch.zeros_like(update.received[pair.A]))
     up_delta = update.delta.get(pair.B, torch.zeros_like(update.received[pair.B]))
     left = torch.cat([up_delta, update.received[pair.B]], dim=1) * update.scale
-    return LowRank(left, torch.cat([update.trained(pair.A), down_delta], dim=0))
+    return LowRank(left, torch.cat([update.get_trained(pair.A), down_delta], dim=0))
 
 
 def compute_effective_weight(pair: LoraPair, state: State, form: AdapterShape) -> LowRank:
@@ -121,7 +121,7 @@ def compute_mean_factors(pair: LoraPair, state: State, layout: Layout, cohort: C
     s = get_lora_form(layout).scale
     total = Fold()
     for share, u in zip(cohort.shares, cohort.updates, strict=True):
-        down, up = u.trained(pair.A), u.trained(pair.B) * (u.scale / s)
+        down, up = u.get_trained(pair.A), u.get_trained(pair.B) * (u.scale / s)
         total.add({"A": pad_ranks(down, state[pair.A]), "B": pad_ranks(up, state[pair.B])}, share)
     mean = total.mean()
     return mean["A"], mean["B"]

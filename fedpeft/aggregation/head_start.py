@@ -50,7 +50,7 @@ class HeadStart(ABC):
         """Return the codec of the statistics in a run whose updates are encoded by `preset`; "": by no preset."""
         return self.codecs.get(preset, self.codecs[""])
 
-    def fitted(self, targets: str) -> HeadStart:
+    def fit_to_targets(self, targets: str) -> HeadStart:
         """Return this head for other labels than classes: "numbers", or "labels", several for each example.
 
         Raises:
@@ -75,7 +75,7 @@ class HeadStart(ABC):
 
         Args:
             features: (n, width).
-            labels: classes (n,), numbers (n,) or labels as in `fitted`, or targets (n, classes) of the outputs.
+            labels: classes (n,), numbers (n,) or labels as in `fit_to_targets`, or targets (n, classes) of the outputs.
             classes: number of outputs.
         """
 
@@ -91,7 +91,7 @@ class HeadStart(ABC):
     def class_counts(self, total: State) -> Tensor:
         """Return the examples per class, (classes,), from the sums over all clients; empty: unknown."""
 
-    def hidden(self, total: State) -> list[int]:
+    def find_hidden_classes(self, total: State) -> list[int]:
         """Return the classes that noise hides in the sums over all clients; by default none."""
         return []
 
@@ -103,7 +103,7 @@ class HeadStart(ABC):
         """Return in how many directions the sums describe how features of this width vary; by default 0."""
         return 0
 
-    def whitening(self, total: State, width: int) -> Whitening:
+    def compute_whitening(self, total: State, width: int) -> Whitening:
         """Compute the map that makes features vary alike in these directions, from the sums over all clients.
 
         Raises:

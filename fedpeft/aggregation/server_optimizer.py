@@ -53,14 +53,14 @@ class ServerOptimizer(ABC):
 
     @property
     def needs_noise(self) -> bool:
-        """Whether the optimizer needs noise that the server adds (`noised`); by default not."""
+        """Whether the optimizer needs noise that the server adds (`correct_for_noise`); by default not."""
         return False
 
-    def noised(self, variance: float) -> ServerOptimizer:
+    def correct_for_noise(self, variance: float) -> ServerOptimizer:
         """Return the optimizer for directions with noise of this variance in each entry; by default itself."""
         return self
 
-    def gentler(self, rate: float) -> ServerOptimizer:
+    def slow_down(self, rate: float) -> ServerOptimizer:
         """Return the optimizer with `rate` times as long steps, unless their length is that of the updates."""
         return self
 
@@ -84,7 +84,7 @@ class AdaptiveServerOptimizer(ServerOptimizer):
     beta1: float = setting(0.9, "share of the last m that is kept", low=0, below=1)
     tau: float = setting(1e-3, "adaptivity: the smaller, the more the steps are equalised", above=0)
 
-    def gentler(self, rate: float) -> ServerOptimizer:
+    def slow_down(self, rate: float) -> ServerOptimizer:
         """Return the optimizer with a lower eta, since a step is as long as eta, however small the updates are."""
         return replace(self, learning_rate=self.learning_rate * rate)
 

@@ -41,7 +41,7 @@ class Update:
     owned: State = field(default_factory=dict)
     answer: State = field(default_factory=dict)
 
-    def trained(self, name: str) -> Tensor:
+    def get_trained(self, name: str) -> Tensor:
         """Return the tensor after local training, or as received if it was not trained."""
         received = self.received[name]
         return received + self.delta[name] if name in self.delta else received

@@ -100,7 +100,7 @@ class FlowerRule(RoundStrategy):
         Raises:
             ConfigError: it can't be made, or can't do here what it would do.
         """
-        arrays = _convert_to_arrays(state, tuple(sorted(self.trained(layout, 1))))
+        arrays = _convert_to_arrays(state, tuple(sorted(self.list_trained(layout, 1))))
         try:
             with _seed_generators(seed, 0), _silence_flower():
                 rule = self._create_strategy(arrays, seed)
@@ -127,7 +127,7 @@ class FlowerRule(RoundStrategy):
             ConfigError: no updates.
             RunError: it fails, or gives what is no next state.
         """
-        names = tuple(sorted(self.trained(layout, round_number)))
+        names = tuple(sorted(self.list_trained(layout, round_number)))
         updates = read(names)
         if not len(updates):
             raise ConfigError(
@@ -135,7 +135,7 @@ class FlowerRule(RoundStrategy):
             )
         arrays = _convert_to_arrays(state, names)
         cohort = [
-            TrainedArrays(u.client, _convert_to_arrays({n: u.trained(n) for n in names}, names), u.weight)
+            TrainedArrays(u.client, _convert_to_arrays({n: u.get_trained(n) for n in names}, names), u.weight)
             for u in updates
         ]
         with _silence_flower():

@@ -188,7 +188,7 @@ class Setup(ChosenParts):
         peft = resize_method(config.peft, given, [*forms, *whole])
         method = PEFT_METHODS.build(peft)
         if task.targets in ("numbers", "labels"):
-            chosen = replace(chosen, head=chosen.head.fitted(task.targets))
+            chosen = replace(chosen, head=chosen.head.fit_to_targets(task.targets))
         model_directory = resolve_model(facts.default_model if config.model == "auto" else config.model)
         notes: list[str] = []
         reference = load_adapted_model(task, model_directory, method, config.dtype, facts.classes, notes.append)
@@ -262,8 +262,8 @@ class Setup(ChosenParts):
     @cached_property
     def trained_entries(self) -> tuple[int, int]:
         """Entries that clients train and hand in, in the rounds with the fewest and with the most of them."""
-        own = self.strategy.private(self.layout)
-        names = [self.strategy.trained(self.layout, round_number) - own for round_number in range(1, 5)]
+        own = self.strategy.list_private(self.layout)
+        names = [self.strategy.list_trained(self.layout, round_number) - own for round_number in range(1, 5)]
         sizes = [sum(t.numel for t in self.layout.tensors if t.name in some) for some in names]
         return min(sizes), max(sizes)
 

@@ -53,7 +53,7 @@ class PrivateCentroids(HeadStart):
         """Return an empty tensor: counts are unknown."""
         return torch.zeros(0)
 
-    def hidden(self, total: State) -> list[int]:
+    def find_hidden_classes(self, total: State) -> list[int]:
         """Return the classes whose sums are no longer than the noise."""
         found = find_hidden_classes(total["sums"].double(), float(total[VARIANCE]))
         return [int(label) for label in torch.nonzero(found)[:, 0]]
@@ -62,7 +62,7 @@ class PrivateCentroids(HeadStart):
         """Compute the head; a hidden class has zero weights and a bias below all other logits."""
         sums = total["sums"].double()
         hidden = torch.zeros(classes, dtype=torch.bool)
-        hidden[self.hidden(total)] = True
+        hidden[self.find_hidden_classes(total)] = True
         weight = (
             self.scale * functional.normalize(sums * ~hidden[:, None], dim=1) / compute_typical_length(total["lengths"])
         )

@@ -83,7 +83,7 @@ class PrivateRidge(HeadStart):
         weight = self.scale * weight / compute_typical_length(total["lengths"])
         return {"head.weight": weight, "head.bias": torch.zeros(classes, dtype=torch.float64)}
 
-    def whitening(self, total: State, width: int) -> Whitening:
+    def compute_whitening(self, total: State, width: int) -> Whitening:
         """Compute the whitening from the moments without the mean.
 
         The ridge, which covers noise, adds to each variance. Examples have norm 1, so the trace of the moments is their

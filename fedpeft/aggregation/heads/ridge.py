@@ -59,7 +59,7 @@ class Ridge(SecondMoments):
         """Return this head with factors instead of moments."""
         return replace(self, send=FACTOR)
 
-    def fitted(self, targets: str) -> HeadStart:
+    def fit_to_targets(self, targets: str) -> HeadStart:
         """Return this head without scale for numbers, since the regression predicts them directly."""
         return replace(self, scale=1.0) if targets == "numbers" else self
 

@@ -16,7 +16,7 @@ class Zero(HeadStart):
 
     exchanges: ClassVar[bool] = False
 
-    def fitted(self, targets: str) -> HeadStart:
+    def fit_to_targets(self, targets: str) -> HeadStart:
         """Return this head: zeros suit all labels, as the mean or as a probability of one half."""
         return self
 

@@ -35,7 +35,7 @@ class Adam(AdaptiveServerOptimizer):
         """Whether v is corrected."""
         return self.corrected
 
-    def noised(self, variance: float) -> ServerOptimizer:
+    def correct_for_noise(self, variance: float) -> ServerOptimizer:
         """Return the optimizer that subtracts noise of this variance from v, if v is corrected."""
         return _Corrected(self, variance) if self.corrected else self
 

@@ -54,13 +54,13 @@ class Averaged(ServerOptimizer):
         """Whether the inner optimizer needs noise that the server adds."""
         return self.inner.needs_noise
 
-    def noised(self, variance: float) -> ServerOptimizer:
+    def correct_for_noise(self, variance: float) -> ServerOptimizer:
         """Return this optimizer with an inner one for noise of this variance."""
-        return self._replace_inner(self.inner.noised(variance))
+        return self._replace_inner(self.inner.correct_for_noise(variance))
 
-    def gentler(self, rate: float) -> ServerOptimizer:
+    def slow_down(self, rate: float) -> ServerOptimizer:
         """Return this optimizer with shorter steps of the inner one."""
-        return self._replace_inner(self.inner.gentler(rate))
+        return self._replace_inner(self.inner.slow_down(rate))
 
     def _replace_inner(self, inner: ServerOptimizer) -> ServerOptimizer:
         other = Averaged(self.of, self.decay)

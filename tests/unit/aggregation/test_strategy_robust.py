@@ -30,7 +30,7 @@ def refactored(update, seed):
     generator = torch.Generator().manual_seed(seed)
     delta = dict(update.delta)
     for pair in layout.pairs:
-        A, B = update.trained(pair.A), update.trained(pair.B)
+        A, B = update.get_trained(pair.A), update.get_trained(pair.B)
         G = torch.randn(len(A), len(A), generator=generator, dtype=A.dtype) + 3 * torch.eye(len(A), dtype=A.dtype)
         delta[pair.A] = torch.linalg.solve(G, A) - update.received[pair.A]
         delta[pair.B] = B @ G - update.received[pair.B]
@@ -157,7 +157,7 @@ def test_krum_sees_all_layers_at_once():
     ]
     result = run_round(strategies.build("krum"), state, layout, disguised)
     after = compute_effective_weight(far, result.state, FORM).to_dense()
-    assert min(float((after - FORM.scale * u.trained(far.B) @ u.trained(far.A)).norm()) for u in honest) < 1e-9
+    assert min(float((after - FORM.scale * u.get_trained(far.B) @ u.get_trained(far.A)).norm()) for u in honest) < 1e-9
 
 
 @pytest.mark.parametrize("far", [100.0, 1e6, 1e12])
