@@ -117,7 +117,7 @@ class Setup(RunSpec):
         whole = map(rule.get_whole_form, forms) if isinstance(rule, TaskRanks) else ()
         peft = resize_method(spec.config.peft, spec.method, [*forms, *whole])
         method = spec.method if peft == spec.config.peft else PEFT_METHODS.build(peft)
-        head = spec.head.fitted(task.targets) if task.targets in ("numbers", "labels") else spec.head
+        head = spec.head.fit_to_targets(task.targets) if task.targets in ("numbers", "labels") else spec.head
         model_directory = resolve_model(facts.default_model if spec.config.model == "auto" else spec.config.model)
         notes: list[str] = []
         reference = load_adapted_model(task, model_directory, method, spec.config.dtype, facts.classes, notes.append)
@@ -187,8 +187,8 @@ class Setup(RunSpec):
     @cached_property
     def trained_entries(self) -> tuple[int, int]:
         """Entries that clients train and hand in, in the rounds with the fewest and with the most of them."""
-        own = self.strategy.private(self.layout)
-        names = [self.strategy.trained(self.layout, round_number) - own for round_number in range(1, 5)]
+        own = self.strategy.list_private(self.layout)
+        names = [self.strategy.list_trained(self.layout, round_number) - own for round_number in range(1, 5)]
         sizes = [sum(t.numel for t in self.layout.tensors if t.name in some) for some in names]
         return min(sizes), max(sizes)
 

@@ -80,7 +80,7 @@ def check_memory(strategy: Strategy, uplink: Uplink) -> None:
 
 def check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> None:
     """Refuse a correction with nothing to act on, or ConfigError says what it looks for."""
-    trained = strategy.trained(layout, 1)
+    trained = strategy.list_trained(layout, 1)
     for ending in correction.needs:
         if not any(name.endswith(ending) for name in trained):
             raise ConfigError(
@@ -88,7 +88,7 @@ def check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> N
                 "leave it out, or take --peft lora with a strategy that trains both factors, such as fedit"
             )
     frozen = strategy.list_frozen(layout) if isinstance(strategy, FreezesTensors) else frozenset()
-    if correction.travels and not trained - strategy.private(layout) - frozen:
+    if correction.travels and not trained - strategy.list_private(layout) - frozen:
         raise ConfigError(
             f"FP1340 {correction.name} corrects what clients train and share, and with {name_of(type(strategy))} they "
             "share nothing that they train; leave it out"
