@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from fedpeft.deployment.identity.pinned_roster import PinnedRoster
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import raise_write_errors, replace
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 
 
 @dataclass(frozen=True)
@@ -121,16 +120,14 @@ def _write_roster(folder: Path, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    return run_command(
-        lambda: _make_certificates(tyro.cli(Command, args=arguments, prog="python -m fedpeft.certs")),
-        lambda: "interrupted; the same command makes what is missing",
-    )
+    again = "interrupted; the same command makes what is missing"
+    return run_tool(Command, _make_certificates, arguments, silent=False, interrupted=lambda: again)
 
 
-def _make_certificates(command: Command) -> None:
+def _make_certificates(command: Command, console: Console) -> None:
     with raise_write_errors(command.folder):
-        make(command, Console())
+        make(command, console)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("certs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,16 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft import plugins
 from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.families import DATASETS, PARTITIONS
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import quote_argument, run_command
+from fedpeft.reporting.command import (
+    quote_argument,
+    run_tool,
+    start_command,
+)
 from fedpeft.spec import Spec
 from fedpeft.wiring import early_checks
 from fedpeft.wiring.sampling import compute_cohort_size
@@ -269,14 +271,9 @@ def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code: 0, 1 where something is wrong with the data, 2 where they can't be used."""
-    return run_command(lambda: _run_check(tyro.cli(Command, args=arguments, prog="python -m fedpeft.check")))
-
-
-def _run_check(command: Command) -> int:
-    plugins.use(command.plugin)
-    return 1 if check(command, Console()) else 0
+    """Run the command; return its exit code: 0, 1 if the data have a fault, or 2 if they can't be used."""
+    return run_tool(Command, lambda command, console: 1 if check(command, console) else 0, arguments, silent=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("check")

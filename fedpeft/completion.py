@@ -12,7 +12,6 @@ import contextlib
 import importlib
 import io
 import re
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,7 +21,7 @@ import tyro
 
 from fedpeft.__main__ import COMMANDS
 from fedpeft.errors import ConfigError
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 
 PROGRAM = "fedpeft"
 """The console script, which alone can be completed: a shell binds completions to a program's name."""
@@ -80,8 +79,8 @@ def _get_command_class(name: str) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code."""
-    return run_command(lambda: print(write_script(tyro.cli(Command, args=arguments, prog="fedpeft completion").shell)))
+    return run_tool(Command, lambda command, _: print(write_script(command.shell)), arguments, silent=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("completion")

@@ -24,7 +24,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
 from fedpeft.models.task import TASKS
 from fedpeft.parts import Bounds, name_of
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.wiring import catalogue
 
 FAMILIES = {**catalogue.FAMILIES, "task": (TASKS,), "metrics": (METRICS,)}
@@ -142,12 +142,10 @@ def describe(name: str, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit code: 0, or 2 for a name that is unknown."""
-    return run_command(lambda: _run_describe(tyro.cli(Command, args=arguments, prog="python -m fedpeft.describe")))
+    return run_tool(Command, _run_describe, arguments)
 
 
-def _run_describe(command: Command) -> None:
-    console = Console()
-    catalogue.use(command.plugin)
+def _run_describe(command: Command, console: Console) -> None:
     if not command.name or command.name in FAMILIES:
         console.print(build_overview([command.name] if command.name else list(FAMILIES)))
     if command.name and (command.name not in FAMILIES or find_parts(command.name)):
@@ -155,7 +153,4 @@ def _run_describe(command: Command) -> None:
 
 
 if __name__ == "__main__":
-    from fedpeft.reporting.console import silence_libraries
-
-    silence_libraries()
-    sys.exit(main())
+    start_command("describe")

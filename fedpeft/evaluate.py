@@ -12,7 +12,6 @@ Numbers go to RUN/evaluation/evaluation.json, answers, to be read, to answers.js
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +21,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.command import (
+    run_tool,
+    start_command,
+    tell_notes,
+)
 from fedpeft.reporting.console import format_amount
 from fedpeft.reporting.run_folder import refuse_file
 
@@ -119,17 +122,8 @@ def evaluate(command: Command, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return run_command(lambda: _run_evaluate(tyro.cli(Command, args=arguments, prog="python -m fedpeft.evaluate")))
-
-
-def _run_evaluate(command: Command) -> None:
-    from fedpeft.reporting.console import silence_libraries
-    from fedpeft.wiring import catalogue
-
-    silence_libraries()
-    catalogue.use(command.plugin)
-    evaluate(command, Console())
+    return run_tool(Command, evaluate, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("evaluate")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,11 @@ from fedpeft.machine.files import find_links, raise_write_errors
 from fedpeft.machine.terminal import Console
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
-from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.command import (
+    run_tool,
+    start_command,
+    tell_notes,
+)
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.exports.hub import check_name, push
 from fedpeft.reporting.run_folder import make_folder, refuse_file
@@ -227,15 +230,10 @@ def export_client(run: Path, client: int, output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return run_command(lambda: _run_export(tyro.cli(Command, args=arguments, prog="python -m fedpeft.export")))
+    return run_tool(Command, _run_export, arguments)
 
 
-def _run_export(command: Command) -> None:
-    from fedpeft.reporting.console import silence_libraries
-    from fedpeft.wiring import catalogue
-
-    silence_libraries()
-    catalogue.use(command.plugin)
+def _run_export(command: Command, console: Console) -> None:
     output = command.output or command.run / "export"
     if command.gguf_base and not command.gguf:
         raise ConfigError("FP1171 --gguf-base writes the base beside an adapter in GGUF; give --gguf, too")
@@ -248,15 +246,15 @@ def _run_export(command: Command) -> None:
     if command.push:
         check_name(command.push)
     if command.client is None:
-        export(command.run, output, command.merge, Console(), command.gguf, command.gguf_base)
+        export(command.run, output, command.merge, console, command.gguf, command.gguf_base)
     elif command.merge:
         raise ConfigError("FP1175 a client's own adapter is exported as it is; leave --merge or --client out")
     else:
         export_client(command.run, command.client, output)
-        Console().print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
     if command.push:
-        Console().print(f"sent to {push(output, command.push, command.public)}", highlight=False, soft_wrap=True)
+        console.print(f"sent to {push(output, command.push, command.public)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("export")

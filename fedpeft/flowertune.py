@@ -24,7 +24,7 @@ from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import MISTAKE, run_command
+from fedpeft.reporting.command import MISTAKE, parse_flags, run_command, start_command
 from fedpeft.reporting.console import silence_libraries
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.reporting.run_folder import load_default_settings, resolve_settings
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> int:
         nonlocal folder
-        command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.flowertune", description=Command.__doc__)
+        command = parse_flags(Command, sys.argv[1:] if arguments is None else arguments)
         chosen = _chosen(command)
         silence_libraries()
         from fedpeft.reporting.flowertune_project import FlowerTuneProject
@@ -199,4 +199,4 @@ def _run(project: FlowerTuneProject, config: RunConfig, folder: Path, resume: bo
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("flowertune")

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -47,7 +46,13 @@ from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.models.patch_features import patch_features
 from fedpeft.models.task import FederatedModel
 from fedpeft.models.two_towers import find_tower_folders
-from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.command import (
+    name_program,
+    parse_flags,
+    run_tool,
+    start_command,
+    tell_notes,
+)
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.phases import SILENCE, Heartbeat
 
@@ -297,28 +302,22 @@ def _predict_together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return run_command(lambda: _run_predict(_parse_command(sys.argv[1:] if arguments is None else arguments)))
+    return run_tool(Command, _run_predict, arguments, parse=_parse_command)
 
 
 def _parse_command(arguments: list[str]) -> Command:
     """What the command line says; runs and the text may also stand behind flags, which tyro takes as unknown words."""
-    program = "python -m fedpeft.predict"
-    command, behind = tyro.cli(Command, args=arguments, prog=program, return_unknown_args=True)
+    command, behind = tyro.cli(Command, args=arguments, prog=name_program(Command), return_unknown_args=True)
     if any(word.startswith("-") for word in behind):
-        return tyro.cli(Command, args=arguments, prog=program)  # says which flag is wrong
+        return parse_flags(Command, arguments)  # names the flag that is wrong
     return replace(command, words=(*command.words, *behind))
 
 
-def _run_predict(command: Command) -> None:
-    from fedpeft.reporting.console import silence_libraries
-    from fedpeft.wiring import catalogue
-
-    silence_libraries()
-    catalogue.use(command.plugin)
+def _run_predict(command: Command, console: Console) -> None:
     if not 0 <= command.abstain <= 1:
         raise ConfigError(f"FP1279 --abstain must be a probability, 0 to 1, got {command.abstain:g}")
     if command.data is not None:
-        _predict_rows(command, Console())
+        _predict_rows(command, console)
         return
     if command.output is not None or command.text is not None:
         raise ConfigError(
@@ -332,7 +331,7 @@ def _run_predict(command: Command) -> None:
     if command.new_tokens < 1:
         raise ConfigError(f"FP1282 --new-tokens must be at least 1, got {command.new_tokens}")
     folders, asked = _split_words(command.words)
-    predict(folders, asked, command.new_tokens, Console(), command.abstain, command.ensemble)
+    predict(folders, asked, command.new_tokens, console, command.abstain, command.ensemble)
 
 
 def _split_words(words: tuple[str, ...]) -> tuple[list[Path], list[str]]:
@@ -396,4 +395,4 @@ def _predict_rows(command: Command, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("predict")

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.markup import escape
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import suggest_legal
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.reporting.run_folder import SEARCHS_JOURNAL
 from fedpeft.spec import split_outside_parentheses
 from fedpeft.studies.page import STUDYS_PAGE, PageSection, write_report
@@ -174,8 +173,8 @@ def report(command: Command, console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, or 2 for a user's mistake."""
-    return run_command(lambda: report(tyro.cli(Command, args=arguments, prog="python -m fedpeft.report"), Console()))
+    return run_tool(Command, report, arguments, silent=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("report")

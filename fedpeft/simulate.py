@@ -22,7 +22,7 @@ from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting import help_page
-from fedpeft.reporting.command import handle_interrupts, run_command
+from fedpeft.reporting.command import parse_run_flags, run_command, start_command
 from fedpeft.reporting.console import ConsoleObserver, format_model_line, say_privacy, silence_libraries
 from fedpeft.reporting.dashboard.server import show_dashboard
 from fedpeft.reporting.observer import RoundResult, compute_perplexity
@@ -90,14 +90,8 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    if help_page.is_help_requested(arguments):
-        print(help_page.format_page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS))
-        raise SystemExit(0)
-    command = _parse_command(arguments, RunConfig())
-    plugins.use(command.plugin)
-    default = load_default_settings(command.config, command.resume)
-    command = _parse_command(arguments, default)
-    config, folder = resolve_settings(command.run, default, command.output, command.resume)
+    command, default = parse_run_flags(Command, arguments, _format_help, _load_defaults)
+    config, folder = resolve_settings(command.run, default.run, command.output, command.resume)
     if command.quick:
         if command.resume is not None:
             raise ConfigError("FP1407 a resumed run keeps its settings, but --quick was given; leave it out")
@@ -105,8 +99,12 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
     return config, folder, command.resume is not None, {"track": command.track, "dashboard": command.dashboard}
 
 
-def _parse_command(arguments: list[str], default: RunConfig) -> Command:
-    return tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.simulate")
+def _format_help() -> str:
+    return help_page.format_page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS)
+
+
+def _load_defaults(command: Command) -> Command:
+    return Command(run=load_default_settings(command.config, command.resume))
 
 
 def simulate(  # noqa: PLR0913
@@ -369,6 +367,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with handle_interrupts():
-        code = main()
-    sys.exit(code)
+    start_command("simulate")

@@ -8,7 +8,6 @@ or is killed is a failed line with its reason, and the others go on.
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,10 @@ from fedpeft import simulate
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting import console
-from fedpeft.reporting.command import handle_interrupts, run_command
+from fedpeft.reporting.command import (
+    run_tool,
+    start_command,
+)
 from fedpeft.reporting.console import format_duration
 from fedpeft.studies.process import Program
 from fedpeft.studies.study_file import PlannedRun, read_study
@@ -157,15 +159,9 @@ def run_study(command: Command, console: Console) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 if runs failed, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
-    return run_command(
-        lambda: run_study(tyro.cli(Command, args=arguments, prog="python -m fedpeft.study"), Console()),
-        lambda: "interrupted; the same command continues",
-    )
+    again = "interrupted; the same command continues"
+    return run_tool(Command, run_study, arguments, silent=False, interrupted=lambda: again)
 
 
 if __name__ == "__main__":
-    from fedpeft import study  # under its own name, by which other processes find its functions
-
-    with handle_interrupts():
-        code = study.main()
-    sys.exit(code)
+    start_command("study")

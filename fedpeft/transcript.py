@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +20,7 @@ from fedpeft.deployment.transcript.comparison import (
 )
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,8 @@ def compare(command: Command, console: Console) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0 (the same), 1 (different), 2 for a user's mistake or a forged file."""
-    return run_command(lambda: _run_comparison(tyro.cli(Command, args=arguments, prog="python -m fedpeft.transcript")))
-
-
-def _run_comparison(command: Command) -> int:
-    return 0 if compare(command, Console()) else 1
+    return run_tool(Command, lambda command, console: 0 if compare(command, console) else 1, arguments, silent=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("transcript")

@@ -9,7 +9,6 @@ the report.
 from __future__ import annotations
 
 import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,11 +20,14 @@ from fedpeft import simulate
 from fedpeft.errors import RunError, require_extra
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting import console
-from fedpeft.reporting.command import handle_interrupts, run_command
+from fedpeft.reporting.command import (
+    run_command,
+    run_tool,
+    start_command,
+)
 from fedpeft.reporting.phases import SILENCE, Heartbeat
 from fedpeft.reporting.run_folder import lock_folder, make_folder, refuse_file
 from fedpeft.study import load
-from fedpeft.wiring import catalogue
 
 if TYPE_CHECKING:
     from fedpeft.tuning.runner import SearchFolder
@@ -143,7 +145,6 @@ def run_search(command: Command, output: Console) -> int:
     from fedpeft.tuning import store
     from fedpeft.tuning.search_file import read_search
 
-    catalogue.use(command.plugin)
     search = read_search(command.search)
     folder = command.output or search.folder
     trials = command.trials or search.keys.trials
@@ -185,15 +186,9 @@ def _run_search(search: Search, folder: Path, trials: int, workers: int, output:
 
 def main(arguments: list[str] | None = None) -> int:
     """Its exit code: 0, 1 if no trial has finished, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
-    return run_command(
-        lambda: run_search(tyro.cli(Command, args=arguments, prog="python -m fedpeft.tune"), Console()),
-        lambda: "interrupted; the same command continues",
-    )
+    again = "interrupted; the same command continues"
+    return run_tool(Command, run_search, arguments, silent=False, interrupted=lambda: again)
 
 
 if __name__ == "__main__":
-    from fedpeft import tune  # under its own name, by which other processes find its functions
-
-    with handle_interrupts():
-        code = tune.main()
-    sys.exit(code)
+    start_command("tune")
