@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 def format_overview() -> str:
-    """The page that lists the commands."""
+    """Return the page that lists the commands."""
     lines = [f"  {name:<12} {about}" for name, about in COMMANDS.items()]
     return "\n".join(
         [
@@ -47,7 +47,7 @@ def format_overview() -> str:
 
 
 def main() -> int:
-    """The command; its exit code: 2 where there is no such command, else that command's."""
+    """Run the named command; return its exit code, or 2 for an unknown command."""
     loading.refuse_windows()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):

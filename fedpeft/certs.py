@@ -47,7 +47,7 @@ HERE = ("localhost", "127.0.0.1")
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a list `a,b`."""
+    """Return the words of a list `a,b`."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
@@ -119,7 +119,7 @@ def _write_roster(folder: Path, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run the command; return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
     again = "interrupted; the same command makes what is missing"
     return run_tool(Command, _make_certificates, arguments, silent=False, interrupted=lambda: again)
 

@@ -70,7 +70,7 @@ PICTURES = (".svg", ".png", ".pdf")
 
 
 def find_dataset_text(data: str) -> str:
-    """What a run's --dataset calls `data`.
+    """Return the text of --dataset for `data`.
 
     Raises:
         DataError: it looks like a path, and nothing is there.
@@ -85,7 +85,7 @@ def find_dataset_text(data: str) -> str:
 
 
 def partition_rows(command: Command, rows: Rows) -> tuple[str, Shards]:
-    """The partition's text, and how `rows` would lie.
+    """Return the partition's text, and the partition of `rows`.
 
     Raises:
         FedpeftError: rows can't be split so.
@@ -102,7 +102,7 @@ def partition_rows(command: Command, rows: Rows) -> tuple[str, Shards]:
 
 
 def compute_lengths(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str]:
-    """The lengths of training rows, their unit, and why it is words where it is, or why a run would refuse them.
+    """Return the lengths of the training examples, their unit, and a reason: for words, or for a run's refusal.
 
     Raises:
         FedpeftError: the model that was named has no tokenizer, or the rows don't go with it.
@@ -202,7 +202,7 @@ def check(command: Command, console: Console) -> list[str]:
 def _find_better_partition(command: Command, called: str, rows: Rows) -> tuple[str, Shards] | None:
     """Return the partition of equal clients, if it has nothing wrong that the one looked at has; else None.
 
-    Where rows have owners, or the user has named a partition, the clients are as they are.
+    It is None if rows have owners or the user has named a partition: these clients can't be changed.
     """
     from fedpeft.data.inspection import check_partition
     from fedpeft.data.partition import USUAL, split

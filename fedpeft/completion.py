@@ -49,7 +49,7 @@ class Command:
 
 
 def write_script(shell: str) -> str:
-    """The script for `shell`: bash, zsh or fish.
+    """Return the completion script for `shell`: bash, zsh or fish.
 
     Raises:
         ConfigError: the installed tyro makes none.
@@ -71,14 +71,14 @@ def write_script(shell: str) -> str:
 
 
 def _get_command_class(name: str) -> Any:
-    """The class of a command's flags."""
+    """Return the class of a command's flags."""
     spec = find_spec(f"fedpeft.{name}")
     inside = ".__main__" if spec and spec.submodule_search_locations is not None else ""
     return importlib.import_module(f"fedpeft.{name}{inside}").Command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code."""
+    """Run the command; return its exit code."""
     return run_tool(Command, lambda command, _: print(write_script(command.shell)), arguments, silent=False)
 
 

@@ -109,7 +109,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 def build_config(values: Mapping[str, Any], source: str) -> RunConfig:
-    """A configuration from keys and values, checked.
+    """Return a checked configuration from keys and values.
 
     Raises:
         ConfigError: unknown key, wrong type, value out of range; `source` is named.
@@ -125,7 +125,7 @@ def build_config(values: Mapping[str, Any], source: str) -> RunConfig:
 
 
 MOST_BITS: Final = 64
-"""Of a whole number in a configuration. TOML has no longer ones; Python reads any, and refuses to print the longest."""
+"""Most bits of a whole number in a configuration, as in TOML. Python reads longer ones, but refuses to print some."""
 
 WHOLE: Final = {field.name for field in dataclasses.fields(RunConfig) if "int" in str(field.type)}
 """Settings that may be a whole number."""
@@ -135,7 +135,7 @@ NUMBERS_AS_TEXTS: Mapping[str, tuple[type, ...]] = {"clients": (int,), "cohort":
 
 
 def _parse_number(value: Any, kinds: tuple[type, ...]) -> Any:
-    """The finite number that a text is, of the first kind that it is of; anything else as it is."""
+    """Return the finite number that a text contains, of the first type in `kinds` that fits; else the value itself."""
     for kind in kinds if isinstance(value, str) else ():
         try:
             number = kind(value)
@@ -179,14 +179,14 @@ def use_plugins(content: dict[str, Any], path: Path, goes_on: bool = True, of_ru
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The keys and values of a TOML file.
+    """Return the keys and values of a TOML file.
 
     Raises:
         ConfigError: the file is missing, not readable or not TOML.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ConfigError(f"FP1076 {path} is no file, and a configuration is read from one")
+            raise ConfigError(f"FP1076 {path} is not a file; give a TOML file of settings")
         with open(path, "rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:

@@ -50,12 +50,12 @@ class Command:
 
 
 def find_parts(name: str) -> list[tuple[str, type]]:
-    """All parts called `name`, with the flag that takes them."""
+    """Return all parts called `name`, each with the flag that takes it."""
     return [(flag, f.part(name)) for flag, families in FAMILIES.items() for f in families if name in f.names]
 
 
 def create_unknown_error(name: str) -> ConfigError:
-    """Nothing is called `name`; says what is called nearly so."""
+    """Return the error for an unknown name, with the closest known name."""
     for families in FAMILIES.values():
         for family in families:
             if name.lower() in family.elsewhere:
@@ -66,7 +66,7 @@ def create_unknown_error(name: str) -> ConfigError:
 
 
 def build_overview(flags: list[str]) -> Table:
-    """One row per part: the flag, its name, the first sentence about it."""
+    """Return a table with one row per part: its flag, its name and its first sentence."""
     sums = flags == ["strategy"]
     columns = ("flag", "part", *(["sum of clients"] if sums else []), "what it is")
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
@@ -82,12 +82,12 @@ def build_overview(flags: list[str]) -> Table:
 
 
 def _sum_of_clients(strategy: type[Strategy]) -> str:
-    """Whether the rule goes with sums in which no single update is seen; what stays with clients does not."""
+    """Return whether the rule goes with sums in which no single update is seen; what stays with clients does not."""
     return "yes" if strategy.sum_of_clients() and strategy.private is Strategy.private else "no"
 
 
 def show(flag: str, cls: type, console: Console) -> None:
-    """A part: what its module says, and its settings."""
+    """Print a part's documentation and its settings."""
     module = sys.modules[cls.__module__]
     origin = plugins.find_origin(cls)
     text = (inspect.getdoc(module) if origin is None else None) or inspect.getdoc(cls) or ""
@@ -101,7 +101,7 @@ def show(flag: str, cls: type, console: Console) -> None:
 
 
 def show_settings(fields: Sequence[dataclasses.Field[Any]], console: Console) -> None:
-    """Settings, one a row."""
+    """Print a table of settings, one per row."""
     settings = Table("setting", "default", "legal", "meaning", box=None, padding=(0, 2, 0, 0))
     for field in fields:
         default = "must be given" if field.default is dataclasses.MISSING else repr(field.default)
@@ -114,7 +114,7 @@ def show_settings(fields: Sequence[dataclasses.Field[Any]], console: Console) ->
 
 
 def format_range(bounds: Bounds) -> str:
-    """A setting's range in words; empty: anything of its type."""
+    """Return a setting's legal range in words; empty: every value of its type."""
     if bounds.choices:
         return ", ".join(map(str, bounds.choices))
     ends = (("at least", bounds.low), ("above", bounds.above), ("at most", bounds.high), ("below", bounds.below))
@@ -122,7 +122,7 @@ def format_range(bounds: Bounds) -> str:
 
 
 def describe(name: str, console: Console) -> None:
-    """All that is called `name`: parts, a preset of --codec, a flag without parts.
+    """Print everything that is called `name`: parts, a preset of --codec, a flag without parts.
 
     Raises:
         ConfigError: nothing is.
@@ -141,7 +141,7 @@ def describe(name: str, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code: 0, or 2 for a name that is unknown."""
+    """Run the command; return its exit code: 0, or 2 for an unknown name."""
     return run_tool(Command, _run_describe, arguments)
 
 

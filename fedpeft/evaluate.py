@@ -60,7 +60,7 @@ class Command:
 
 
 def build_table(found: EvaluationResult) -> Table:
-    """Who is compared, and their measures."""
+    """Return a table with one row per model and one column per measure."""
     columns = list(dict.fromkeys(column for row in found.table.values() for column in row))
     table = Table("", *(Column(escape(column), overflow="fold") for column in columns))
     for name, row in found.table.items():
@@ -69,12 +69,12 @@ def build_table(found: EvaluationResult) -> Table:
 
 
 def select_evenly(answered: list[QuestionAnswers]) -> list[QuestionAnswers]:
-    """`SHOWN` of the questions, evenly over all: not the nicest ones."""
+    """Return `SHOWN` of the questions, spread evenly over all of them."""
     return [answered[(2 * i + 1) * len(answered) // (2 * SHOWN)] for i in range(min(SHOWN, len(answered)))]
 
 
 def build_answer_table(answered: list[QuestionAnswers]) -> Table:
-    """Some questions with what everybody says."""
+    """Return a table of some questions with the answer of each model."""
     names = list(answered[0].said)[:3]
     table = Table("question", "right", *names, show_lines=True)
     for one in select_evenly(answered):
@@ -121,7 +121,7 @@ def evaluate(command: Command, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     return run_tool(Command, evaluate, arguments)
 
 

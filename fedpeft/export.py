@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fedpeft.reporting.finished_run import FinishedRun
 
 TOLERANCE = 1e-5
-"""Of the merged model's outputs, relative to the largest."""
+"""Largest difference of the merged model's outputs, relative to the largest output."""
 
 PASSES = 20
 """Forward passes that the latency is a median of."""
@@ -138,7 +138,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
 
 @contextmanager
 def empty_on_error(output: Path) -> Iterator[None]:
-    """Where an error comes, the folder is empty again."""
+    """Empty the folder again if an error occurs."""
     try:
         yield
     except BaseException:
@@ -148,7 +148,7 @@ def empty_on_error(output: Path) -> Iterator[None]:
 
 
 def _write_gguf(run: FinishedRun, output: Path, merge: bool, base: bool, console: Console) -> None:
-    """The adapter, or the merged model; and the base."""
+    """Load the adapter or the merged model, and the base."""
     from fedpeft.reporting.exports.gguf_files import write_adapter, write_model
 
     if run.method.whole_model:
@@ -170,7 +170,7 @@ def make_empty_folder(output: Path) -> None:
 
 
 def _merge_adapter(finished_run: FinishedRun, console: Console) -> FederatedModel:
-    """The model with the adapter worked into its base."""
+    """Return the model with its adapter merged into the base."""
     from fedpeft.reporting.finished_run import sample_batch
 
     base = finished_run.base()
@@ -229,7 +229,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     return run_tool(Command, _run_export, arguments)
 
 

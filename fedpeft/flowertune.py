@@ -77,12 +77,13 @@ class PeftFolders:
     """Writes the global adapter every few rounds, as the template's server does."""
 
     def __init__(self, every: int, base_name: str) -> None:
+        """Prepare to write every `every` rounds, with the name of the base model in each folder."""
         self.every = every
         self.base_name = base_name
         self.simulation: Simulation | None = None
 
     def begins(self, simulation: Simulation) -> None:
-        """The run that is about to begin."""
+        """Keep the simulation that is about to begin."""
         self.simulation = simulation
 
     def finished(self, result: RoundResult) -> None:
@@ -107,7 +108,7 @@ def compute_template_traffic(layout: Layout, clients: int, rounds: int) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for a user's mistake or code that would not be run, 130 after Ctrl-C."""
+    """Run the command; return its exit code: 0, 2 for a user's mistake or refused code, 130 after Ctrl-C."""
     folder: Path | None = None
 
     def work() -> int:
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_introduction(project: FlowerTuneProject, console: Console) -> None:
-    """What is made of the project, and what is not."""
+    """Print which settings of the project the run uses and ignores."""
     data = project.values["static.dataset.name"]
     what = f"{project.folder}: {project.track}, {project.clients} clients, {data}"
     lines = [f"[bold]project[/] {escape(what)}"]
@@ -173,7 +174,7 @@ def _build_settings(command: Command, project: FlowerTuneProject, chosen: dict[s
 
 
 def _run(project: FlowerTuneProject, config: RunConfig, folder: Path, resume: bool, console: Console) -> None:
-    """The run, its peft folders, and what it has sent in the template's unit."""
+    """Run the simulation; save its peft folders and its traffic in the template's unit."""
     folders = PeftFolders(project.values["train.save-every-round"], project.values["model.name"])
     summary = simulate(config, folder, resume, console, on_round=folders.finished, begins=folders.begins)
     simulation = folders.simulation

@@ -30,7 +30,7 @@ class Command:
 
 
 def make(folder: Path) -> list[Path]:
-    """Make the project; the files that were made, relative to `folder`.
+    """Create the project; return the created files, relative to `folder`.
 
     Raises:
         RunError: there is something in its place, or it can't be written.
@@ -50,7 +50,7 @@ def make(folder: Path) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code: 0, or 2 for a user's mistake."""
+    """Run the command; return its exit code: 0, or 2 for a user's mistake."""
     return run_tool(Command, _make_project, arguments, silent=False)
 
 

@@ -32,7 +32,7 @@ class Command:
 
 
 def join(command: Command, console: Console) -> None:
-    """Be a client until the federation is finished.
+    """Take part as a client until the federation is finished.
 
     Raises:
         FedpeftError: what the user can mend; a value that is not legal is refused before torch is imported.
@@ -43,7 +43,7 @@ def join(command: Command, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
+    """Run the command; return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
     left = "left the federation; the same command joins it again"
     return run_tool(Command, join, arguments, parse=_parse_command, silent=False, interrupted=lambda: left)
 

@@ -1,17 +1,18 @@
 """python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer.
 
-python -m fedpeft.predict RUN [RUN ...] PICTURE [PICTURE ...]: what runs on images say of pictures, by their files.
+python -m fedpeft.predict RUN [RUN ...] PICTURE [PICTURE ...]: the answers of runs on images to files of pictures.
 
-python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv: what a run of classes, labels or numbers says of each
-row of a file, or of each picture of a folder or a table.
+python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv: the answers of a run with classes, labels or numbers to
+each row of a file, or to each picture of a folder or a table.
 
-A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found. Where a row
-may have several labels, all are told with their probabilities, `+` before those that are said; regression tells the
-number, in the unit of the labels. A run of token labels answers each word with its label. A language model goes on with
-the text (after instruction tuning: answers it), or says what a picture shows (captions). Runs on the same base share
-one loaded copy of its weights; each has its own adapter. `--ensemble` makes one answer of them: the mean of their
-calibrated probabilities (Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class
-is less likely.
+A classifier answers with its likeliest class and the probability of it, by the temperature of its run. With several
+labels, it lists all with their probabilities, and marks its answers by `+`. Regression answers with a number in the
+unit of the labels. A run of token labels answers each word with its label. A language model continues the text (after
+instruction tuning: answers it), or describes a picture (captions).
+
+Runs on the same base share one loaded copy of its weights; each has its own adapter. `--ensemble` combines them into
+one answer: the mean of their calibrated probabilities (Lakshminarayanan et al., NeurIPS 2017). With `--abstain 0.7`
+there is no answer if the likeliest class has a lower probability.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ from fedpeft.reporting.phases import SILENCE, Heartbeat
 
 @dataclass(frozen=True)
 class Command:
-    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or of images PICTURE [PICTURE ...].
+    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or PICTURE [PICTURE ...] for images.
 
-    Of a file of rows, or a folder of pictures: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv.
+    For a file of rows, or a folder of pictures: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv.
     """
 
     words: Annotated[
@@ -99,10 +100,10 @@ class Command:
 
 
 def compute_outputs(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
-    """What a classifier's head says of a text, or of a picture by its file, (outputs,) in fp64.
+    """Return the logits of a classifier for a text or for a picture's file, (outputs,) in fp64.
 
     Raises:
-        FedpeftError: the file is no picture, or the run's files are missing.
+        FedpeftError: the file is not a picture, or the run's files are missing.
     """
     model = run.model(base)
     if run.is_image_model:
@@ -113,7 +114,7 @@ def compute_outputs(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
 
 
 def compute_probabilities(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
-    """The calibrated probabilities of a classifier's classes, (classes,) in fp64.
+    """Return the calibrated probabilities of a classifier's classes, (classes,) in fp64.
 
     Raises:
         FedpeftError: as `compute_outputs`.
@@ -126,7 +127,7 @@ def check_asked(run: FinishedRun, asked: str) -> None:
 
     Raises:
         ConfigError: it is the other.
-        DataError: the file is no picture that can be read.
+        DataError: the picture's file can't be read.
     """
     there = os.path.isfile(asked)  # a text may be longer than the name of a file, which a Path would fail at
     if not run.can_take_pictures:
@@ -149,17 +150,17 @@ def check_asked(run: FinishedRun, asked: str) -> None:
 
 
 def format_verdict(labels: list[str], found: Tensor, abstain: float) -> str:
-    """The likeliest class and its probability; no class where that is below `abstain`."""
+    """Return the likeliest class and its probability; no class if the probability is below `abstain`."""
     best = int(found.argmax())
     likeliest = f"{labels[best]} ({float(found[best]):.3f})"
     return f"no answer: {likeliest} is less likely than {abstain:g}" if float(found[best]) < abstain else likeliest
 
 
 def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstain: float = 0.0) -> str:
-    """What the run's model, on `base`, says to `text`, or to the picture whose file that is.
+    """Return the answer of the run's model, on `base`, to a text or to a picture's file.
 
     Raises:
-        FedpeftError: the file is no picture, or the run's files are missing; or a language model shall abstain.
+        FedpeftError: the file is not a picture, the run's files are missing, or a language model shall abstain.
     """
     if run.task.targets in ("numbers", "labels"):
         if abstain:
@@ -201,7 +202,7 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
 
 
 def write_text(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: str, new_tokens: int) -> str:
-    """What the run's decoder writes of a text that its encoder reads.
+    """Return the text that the run's decoder writes for a text that its encoder reads.
 
     Raises:
         ConfigError: one of both is longer than the model takes.
@@ -218,11 +219,11 @@ def write_text(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: st
 
 
 def write_caption(run: FinishedRun, model: FederatedModel, picture: str, new_tokens: int) -> str:
-    """What the run's model says of a picture, by its file.
+    """Return the caption of the run's model for a picture's file.
 
     Raises:
         ConfigError: the caption would be longer than the model reads.
-        DataError: the file is no picture.
+        DataError: the file is not a picture.
     """
     task: Any = run.task
     readable = count_readable_tokens(run.model_directory, task.extra_tokens + 1, UNBOUNDED)
@@ -286,7 +287,7 @@ def predict_answers(run: FinishedRun, inputs: Sequence[str], new_tokens: int) ->
 
 
 def _predict_together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, abstain: float) -> str:
-    """The answer of the runs' mean."""
+    """Return the answer of the mean of the runs."""
     names = runs[0].labels
     if len(runs) < 2 or names is None or any(run.task.targets != "classes" for run in runs):
         raise ConfigError("FP1277 --ensemble takes two or more classifiers: RUN RUN ... TEXT")
@@ -301,12 +302,12 @@ def _predict_together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     return run_tool(Command, _run_predict, arguments, parse=_parse_command)
 
 
 def _parse_command(arguments: list[str]) -> Command:
-    """What the command line says; runs and the text may also stand behind flags, which tyro takes as unknown words."""
+    """Return the flags; runs and the text may also follow flags, and tyro reports these as unknown words."""
     command, behind = tyro.cli(Command, args=arguments, prog=name_program(Command), return_unknown_args=True)
     if any(word.startswith("-") for word in behind):
         return parse_flags(Command, arguments)  # names the flag that is wrong
@@ -335,7 +336,7 @@ def _run_predict(command: Command, console: Console) -> None:
 
 
 def _split_words(words: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """Runs, and behind them what they are asked: the last word, or where the first run is on images all pictures."""
+    """Return the runs and the inputs: the last word, or all picture files if the first run is on images."""
     count = len(words) - 1
     if count > 1 and FinishedRun.read(Path(words[0])).can_take_pictures:
         count = next(
@@ -359,7 +360,7 @@ def create_heartbeat(console: Console, said: Counter[str]) -> Callable[[], None]
 
 
 def _predict_rows(command: Command, console: Console) -> None:
-    """Write what a run says of the rows of a file, and tell how often it says what."""
+    """Write a run's answers to the rows of a file, and print how often each answer occurs."""
     from fedpeft.evaluation.answered_rows import PREDICTED, answer_rows, write
 
     if len(command.words) != 1 or command.output is None or command.data is None or command.ensemble:

@@ -74,7 +74,7 @@ def create_sections(found: ResultFolders, command: Command) -> list[Section]:
 
 
 def format_title(run: Result) -> str:
-    """Of a run on its own: its data, rule and method; of a file of rows, the file's name."""
+    """Return the title of a single run: its data, rule and method; for a file of rows, the file's name."""
     config = {**run.config, **run.settled}
     found = re.match(r"file(?::|\(path=['\"])([^'\"]+)", str(config.get("dataset", "")))
     data = Path(found[1]).name if found else config.get("dataset")
@@ -127,7 +127,7 @@ def _check_baseline(section: Section, baseline: Mapping[str, str]) -> None:
 
 
 def _check_output(page: Path) -> None:
-    """A page, and not that of a study or a search, which lies beside its results.
+    """Refuse to overwrite the page of a study or a search, which lies beside its results.
 
     Raises:
         ConfigError: it is none, or a study's or search's.
@@ -172,7 +172,7 @@ def report(command: Command, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, or 2 for a user's mistake."""
+    """Run the command; return its exit code: 0, or 2 for a user's mistake."""
     return run_tool(Command, report, arguments, silent=False)
 
 

@@ -45,7 +45,7 @@ HIDDEN = ("partition", "attack", "grid")
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line says, see `OPTIONS`."""
+    """Flags of the command, see `OPTIONS`."""
 
     config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
     output: Path | None = None
@@ -59,7 +59,7 @@ class Command:
 
 
 def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
-    """Configuration, the server's own settings, the run's folder, and whether an earlier run goes on.
+    """Return the configuration, the server's own settings, the run's folder, and whether a run is resumed.
 
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
@@ -101,12 +101,12 @@ def _load_defaults(command: Command) -> Command:
 
 
 def build_options(values: dict[str, Any], source: str) -> ServeOptions:
-    """The server's settings from keys and values, checked, or ConfigError."""
+    """Return the server's settings from keys and values, checked, or raise ConfigError."""
     return ServeOptions(**check_settings(source, ServeOptions, values))
 
 
 def describe_finished(folder: Path) -> str:
-    """What is said where the federation in `folder` is finished, and waits for no client; empty: it is not."""
+    """Return a sentence if the federation in `folder` is finished and waits for no client; else an empty text."""
     try:
         summary = files.read_json(folder / "summary.json")
     except (OSError, ValueError):  # missing, or damaged: it is written anew
@@ -117,7 +117,7 @@ def describe_finished(folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0 (also after SIGTERM), 2 for a user's mistake, 130 after a hard Ctrl-C."""
+    """Run the command; return its exit code: 0 (also after SIGTERM), 2 for a user's mistake, 130 after two Ctrl-C."""
     folder: Path | None = None
 
     def work() -> None:

@@ -69,7 +69,7 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line says, see `OPTIONS`."""
+    """Flags of the command, see `OPTIONS`."""
 
     config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
     output: Path | None = None
@@ -85,7 +85,7 @@ class Command:
 
 
 def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
-    """Configuration, run folder, whether an earlier run is continued, and who else is told: `track` and `dashboard`.
+    """Return the configuration, the run's folder, whether a run is resumed, and `track` and `dashboard`.
 
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
@@ -119,12 +119,20 @@ def simulate(  # noqa: PLR0913
     begins: Callable[[Simulation], None] | None = None,
     tested: bool = True,
 ) -> Summary:
-    """Run (or continue) a simulation; returns its summary.
+    """Run (or continue) a simulation; return its summary.
 
-    `dashboard` is the port of a page that shows it; empty: none. `grid` makes another Flower grid than the configured
-    one, for a number of clients: inside a Flower app, Flower's. `on_round` is told of each finished round; where it
-    returns True, the run ends with it. `begins` is told of the simulation before it begins. Where it is not `tested`,
-    it is scored on the validation rows, and no test row is seen (`fedpeft.simulation.trial_score`).
+    Args:
+        config: the settings.
+        folder: the run's folder.
+        resume: whether to continue the run in this folder.
+        console: receives progress and results.
+        track: names of trackers that also receive the records, joined by commas.
+        dashboard: port of a page that shows the run; empty: none.
+        grid: creates another Flower grid than the configured one, given the number of clients.
+        on_round: receives each finished round; if it returns True, the run ends with that round.
+        begins: receives the simulation before it begins.
+        tested: whether to score the run on test examples; if not, it is scored on validation examples
+            (`fedpeft.simulation.trial_score`).
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
@@ -258,7 +266,7 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
 
 
 def _choose_scores(own: OwnRows | None, score: FinalScore, last: FinalScore) -> dict[str, Any]:
-    """Who is scored on what: the one model on the test rows, or each client's `own` on its rows."""
+    """Return the scores of the global model on the test examples, or of each client's `own` model on its own."""
     if own is None:
         return {
             "accuracy": score.accuracy,
@@ -277,7 +285,7 @@ def _choose_scores(own: OwnRows | None, score: FinalScore, last: FinalScore) -> 
 
 
 def _score_by_precision(simulation: Simulation) -> dict[str, float]:
-    """The kept state's accuracy on a base in each precision in use; empty: clients' bases are the run's."""
+    """Return the kept state's accuracy by precision of the base; empty: all clients use the run's precision."""
     config, precisions = simulation.config, simulation.setup.base_precisions
     if not precisions:
         return {}
@@ -287,7 +295,7 @@ def _score_by_precision(simulation: Simulation) -> dict[str, float]:
 
 
 def _run_attacks(simulation: Simulation) -> dict[str, Any]:
-    """What attacks have found, where the mechanism asks for them."""
+    """Return the results of attacks if the mechanism asks for them; else an empty mapping."""
     mechanism = simulation.setup.mechanism
     if mechanism is None or not mechanism.audit:
         return {}
@@ -297,7 +305,7 @@ def _run_attacks(simulation: Simulation) -> dict[str, Any]:
 
 
 def _score_last_state(simulation: Simulation, progress: ServerState) -> FinalScore | None:
-    """The score of the last state, where another is kept; None: it is the one that is kept."""
+    """Return the score of the last state; None: the last state is the kept one."""
     from fedpeft.reporting.final_score import save
 
     if progress.kept_round == progress.round:
@@ -309,7 +317,7 @@ def _score_last_state(simulation: Simulation, progress: ServerState) -> FinalSco
 
 
 def _print_introduction(simulation: Simulation, observer: ConsoleObserver) -> None:
-    """What is about to be done, on what."""
+    """Print the data, the model and the settings of the run that is about to begin."""
     from fedpeft.data.inspection import report_test_overlap
     from fedpeft.wiring.advice import advise
 
@@ -341,14 +349,14 @@ def _print_introduction(simulation: Simulation, observer: ConsoleObserver) -> No
 
 
 def _count_distinct_rows(simulation: Simulation, records: Records) -> int | None:
-    """What summary.json says of them; None also where clients share rows, which would be counted more than once."""
+    """Return the number of distinct rows for summary.json; None if it is secret, or if clients share rows."""
     if simulation.protection is not None or simulation.rows.partition.resampled:
         return None
     return count_distinct_rows(records.read("clients.jsonl"))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
+    """Run the command; return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
     folder: Path | None = None
 
     def work() -> None:

@@ -62,7 +62,7 @@ class Command:
 
 
 def show_plan(place: Workplace, left: Sequence[PlannedRun], jobs: int, console: Console) -> None:
-    """The number of runs, what is done, and how long the rest may take."""
+    """Print the number of runs, the finished ones, and an estimate of the remaining time."""
     study = place.study
     failed = [(run, place.done[run.name]) for run in place.planned if run.name in place.done]
     failed = [(run, result) for run, result in failed if not result.finished]
@@ -99,7 +99,7 @@ def load() -> None:
 
 
 def complete_study(command: Command, console: Console) -> list[Result]:
-    """Run what is missing and make the report; the results of all runs, in the order of the grid.
+    """Run the missing runs and write the report; return the results of all runs, in the order of the grid.
 
     Raises:
         FedpeftError: what the user can mend; nothing was overwritten.
@@ -153,12 +153,12 @@ def complete_study(command: Command, console: Console) -> list[Result]:
 
 
 def run_study(command: Command, console: Console) -> int:
-    """As `complete_study`; returns the exit code."""
+    """Do the same as `complete_study`; return the exit code."""
     return 0 if all(result.finished for result in complete_study(command, console)) else FAILURES
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 if runs failed, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
+    """Run the command; return its exit code: 0, 1 if runs failed, 2 for a user's mistake, 130 after a signal."""
     again = "interrupted; the same command continues"
     return run_tool(Command, run_study, arguments, silent=False, interrupted=lambda: again)
 

@@ -41,10 +41,10 @@ class Command:
 
 
 def compare(command: Command, console: Console) -> bool:
-    """Say what both were told; returns whether it was the same.
+    """Print what both clients received; return whether it was the same.
 
     Raises:
-        FedpeftError: a file that is no transcript, or that was changed.
+        FedpeftError: a file is not a transcript, or was changed.
     """
     verifier = None
     if command.certificate is not None:
@@ -95,7 +95,7 @@ def compare(command: Command, console: Console) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0 (the same), 1 (different), 2 for a user's mistake or a forged file."""
+    """Run the command; return its exit code: 0 (the same), 1 (different), 2 for a user's mistake or a forged file."""
     return run_tool(Command, lambda command, console: 0 if compare(command, console) else 1, arguments, silent=False)
 
 

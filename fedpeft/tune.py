@@ -66,7 +66,7 @@ def load_all() -> None:
 
 
 def run_trial(arguments: list[str]) -> int:
-    """One trial, in its process; its exit code.
+    """Run one trial in its process; return its exit code.
 
     Args:
         arguments: the flags of python -m fedpeft.simulate, then the search's folder and the trial's number.
@@ -88,7 +88,7 @@ def run_trial(arguments: list[str]) -> int:
 
 
 def show_plan(search: Search, folder: Path, trials: int, output: Console) -> None:
-    """What is searched."""
+    """Print the plan of the search."""
 
     def say(text: str) -> None:
         output.print(text, highlight=False, soft_wrap=True)
@@ -107,7 +107,7 @@ def show_plan(search: Search, folder: Path, trials: int, output: Console) -> Non
 
 
 def place_of(search: Search, folder: Path, trials: int, output: Console) -> SearchFolder:
-    """The search in its folder, with what sizes and blocks it must know.
+    """Return the search in its folder, with the sizes and the number of blocks that it needs.
 
     Raises:
         FedpeftError: the folder is another's, its trials can't be compared, or no hybrid is within the budget.
@@ -134,7 +134,7 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Sear
 
 
 def run_search(command: Command, output: Console) -> int:
-    """Do what is left of a search and make the report; returns the exit code.
+    """Run the rest of a search and write the report; return the exit code.
 
     Raises:
         FedpeftError: what the user can mend.
@@ -185,7 +185,7 @@ def _run_search(search: Search, folder: Path, trials: int, workers: int, output:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Its exit code: 0, 1 if no trial has finished, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
+    """Run the command; return its exit code: 0, 1 if no trial has finished, 2 for a mistake, 130 after a signal."""
     again = "interrupted; the same command continues"
     return run_tool(Command, run_search, arguments, silent=False, interrupted=lambda: again)
 

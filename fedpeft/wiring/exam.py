@@ -60,7 +60,7 @@ def make_exam(asked: Evaluate, setup: Setup, validation: Rows, say: Callable[[st
         rows = limit_rows(validation, asked.rows)
         found = [parse_question(str(row)) for row in rows.inputs]
     else:
-        raise ConfigError("FP1358 evaluate has no validation rows to ask: give evaluate(questions='FILE.jsonl')")
+        raise ConfigError("FP1358 evaluate has no validation examples to ask: give evaluate(questions='FILE.jsonl')")
     readable = count_readable_tokens(setup.model_directory, setup.method.extra_tokens, UNBOUNDED)
     kept, notes = select_fitting(found, load_tokenizer(setup.model_directory), asked.new_tokens, readable)
     for note in notes:

@@ -30,7 +30,7 @@ def check_pairs(setup: Setup) -> None:
 
 
 def check_reference(setup: Setup) -> None:
-    """A loss that compares with the base needs the base as it was; and gradients per example are of one sequence."""
+    """Refuse a loss that needs the unchanged base or gradients per example where the run has none."""
     name, private = setup.facts.task.partition("(")[0], setup.mechanism is not None and setup.mechanism.per_example
     if private and not setup.task.per_example:
         raise PrivacyError(

@@ -64,7 +64,7 @@ def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
 
 
 def _has_new_factors(strategy: Strategy) -> bool:
-    """Whether a linear rule makes new factors after its step."""
+    """Return whether a linear rule makes new factors after its step."""
     return isinstance(strategy, LinearStrategy) and strategy.new_factors
 
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def check_targets(setup: Setup) -> None:
-    """Refuse a task whose attributes don't say what is judged, what has no meaning without classes, and moments of rows
-    that nothing protects.
+    """Refuse a task without a metric or readable targets, and labels whose moments nothing protects.
+
+    Settings that have no meaning without classes are refused, too.
 
     Raises:
         ConfigError, PrivacyError: says what, and what to do.
