@@ -34,11 +34,11 @@ class Command:
     clients: Annotated[str, tyro.conf.arg(help="names of clients: a,b")] = ""
     days: Annotated[float, tyro.conf.arg(help="how long new certificates are valid")] = 365.0
     renew: Annotated[
-        bool, tyro.conf.arg(help="new certificates for the server and the clients named, whose old ones count no more")
+        bool, tyro.conf.arg(help="new certificates for the server and the named clients; the old ones become invalid")
     ] = False
-    revoke: Annotated[str, tyro.conf.arg(help="names of clients whose present certificates count no more: a,b")] = ""
+    revoke: Annotated[str, tyro.conf.arg(help="names of clients whose present certificates become invalid: a,b")] = ""
     roster: Annotated[
-        bool, tyro.conf.arg(help="write FOLDER/roster.txt, which clients pin (join --roster), and say its hash")
+        bool, tyro.conf.arg(help="write FOLDER/roster.txt, which clients pin (join --roster), and print its hash")
     ] = False
 
 

@@ -47,15 +47,15 @@ class Command:
     data: Annotated[
         str,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="DATA", help="a file or folder of yours, or what --dataset of a run takes"),
+        tyro.conf.arg(metavar="DATA", help="your own file or folder, or a value of --dataset"),
     ]
     partition: Annotated[
-        str, tyro.conf.arg(help="as of a run; auto: the data set's own, or natural where rows have owners, or a run's")
+        str, tyro.conf.arg(help="split over clients; auto: the data set's own, natural if rows have owners, or a run's")
     ] = "auto"
-    clients: Annotated[int, tyro.conf.arg(help="how many (default, 0: all owners, or 100)")] = 0
-    model: Annotated[str, tyro.conf.arg(help="whose tokens are counted; auto: the data set's own")] = "auto"
-    tokens: Annotated[int, tyro.conf.arg(help="where a run would cut texts")] = DEFAULT.tokens
-    seed: Annotated[int, tyro.conf.arg(help="of the partition")] = DEFAULT.seed
+    clients: Annotated[int, tyro.conf.arg(help="number of clients (default, 0: all owners, or 100)")] = 0
+    model: Annotated[str, tyro.conf.arg(help="model whose tokens are counted; auto: the data set's own")] = "auto"
+    tokens: Annotated[int, tyro.conf.arg(help="tokens at which a run would cut texts")] = DEFAULT.tokens
+    seed: Annotated[int, tyro.conf.arg(help="seed of the partition")] = DEFAULT.seed
     picture: Annotated[
         Path | None, tyro.conf.arg(metavar="FILE", help="also draw clients, classes and lengths: .svg, .png or .pdf")
     ] = None

@@ -45,7 +45,7 @@ class Command:
     fedpeft completion fish > ~/.config/fish/completions/fedpeft.fish
     """
 
-    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional, tyro.conf.arg(help="which shell it is for")]
+    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional, tyro.conf.arg(help="the shell")]
 
 
 def write_script(shell: str) -> str:

@@ -42,20 +42,22 @@ class Command:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the run's folder")]
     questions: Annotated[
-        str, tyro.conf.arg(help="JSONL with question and answer, perhaps choices (default: the run's test rows)")
+        str, tyro.conf.arg(help="JSONL with question, answer and maybe choices (default: the run's test examples)")
     ] = ""
-    metrics: Annotated[str, tyro.conf.arg(help="of free answers: exact_match, f1, rouge_l")] = "exact_match, f1"
+    metrics: Annotated[str, tyro.conf.arg(help="metrics of free answers: exact_match, f1, rouge_l")] = "exact_match, f1"
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens of an answer")] = 40
-    rows: Annotated[int, tyro.conf.arg(help="at most so many test rows and questions; 0: all")] = 0
+    rows: Annotated[int, tyro.conf.arg(help="most test examples and questions; 0: all")] = 0
     own: Annotated[str, tyro.conf.arg(help='clients whose own adapters are compared: "0,3" or all')] = ""
-    alone: Annotated[str, tyro.conf.arg(help='clients to train alone, on their own rows: "0,3" or all')] = ""
-    flowertune: Annotated[str, tyro.conf.arg(help="the file of questions is FlowerTune's: nlp, medical, finance")] = ""
-    lm_eval: Annotated[str, tyro.conf.arg(help="tasks of lm-eval, where it is installed: names, or YAML files")] = ""
+    alone: Annotated[str, tyro.conf.arg(help='clients to train alone, on their own examples: "0,3" or all')] = ""
+    flowertune: Annotated[
+        str, tyro.conf.arg(help="track of FlowerTune whose questions the file contains: nlp, medical, finance")
+    ] = ""
+    lm_eval: Annotated[str, tyro.conf.arg(help="tasks of lm-eval, if it is installed: names, or YAML files")] = ""
     output: Annotated[Path | None, tyro.conf.arg(help="folder of the results (default: RUN/evaluation)")] = None
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now"),
+        tyro.conf.arg(metavar="FILE", help="plugin of the run, at its present place"),
     ] = ()
 
 

@@ -55,18 +55,18 @@ class Command:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the run's folder")]
     output: Annotated[Path | None, tyro.conf.arg(help="folder to write to (default: RUN/export)")] = None
-    merge: Annotated[bool, tyro.conf.arg(help="merge the adapter into the base's weights, where that is exact")] = False
-    gguf: Annotated[bool, tyro.conf.arg(help="as GGUF, for llama.cpp: the LoRA adapter, or with --merge the model")] = (
-        False
-    )
+    merge: Annotated[bool, tyro.conf.arg(help="merge the adapter into the base's weights, if that is exact")] = False
+    gguf: Annotated[
+        bool, tyro.conf.arg(help="write GGUF for llama.cpp: the LoRA adapter, or with --merge the model")
+    ] = False
     gguf_base: Annotated[bool, tyro.conf.arg(help="with --gguf: the base beside it, in fp32")] = False
     push: Annotated[str, tyro.conf.arg(metavar="ORG/NAME", help="also send the folder to the Hugging Face hub")] = ""
-    public: Annotated[bool, tyro.conf.arg(help="with --push: a model that is made can be seen by all")] = False
-    client: Annotated[int | None, tyro.conf.arg(help="id of a client whose own adapter is wanted, from 0")] = None
+    public: Annotated[bool, tyro.conf.arg(help="with --push: make a new model public")] = False
+    client: Annotated[int | None, tyro.conf.arg(help="id of a client whose own adapter to export, from 0")] = None
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now"),
+        tyro.conf.arg(metavar="FILE", help="plugin of the run, at its present place"),
     ] = ()
 
 

@@ -55,22 +55,24 @@ class Command:
     set: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="KEY=VALUE", help="a key of the project with another value"),
+        tyro.conf.arg(metavar="KEY=VALUE", help="another value for a key of the project"),
     ] = ()
     ignore_code: Annotated[
         bool, tyro.conf.arg(help="run although the project has Python code of its own, without that code")
     ] = False
-    data: Annotated[str, tyro.conf.arg(help="file or folder with the rows, where there is no hub")] = ""
-    test: Annotated[str, tyro.conf.arg(help="file of test rows; without one, 200 rows are held out")] = ""
-    track: Annotated[str, tyro.conf.arg(help="general_nlp, finance, medical or code, where the data don't tell")] = ""
-    clients: Annotated[int, tyro.conf.arg(help="SuperNodes; 0: as many as the project, or its track, has")] = 0
-    codec: Annotated[str, tyro.conf.arg(help="how updates are encoded; fp32: as the template sends them")] = "small"
-    dtype: Annotated[str, tyro.conf.arg(help="of the base where it is not quantized: auto, bf16 or fp32")] = "auto"
+    data: Annotated[str, tyro.conf.arg(help="file or folder with the rows, if there is no hub")] = ""
+    test: Annotated[str, tyro.conf.arg(help="file of test examples; by default, 200 rows are held out")] = ""
+    track: Annotated[
+        str, tyro.conf.arg(help="general_nlp, finance, medical or code, if the data set's name is of none")
+    ] = ""
+    clients: Annotated[int, tyro.conf.arg(help="number of SuperNodes; 0: that of the project or its track")] = 0
+    codec: Annotated[str, tyro.conf.arg(help="codec of updates; fp32: the template's")] = "small"
+    dtype: Annotated[str, tyro.conf.arg(help="precision of a base that is not quantized: auto, bf16 or fp32")] = "auto"
     workers: Annotated[int, tyro.conf.arg(help="worker processes; 0: one per GPU, or per core without one")] = 0
-    seed: Annotated[int, tyro.conf.arg(help="of everything that is drawn at random, but the partition")] = 0
+    seed: Annotated[int, tyro.conf.arg(help="seed of all random draws except the partition")] = 0
     output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: a new one under runs/)")] = None
     resume: Annotated[Path | None, tyro.conf.arg(help="continue the interrupted run in this folder")] = None
-    dry_run: Annotated[bool, tyro.conf.arg(help="show the settings that the project comes to, and stop")] = False
+    dry_run: Annotated[bool, tyro.conf.arg(help="print the run's settings, and stop")] = False
 
 
 class PeftFolders:

@@ -352,8 +352,8 @@ class Family(Generic[T]):
         kind = self.kind
         if why := self._explain_misfit(cls):
             raise ConfigError(
-                f"FP1232 {self.noun} {name!r} of {plugin} is none: its class {cls.__qualname__} {why}; put it into the "
-                "group where it belongs"
+                f"FP1232 {self.noun} {name!r} of {plugin} can't be used: its class {cls.__qualname__} {why}; move it "
+                "to the group of its base class"
             )
         hold(cls, kind, f"the {self.noun} {name} of {plugin}")
         copyreg.pickle(cls, partial(_pickle_part, self.group))
@@ -470,7 +470,7 @@ class Family(Generic[T]):
         named = spec.argument or ""
         if named.isidentifier() and named[0].isupper() and spec.name not in self.names:
             raise ConfigError(
-                f"FP1234 unknown {self.noun} {spec.name!r}: a class of a module is a part by a file that names it, "
+                f"FP1234 unknown {self.noun} {spec.name!r}: a class becomes a part by a file that names it; give "
                 f"--plugin my_parts.py with parts = {{{self.group!r}: {{'my_part': {spec.argument}}}}} "
                 "(docs/own-parts.md)"
             )
@@ -515,12 +515,11 @@ def _find_keyless_setting(spec: Spec, cls: type, takes: str | None) -> dict[str,
     """
     if takes is None:
         raise ConfigError(
-            f"FP1236 {str(spec)!r} gives {format_value(spec.values[0])} without saying what it is; write each "
-            f"setting as "
+            f"FP1236 {str(spec)!r} gives {format_value(spec.values[0])} without a name; write each setting as "
             f"key=value: python -m fedpeft.describe {spec.name} lists them"
         )
     annotation = _get_hints(cls)[takes]
     several = (typing.get_origin(annotation) or annotation) is tuple
     if takes in spec.settings or (len(spec.values) > 1 and not several):
-        raise ConfigError(f"FP1237 {str(spec)!r} gives more than {spec.name} takes: {takes}, once")
+        raise ConfigError(f"FP1237 {str(spec)!r} gives too many values; {spec.name} takes {takes} once")
     return {takes: spec.values if several else spec.values[0]}

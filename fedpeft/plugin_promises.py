@@ -77,9 +77,9 @@ def _check_attribute(value: Any, due: Any, what: str) -> None:
     if typing.get_origin(due) is typing.Literal:
         if value not in typing.get_args(due):
             legal = ", ".join(map(repr, typing.get_args(due)))
-            raise ConfigError(f"FP1256 {what} has to be one of {legal}, and is {value!r:.80}")
+            raise ConfigError(f"FP1256 {what} must be one of {legal}, got {value!r:.80}")
     elif not is_of_type(value, due):
-        raise ConfigError(f"FP1257 {what} has to be {format_type(due)}, and is {_describe_value(value)}")
+        raise ConfigError(f"FP1257 {what} must be of the type {format_type(due)}, got {_describe_value(value)}")
 
 
 def _find_promised(cls: type, kind: type, name: str) -> Any:
@@ -119,7 +119,7 @@ def _check_result(own: Callable[..., Any], promised: Callable[..., Any], what: s
     def held(*given: Any, **named: Any) -> Any:
         made = own(*given, **named)
         if not is_of_type(made, due):
-            raise ConfigError(f"FP1259 {what} has to give {format_type(due)}, and has given {_describe_value(made)}")
+            raise ConfigError(f"FP1259 {what} must return {format_type(due)}, and returned {_describe_value(made)}")
         return made
 
     held.__held__ = True  # type: ignore[attr-defined]

@@ -69,33 +69,35 @@ class Command:
         tuple[str, ...],
         tyro.conf.Positional,
         tyro.conf.arg(
-            metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or of runs on images the files of pictures"
+            metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or files of pictures for runs on images"
         ),
     ]
     data: Annotated[
         Path | None,
         tyro.conf.arg(
             metavar="FILE",
-            help="instead of a text: rows, in a file as --dataset file: reads it; of pictures a folder or table",
+            help="instead of a text: a file of rows, as --dataset file: reads it, or a folder or table of pictures",
         ),
     ] = None
     output: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE.csv", help="the rows of --data with an answer each; a new file")
+        Path | None, tyro.conf.arg(metavar="FILE.csv", help="new file for the rows of --data with their answers")
     ] = None
     text: Annotated[
-        str | None, tyro.conf.arg(metavar="COLUMN", help="of --data, with the texts; without: as in the run's data")
+        str | None, tyro.conf.arg(metavar="COLUMN", help="column of texts in --data (default: that of the run's data)")
     ] = None
-    sep: Annotated[str, tyro.conf.arg(help="of --data: what separates its columns; auto: detected, reported")] = AUTO
-    encoding: Annotated[str, tyro.conf.arg(help="of --data, such as latin-1; auto: detected, and reported")] = AUTO
+    sep: Annotated[str, tyro.conf.arg(help="separator of columns in --data; auto: detected and reported")] = AUTO
+    encoding: Annotated[str, tyro.conf.arg(help="encoding of --data, such as latin-1; auto: detected and reported")] = (
+        AUTO
+    )
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens that a language model adds")] = 40
     abstain: Annotated[float, tyro.conf.arg(help="probability below which a classifier gives no answer, 0 to 1")] = 0.0
     ensemble: Annotated[
-        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one answer of several classifiers, by their mean")
+        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one answer of several classifiers, from their mean")
     ] = False
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now"),
+        tyro.conf.arg(metavar="FILE", help="plugin of the run, at its present place"),
     ] = ()
 
 
@@ -195,8 +197,8 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     asking = list(tokenizer(text, add_special_tokens=not complete)["input_ids"])
     if len(asking) + new_tokens > readable:
         raise ConfigError(
-            f"FP1274 the text has {len(asking)} tokens, and the model reads {readable}, the {new_tokens} new ones "
-            "included; give a shorter text, or fewer --new-tokens"
+            f"FP1274 the text has {len(asking)} tokens, and the model reads at most {readable}, including "
+            f"{new_tokens} new ones; give a shorter text, or fewer --new-tokens"
         )
     return answer_prompts(model, tokenizer, [asking], new_tokens)[0]
 
@@ -212,8 +214,8 @@ def write_text(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: st
     readable = count_readable_tokens(run.model_directory, 0, UNBOUNDED)
     if max(len(asking), new_tokens) > readable:
         raise ConfigError(
-            f"FP1275 the text has {len(asking)} tokens, and with it {new_tokens} new ones are asked for; the model "
-            f"reads, and writes, at most {readable}: give a shorter text, or fewer --new-tokens"
+            f"FP1275 the text has {len(asking)} tokens and --new-tokens asks for {new_tokens} more, but the model "
+            f"reads and writes at most {readable}; give a shorter text, or fewer --new-tokens"
         )
     return answer_prompts(model, tokenizer, [asking], new_tokens)[0]
 
@@ -228,7 +230,7 @@ def write_caption(run: FinishedRun, model: FederatedModel, picture: str, new_tok
     task: Any = run.task
     readable = count_readable_tokens(run.model_directory, task.extra_tokens + 1, UNBOUNDED)
     if new_tokens > readable:
-        raise ConfigError(f"FP1276 behind an image the model says at most {readable} tokens; give fewer --new-tokens")
+        raise ConfigError(f"FP1276 the model writes at most {readable} tokens after an image; give fewer --new-tokens")
     pixels = read_pixels([picture], run.picture_side)
     features = patch_features(pixels, find_tower_folders(run.model_directory)["image"], task.side)
     return caption_images(model, load_tokenizer(run.model_directory), torch.from_numpy(features), new_tokens)[0]
@@ -321,9 +323,7 @@ def _run_predict(command: Command, console: Console) -> None:
         _predict_rows(command, console)
         return
     if command.output is not None or command.text is not None:
-        raise ConfigError(
-            "FP1280 --output and --text are of a file of rows: give it with --data FILE, or leave them out"
-        )
+        raise ConfigError("FP1280 --output and --text need a file of rows; give it with --data FILE, or leave them out")
     if len(command.words) < 2 or not command.words[-1].strip():
         raise ConfigError(
             "FP1281 predict needs a run's folder and a text, or a picture's file: python -m fedpeft.predict runs/NAME "
@@ -365,11 +365,10 @@ def _predict_rows(command: Command, console: Console) -> None:
 
     if len(command.words) != 1 or command.output is None or command.data is None or command.ensemble:
         raise ConfigError(
-            "FP1283 a file of rows has the answers of one run: python -m fedpeft.predict RUN --data FILE --output "
-            "ANSWERS.csv"
+            "FP1283 one run answers a file of rows: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv"
         )
     if command.output.suffix != ".csv":
-        raise ConfigError(f"FP1284 --output is a table; {command.output} must end in .csv")
+        raise ConfigError(f"FP1284 --output is the file of a table: {command.output} must end in .csv")
     if command.output.exists():
         raise ConfigError(f"FP1285 {command.output} exists already; give --output a new name")
     run = FinishedRun.read(Path(command.words[0]))

@@ -43,7 +43,9 @@ class Command:
         "report.html"
     )
     baseline: Annotated[str, tyro.conf.arg(help='what to compare with: "axis=value, axis=value"')] = ""
-    margin: Annotated[float | None, tyro.conf.arg(help="points of accuracy: no worse by more than")] = None
+    margin: Annotated[
+        float | None, tyro.conf.arg(help="largest loss of accuracy, in points, that counts as no worse")
+    ] = None
     targets: Annotated[str, tyro.conf.arg(help='accuracies in percent for the cost tables: "60, 65"')] = ""
 
 

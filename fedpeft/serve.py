@@ -69,8 +69,8 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
     options = build_options(dataclasses.asdict(command.serve), "the command line")
     if command.resume is not None and options.client_rows != planned_by:
         raise ConfigError(
-            f"FP1402 --client-rows {options.client_rows} is what training is planned by, and the federation in "
-            f"{command.resume} has begun, with {planned_by or 'none'}; leave it out, or begin another one"
+            f"FP1402 --client-rows {options.client_rows} would change the plan of training, and the federation in "
+            f"{command.resume} began with {planned_by or 'none'}; leave it out, or start another federation"
         )
     if command.resume is None:
         early_checks.check(build_config(dataclasses.asdict(command.run), "the command line"))

@@ -59,10 +59,10 @@ python -m fedpeft.simulate --clients 100"""
 OPTIONS = {
     "CONFIG.toml": "settings; flags override them",
     "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
-    "--quick": "a first answer, no result: at most 4 rounds, 64 tokens and 1,500 rows",
+    "--quick": "preview: at most 4 rounds, 64 tokens and 1,500 rows",
     "--resume FOLDER": "continue the interrupted run in this folder",
     "--track NAMES": "also send the records to tensorboard, mlflow or wandb (several: a,b)",
-    "--dashboard PORT": "a page that shows the run while it goes on, to this machine only; 0: any free port",
+    "--dashboard PORT": "serve a page of the running run to this machine only; 0: any free port",
     "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
 }
 

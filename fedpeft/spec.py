@@ -124,8 +124,8 @@ def _parse_literal(node: ast.expr, text: str) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ConfigError(
-            f"FP1421 {ast.unparse(node)} in {text!r} is not a plain value (number, word, tuple); a text with other "
-            "signs than letters, digits and _ stands in quotes, such as 'attention.output'"
+            f"FP1421 {ast.unparse(node)} in {text!r} is not a plain value (number, word, tuple); put a text with "
+            "characters other than letters, digits and _ in quotes, such as 'attention.output'"
         ) from None
 
 

@@ -49,10 +49,10 @@ class Command:
         Path | None, tyro.conf.arg(help="folder of the results (default: the file's, or the preset's)")
     ] = None
     jobs: Annotated[int, tyro.conf.arg(help="runs at a time; 0: as many as the cores allow")] = 0
-    dry_run: Annotated[bool, tyro.conf.arg(help="only show the runs, what is done, and an estimate of the time")] = (
-        False
-    )
-    retry_failed: Annotated[bool, tyro.conf.arg(help="run the failed ones again")] = False
+    dry_run: Annotated[
+        bool, tyro.conf.arg(help="only show the runs, the finished ones, and an estimate of the time")
+    ] = False
+    retry_failed: Annotated[bool, tyro.conf.arg(help="run failed runs again")] = False
     track: Annotated[str, tyro.conf.arg(help="also send each run to tensorboard, mlflow or wandb (several: a,b)")] = ""
     plugin: Annotated[
         tuple[str, ...],

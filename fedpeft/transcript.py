@@ -80,8 +80,8 @@ def compare(command: Command, console: Console) -> bool:
         return False
     if one.client and one.client == other.client:
         raise RunError(
-            f"FP5228 both files are transcripts of {one.client}, and agree, which tells nothing of what others were "
-            "told; give that of another client, or the server's rounds.signed.jsonl"
+            f"FP5228 both files are equal transcripts of {one.client}, which proves nothing about other clients; give "
+            "another client's transcript, or the server's rounds.signed.jsonl"
         )
     short, long = sorted((len(one.chain.records), len(other.chain.records)))
     say(f"same: model and settings of {short} records, up to {one.chain.records[short - 1].called}")

@@ -45,13 +45,9 @@ class Command:
     output: Annotated[
         Path | None, tyro.conf.arg(help="folder of the results (default: beside the file, named alike)")
     ] = None
-    trials: Annotated[
-        int, tyro.conf.arg(help="that are trained; 0: as many as the file says; more can be added later")
-    ] = 0
-    workers: Annotated[
-        int, tyro.conf.arg(help="trials at a time; with more than one, what is drawn depends on timing")
-    ] = 1
-    dry_run: Annotated[bool, tyro.conf.arg(help="only show what is searched, and where")] = False
+    trials: Annotated[int, tyro.conf.arg(help="number of trials; 0: that of the file; more can be added later")] = 0
+    workers: Annotated[int, tyro.conf.arg(help="trials at a time; with more than one, the draws depend on timing")] = 1
+    dry_run: Annotated[bool, tyro.conf.arg(help="only show the search space and the folder")] = False
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,

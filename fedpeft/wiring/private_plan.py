@@ -172,10 +172,10 @@ def _create_noise_error(setup: Setup, heard: int) -> ConfigError:
     """Return the error for a run whose noise drowns the adapter and that has no head to train instead."""
     config = setup.config
     return ConfigError(
-        f"FP1375 --privacy {config.privacy} lets at most {heard:,} trained numbers be heard above its noise, "
-        f"{config.peft} has {setup.trained_entries[1]:,}, and {setup.facts.task} has no head that could be trained "
-        "alone; take a larger epsilon, more rows or a smaller adapter (--peft 'lora(rank=1, layers=1)'), or name "
-        "--learning-rate, --optimizer, --local-work and --batch-size yourself"
+        f"FP1375 under --privacy {config.privacy} the noise drowns adapters of more than {heard:,} trained numbers; "
+        f"{config.peft} has {setup.trained_entries[1]:,}, and {setup.facts.task} has no head to train alone. Take a "
+        "larger epsilon, more rows or a smaller adapter (--peft 'lora(rank=1, layers=1)'), or name --learning-rate, "
+        "--optimizer, --local-work and --batch-size yourself"
     )
 
 
@@ -193,14 +193,15 @@ def _check_planned(setup: Setup, plain: bool, not_whitened: str) -> None:
     config = setup.config
     if not plain:
         raise ConfigError(
-            f"FP1376 --server-optimizer {config.server_optimizer} takes steps of a length of its own, so that how "
-            f"clients train can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, "
+            f"FP1376 --server-optimizer {config.server_optimizer} sets the length of its steps itself, so local "
+            f"training can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, "
             "--local-work and --batch-size yourself, or take momentum or leave it out"
         )
     if setup.method.reads_all_blocks and not_whitened:  # plain steps swing across what all rows have in common
         raise ConfigError(
-            f"FP1377 how {setup.method.name} trains can't be planned from --privacy {config.privacy}: {not_whitened}, "
-            "or take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and --batch-size yourself"
+            f"FP1377 local training of {setup.method.name} can't be planned from --privacy {config.privacy}: "
+            f"{not_whitened}, or take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and "
+            "--batch-size yourself"
         )
 
 

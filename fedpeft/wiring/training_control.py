@@ -71,8 +71,8 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
         )
     if asked and personal:
         raise ConfigError(
-            f"FP1390 {asked[0]} is of one global model, and with {config.strategy} each client has its own, which the "
-            "server can neither judge nor put back; leave it out"
+            f"FP1390 {asked[0]} needs one global model, and with {config.strategy} each client has its own model, "
+            "which the server can neither judge nor restore; leave it out"
         )
     if asked and not rows:
         raise ConfigError(
@@ -90,11 +90,11 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
         guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
     elif guard.lowers and noise_stays:
         raise ConfigError(
-            f"FP1393 safeguard={config.safeguard} has clients train more gently after an undone step, and the noise of "
-            f"{config.privacy} stays as large: nothing would be heard above it; take undo(rate=1)"
+            f"FP1393 safeguard={config.safeguard} lowers the learning rate after an undone step, and the noise of "
+            f"{config.privacy} stays the same and would drown smaller updates; take undo(rate=1)"
         )
     if validation.patience and validation.keep == "last":
         raise ConfigError(
-            "FP1394 patience waits for a better state than the best, and keep=last keeps none; leave one out"
+            "FP1394 patience compares with the best state, and keep=last keeps none; leave one of them out"
         )
     return TrainingControl(guard if guard.watches else None, validation.keep != "last", validation.patience)
