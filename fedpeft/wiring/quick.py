@@ -12,7 +12,7 @@ ROUNDS, TOKENS, ROWS, TEST_ROWS = 4, 64, 1000, 500
 
 
 def shorten_config(config: RunConfig) -> RunConfig:
-    """A configuration with few rows, rounds and tokens, and the rest as it is."""
+    """Return the configuration with few rows, rounds and tokens."""
     return replace(
         config,
         dataset=f"sample(of={format_value(config.dataset)}, rows={ROWS}, test_rows={TEST_ROWS})",
