@@ -41,7 +41,7 @@ class Settings:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """folders of finished runs; none: the default run is made, and forgotten"""
     quick: bool = False
-    """of the run that is made: only a first answer"""
+    """of the run that is made: a preview"""
     chart: Path = Path("budget.svg")
     """where the bars are drawn"""
 

@@ -1,4 +1,4 @@
-"""A sample of another data set's rows: for first answers, such as those of `--quick`, and for tests.
+"""A sample of another data set's examples: for previews (`--quick`) and tests.
 
 Stratified over labels, or over owners where there are no labels, as validation rows are; always the same rows. Figures
 of a sample are no results of the data set: summaries say that they are of one.
