@@ -25,7 +25,10 @@ ROWS_PER_CLIENT, USUAL_CLIENTS = 160, 100
 
 
 def shorten_config(config: RunConfig) -> RunConfig:
-    """Return the configuration with few examples, rounds and tokens, and otherwise unchanged."""
+    """Return the configuration with few examples, rounds and tokens, and otherwise unchanged.
+
+    By default, only the start and the last state are evaluated. Most runs then keep the last, and score one state.
+    """
     rounds, rows, test_rows = ROUNDS, ROWS, TEST_ROWS
     if config.dataset == RunConfig.dataset:
         clients = config.clients if isinstance(config.clients, int) and config.clients else USUAL_CLIENTS
@@ -35,4 +38,5 @@ def shorten_config(config: RunConfig) -> RunConfig:
         dataset=f"sample(of={format_value(config.dataset)}, rows={rows}, test_rows={test_rows})",
         rounds=min(config.rounds, rounds),
         tokens=min(config.tokens, TOKENS),
+        measure=f"validation(every={rounds})" if config.measure == RunConfig.measure else config.measure,
     )

@@ -18,8 +18,17 @@ from tests.refusals import has_error
 def test_the_default_data_set_keeps_its_training_examples():
     config, _, _, _ = parse(["--quick", "--strategy", "flexlora"])
     assert config == RunConfig(
-        strategy="flexlora", dataset="sample(of=reviews, rows=16000, test_rows=2000)", rounds=6, tokens=64
+        strategy="flexlora",
+        dataset="sample(of=reviews, rows=16000, test_rows=2000)",
+        rounds=6,
+        tokens=64,
+        measure="validation(every=6)",
     )
+
+
+@pytest.mark.fast
+def test_measurements_of_the_user_s_stay():
+    assert shorten_config(RunConfig(measure="validation(every=1)")).measure == "validation(every=1)"
 
 
 @pytest.mark.fast
