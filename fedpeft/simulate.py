@@ -59,7 +59,7 @@ python -m fedpeft.simulate --clients 100"""
 OPTIONS = {
     "CONFIG.toml": "settings; flags override them",
     "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
-    "--quick": "preview: at most 4 rounds, 64 tokens and 1,500 rows",
+    "--quick": "a preview in about a minute: few rounds, texts of 64 tokens, and a sample of the examples",
     "--resume FOLDER": "continue the interrupted run in this folder",
     "--track NAMES": "also send the records to tensorboard, mlflow or wandb (several: a,b)",
     "--dashboard PORT": "serve a page of the running run to this machine only; 0: any free port",
@@ -324,8 +324,8 @@ def _print_introduction(simulation: Simulation, observer: ConsoleObserver) -> No
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
     observer.say(f"[bold]data[/]    {escape(f'{simulation.rows.dataset.name}: {simulation.statistics}')}")
     if simulation.rows.dataset.sampled:
-        of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test rows"
-        observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
+        of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test examples"
+        observer.say(f"[bold]sample[/]  {of}, for a preview: do not report its numbers")
     observer.say(format_model_line(setup))
     notes = [*plugins.take_notes(), *simulation.rows.dataset.notes, *setup.notes]
     notes += report_test_overlap(simulation.rows.dataset) if setup.task.targets else []
