@@ -6,7 +6,8 @@
     run.accuracy, run.history, run.plot(), run.predict(["a text"])
 
 Settings are those of the commands, with `_` for `-` (`fedpeft.config.RunConfig`). Parts may be objects instead of
-texts: `strategy=MyRule(tau=0.9)`, `codec=[Rotate(), Quantize(bits=4)]`. Nothing but progress is printed, and nothing
+texts: `strategy=MyRule(tau=0.9)`, `codec=[Rotate(), Quantize(bits=4)]`, `server_optimizer=Averaged(of=Momentum())`.
+Nothing but progress is printed, and nothing
 global stays changed: threads, warnings, the environment and the libraries' verbosity are as before, and no process is
 left. Scripts need no `if __name__ == "__main__"`.
 """
