@@ -30,6 +30,7 @@ from fedpeft.machine.files import copy as copy_file
 from fedpeft.machine.files import replace as replace_file
 from fedpeft.models.layers import get_innermost
 from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, find_trainable
+from fedpeft.peft.abilities import SavesFrozen
 from fedpeft.peft.adapter import State
 from fedpeft.peft.low_rank import LowRank, recompress
 
@@ -154,7 +155,9 @@ def _save_own(target: Path, own: str, model: FederatedModel, state: State) -> No
     from fedpeft.peft.family import PEFT_METHODS
 
     method = PEFT_METHODS.build(own)
-    tensors = {name: tensor for name, tensor in state.items() if not name.startswith("head.")} | method.frozen(model)
+    tensors = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    if isinstance(method, SavesFrozen):
+        tensors |= method.frozen(model)
     save_file({n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}, target / OWN_TENSORS)
     described = {"method": own, "base": record_marks(model.base, {t.module for t in method.layout(model).tensors})}
     (target / OWN_METHOD).write_text(json.dumps(described) + "\n", encoding="utf-8")
@@ -318,8 +321,12 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
         model = task.model(base, classes)
         method = PEFT_METHODS.build(read_json(files / OWN_METHOD)["method"])
         tensors = load_file(check_regular_file(files / OWN_TENSORS))
-        method.attach_saved(model, tensors)
-        frozen = method.frozen(model)
+        if isinstance(method, SavesFrozen):
+            method.attach_saved(model, tensors)
+            frozen = method.frozen(model)
+        else:
+            method.attach(model, "fp32")
+            frozen = {}
         put(model, {name: tensor for name, tensor in tensors.items() if name not in frozen})
     elif files.is_dir():
         model = task.model(base, classes)

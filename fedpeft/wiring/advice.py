@@ -8,6 +8,7 @@ from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
+from fedpeft.models.readout import ALL_BLOCKS
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.spec import parse_spec
 from fedpeft.wiring.auto_defaults import ADAPTER, FAR_APART, can_train_head_alone
@@ -102,7 +103,7 @@ def _has_many_classes(setup: Setup) -> bool:
     """Whether the head starts from ridge regression on the labels of more classes than that is good for; a head on all
     blocks is left alone, which images get where nothing is said of heads."""
     of_classes = setup.task.targets == "classes" and setup.facts.classes > MANY_CLASSES
-    return of_classes and setup.head.fits_labels and not setup.method.reads_all_blocks
+    return of_classes and setup.head.fits_labels and setup.method.reads != ALL_BLOCKS
 
 
 def _has_unused_owners(config: RunConfig) -> bool:

@@ -32,10 +32,11 @@ from fedpeft.models.quantized import quantize
 from fedpeft.models.readout import get_width
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task, get_adapter_dtype
 from fedpeft.parts import format_part, name_of
+from fedpeft.peft.abilities import ChangesWeights, SavedAsOther, ViewedAsFactors, WeightChanges
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import FactorView
 from fedpeft.peft.family import PEFT_METHODS, resize_method
-from fedpeft.peft.method import PeftMethod, WeightChanges, create_start
+from fedpeft.peft.method import PeftMethod, create_start
 from fedpeft.plugin_files import hash_own_code
 from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.wiring.activation_cache import count_frozen_blocks
@@ -136,7 +137,7 @@ class Setup(RunSpec):
             layout=layout,
             start=_start(method, reference, config),
             profiles=profiles,
-            factor_view=method.create_factor_view(layout),
+            factor_view=method.create_factor_view(layout) if isinstance(method, ViewedAsFactors) else None,
             weight_changes=_get_weight_changes(method, reference, layout),
             parameters=sum(p.numel() for p in reference.parameters()),
             width=get_width(plain_base),
@@ -245,12 +246,12 @@ class Setup(RunSpec):
     @property
     def saved_peft(self) -> str:
         """The text of the PEFT method of the finished adapter, as it is saved."""
-        return self.method.saved_as or self.peft
+        return self.method.saved_as if isinstance(self.method, SavedAsOther) else self.peft
 
     @cached_property
     def saved_method(self) -> PeftMethod:
         """The PEFT method of the finished adapter, as it is saved."""
-        return PEFT_METHODS.build(self.method.saved_as) if self.method.saved_as else self.method
+        return PEFT_METHODS.build(self.saved_peft) if isinstance(self.method, SavedAsOther) else self.method
 
     def model(self, say: Say = ignore_message) -> FederatedModel:
         """The base with a fresh adapter, in the run's precision."""
@@ -310,7 +311,7 @@ def _start(method: PeftMethod, reference: FederatedModel, config: RunConfig) -> 
 
 def _get_weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layout) -> WeightChanges | None:
     """How a state changes the base's weights, where there are not too many of them to record it."""
-    changes = method.weight_changes(reference)
+    changes = method.weight_changes(reference) if isinstance(method, ChangesWeights) else None
     if changes and count_adapted_entries(reference, layout) > LARGEST_TARGET:
         return None
     return changes

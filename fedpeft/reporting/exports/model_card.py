@@ -9,6 +9,7 @@ from typing import Any
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.data.rows import DATASETS
+from fedpeft.models.readout import ALL_BLOCKS
 from fedpeft.plugin_files import hash_own_code
 from fedpeft.reporting.console import format_bytes, format_measure
 from fedpeft.reporting.exports.transformers_folder import create_processor
@@ -186,7 +187,7 @@ def _describe_readout(run: FinishedRun, head: str) -> str:
         "numbers": f"The number ({', '.join(run.labels or [])}, in its own unit) is that of",
         "labels": "Each label is said where its logit is above 0, by",
     }.get(run.task.targets, "The class is that of")
-    blocks = run.method.reads_all_blocks
+    blocks = run.method.reads == ALL_BLOCKS
     states = "hidden states of all blocks, each brought to length 1" if blocks else "last hidden states"
     if run.labels is None:
         return ""

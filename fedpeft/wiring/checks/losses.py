@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.peft.abilities import DrawsParts
 
 if TYPE_CHECKING:
     from fedpeft.wiring.setup import Setup
@@ -57,10 +58,7 @@ def check_changed_loss(setup: Setup) -> None:
                 f"FP1309 {correction.name} moves the tokens of texts that are classified, and this is {task} of "
                 f"{setup.facts.kind}s; leave it out of --drift"
             )
-        draws = setup.strategy.counts_owned and setup.method.compute_owned_shares(
-            setup.layout, setup.config.seed, 1, 0, steps=1
-        )
-        if draws:
+        if setup.strategy.counts_owned and isinstance(setup.method, DrawsParts):
             raise ConfigError(
                 f"FP1310 owned_mean counts the experts that adamix draws in two passes a step, and {correction.name} "
                 "makes more; take --strategy fedit, or leave it out of --drift"
