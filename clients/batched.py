@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fedpeft.aggregation.update import pad_ranks
 from fedpeft.data.examples import Batch, Examples
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.determinism import restore_warnings
 from fedpeft.models.kernels import Kernel, install_fast_linears
 from fedpeft.models.lean_blocks import keep_less
@@ -130,7 +131,7 @@ class BatchedExecutor(Executor):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
             batch, real, self.dropout.places = self.create_step_batch(rows)
-            if self.task.compares:
+            if isinstance(self.task, ComparesExamples):
                 batch[GROUPS] = assign_rows(real, active)
             shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
             of_step = partial(self._mean_losses, jobs[:active], step, rows, batch, real, shifts)

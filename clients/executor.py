@@ -24,6 +24,7 @@ from fedpeft.aggregation.update import pad_ranks
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.data.examples import Batch, Examples, TokenRows, batch_by_length, round_up_length
 from fedpeft.data.packing import Place, find_places, pack_clients
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens
 from fedpeft.models.quantized import QuantizedLinear, fold_residual
@@ -380,7 +381,11 @@ class Executor(ABC):
                 {name: move_tensor(t, device) for name, t in self.examples.batch(rows[index]).items()}
                 for index in batch_by_length(self.examples.lengths[rows], EVALUATION_BATCH)
             )
-            for losses in self.task.evaluate_losses(self.model, batches, offsets):
+            if isinstance(self.task, ComparesExamples):
+                parts = self.task.evaluate_losses(self.model, batches)
+            else:
+                parts = (self.task.row_losses(self.model, batch, offsets) for batch in batches)
+            for losses in parts:
                 totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
         return Totals(*totals.cpu().tolist())
 

@@ -28,6 +28,7 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine.files import check_regular_file, raise_write_errors, read_json
 from fedpeft.machine.files import copy as copy_file
 from fedpeft.machine.files import replace as replace_file
+from fedpeft.models.abilities import ConvertsHead
 from fedpeft.models.layers import get_innermost
 from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, find_trainable
 from fedpeft.peft.abilities import SavesFrozen
@@ -110,7 +111,7 @@ HEAD = "head.safetensors"
 
 
 def export_head(target: Path, task: Task) -> None:
-    """Convert the head in the folder `target` for use without fedpeft (`Task.export_head`).
+    """Convert the head in the folder `target` for use without fedpeft, if the task `ConvertsHead`.
 
     `load` expects the head as `save` writes it, so only exported copies are converted.
 
@@ -118,7 +119,7 @@ def export_head(target: Path, task: Task) -> None:
         RunError: the file can't be read or written.
     """
     file = target / HEAD
-    if not file.is_file():
+    if not file.is_file() or not isinstance(task, ConvertsHead):
         return
     with raise_write_errors(file):
         held = {name: tensor.clone() for name, tensor in load_file(check_regular_file(file)).items()}

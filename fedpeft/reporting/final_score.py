@@ -23,6 +23,7 @@ from fedpeft.data.rows import Rows
 from fedpeft.errors import AssetError
 from fedpeft.machine.hardware import get_free_memory, list_accelerators
 from fedpeft.models import scoring
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.base_model import get_origin
 from fedpeft.models.calibration import calibrate, fit_temperature
 from fedpeft.models.frozen_blocks import cut_below, start_from_store
@@ -164,8 +165,8 @@ class Scorer:
         questions = asks(divisor)
         answers = [Fold() for _ in questions]
         batches = scoring.score_batches(test)
-        self.observer.phase(name, 1 if setup.task.compares else len(batches))
-        if setup.task.compares:
+        self.observer.phase(name, 1 if isinstance(setup.task, ComparesExamples) else len(batches))
+        if isinstance(setup.task, ComparesExamples):
             scores, sides = scoring.score_together(model, setup.task, test)
             return FinalScore(float(scores.correct.mean()), float(scores.loss.mean()), scores, sides=sides)
         outputs = np.zeros((len(test), setup.facts.classes if setup.task.targets else 0))

@@ -25,6 +25,7 @@ from fedpeft.data.rows import Rows
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
+from fedpeft.models.abilities import ComparesExamples, count_extra_tokens
 from fedpeft.models.base_model import count_readable_tokens, resolve_model
 from fedpeft.models.layers import get_innermost, unwrap
 from fedpeft.models.loading import Say, ignore_message
@@ -128,6 +129,7 @@ class Setup(RunSpec):
             protected = spec.mechanism is not None or spec.secure_sum is not None
             spec = spec.change(drift="" if protected else choose_drift(spec.strategy, head, facts, layout))
         config, plain_base = spec.config, unwrap(reference.base)
+        before = method.extra_tokens + count_extra_tokens(task)
         setup = cls(
             **{**vars(spec), "method": method, "head": head},
             facts=facts,
@@ -142,7 +144,7 @@ class Setup(RunSpec):
             parameters=sum(p.numel() for p in reference.parameters()),
             width=get_width(plain_base),
             frozen_blocks=count_frozen_blocks(plain_base, layout, facts.kind, task),
-            readable=count_readable_tokens(model_directory, method.extra_tokens + task.extra_tokens, config.tokens),
+            readable=count_readable_tokens(model_directory, before, config.tokens),
             notes=tuple(notes),
             code=hash_own_code(type(task), type(plain_base), *([type(method)] if method.base_as_read() else [])),
         )
@@ -198,7 +200,7 @@ class Setup(RunSpec):
         """The most that a row can have: one, or one for each of its labels or tokens."""
         if self.task.targets == "labels":
             return self.facts.classes
-        return 1 if self.task.targets or self.task.compares else self.tokens
+        return 1 if self.task.targets or isinstance(self.task, ComparesExamples) else self.tokens
 
     @property
     def clients(self) -> int:
