@@ -17,6 +17,7 @@ from torch import Tensor
 from fedpeft.answers.exam import Exam, Said
 from fedpeft.answers.generation import BATCH
 from fedpeft.clients.client import ClientPlan
+from fedpeft.clients.drift import ChangesLoss
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.masking import MaskPlan
 from fedpeft.clients.pool import Pool, Worker, get_result
@@ -204,7 +205,7 @@ def create_work_plan(
         executor="private" if per_example else "batched" if batched else "sequential",
         clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
         depth=count_cached_blocks(setup, lengths, holders) if reusing else 0,
-        pooled=reusing and is_pooled(setup) and not any(c.changes_loss for c in setup.drift.corrections),
+        pooled=reusing and is_pooled(setup) and not any(isinstance(c, ChangesLoss) for c in setup.drift.corrections),
         kernel=machine.kernel if batched else "native",
         threads=1,
         device=machine.devices[0],

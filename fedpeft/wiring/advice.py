@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.clients.drift import SkipsSteps
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
@@ -76,7 +77,7 @@ def advise_on_steps(setup: Setup, most: int) -> Iterator[str]:
             f"most: none is taken at more than {optimizer.share(most - 1):.2f} of the learning rate"
         )
     for correction in setup.drift.corrections:
-        if most == 1 and correction.alternates:
+        if most == 1 and isinstance(correction, SkipsSteps):
             yield (
                 f"{correction.name}'s factors take turns in the steps of a round, and with one step a round A never "
                 "moves"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedpeft.clients.drift import ChangesLoss
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.peft.abilities import DrawsParts
 
@@ -52,7 +53,7 @@ def check_changed_loss(setup: Setup) -> None:
         ConfigError, PrivacyError: says what, and what to do.
     """
     task = setup.facts.task.partition("(")[0]
-    for correction in (c for c in setup.drift.corrections if c.changes_loss):
+    for correction in (c for c in setup.drift.corrections if isinstance(c, ChangesLoss)):
         if setup.facts.kind != "text" or setup.task.targets != "classes":
             raise ConfigError(
                 f"FP1309 {correction.name} moves the tokens of texts that are classified, and this is {task} of "

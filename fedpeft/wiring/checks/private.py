@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fedpeft.aggregation.abilities import Buffered, PersonalModel
 from fedpeft.aggregation.shared_sums import is_shared_sum, is_sum_of_clients, list_shared_sums
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.clients.drift import ExchangedCorrection
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import format_part, name_of
 from fedpeft.privacy.abilities import AddsServerNoise, is_whitened
@@ -56,7 +57,7 @@ def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
     if len({profile.form for profile in list_distinct(setup.profiles)}) > 1:
         raise PrivacyError(f"FP7102 {name} adds up vectors of one length; give all clients the same rank and alpha")
     for correction in setup.drift.corrections:
-        if correction.travels:
+        if isinstance(correction, ExchangedCorrection):
             raise PrivacyError(
                 f"FP7103 the states that {correction.name}'s clients send would be seen one by one; leave it out of "
                 "--drift"
@@ -130,7 +131,7 @@ def check_private_run(mechanism: Mechanism, setup: Setup) -> None:
             "--head zero, private_centroids or private_ridge"
         )
     for correction in setup.drift.corrections:
-        if correction.travels:
+        if isinstance(correction, ExchangedCorrection):
             raise PrivacyError(
                 f"FP7106 the states that {correction.name}'s clients send come from unprotected rows; leave it out of "
                 "--drift"
