@@ -9,6 +9,7 @@ from fedpeft.aggregation.abilities import Buffered, PersonalModel
 from fedpeft.aggregation.shared_sums import is_shared_sum, is_sum_of_clients, list_shared_sums
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.clients.drift import ExchangedCorrection
+from fedpeft.clients.local_optimizer import ProbesLosses
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import format_part, name_of
 from fedpeft.privacy.abilities import AddsServerNoise, is_whitened
@@ -69,7 +70,7 @@ def check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
     config = setup.config
     if isinstance(setup.strategy, Buffered):
         raise ConfigError(f"FP1323 {config.strategy} has no rounds with a cohort that privacy could be accounted for")
-    if mechanism.per_example and setup.training.optimizer.probes:
+    if mechanism.per_example and isinstance(setup.training.optimizer, ProbesLosses):
         raise ConfigError(
             f"FP1518 {config.privacy} clips the gradient of each example, and {config.optimizer} computes none; take "
             "--optimizer adamw, or protect updates with user_dp or local_dp"
