@@ -21,8 +21,7 @@ SEED, ROUNDS = 0, 3
 RANK, ALPHA = 8, 32
 BATCH_SIZE, LEARNING_RATE, HEAD_LEARNING_RATE = 4, 2e-3, 2e-4
 MAX_TOKENS = 128
-WINDOW = 8
-"""Batches are cut from windows of this many batches, sorted by length, so that little padding is computed."""
+WINDOW = 8  # batches in a window, whose examples are sorted by length, so that little padding is computed
 
 
 def draw_seed(purpose, *ids):

@@ -35,7 +35,7 @@ if not (_here / "strategies").is_dir():  # a checkout: they stand beside fedpeft
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the module that it stands in."""
+    """Return a public name, imported from its module."""
     if name not in __all__:
         raise AttributeError(f"module 'fedpeft' has no attribute {name!r}")
     import sys
@@ -47,5 +47,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names."""
+    """Return the public names."""
     return sorted([*globals(), *__all__])

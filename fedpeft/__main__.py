@@ -9,31 +9,31 @@ from importlib.util import find_spec
 from fedpeft import __version__, loading
 
 COMMANDS = {
-    "init": "begin a project: example data, a run, a strategy of your own, and a test",
-    "check": "look at a data set: rows, classes, lengths, duplicates, how a partition would look",
-    "simulate": "a federation on this machine, from data to a scored adapter",
-    "study": "many runs: axes and seeds, with means, intervals and comparisons",
-    "tune": "a search: settings by trials, early ends for those that fall behind, hybrids of PEFT methods",
-    "report": "runs and studies on one page, and as CSV",
-    "describe": "the parts of a run: what each does, where it comes from, which settings it takes",
-    "predict": "what finished runs answer to a text",
-    "export": "a finished run's adapter with a model card, or merged into its base",
-    "evaluate": "what a finished run has learned, beside its base",
-    "flowertune": "the configuration of one of Flower's FlowerTune projects, run here",
-    "certs": "the certificates of a federation of real clients",
-    "serve": "the server of real clients",
-    "join": "a client: its rows stay where they are",
-    "transcript": "whether two clients were told the same by their server",
-    "audit": "whether a mechanism or a finished run leaks what it should protect",
-    "attack": "what hostile servers and clients learn under a server's settings, on this machine",
-    "conformance": "whether parts of your own do what every part must",
-    "completion": "what bash, zsh or fish needs to complete these commands and their flags",
+    "init": "create a project: example data, a run, a strategy of your own, and a test",
+    "check": "inspect a data set: rows, classes, lengths, duplicates, and a partition",
+    "simulate": "run a federation on this machine, from data to a scored adapter",
+    "study": "run a grid of settings and seeds, with means, intervals and comparisons",
+    "tune": "search settings by trials, with early stopping and hybrids of PEFT methods",
+    "report": "write runs and studies to one page and CSV files",
+    "describe": "describe the parts of a run: purpose, origin and settings",
+    "predict": "print the answers of finished runs to a text",
+    "export": "export a finished run's adapter with a model card, or merged into its base",
+    "evaluate": "evaluate a finished run beside its base",
+    "flowertune": "run the configuration of a FlowerTune project of Flower",
+    "certs": "create the certificates of a federation of real clients",
+    "serve": "run the server of real clients",
+    "join": "take part as a client; its rows stay on its machine",
+    "transcript": "compare what a server has sent to two clients",
+    "audit": "test whether a mechanism or a finished run leaks protected data",
+    "attack": "attack a server's settings on this machine, as hostile servers and clients",
+    "conformance": "test your own parts against the rules for all parts",
+    "completion": "print a completion script for bash, zsh or fish",
 }
-"""What each does; a module or a package of this name."""
+"""The purpose of each command; the name is that of a module or package."""
 
 
 def format_overview() -> str:
-    """The page that lists the commands."""
+    """Return the page that lists the commands."""
     lines = [f"  {name:<12} {about}" for name, about in COMMANDS.items()]
     return "\n".join(
         [
@@ -47,7 +47,7 @@ def format_overview() -> str:
 
 
 def main() -> int:
-    """The command; its exit code: 2 where there is no such command, else that command's."""
+    """Run the named command; return its exit code, or 2 for an unknown command."""
     loading.refuse_windows()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):

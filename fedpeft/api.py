@@ -6,7 +6,8 @@
     run.accuracy, run.history, run.plot(), run.predict(["a text"])
 
 Settings are those of the commands, with `_` for `-` (`fedpeft.config.RunConfig`). Parts may be objects instead of
-texts: `strategy=MyRule(tau=0.9)`, `codec=[Rotate(), Quantize(bits=4)]`. Nothing but progress is printed, and nothing
+texts: `strategy=MyRule(tau=0.9)`, `codec=[Rotate(), Quantize(bits=4)]`, `server_optimizer=Averaged(of=Momentum())`.
+Nothing but progress is printed, and nothing
 global stays changed: threads, warnings, the environment and the libraries' verbosity are as before, and no process is
 left. Scripts need no `if __name__ == "__main__"`.
 """
@@ -71,21 +72,20 @@ class Run:
     parts: Mapping[str, Mapping[str, type]] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
+        """Return the folder and the main metric, on one line."""
         metric = str(self.summary["metric"])
         value = self.summary.get(metric, self.summary["accuracy"])
         return f"Run({str(self.folder)!r}, {metric}={'None' if value is None else f'{value:.4g}'})"
 
     @property
     def accuracy(self) -> float | None:
-        """Of the test rows, or as `summary["accuracy_of"]` says; 0 to 1."""
+        """Accuracy on the test examples, or on those that `summary["accuracy_of"]` names; 0 to 1."""
         value = self.summary["accuracy"]
         return None if value is None else float(value)
 
     @cached_property
     def history(self) -> Any:
-        """One row per round (`fedpeft.reporting.observer.RoundResult`): a pandas frame, or a list of dicts without
-        pandas.
-        """
+        """One row per round (`fedpeft.reporting.observer.RoundResult`): a pandas frame, or dicts without pandas."""
         return _build_frame(Records(self.folder).read("rounds.jsonl"))
 
     @cached_property
@@ -100,7 +100,7 @@ class Run:
         return whole if whole.is_dir() else self.folder / "adapter"
 
     def plot(self) -> Any:
-        """Validation accuracy and losses over rounds, as a figure of matplotlib."""
+        """Plot validation accuracy and losses over rounds; return the matplotlib figure."""
         return plot_run(Records(self.folder).read("rounds.jsonl"), dict(self.summary))
 
     def predict(self, inputs: str | Iterable[str], *, new_tokens: int = 40) -> list[str]:
@@ -143,7 +143,7 @@ class Run:
         return _build_frame([{"model": name, **measures} for name, measures in found.table.items()])
 
     def model(self) -> nn.Module:
-        """The finished model on the CPU, in fp32, to be evaluated: called with a batch of tensors it gives logits.
+        """Return the finished model on the CPU, in fp32 and evaluation mode; called with a batch, it returns logits.
 
         Raises:
             FedpeftError: the base model, or a part from outside that it needs, is not there.
@@ -175,7 +175,7 @@ class Run:
 
 
 def open_run(folder: str | Path) -> Run:
-    """The finished run in a folder; warns of a plugin that has changed since.
+    """Return the finished run in a folder; warn of a plugin that has changed since.
 
     Raises:
         RunError: there is none, or it is not finished.
@@ -304,14 +304,14 @@ def run_study(
 
 
 def _build_row(result: Result) -> dict[str, Any]:
-    """A run of a study; where an axis is named as a table of summary.json is (privacy), the axis's label stays."""
+    """Return a run of a study as a row; a column with an axis's name holds the axis's label."""
     row = {**result.point, "seed": result.seed, "status": result.status, "reason": result.reason}
     tables = {key for key, value in (result.summary or {}).items() if isinstance(value, Mapping)}
     return row | {key: value for key, value in (result.summary or {}).items() if key not in row.keys() & tables}
 
 
 def _build_frame(records: list[dict[str, Any]]) -> Any:
-    """The records as a pandas frame, where pandas is installed."""
+    """Return the records as a pandas frame, or unchanged if pandas is not installed."""
     try:
         import pandas
     except ImportError:
@@ -320,7 +320,7 @@ def _build_frame(records: list[dict[str, Any]]) -> Any:
 
 
 def _list_objects(name: str, value: Any) -> list[Any]:
-    """The parts that a setting was given as objects; empty: it was given as a text or number."""
+    """Return the objects of parts in a setting's value; empty: the value is a text or number."""
     several = list(value) if isinstance(value, list | tuple) and _get_separator(name) else [value]
     return several if all(_is_part(part, name) for part in several) else []
 
@@ -356,13 +356,13 @@ def _get_example(setting: str) -> str:
 
 
 def _get_families(setting: str) -> tuple[Family[Any], ...]:
-    """Return the families whose parts a setting takes; empty: its value is no part."""
+    """Return the families whose parts a setting takes; empty: its value is not a part."""
     flag = catalogue.find_flag(setting)
     return flag.families if flag else ()
 
 
 def _get_separator(setting: str) -> str:
-    """What stands between parts in a setting's text; empty: there is one."""
+    """Return the separator of parts in a setting's text; empty: the text names one part."""
     flag = catalogue.find_flag(setting)
     return flag.joined if flag else ""
 
@@ -389,7 +389,7 @@ def _is_known(families: tuple[Family[Any], ...], cls: type) -> bool:
 
 
 def _add_rows(values: dict[str, Any], parts: dict[str, dict[str, type]]) -> dict[str, Any]:
-    """The settings with a data set in memory as a part; rows that come client by client stay where they are."""
+    """Return the settings with a data set in memory as a part; rows given client by client keep their client."""
     by_client = isinstance(values["dataset"], list | tuple) and all(isinstance(c, tuple) for c in values["dataset"])
     dataset = convert_to_dataset(values["dataset"])
     parts.setdefault("datasets", {})[NAME], text = create_part(dataset)
@@ -398,7 +398,7 @@ def _add_rows(values: dict[str, Any], parts: dict[str, dict[str, type]]) -> dict
 
 
 def _save_model(model: Any, tokenizer: Any, folder: Path) -> str:
-    """A model of transformers as a folder, which worker processes, and later commands, load it from."""
+    """Save a model of transformers to a folder for worker processes and later commands; return the folder's path."""
     if not hasattr(model, "save_pretrained") or not hasattr(tokenizer, "save_pretrained"):
         raise ConfigError(
             f"FP1037 model must be a text, or a model of transformers with its tokenizer=, got {type(model).__name__} "
@@ -429,7 +429,7 @@ def _check_class(model: Any) -> None:
 
 @contextmanager
 def _restore_process_state() -> Iterator[None]:
-    """What a run changes of the process around it is afterwards as it was."""
+    """Restore the state of the process that a run changes."""
     from transformers.utils import logging
 
     threads, environment = torch.get_num_threads(), dict(os.environ)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from fedpeft.deployment.identity.pinned_roster import PinnedRoster
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import raise_write_errors, replace
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,11 @@ class Command:
     clients: Annotated[str, tyro.conf.arg(help="names of clients: a,b")] = ""
     days: Annotated[float, tyro.conf.arg(help="how long new certificates are valid")] = 365.0
     renew: Annotated[
-        bool, tyro.conf.arg(help="new certificates for the server and the clients named, whose old ones count no more")
+        bool, tyro.conf.arg(help="new certificates for the server and the named clients; the old ones become invalid")
     ] = False
-    revoke: Annotated[str, tyro.conf.arg(help="names of clients whose present certificates count no more: a,b")] = ""
+    revoke: Annotated[str, tyro.conf.arg(help="names of clients whose present certificates become invalid: a,b")] = ""
     roster: Annotated[
-        bool, tyro.conf.arg(help="write FOLDER/roster.txt, which clients pin (join --roster), and say its hash")
+        bool, tyro.conf.arg(help="write FOLDER/roster.txt, which clients pin (join --roster), and print its hash")
     ] = False
 
 
@@ -48,7 +47,7 @@ HERE = ("localhost", "127.0.0.1")
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a list `a,b`."""
+    """Return the words of a list `a,b`."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
@@ -120,17 +119,15 @@ def _write_roster(folder: Path, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    return run_command(
-        lambda: _make_certificates(tyro.cli(Command, args=arguments, prog="python -m fedpeft.certs")),
-        lambda: "interrupted; the same command makes what is missing",
-    )
+    """Run the command; return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    again = "interrupted; the same command makes what is missing"
+    return run_tool(Command, _make_certificates, arguments, silent=False, interrupted=lambda: again)
 
 
-def _make_certificates(command: Command) -> None:
+def _make_certificates(command: Command, console: Console) -> None:
     with raise_write_errors(command.folder):
-        make(command, Console())
+        make(command, console)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("certs")

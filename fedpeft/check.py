@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,16 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft import plugins
 from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import AssetError, ConfigError, DataError
 from fedpeft.families import DATASETS, PARTITIONS
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import quote_argument, run_command
+from fedpeft.reporting.command import (
+    quote_argument,
+    run_tool,
+    start_command,
+)
 from fedpeft.spec import Spec
 from fedpeft.wiring import early_checks
 from fedpeft.wiring.sampling import compute_cohort_size
@@ -45,15 +47,15 @@ class Command:
     data: Annotated[
         str,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="DATA", help="a file or folder of yours, or what --dataset of a run takes"),
+        tyro.conf.arg(metavar="DATA", help="your own file or folder, or a value of --dataset"),
     ]
     partition: Annotated[
-        str, tyro.conf.arg(help="as of a run; auto: the data set's own, or natural where rows have owners, or a run's")
+        str, tyro.conf.arg(help="split over clients; auto: the data set's own, natural if rows have owners, or a run's")
     ] = "auto"
-    clients: Annotated[int, tyro.conf.arg(help="how many (default, 0: all owners, or 100)")] = 0
-    model: Annotated[str, tyro.conf.arg(help="whose tokens are counted; auto: the data set's own")] = "auto"
-    tokens: Annotated[int, tyro.conf.arg(help="where a run would cut texts")] = DEFAULT.tokens
-    seed: Annotated[int, tyro.conf.arg(help="of the partition")] = DEFAULT.seed
+    clients: Annotated[int, tyro.conf.arg(help="number of clients (default, 0: all owners, or 100)")] = 0
+    model: Annotated[str, tyro.conf.arg(help="model whose tokens are counted; auto: the data set's own")] = "auto"
+    tokens: Annotated[int, tyro.conf.arg(help="tokens at which a run would cut texts")] = DEFAULT.tokens
+    seed: Annotated[int, tyro.conf.arg(help="seed of the partition")] = DEFAULT.seed
     picture: Annotated[
         Path | None, tyro.conf.arg(metavar="FILE", help="also draw clients, classes and lengths: .svg, .png or .pdf")
     ] = None
@@ -68,7 +70,7 @@ PICTURES = (".svg", ".png", ".pdf")
 
 
 def find_dataset_text(data: str) -> str:
-    """What a run's --dataset calls `data`.
+    """Return the text of --dataset for `data`.
 
     Raises:
         DataError: it looks like a path, and nothing is there.
@@ -83,7 +85,7 @@ def find_dataset_text(data: str) -> str:
 
 
 def partition_rows(command: Command, rows: Rows) -> tuple[str, Shards]:
-    """The partition's text, and how `rows` would lie.
+    """Return the partition's text, and the partition of `rows`.
 
     Raises:
         FedpeftError: rows can't be split so.
@@ -100,7 +102,7 @@ def partition_rows(command: Command, rows: Rows) -> tuple[str, Shards]:
 
 
 def compute_lengths(command: Command, dataset: Dataset) -> tuple[np.ndarray, str, str]:
-    """The lengths of training rows, their unit, and why it is words where it is, or why a run would refuse them.
+    """Return the lengths of the training examples, their unit, and a reason: for words, or for a run's refusal.
 
     Raises:
         FedpeftError: the model that was named has no tokenizer, or the rows don't go with it.
@@ -200,7 +202,7 @@ def check(command: Command, console: Console) -> list[str]:
 def _find_better_partition(command: Command, called: str, rows: Rows) -> tuple[str, Shards] | None:
     """Return the partition of equal clients, if it has nothing wrong that the one looked at has; else None.
 
-    Where rows have owners, or the user has named a partition, the clients are as they are.
+    It is None if rows have owners or the user has named a partition: these clients can't be changed.
     """
     from fedpeft.data.inspection import check_partition
     from fedpeft.data.partition import USUAL, split
@@ -269,14 +271,9 @@ def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code: 0, 1 where something is wrong with the data, 2 where they can't be used."""
-    return run_command(lambda: _run_check(tyro.cli(Command, args=arguments, prog="python -m fedpeft.check")))
-
-
-def _run_check(command: Command) -> int:
-    plugins.use(command.plugin)
-    return 1 if check(command, Console()) else 0
+    """Run the command; return its exit code: 0, 1 if the data have a fault, or 2 if they can't be used."""
+    return run_tool(Command, lambda command, console: 1 if check(command, console) else 0, arguments, silent=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("check")

@@ -12,7 +12,6 @@ import contextlib
 import importlib
 import io
 import re
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,7 +21,7 @@ import tyro
 
 from fedpeft.__main__ import COMMANDS
 from fedpeft.errors import ConfigError
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 
 PROGRAM = "fedpeft"
 """The console script, which alone can be completed: a shell binds completions to a program's name."""
@@ -46,11 +45,11 @@ class Command:
     fedpeft completion fish > ~/.config/fish/completions/fedpeft.fish
     """
 
-    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional, tyro.conf.arg(help="which shell it is for")]
+    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional, tyro.conf.arg(help="the shell")]
 
 
 def write_script(shell: str) -> str:
-    """The script for `shell`: bash, zsh or fish.
+    """Return the completion script for `shell`: bash, zsh or fish.
 
     Raises:
         ConfigError: the installed tyro makes none.
@@ -72,16 +71,16 @@ def write_script(shell: str) -> str:
 
 
 def _get_command_class(name: str) -> Any:
-    """The class of a command's flags."""
+    """Return the class of a command's flags."""
     spec = find_spec(f"fedpeft.{name}")
     inside = ".__main__" if spec and spec.submodule_search_locations is not None else ""
     return importlib.import_module(f"fedpeft.{name}{inside}").Command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code."""
-    return run_command(lambda: print(write_script(tyro.cli(Command, args=arguments, prog="fedpeft completion").shell)))
+    """Run the command; return its exit code."""
+    return run_tool(Command, lambda command, _: print(write_script(command.shell)), arguments, silent=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("completion")

@@ -28,7 +28,7 @@ class RunConfig:
 
     clients: int | str = setting(
         100,
-        "how many; 0: one per owner of a natural partition; or a TOML file of [[profile]] tables, whose counts add up",
+        "number of clients; 0: one per owner of a natural partition; or a TOML file of [[profile]] tables with counts",
         low=0,
     )
     rounds: int = setting(20, "rounds of federated training", low=1)
@@ -41,53 +41,62 @@ class RunConfig:
     dataset: str = setting("reviews", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
     partition: str = setting(
         "auto",
-        "whose rows are which: iid, dirichlet, natural, grouped, ...; auto: the data set's own, or dirichlet, or iid "
-        "where rows have no class or several labels",
+        "split of the rows over clients: iid, dirichlet, natural, grouped, ...; auto: the data set's own, or "
+        "dirichlet, or iid if rows have no class or several labels",
     )
     model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
     tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)
     peft: str = setting(
         "auto",
-        "PEFT method: lora(rank=8, alpha=32, targets=all, layers=4), ia3, full, ...; auto: lora, or head2toe where "
-        "images have classes",
+        "PEFT method: lora(rank=8, alpha=32, targets=all, layers=4), ia3, full, ...; auto: lora, or head2toe for "
+        "images with classes",
     )
-    dtype: str = setting("auto", "of the frozen base and activations; auto: bf16, or fp32 without it", choices=DTYPES)
+    dtype: str = setting(
+        "auto",
+        "precision of the frozen base and activations; auto: bf16, or fp32 on machines without it",
+        choices=DTYPES,
+    )
     head: str = setting("auto", "start of the head: ridge, discriminant, ...; auto: ridge, or a private one")
-    strategy: str = setting("fedit", "aggregation: fedit, flexlora, krum, ...; of each: weighting=auto|rows|uniform")
-    server_optimizer: str = setting("sgd", "what the server does with the mean update: sgd, momentum, adam, ...")
+    strategy: str = setting(
+        "fedit", "aggregation rule: fedit, flexlora, krum, ..., each with weighting=auto|rows|uniform"
+    )
+    server_optimizer: str = setting("sgd", "server optimizer that applies the mean update: sgd, momentum, adam, ...")
     ranks: str = setting(
         "",
         "LoRA ranks of clients by id: RANK*CLIENTS,... such as 4*50,8*30,32*20; auto: by the tables of --clients FILE",
     )
     drift: str = setting(
         "auto",
-        "against clients' drift: fedprox(mu=0.01), scaffold, label_shift, la_lora, by +; auto: label_shift where their "
-        "classes lie far apart; empty: nothing",
+        "corrections of client drift: fedprox(mu=0.01), scaffold, label_shift, la_lora, joined by +; auto: label_shift "
+        "if clients' classes differ much; empty: none",
     )
     attack: str = setting("", "simulate hostile clients: sign_flip(fraction=0.1), label_flip, scaled_update, ...")
-    batch_size: int = setting(4, "rows per local step", low=1)
-    local_work: str = setting("epochs(1.0)", "per round: passes over a client's rows, epochs(1.0), or steps(10)")
-    learning_rate: float = setting(2e-3, "of the local optimizer", above=0)
+    batch_size: int = setting(4, "examples per local step", low=1)
+    local_work: str = setting("epochs(1.0)", "local work per round: epochs(1.0) over a client's examples, or steps(10)")
+    learning_rate: float = setting(2e-3, "learning rate of the local optimizer", above=0)
     optimizer: str = setting(
-        "adamw(warmup=8)", "local: adamw or sgd(warmup=0, max_norm=0, head_rate=0.1, schedule=constant|linear|cosine)"
+        "adamw(warmup=8)",
+        "local optimizer: adamw or sgd(warmup=0, max_norm=0, head_rate=0.1, schedule=constant|linear|cosine)",
     )
-    privacy: str = setting("", "dp_sgd(epsilon=8, at_budget=sit_out), user_dp, local_dp, distributed_dp, secure_sum")
-    codec: str = setting("fp32", "how updates are encoded: fp32, bf16, small (32x), tiny (100x), steps, ...")
+    privacy: str = setting(
+        "", "privacy: dp_sgd(epsilon=8, at_budget=sit_out), user_dp, local_dp, distributed_dp, secure_sum"
+    )
+    codec: str = setting("fp32", "codec of updates: fp32, bf16, small (32x), tiny (100x), steps, ...")
     budget_megabytes: float = setting(
         0.0, "limit on the traffic of all rounds, both ways, by fewer bits and then fewer clients; 0: none", low=0
     )
-    downlink: str = setting("auto", "how the model is sent to clients; auto: as suits a codec's preset, else exactly")
-    safeguard: str = setting("auto", "which steps count: undo(rise=0.25, rate=0.25) or none; auto: undo, where it can")
-    grid: str = setting("cohort", "where clients run: cohort(executor=batched|sequential) or ray(address=auto)")
-    workers: int = setting(0, "worker processes; 0: one per GPU, or per core where there is none", low=0, high=1024)
+    downlink: str = setting("auto", "codec of the model; auto: the preset that matches --codec, else without loss")
+    safeguard: str = setting("auto", "check of each step: undo(rise=0.25, rate=0.25) or none; auto: undo, if possible")
+    grid: str = setting("cohort", "place where clients run: cohort(executor=batched|sequential) or ray(address=auto)")
+    workers: int = setting(0, "worker processes; 0: one per GPU, or one per core without GPUs", low=0, high=1024)
     measure: str = setting(
         "validation(every=4)",
-        "validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, alone(clients=4), "
+        "measurements: validation(every=4, keep=auto|best|last, patience=0, public=False), pooled, alone(clients=4), "
         "forgetting(dataset=NAME), calibration(rows=auto|server|clients), disagreement, energy(watts=6), laplace, "
-        "ensemble, robustness, evaluate(questions=FILE), by +",
+        "ensemble, robustness, evaluate(questions=FILE), joined by +",
     )
-    hook: str = setting("", "hooks of your own in the round loop, from --plugin FILE: budget(seconds=60), by +")
-    seed: int = setting(0, "of everything that is drawn at random", low=0, high=2**64 - 1)
+    hook: str = setting("", "hooks of your own in the round loop, from --plugin FILE: budget(seconds=60), joined by +")
+    seed: int = setting(0, "seed of all random draws", low=0, high=2**64 - 1)
 
     def to_toml(self) -> str:
         """All settings as TOML, re-runnable."""
@@ -109,7 +118,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 def build_config(values: Mapping[str, Any], source: str) -> RunConfig:
-    """A configuration from keys and values, checked.
+    """Return a checked configuration from keys and values.
 
     Raises:
         ConfigError: unknown key, wrong type, value out of range; `source` is named.
@@ -125,7 +134,7 @@ def build_config(values: Mapping[str, Any], source: str) -> RunConfig:
 
 
 MOST_BITS: Final = 64
-"""Of a whole number in a configuration. TOML has no longer ones; Python reads any, and refuses to print the longest."""
+"""Most bits of a whole number in a configuration, as in TOML. Python reads longer ones, but refuses to print some."""
 
 WHOLE: Final = {field.name for field in dataclasses.fields(RunConfig) if "int" in str(field.type)}
 """Settings that may be a whole number."""
@@ -135,7 +144,7 @@ NUMBERS_AS_TEXTS: Mapping[str, tuple[type, ...]] = {"clients": (int,), "cohort":
 
 
 def _parse_number(value: Any, kinds: tuple[type, ...]) -> Any:
-    """The finite number that a text is, of the first kind that it is of; anything else as it is."""
+    """Return the finite number that a text contains, of the first type in `kinds` that fits; else the value itself."""
     for kind in kinds if isinstance(value, str) else ():
         try:
             number = kind(value)
@@ -179,14 +188,14 @@ def use_plugins(content: dict[str, Any], path: Path, goes_on: bool = True, of_ru
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The keys and values of a TOML file.
+    """Return the keys and values of a TOML file.
 
     Raises:
         ConfigError: the file is missing, not readable or not TOML.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ConfigError(f"FP1076 {path} is no file, and a configuration is read from one")
+            raise ConfigError(f"FP1076 {path} is not a file; give a TOML file of settings")
         with open(path, "rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:

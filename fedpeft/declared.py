@@ -55,13 +55,13 @@ def read(module: str, name: str) -> Any:
 
 
 def _is_at_hand(module: str) -> bool:
-    """Whether a module is imported, or costs next to nothing to import."""
+    """Return whether a module is imported, or costs next to nothing to import."""
     return module in sys.modules or module.partition(".")[0] in sys.stdlib_module_names
 
 
 @cache
 def _find_statements(module: str) -> Mapping[str, ast.stmt]:
-    """The statements of a module's source that give a name a value, by that name."""
+    """Return the statements of a module's source that assign a name, by that name."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         return {}
@@ -82,7 +82,7 @@ def _find_statements(module: str) -> Mapping[str, ast.stmt]:
 
 
 def _drop_methods(statement: ast.ClassDef) -> ast.ClassDef:
-    """A class with its bases, decorators, fields, and what is `KEPT`."""
+    """Return a class with its bases, decorators, fields, and the members in `KEPT`."""
     body: list[ast.stmt] = []
     for line in statement.body:
         if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
@@ -96,7 +96,7 @@ def _drop_methods(statement: ast.ClassDef) -> ast.ClassDef:
 
 
 def _drop_annotations(statement: ast.FunctionDef) -> ast.FunctionDef:
-    """A function whose arguments and result may be of any type."""
+    """Return a function without annotations of arguments and result."""
     statement.returns = None
     for argument in (*statement.args.posonlyargs, *statement.args.args, *statement.args.kwonlyargs):
         argument.annotation = None
@@ -104,12 +104,12 @@ def _drop_annotations(statement: ast.FunctionDef) -> ast.FunctionDef:
 
 
 def _find_names(tree: ast.AST, context: type[ast.expr_context]) -> Iterator[str]:
-    """The names in a tree that are set (`ast.Store`) or read (`ast.Load`)."""
+    """Return the names in a tree that are set (`ast.Store`) or read (`ast.Load`)."""
     return (node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, context))
 
 
 def _find_free_names(statement: ast.stmt) -> set[str]:
-    """The names that a statement takes from its module."""
+    """Return the names that a statement reads from its module."""
     inner = [node for node in ast.walk(statement) if isinstance(node, ast.FunctionDef | ast.comprehension)]
     bound = {
         argument.arg

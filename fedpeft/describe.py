@@ -25,7 +25,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
 from fedpeft.models.task import TASKS
 from fedpeft.parts import Bounds, name_of
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.wiring import catalogue
 
 FAMILIES = {**catalogue.FAMILIES, "task": (TASKS,), "metrics": (METRICS,)}
@@ -51,12 +51,12 @@ class Command:
 
 
 def find_parts(name: str) -> list[tuple[str, type]]:
-    """All parts called `name`, with the flag that takes them."""
+    """Return all parts called `name`, each with the flag that takes it."""
     return [(flag, f.part(name)) for flag, families in FAMILIES.items() for f in families if name in f.names]
 
 
 def create_unknown_error(name: str) -> ConfigError:
-    """Nothing is called `name`; says what is called nearly so."""
+    """Return the error for an unknown name, with the closest known name."""
     for families in FAMILIES.values():
         for family in families:
             if name.lower() in family.elsewhere:
@@ -67,7 +67,7 @@ def create_unknown_error(name: str) -> ConfigError:
 
 
 def build_overview(flags: list[str]) -> Table:
-    """One row per part: the flag, its name, the first sentence about it."""
+    """Return a table with one row per part: its flag, its name and its first sentence."""
     sums = flags == ["strategy"]
     columns = ("flag", "part", *(["sum of clients"] if sums else []), "what it is")
     table = Table(*columns, box=None, padding=(0, 2, 0, 0))
@@ -88,7 +88,7 @@ def _sum_of_clients(strategy: type[Strategy]) -> str:
 
 
 def show(flag: str, cls: type, console: Console) -> None:
-    """A part: what its module says, and its settings."""
+    """Print a part's documentation and its settings."""
     module = sys.modules[cls.__module__]
     origin = plugins.find_origin(cls)
     text = (inspect.getdoc(module) if origin is None else None) or inspect.getdoc(cls) or ""
@@ -102,7 +102,7 @@ def show(flag: str, cls: type, console: Console) -> None:
 
 
 def show_settings(fields: Sequence[dataclasses.Field[Any]], console: Console) -> None:
-    """Settings, one a row."""
+    """Print a table of settings, one per row."""
     settings = Table("setting", "default", "legal", "meaning", box=None, padding=(0, 2, 0, 0))
     for field in fields:
         default = "must be given" if field.default is dataclasses.MISSING else repr(field.default)
@@ -115,7 +115,7 @@ def show_settings(fields: Sequence[dataclasses.Field[Any]], console: Console) ->
 
 
 def format_range(bounds: Bounds) -> str:
-    """A setting's range in words; empty: anything of its type."""
+    """Return a setting's legal range in words; empty: every value of its type."""
     if bounds.choices:
         return ", ".join(map(str, bounds.choices))
     ends = (("at least", bounds.low), ("above", bounds.above), ("at most", bounds.high), ("below", bounds.below))
@@ -123,7 +123,7 @@ def format_range(bounds: Bounds) -> str:
 
 
 def describe(name: str, console: Console) -> None:
-    """All that is called `name`: parts, a preset of --codec, a flag without parts.
+    """Print everything that is called `name`: parts, a preset of --codec, a flag without parts.
 
     Raises:
         ConfigError: nothing is.
@@ -142,13 +142,11 @@ def describe(name: str, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code: 0, or 2 for a name that is unknown."""
-    return run_command(lambda: _run_describe(tyro.cli(Command, args=arguments, prog="python -m fedpeft.describe")))
+    """Run the command; return its exit code: 0, or 2 for an unknown name."""
+    return run_tool(Command, _run_describe, arguments)
 
 
-def _run_describe(command: Command) -> None:
-    console = Console()
-    catalogue.use(command.plugin)
+def _run_describe(command: Command, console: Console) -> None:
     if not command.name or command.name in FAMILIES:
         console.print(build_overview([command.name] if command.name else list(FAMILIES)))
     if command.name and (command.name not in FAMILIES or find_parts(command.name)):
@@ -156,7 +154,4 @@ def _run_describe(command: Command) -> None:
 
 
 if __name__ == "__main__":
-    from fedpeft.reporting.console import silence_libraries
-
-    silence_libraries()
-    sys.exit(main())
+    start_command("describe")

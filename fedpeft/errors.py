@@ -96,6 +96,6 @@ def require_extra(module: str, extra: str, what: str) -> None:
 
 
 def shorten_value(value: object) -> str:
-    """A value of the user's as messages show it, cut where it is long."""
+    """Return a user's value as messages show it; long values are cut."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

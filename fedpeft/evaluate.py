@@ -12,7 +12,6 @@ Numbers go to RUN/evaluation/evaluation.json, answers, to be read, to answers.js
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +21,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.command import (
+    run_tool,
+    start_command,
+    tell_notes,
+)
 from fedpeft.reporting.console import format_amount
 from fedpeft.reporting.run_folder import refuse_file
 
@@ -39,25 +42,27 @@ class Command:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the run's folder")]
     questions: Annotated[
-        str, tyro.conf.arg(help="JSONL with question and answer, perhaps choices (default: the run's test rows)")
+        str, tyro.conf.arg(help="JSONL with question, answer and maybe choices (default: the run's test examples)")
     ] = ""
-    metrics: Annotated[str, tyro.conf.arg(help="of free answers: exact_match, f1, rouge_l")] = "exact_match, f1"
+    metrics: Annotated[str, tyro.conf.arg(help="metrics of free answers: exact_match, f1, rouge_l")] = "exact_match, f1"
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens of an answer")] = 40
-    rows: Annotated[int, tyro.conf.arg(help="at most so many test rows and questions; 0: all")] = 0
+    rows: Annotated[int, tyro.conf.arg(help="most test examples and questions; 0: all")] = 0
     own: Annotated[str, tyro.conf.arg(help='clients whose own adapters are compared: "0,3" or all')] = ""
-    alone: Annotated[str, tyro.conf.arg(help='clients to train alone, on their own rows: "0,3" or all')] = ""
-    flowertune: Annotated[str, tyro.conf.arg(help="the file of questions is FlowerTune's: nlp, medical, finance")] = ""
-    lm_eval: Annotated[str, tyro.conf.arg(help="tasks of lm-eval, where it is installed: names, or YAML files")] = ""
+    alone: Annotated[str, tyro.conf.arg(help='clients to train alone, on their own examples: "0,3" or all')] = ""
+    flowertune: Annotated[
+        str, tyro.conf.arg(help="track of FlowerTune whose questions the file contains: nlp, medical, finance")
+    ] = ""
+    lm_eval: Annotated[str, tyro.conf.arg(help="tasks of lm-eval, if it is installed: names, or YAML files")] = ""
     output: Annotated[Path | None, tyro.conf.arg(help="folder of the results (default: RUN/evaluation)")] = None
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now"),
+        tyro.conf.arg(metavar="FILE", help="plugin of the run, at its present place"),
     ] = ()
 
 
 def build_table(found: EvaluationResult) -> Table:
-    """Who is compared, and their measures."""
+    """Return a table with one row per model and one column per measure."""
     columns = list(dict.fromkeys(column for row in found.table.values() for column in row))
     table = Table("", *(Column(escape(column), overflow="fold") for column in columns))
     for name, row in found.table.items():
@@ -66,12 +71,12 @@ def build_table(found: EvaluationResult) -> Table:
 
 
 def select_evenly(answered: list[QuestionAnswers]) -> list[QuestionAnswers]:
-    """`SHOWN` of the questions, evenly over all: not the nicest ones."""
+    """Return `SHOWN` of the questions, spread evenly over all of them."""
     return [answered[(2 * i + 1) * len(answered) // (2 * SHOWN)] for i in range(min(SHOWN, len(answered)))]
 
 
 def build_answer_table(answered: list[QuestionAnswers]) -> Table:
-    """Some questions with what everybody says."""
+    """Return a table of some questions with the answer of each model."""
     names = list(answered[0].said)[:3]
     table = Table("question", "right", *names, show_lines=True)
     for one in select_evenly(answered):
@@ -118,18 +123,9 @@ def evaluate(command: Command, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return run_command(lambda: _run_evaluate(tyro.cli(Command, args=arguments, prog="python -m fedpeft.evaluate")))
-
-
-def _run_evaluate(command: Command) -> None:
-    from fedpeft.reporting.console import silence_libraries
-    from fedpeft.wiring import catalogue
-
-    silence_libraries()
-    catalogue.use(command.plugin)
-    evaluate(command, Console())
+    """Run the command; return its exit code."""
+    return run_tool(Command, evaluate, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("evaluate")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,11 @@ from fedpeft.machine.files import find_links, raise_write_errors
 from fedpeft.machine.terminal import Console
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
-from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.command import (
+    run_tool,
+    start_command,
+    tell_notes,
+)
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.exports.hub import check_name, push
 from fedpeft.reporting.run_folder import make_folder, refuse_file
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from fedpeft.reporting.finished_run import FinishedRun
 
 TOLERANCE = 1e-5
-"""Of the merged model's outputs, relative to the largest."""
+"""Largest difference of the merged model's outputs, relative to the largest output."""
 
 PASSES = 20
 """Forward passes that the latency is a median of."""
@@ -52,18 +55,18 @@ class Command:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the run's folder")]
     output: Annotated[Path | None, tyro.conf.arg(help="folder to write to (default: RUN/export)")] = None
-    merge: Annotated[bool, tyro.conf.arg(help="merge the adapter into the base's weights, where that is exact")] = False
-    gguf: Annotated[bool, tyro.conf.arg(help="as GGUF, for llama.cpp: the LoRA adapter, or with --merge the model")] = (
-        False
-    )
+    merge: Annotated[bool, tyro.conf.arg(help="merge the adapter into the base's weights, if that is exact")] = False
+    gguf: Annotated[
+        bool, tyro.conf.arg(help="write GGUF for llama.cpp: the LoRA adapter, or with --merge the model")
+    ] = False
     gguf_base: Annotated[bool, tyro.conf.arg(help="with --gguf: the base beside it, in fp32")] = False
     push: Annotated[str, tyro.conf.arg(metavar="ORG/NAME", help="also send the folder to the Hugging Face hub")] = ""
-    public: Annotated[bool, tyro.conf.arg(help="with --push: a model that is made can be seen by all")] = False
-    client: Annotated[int | None, tyro.conf.arg(help="id of a client whose own adapter is wanted, from 0")] = None
+    public: Annotated[bool, tyro.conf.arg(help="with --push: make a new model public")] = False
+    client: Annotated[int | None, tyro.conf.arg(help="id of a client whose own adapter to export, from 0")] = None
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now"),
+        tyro.conf.arg(metavar="FILE", help="plugin of the run, at its present place"),
     ] = ()
 
 
@@ -135,7 +138,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
 
 @contextmanager
 def empty_on_error(output: Path) -> Iterator[None]:
-    """Where an error comes, the folder is empty again."""
+    """Empty the folder again if an error occurs."""
     try:
         yield
     except BaseException:
@@ -145,7 +148,7 @@ def empty_on_error(output: Path) -> Iterator[None]:
 
 
 def _write_gguf(run: FinishedRun, output: Path, merge: bool, base: bool, console: Console) -> None:
-    """The adapter, or the merged model; and the base."""
+    """Load the adapter or the merged model, and the base."""
     from fedpeft.reporting.exports.gguf_files import write_adapter, write_model
 
     if run.method.whole_model:
@@ -167,7 +170,7 @@ def make_empty_folder(output: Path) -> None:
 
 
 def _merge_adapter(finished_run: FinishedRun, console: Console) -> FederatedModel:
-    """The model with the adapter worked into its base."""
+    """Return the model with its adapter merged into the base."""
     from fedpeft.reporting.finished_run import sample_batch
 
     base = finished_run.base()
@@ -226,16 +229,11 @@ def export_client(run: Path, client: int, output: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return run_command(lambda: _run_export(tyro.cli(Command, args=arguments, prog="python -m fedpeft.export")))
+    """Run the command; return its exit code."""
+    return run_tool(Command, _run_export, arguments)
 
 
-def _run_export(command: Command) -> None:
-    from fedpeft.reporting.console import silence_libraries
-    from fedpeft.wiring import catalogue
-
-    silence_libraries()
-    catalogue.use(command.plugin)
+def _run_export(command: Command, console: Console) -> None:
     output = command.output or command.run / "export"
     if command.gguf_base and not command.gguf:
         raise ConfigError("FP1171 --gguf-base writes the base beside an adapter in GGUF; give --gguf, too")
@@ -248,15 +246,15 @@ def _run_export(command: Command) -> None:
     if command.push:
         check_name(command.push)
     if command.client is None:
-        export(command.run, output, command.merge, Console(), command.gguf, command.gguf_base)
+        export(command.run, output, command.merge, console, command.gguf, command.gguf_base)
     elif command.merge:
         raise ConfigError("FP1175 a client's own adapter is exported as it is; leave --merge or --client out")
     else:
         export_client(command.run, command.client, output)
-        Console().print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
     if command.push:
-        Console().print(f"sent to {push(output, command.push, command.public)}", highlight=False, soft_wrap=True)
+        console.print(f"sent to {push(output, command.push, command.public)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("export")

@@ -1,6 +1,6 @@
-"""Every family of parts: where its parts are, what they are called, and what they are made from.
+"""Families of parts: the folder, noun and base class of each.
 
-Nothing here imports torch: the class of a family is named, and imported where a part is made or loaded.
+Nothing here imports torch: a family names its base class, and imports it when a part is built or loaded.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _FILE = re.compile(
 
 
 class DatasetFamily(Family[T]):
-    """Data sets; a file's name alone is none."""
+    """Data sets. A file name alone is not the text of a data set."""
 
     def parse_text(self, text: str) -> Spec:
         """See `Family`."""
         if _FILE.fullmatch(text.strip()):
             path = text.strip()
-            hub = "" if "." in path else f", and a data set of the hub hf:{path}"
-            raise ConfigError(f"FP1085 {text!r} is no data set; a file of rows is written file:{path}{hub}")
+            hub = "" if "." in path else f", or hf:{path} for a data set of the hub"
+            raise ConfigError(f"FP1085 {text!r} is not a data set; write file:{path} for a file of rows{hub}")
         return super().parse_text(text)
 
 
@@ -89,11 +89,11 @@ class MethodFamily(Family["PeftMethod"]):
         return replace(spec, name=self.complete_name(spec.name))
 
     def find_hidden(self, name: str) -> str:
-        """The method that a method called `name` would hide: `prefix` hides prefix_tuning."""
+        """Return the method that a method called `name` would hide: `prefix` hides prefix_tuning."""
         return next((own for own in self.own_names if own.startswith(name)), "")
 
     def complete_name(self, name: str) -> str:
-        """The one name that begins with `name`, others that go on from it aside: `prefix` for prefix_tuning."""
+        """Return the only name that begins with `name`: prefix_tuning for `prefix`. Longer variants do not count."""
         found = [n for n in self.names if n.startswith(name)]
         shortest = min(found, key=len, default=name)
         clear = all(n == shortest or n.startswith(shortest + "_") for n in found)
@@ -113,21 +113,25 @@ PRESETS: Final[Mapping[str, str]] = {
     "drive": "rotate | sign(scale=drive)",
     "tiny": "adaptive(bits=0.312, gain=length) | rans",
 }
-"""Codecs with a name, from exact to smallest. Against fp32: bf16 3x, int8 4x, int4 8x, unbiased 15x, medium 16x, small
-32x, drive 31x, tiny 100x; less where an adapter is so small, or its entries so much alike, that hardly anything of it
-would arrive. Those with a gain are for the mean of many updates, which arrives at its length while a single one arrives
-longer: where a round has only a few clients put a memory in front (`ef14 | small`), and where the server clips or
-judges single updates (`user_dp`, robust rules, `fedbuff` with a small buffer) take `int4` or `unbiased`."""
+"""Codecs with a name, from exact to smallest.
+
+Compression against fp32: bf16 3x, int8 4x, int4 8x, unbiased 15x, medium 16x, small 32x, drive 31x, tiny 100x. It is
+less for an adapter that is so small or so uniform that hardly anything of it would arrive.
+
+Presets with a gain are for the mean of many updates. The mean arrives at its length, and a single update
+arrives longer. If a round has few clients, put a memory in front (`ef14 | small`). If the server clips or judges
+single updates (`user_dp`, robust rules, `fedbuff` with a small buffer), take `int4` or `unbiased`.
+"""
 
 MEMORIES: Final[tuple[Literal["ef14", "ef21"], ...]] = ("ef14", "ef21")
 """The memories that a codec's text can name (`fedpeft.communication.error_feedback`)."""
 
 
 class CodecFamily(Family[T]):
-    """Codec steps; in a codec's text also presets, memories and precision rules stand."""
+    """Codec steps. A codec's text also contains presets, memories and precision rules."""
 
     def check_alone(self, spec: Spec, text: str) -> None:
-        """Refuse a codec of one word that is no step.
+        """Refuse a codec of one word that is neither a step nor a preset.
 
         Raises:
             ConfigError: names presets and steps.
@@ -165,7 +169,7 @@ class CodecFamily(Family[T]):
 
 
 def split_steps(text: str) -> list[str]:
-    """The steps of a codec's text, each as it stands there.
+    """Return the texts of a codec's steps.
 
     Raises:
         ConfigError: they are joined by another sign.

@@ -24,7 +24,7 @@ from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import MISTAKE, run_command
+from fedpeft.reporting.command import MISTAKE, parse_flags, run_command, start_command
 from fedpeft.reporting.console import silence_libraries
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.reporting.run_folder import load_default_settings, resolve_settings
@@ -55,34 +55,37 @@ class Command:
     set: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="KEY=VALUE", help="a key of the project with another value"),
+        tyro.conf.arg(metavar="KEY=VALUE", help="another value for a key of the project"),
     ] = ()
     ignore_code: Annotated[
         bool, tyro.conf.arg(help="run although the project has Python code of its own, without that code")
     ] = False
-    data: Annotated[str, tyro.conf.arg(help="file or folder with the rows, where there is no hub")] = ""
-    test: Annotated[str, tyro.conf.arg(help="file of test rows; without one, 200 rows are held out")] = ""
-    track: Annotated[str, tyro.conf.arg(help="general_nlp, finance, medical or code, where the data don't tell")] = ""
-    clients: Annotated[int, tyro.conf.arg(help="SuperNodes; 0: as many as the project, or its track, has")] = 0
-    codec: Annotated[str, tyro.conf.arg(help="how updates are encoded; fp32: as the template sends them")] = "small"
-    dtype: Annotated[str, tyro.conf.arg(help="of the base where it is not quantized: auto, bf16 or fp32")] = "auto"
+    data: Annotated[str, tyro.conf.arg(help="file or folder with the rows, if there is no hub")] = ""
+    test: Annotated[str, tyro.conf.arg(help="file of test examples; by default, 200 rows are held out")] = ""
+    track: Annotated[
+        str, tyro.conf.arg(help="general_nlp, finance, medical or code, if the data set's name is of none")
+    ] = ""
+    clients: Annotated[int, tyro.conf.arg(help="number of SuperNodes; 0: that of the project or its track")] = 0
+    codec: Annotated[str, tyro.conf.arg(help="codec of updates; fp32: the template's")] = "small"
+    dtype: Annotated[str, tyro.conf.arg(help="precision of a base that is not quantized: auto, bf16 or fp32")] = "auto"
     workers: Annotated[int, tyro.conf.arg(help="worker processes; 0: one per GPU, or per core without one")] = 0
-    seed: Annotated[int, tyro.conf.arg(help="of everything that is drawn at random, but the partition")] = 0
+    seed: Annotated[int, tyro.conf.arg(help="seed of all random draws except the partition")] = 0
     output: Annotated[Path | None, tyro.conf.arg(help="the run's folder (default: a new one under runs/)")] = None
     resume: Annotated[Path | None, tyro.conf.arg(help="continue the interrupted run in this folder")] = None
-    dry_run: Annotated[bool, tyro.conf.arg(help="show the settings that the project comes to, and stop")] = False
+    dry_run: Annotated[bool, tyro.conf.arg(help="print the run's settings, and stop")] = False
 
 
 class PeftFolders:
     """Writes the global adapter every few rounds, as the template's server does."""
 
     def __init__(self, every: int, base_name: str) -> None:
+        """Prepare to write every `every` rounds, with the name of the base model in each folder."""
         self.every = every
         self.base_name = base_name
         self.simulation: Simulation | None = None
 
     def begins(self, simulation: Simulation) -> None:
-        """The run that is about to begin."""
+        """Keep the simulation that is about to begin."""
         self.simulation = simulation
 
     def finished(self, result: RoundResult) -> None:
@@ -107,12 +110,12 @@ def compute_template_traffic(layout: Layout, clients: int, rounds: int) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for a user's mistake or code that would not be run, 130 after Ctrl-C."""
+    """Run the command; return its exit code: 0, 2 for a user's mistake or refused code, 130 after Ctrl-C."""
     folder: Path | None = None
 
     def work() -> int:
         nonlocal folder
-        command = tyro.cli(Command, args=arguments, prog="python -m fedpeft.flowertune", description=Command.__doc__)
+        command = parse_flags(Command, sys.argv[1:] if arguments is None else arguments)
         chosen = _chosen(command)
         silence_libraries()
         from fedpeft.reporting.flowertune_project import FlowerTuneProject
@@ -144,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_introduction(project: FlowerTuneProject, console: Console) -> None:
-    """What is made of the project, and what is not."""
+    """Print which settings of the project the run uses and ignores."""
     data = project.values["static.dataset.name"]
     what = f"{project.folder}: {project.track}, {project.clients} clients, {data}"
     lines = [f"[bold]project[/] {escape(what)}"]
@@ -173,7 +176,7 @@ def _build_settings(command: Command, project: FlowerTuneProject, chosen: dict[s
 
 
 def _run(project: FlowerTuneProject, config: RunConfig, folder: Path, resume: bool, console: Console) -> None:
-    """The run, its peft folders, and what it has sent in the template's unit."""
+    """Run the simulation; save its peft folders and its traffic in the template's unit."""
     folders = PeftFolders(project.values["train.save-every-round"], project.values["model.name"])
     summary = simulate(config, folder, resume, console, on_round=folders.finished, begins=folders.begins)
     simulation = folders.simulation
@@ -199,4 +202,4 @@ def _run(project: FlowerTuneProject, config: RunConfig, folder: Path, resume: bo
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("flowertune")

@@ -38,14 +38,14 @@ def patch(  # noqa: PLR0913
     plugin: tuple[str, ...] = (),
     progress: bool = True,
 ) -> Any:
-    """Make `trainer.train()` take part in a federation: in each round it trains as the script says, between receiving
-    the adapter and sending what it has become.
+    """Make `trainer.train()` take part in a federation.
 
-    The trainer's model is one of the `peft` library with the adapter that the federation exchanges. Optimizer,
-    scheduler, data, callbacks and number of steps are the script's; its learning rate is scaled as the federation's
-    falls over the rounds, and an optimizer that the Trainer makes itself starts anew in each. After the last round
-    `train` returns what it returned for this client's last, or None. A killed script that is started again goes on.
-    Under torchrun every process calls `train`, and the first one speaks to the server.
+    In each round it receives the adapter, trains as the script sets, and sends the trained adapter. The trainer's model
+    is one of the `peft` library with the adapter that the federation exchanges. The script sets the optimizer,
+    scheduler, data, callbacks and number of steps. Its learning rate is scaled as the federation's falls over the
+    rounds. An optimizer that the Trainer creates starts anew in each round. After the last round `train` returns its
+    result of this client's last round, or None. A killed script continues when it is started again. Under torchrun
+    every process calls `train`, and the first one talks to the server.
 
     Args:
         trainer: of transformers or trl, with `model`, `args`, `train_dataset` and `train`.
@@ -62,7 +62,7 @@ def patch(  # noqa: PLR0913
         The trainer.
 
     Raises:
-        FedpeftError: this is no such trainer; and by `train`: what the user can mend.
+        FedpeftError: the trainer is of another kind. `train` raises it for mistakes that a user can mend.
     """
     _check(trainer)
     given = JoinOptions(server, Path("rows"), Path(certs), insecure, name, Path(state), give_up)
@@ -98,7 +98,7 @@ class FederatedTraining:
             FedpeftError: what the user can mend.
         """
         if given or any(named.values()):
-            raise ConfigError("FP1195 a patched trainer continues by itself; call train() without arguments")
+            raise ConfigError("FP1195 a patched trainer continues automatically; call train() without arguments")
         self.last, ranks = None, ProcessGroup()
         if not ranks.first:
             executor = TrainerExecutor(self.trainer, LanguageModel(self.trainer.model), self.train_once, ranks)
@@ -115,7 +115,7 @@ class FederatedTraining:
         return self.last
 
     def train_once(self) -> Any:
-        """A round's training."""
+        """Train one round."""
         self.last = self.own()
         return self.last
 

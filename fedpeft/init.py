@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ import tyro
 from fedpeft.errors import RunError
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 
 STARTER = Path(__file__).parent / "starter"
 """The project, as it stands in a new folder."""
@@ -31,7 +30,7 @@ class Command:
 
 
 def make(folder: Path) -> list[Path]:
-    """Make the project; the files that were made, relative to `folder`.
+    """Create the project; return the created files, relative to `folder`.
 
     Raises:
         RunError: there is something in its place, or it can't be written.
@@ -51,13 +50,12 @@ def make(folder: Path) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; its exit code: 0, or 2 for a user's mistake."""
-    return run_command(lambda: _make_project(tyro.cli(Command, args=arguments, prog="python -m fedpeft.init")))
+    """Run the command; return its exit code: 0, or 2 for a user's mistake."""
+    return run_tool(Command, _make_project, arguments, silent=False)
 
 
-def _make_project(command: Command) -> None:
+def _make_project(command: Command, console: Console) -> None:
     files = make(command.folder)
-    console = Console()
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -67,4 +65,4 @@ def _make_project(command: Command) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("init")

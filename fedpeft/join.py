@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import sys
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Annotated
 
 import tyro
@@ -15,8 +12,7 @@ from fedpeft import plugins
 from fedpeft.deployment.options import EdgeOptions, JoinOptions
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
-from fedpeft.reporting.command import run_command
-from fedpeft.wiring import catalogue
+from fedpeft.reporting.command import parse_flags, run_tool, start_command
 
 
 @dataclass(frozen=True)
@@ -36,32 +32,36 @@ class Command:
 
 
 def join(command: Command, console: Console) -> None:
-    """Be a client until the federation is finished.
+    """Take part as a client until the federation is finished.
 
     Raises:
         FedpeftError: what the user can mend; a value that is not legal is refused before torch is imported.
     """
-    options = JoinOptions(**check_settings("the command line", JoinOptions, dataclasses.asdict(command.join)))
-    edge = EdgeOptions(**check_settings("the command line", EdgeOptions, dataclasses.asdict(command.edge)))
-    plugins.ignore_installed()
-    catalogue.use(command.plugin)
     from fedpeft.deployment.client import joining
 
-    joining.join(options, edge, console)
+    joining.join(command.join, command.edge, console)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
+    """Run the command; return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
+    left = "left the federation; the same command joins it again"
+    return run_tool(Command, join, arguments, parse=_parse_command, silent=False, interrupted=lambda: left)
 
-    def stop(_: int, __: FrameType | None) -> None:
-        raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
-    return run_command(
-        lambda: join(tyro.cli(Command, args=arguments, prog="python -m fedpeft.join"), Console()),
-        lambda: "left the federation; the same command joins it again",
+def _parse_command(arguments: list[str]) -> Command:
+    """Return the flags, checked; installed packages of parts are ignored from here on.
+
+    Raises:
+        ConfigError: a value that is not legal.
+    """
+    command = parse_flags(Command, arguments)
+    plugins.ignore_installed()
+    return dataclasses.replace(
+        command,
+        join=JoinOptions(**check_settings("the command line", JoinOptions, dataclasses.asdict(command.join))),
+        edge=EdgeOptions(**check_settings("the command line", EdgeOptions, dataclasses.asdict(command.edge))),
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("join")

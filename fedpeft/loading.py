@@ -1,4 +1,4 @@
-"""What a command does before its libraries are loaded: refuse Windows, and end on Ctrl-C with a line.
+"""Behavior of a command before its libraries are loaded: it refuses Windows and ends on Ctrl-C with one line.
 
 Nothing is under way then that could be left half done, so the process ends at once; an exception would be lost in
 destructors and in code of libraries that has no place for it.
@@ -18,14 +18,14 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM."""
 
 USE_WSL = "fedpeft runs on Linux and macOS; on Windows, use it inside WSL (https://learn.microsoft.com/windows/wsl)"
-"""What a user of Windows reads: file locks, limits and processes are those of POSIX here."""
+"""Sentence for users of Windows: fedpeft needs the file locks, limits and processes of POSIX."""
 
 _SIGNALS: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-"""What ends a command here, and what Python does of it by itself."""
+"""The signals that end a command, each with Python's own handler."""
 
 
 def is_command() -> bool:
-    """Whether Python is looking for the module of `python -m fedpeft` or `python -m fedpeft.COMMAND`."""
+    """Return whether Python is looking for the module of `python -m fedpeft` or `python -m fedpeft.COMMAND`."""
     words = sys.orig_argv
     named = [module for flag, module in pairwise(words) if flag == "-m"][:1]
     return sys.argv[:1] == ["-m"] and [module.partition(".")[0] for module in named] == ["fedpeft"]
@@ -54,7 +54,7 @@ def handle_signals() -> None:
 
 
 def restore_signals() -> None:
-    """The command itself says from here on what comes of them; as before, unless `handle_signals` has changed it."""
+    """Restore the handlers that `handle_signals` replaced; the command sets its own later."""
     for number, usual in _SIGNALS.items():
         if signal.getsignal(number) is _end:
             signal.signal(number, usual)

@@ -46,7 +46,7 @@ class Bounds:
     choices: tuple[Any, ...] | None = None
 
     def is_legal(self, value: Any) -> bool:
-        """Whether `value` is legal; None always is, its type has been checked before."""
+        """Return whether `value` is legal; None always is, because its type has been checked before."""
         if value is None:
             return True
         if self.choices is not None:
@@ -61,6 +61,7 @@ class Bounds:
         )
 
     def __str__(self) -> str:
+        """Return the legal values in words."""
         if self.choices is not None:
             return "one of " + ", ".join(repr(c) for c in self.choices)
         words = [
@@ -78,7 +79,7 @@ class Bounds:
 
 def setting(  # noqa: PLR0913
     default: Any,
-    help: str,
+    meaning: str,
     *,
     low: float | None = None,
     high: float | None = None,
@@ -89,11 +90,11 @@ def setting(  # noqa: PLR0913
     nested: Family[Any] | None = None,
     check: Callable[[str], object] | None = None,
 ) -> Any:
-    """A dataclass field that is a user's setting: its default, meaning (with unit) and legal range.
+    """Return the dataclass field of a user's setting: its default, meaning (with unit) and legal range.
 
     Args:
         default: `dataclasses.MISSING` for a setting that must be given.
-        help: the meaning, with the unit.
+        meaning: the meaning, with the unit.
         low: the smallest legal number.
         high: the largest legal number.
         above: all legal numbers are larger.
@@ -104,7 +105,7 @@ def setting(  # noqa: PLR0913
         check: raises a ConfigError for an illegal text; it does not import torch.
     """
     metadata = {
-        "help": help,
+        "help": meaning,
         "bounds": Bounds(low, high, above, below, choices),
         "path": path,
         "nested": nested,
@@ -116,7 +117,7 @@ def setting(  # noqa: PLR0913
 
 
 def name_of(part: type) -> str:
-    """The name of a part's class: its file's, or the one that a plugin gives it."""
+    """Return the name of a part's class: the name of its file, or the one that a plugin gives it."""
     return plugins.name_of(part) or restore_name(part.__module__.rpartition(".")[2])
 
 
@@ -162,7 +163,7 @@ def list_overrides(part: object, base: type) -> list[str]:
 
 
 def suggest_legal(word: str, legal: Iterable[str]) -> str:
-    """A clause for an error message: the closest legal word if there is one, and all of them."""
+    """Return a clause for an error message: the closest legal word, if any, and all legal words."""
     names = sorted(legal)
     close = difflib.get_close_matches(word, names, n=1) or difflib.get_close_matches(word.lower(), names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -171,7 +172,7 @@ def suggest_legal(word: str, legal: Iterable[str]) -> str:
 
 @cache
 def _get_hints(cls: type) -> dict[str, Any]:
-    """The types of a class's fields, which are texts until then: read once, since a study builds its parts often."""
+    """Return the types of a class's fields, cached because a study builds its parts often."""
     return typing.get_type_hints(cls)
 
 
@@ -255,16 +256,16 @@ def import_class(place: str) -> type:
 
 
 class Family(Generic[T]):
-    """A folder of parts, and those from outside that belong to them.
+    """A folder of parts, with the plugins' parts of the same kind.
 
     Args:
         package: import name of the folder, e.g. "fedpeft.strategies".
         noun: what one part is called in messages, e.g. "strategy".
-        group: what plugins call the family; by default as the folder is called.
-        reserved: words that stand where a part's name could, and mean something else.
-        elsewhere: names, in small letters, that others use for what has another place here, and a clause about it.
-        kind: where the class is that parts are subclasses of, or the protocol that they follow:
-            "fedpeft.aggregation.strategy.Strategy". It is imported where it is needed.
+        group: the family's name in plugins; by default the name of the folder.
+        reserved: words with another meaning in the place of a part's name.
+        elsewhere: other projects' names, in small letters, for something with another place here, each with a clause.
+        kind: import path of the base class or protocol of the parts, such as
+            "fedpeft.aggregation.strategy.Strategy". It is imported when it is needed.
     """
 
     def __init__(
@@ -276,6 +277,7 @@ class Family(Generic[T]):
         elsewhere: Mapping[str, str] | None = None,
         kind: str = "builtins.object",
     ) -> None:
+        """Register the family's base class for plugins; nothing is imported."""
         self.package = package
         self.noun = noun
         self.group = group or package.rpartition(".")[2]
@@ -297,7 +299,7 @@ class Family(Generic[T]):
         return tuple(sorted(restore_name(m) for m in modules))
 
     def find_outside_parts(self) -> dict[str, plugins.Plugin]:
-        """The parts from outside, and where each comes from.
+        """Return the plugins' parts by name, each with its plugin.
 
         Raises:
             ConfigError: a plugin can't be loaded, or names a part as something else is named.
@@ -312,7 +314,7 @@ class Family(Generic[T]):
         return found
 
     def find_hidden(self, name: str) -> str:
-        """The part of our own, or the word, that a part called `name` would hide; empty: none."""
+        """Return the built-in part or reserved word that a part called `name` would hide; empty: none."""
         return name if name in self.own_names or name in self.reserved else ""
 
     @property
@@ -321,7 +323,7 @@ class Family(Generic[T]):
         return tuple(sorted((*self.own_names, *self.find_outside_parts())))
 
     def part(self, name: str) -> type[T]:
-        """The class of the part called `name`, or ConfigError naming the nearest legal one."""
+        """Return the class of the part called `name`; a ConfigError names the closest legal one."""
         self.check_name(name)
         if name in self.own_names:
             module = make_importable(name)
@@ -346,27 +348,32 @@ class Family(Generic[T]):
         raise ConfigError(f"FP1231 unknown {self.noun} {name!r}; {suggest_legal(name, self.names)}{where}")
 
     def _check_class(self, cls: type, name: str, plugin: plugins.Plugin) -> type[T]:
-        """The class from outside, if it can be a part of this family, or ConfigError."""
+        """Return a plugin's class if it can be a part of this family, else raise ConfigError."""
         kind = self.kind
         if why := self._explain_misfit(cls):
             raise ConfigError(
-                f"FP1232 {self.noun} {name!r} of {plugin} is none: its class {cls.__qualname__} {why}; put it into the "
-                "group where it belongs"
+                f"FP1232 {self.noun} {name!r} of {plugin} can't be used: its class {cls.__qualname__} {why}; move it "
+                "to the group of its base class"
             )
         hold(cls, kind, f"the {self.noun} {name} of {plugin}")
         copyreg.pickle(cls, partial(_pickle_part, self.group))
         return cls
 
     def load_part(self, name: str) -> type[T]:
-        """As `part`, for a `name` that a peer has chosen: no installed package is imported because of it, unless it was
-        named here."""
+        """Return the class of a part whose name a peer has chosen.
+
+        Unlike `part`, this imports no installed package, unless a user has named it here.
+
+        Raises:
+            ConfigError: the part is unknown, or not in use here.
+        """
         outside = self.find_outside_parts().get(name)
         if outside and outside not in plugins.list_named() and not plugins.is_loaded(self.group, name, outside):
             raise ConfigError(f"FP1233 the {self.noun} {name!r} of {outside} is not in use here")
         return self.part(name)
 
     def parse_text(self, text: str) -> Spec:
-        """What `text` says, before it is known whether there is such a part.
+        """Return the parsed text of a part that may not exist.
 
         Raises:
             ConfigError: it has another form.
@@ -374,7 +381,7 @@ class Family(Generic[T]):
         return parse_spec(text)
 
     def replace_paths(self, text: str, change: Callable[[str], str]) -> str:
-        """The text of a part with `change` applied to each setting that names a file or folder.
+        """Return the text of a part with `change` applied to each setting that names a file or folder.
 
         Raises:
             ConfigError: unknown part.
@@ -463,13 +470,13 @@ class Family(Generic[T]):
         named = spec.argument or ""
         if named.isidentifier() and named[0].isupper() and spec.name not in self.names:
             raise ConfigError(
-                f"FP1234 unknown {self.noun} {spec.name!r}: a class of a module is a part by a file that names it, "
+                f"FP1234 unknown {self.noun} {spec.name!r}: a class becomes a part by a file that names it; give "
                 f"--plugin my_parts.py with parts = {{{self.group!r}: {{'my_part': {spec.argument}}}}} "
                 "(docs/own-parts.md)"
             )
 
     def _parse_settings(self, spec: Spec, cls: type) -> dict[str, Any]:
-        """The settings that a text gives to a part of the class `cls`, checked.
+        """Return the settings that a text gives to a part of the class `cls`, checked.
 
         Raises:
             ConfigError: unknown setting, wrong type, value out of range.
@@ -488,7 +495,7 @@ class Family(Generic[T]):
 
 
 def _pickle_part(group: str, part: Any) -> Any:
-    """What pickle writes of a part from outside: its name and settings, since no other process finds its module."""
+    """Reduce a plugin's part to its name and settings, because other processes can't import its module."""
     if plugins.find_origin(type(part)) is None:  # it was given as an object, and that is over
         return part.__reduce_ex__(4)
     settings = {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
@@ -496,24 +503,23 @@ def _pickle_part(group: str, part: Any) -> Any:
 
 
 def _unpickle_part(group: str, name: str, settings: Mapping[str, Any]) -> Any:
-    """The part, in a process that uses the same plugin."""
+    """Return the part in a process that uses the same plugin."""
     return plugins.load_part(group, name, plugins.find_outside_parts(group)[name])(**settings)
 
 
 def _find_keyless_setting(spec: Spec, cls: type, takes: str | None) -> dict[str, Any]:
-    """The setting that a part takes without a key: one value, or all of them where it is a tuple.
+    """Return the setting that a part takes without a key: one value, or all values of a tuple.
 
     Raises:
         ConfigError: the part takes none, or fewer, or it is given with its key as well.
     """
     if takes is None:
         raise ConfigError(
-            f"FP1236 {str(spec)!r} gives {format_value(spec.values[0])} without saying what it is; write each "
-            f"setting as "
+            f"FP1236 {str(spec)!r} gives {format_value(spec.values[0])} without a name; write each setting as "
             f"key=value: python -m fedpeft.describe {spec.name} lists them"
         )
     annotation = _get_hints(cls)[takes]
     several = (typing.get_origin(annotation) or annotation) is tuple
     if takes in spec.settings or (len(spec.values) > 1 and not several):
-        raise ConfigError(f"FP1237 {str(spec)!r} gives more than {spec.name} takes: {takes}, once")
+        raise ConfigError(f"FP1237 {str(spec)!r} gives too many values; {spec.name} takes {takes} once")
     return {takes: spec.values if several else spec.values[0]}

@@ -1,4 +1,4 @@
-"""What a plugin's file is: its module, its digest, and which classes in it can be parts."""
+"""Files of plugins: their modules, their digests, and the checks of their classes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from typing import Any
 from fedpeft.errors import ConfigError
 
 MODULE = "fedpeft_plugin_"
-"""How the name of a plugin's module begins; the rest is of its digest."""
+"""Beginning of the name of a plugin's module; the rest is from its digest."""
 
 LIBRARIES = ("__main__", "abc", "builtins", "fedpeft", "torch", "transformers", "typing")
 """Packages whose code is not a user's own; what is made in a notebook has no file to tell it by."""
 
 
 def hash_own_code(*kinds: type) -> dict[str, str]:
-    """What tells a user's own classes from those that had these names before, for a name in the cache: SHA-256 of the
-    plugin, or of the file, that they or their bases are in; empty where all are of `LIBRARIES`."""
+    """Return cache-key fields that identify a user's own classes.
+
+    The field is the SHA-256 of the plugin or file that contains the classes or their bases. The mapping is empty if
+    all of them are from `LIBRARIES`.
+    """
     modules = {base.__module__ for kind in kinds for base in kind.__mro__}
     told = set()
     for name in modules:
@@ -36,7 +39,7 @@ def hash_own_code(*kinds: type) -> dict[str, str]:
 
 
 def import_file(name: str, file: Path, source: Path) -> ModuleType:
-    """The module in a plugin's `file`, under this name; imported once.
+    """Return the module in a plugin's `file`, imported once under this name.
 
     Raises:
         ConfigError: it fails, in whatever way.
@@ -74,7 +77,7 @@ def check(cls: Any, name: str, source: str) -> None:
     """ConfigError unless it is a frozen dataclass under a name that a text can hold."""
     short = name.partition(".")[2]
     if not short.isidentifier() or short.startswith("_"):
-        raise ConfigError(f"FP1250 {name!r} of {source} is no name for a part; take letters, digits and _")
+        raise ConfigError(f"FP1250 {name!r} of {source} is not a legal name of a part; take letters, digits and _")
     frozen = isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
     if not frozen and any(base.__module__.startswith("flwr.") for base in getattr(cls, "__mro__", ())):
         shown = cls.__name__
@@ -97,12 +100,12 @@ def compute_digest(source: Path) -> str:
 
 
 def shorten_version(version: str) -> str:
-    """A version as a sentence bears it: digests in twelve digits."""
+    """Return a version for a message: digests have twelve digits."""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", version)
 
 
 def describe_error(error: BaseException) -> str:
-    """An error in a few words, for a sentence."""
+    """Return an error in a few words, for a message."""
     if isinstance(error, SyntaxError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -16,7 +16,7 @@ Parts = Mapping[str, Mapping[str, importlib.metadata.EntryPoint]]
 
 
 def find_packages(groups: Iterable[str]) -> Iterator[tuple[str, str, Parts]]:
-    """The name, version and parts of each package that has some in these groups, by name; nothing is imported.
+    """Return name, version and parts of each package with parts in these groups, by name; nothing is imported.
 
     The version of one that is installed in place (`pip install -e`) ends with a digest of the modules of its parts.
     """

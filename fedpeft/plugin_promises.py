@@ -56,7 +56,7 @@ def _is_ours(cls: type) -> bool:
 
 
 def _find_attributes(cls: type, kind: type) -> dict[str, Any]:
-    """The attributes that fedpeft's classes among these annotate, and with what type; no settings without a default."""
+    """Return the attributes that fedpeft's classes annotate, with their types, except settings without default."""
     found: dict[str, Any] = {}
     for base in filter(_is_ours, (*cls.__mro__, *kind.__mro__)):
         for name, due in inspect.get_annotations(base).items():
@@ -77,13 +77,13 @@ def _check_attribute(value: Any, due: Any, what: str) -> None:
     if typing.get_origin(due) is typing.Literal:
         if value not in typing.get_args(due):
             legal = ", ".join(map(repr, typing.get_args(due)))
-            raise ConfigError(f"FP1256 {what} has to be one of {legal}, and is {value!r:.80}")
+            raise ConfigError(f"FP1256 {what} must be one of {legal}, got {value!r:.80}")
     elif not is_of_type(value, due):
-        raise ConfigError(f"FP1257 {what} has to be {format_type(due)}, and is {_describe_value(value)}")
+        raise ConfigError(f"FP1257 {what} must be of the type {format_type(due)}, got {_describe_value(value)}")
 
 
 def _find_promised(cls: type, kind: type, name: str) -> Any:
-    """What fedpeft has under this name among what the class is made from; None: nothing."""
+    """Return the member with this name of fedpeft's bases of the class; None: there is none."""
     if name.startswith("__"):
         return None
     found = (vars(base)[name] for base in (*cls.__mro__, *kind.__mro__) if _is_ours(base) and name in vars(base))
@@ -91,7 +91,7 @@ def _find_promised(cls: type, kind: type, name: str) -> Any:
 
 
 def _wrap_method(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """The method, with a look at what it gives back; ConfigError unless it can be called as the promised one is."""
+    """Return the method with a check of its result; raise ConfigError unless it takes the promised arguments."""
     if getattr(own, "__held__", False):
         return own
     given = inspect.signature(promised).parameters.values()
@@ -106,7 +106,7 @@ def _wrap_method(own: Callable[..., Any], promised: Callable[..., Any], what: st
 
 
 def _check_result(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """The method, with a look at what it gives back, where that is promised."""
+    """Return the method with a check of its result if the promise has a type."""
     try:
         written = types.SimpleNamespace(__annotations__={"return": inspect.signature(promised).return_annotation})
         due = typing.get_type_hints(written, promised.__globals__)["return"]
@@ -119,7 +119,7 @@ def _check_result(own: Callable[..., Any], promised: Callable[..., Any], what: s
     def held(*given: Any, **named: Any) -> Any:
         made = own(*given, **named)
         if not is_of_type(made, due):
-            raise ConfigError(f"FP1259 {what} has to give {format_type(due)}, and has given {_describe_value(made)}")
+            raise ConfigError(f"FP1259 {what} must return {format_type(due)}, and returned {_describe_value(made)}")
         return made
 
     held.__held__ = True  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ def _check_result(own: Callable[..., Any], promised: Callable[..., Any], what: s
 
 
 def is_of_type(value: Any, due: Any) -> bool:
-    """Whether a value is of an annotated type, as far as can be told without going through what is large."""
+    """Return whether a value is of an annotated type, as far as can be told without going through what is large."""
     origin, inner = typing.get_origin(due), typing.get_args(due)
     if origin in (typing.Union, types.UnionType):
         return any(is_of_type(value, one) for one in inner)
@@ -149,7 +149,7 @@ def is_of_type(value: Any, due: Any) -> bool:
 
 
 def _iterate_items(value: Any, plain: Any, inner: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-    """What a container holds, each with its type; of iterators, which would be used up, nothing."""
+    """Yield the items of a container, each with its type; iterators yield nothing, since they would be used up."""
     if plain is tuple and inner:
         yield from zip(value, [inner[0]] * len(value) if Ellipsis in inner else inner, strict=True)
     elif inner and issubclass(plain, dict | collections.abc.Mapping):
@@ -158,7 +158,7 @@ def _iterate_items(value: Any, plain: Any, inner: tuple[Any, ...]) -> Iterator[t
 
 
 def format_type(due: Any) -> str:
-    """A type as a user would write it."""
+    """Return a type as a user would write it."""
     return inspect.formatannotation(due).replace("torch._tensor.", "").replace("typing.", "")
 
 

@@ -16,8 +16,8 @@ entry points instead, one per part, whose group is `fedpeft.` and the group's na
     [project.entry-points."fedpeft.strategies"]
     half_mean = "my_rules:HalfMean"
 
-A plugin is code that runs with the user's rights. So it is an option of a command and never a setting of a run: a
-server can't name one, and a client sees an installed package's parts only where its own command names the package.
+A plugin is code that runs with the user's rights. So it is an option of a command and never a setting of a run. A
+server can't name a plugin. A client uses an installed package's parts only if its own command names the package.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ GROUPS: Final = (
     "models", "optimizers", "partitions", "peft_methods", "precision_rules", "safeguards", "samplers", "server_noises",
     "server_optimizers", "strategies", "sums", "tasks",
 )  # fmt: skip
-"""One per family of parts."""
+"""The groups of plugins, one per family of parts."""
 
 _group_of_base: dict[str, str] = {}
-"""The group of each base class, by where that is, filled by `register_base`."""
+"""The group of each base class, by its import path, filled by `register_base`."""
 
 VARIABLE: Final = "FEDPEFT_PLUGINS"
 IN_PYTHON: Final = "objects in Python"
@@ -55,7 +55,7 @@ IN_PYTHON: Final = "objects in Python"
 
 @dataclass(frozen=True)
 class Plugin:
-    """Where parts come from, and which they are.
+    """A source of parts, and its parts.
 
     Attributes:
         source: absolute path of a file or folder, the name of an installed distribution, or `IN_PYTHON`.
@@ -69,6 +69,7 @@ class Plugin:
     parts: Mapping[str, Mapping[str, Any]] = field(compare=False)
 
     def __str__(self) -> str:
+        """Return the path, or the name and version of a distribution."""
         return (
             self.source if Path(self.source).is_absolute() else f"{self.source} {shorten_version(self.version)}".strip()
         )
@@ -85,7 +86,7 @@ class Plugin:
         return {"source": self.source, kind: self.version, "parts": self.names}
 
     def is_as(self, version: str) -> bool:
-        """Whether this is what a record of it says; former records have of a distribution its version alone."""
+        """Return whether this is what a record of it says; former records have of a distribution its version alone."""
         return version in (self.version, self.version.partition(" ")[0])
 
     @property
@@ -196,20 +197,20 @@ def use(
 
 
 def take_notes() -> tuple[str, ...]:
-    """What is to be said of plugins that are not as finished runs have recorded them; each is told once."""
+    """Return and clear the notes about plugins that differ from the record of finished runs."""
     told = tuple(_state.notes)
     _state.notes.clear()
     return told
 
 
 def ignore_installed() -> None:
-    """Leave out installed packages that nobody has named: what a peer says must not make this process import one."""
+    """Leave out installed packages that no user has named, so that a peer can't make this process import one."""
     _state.all_installed = False
 
 
 @contextmanager
 def use_parts(parts: Mapping[str, Mapping[str, type]]) -> Iterator[None]:
-    """Within the context, these classes are parts; afterwards everything is as before it."""
+    """Make these classes parts within the context, and restore the previous state afterwards."""
     list_active()  # the environment has been read before what is there is noted
     before, before_names, installed = list(_state.named), dict(_names), _state.all_installed
     of_records, lost = list(_state.of_records), dict(_state.lost)
@@ -228,7 +229,7 @@ def use_parts(parts: Mapping[str, Mapping[str, type]]) -> Iterator[None]:
 
 
 def find_outside_parts(group: str) -> dict[str, Plugin]:
-    """The parts of a group, by name, and where each comes from.
+    """Return the parts of a group by name, each with its plugin.
 
     Raises:
         ConfigError: two plugins have a part of the same name, or one can't be loaded.
@@ -246,7 +247,7 @@ def find_outside_parts(group: str) -> dict[str, Plugin]:
 
 
 def load_part(group: str, name: str, plugin: Plugin) -> type:
-    """The class of a part.
+    """Return the class of a part.
 
     Raises:
         ConfigError: an entry point leads nowhere, or to something else.
@@ -266,7 +267,7 @@ def load_part(group: str, name: str, plugin: Plugin) -> type:
 
 
 def explain_absence(group: str, name: str) -> str:
-    """A clause about why there is no such part, where its place is known; else empty."""
+    """Return a clause about why a known place has no such part; empty: no place is known."""
     for plugin in list_installed():
         if name in plugin.parts.get(group, ()):
             return f"; the installed package {plugin.source} has one: add --plugin {plugin.source}"
@@ -279,18 +280,18 @@ def explain_absence(group: str, name: str) -> str:
 
 
 def explain_loss(group: str, name: str) -> str:
-    """Where a part was that a finished run has recorded and that can't be loaded, and what to do; empty: nowhere."""
+    """Return the place of a recorded part that can't be loaded, and what to do; empty: no run has recorded it."""
     return _state.lost.get(f"{group}.{name}", "")
 
 
 def is_loaded(group: str, name: str, plugin: Plugin) -> bool:
-    """Whether the class of a part is there already, with nothing left to import."""
+    """Return whether the class of a part is there already, with nothing left to import."""
     entry = plugin.parts[group][name]
     return not isinstance(entry, importlib.metadata.EntryPoint) or entry in _loaded
 
 
 def list_places() -> list[Path]:
-    """The files and folders that parts from outside come from: those named, and of installed packages those in use."""
+    """Return the files and folders of named plugins and of installed packages in use."""
     found = [Path(plugin.source) for plugin in list_named() if Path(plugin.source).is_absolute()]
     for entry in _loaded:
         top = sys.modules.get(entry.module.partition(".")[0])
@@ -301,12 +302,12 @@ def list_places() -> list[Path]:
 
 
 def name_of(cls: type) -> str | None:
-    """The name of a part from outside; None: it is not from outside."""
+    """Return the name of a plugin's part; None: the class is not from a plugin."""
     return _names.get(cls)
 
 
 def find_origin(cls: type) -> Plugin | None:
-    """The plugin that a part is from; None: it is not from outside."""
+    """Return the plugin of a part; None: the class is not from a plugin."""
     name = name_of(cls)
     if name is None:
         return None
@@ -327,7 +328,7 @@ _loaded: set[importlib.metadata.EntryPoint] = set()
 
 
 def find_plugin(source: str, beside: Path | None = None) -> Plugin:
-    """The plugin that a user calls `source`.
+    """Return the plugin that a user calls `source`.
 
     Raises:
         ConfigError: there is none, or it can't be loaded.
@@ -373,7 +374,7 @@ def _find_package(source: str) -> Plugin:
 
 @functools.cache
 def list_installed() -> tuple[Plugin, ...]:
-    """The installed packages with entry points in our groups."""
+    """Return the installed packages with entry points in fedpeft's groups."""
     return tuple(Plugin(*found) for found in find_packages(GROUPS))
 
 
@@ -382,7 +383,7 @@ def _normalize_name(name: str) -> str:
 
 
 def _find_recorded(given: Mapping[str, Any] | Recipe, goes_on: bool, run: Path | None) -> Plugin | None:
-    """The plugin of a record; None: it is gone, and nothing goes on that would need all of it."""
+    """Return the plugin of a record; None: it is gone, and no continued run needs it."""
     record = given.record if isinstance(given, Recipe) else given
     source, version = record.get("source"), record.get("sha256", record.get("version", ""))
     if not isinstance(source, str) or not isinstance(version, str) or not isinstance(record.get("parts"), list | tuple):
@@ -456,7 +457,7 @@ def _differs(source: str, before: str, why: str) -> ConfigError:
 
 
 def _find_moved(version: str, parts: Iterable[str]) -> Plugin | None:
-    """What a user has named for a recorded plugin, wherever it lies now: the same file, or one with its parts."""
+    """Return the named plugin that replaces a recorded one: the same file elsewhere, or one with its parts."""
     own = [p for p in list_named() if Path(p.source).is_absolute()]
     same = (p for p in own if p.version == version)
     typed = (p for p in own if p not in _state.of_records and not set(parts).isdisjoint(p.names))

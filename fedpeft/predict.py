@@ -1,24 +1,24 @@
 """python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer.
 
-python -m fedpeft.predict RUN [RUN ...] PICTURE [PICTURE ...]: what runs on images say of pictures, by their files.
+python -m fedpeft.predict RUN [RUN ...] PICTURE [PICTURE ...]: the answers of runs on images to files of pictures.
 
-python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv: what a run of classes, labels or numbers says of each
-row of a file, or of each picture of a folder or a table.
+python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv: the answers of a run with classes, labels or numbers to
+each row of a file, or to each picture of a folder or a table.
 
-A classifier answers with its likeliest class and how sure it is, by the temperature that its run has found. Where a row
-may have several labels, all are told with their probabilities, `+` before those that are said; regression tells the
-number, in the unit of the labels. A run of token labels answers each word with its label. A language model goes on with
-the text (after instruction tuning: answers it), or says what a picture shows (captions). Runs on the same base share
-one loaded copy of its weights; each has its own adapter. `--ensemble` makes one answer of them: the mean of their
-calibrated probabilities (Lakshminarayanan et al., NeurIPS 2017). `--abstain 0.7` says nothing where the likeliest class
-is less likely.
+A classifier answers with its likeliest class and the probability of it, by the temperature of its run. With several
+labels, it lists all with their probabilities, and marks its answers by `+`. Regression answers with a number in the
+unit of the labels. A run of token labels answers each word with its label. A language model continues the text (after
+instruction tuning: answers it), or describes a picture (captions).
+
+Runs on the same base share one loaded copy of its weights; each has its own adapter. `--ensemble` combines them into
+one answer: the mean of their calibrated probabilities (Lakshminarayanan et al., NeurIPS 2017). With `--abstain 0.7`
+there is no answer if the likeliest class has a lower probability.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -48,57 +48,65 @@ from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.models.patch_features import compute_patch_features
 from fedpeft.models.task import FederatedModel
 from fedpeft.models.two_towers import find_tower_folders
-from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.command import (
+    name_program,
+    parse_flags,
+    run_tool,
+    start_command,
+    tell_notes,
+)
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.phases import SILENCE, Heartbeat
 
 
 @dataclass(frozen=True)
 class Command:
-    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or of images PICTURE [PICTURE ...].
+    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or PICTURE [PICTURE ...] for images.
 
-    Of a file of rows, or a folder of pictures: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv.
+    For a file of rows, or a folder of pictures: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv.
     """
 
     words: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
         tyro.conf.arg(
-            metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or of runs on images the files of pictures"
+            metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or files of pictures for runs on images"
         ),
     ]
     data: Annotated[
         Path | None,
         tyro.conf.arg(
             metavar="FILE",
-            help="instead of a text: rows, in a file as --dataset file: reads it; of pictures a folder or table",
+            help="instead of a text: a file of rows, as --dataset file: reads it, or a folder or table of pictures",
         ),
     ] = None
     output: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE.csv", help="the rows of --data with an answer each; a new file")
+        Path | None, tyro.conf.arg(metavar="FILE.csv", help="new file for the rows of --data with their answers")
     ] = None
     text: Annotated[
-        str | None, tyro.conf.arg(metavar="COLUMN", help="of --data, with the texts; without: as in the run's data")
+        str | None, tyro.conf.arg(metavar="COLUMN", help="column of texts in --data (default: that of the run's data)")
     ] = None
-    sep: Annotated[str, tyro.conf.arg(help="of --data: what separates its columns; auto: detected, reported")] = AUTO
-    encoding: Annotated[str, tyro.conf.arg(help="of --data, such as latin-1; auto: detected, and reported")] = AUTO
+    sep: Annotated[str, tyro.conf.arg(help="separator of columns in --data; auto: detected and reported")] = AUTO
+    encoding: Annotated[str, tyro.conf.arg(help="encoding of --data, such as latin-1; auto: detected and reported")] = (
+        AUTO
+    )
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens that a language model adds")] = 40
     abstain: Annotated[float, tyro.conf.arg(help="probability below which a classifier gives no answer, 0 to 1")] = 0.0
     ensemble: Annotated[
-        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one answer of several classifiers, by their mean")
+        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one answer of several classifiers, from their mean")
     ] = False
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE", help="the run's parts of its user's own, where they lie now"),
+        tyro.conf.arg(metavar="FILE", help="plugin of the run, at its present place"),
     ] = ()
 
 
 def compute_outputs(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
-    """What a classifier's head says of a text, or of a picture by its file, (outputs,) in fp64.
+    """Return the logits of a classifier for a text or for a picture's file, (outputs,) in fp64.
 
     Raises:
-        FedpeftError: the file is no picture, or the run's files are missing.
+        FedpeftError: the file is not a picture, or the run's files are missing.
     """
     model = run.model(base)
     if run.is_image_model:
@@ -109,7 +117,7 @@ def compute_outputs(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
 
 
 def compute_probabilities(run: FinishedRun, base: nn.Module, asked: str) -> Tensor:
-    """The calibrated probabilities of a classifier's classes, (classes,) in fp64.
+    """Return the calibrated probabilities of a classifier's classes, (classes,) in fp64.
 
     Raises:
         FedpeftError: as `compute_outputs`.
@@ -122,7 +130,7 @@ def check_asked(run: FinishedRun, asked: str) -> None:
 
     Raises:
         ConfigError: it is the other.
-        DataError: the file is no picture that can be read.
+        DataError: the picture's file can't be read.
     """
     there = os.path.isfile(asked)  # a text may be longer than the name of a file, which a Path would fail at
     if not run.can_take_pictures:
@@ -146,17 +154,17 @@ def check_asked(run: FinishedRun, asked: str) -> None:
 
 
 def format_verdict(labels: list[str], found: Tensor, abstain: float) -> str:
-    """The likeliest class and its probability; no class where that is below `abstain`."""
+    """Return the likeliest class and its probability; no class if the probability is below `abstain`."""
     best = int(found.argmax())
     likeliest = f"{labels[best]} ({float(found[best]):.3f})"
     return f"no answer: {likeliest} is less likely than {abstain:g}" if float(found[best]) < abstain else likeliest
 
 
 def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstain: float = 0.0) -> str:
-    """What the run's model, on `base`, says to `text`, or to the picture whose file that is.
+    """Return the answer of the run's model, on `base`, to a text or to a picture's file.
 
     Raises:
-        FedpeftError: the file is no picture, or the run's files are missing; or a language model shall abstain.
+        FedpeftError: the file is not a picture, the run's files are missing, or a language model shall abstain.
     """
     if run.task.targets in ("numbers", "labels"):
         if abstain:
@@ -191,14 +199,14 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     asking = list(tokenizer(text, add_special_tokens=not complete)["input_ids"])
     if len(asking) + new_tokens > readable:
         raise ConfigError(
-            f"FP1274 the text has {len(asking)} tokens, and the model reads {readable}, the {new_tokens} new ones "
-            "included; give a shorter text, or fewer --new-tokens"
+            f"FP1274 the text has {len(asking)} tokens, and the model reads at most {readable}, including "
+            f"{new_tokens} new ones; give a shorter text, or fewer --new-tokens"
         )
     return answer_prompts(model, tokenizer, [asking], new_tokens)[0]
 
 
 def write_text(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: str, new_tokens: int) -> str:
-    """What the run's decoder writes of a text that its encoder reads.
+    """Return the text that the run's decoder writes for a text that its encoder reads.
 
     Raises:
         ConfigError: one of both is longer than the model takes.
@@ -208,23 +216,23 @@ def write_text(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: st
     readable = count_readable_tokens(run.model_directory, 0, UNBOUNDED)
     if max(len(asking), new_tokens) > readable:
         raise ConfigError(
-            f"FP1275 the text has {len(asking)} tokens, and with it {new_tokens} new ones are asked for; the model "
-            f"reads, and writes, at most {readable}: give a shorter text, or fewer --new-tokens"
+            f"FP1275 the text has {len(asking)} tokens and --new-tokens asks for {new_tokens} more, but the model "
+            f"reads and writes at most {readable}; give a shorter text, or fewer --new-tokens"
         )
     return answer_prompts(model, tokenizer, [asking], new_tokens)[0]
 
 
 def write_caption(run: FinishedRun, model: FederatedModel, picture: str, new_tokens: int) -> str:
-    """What the run's model says of a picture, by its file.
+    """Return the caption of the run's model for a picture's file.
 
     Raises:
         ConfigError: the caption would be longer than the model reads.
-        DataError: the file is no picture.
+        DataError: the file is not a picture.
     """
     task: Any = run.task
     readable = count_readable_tokens(run.model_directory, task.extra_tokens + 1, UNBOUNDED)
     if new_tokens > readable:
-        raise ConfigError(f"FP1276 behind an image the model says at most {readable} tokens; give fewer --new-tokens")
+        raise ConfigError(f"FP1276 the model writes at most {readable} tokens after an image; give fewer --new-tokens")
     pixels = read_pixels([picture], run.picture_side)
     features = compute_patch_features(pixels, find_tower_folders(run.model_directory)["image"], task.side)
     return caption_images(model, load_tokenizer(run.model_directory), torch.from_numpy(features), new_tokens)[0]
@@ -283,7 +291,7 @@ def predict_answers(run: FinishedRun, inputs: Sequence[str], new_tokens: int) ->
 
 
 def _predict_together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text: str, abstain: float) -> str:
-    """The answer of the runs' mean."""
+    """Return the answer of the mean of the runs."""
     names = runs[0].labels
     if len(runs) < 2 or names is None or any(run.task.targets != "classes" for run in runs):
         raise ConfigError("FP1277 --ensemble takes two or more classifiers: RUN RUN ... TEXT")
@@ -298,34 +306,26 @@ def _predict_together(runs: list[FinishedRun], bases: dict[Any, nn.Module], text
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return run_command(lambda: _run_predict(_parse_command(sys.argv[1:] if arguments is None else arguments)))
+    """Run the command; return its exit code."""
+    return run_tool(Command, _run_predict, arguments, parse=_parse_command)
 
 
 def _parse_command(arguments: list[str]) -> Command:
-    """What the command line says; runs and the text may also stand behind flags, which tyro takes as unknown words."""
-    program = "python -m fedpeft.predict"
-    command, behind = tyro.cli(Command, args=arguments, prog=program, return_unknown_args=True)
+    """Return the flags; runs and the text may also follow flags, and tyro reports these as unknown words."""
+    command, behind = tyro.cli(Command, args=arguments, prog=name_program(Command), return_unknown_args=True)
     if any(word.startswith("-") for word in behind):
-        return tyro.cli(Command, args=arguments, prog=program)  # says which flag is wrong
+        return parse_flags(Command, arguments)  # names the flag that is wrong
     return replace(command, words=(*command.words, *behind))
 
 
-def _run_predict(command: Command) -> None:
-    from fedpeft.reporting.console import silence_libraries
-    from fedpeft.wiring import catalogue
-
-    silence_libraries()
-    catalogue.use(command.plugin)
+def _run_predict(command: Command, console: Console) -> None:
     if not 0 <= command.abstain <= 1:
         raise ConfigError(f"FP1279 --abstain must be a probability, 0 to 1, got {command.abstain:g}")
     if command.data is not None:
-        _predict_rows(command, Console())
+        _predict_rows(command, console)
         return
     if command.output is not None or command.text is not None:
-        raise ConfigError(
-            "FP1280 --output and --text are of a file of rows: give it with --data FILE, or leave them out"
-        )
+        raise ConfigError("FP1280 --output and --text need a file of rows; give it with --data FILE, or leave them out")
     if len(command.words) < 2 or not command.words[-1].strip():
         raise ConfigError(
             "FP1281 predict needs a run's folder and a text, or a picture's file: python -m fedpeft.predict runs/NAME "
@@ -334,11 +334,11 @@ def _run_predict(command: Command) -> None:
     if command.new_tokens < 1:
         raise ConfigError(f"FP1282 --new-tokens must be at least 1, got {command.new_tokens}")
     folders, asked = _split_words(command.words)
-    predict(folders, asked, command.new_tokens, Console(), command.abstain, command.ensemble)
+    predict(folders, asked, command.new_tokens, console, command.abstain, command.ensemble)
 
 
 def _split_words(words: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """Runs, and behind them what they are asked: the last word, or where the first run is on images all pictures."""
+    """Return the runs and the inputs: the last word, or all picture files if the first run is on images."""
     count = len(words) - 1
     if count > 1 and FinishedRun.read(Path(words[0])).can_take_pictures:
         count = next(
@@ -362,16 +362,15 @@ def create_heartbeat(console: Console, said: Counter[str]) -> Callable[[], None]
 
 
 def _predict_rows(command: Command, console: Console) -> None:
-    """Write what a run says of the rows of a file, and tell how often it says what."""
+    """Write a run's answers to the rows of a file, and print how often each answer occurs."""
     from fedpeft.evaluation.answered_rows import PREDICTED, answer_rows, write
 
     if len(command.words) != 1 or command.output is None or command.data is None or command.ensemble:
         raise ConfigError(
-            "FP1283 a file of rows has the answers of one run: python -m fedpeft.predict RUN --data FILE --output "
-            "ANSWERS.csv"
+            "FP1283 one run answers a file of rows: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv"
         )
     if command.output.suffix != ".csv":
-        raise ConfigError(f"FP1284 --output is a table; {command.output} must end in .csv")
+        raise ConfigError(f"FP1284 --output is the file of a table: {command.output} must end in .csv")
     if command.output.exists():
         raise ConfigError(f"FP1285 {command.output} exists already; give --output a new name")
     run = FinishedRun.read(Path(command.words[0]))
@@ -398,4 +397,4 @@ def _predict_rows(command: Command, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("predict")

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.markup import escape
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import suggest_legal
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.reporting.run_folder import SEARCHS_JOURNAL
 from fedpeft.spec import split_outside_parentheses
 from fedpeft.studies.page import STUDYS_PAGE, PageSection, write_report
@@ -44,7 +43,9 @@ class Command:
         "report.html"
     )
     baseline: Annotated[str, tyro.conf.arg(help='what to compare with: "axis=value, axis=value"')] = ""
-    margin: Annotated[float | None, tyro.conf.arg(help="points of accuracy: no worse by more than")] = None
+    margin: Annotated[
+        float | None, tyro.conf.arg(help="largest loss of accuracy, in points, that counts as no worse")
+    ] = None
     targets: Annotated[str, tyro.conf.arg(help='accuracies in percent for the cost tables: "60, 65"')] = ""
 
 
@@ -75,7 +76,7 @@ def create_sections(found: ResultFolders, command: Command) -> list[Section]:
 
 
 def format_title(run: Result) -> str:
-    """Of a run on its own: its data, rule and method; of a file of rows, the file's name."""
+    """Return the title of a single run: its data, rule and method; for a file of rows, the file's name."""
     config = {**run.config, **run.settled}
     found = re.match(r"file(?::|\(path=['\"])([^'\"]+)", str(config.get("dataset", "")))
     data = Path(found[1]).name if found else config.get("dataset")
@@ -128,7 +129,7 @@ def _check_baseline(section: Section, baseline: Mapping[str, str]) -> None:
 
 
 def _check_output(page: Path) -> None:
-    """A page, and not that of a study or a search, which lies beside its results.
+    """Refuse to overwrite the page of a study or a search, which lies beside its results.
 
     Raises:
         ConfigError: it is none, or a study's or search's.
@@ -173,9 +174,9 @@ def report(command: Command, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, or 2 for a user's mistake."""
-    return run_command(lambda: report(tyro.cli(Command, args=arguments, prog="python -m fedpeft.report"), Console()))
+    """Run the command; return its exit code: 0, or 2 for a user's mistake."""
+    return run_tool(Command, report, arguments, silent=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("report")

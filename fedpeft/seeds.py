@@ -1,4 +1,4 @@
-"""Where randomness comes from: every draw has its own generator, derived from the run's seed, a purpose and ids.
+"""Random generators: every draw has its own, derived from the run's seed, a purpose and ids.
 
 So a client's batches depend on (seed, round, client) alone: not on which other clients were trained before, in which
 process, or whether the run was resumed. Never `torch.manual_seed`: a shared stream would give every client the same
@@ -21,17 +21,17 @@ def _create_sequence(seed: int, purpose: str, ids: tuple[int, ...]) -> np.random
 
 
 def create_generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
-    """A numpy generator for (seed, purpose, ids); seed and ids are integers of at least 0."""
+    """Return a numpy generator for (seed, purpose, ids); seed and ids are integers of at least 0."""
     return np.random.default_rng(_create_sequence(seed, purpose, ids))
 
 
 def create_torch_generator(seed: int, purpose: str, *ids: int) -> torch.Generator:
-    """A torch CPU generator for (seed, purpose, ids)."""
+    """Return a torch CPU generator for (seed, purpose, ids)."""
     import torch  # only here: what is drawn with numpy alone needs no torch
 
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *ids))
 
 
 def derive_seed(seed: int, purpose: str, *ids: int) -> int:
-    """A derived 63-bit seed, for libraries that take one."""
+    """Return a derived 63-bit seed, for libraries that take one."""
     return int(_create_sequence(seed, purpose, ids).generate_state(1, np.uint64)[0] >> np.uint64(1))

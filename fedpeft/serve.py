@@ -19,7 +19,7 @@ from fedpeft.machine import files
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.reporting import help_page
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import parse_run_flags, run_command, start_command
 from fedpeft.reporting.run_folder import (
     SERVERS_OPTIONS,
     load_default_settings,
@@ -27,7 +27,7 @@ from fedpeft.reporting.run_folder import (
     resolve_settings,
 )
 from fedpeft.reporting.summary import show
-from fedpeft.wiring import catalogue, early_checks
+from fedpeft.wiring import early_checks
 
 ABOUT = """Serve a federation: real clients join, train on their own rows, and one adapter comes of it.
 python -m fedpeft.serve run.toml --clients 3 --listen 0.0.0.0:8470 --certs certs"""
@@ -45,7 +45,7 @@ HIDDEN = ("partition", "attack", "grid")
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line says, see `OPTIONS`."""
+    """Flags of the command, see `OPTIONS`."""
 
     config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
     output: Path | None = None
@@ -59,34 +59,23 @@ class Command:
 
 
 def parse(arguments: list[str]) -> tuple[RunConfig, ServeOptions, Path, bool]:
-    """Configuration, the server's own settings, the run's folder, and whether an earlier run goes on.
+    """Return the configuration, the server's own settings, the run's folder, and whether a run is resumed.
 
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    if help_page.is_help_requested(arguments):
-        usage = "python -m fedpeft.serve [CONFIG.toml] [OPTIONS]"
-        print(help_page.format_page(usage, ABOUT, OPTIONS, hidden=HIDDEN, more=ServeOptions))
-        raise SystemExit(0)
-    command = _parse_command(arguments, RunConfig(), ServeOptions())
-    catalogue.use(command.plugin)
-    if command.resume is not None:
-        refuse_simulations_run(command.resume)
-    default, options = load_default_settings(command.config, command.resume), ServeOptions()
-    if command.resume is not None and (command.resume / SERVERS_OPTIONS).exists():
-        options = build_options(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
-    planned_by = options.client_rows
-    command = _parse_command(arguments, default, options)
+    command, default = parse_run_flags(Command, arguments, _format_help, _load_defaults)
+    planned_by = default.serve.client_rows
     options = build_options(dataclasses.asdict(command.serve), "the command line")
     if command.resume is not None and options.client_rows != planned_by:
         raise ConfigError(
-            f"FP1402 --client-rows {options.client_rows} is what training is planned by, and the federation in "
-            f"{command.resume} has begun, with {planned_by or 'none'}; leave it out, or begin another one"
+            f"FP1402 --client-rows {options.client_rows} would change the plan of training, and the federation in "
+            f"{command.resume} began with {planned_by or 'none'}; leave it out, or start another federation"
         )
     if command.resume is None:
         early_checks.check(build_config(dataclasses.asdict(command.run), "the command line"))
     wanted = command.run if command.resume is not None else _add_form(command.run, options)
-    config, folder = resolve_settings(wanted, default, command.output, command.resume)
+    config, folder = resolve_settings(wanted, default.run, command.output, command.resume)
     return config, options, folder, command.resume is not None
 
 
@@ -96,19 +85,28 @@ def _add_form(config: RunConfig, options: ServeOptions) -> RunConfig:
     return add_form(config, options)
 
 
-def _parse_command(arguments: list[str], default: RunConfig, options: ServeOptions) -> Command:
-    return tyro.cli(
-        Command, args=arguments, default=Command(run=default, serve=options), prog="python -m fedpeft.serve"
-    )
+def _format_help() -> str:
+    usage = "python -m fedpeft.serve [CONFIG.toml] [OPTIONS]"
+    return help_page.format_page(usage, ABOUT, OPTIONS, hidden=HIDDEN, more=ServeOptions)
+
+
+def _load_defaults(command: Command) -> Command:
+    """Return the settings of the file, or of the run to resume."""
+    if command.resume is not None:
+        refuse_simulations_run(command.resume)
+    default, options = load_default_settings(command.config, command.resume), ServeOptions()
+    if command.resume is not None and (command.resume / SERVERS_OPTIONS).exists():
+        options = build_options(read_toml(command.resume / SERVERS_OPTIONS), str(command.resume / SERVERS_OPTIONS))
+    return Command(run=default, serve=options)
 
 
 def build_options(values: dict[str, Any], source: str) -> ServeOptions:
-    """The server's settings from keys and values, checked, or ConfigError."""
+    """Return the server's settings from keys and values, checked, or raise ConfigError."""
     return ServeOptions(**check_settings(source, ServeOptions, values))
 
 
 def describe_finished(folder: Path) -> str:
-    """What is said where the federation in `folder` is finished, and waits for no client; empty: it is not."""
+    """Return a sentence if the federation in `folder` is finished and waits for no client; else an empty text."""
     try:
         summary = files.read_json(folder / "summary.json")
     except (OSError, ValueError):  # missing, or damaged: it is written anew
@@ -119,7 +117,7 @@ def describe_finished(folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0 (also after SIGTERM), 2 for a user's mistake, 130 after a hard Ctrl-C."""
+    """Run the command; return its exit code: 0 (also after SIGTERM), 2 for a user's mistake, 130 after two Ctrl-C."""
     folder: Path | None = None
 
     def work() -> None:
@@ -146,4 +144,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("serve")

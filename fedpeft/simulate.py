@@ -22,7 +22,7 @@ from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting import help_page
-from fedpeft.reporting.command import handle_interrupts, run_command
+from fedpeft.reporting.command import parse_run_flags, run_command, start_command
 from fedpeft.reporting.console import ConsoleObserver, format_model_line, say_privacy, silence_libraries
 from fedpeft.reporting.dashboard.server import show_dashboard
 from fedpeft.reporting.observer import RoundResult, compute_perplexity
@@ -59,17 +59,17 @@ python -m fedpeft.simulate --clients 100"""
 OPTIONS = {
     "CONFIG.toml": "settings; flags override them",
     "--output FOLDER": "the run's folder (default: runs/DATE-DATASET-STRATEGY)",
-    "--quick": "a first answer, no result: at most 4 rounds, 64 tokens and 1,500 rows",
+    "--quick": "a preview in about a minute: few rounds, texts of 64 tokens, and a sample of the examples",
     "--resume FOLDER": "continue the interrupted run in this folder",
     "--track NAMES": "also send the records to tensorboard, mlflow or wandb (several: a,b)",
-    "--dashboard PORT": "a page that shows the run while it goes on, to this machine only; 0: any free port",
+    "--dashboard PORT": "serve a page of the running run to this machine only; 0: any free port",
     "--plugin FILE": "parts of your own: a file, folder or installed package (repeatable)",
 }
 
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line says, see `OPTIONS`."""
+    """Flags of the command, see `OPTIONS`."""
 
     config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG.toml]")] = None
     output: Path | None = None
@@ -85,19 +85,13 @@ class Command:
 
 
 def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
-    """Configuration, run folder, whether an earlier run is continued, and who else is told: `track` and `dashboard`.
+    """Return the configuration, the run's folder, whether a run is resumed, and `track` and `dashboard`.
 
     Raises:
         ConfigError, RunError: settings or folders that can't be used.
     """
-    if help_page.is_help_requested(arguments):
-        print(help_page.format_page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS))
-        raise SystemExit(0)
-    command = _parse_command(arguments, RunConfig())
-    plugins.use(command.plugin)
-    default = load_default_settings(command.config, command.resume)
-    command = _parse_command(arguments, default)
-    config, folder = resolve_settings(command.run, default, command.output, command.resume)
+    command, default = parse_run_flags(Command, arguments, _format_help, _load_defaults)
+    config, folder = resolve_settings(command.run, default.run, command.output, command.resume)
     if command.quick:
         if command.resume is not None:
             raise ConfigError("FP1407 a resumed run keeps its settings, but --quick was given; leave it out")
@@ -105,8 +99,12 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
     return config, folder, command.resume is not None, {"track": command.track, "dashboard": command.dashboard}
 
 
-def _parse_command(arguments: list[str], default: RunConfig) -> Command:
-    return tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.simulate")
+def _format_help() -> str:
+    return help_page.format_page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS)
+
+
+def _load_defaults(command: Command) -> Command:
+    return Command(run=load_default_settings(command.config, command.resume))
 
 
 def simulate(  # noqa: PLR0913
@@ -121,12 +119,20 @@ def simulate(  # noqa: PLR0913
     begins: Callable[[Simulation], None] | None = None,
     tested: bool = True,
 ) -> Summary:
-    """Run (or continue) a simulation; returns its summary.
+    """Run (or continue) a simulation; return its summary.
 
-    `dashboard` is the port of a page that shows it; empty: none. `grid` makes another Flower grid than the configured
-    one, for a number of clients: inside a Flower app, Flower's. `on_round` is told of each finished round; where it
-    returns True, the run ends with it. `begins` is told of the simulation before it begins. Where it is not `tested`,
-    it is scored on the validation rows, and no test row is seen (`fedpeft.simulation.trial_score`).
+    Args:
+        config: the settings.
+        folder: the run's folder.
+        resume: whether to continue the run in this folder.
+        console: receives progress and results.
+        track: names of trackers that also receive the records, joined by commas.
+        dashboard: port of a page that shows the run; empty: none.
+        grid: creates another Flower grid than the configured one, given the number of clients.
+        on_round: receives each finished round; if it returns True, the run ends with that round.
+        begins: receives the simulation before it begins.
+        tested: whether to score the run on test examples; if not, it is scored on validation examples
+            (`fedpeft.simulation.trial_score`).
 
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
@@ -260,7 +266,7 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
 
 
 def _choose_scores(own: OwnRows | None, score: FinalScore, last: FinalScore) -> dict[str, Any]:
-    """Who is scored on what: the one model on the test rows, or each client's `own` on its rows."""
+    """Return the scores of the global model on the test examples, or of each client's `own` model on its own."""
     if own is None:
         return {
             "accuracy": score.accuracy,
@@ -279,7 +285,7 @@ def _choose_scores(own: OwnRows | None, score: FinalScore, last: FinalScore) -> 
 
 
 def _score_by_precision(simulation: Simulation) -> dict[str, float]:
-    """The kept state's accuracy on a base in each precision in use; empty: clients' bases are the run's."""
+    """Return the kept state's accuracy by precision of the base; empty: all clients use the run's precision."""
     config, precisions = simulation.config, simulation.setup.base_precisions
     if not precisions:
         return {}
@@ -289,7 +295,7 @@ def _score_by_precision(simulation: Simulation) -> dict[str, float]:
 
 
 def _run_attacks(simulation: Simulation) -> dict[str, Any]:
-    """What attacks have found, where the mechanism asks for them."""
+    """Return the results of attacks if the mechanism asks for them; else an empty mapping."""
     mechanism = simulation.setup.mechanism
     if mechanism is None or not mechanism.audit:
         return {}
@@ -299,7 +305,7 @@ def _run_attacks(simulation: Simulation) -> dict[str, Any]:
 
 
 def _score_last_state(simulation: Simulation, progress: ServerState) -> FinalScore | None:
-    """The score of the last state, where another is kept; None: it is the one that is kept."""
+    """Return the score of the last state; None: the last state is the kept one."""
     from fedpeft.reporting.final_score import save
 
     if progress.kept_round == progress.round:
@@ -311,15 +317,15 @@ def _score_last_state(simulation: Simulation, progress: ServerState) -> FinalSco
 
 
 def _print_introduction(simulation: Simulation, observer: ConsoleObserver) -> None:
-    """What is about to be done, on what."""
+    """Print the data, the model and the settings of the run that is about to begin."""
     from fedpeft.data.inspection import report_test_overlap
     from fedpeft.wiring.advice import advise
 
     config, setup, executor = simulation.config, simulation.setup, simulation.workers.work.executor
     observer.say(f"[bold]data[/]    {escape(f'{simulation.rows.dataset.name}: {simulation.statistics}')}")
     if simulation.rows.dataset.sampled:
-        of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test rows"
-        observer.say(f"[bold]sample[/]  {of}, some of the data set's: a first answer, no result")
+        of = f"{len(simulation.rows.all):,} training and {len(simulation.rows.dataset.test):,} test examples"
+        observer.say(f"[bold]sample[/]  {of}, for a preview: do not report its numbers")
     observer.say(format_model_line(setup))
     notes = [*plugins.take_notes(), *simulation.rows.dataset.notes, *setup.notes]
     notes += report_test_overlap(simulation.rows.dataset) if setup.task.targets else []
@@ -343,14 +349,14 @@ def _print_introduction(simulation: Simulation, observer: ConsoleObserver) -> No
 
 
 def _count_distinct_rows(simulation: Simulation, records: Records) -> int | None:
-    """What summary.json says of them; None also where clients share rows, which would be counted more than once."""
+    """Return the number of distinct rows for summary.json; None if it is secret, or if clients share rows."""
     if simulation.protection is not None or simulation.rows.partition.resampled:
         return None
     return count_distinct_rows(records.read("clients.jsonl"))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
+    """Run the command; return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
     folder: Path | None = None
 
     def work() -> None:
@@ -369,6 +375,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with handle_interrupts():
-        code = main()
-    sys.exit(code)
+    start_command("simulate")

@@ -27,16 +27,17 @@ class Spec:
     values: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
+        """Return the text, which `parse_spec` reads."""
         head = self.name if self.argument is None else f"{self.name}:{self.argument}"
         given = [*map(format_value, self.values), *(f"{k}={v!r}" for k, v in self.settings.items())]
         return f"{head}({', '.join(given)})" if given else head
 
 
 def parse_spec(text: str) -> Spec:
-    """Parse `name`, `name(key=value, ...)` or `name:argument`; values are Python literals, bare words, or the text of
-    another part: `user_dp(noise=banded(bands=4))`.
+    """Parse `name`, `name(key=value, ...)` or `name:argument`.
 
-    A part that declares which setting is its `argument` takes it without a key, too: `steps(10)`.
+    Values are Python literals, bare words, or the text of another part: `user_dp(noise=banded(bands=4))`. A part that
+    declares which setting is its `argument` also takes it without a key: `steps(10)`.
 
     Raises:
         ConfigError: the text has another form.
@@ -62,7 +63,7 @@ def parse_spec(text: str) -> Spec:
 
 
 def _describe_mistake(text: str) -> str:
-    """What is wrong with a text of another form, and the form that was likely meant."""
+    """Return what is wrong with a text of another form, and the form that the user likely meant."""
     said = f"FP1420 {text[:200]!r} is not of the form name(key=value, ...)"
     if not _is_balanced(text):
         return f"{said}; its parentheses don't balance"
@@ -77,7 +78,7 @@ _QUOTED_OR_VALUE = re.compile(_QUOTED + r"(?<==)(\s*)([a-z]+)(?=\s*[,)])")
 
 
 def _is_balanced(text: str) -> bool:
-    """Whether each parenthesis outside quotes has its other."""
+    """Return whether the parentheses outside quotes are balanced."""
     depth = 0
     for found in _QUOTED_OR_PARENTHESIS.findall(text):
         depth += {"(": 1, ")": -1}.get(found, 0)
@@ -87,7 +88,7 @@ def _is_balanced(text: str) -> bool:
 
 
 def _quote_keywords(text: str) -> str:
-    """The text with Python's keywords as words where they are values: a column may be called class, or from."""
+    """Return the text with quotes around values that are Python keywords: a column may be called class or from."""
 
     def quoted(found: re.Match[str]) -> str:
         space, word = found.groups()
@@ -97,7 +98,7 @@ def _quote_keywords(text: str) -> str:
 
 
 def _parse_value(node: ast.expr, text: str) -> Any:
-    """A value: as `_parse_literal`, or the text of a part."""
+    """Return a value: as `_parse_literal`, or the text of a part."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return ast.unparse(node)
     return _parse_literal(node, text)
@@ -107,12 +108,12 @@ _PREFIX = "part_"
 
 
 def make_importable(text: str) -> str:
-    """A text as Python takes it: a part may be called 20newsgroups, so a leading digit gets a prefix."""
+    """Return a text as a Python name: a leading digit gets a prefix, since a part may be called 20newsgroups."""
     return _PREFIX + text if text[:1].isdigit() else text
 
 
 def restore_name(name: str) -> str:
-    """The name that `make_importable` was made of."""
+    """Return the name from which `make_importable` made this one."""
     return name.removeprefix(_PREFIX)
 
 
@@ -123,13 +124,13 @@ def _parse_literal(node: ast.expr, text: str) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ConfigError(
-            f"FP1421 {ast.unparse(node)} in {text!r} is not a plain value (number, word, tuple); a text with other "
-            "signs than letters, digits and _ stands in quotes, such as 'attention.output'"
+            f"FP1421 {ast.unparse(node)} in {text!r} is not a plain value (number, word, tuple); put a text with "
+            "characters other than letters, digits and _ in quotes, such as 'attention.output'"
         ) from None
 
 
 def format_value(value: Any) -> str:
-    """A setting's value in a part's text: words as they are, all else as Python writes it."""
+    """Return a setting's value for a part's text: words unchanged, other values as Python writes them."""
     word = isinstance(value, str) and value.isidentifier() and not iskeyword(value)
     return str(value) if word else repr(value)
 

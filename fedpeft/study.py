@@ -8,7 +8,6 @@ or is killed is a failed line with its reason, and the others go on.
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,10 @@ from fedpeft import simulate
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting import console
-from fedpeft.reporting.command import handle_interrupts, run_command
+from fedpeft.reporting.command import (
+    run_tool,
+    start_command,
+)
 from fedpeft.reporting.console import format_duration
 from fedpeft.studies.process import Program
 from fedpeft.studies.study_file import PlannedRun, read_study
@@ -47,10 +49,10 @@ class Command:
         Path | None, tyro.conf.arg(help="folder of the results (default: the file's, or the preset's)")
     ] = None
     jobs: Annotated[int, tyro.conf.arg(help="runs at a time; 0: as many as the cores allow")] = 0
-    dry_run: Annotated[bool, tyro.conf.arg(help="only show the runs, what is done, and an estimate of the time")] = (
-        False
-    )
-    retry_failed: Annotated[bool, tyro.conf.arg(help="run the failed ones again")] = False
+    dry_run: Annotated[
+        bool, tyro.conf.arg(help="only show the runs, the finished ones, and an estimate of the time")
+    ] = False
+    retry_failed: Annotated[bool, tyro.conf.arg(help="run failed runs again")] = False
     track: Annotated[str, tyro.conf.arg(help="also send each run to tensorboard, mlflow or wandb (several: a,b)")] = ""
     plugin: Annotated[
         tuple[str, ...],
@@ -60,7 +62,7 @@ class Command:
 
 
 def show_plan(place: Workplace, left: Sequence[PlannedRun], jobs: int, console: Console) -> None:
-    """The number of runs, what is done, and how long the rest may take."""
+    """Print the number of runs, the finished ones, and an estimate of the remaining time."""
     study = place.study
     failed = [(run, place.done[run.name]) for run in place.planned if run.name in place.done]
     failed = [(run, result) for run, result in failed if not result.is_finished]
@@ -97,7 +99,7 @@ def load() -> None:
 
 
 def complete_study(command: Command, console: Console) -> list[Result]:
-    """Run what is missing and make the report; the results of all runs, in the order of the grid.
+    """Run the missing runs and write the report; return the results of all runs, in the order of the grid.
 
     Raises:
         FedpeftError: what the user can mend; nothing was overwritten.
@@ -151,21 +153,15 @@ def complete_study(command: Command, console: Console) -> list[Result]:
 
 
 def run_study(command: Command, console: Console) -> int:
-    """As `complete_study`; returns the exit code."""
+    """Do the same as `complete_study`; return the exit code."""
     return 0 if all(result.is_finished for result in complete_study(command, console)) else FAILURES
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 if runs failed, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
-    return run_command(
-        lambda: run_study(tyro.cli(Command, args=arguments, prog="python -m fedpeft.study"), Console()),
-        lambda: "interrupted; the same command continues",
-    )
+    """Run the command; return its exit code: 0, 1 if runs failed, 2 for a user's mistake, 130 after a signal."""
+    again = "interrupted; the same command continues"
+    return run_tool(Command, run_study, arguments, silent=False, interrupted=lambda: again)
 
 
 if __name__ == "__main__":
-    from fedpeft import study  # under its own name, by which other processes find its functions
-
-    with handle_interrupts():
-        code = study.main()
-    sys.exit(code)
+    start_command("study")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +20,7 @@ from fedpeft.deployment.transcript.comparison import (
 )
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ class Command:
 
 
 def compare(command: Command, console: Console) -> bool:
-    """Say what both were told; returns whether it was the same.
+    """Print what both clients received; return whether it was the same.
 
     Raises:
-        FedpeftError: a file that is no transcript, or that was changed.
+        FedpeftError: a file is not a transcript, or was changed.
     """
     verifier = None
     if command.certificate is not None:
@@ -81,8 +80,8 @@ def compare(command: Command, console: Console) -> bool:
         return False
     if one.client and one.client == other.client:
         raise RunError(
-            f"FP5228 both files are transcripts of {one.client}, and agree, which tells nothing of what others were "
-            "told; give that of another client, or the server's rounds.signed.jsonl"
+            f"FP5228 both files are equal transcripts of {one.client}, which proves nothing about other clients; give "
+            "another client's transcript, or the server's rounds.signed.jsonl"
         )
     short, long = sorted((len(one.chain.records), len(other.chain.records)))
     say(f"same: model and settings of {short} records, up to {one.chain.records[short - 1].label}")
@@ -96,13 +95,9 @@ def compare(command: Command, console: Console) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0 (the same), 1 (different), 2 for a user's mistake or a forged file."""
-    return run_command(lambda: _run_comparison(tyro.cli(Command, args=arguments, prog="python -m fedpeft.transcript")))
-
-
-def _run_comparison(command: Command) -> int:
-    return 0 if compare(command, Console()) else 1
+    """Run the command; return its exit code: 0 (the same), 1 (different), 2 for a user's mistake or a forged file."""
+    return run_tool(Command, lambda command, console: 0 if compare(command, console) else 1, arguments, silent=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("transcript")

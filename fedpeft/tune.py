@@ -9,7 +9,6 @@ the report.
 from __future__ import annotations
 
 import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,11 +20,14 @@ from fedpeft import simulate
 from fedpeft.errors import RunError, require_extra
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting import console
-from fedpeft.reporting.command import handle_interrupts, run_command
+from fedpeft.reporting.command import (
+    run_command,
+    run_tool,
+    start_command,
+)
 from fedpeft.reporting.phases import SILENCE, Heartbeat
 from fedpeft.reporting.run_folder import lock_folder, make_folder, refuse_file
 from fedpeft.study import load
-from fedpeft.wiring import catalogue
 
 if TYPE_CHECKING:
     from fedpeft.tuning.runner import SearchFolder
@@ -43,13 +45,9 @@ class Command:
     output: Annotated[
         Path | None, tyro.conf.arg(help="folder of the results (default: beside the file, named alike)")
     ] = None
-    trials: Annotated[
-        int, tyro.conf.arg(help="that are trained; 0: as many as the file says; more can be added later")
-    ] = 0
-    workers: Annotated[
-        int, tyro.conf.arg(help="trials at a time; with more than one, what is drawn depends on timing")
-    ] = 1
-    dry_run: Annotated[bool, tyro.conf.arg(help="only show what is searched, and where")] = False
+    trials: Annotated[int, tyro.conf.arg(help="number of trials; 0: that of the file; more can be added later")] = 0
+    workers: Annotated[int, tyro.conf.arg(help="trials at a time; with more than one, the draws depend on timing")] = 1
+    dry_run: Annotated[bool, tyro.conf.arg(help="only show the search space and the folder")] = False
     plugin: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -64,7 +62,7 @@ def load_all() -> None:
 
 
 def run_trial(arguments: list[str]) -> int:
-    """One trial, in its process; its exit code.
+    """Run one trial in its process; return its exit code.
 
     Args:
         arguments: the flags of python -m fedpeft.simulate, then the search's folder and the trial's number.
@@ -86,7 +84,7 @@ def run_trial(arguments: list[str]) -> int:
 
 
 def show_plan(search: Search, folder: Path, trials: int, output: Console) -> None:
-    """What is searched."""
+    """Print the plan of the search."""
 
     def say(text: str) -> None:
         output.print(text, highlight=False, soft_wrap=True)
@@ -105,7 +103,7 @@ def show_plan(search: Search, folder: Path, trials: int, output: Console) -> Non
 
 
 def place_of(search: Search, folder: Path, trials: int, output: Console) -> SearchFolder:
-    """The search in its folder, with what sizes and blocks it must know.
+    """Return the search in its folder, with the sizes and the number of blocks that it needs.
 
     Raises:
         FedpeftError: the folder is another's, its trials can't be compared, or no hybrid is within the budget.
@@ -132,7 +130,7 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Sear
 
 
 def run_search(command: Command, output: Console) -> int:
-    """Do what is left of a search and make the report; returns the exit code.
+    """Run the rest of a search and write the report; return the exit code.
 
     Raises:
         FedpeftError: what the user can mend.
@@ -143,7 +141,6 @@ def run_search(command: Command, output: Console) -> int:
     from fedpeft.tuning import store
     from fedpeft.tuning.search_file import read_search
 
-    catalogue.use(command.plugin)
     search = read_search(command.search)
     folder = command.output or search.folder
     trials = command.trials or search.keys.trials
@@ -184,16 +181,10 @@ def _run_search(search: Search, folder: Path, trials: int, workers: int, output:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Its exit code: 0, 1 if no trial has finished, 2 for a user's mistake, 130 after Ctrl-C or SIGTERM."""
-    return run_command(
-        lambda: run_search(tyro.cli(Command, args=arguments, prog="python -m fedpeft.tune"), Console()),
-        lambda: "interrupted; the same command continues",
-    )
+    """Run the command; return its exit code: 0, 1 if no trial has finished, 2 for a mistake, 130 after a signal."""
+    again = "interrupted; the same command continues"
+    return run_tool(Command, run_search, arguments, silent=False, interrupted=lambda: again)
 
 
 if __name__ == "__main__":
-    from fedpeft import tune  # under its own name, by which other processes find its functions
-
-    with handle_interrupts():
-        code = tune.main()
-    sys.exit(code)
+    start_command("tune")

@@ -1,15 +1,13 @@
-"""Fed-SB: only a small square R between two frozen factors trains, so its mean is exact (Singhal et al., arXiv
-2502.15436).
+"""Fed-SB: only a small square R between frozen factors trains, so its mean is exact (Singhal et al., arXiv 2502.15436).
 
     W0 + s B R A with B (out, r) and A (r, in) fixed;   R <- (1/s) sum_k p_k s_k R_k
 
-r^2 numbers per layer travel. What it needs from the PEFT method: tensors called `...lora_R...`, of role `plain` and
-shape (r, r), while A and B are buffers that are the same at all clients. In the paper B and A come from an SVD of a
-gradient (LoRA-SB), and a gradient of private data must be paid for; those of the PEFT method `lora_sb` come from W0,
-which everyone knows.
+r^2 numbers per layer travel. The PEFT method must have tensors `...lora_R...` of role `plain` and shape (r, r), and A
+and B as buffers that are the same at all clients.
 
-Deviations: B and A, as said; alphas may differ (the paper has one), ranks may not: a smaller R would need other B and
-A.
+Deviations: the paper takes B and A from an SVD of a gradient (LoRA-SB), which costs privacy for private data. The PEFT
+method `lora_sb` takes them from W0, which is public. Alphas may differ (the paper has one), but ranks may not, because
+a smaller R would need other B and A.
 
 Use it with `lora_sb` if bytes or noise are the limit: r^2 numbers per layer travel.
 """
@@ -46,14 +44,14 @@ class FedSB(LinearStrategy):
             raise ConfigError("FP1484 fed_sb needs the same rank at all clients (alphas may differ); give one rank")
 
     def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:
-        """The global state, with (s / s_k) R."""
-        unit, R = _compute_unit(layout, form), find_cores(layout)
-        return {name: tensor / unit if name in R else tensor.clone() for name, tensor in state.items()}
+        """Return the global state with (s / s_k) R."""
+        unit, cores = _compute_unit(layout, form), find_cores(layout)
+        return {name: tensor / unit if name in cores else tensor.clone() for name, tensor in state.items()}
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """(s_k / s) delta of R; the head's delta as it is."""
-        unit, R = _compute_unit(layout, update.form), find_cores(layout)
-        return {name: delta * unit if name in R else delta for name, delta in update.delta.items()}
+        """Return (s_k / s) times the delta of R, and the head's delta."""
+        unit, cores = _compute_unit(layout, update.form), find_cores(layout)
+        return {name: delta * unit if name in cores else delta for name, delta in update.delta.items()}
 
 
 def _compute_unit(layout: Layout, form: AdapterShape | None) -> float:
@@ -61,7 +59,7 @@ def _compute_unit(layout: Layout, form: AdapterShape | None) -> float:
 
 
 def find_cores(layout: Layout) -> frozenset[str]:
-    """Names of the tensors R."""
+    """Return the names of the tensors R."""
     return frozenset(t.name for t in layout.tensors if t.role == "plain" and "lora_R" in t.name)
 
 

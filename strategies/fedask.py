@@ -52,7 +52,7 @@ class FedASK(MixedRankStrategy):
 
     new_factors: ClassVar[bool] = True
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names, without A's in the private form."""
         frozen = {"lora_A"} if self.train == "B" else set()
         return frozenset(t.name for t in layout.tensors if t.role not in frozen)
@@ -64,22 +64,22 @@ class FedASK(MixedRankStrategy):
         generator = create_torch_generator(cohort.seed, f"fedask {pair.module}", cohort.round)
         columns = min(form.rank + self.oversampling, pair.in_features, pair.out_features)
         omega = torch.randn(pair.in_features, columns, generator=generator, dtype=torch.float64)
-        U, S, Vt = sketched_svd(LowRank(matrix.left.double(), matrix.right.double()), omega, self.power)
-        U, S, Vt = (_first(x, form.rank, axis) for x, axis in ((U, 1), (S, 0), (Vt, 0)))
-        root = (torch.where(ROUNDING * S[0] < S, S, 0.0) / form.scale).sqrt()
-        A = torch.where(root[:, None] > 0, root[:, None] * Vt, state[pair.A].double())
-        return Gathered(A.to(state[pair.A].dtype), (U * root).to(state[pair.B].dtype))
+        left, singular, right = sketched_svd(LowRank(matrix.left.double(), matrix.right.double()), omega, self.power)
+        left, singular, right = (_first(x, form.rank, axis) for x, axis in ((left, 1), (singular, 0), (right, 0)))
+        root = (torch.where(ROUNDING * singular[0] < singular, singular, 0.0) / form.scale).sqrt()
+        down = torch.where(root[:, None] > 0, root[:, None] * right, state[pair.A].double())
+        return Gathered(down.to(state[pair.A].dtype), (left * root).to(state[pair.B].dtype))
 
 
 def sketched_svd(matrix: LowRank, omega: Tensor, power: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return U (out, q), S (q,) and Vt (q, in) of the part of `matrix` in the span of its sketch by omega (in, q)."""
-    L, R = matrix.left, matrix.right
-    Q = torch.linalg.qr(L @ (R @ omega)).Q
+    up, down = matrix.left, matrix.right
+    basis = torch.linalg.qr(up @ (down @ omega)).Q
     for _ in range(power):
-        Q = torch.linalg.qr(L @ (R @ torch.linalg.qr(R.T @ (L.T @ Q)).Q)).Q
-    P = R.T @ (L.T @ Q)
-    U, S, Vt = torch.linalg.svd(P.T, full_matrices=False)
-    return Q @ U, S, Vt
+        basis = torch.linalg.qr(up @ (down @ torch.linalg.qr(down.T @ (up.T @ basis)).Q)).Q
+    projected = down.T @ (up.T @ basis)
+    left, singular, right = torch.linalg.svd(projected.T, full_matrices=False)
+    return basis @ left, singular, right
 
 
 def _first(x: Tensor, count: int, axis: int) -> Tensor:

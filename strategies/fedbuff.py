@@ -1,15 +1,15 @@
 """FedBuff: buffered asynchronous aggregation, for fleets of very uneven speed (Nguyen et al., arXiv 2106.06639).
 
-The cohort is the number of clients that train at a time. As soon as K of them have answered the server steps, along
+The cohort is the number of clients that train at a time. As soon as K of them have answered, the server steps along
 
     (1 / sum p) sum_k p_k (1 + tau_k)^-a delta_k
 
-where tau_k counts the steps that the server has taken since client k was sent its state, and whoever has answered makes
-room for the next one. Nobody waits for the slowest; what it sends late counts less. The scale is not divided out
-again: a buffer of stale updates makes a smaller step. With K the whole cohort nothing is stale, and the rule is fedit.
+Here tau_k counts the steps of the server since it sent client k its state. Each client that answers makes room for the
+next one. Nobody waits for the slowest client, whose late updates count less. The scale is not divided out again, so a
+buffer of stale updates makes a smaller step. If K is the whole cohort, no update is stale, and the rule is fedit.
 
-Which updates are stale depends on timing: on real clients equal seeds do not give equal runs; in a simulation they do
-with one worker. The paper's server learning rate is --server-optimizer's; its weights are uniform (weighting=uniform).
+Staleness depends on timing. So equal seeds do not give equal runs on real clients; in a simulation with one worker they
+do. The paper's server learning rate is that of --server-optimizer; its weights are uniform (weighting=uniform).
 
 Use it if clients differ in speed and the others should not wait for the slowest.
 """
@@ -37,7 +37,7 @@ class FedBuff(LinearStrategy):
         return self.buffer
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """(1 + tau)^-a delta."""
+        """Return (1 + tau)^-a delta."""
         scale = (1 + update.staleness) ** -self.exponent
         return {name: delta * scale for name, delta in update.delta.items()}
 

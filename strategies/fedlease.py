@@ -1,5 +1,4 @@
-"""FedLEASE: clients are clustered by what they learn alone, and each mixes the experts of all clusters (Wang et al.,
-NeurIPS 2025, arXiv 2509.15087).
+"""FedLEASE: clusters of clients with an expert each, which all mix (Wang et al., NeurIPS 2025, arXiv 2509.15087).
 
     warm-up:  client i trains alone, from the common start
     clusters: d(i, j) = mean over layers of 1 - cos(B_i, B_j); average linkage, cut at the number M in 2..M_max that has
@@ -7,17 +6,18 @@ NeurIPS 2025, arXiv 2509.15087).
     then:     expert, router and head of a cluster start as its members' mean, and client k of cluster c trains those:
               x_c <- x_c + sum_{k in c} p_k delta_k / sum_{k in c} p_k;   the other experts are sent, and stand still
 
-For --peft expert_lora, whose `experts` is M_max. Every client is sent its cluster's expert as its own one, the others
-beside it, and the slots of those that there are not shut; it is not told which cluster it is in, nor who else is.
-Clients are scored one by one, with what they are sent. The run's own adapter is that of the largest cluster.
+The rule is for --peft expert_lora, whose `experts` is M_max. The server sends every client its cluster's expert as its
+own one, and the other clusters' experts beside it; unused slots are shut. A client learns neither its cluster nor the
+cluster's other members. Clients are evaluated one by one, with what they receive. The run's adapter is that of the
+largest cluster.
 
-In the first `warmup` rounds each client that is drawn trains alone; drawn again, it goes on from its own state. Whoever
-is drawn for the first time later starts as they did, and joins the cluster with the smallest mean d to those that made
-it; its update of that round enters no mean.
+In the first `warmup` rounds each drawn client trains alone. If drawn again, it continues from its own state. A client
+that is first drawn later starts from the common start and joins the cluster with the smallest mean d to its founders.
+Its update of that round enters no mean.
 
-Deviations. The paper never tests M = 1: here all clients are one cluster, which is FedIT, where the best silhouette is
-below `clear`. Weights are p_k, in the first means, too (the paper's are equal: weighting=uniform). The paper has all
-clients take part, in the warm-up as in each round; heads are the clusters', since ours has one task. Written from
+Deviations: the paper never tests M = 1. Here all clients are one cluster, which is FedIT, if the best silhouette is
+below `clear`. Weights are p_k, also in the first means (the paper's are equal: weighting=uniform). In the paper all
+clients take part in the warm-up and in each round. Heads belong to clusters, since a run has one task. Written from
 descriptions of the paper, without its code. During the warm-up the server holds each client's own state.
 
 Use it with `expert_lora` if clients fall into a few groups that are not known in advance.
@@ -44,12 +44,12 @@ from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.peft.methods.expert_lora import SHUT, number_slots
 
 CLUSTERS = "clusters"
-"""What is kept of who is where: (n, 2), client and cluster, from 0, in the order of clients."""
+"""Name of the clients' clusters: (n, 2), client and cluster, from 0, in the order of clients."""
 
 
 @dataclass(frozen=True)
 class FedLEASE(GroupedStrategy):
-    """Clusters of clients found after a warm-up, an expert for each, mixed by all."""
+    """Clusters of clients after a warm-up, each with an expert, which all clients mix."""
 
     warmup: int = setting(2, "rounds in which each client trains alone, before clusters are formed", low=1)
     clear: float = setting(
@@ -62,14 +62,14 @@ class FedLEASE(GroupedStrategy):
         """Refuse other adapters.
 
         Raises:
-            ConfigError: says what to take.
+            ConfigError: names the PEFT method to use.
         """
         super().check(layout, forms)
         if not _find_names(layout, ".others_B.weight"):
             raise ConfigError("FP1488 fedlease mixes the experts of all clusters; take --peft expert_lora")
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
-        """All but the other clusters' experts."""
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+        """Return all names but those of the other clusters' experts."""
         others = {*_find_names(layout, ".others_A.weight"), *_find_names(layout, ".others_B.weight")}
         return frozenset(layout.names) - others
 
@@ -127,8 +127,8 @@ class FedLEASE(GroupedStrategy):
         return state, learned
 
     def _form_clusters(self, received: GroupedRound, learned: State) -> State:
-        """What is kept of clusters, of what each client has learned alone."""
-        layout, trained = received.layout, self.trained(received.layout, received.round)
+        """Form clusters of the clients' own states, and return the tensors to keep."""
+        layout, trained = received.layout, self.list_trained(received.layout, received.round)
         clients = sorted(int(name.split("/")[1]) for name in learned if name.endswith("/weight"))
         states = {k: _select_section(learned, f"alone/{k}", layout) for k in clients}
         facing = [_compute_directions(states[k], layout) for k in clients]
@@ -150,7 +150,7 @@ class FedLEASE(GroupedStrategy):
 
 
 def _step_clusters(received: GroupedRound, learned: State) -> None:
-    """One round of the clusters: a mean of each one's updates, and newcomers to where they belong."""
+    """Add the mean of its updates to each cluster, and assign newcomers to clusters."""
     layout, where = received.layout, dict(learned[CLUSTERS].tolist())
     totals: dict[int, Fold] = {}
     for update in received.updates():
@@ -169,7 +169,7 @@ def _step_clusters(received: GroupedRound, learned: State) -> None:
 
 
 def compute_distances(facing: list[State]) -> NDArray[np.float64]:
-    """d(i, j) of clients whose B are known as unit vectors by layer, (n, n); 1 where one has learned nothing."""
+    """Compute d(i, j), (n, n), from each client's B as unit vectors by layer; 1 for a client with B = 0."""
     found = np.ones((len(facing), len(facing)))
     for i, one in enumerate(facing):
         found[i] = [_compute_distance(one, other) for other in facing]
@@ -178,12 +178,12 @@ def compute_distances(facing: list[State]) -> NDArray[np.float64]:
 
 
 def cluster_clients(distance: NDArray[np.float64], most: int, clear: float) -> list[int]:
-    """Which cluster each client is in, from 0: the largest first, then by their first members.
+    """Return the cluster of each client, from 0: the largest cluster first, then by their first members.
 
     Args:
         distance: (n, n), symmetric.
-        most: clusters at most.
-        clear: the silhouette that the best cut must have; below it all are one.
+        most: largest number of clusters.
+        clear: least silhouette of the best cut; below it, all clients are one cluster.
     """
     count = len(distance)
     best, labels = -np.inf, np.ones(count, dtype=int)
@@ -201,28 +201,28 @@ def cluster_clients(distance: NDArray[np.float64], most: int, clear: float) -> l
 
 
 def _compute_distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
-    """The mean over layers of 1 - the inner product."""
+    """Return the mean over layers of 1 minus the inner product."""
     return float(np.mean([1 - float(one[name] @ other[name]) for name in one]))
 
 
 def _compute_directions(state: State, layout: Layout) -> State:
-    """Each layer's B as a vector of length 1, or 0 where nothing was learned, in fp64."""
+    """Return each layer's B as a vector of length 1, fp64; 0 if B is 0."""
     flat = {name: state[name].double().flatten() for name in _find_names(layout, ".own_B.weight")}
     return {name: vector / vector.norm().clamp(min=1e-300) for name, vector in flat.items()}
 
 
 def _get_trained(update: Update) -> State:
-    return {name: update.trained(name) for name in update.delta}
+    return {name: update.get_trained(name) for name in update.delta}
 
 
 def _shut(state: State, layout: Layout, experts: int) -> State:
-    """With the slots shut that so many experts don't need, and the others as they are."""
+    """Shut the slots that so many experts do not need; the others do not change."""
     shut = number_slots(_count_experts(layout)) >= experts
     return state | {name: state[name].masked_fill(shut, SHUT) for name in _find_names(layout, ".bias.weight")}
 
 
 def _join_factors(parts: list[torch.Tensor], like: torch.Tensor, axis: int) -> torch.Tensor:
-    """Factors side by side, and 0 where there is no expert."""
+    """Join factors side by side, with 0 for missing experts."""
     joined = torch.zeros_like(like)
     if parts:
         whole = torch.cat(parts, axis)
@@ -231,12 +231,12 @@ def _join_factors(parts: list[torch.Tensor], like: torch.Tensor, axis: int) -> t
 
 
 def _count_experts(layout: Layout) -> int:
-    """M_max."""
+    """Return M_max."""
     return (layout.shapes[_find_names(layout, ".bias.weight")[0]][0] + 1) // 2
 
 
 def _count(learned: State) -> int:
-    """M."""
+    """Return M."""
     return int(learned[CLUSTERS][:, 1].max()) + 1
 
 
@@ -249,7 +249,7 @@ def _add_label(label: str, state: State) -> State:
 
 
 def _select_section(learned: State, label: str, layout: Layout) -> State:
-    """What is kept under a label, of the layout's tensors."""
+    """Return the layout's tensors that are kept under a label."""
     return {name: learned[f"{label}/{name}"] for name in layout.names if f"{label}/{name}" in learned}
 
 

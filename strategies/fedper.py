@@ -1,11 +1,10 @@
-"""FedPer: some layers stay with each client, from a common start, and the mean is taken of the others (Arivazhagan et
-al., arXiv 1912.00818).
+"""FedPer: some layers stay with each client, and the others are averaged (Arivazhagan et al., arXiv 1912.00818).
 
     shared: x <- x + sum_k p_k delta_k;   private: x_k, trained in the same steps, never leaves client k
 
-The paper keeps the last layers, here the head, private. `private_layers` names any others by the ends of their
-modules' names: with the PEFT method adapter_fusion, ('query', 'key', 'value') gives each client a fusion of its own.
-Clients are evaluated with what is theirs; the global state keeps the start in its place.
+The paper keeps the last layers private, which is the head here. `private_layers` selects other modules by the ends of
+their names. With the PEFT method adapter_fusion, ('query', 'key', 'value') gives each client a fusion of its own. All
+clients start from the same values. They are evaluated with their private layers; the global state keeps the start.
 
 Use it if the head, or other layers, should stay with each client.
 """
@@ -23,7 +22,7 @@ from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 @dataclass(frozen=True)
 class FedPer(LinearStrategy):
-    """The mean of what is not private."""
+    """The mean of all layers that are not private."""
 
     private_layers: str | tuple[str, ...] = setting(
         "head", "which modules stay with clients, by the ends of their names"
@@ -33,17 +32,17 @@ class FedPer(LinearStrategy):
     arrives_whole: ClassVar[bool] = False
 
     def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
-        """Refuse a name that no module has, and a round in which nothing would be shared.
+        """Refuse a name that no module has, and settings that share no tensor.
 
         Raises:
-            ConfigError: says which names there are.
+            ConfigError: names the existing modules.
         """
         super().check(layout, forms)
         names = sorted({_get_module(name).rpartition(".")[2] for name in layout.names})
         for ending in self._endings:
             if not any(_has_ending(name, ending) for name in layout.names):
                 raise ConfigError(f"FP1490 no trained module's name ends with {ending!r}; there are {', '.join(names)}")
-        if len(self.private(layout)) == len(layout.names):
+        if len(self.list_private(layout)) == len(layout.names):
             raise ConfigError(
                 "FP1491 fedper would keep all tensors private, and nothing would be federated; name fewer"
             )
@@ -53,13 +52,13 @@ class FedPer(LinearStrategy):
         given = self.private_layers
         return (given,) if isinstance(given, str) else given
 
-    def private(self, layout: Layout) -> frozenset[str]:
-        """What the names say."""
+    def list_private(self, layout: Layout) -> frozenset[str]:
+        """Return the names of the tensors of `private_layers`."""
         return frozenset(n for n in layout.names if any(_has_ending(n, ending) for ending in self._endings))
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """The delta of what is shared, even if a client hands in more."""
-        private = self.private(layout)
+        """Return the delta of the shared tensors, even if a client hands in others."""
+        private = self.list_private(layout)
         return {name: delta for name, delta in update.delta.items() if name not in private}
 
 

@@ -1,5 +1,4 @@
-"""FedRPCA: what clients have in common is averaged, what is special to few is amplified (Jhunjhunwala et al., arXiv
-2506.01194).
+"""FedRPCA: common changes are averaged, special ones amplified (Jhunjhunwala et al., arXiv 2506.01194).
 
     M = [vec(delta_1) .. vec(delta_K)] = L + S,   minimizing |L|_* + lambda |S|_1,   lambda = 1 / sqrt(max(n, K))
     x <- x + sum_k p_k L_k + beta sum_k p_k S_k
@@ -61,10 +60,10 @@ class FedRPCA(GatherStrategy):
 
     def _next(self, before: Tensor, deltas: list[Tensor], shares: tuple[float, ...]) -> Tensor:
         """Return `before` after the step of one factor, in its dtype."""
-        M = torch.stack([delta.double().flatten() for delta in deltas], dim=1)
+        matrix = torch.stack([delta.double().flatten() for delta in deltas], dim=1)
         p = torch.tensor(shares, dtype=torch.float64)
-        common = decompose(M, self.steps) @ p
-        mean = M @ p
+        common = decompose(matrix, self.steps) @ p
+        mean = matrix @ p
         special = mean - common
         beta = self.beta
         if beta is None:
@@ -79,45 +78,45 @@ def _delta(update: Update, name: str, state: State) -> Tensor:
     return pad_ranks(update.delta[name], state[name]) if name in update.delta else torch.zeros_like(state[name])
 
 
-def decompose(M: Tensor, steps: int) -> Tensor:
+def decompose(matrix: Tensor, steps: int) -> Tensor:
     """Return the low-rank part L (n, K) of M (n, K), fp64; the sparse part is M - L.
 
     Args:
-        M: finite, fp64.
-        steps: at most.
+        matrix: M, finite, fp64.
+        steps: largest number of steps.
     """
-    size = float(M.norm())
+    size = float(matrix.norm())
     if size == 0:
-        return M
-    sparsity = 1 / math.sqrt(max(M.shape))
-    mu = M.numel() / (4 * float(M.abs().sum()))
-    S, Y = torch.zeros_like(M), torch.zeros_like(M)
-    L = M
+        return matrix
+    sparsity = 1 / math.sqrt(max(matrix.shape))
+    mu = matrix.numel() / (4 * float(matrix.abs().sum()))
+    sparse, multiplier = torch.zeros_like(matrix), torch.zeros_like(matrix)
+    low_rank = matrix
     for _ in range(steps):
-        L = shrink_singular_values(M - S + Y / mu, 1 / mu)
-        S = shrink(M - L + Y / mu, sparsity / mu)
-        rest = M - L - S
-        Y = Y + mu * rest
+        low_rank = shrink_singular_values(matrix - sparse + multiplier / mu, 1 / mu)
+        sparse = shrink(matrix - low_rank + multiplier / mu, sparsity / mu)
+        rest = matrix - low_rank - sparse
+        multiplier = multiplier + mu * rest
         if float(rest.norm()) <= TOLERANCE * size:
             break
-    return L
+    return low_rank
 
 
-def shrink(X: Tensor, by: float) -> Tensor:
-    """Return X with each entry moved towards 0 by at most `by`."""
-    shrunk: Tensor = X.sign() * (X.abs() - by).clamp_min(0)
+def shrink(matrix: Tensor, by: float) -> Tensor:
+    """Return the matrix with each entry moved towards 0 by at most `by`."""
+    shrunk: Tensor = matrix.sign() * (matrix.abs() - by).clamp_min(0)
     return shrunk
 
 
-def shrink_singular_values(X: Tensor, by: float) -> Tensor:
+def shrink_singular_values(matrix: Tensor, by: float) -> Tensor:
     """Return X (n, K) with each singular value reduced by `by`, which is above 0, but not below 0.
 
-    The right singular vectors are those of X^T X (K, K). Rounding loses the small singular values, which become 0.
+    The right singular vectors are the eigenvectors of X^T X (K, K). Rounding turns small singular values into 0.
     """
-    squares, V = torch.linalg.eigh(X.T @ X)
+    squares, right = torch.linalg.eigh(matrix.T @ matrix)
     sizes = squares.clamp_min(0).sqrt()
     kept = (sizes - by).clamp_min(0) / sizes.clamp_min(by)
-    shrunk: Tensor = X @ ((V * kept) @ V.T)
+    shrunk: Tensor = matrix @ ((right * kept) @ right.T)
     return shrunk
 
 

@@ -24,14 +24,14 @@ class FedSALoRA(LinearStrategy):
 
     share_head: bool = setting(False, "also average the head instead of keeping one per client (paper: private)")
 
-    def private(self, layout: Layout) -> frozenset[str]:
-        """B, and the head unless it is shared."""
+    def list_private(self, layout: Layout) -> frozenset[str]:
+        """Return the names of B, and of the head unless it is shared."""
         kept = {"lora_B"} if self.share_head else {"lora_B", "head"}
         return frozenset(t.name for t in layout.tensors if t.role in kept)
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """The delta of what is shared, even if a client hands in more."""
-        private = self.private(layout)
+        """Return the delta of the shared tensors, even if a client hands in others."""
+        private = self.list_private(layout)
         return {name: delta for name, delta in update.delta.items() if name not in private}
 
 

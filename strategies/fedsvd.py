@@ -1,13 +1,13 @@
-"""FedSVD: FFA-LoRA rounds, after which B A is refactored so that A follows the learned directions (Lee et al.,
-"FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA", NeurIPS 2025, arXiv 2505.12805).
+"""FedSVD: FFA-LoRA whose A follows the learned directions (Lee et al., NeurIPS 2025, arXiv 2505.12805).
 
     B <- (1/s) sum_k p_k s_k B_k;   B A = U S V^T;   A <- V^T,   B <- U S
 
-The product does not change, so the step is exact and free under differential privacy; the orthonormal rows of A bound
-the gradient of B. Ranks come out sorted by singular value, so a client of lower rank gets the best part of B A.
+After a round of FFA-LoRA, B A is refactored. The product does not change, so the step is exact and costs no privacy.
+The orthonormal rows of A bound the gradient of B. Ranks are sorted by singular value, so a client of lower rank
+receives the best part of B A.
 
-Deviation: where a singular value is 0 (always after round 0, where B = 0) A keeps its row; the paper's SVD would put
-an arbitrary direction there.
+Deviation: if a singular value is 0 (always after round 0, when B = 0), A keeps its row. The paper's SVD would put an
+arbitrary direction there.
 
 Use it under noise or secure sums if `ffa_lora`, with its random A, learns too little.
 """
@@ -24,7 +24,7 @@ from .ffa_lora import FFALoRA
 
 @dataclass(frozen=True)
 class FedSVD(FFALoRA):
-    """FFA-LoRA with a re-orthogonalised A."""
+    """FFA-LoRA with an orthonormal A that follows the learned directions."""
 
     every: int = setting(1, "rounds between two refactorings (paper: 1)", low=1)
 

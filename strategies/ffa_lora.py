@@ -2,13 +2,13 @@
 
     B <- (1/s) sum_k p_k s_k B_k,   A = A_0
 
-Exact: with A in common the product is linear in B. Only B and the head go up: half the bytes of the factors.
+The rule is exact, because with a common A the product is linear in B. Only B and the head go up: half the bytes of the
+factors.
 
-Deviation: the paper has one rank and one alpha. Here client k uses the first r_k rows of A and its B_k counts as 0
-beyond rank r_k, which is what dW* says; the scales s_k / s make the mean of B exact when alphas differ too. Since a
-client that lacks a rank then pulls that column of B towards 0, in a round without any training, too,
-`missing_ranks=keep` offers the other reading: such a client has no opinion on the column and adds no change to it (see
-`fedpeft.aggregation.missing_ranks`).
+Deviation: the paper has one rank and one alpha. Here client k uses the first r_k rows of A, and its B_k counts as 0
+beyond rank r_k, as in dW*. The scales s_k / s make the mean of B exact for different alphas. A client that lacks a rank
+then pulls this column of B towards 0, even without training. With `missing_ranks=keep` it adds no change to the column
+(`fedpeft.aggregation.missing_ranks`).
 
 Use it if the mean must be exact at half of the bytes, for example under noise or secure sums.
 """
@@ -33,20 +33,20 @@ class FFALoRA(LinearStrategy):
     adds_deltas: ClassVar[bool] = True
 
     def get_trained_factor(self, round_number: int) -> Role:
-        """The factor that is trained in `round_number`; the other one is frozen and the same at all clients."""
+        """Return the factor that a round trains; the other one is frozen and the same at all clients."""
         return "lora_B"
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
-        """Everything but the frozen factor."""
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+        """Return all names but those of the frozen factor."""
         factor = self.get_trained_factor(round_number)
         return frozenset(t.name for t in layout.tensors if t.role not in {"lora_A", "lora_B"} - {factor})
 
     def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:
-        """The leading ranks; the trained factor carries s / s_k, so that the frozen one is the same at all clients."""
+        """Return the leading ranks, with s / s_k in the trained factor, so that the frozen one is the same for all."""
         return select_leading_ranks(state, layout, form, carrier=self.get_trained_factor(round_number))
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """The trained factor's change in the unit of the global scale, (s_k / s) delta_k, padded."""
+        """Return the trained factor's change in the unit of the global scale, (s_k / s) delta_k, padded."""
         unit = update.scale / get_lora_form(layout).scale
         result = {}
         for name, delta in update.delta.items():
@@ -55,7 +55,7 @@ class FFALoRA(LinearStrategy):
                 continue
             result[name] = pad_ranks(delta * unit, state[name])
             if self.missing_ranks == "zero":
-                # B_k is 0 where the client has no rank: seen from the global B, that is the change -B.
+                # B_k is 0 in the ranks that the client lacks: relative to the global B, the change is -B.
                 result[name] -= state[name] * pad_ranks(delta.new_zeros(delta.shape) + 1, state[name]).eq(0)
         return result
 

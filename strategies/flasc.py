@@ -3,11 +3,12 @@
     down: the entries of the adapter largest in magnitude, a fraction `down` of them, the others as 0
     up:   the entries of the delta largest in magnitude, a fraction `up` of them;   x <- x + mean of the sparse deltas
 
-The paper's server optimizer is Adam: add it. Whole-adapter selection, so layers compete for the budget. Zeros cost
-one bit each in both directions (`cast`), less behind an entropy coder.
+The paper's server optimizer is Adam, which you add with --server-optimizer. Entries are selected over the whole
+adapter, so layers compete for the budget. Each zero costs one bit in both directions (`cast`), less with an entropy
+coder.
 
-Deviation: the head, which the paper's setting trains densely, is exempt from both selections. Since B starts at 0 and
-A does not, round 1 sends a sparsified A.
+Deviation: the head, which the paper trains densely, is exempt from both selections. Since B starts at 0 and A does not,
+round 1 sends a sparse A.
 
 Use it for sparse traffic in both directions; on 20 Newsgroups, the codec `small` sent less and lost less.
 """
@@ -31,7 +32,7 @@ class FLASC(LinearStrategy):
     up: float = setting(0.25, "fraction of the LoRA entries of a delta sent up (paper: 1/4 to 1/64)", above=0, high=1)
 
     def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:
-        """The adapter's largest entries."""
+        """Return the adapter with its largest entries."""
         return keep_largest(super().dispatch(state, layout, form, round_number), layout, self.down)
 
     def select_update(self, delta: State, received: State, trained: State, layout: Layout) -> State:
@@ -40,9 +41,9 @@ class FLASC(LinearStrategy):
 
 
 def keep_largest(state: State, layout: Layout, fraction: float) -> State:
-    """`state` with all but the `fraction` of its LoRA entries that are largest in magnitude set to 0; others kept.
+    """Set LoRA entries of `state` to 0, except the `fraction` with the largest magnitudes; keep other tensors.
 
-    Of equal magnitudes at the threshold all are kept, so that the result does not depend on the order of entries.
+    All entries with the magnitude of the threshold are kept, so that the result does not depend on their order.
     """
     factors = [t.name for t in layout.tensors if t.role in ("lora_A", "lora_B") and t.name in state]
     if not factors:

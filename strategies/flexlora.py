@@ -3,20 +3,20 @@
     dW* = sum_k p_k s_k B_k A_k = U S V^T;   global: B = U_R S_R / s, A = V_R^T;   client k: its first r_k ranks,
     B = U_r S_r / s_k, A = V_r^T
 
-Deviation: dW* is never formed. Its SVD comes from the stacked factors, by whichever method is cheapest
-(`fedpeft.peft.low_rank`); the result is the same. `remainder=keep` puts what the truncation at the global rank R cuts
-off into the base, where the paper drops it.
+Deviation: dW* is never formed. Its SVD comes from the stacked factors, by the cheapest method
+(`fedpeft.peft.low_rank`), with the same result. `remainder=keep` puts the part beyond the global rank R into the base,
+where the paper drops it.
 
-With `energy` below 1 it is FLoRIST (Ramesh, Dass, arXiv 2506.09199), whose SVD of the small core between the SVDs of
-the two stacks has the same singular values: of each layer the fewest ranks p are kept for which
+With `energy` below 1 it is FLoRIST (Ramesh, Dass, arXiv 2506.09199). Its SVD of the small core between the SVDs of the
+two stacks has the same singular values. Each layer keeps the fewest ranks p with
 
     sum_{i <= p} S_i^2 >= energy * norm(dW*)_F^2
 
-at most R here, where FLoRIST has no bound. Layers keep their shapes: a rank beyond p has B = 0, which an entropy coder
-sends for next to nothing, and the row of A that it had before, so that clients can train it anew.
+at most R here, while FLoRIST has no bound. Layers keep their shapes. A rank beyond p has B = 0, which an entropy coder
+sends for almost nothing, and keeps its row of A, so that clients can train it again.
 
-A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
-sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
+With mixed ranks, a round without any training changes the global weight: dW* counts the ranks that a client was not
+sent as 0. `missing_ranks=keep` counts them as unchanged (`fedpeft.aggregation.missing_ranks`).
 
 Use it first if clients have different ranks.
 """
@@ -38,10 +38,10 @@ class FlexLoRA(MixedRankStrategy):
 
     svd: str = setting("auto", "method of the SVD; auto: the cheapest exact one", choices=METHODS)
     remainder: str = setting(
-        "drop", "what lies beyond the global rank: drop (paper) or keep (in the base)", choices=("drop", "keep")
+        "drop", "the part beyond the global rank: drop (paper) or keep (in the base)", choices=("drop", "keep")
     )
     energy: float = setting(
-        1.0, "share of the squared norm that a layer's ranks are to hold; below 1: FLoRIST", above=0, high=1
+        1.0, "share of the squared norm that a layer's ranks must contain; below 1: FLoRIST", above=0, high=1
     )
 
     new_factors: ClassVar[bool] = True
@@ -52,13 +52,13 @@ class FlexLoRA(MixedRankStrategy):
         return self.remainder == "keep"
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
-        """The best factors of dW*."""
+        """Return the best factors of dW*."""
         return self.compute_best(
             pair, compute_target(pair, self.complete_cohort(pair, state, layout, cohort)), state, layout
         )
 
     def compute_best(self, pair: LoraPair, matrix: LowRank, state: State, layout: Layout) -> Gathered:
-        """The best factors of `matrix`, by this rule's settings."""
+        """Return the best factors of `matrix` with this rule's settings."""
         return compute_best_factors(pair, matrix, state, layout, self.svd, self.fills_base, self.energy)
 
 

@@ -1,5 +1,4 @@
-"""FLoRA-NA: combine the clients' factors so that their product is close to the exact mean (Nguyen et al., arXiv
-2509.26399).
+"""FLoRA-NA: sums of the clients' factors whose product is close to the exact mean (Nguyen et al., arXiv 2509.26399).
 
     A = sum_k a_k A_k,   B = sum_k b_k (s_k / s) B_k,   where a and b (K,) minimize |dW* - s B A|_F^2
 
@@ -48,17 +47,17 @@ class FLoRANA(MixedRankStrategy):
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """Return the two weighted sums of the factors."""
         cohort, s = self.complete_cohort(pair, state, layout, cohort), get_lora_form(layout).scale
-        A = [pad_ranks(u.trained(pair.A), state[pair.A]) for u in cohort.updates]
-        B = [pad_ranks(u.trained(pair.B) * (u.scale / s), state[pair.B]) for u in cohort.updates]
-        K, r = len(A), len(state[pair.A])
-        columns = compute_gram_matrix(*(factor.T for factor in B)).reshape(K, r, K, r)
-        rows = compute_gram_matrix(*A).reshape(K, r, K, r)
+        downs = [pad_ranks(u.get_trained(pair.A), state[pair.A]) for u in cohort.updates]
+        ups = [pad_ranks(u.get_trained(pair.B) * (u.scale / s), state[pair.B]) for u in cohort.updates]
+        clients, rank = len(downs), len(state[pair.A])
+        columns = compute_gram_matrix(*(factor.T for factor in ups)).reshape(clients, rank, clients, rank)
+        rows = compute_gram_matrix(*downs).reshape(clients, rank, clients, rank)
         p = torch.tensor(cohort.shares, dtype=torch.float64)
         a, b = p, p
         for _ in range(self.passes):
             b = self._solve(columns, rows, p, a, b)
             a = self._solve(rows, columns, p, b, a)
-        return Gathered(compute_weighted_sum(A, a.tolist()), compute_weighted_sum(B, b.tolist()))
+        return Gathered(compute_weighted_sum(downs, a.tolist()), compute_weighted_sum(ups, b.tolist()))
 
     def _solve(self, moving: Tensor, fixed: Tensor, p: Tensor, weights: Tensor, before: Tensor) -> Tensor:
         """Return the best weights (K,) of one factor for the given `weights` (K,) of the other.

@@ -1,20 +1,19 @@
-"""FLoRG: the Gram matrices of the clients' G are averaged, and the mean is read back (Meng, Tang, Wong, arXiv
-2602.17095).
+"""FLoRG: the mean Gram matrix of the clients' G, converted back to a G (Meng, Tang, Wong, arXiv 2602.17095).
 
     W0 + s L G^T G R;   Q = sum_k p_k G_k^T G_k = V D V^T;   G~ = D^1/2 V^T;   S = U W^T of the SVD of G G~^T
     G <- S G~
 
-The mean of Gram matrices is the exact mean of the updates, with L and R in common. Reading it back is not: Q has rank
-up to K r, G only r rows. Among all S (r, rows of G~) with orthonormal rows, S maximizes the inner product <G, S G~>,
-the trace of G^T S G~, so that rounds go on in one frame. It minimizes neither the error of G^T G nor, if G~ has more
-than r rows, the drift ||G - S G~||: the norm of S G~ depends on S. `read_back=best` first cuts G~ to its r leading
+The mean of Gram matrices is the exact mean of the updates, since L and R are common. The conversion is not exact: Q has
+rank up to K r, G only r rows. Among all S (r, rows of G~) with orthonormal rows, S maximizes the inner product <G, S
+G~>, the trace of G^T S G~, so that rounds go on in one frame. It minimizes neither the error of G^T G nor, if G~ has
+more than r rows, the drift ||G - S G~||: the norm of S G~ depends on S. `read_back=best` first cuts G~ to its r leading
 rows, which gives the best rank-r approximation of Q (Eckart-Young). S is then orthogonal, the norm of S G~ is fixed,
 and S minimizes the drift as well (orthogonal Procrustes). The error that is left is measured each round
 (`aggregation_error` in rounds.jsonl).
 
-What it needs from the PEFT method: tensors called `...lora_G...`, of role `plain` and shape (r, k), as `lora_gram`
-has. Other tensors, such as the head, get their mean. Deviation: V and D come from the stacked sqrt(p_k) G_k, of (K r,
-k), without forming Q.
+The PEFT method must have tensors `...lora_G...` of role `plain` and shape (r, k), as `lora_gram` has. Other tensors,
+such as the head, receive their mean. Deviation: V and D come from the stacked sqrt(p_k) G_k, (K r, k), without forming
+Q.
 
 Use it with `lora_gram`, the method that it is made for.
 """
@@ -60,36 +59,36 @@ class FLoRG(RoundStrategy):
         super().check(layout, forms)
 
     def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
-        """One round, a tensor at a time."""
-        shares, G = normalize_weights([u.weight for u in read(())]), find_grams(layout)
+        """Aggregate one round, a tensor at a time."""
+        shares, grams = normalize_weights([u.weight for u in read(())]), find_grams(layout)
         after = {}
         for name, before in state.items():
             updates = read((name,))
             after[name] = (
-                self._read_back(before, [u.trained(name) * p**0.5 for p, u in zip(shares, updates, strict=True)])
-                if name in G
+                self._read_back(before, [u.get_trained(name) * p**0.5 for p, u in zip(shares, updates, strict=True)])
+                if name in grams
                 else before + compute_weighted_sum([u.delta[name] for u in updates], shares)
             )
         return Aggregate(after, {})
 
     def _read_back(self, before: Tensor, roots: list[Tensor]) -> Tensor:
-        _, root, Vt = torch.linalg.svd(torch.cat(roots).double(), full_matrices=False)
+        _, root, right = torch.linalg.svd(torch.cat(roots).double(), full_matrices=False)
         if self.read_back == "best":
-            root, Vt = root[: len(before)], Vt[: len(before)]
-        whole = root[:, None] * Vt
+            root, right = root[: len(before)], right[: len(before)]
+        whole = root[:, None] * right
         turned: Tensor = _compute_aligning_rotation(before.double() @ whole.T) @ whole
         return turned.to(before.dtype)
 
 
-def _compute_aligning_rotation(M: Tensor) -> Tensor:
-    """U W^T of M = U S W^T: the matrix of orthonormal rows, or columns, that maximizes tr(X^T M)."""
-    U, _, Wt = torch.linalg.svd(M, full_matrices=False)
-    turn: Tensor = U @ Wt
+def _compute_aligning_rotation(matrix: Tensor) -> Tensor:
+    """Return U W^T of M = U S W^T: the matrix with orthonormal rows, or columns, that maximizes tr(X^T M)."""
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    turn: Tensor = left @ right
     return turn
 
 
 def find_grams(layout: Layout) -> frozenset[str]:
-    """Names of the tensors G."""
+    """Return the names of the tensors G."""
     return frozenset(t.name for t in layout.tensors if t.role == "plain" and "lora_G" in t.name)
 
 

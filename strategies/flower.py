@@ -2,15 +2,11 @@
 
     x <- rule(x_1, ..., x_K),   x_k = received_k + delta_k: float arrays with the same keys at all clients
 
-They see factors, not what the factors do to the weights: two clients whose LoRA products agree may look far apart, and
-a mean of factors is not the factors of the mean (see `fedit`, `median`, `trimmed_mean`, `krum` for rules in the
-geometry of the product). Flower's adaptive ones (FedAdam, FedYogi, ...) keep moments: take `--server-optimizer` for
-them. A class as it is, of Flower's or your own, comes in by `fedpeft.flower.strategy.wrap_strategy`. Flower's DP
-wrappers are left out for the reasons given in `docs/decisions.md`.
-
-Source: https://github.com/flwrlabs/flower, flwr.serverapp.strategy, version 1.42.
-
-Use it to run a rule that Flower ships, for example to compare with it.
+These strategies see factors and not their effect on the weights. Two clients whose LoRA products agree may look far
+apart, and a mean of factors is not the factors of the mean. `median`, `trimmed_mean` and `krum` work in the geometry of
+the product. Flower's adaptive strategies (FedAdam, FedYogi, ...) keep moments: use `--server-optimizer` instead. To use
+another class, of Flower's or your own, see `fedpeft.flower.strategy.wrap_strategy`. `docs/decisions.md` gives the
+reasons why Flower's DP wrappers are left out.
 """
 
 import logging
@@ -37,12 +33,12 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "MultiKrum": ("num_malicious_nodes", "num_nodes_to_select"),
     "Bulyan": ("num_malicious_nodes",),
 }
-"""The strategies that keep nothing between rounds, and the arguments of their own."""
+"""Strategies that keep nothing between rounds, and their own arguments."""
 
 
 @dataclass(frozen=True)
 class Flower(RoundStrategy):
-    """One of Flower's strategies by name."""
+    """A strategy of Flower's by name."""
 
     rule: str = setting("FedMedian", "name of the class in flwr.serverapp.strategy", choices=tuple(SETTINGS))
     beta: float = setting(0.2, "FedTrimmedAvg: the share cut off at either end", low=0, below=0.5)
@@ -52,17 +48,17 @@ class Flower(RoundStrategy):
     needs_lora: ClassVar[bool] = False
 
     def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
-        """The rule's arrays in place of the trained tensors; the whole cohort is in memory.
+        """Replace the trained tensors by the rule's arrays, with the whole cohort in memory.
 
         Raises:
             ConfigError: no updates.
             RunError: the cohort is too small for the rule.
         """
-        trained = tuple(sorted(self.trained(layout, round_number)))
+        trained = tuple(sorted(self.list_trained(layout, round_number)))
         updates = read(trained)
         shares = normalize_weights([u.weight for u in updates])
         replies = [_create_reply(u, share, trained) for u, share in zip(updates, shares, strict=True)]
-        logging.getLogger("flwr").setLevel(logging.ERROR)  # it announces each call, and a refusal is an error below
+        logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs each call, and a refusal is an error below
         arrays, _ = self._create_rule().aggregate_train(round_number, replies)
         if arrays is None:
             raise RunError(
@@ -79,7 +75,7 @@ class Flower(RoundStrategy):
 
 
 def _create_reply(update: Update, share: float, names: tuple[str, ...]) -> Message:
-    arrays = ArrayRecord({name: Array(update.trained(name).numpy()) for name in names})
+    arrays = ArrayRecord({name: Array(update.get_trained(name).numpy()) for name in names})
     return create_local_reply(
         update.client, RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": share})})
     )

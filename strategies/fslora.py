@@ -3,14 +3,15 @@
     client k holds s B S_k A,   S_k = (r / r_k) sum_{j in I_k} e_j e_j^T,   I_k: r_k of the r ranks, drawn each round
     A <- A + sum_k p_k S(dA_k),   B <- B + sum_k p_k S(dB_k),   S puts what was trained back to the ranks I_k
 
-E[S_k] is the identity, so what clients hold is unbiased, and every rank is trained by everyone in turn: no SVD, no
-truncation, and a client of rank r_k holds, computes and sends that many ranks only. A rank counts as unchanged for
-those who don't hold it (the mean is over all clients). With equal ranks it is fedit. Not exact: a mean of factors.
+E[S_k] is the identity, so the clients' factors are unbiased, and everyone trains every rank in turn, without SVD or
+truncation. A client of rank r_k holds, computes and sends only r_k ranks. A rank counts as unchanged for clients that
+do not hold it (the mean is over all clients). With equal ranks it is fedit. The rule is not exact, because it averages
+factors.
 
-Under one alpha for all, the scale alpha / r_k of a client's own form is the sketch's r / r_k; other alphas are made up
-for in B. Deviations: weights p_k, where the paper has equal ones; AdamW and SGD step on B as the client holds it, where
-the authors' code multiplies B by the sketch and its gradient by the square; in that code, as it is published, the
-comparison with names of tensors never matches, so that it sketches nothing.
+With one alpha for all, the scale alpha / r_k of a client's own form is the sketch's r / r_k; B compensates for other
+alphas. Deviations: weights are p_k, where the paper has equal ones. AdamW and SGD step on the client's B. The authors'
+code multiplies B by the sketch and its gradient by the square; in the published version, its comparison of tensor names
+never matches, so it sketches nothing.
 
 Use it if clients have different ranks and each rank should be trained by everyone in turn.
 """
@@ -40,14 +41,14 @@ class FSLoRA(LinearStrategy):
         return draw_ranks(layout, form, seed, round_number, client)
 
     def dispatch(self, state: State, layout: Layout, form: AdapterShape | None, round_number: int) -> State:
-        """The leading ranks, which are those of the client, and B times r / r_k."""
+        """Return the leading ranks, which are the client's, with B times r / r_k."""
         sent = select_leading_ranks(state, layout, form)
         for pair in layout.pairs:
             sent[pair.B] = sent[pair.B] * _sketch(layout, form)
         return sent
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """The changes of the client's ranks in the unit of the global factors, and 0 elsewhere."""
+        """Return the changes of the client's ranks in the unit of the global factors, with 0 elsewhere."""
         unit = update.scale / get_lora_form(layout).scale / _sketch(layout, update.form)
         axes = {"lora_A": 0, "lora_B": 1}
         result = {}

@@ -6,12 +6,12 @@
 The norm is sqrt(tr(B^T B A A^T)), without the product. Not exact: a mean of factors. Self-pruning of ranks: a client
 whose ranks beyond decay * r shrank in training (norm(B tail) norm(A tail), summed over layers) keeps decay * r.
 
-Deviations: the norm carries s_k, since alphas may differ (equal alphas and ranks: the same weights); the weights of
-rows are not used for the factors, as in the paper, but are for the head. The paper's penalty that drives the tail
-towards 0 is a local loss term, and not part of this rule.
+Deviations: the norm contains s_k, since alphas may differ (equal alphas and ranks give the same weights). Weights by
+number of examples are used for the head, but not for the factors, as in the paper. The paper's penalty that drives the
+tail towards 0 is a local loss term and not part of this rule.
 
-A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
-sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
+With mixed ranks, a round without any training changes the global weight: dW* counts the ranks that a client was not
+sent as 0. `missing_ranks=keep` counts them as unchanged (`fedpeft.aggregation.missing_ranks`).
 
 Use it if clients have different ranks and should give up ranks that fade.
 """
@@ -30,14 +30,14 @@ from fedpeft.peft.adapter import AdapterShape, Layout, LoraPair, State
 
 @dataclass(frozen=True)
 class HetLoRA(MixedRankStrategy):
-    """Means weighted by the norms of the products; ranks that fade are given up."""
+    """The mean weighted by the norms of the products; clients give up ranks that fade."""
 
     decay: float = setting(
         1.0, "share of the ranks kept when the tail has shrunk; 1: no pruning (paper: 0.99)", above=0, high=1
     )
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
-        """The norm-weighted means of the padded factors."""
+        """Return the norm-weighted means of the padded factors."""
         cohort = self.complete_cohort(pair, state, layout, cohort)
         norms = [compute_product(pair, u).norm() for u in cohort.updates]
         total = sum(norms)
@@ -51,15 +51,16 @@ class HetLoRA(MixedRankStrategy):
             return None
         kept = max(1, math.floor(form.rank * self.decay))
         after = sum(
-            _compute_tail_norm(pair, {n: update.trained(n) for n in (pair.A, pair.B)}, kept) for pair in layout.pairs
+            _compute_tail_norm(pair, {n: update.get_trained(n) for n in (pair.A, pair.B)}, kept)
+            for pair in layout.pairs
         )
         before = sum(_compute_tail_norm(pair, update.received, kept) for pair in layout.pairs)
         return layout.get_form(kept, form) if after < before else form
 
 
 def _compute_tail_norm(pair: LoraPair, state: State, kept: int) -> float:
-    A, B = state[pair.A][kept:], state[pair.B][:, kept:]
-    return float(torch.linalg.norm(A) * torch.linalg.norm(B))
+    down, up = state[pair.A][kept:], state[pair.B][:, kept:]
+    return float(torch.linalg.norm(down) * torch.linalg.norm(up))
 
 
 part = HetLoRA

@@ -1,18 +1,19 @@
 """Federated InfLoRA: a task's A is designed from its inputs, outside of those of earlier tasks (arXiv 2404.00228).
 
-With X_k the inputs of a layer on client k's rows of task t, and M an orthonormal basis of the earlier tasks' inputs:
+With X_k the inputs of a layer on client k's examples of task t, and M an orthonormal basis of the earlier tasks'
+inputs:
 
-    C_t = sum_k X_k^T X_k                    asked of the clients where the task begins; sums add up
+    C_t = sum_k X_k^T X_k                    clients answer when the task begins; sums add up
     A_t = the r leading eigenvectors of P C_t P, over sqrt(3);   P = I - M M^T;   B_t = 0
     M   = M with the leading eigenvectors of P C_t P, until it holds the share `energy` of the trace of C_t
 
-A_t stands still, and B_t is trained and averaged: a change of the weights in A_t's row space, which answers nothing to
-inputs of earlier tasks as far as M holds them. Since all clients have one A_t the mean of B_t is exact, as in FFA-LoRA,
-and since C_t is a sum it is the same for any partition. Over sqrt(3): a row is then as long as LoRA's own start is on
+A_t is frozen, and B_t is trained and averaged. The weights change in A_t's row space, which does not respond to inputs
+of earlier tasks, as far as M contains them. All clients have one A_t, so the mean of B_t is exact, as in FFA-LoRA. C_t
+is a sum, so it is the same for any partition. The division by sqrt(3) makes a row as long as LoRA's own start is on
 average, as in the authors' code.
 
-Deviations: the paper's clients are one; it measures inputs again at the end of a task and adds these to M, and it lets
-`energy` grow over tasks. Here they are measured once, where the task begins, by the clients that meet it on time.
+Deviations: the paper has one client. It measures inputs again at the end of a task, adds these to M, and lets `energy`
+grow over tasks. Here inputs are measured once, when the task begins, by the clients that meet it on time.
 
 Use it for continual learning if earlier tasks must not change and second moments of inputs may travel.
 """
@@ -30,7 +31,7 @@ from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
 
 LENGTH = 3**-0.5
-"""Of a row of A."""
+"""Length of a row of A."""
 
 NOTHING = 1e-10
 """An eigenvalue below this share of the trace is rounding."""
@@ -38,14 +39,14 @@ NOTHING = 1e-10
 
 @dataclass(frozen=True)
 class InfLoRA(TaskRanks):
-    """A from the task's inputs, without interference; B is trained."""
+    """A from the task's inputs that does not interfere with earlier tasks, and a trained B."""
 
     energy: float = setting(
         0.95, "share of a task's inputs that later tasks leave alone (paper: 0.95)", above=0, high=1
     )
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
-        """All but A."""
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+        """Return all names but those of A."""
         return frozenset(t.name for t in layout.tensors if t.role != "lora_A")
 
     def choose_question(self, moment: Moment, layout: Layout) -> str:
@@ -59,17 +60,17 @@ class InfLoRA(TaskRanks):
         state, memory = dict(boundary.state), dict(boundary.memory)
         rows = list(self.get_task_ranks(boundary.layout, boundary.task))
         for pair in boundary.layout.pairs:
-            A = state[pair.A].clone()
+            down = state[pair.A].clone()
             moments = unpack_symmetric(boundary.sums[pair.A], pair.in_features)
             held = memory.get(pair.A, torch.zeros(pair.in_features, 0, dtype=torch.float64))
             design, memory[pair.A] = design_directions(moments, held, len(rows), self.energy)
-            A[rows] = (LENGTH * design).to(A)
-            state[pair.A] = A
+            down[rows] = (LENGTH * design).to(down)
+            state[pair.A] = down
         return state, memory
 
 
 def design_directions(moments: Tensor, held: Tensor, rank: int, energy: float) -> tuple[Tensor, Tensor]:
-    """Orthonormal rows (rank, d) outside of `held`, of zeros where there are no more inputs, and the next `held`.
+    """Return orthonormal rows (rank, d) outside of `held`, padded with zeros if there are fewer, and the next `held`.
 
     Args:
         moments: C, (d, d), fp64.
@@ -82,7 +83,7 @@ def design_directions(moments: Tensor, held: Tensor, rank: int, energy: float) -
     values, vectors = torch.linalg.eigh((rest + rest.T) / 2)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     total = moments.trace()
-    vectors = vectors - held @ (held.T @ vectors)  # eigenvectors of small values may lean on it, by rounding
+    vectors = vectors - held @ (held.T @ vectors)  # rounding adds parts of it to eigenvectors of small values
     vectors = vectors / vectors.norm(dim=0).clamp_min(NOTHING)
     signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     vectors = vectors * signs * (values > NOTHING * total)
@@ -98,7 +99,7 @@ def design_directions(moments: Tensor, held: Tensor, rank: int, energy: float) -
 
 
 def unpack_symmetric(upper: Tensor, size: int) -> Tensor:
-    """A symmetric matrix (size, size) of its upper triangle, row by row."""
+    """Build a symmetric matrix (size, size) from its upper triangle, row by row."""
     matrix = torch.zeros(size, size, dtype=upper.dtype)
     row, column = torch.triu_indices(size, size)
     matrix[row, column] = upper

@@ -22,22 +22,22 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class Krum(ReweighingStrategy):
-    """The mean of the `selected` clients that lie nearest to their neighbours."""
+    """The mean of the `selected` clients with the least distances to their nearest clients."""
 
     attackers: float = setting(0.2, "f / K: the share of clients that may be hostile", low=0, below=0.5)
     selected: int = setting(1, "m: how many clients are averaged; 1 is Krum, more is multi-Krum", low=1)
 
     def coefficients(self, shares: Tensor, geometry: Tensor) -> Tensor:
-        """1 / m for the chosen, 0 for the others."""
-        K = len(shares)
-        if K < 3:
-            return torch.full_like(shares, 1 / K)
-        f = min(math.ceil(self.attackers * K), (K - 3) // 2)
+        """Return 1 / m for the chosen clients, 0 for the others."""
+        clients = len(shares)
+        if clients < 3:
+            return torch.full_like(shares, 1 / clients)
+        attackers = min(math.ceil(self.attackers * clients), (clients - 3) // 2)
         norms = geometry.diagonal()
         distances = (norms[:, None] + norms[None, :] - 2 * geometry).fill_diagonal_(float("inf"))
-        scores = distances.sort(dim=1).values[:, : K - f - 2].sum(dim=1)
-        # Two that are each other's nearest score alike but for rounding: then the first of them is taken, always. Alike
-        # are scores by their own size: beside the largest, which may be an attacker's, all others would be.
+        scores = distances.sort(dim=1).values[:, : clients - attackers - 2].sum(dim=1)
+        # Two clients that are each other's nearest have equal scores up to rounding; the first one must always win.
+        # Rounding is relative to each score: relative to the largest, maybe an attacker's, all others would be equal.
         coarse = scores.clamp(min=torch.finfo(scores.dtype).tiny).log().round(decimals=9)
         chosen = coarse.argsort(stable=True)[: self.selected]
         return torch.zeros_like(shares).index_fill_(0, chosen, 1 / len(chosen))

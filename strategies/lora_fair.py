@@ -3,13 +3,15 @@
     B <- B-bar + dB,   dB = (dW* / s - B-bar A-bar) A-bar^T (A-bar A-bar^T + lambda I)^-1,
     lambda = ridge * tr(A-bar A-bar^T) / r
 
-Deviation: the paper finds dB by gradient steps on a cosine similarity plus a penalty; this is the closed form of
-min norm(dW* / s - (B-bar + dB) A-bar)^2 + lambda norm(dB)^2, whose lambda scales with A, so that rescaling all
-clients together changes nothing. Nearer to dW* than the means, not exact. Mixed ranks and alphas by padding, as in
-FedEx-LoRA.
+Deviation: the paper finds dB by gradient steps on a cosine similarity plus a penalty. This is the closed form of
 
-A round without any training changes the global weight where ranks are mixed, since dW* counts what a client was not
-sent as 0 (`fedpeft.aggregation.missing_ranks`); `missing_ranks=keep` offers the other reading.
+    min norm(dW* / s - (B-bar + dB) A-bar)^2 + lambda norm(dB)^2
+
+Here lambda scales with A, so rescaling all clients together changes nothing. The result is nearer to dW* than the
+means, but not exact. Mixed ranks and alphas are padded, as in FedEx-LoRA.
+
+With mixed ranks, a round without any training changes the global weight: dW* counts the ranks that a client was not
+sent as 0. `missing_ranks=keep` counts them as unchanged (`fedpeft.aggregation.missing_ranks`).
 
 Use it if the mean should come nearer to the exact one without more bytes, also for different ranks.
 """
@@ -27,23 +29,23 @@ from fedpeft.peft.adapter import Layout, LoraPair, State
 
 @dataclass(frozen=True)
 class LoRAFair(MixedRankStrategy):
-    """The mean of A, and the ridge-corrected mean of B."""
+    """The mean of A, and the mean of B with a ridge correction."""
 
     ridge: float = setting(0.01, "lambda as a share of the mean eigenvalue of A A^T (paper: penalty 0.01)", above=0)
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
-        """A-bar and B-bar + dB."""
+        """Return A-bar and B-bar + dB."""
         cohort = self.complete_cohort(pair, state, layout, cohort)
-        A_bar, B_bar = compute_mean_factors(pair, state, layout, cohort)
-        A, B = A_bar.double(), B_bar.double()
+        mean_down, mean_up = compute_mean_factors(pair, state, layout, cohort)
+        down, up = mean_down.double(), mean_up.double()
         exact = compute_target(pair, cohort)
-        # dW* A^T, from the factors
-        projected = exact.left.double() @ (exact.right.double() @ A.T) / get_lora_form(layout).scale
-        gram = A @ A.T
-        regularised = gram + self.ridge * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
-        # The pseudo-inverse, since A-bar may be 0, where dB is 0 too.
-        dB = (projected - B @ gram) @ torch.linalg.pinv(regularised, hermitian=True)
-        return Gathered(A_bar, (B + dB).to(B_bar.dtype))
+        # dW* A^T from the factors
+        projected = exact.left.double() @ (exact.right.double() @ down.T) / get_lora_form(layout).scale
+        gram = down @ down.T
+        regularized = gram + self.ridge * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
+        # A-bar may be 0; then the pseudo-inverse, and so dB, is 0, too.
+        correction = (projected - up @ gram) @ torch.linalg.pinv(regularized, hermitian=True)
+        return Gathered(mean_down, (up + correction).to(mean_up.dtype))
 
 
 part = LoRAFair

@@ -22,14 +22,14 @@ from fedpeft.parts import setting
 
 @dataclass(frozen=True)
 class NormBound(ReweighingStrategy):
-    """The weighted mean of changes that are shortened to a common bound."""
+    """The weighted mean of changes that are scaled down to a common bound."""
 
     needs_products: ClassVar[bool] = False
 
     bound: float | None = setting(None, "C, the largest norm of a whole update; none: the cohort's median", above=0)
 
     def coefficients(self, shares: Tensor, geometry: Tensor) -> Tensor:
-        """p_k min(1, C / norm(D_k))."""
+        """Return p_k min(1, C / norm(D_k))."""
         norms = geometry.diagonal().clamp_min(0).sqrt()
         bound = compute_middle_mean(norms, (len(norms) - 1) // 2) if self.bound is None else torch.tensor(self.bound)
         return shares * (bound / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)

@@ -1,15 +1,15 @@
 """O-LoRA: each task learns in factors that are kept orthogonal to those of the tasks before (arXiv 2310.14152).
 
-    task t trains B_t, A_t beside W0 + s sum_{i<t} B_i A_i, which stands still, and minimises
+    task t trains B_t, A_t beside the frozen W0 + s sum_{i<t} B_i A_i, and minimizes
 
         loss + strength * sum_{i<t} sum_{j,k} |(A_i A_t^T)_{jk}|
 
-so that what is learned lies outside of the row space of the earlier A_i, along which their tasks' updates went. The
-absolute value is that of the authors' code (strength 0.5); the paper squares. In a federation the clients of a task
-average A_t and B_t, as FedIT does; a client that meets a task later trains the factors of the task that it is at.
+so that the new A_t lies outside of the row space of the earlier A_i, along which their tasks' updates went. The
+absolute value is that of the authors' code (strength 0.5); the paper squares. In a federation, A_t and B_t are averaged
+over the clients of a task, as in FedIT. A client that meets a task later trains the factors of its own task.
 
-With `strength=0` there are factors for each task and no penalty. The rank is that of a task: the saved adapter has it
-times the number of tasks, and all of it goes down to clients in every round, but only a task's factors come up.
+With `strength=0` there are factors for each task and no penalty. The rank is that of a task; the saved adapter has this
+rank times the number of tasks. All of it goes down to clients in every round, but only a task's factors come up.
 
 Use it for continual learning if clients may send nothing but updates.
 """
@@ -28,7 +28,7 @@ from fedpeft.peft.adapter import TensorSpec
 
 @dataclass(frozen=True)
 class OLoRA(TaskRanks):
-    """Factors for each task, with a penalty on what they have in common with earlier ones."""
+    """Factors for each task, with a penalty on their overlap with earlier ones."""
 
     strength: float = setting(0.5, "of the penalty sum |A_i A_t^T| (paper's code: 0.5)", low=0)
 

@@ -1,12 +1,12 @@
-"""The mean over owners: each entry is averaged over the clients that hold it, by how much they have trained it.
+"""The mean over owners: each entry is averaged over the clients that hold it, weighted by how much they trained it.
 
     x_j <- x_j + sum_k p_k o_kj delta_kj / sum_k p_k o_kj
 
-For prompts and prefixes of different lengths: a client of length n_k holds the first n_k positions, of which o_kj = 1,
-and of the others 0. For adamix o_kj is the share of the client's passes that have drawn the expert, so that an expert
-is averaged by how often it was trained; that is drawn from the run's seed, and the server knows it without being told.
-Where all hold all, it is the plain mean (FedAvg). Own rule; the idea is that of raflora's rank slices, and an entry
-that nobody in the cohort has trained stays as it is.
+With prompts and prefixes of different lengths, a client of length n_k holds the first n_k positions: o_kj = 1 for these
+and 0 for the others. With adamix, o_kj is the share of the client's passes that drew the expert, so an expert is
+averaged by how often it was trained. The draws depend on the run's seed, so the server computes o_kj without a message.
+If all clients hold all entries, it is the plain mean (FedAvg). Own rule, with the idea of raflora's rank slices. An
+entry that nobody in the cohort trained does not change.
 
 Use it for prompts or prefixes of different lengths, and with `adamix`.
 """
@@ -33,7 +33,7 @@ class OwnedMean(LinearStrategy):
     counts_owned: ClassVar[bool] = True
 
     def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
-        """Refuse LoRA factors, whose ranks raflora treats so.
+        """Refuse LoRA factors, for which raflora does the same.
 
         Raises:
             ConfigError: the PEFT method has factors, or a client is longer than the global prompt.
@@ -43,14 +43,14 @@ class OwnedMean(LinearStrategy):
         super().check(layout, forms)
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """The delta by how much it is the client's, with zeros where it holds nothing."""
+        """Return the delta times the client's share of each entry, with zeros where it holds nothing."""
         return {
             name: pad_ranks(delta * _get_share(update, name, delta), state[name])
             for name, delta in update.delta.items()
         }
 
     def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:
-        """The contribution, and who made it."""
+        """Add the contribution and the client's shares."""
         owned = {
             name: pad_ranks(torch.ones_like(d) * _get_share(update, name, d), state[name])
             for name, d in update.delta.items()
@@ -58,7 +58,7 @@ class OwnedMean(LinearStrategy):
         total.add_owned(self.contribution(update, state, layout), owned, update.weight)
 
     def pseudo_gradient(self, total: Fold, layout: Layout) -> State:
-        """Sums over the owners' weights."""
+        """Return the sums over the owners' weights."""
         return total.compute_owner_mean()
 
 

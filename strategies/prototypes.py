@@ -1,13 +1,13 @@
-"""Prototypes: the head is made of class sums of features, task by task, and is never trained.
+"""Prototypes: a head of class sums of features, computed task by task and never trained.
 
-    S_y = sum of the features of class y over all clients' rows      asked where its task begins, and where it ends
+    S_y = sum of the features of class y over all clients' examples      asked when its task begins and when it ends
     head = nearest mean of all classes met so far (`head=centroids`), or ridge regression (`head=ridge`)
 
-Local steps fit the adapter to a head that stands still, and the mean of its updates is FedIT's. Sums add up over
-clients and over tasks, so the head is the same for any partition, and no class is pushed out of it by later ones; what
-drifts is the adapter: where a task begins its sums are of the features as they are then, where it ends they are
-replaced, and sums of earlier tasks stay those of their own end. (The idea of FedNCM, arXiv 2306.03937, and Fed3R, arXiv
-2406.01116, over a sequence of tasks; PILoRA, arXiv 2401.02094, averages prototypes by their distances instead.)
+Local steps fit the adapter to a fixed head, and its updates are averaged as in FedIT. Sums add up over clients and
+tasks, so the head is the same for any partition, and later classes do not displace earlier ones. Only the adapter
+drifts. When a task begins, its sums are those of the present features; when it ends, they are computed again. Sums of
+earlier tasks stay those of their own end. The idea, over a sequence of tasks, comes from: FedNCM, arXiv 2306.03937, and
+Fed3R, arXiv 2406.01116. PILoRA, arXiv 2401.02094, averages prototypes by their distances instead.
 
 Use it for continual classification: it was the most accurate rule in `experiments/continual`.
 """
@@ -26,35 +26,33 @@ from fedpeft.parts import setting
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 FINISHED = "finished/"
-"""Before the names of the sums of earlier tasks."""
+"""Prefix of the names of the sums of earlier tasks."""
 
 UNMET = -4.0
-"""Bias of a class that nobody has met, in units of the head's scale: no class that somebody has met says less."""
+"""Bias of a class that nobody has met, in units of the head's scale, below the logits of all other classes."""
 
 
 @dataclass(frozen=True)
 class Prototypes(TaskStrategy):
-    """A head of class sums; the adapter is averaged."""
+    """A head of class sums, and the mean of the adapters."""
 
-    head: str = setting("centroids", "what is made of the sums", choices=("centroids", "ridge"))
+    head: str = setting("centroids", "head that is computed from the sums", choices=("centroids", "ridge"))
 
     needs_lora: ClassVar[bool] = False
     makes_head: ClassVar[bool] = True
 
     def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
-        """Refuse what has no head.
+        """Refuse models without a classification head.
 
         Raises:
-            ConfigError: a language model.
+            ConfigError: the model is a language model.
         """
         super().check(layout, forms)
         if "head.weight" not in layout.by_name:
-            raise ConfigError(
-                "FP1494 prototypes are of classes, and a language model has none; take o_lora or inf_lora"
-            )
+            raise ConfigError("FP1494 prototypes needs classes, which a language model lacks; take o_lora or inf_lora")
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
-        """All but the head."""
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+        """Return all names but those of the head."""
         return frozenset(t.name for t in layout.tensors if t.role != "head")
 
     def choose_question(self, moment: Moment, layout: Layout) -> str:

@@ -2,11 +2,11 @@
 
     dW = sum_j sum_{k: r_k >= j} (p_k / sum_{l: r_l >= j} p_l) s_k B_k[:, j] A_k[j, :],   then the SVD of FlexLoRA
 
-In dW* itself a rank that few clients own is diluted by the weight of all those that can't hold it; over the rounds
-the energy collapses into the smallest rank of all. With equal ranks the rule is FlexLoRA. Not exact, on purpose.
+In dW*, the weight of clients that cannot hold a rank dilutes it. Over the rounds, the energy collapses into the
+smallest rank of all. With equal ranks the rule is FlexLoRA. It is not exact, on purpose.
 
-Deviation: none known. The paper speaks of partitions between the distinct ranks of the cohort; ranks between two
-neighbours have the same owners, so weighting each rank by itself is the same sum.
+Deviation: none known. The paper uses partitions between the distinct ranks of the cohort. All ranks of a partition have
+the same owners, so weighting each rank separately gives the same sum.
 
 Use it if clients have different ranks and few of them hold the high ones.
 """
@@ -29,13 +29,18 @@ class RaFLoRA(FlexLoRA):
     """FlexLoRA on a sum in which every rank has the weights of its owners."""
 
     def __post_init__(self) -> None:
+        """Refuse the setting `missing_ranks`.
+
+        Raises:
+            ConfigError: it is set.
+        """
         if self.missing_ranks != "zero":
             raise ConfigError(
-                "FP1495 raflora counts only a rank's owners, so missing_ranks can't be set; flexlora has it"
+                "FP1495 raflora counts only a rank's owners, so it has no missing_ranks; leave it out, or take flexlora"
             )
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
-        """The best factors of the owners' mean."""
+        """Return the best factors of the owners' mean."""
         products = [compute_product(pair, u) for u in cohort.updates]
         owned = torch.zeros(max(p.width for p in products), dtype=torch.float64)
         for share, p in zip(cohort.shares, products, strict=True):

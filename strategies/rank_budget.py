@@ -1,19 +1,18 @@
-"""Ranks that choose themselves: of all layers' singular values the best ones for a budget. Own rule.
+"""A common budget of ranks: all layers keep the best of their singular values. Own rule.
 
     dW*_l = U_l S_l V_l^T (flexlora's, rank R);   keep the triplets with the largest worth per number, until their
     numbers reach share * sum_l R (m_l + n_l);   the others have B = 0 and A = 0
 
-A triplet of a layer (m, n) costs m + n numbers. With importance=energy its worth is S_li^2: sorting by
-S_li^2 / (m_l + n_l) and cutting is reverse water-filling, which loses the least of sum_l norm(dW*_l)_F^2 that so many
-numbers can lose (as long as the budget falls between two ranks). With importance=sensitivity it is
-abs(S_li u_li^T D_l v_li), D_l the round's change of the layer's weight: how much the round has worked on that
-direction, AdaLoRA's weight times gradient (Zhang et al., arXiv 2303.10512) of a triplet as the server sees it, without
-its moving averages.
+A triplet of a layer (m, n) costs m + n numbers. With importance=energy its worth is S_li^2. Sorting by
+S_li^2 / (m_l + n_l) and cutting is reverse water-filling. It loses the least of sum_l norm(dW*_l)_F^2 for this budget,
+if the budget falls between two ranks. With importance=sensitivity the worth is abs(S_li u_li^T D_l v_li), where D_l is
+the round's change of the layer's weight. This is AdaLoRA's weight times gradient (Zhang et al., arXiv 2303.10512) of a
+triplet, as the server sees it, without moving averages.
 
-What is cut is zero in both factors, has no gradient, and stays zero on clients: an entropy coder sends it for next to
-nothing (--codec "cast | pack | zstd" loses nothing; rans). Ranks move all the same: the exact mean of a cohort has more
-of them than any client, up to R a layer, and the cut is made anew each round, so that one layer's last rank gives way
-to another's next. The first `warmup` rounds keep all.
+A cut rank is zero in both factors, has no gradient, and stays zero on clients. An entropy coder sends it for almost
+nothing (--codec "cast | pack | zstd", which is lossless; or rans). Ranks still move between layers, because the exact
+mean of a cohort has more ranks than any client, up to R for each layer, and each round makes a new cut. The first
+`warmup` rounds keep all ranks.
 
 Use it if layers should share a budget of ranks, with a codec that compresses zeros.
 """
@@ -34,10 +33,10 @@ from fedpeft.peft.low_rank import METHODS, LowRank, stack
 
 @dataclass(frozen=True)
 class RankBudget(MixedRankStrategy):
-    """The truncated SVD of dW*, its ranks shared out among the layers."""
+    """The truncated SVD of dW*, with a common budget of ranks for all layers."""
 
-    share: float = setting(0.5, "of the numbers of all factors that may differ from 0", above=0, high=1)
-    importance: str = setting("energy", "what a rank is worth", choices=("energy", "sensitivity"))
+    share: float = setting(0.5, "share of the numbers of all factors that may differ from 0", above=0, high=1)
+    importance: str = setting("energy", "worth of a rank", choices=("energy", "sensitivity"))
     warmup: int = setting(1, "rounds before the first cut", low=0)
     svd: str = setting("auto", "method of the SVD; auto: the cheapest exact one", choices=METHODS)
 
@@ -45,7 +44,7 @@ class RankBudget(MixedRankStrategy):
     new_factors: ClassVar[bool] = True
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
-        """The best factors of dW*: B = U S / s, A = V^T."""
+        """Return the best factors of dW*: B = U S / s, A = V^T."""
         return compute_best_factors(
             pair, compute_target(pair, self.complete_cohort(pair, state, layout, cohort)), state, layout, self.svd
         )
@@ -64,31 +63,30 @@ class RankBudget(MixedRankStrategy):
         return cut
 
     def _compute_worth(self, pair: LoraPair, before: State, after: State, layout: Layout) -> Tensor:
-        """Of each rank, (R,), fp64."""
-        A, B = after[pair.A].double(), after[pair.B].double() * get_lora_form(layout).scale
+        """Compute the worth of each rank of a layer, (R,), fp64."""
+        down, up = after[pair.A].double(), after[pair.B].double() * get_lora_form(layout).scale
         if self.importance == "energy":
-            return B.square().sum(0)
+            return up.square().sum(0)
         form = get_lora_form(layout)
-        change = stack([LowRank(B, A), convert_to_fp64(compute_effective_weight(pair, before, form).scale(-1.0))])
-        return torch.einsum("or,oq,qi,ri->r", B, change.left, change.right, A).abs()
+        change = stack([LowRank(up, down), convert_to_fp64(compute_effective_weight(pair, before, form).scale(-1.0))])
+        return torch.einsum("or,oq,qi,ri->r", up, change.left, change.right, down).abs()
 
 
 def convert_to_fp64(product: LowRank) -> LowRank:
-    """The same in fp64."""
+    """Convert the factors of a product to fp64."""
     return LowRank(product.left.double(), product.right.double())
 
 
 def allocate_ranks(worth: Tensor, costs: Tensor, share: float) -> Tensor:
-    """Which ranks are kept: those with the largest worth per number, as long as they are worth anything and the next
-    one fits into the budget.
+    """Choose the ranks to keep: those with the largest worth per number, above 0, that fit into the budget.
 
     Args:
-        worth: of each rank of each layer, (L, R), at least 0.
+        worth: worth of each rank of each layer, (L, R), at least 0.
         costs: numbers of a rank of each layer, (L,).
-        share: of the numbers of all ranks, in (0, 1], that may be kept.
+        share: share of the numbers of all ranks that may be kept, in (0, 1].
 
     Returns:
-        (L, R), bool. Among equals the earlier layer and the earlier rank goes first.
+        (L, R), bool. Among equals, the earlier layer and the earlier rank go first.
     """
     layers, ranks = worth.shape
     order = (worth / costs[:, None]).flatten().argsort(descending=True, stable=True)

@@ -23,9 +23,9 @@ class TrimmedMean(CoordinateStrategy):
     trim: float = setting(0.2, "beta: the share cut off at either end, rounded up to whole clients", low=0, below=0.5)
 
     def vote(self, values: Tensor) -> Tensor:
-        """The trimmed mean over the first axis."""
-        K = len(values)
-        return compute_middle_mean(values, min(math.ceil(self.trim * K), (K - 1) // 2))
+        """Return the trimmed mean over the first axis."""
+        clients = len(values)
+        return compute_middle_mean(values, min(math.ceil(self.trim * clients), (clients - 1) // 2))
 
 
 part = TrimmedMean

@@ -59,7 +59,7 @@ class Direct(OwnGrid):
         transcript = self.transcripts[asked.client]
         for record in said.get_records_since(len(transcript)):
             transcript.receive(record)
-        return transcript.accept(asked, said.about(f"edge-{asked.client}", asked))
+        return transcript.accept(asked, said.create_statement(f"edge-{asked.client}", asked))
 
     def get_node_ids(self):
         return [get_node_id(client) for client in range(len(self.edges))]

@@ -114,14 +114,14 @@ def compute_uplink(name: str) -> str:
     strategy = strategies.build(GIVEN.get(name, name))
     taken = list_methods(name)
     layout = create_layouts()["lora" if "lora" in taken else taken[0]][1]
-    left_out = strategy.private(layout) | {tensor.name for tensor in layout.tensors if tensor.role == "head"}
-    sent = [strategy.trained(layout, number) - left_out for number in range(1, 5)]
+    left_out = strategy.list_private(layout) | {tensor.name for tensor in layout.tensors if tensor.role == "head"}
+    sent = [strategy.list_trained(layout, number) - left_out for number in range(1, 5)]
     counts = [sum(tensor.numel for tensor in layout.tensors if tensor.name in names) for names in sent]
     return f"{mean(counts) / count_numbers(layout):.2g}"
 
 
 def _build_strategy_row(name: str, part: type[Strategy]) -> tuple[str, ...]:
-    own = part.private is not Strategy.private or issubclass(part, PersonalModel | GroupedStrategy)
+    own = part.list_private is not Strategy.list_private or issubclass(part, PersonalModel | GroupedStrategy)
     linear = is_plain_sum(part) and not issubclass(part, AsksClients)
     remembers = not (part.new_factors or issubclass(part, RankSchedule))
     words = part.mixed_ranks, remembers, _has_optimizers(name), linear, is_sum_of_clients(part), own

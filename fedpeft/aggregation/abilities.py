@@ -164,4 +164,4 @@ def choose_ranks(
 
 def is_personal(strategy: Strategy, layout: Layout) -> bool:
     """Return whether clients' models differ: tensors or models stay with them, or groups have states of their own."""
-    return bool(strategy.private(layout)) or isinstance(strategy, PersonalModel | GroupedStrategy)
+    return bool(strategy.list_private(layout)) or isinstance(strategy, PersonalModel | GroupedStrategy)

@@ -1,4 +1,7 @@
-"""How a round's updates become the next global state: folded in as they come, or put on disk and read by layers."""
+"""Aggregators, which turn the updates of a round into the next global state.
+
+A linear rule's aggregator folds updates in as they arrive. A round rule's puts them on disk and reads them by layers.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AggregationResult:
-    """The next global state and optimizer memory, what goes into the base, by module, and the next clipping norm.
+    """The result of a round.
 
-    `error`: of the aggregate, where it is measured (see `fedpeft.aggregation.exactness`); `disagreement`: of the
-    clients, where somebody looks (`fedpeft.trust.disagreement`); `learned`: what a rule of groups keeps, None: of other
-    rules.
+    Attributes:
+        state: next global state.
+        memory: next optimizer state.
+        residuals: additions to the base, by module.
+        clip: next clipping norm; None: it does not change.
+        error: error of the aggregate (`fedpeft.aggregation.exactness`); None: it is not measured.
+        disagreement: disagreement of the clients (`fedpeft.trust.disagreement`); None: it is not measured.
+        learned: tensors that a rule of groups keeps; None: the rule has no groups.
     """
 
     state: State
@@ -44,41 +52,42 @@ class AggregationResult:
 
 
 class Aggregator(Protocol):
-    """Takes a round's updates in the order of client ids."""
+    """A receiver of a round's updates, in the order of client ids."""
 
     def add(self, update: Update) -> None:
         """Take one update."""
 
     def finish(self, memory: OptimizerState) -> AggregationResult:
-        """What the round has led to."""
+        """Return the result of the round, given the optimizer state before it."""
         ...
 
 
 class LinearAggregator:
-    """Folds updates into a weighted mean as they come; the server optimizer steps along it."""
+    """An aggregator that folds updates into a weighted mean, along which the server optimizer steps."""
 
     def __init__(
         self, strategy: LinearStrategy, optimizer: ServerOptimizer, layout: Layout, state: State, round_number: int
     ) -> None:
+        """Start a round from the global `state`."""
         self.strategy, self.optimizer = strategy, optimizer
         self.layout, self.state, self.round = layout, state, round_number
-        self.trained = strategy.trained(layout, round_number) - strategy.private(layout)
+        self.trained = strategy.list_trained(layout, round_number) - strategy.list_private(layout)
         self.total = Fold()
 
     def add(self, update: Update) -> None:
         """Fold one update in.
 
         Raises:
-            ConfigError: what the strategy makes of it does not fit the state.
+            ConfigError: the strategy's sum does not fit the state.
         """
         self.strategy.fold(self.total, update, self.state, self.layout)
         check_made(self.strategy, self.total.sums, self.state, self.trained)
 
     def finish(self, memory: OptimizerState) -> AggregationResult:
-        """A step of the server optimizer along the mean.
+        """Return the result of a step of the server optimizer along the mean.
 
         Raises:
-            ConfigError: what the optimizer, or the strategy, makes of it does not fit the state.
+            ConfigError: the optimizer's or the strategy's next state does not fit the state.
         """
         direction = self.strategy.pseudo_gradient(self.total, self.layout)
         stepped, memory = self.optimizer.step(self.state, direction, memory)
@@ -89,7 +98,7 @@ class LinearAggregator:
 
 
 class RoundAggregator:
-    """Puts updates on disk as they come; the strategy then reads them, most a layer at a time."""
+    """An aggregator that puts updates on disk, where the strategy reads them, usually a layer at a time."""
 
     def __init__(
         self,
@@ -101,18 +110,19 @@ class RoundAggregator:
         scratch: Path,
         learned: State | None = None,
     ) -> None:
+        """Start a round from the global `state`, with updates in files of the folder `scratch`."""
         self.strategy, self.layout, self.state, self.round, self.seed = strategy, layout, state, round_number, seed
         self.shelf, self.learned = UpdateFiles(scratch), learned or {}
 
     def add(self, update: Update) -> None:
-        """Put one update on the shelf."""
+        """Put one update on disk."""
         self.shelf.put(update)
 
     def finish(self, memory: OptimizerState) -> AggregationResult:
-        """The strategy's own result, and what it keeps of it.
+        """Return the strategy's result, and remove the files.
 
         Raises:
-            ConfigError: it is not the whole state.
+            ConfigError: the result is not a whole state.
         """
         result = self._aggregate(memory)
         check_made(self.strategy, result.state, self.state, self.state)
@@ -143,8 +153,19 @@ def create_aggregator(  # noqa: PLR0913
     factoring: FactorView | None = None,
     learned: State | None = None,
 ) -> Aggregator:
-    """The aggregator for a strategy of either kind; with a `factoring`, the strategy sees factors; `learned`: what a
-    rule of groups keeps."""
+    """Create the aggregator of a round for a strategy of either type.
+
+    Args:
+        strategy: the rule.
+        optimizer: server optimizer, which only linear rules use.
+        layout: the trainable tensors.
+        state: global state before the round.
+        round_number: counted from 1.
+        seed: the run's seed.
+        scratch: folder for updates that wait.
+        factoring: view of the tensors as factors, which the strategy then receives; None: it receives the tensors.
+        learned: tensors that a rule of groups keeps.
+    """
     if factoring:
         factors = factoring.factors(state)
         inner = create_aggregator(strategy, optimizer, factoring.layout, factors, round_number, seed, scratch)
@@ -166,7 +187,7 @@ class UpdateFiles:
         """Store the update's tensors; only its description stays in memory.
 
         Raises:
-            RunError: the disk is full or can't be written.
+            RunError: the disk is full or cannot be written.
         """
         with raise_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +198,7 @@ class UpdateFiles:
         return self.folder / f"{index:06d}.safetensors"
 
     def read(self, names: tuple[str, ...]) -> Sequence[Update]:
-        """All updates, holding only the tensors called `names`; decoded anew at each pass."""
+        """Return all updates with only the tensors called `names`, which each pass reads anew."""
         return _Layer(self, names)
 
     def clear(self) -> None:
@@ -212,7 +233,7 @@ class _Layer(Sequence[Update]):
 
 @dataclass
 class FactoredAggregator:
-    """An aggregator that is handed factors: `inner` was made for `factoring.layout`."""
+    """An aggregator that hands updates on as factors, to an `inner` one for `factoring.layout`."""
 
     inner: Aggregator
     factoring: FactorView
@@ -220,13 +241,13 @@ class FactoredAggregator:
     round: int
 
     def add(self, update: Update) -> None:
-        """Hand one update on, as factors."""
+        """Pass one update on as factors."""
         received = self.factoring.factors(update.received)
-        trained = self.factoring.factors({name: update.trained(name) for name in update.received})
+        trained = self.factoring.factors({name: update.get_trained(name) for name in update.received})
         delta = subtract_states(trained, received)
         self.inner.add(replace(update, form=self.factoring.layout.form, received=received, delta=delta))
 
     def finish(self, memory: OptimizerState) -> AggregationResult:
-        """The inner result, as parameters."""
+        """Return the inner result as parameters."""
         outcome = self.inner.finish(memory)
         return replace(outcome, state=self.factoring.parameters(outcome.state, self.state, self.round))

@@ -1,10 +1,10 @@
-"""All clients' changes of one layer's effective weight, over columns and rows that they have in common.
+"""All clients' changes of one layer's effective weight, over common columns and rows.
 
     D_k = s_k (B_k A_k - B A) = s_k (dB_k (A + dA_k) + B dA_k)
 
-B and A, what a client started from, are the same for all clients of one form. So the D_k of K clients of rank r lie in
-the span of K r + r columns [dB_1 .. dB_K, B] and as many rows, half as many as those of the stacked D_k; every inner
-product of changes follows from the Gram matrices of these columns and rows alone.
+Clients of one form start from the same B and A. So the D_k of K clients of rank r lie in the span of the K r + r
+columns [dB_1 .. dB_K, B] and as many rows, half as many as those of the stacked D_k. All inner products of changes
+follow from the Gram matrices of these columns and rows.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ FAINT = 1e-7
 
 
 RESOLVED = 1e-12
-"""A squared length below this fraction of its factors' is rounding, and counts as this fraction: who hides a change of
-nothing behind large factors must not have the say of a whole one, nor a large change the length of a small one."""
+"""A squared length below this fraction of its factors' is rounding, and counts as this fraction.
+
+A client could otherwise hide a zero change behind large factors and count as much as others, or make a large change
+look small.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,12 @@ class Changes:
     Term t is s_t (dB[:, t] (A[origin_t] + dA[t]) + B[:, origin_t] dA[t]).
 
     Attributes:
-        moved_left, moved_right: dB (out, T) and dA (T, in), one column and row for each term.
-        start_left, start_right: B (out, P) and A (P, in), of the states that clients started from, each once.
-        owner: int64 (T,), whose term it is, 0 to K - 1, ascending.
-        origin: int64 (T,), which column of B and row of A goes with it.
+        moved_left: dB (out, T), a column for each term.
+        moved_right: dA (T, in), a row for each term.
+        start_left: B (out, P) of the states that clients started from, each once.
+        start_right: A (P, in) of these states.
+        owner: int64 (T,), the client of each term, 0 to K - 1, ascending.
+        origin: int64 (T,), the column of B and row of A of each term.
         scales: s_k (K,), fp64.
     """
 
@@ -60,27 +65,27 @@ class Changes:
 
     @classmethod
     def from_updates(cls, pair: LoraPair, updates: Sequence[Update]) -> Changes:
-        """Those of a layer, from at least one client's update."""
+        """Return the changes of a layer, from the updates of at least one client."""
         starts: list[tuple[Tensor, Tensor]] = []
         firsts: list[int] = []
-        dB, dA, owner, start, scales = [], [], [], [], []
+        up_delta, down_delta, owner, start, scales = [], [], [], [], []
         for k, u in enumerate(updates):
-            B, A = u.received[pair.B], u.received[pair.A]
-            same = (i for i, known in enumerate(starts) if _is_equal(known, (B, A)))
+            up, down = u.received[pair.B], u.received[pair.A]
+            same = (i for i, known in enumerate(starts) if _is_equal(known, (up, down)))
             group = next(same, len(starts))
             if group == len(starts):
                 firsts.append(sum(len(known) for _, known in starts))
-                starts.append((B, A))
-            dB.append(u.delta.get(pair.B, torch.zeros_like(B)))
-            dA.append(u.delta.get(pair.A, torch.zeros_like(A)))
-            owner.append(torch.full((len(A),), k))
-            start.append(firsts[group] + torch.arange(len(A)))
+                starts.append((up, down))
+            up_delta.append(u.delta.get(pair.B, torch.zeros_like(up)))
+            down_delta.append(u.delta.get(pair.A, torch.zeros_like(down)))
+            owner.append(torch.full((len(down),), k))
+            start.append(firsts[group] + torch.arange(len(down)))
             scales.append(u.scale)
         return cls(
-            torch.cat(dB, 1),
-            torch.cat(dA),
-            torch.cat([B for B, _ in starts], 1),
-            torch.cat([A for _, A in starts]),
+            torch.cat(up_delta, 1),
+            torch.cat(down_delta),
+            torch.cat([up for up, _ in starts], 1),
+            torch.cat([down for _, down in starts]),
             torch.cat(owner),
             torch.cat(start),
             torch.tensor(scales, dtype=torch.float64),
@@ -98,11 +103,11 @@ class Changes:
 
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor]:
-        """Where each term's dB (or dA), and its B (or A), stand in these matrices: (T,) each."""
+        """Positions of each term's dB (or dA) and of its B (or A) in these matrices, (T,) each."""
         return torch.arange(len(self.owner)), len(self.owner) + self.origin
 
     def compute_inner_products(self) -> Tensor:
-        """<D_i, D_j>, (K, K), fp64; not a number where an update is none. No square is below `RESOLVED`."""
+        """Compute <D_i, D_j>, (K, K), fp64; NaN for updates with NaN. No square is below `RESOLVED`."""
         left, right, b, terms = self._columns, self._rows, self._places[1], len(self.owner)
         moved = right[:terms] + right[b]  # the rows A + dA with all
         products = moved[:, :terms] + moved[:, b]
@@ -121,37 +126,38 @@ class Changes:
 
     @property
     def _least_length(self) -> Tensor:
-        """Of each client, (K,), the least squared length that is not rounding."""
+        """Least squared length of each client's change that is not rounding, (K,)."""
         left, right, (d, b) = self._columns, self._rows, self._places
         squares = (self._sum_by_client(x) for x in (left[d, d], left[b, b], right[d, d], right[b, b]))
         return compute_resolution(*squares) * self.scales.square()
 
     def _sum_by_client(self, of_terms: Tensor) -> Tensor:
-        """A number of each term (T,), summed over each client's, (K,)."""
+        """Sum a number of each term (T,) over each client's terms, (K,)."""
         return of_terms.new_zeros(len(self.scales)).index_add_(0, self.owner, of_terms)
 
     def _find_terms(self, client: int) -> slice:
-        """The terms of a client."""
+        """Return the slice of a client's terms."""
         bounds = torch.searchsorted(self.owner, torch.tensor([client, client + 1])).tolist()
         return slice(*bounds)
 
     def compute_weighted_sum(self, coefficients: Sequence[float]) -> LowRank:
-        """sum_k c_k D_k, of width T + P; clients with c_k = 0 are not read."""
+        """Return sum_k c_k D_k, of width T + P, without reading clients with c_k = 0."""
         weight = torch.tensor(coefficients, dtype=torch.float64)[self.owner] * self.scales[self.owner]
         counts = weight != 0
-        weight, dA, start = weight[counts].to(self.moved_right.dtype), self.moved_right[counts], self.origin[counts]
-        together = self.start_right.new_zeros(self.start_right.shape).index_add_(0, start, dA * weight[:, None])
+        weight, start = weight[counts].to(self.moved_right.dtype), self.origin[counts]
+        down_delta = self.moved_right[counts]
+        together = self.start_right.new_zeros(self.start_right.shape).index_add_(0, start, down_delta * weight[:, None])
         used = torch.unique(start)
         left = torch.cat([self.moved_left[:, counts] * weight, self.start_left[:, used]], 1)
-        return LowRank(left, torch.cat([self.start_right[start] + dA, together[used]]))
+        return LowRank(left, torch.cat([self.start_right[start] + down_delta, together[used]]))
 
     def compute_bases(self, dimensions: int) -> tuple[Tensor, Tensor]:
-        """The leading eigenvectors of sum_k D_k D_k^T / norm(D_k)^2 and of the same sum of D_k^T D_k.
+        """Compute the leading eigenvectors of sum_k D_k D_k^T / norm(D_k)^2 and of the same sum of D_k^T D_k.
 
-        They depend on the D_k alone, not on their factors; each client has the same say, however large its update.
+        They depend on the D_k, not on their factors. All clients have the same influence, however large their updates.
 
         Returns:
-            U (out, dimensions) and V (in, dimensions), fp64, with zero columns where there are no directions.
+            U (out, dimensions) and V (in, dimensions), fp64, with zero columns if there are fewer directions.
         """
         left, right, (d, b), terms = self._columns, self._rows, self._places, len(self.owner)
         moved = right[:terms] + right[b]  # the rows A + dA with all
@@ -177,33 +183,35 @@ class Changes:
             _compute_eigenvectors((self.moved_right.T, self.start_right.T), right, of_rows, dimensions),
         )
 
-    def compute_coordinates(self, U: Tensor, V: Tensor) -> Tensor:
-        """U^T D_k V of each client, (K, u, v), in the factors' precision."""
-        dB, B = U.T.to(self.moved_left.dtype) @ self.moved_left, U.T.to(self.start_left.dtype) @ self.start_left
-        dA, A = self.moved_right @ V.to(self.moved_right.dtype), self.start_right @ V.to(self.start_right.dtype)
+    def compute_coordinates(self, left_basis: Tensor, right_basis: Tensor) -> Tensor:
+        """Compute U^T D_k V of each client, (K, u, v), in the factors' precision."""
+        up_delta = left_basis.T.to(self.moved_left.dtype) @ self.moved_left
+        up = left_basis.T.to(self.start_left.dtype) @ self.start_left
+        down_delta = self.moved_right @ right_basis.to(self.moved_right.dtype)
+        down = self.start_right @ right_basis.to(self.start_right.dtype)
         found = []
         for k, scale in enumerate(self.scales.tolist()):
             own = self._find_terms(k)
-            moved = A[self.origin[own]] + dA[own]
-            found.append(scale * (dB[:, own] @ moved + B[:, self.origin[own]] @ dA[own]))
+            moved = down[self.origin[own]] + down_delta[own]
+            found.append(scale * (up_delta[:, own] @ moved + up[:, self.origin[own]] @ down_delta[own]))
         return torch.stack(found)
 
 
 def compute_squared_length(pair: LoraPair, update: Update) -> Tensor:
-    """norm(D_k)^2 of one client in a layer, fp64."""
-    B, A = update.received[pair.B].double(), update.received[pair.A].double()
-    dB = update.delta[pair.B].double() if pair.B in update.delta else torch.zeros_like(B)
-    dA = update.delta[pair.A].double() if pair.A in update.delta else torch.zeros_like(A)
-    left, right = torch.cat([dB, B], 1), torch.cat([A + dA, dA])
+    """Compute norm(D_k)^2 of one client in a layer, fp64."""
+    up, down = update.received[pair.B].double(), update.received[pair.A].double()
+    up_delta = update.delta[pair.B].double() if pair.B in update.delta else torch.zeros_like(up)
+    down_delta = update.delta[pair.A].double() if pair.A in update.delta else torch.zeros_like(down)
+    left, right = torch.cat([up_delta, up], 1), torch.cat([down + down_delta, down_delta])
     square = ((left.T @ left) * (right @ right.T)).sum()
-    least = compute_resolution(*(factor.square().sum() for factor in (dB, B, dA, A)))
+    least = compute_resolution(*(factor.square().sum() for factor in (up_delta, up, down_delta, down)))
     return update.scale**2 * torch.maximum(square, least)
 
 
-def compute_resolution(dB: Tensor, B: Tensor, dA: Tensor, A: Tensor) -> Tensor:
-    """The least squared length of dB (A + dA) + B dA that is not rounding, from the squared lengths of all four."""
-    dB, B, dA, A = (square.sqrt() for square in (dB, B, dA, A))
-    return RESOLVED * (dB * (A + dA) + B * dA).square()
+def compute_resolution(up_delta: Tensor, up: Tensor, down_delta: Tensor, down: Tensor) -> Tensor:
+    """Compute the least squared length of dB (A + dA) + B dA that is not rounding, from the four squared lengths."""
+    up_delta, up, down_delta, down = (square.sqrt() for square in (up_delta, up, down_delta, down))
+    return RESOLVED * (up_delta * (down + down_delta) + up * down_delta).square()
 
 
 def _is_equal(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
@@ -218,16 +226,23 @@ def _place(matrix: Tensor, d: Tensor, b: Tensor, dd: Tensor, db: Tensor, bb: Ten
 
 
 def _compute_eigenvectors(parts: Sequence[Tensor], gram: Tensor, middle: Tensor, count: int) -> Tensor:
-    """The leading eigenvectors (n, count) of X M X^T, from the Gram matrix of the columns of X = [X_1, X_2]; fp64."""
+    """Compute the leading eigenvectors (n, count) of X M X^T, fp64.
+
+    Args:
+        parts: X_1 and X_2, which form X = [X_1, X_2].
+        gram: Gram matrix of the columns of X.
+        middle: M.
+        count: number of eigenvectors; missing ones are 0.
+    """
     lengths = gram.diagonal().sqrt()
     unit = torch.where(lengths > 0, lengths, 1.0)  # columns made equally long, so that M hides no direction
     equal = middle * lengths * lengths[:, None]
-    C = compute_cholesky_root(equal) or compute_eigen_root(equal)
+    root = compute_cholesky_root(equal) or compute_eigen_root(equal)
     values, vectors = compute_leading_eigenvectors(
-        C.transform(gram / unit / unit[:, None]), min(count, C.matrix.shape[1])
+        root.transform(gram / unit / unit[:, None]), min(count, root.matrix.shape[1])
     )
     sizes = values.clamp_min(0.0).sqrt()
-    weights = torch.split((C.matrix @ vectors) / unit[:, None], [part.shape[1] for part in parts])
+    weights = torch.split((root.matrix @ vectors) / unit[:, None], [part.shape[1] for part in parts])
     found = sum(multiply_in_chunks(part, W) for part, W in zip(parts, weights, strict=True))
     found = found / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
     return torch.nn.functional.pad(found * (sizes > FAINT * sizes[:1]), (0, count - found.shape[1]))

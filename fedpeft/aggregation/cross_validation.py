@@ -1,13 +1,12 @@
-"""How strong a ridge regression has to be, from its sums alone: generalised cross-validation.
+"""Strength of a ridge regression from its sums alone, by generalized cross-validation.
 
-Of the strengths that are tried, the one of the least n RSS / (n - df)^2 (Golub, Heath and Wahba, Technometrics 21,
-1979), with df the trace of the matrix that makes the fitted values of y. With M the centred moments of the features, b
-their sums with the centred y, and w = (M + l)^-1 b for a penalty l,
+The chosen strength has the least n RSS / (n - df)^2 (Golub, Heath and Wahba, Technometrics 21, 1979). Here df is the
+trace of the matrix that maps y to its fitted values. M contains the centered moments of the features, b their sums with
+the centered y, and w = (M + l)^-1 b for a penalty l:
 
     RSS = sum |y - mean|^2 - <w, b + l w>,    df = 1 + sum e / (e + l),   e the eigenvalues of M
 
-so that no row is held out. Strengths that leave df above 3 n / 4 are left out: RSS is a difference of large numbers
-there.
+No example is held out. Strengths with df above 3 n / 4 are skipped, since RSS is then a difference of large numbers.
 """
 
 from __future__ import annotations
@@ -20,71 +19,74 @@ from torch import Tensor
 Array = np.ndarray
 
 USUAL, ENOUGH = 1e-3, 12
-"""The strength where there are at least so many times as many rows as features."""
+"""The strength for many examples, and how many times the number of features counts as many."""
 
 STRENGTHS = USUAL * 10 ** (np.arange(15) / 4)
-"""Of which one is chosen where there are fewer: 0.001 to 3.2, four to a decade. Of very few rows stronger ones would be
-chosen, which say the most frequent class of everything (docs/decisions.md)."""
+"""Strengths to choose from for fewer examples: 0.001 to 3.2, four to a decade.
+
+For very few examples, stronger ones would be chosen, which predict the most frequent class (docs/decisions.md).
+"""
 
 NOTHING = 1e-10
-"""What is left of a feature where others tell all of it, in units of the largest moment."""
+"""What rounding leaves of a feature that others determine, in units of the largest moment."""
 
 
 def choose_strength(moments: Tensor, sums: Tensor, squares: Tensor) -> float:
-    """The strength, in units of the mean squared feature.
+    """Return the strength in units of the mean squared feature.
 
     Args:
-        moments: of features and the constant 1, which is the last, (d + 1, d + 1), fp64.
-        sums: of their products with y, (d + 1, classes).
+        moments: second moments of the features and of the constant 1, which is last, (d + 1, d + 1), fp64.
+        sums: sums of their products with y, (d + 1, classes).
         squares: sums of y^2, (classes,).
     """
-    X, b, total = moments.numpy(), sums.numpy(), float(squares.sum())
-    rows, unit = float(X[-1, -1]), float(X.diagonal()[:-1].mean())
-    if rows >= ENOUGH * (len(X) - 1):
+    moments_array, products, total = moments.numpy(), sums.numpy(), float(squares.sum())
+    rows, unit = float(moments_array[-1, -1]), float(moments_array.diagonal()[:-1].mean())
+    if rows >= ENOUGH * (len(moments_array) - 1):
         return USUAL
     if not unit:
         return float(STRENGTHS[-1])
-    rows = max(rows, 1.0)  # a coarse code may leave nothing of the constant
-    centred = X[:-1, :-1] - np.outer(X[:-1, -1], X[-1, :-1]) / rows
-    along = b[:-1] - np.outer(X[:-1, -1], b[-1]) / rows
-    explained, freedom = _fit_penalties(centred, along, rows, STRENGTHS * unit)
-    left = total - (b[-1] ** 2).sum() / rows - explained
+    rows = max(rows, 1.0)  # a coarse codec may round the constant to 0
+    centered = moments_array[:-1, :-1] - np.outer(moments_array[:-1, -1], moments_array[-1, :-1]) / rows
+    along = products[:-1] - np.outer(moments_array[:-1, -1], products[-1]) / rows
+    explained, freedom = _fit_penalties(centered, along, rows, STRENGTHS * unit)
+    left = total - (products[-1] ** 2).sum() / rows - explained
     allowed = freedom <= 0.75 * rows
     scores = left[allowed] / (rows - freedom[allowed]) ** 2
     return float(STRENGTHS[allowed][scores.argmin()] if len(scores) else STRENGTHS[-1])
 
 
-def _fit_penalties(M: Array, b: Array, rows: float, penalties: Array) -> tuple[Array, Array]:
-    """<w, b + l w> and df of each penalty l."""
+def _fit_penalties(centered: Array, products: Array, rows: float, penalties: Array) -> tuple[Array, Array]:
+    """Return <w, b + l w> and df for each penalty l."""
     each = penalties[:, None]
-    if 2 * rows < len(M) or len(M) == 1:
-        root = _compute_root(M)  # M = root root^T, so that its few eigenvalues are those of the small root^T root
+    if 2 * rows < len(centered) or len(centered) == 1:
+        root = _compute_root(centered)  # M = root root^T has the few eigenvalues of the small root^T root
         e, vectors = np.linalg.eigh(root.T @ root)
         kept = e > NOTHING * e.max(initial=0.0)
-        e, along = e[kept], vectors[:, kept].T @ (root.T @ b)
+        e, along = e[kept], vectors[:, kept].T @ (root.T @ products)
         shrunk = (along**2).sum(1) / e / (e + each)
         return (shrunk * (1 + each / (e + each))).sum(1), 1 + (e / (e + each)).sum(1)
-    diagonal, beside, b = _reduce_to_tridiagonal(M, b)
+    diagonal, beside, products = _reduce_to_tridiagonal(centered, products)
     e = np.maximum(scipy.linalg.eigvalsh_tridiagonal(diagonal, beside), 0.0)
     explained = []
     for penalty in penalties:
         bands = np.stack([np.append(0.0, beside), diagonal + penalty, np.append(beside, 0.0)])
-        w = scipy.linalg.solve_banded((1, 1), bands, b)
-        explained.append(float((w * (b + penalty * w)).sum()))
+        w = scipy.linalg.solve_banded((1, 1), bands, products)
+        explained.append(float((w * (products + penalty * w)).sum()))
     return np.array(explained), 1 + (e / (e + each)).sum(1)
 
 
-def _compute_root(M: Array) -> Array:
-    """A thin root (d, r) of a positive semidefinite matrix of rank r, by Cholesky factors with pivots."""
-    factor, pivots, rank, _ = lapack.dpstrf(M, lower=1, tol=NOTHING * M.diagonal().max())
-    root = np.empty((len(M), rank))
+def _compute_root(centered: Array) -> Array:
+    """Compute a thin root (d, r) of a positive semidefinite matrix of rank r, by Cholesky factors with pivots."""
+    factor, pivots, rank, _ = lapack.dpstrf(centered, lower=1, tol=NOTHING * centered.diagonal().max())
+    root = np.empty((len(centered), rank))
     root[pivots - 1] = np.tril(factor[:, :rank])
     return root
 
 
-def _reduce_to_tridiagonal(M: Array, b: Array) -> tuple[Array, Array, Array]:
-    """Diagonal (d,) and the entries beside it (d - 1,) of Q^T M Q, and Q^T b; Q is orthogonal."""
-    blocks = 64 * max(*M.shape, *b.shape)  # of LAPACK's work: with less it takes columns one by one
-    reflectors, diagonal, beside, scales, _ = lapack.dsytrd(M, lower=1, lwork=blocks)
-    below, _, _ = lapack.dormqr("L", "T", reflectors[1:, :-1], scales, b[1:], blocks)  # Q leaves the first row alone
-    return diagonal, beside, np.concatenate([b[:1], below])
+def _reduce_to_tridiagonal(centered: Array, products: Array) -> tuple[Array, Array, Array]:
+    """Return the diagonal (d,) of Q^T M Q, the entries beside it (d - 1,), and Q^T b, for an orthogonal Q."""
+    blocks = 64 * max(*centered.shape, *products.shape)  # LAPACK's work space: with less it takes columns one by one
+    reflectors, diagonal, beside, scales, _ = lapack.dsytrd(centered, lower=1, lwork=blocks)
+    # Q leaves the first row alone.
+    below, _, _ = lapack.dormqr("L", "T", reflectors[1:, :-1], scales, products[1:], blocks)
+    return diagonal, beside, np.concatenate([products[:1], below])

@@ -1,10 +1,10 @@
-"""How far a round's aggregate lies from the exact one, measured while the round runs.
+"""Distance of a round's aggregate from the exact one, measured while the round runs.
 
     error = norm(dW* - dW) / norm(dW*),   dW* = sum_k p_k s_k B_k A_k,   Frobenius norms over all LoRA layers
 
-dW is what the next global adapter and the round's increment of the base add to the weights. dW* is summed up densely, a
-matrix per layer, as updates come in: memory does not depend on the number of clients. Methods whose update is no
-product of two factors (DoRA, VeRA, AdaLoRA) say themselves what a state adds to the weights.
+The next global adapter and the round's residual add dW to the weights. dW* is summed up densely, a matrix per
+layer, as updates arrive, so memory does not depend on the number of clients. Methods with other updates than a product
+of two factors (DoRA, VeRA, AdaLoRA) provide a function from a state to the change of the weights.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import Layout, State, compute_norm, subtract_states
 
 LARGEST_TARGET = 64 * 2**20
-"""Entries of all adapted weights together, above which the exact aggregate is not formed (256 MB in fp32)."""
+"""Most entries of all adapted weights for which the exact aggregate is formed (256 MB in fp32)."""
 
 
 def is_measurable(strategy: Strategy, layout: Layout) -> bool:
-    """Whether the error is defined (LoRA factors, and all of them reach the server) and cheap enough to know."""
+    """Return whether the error is defined (the server receives all LoRA factors) and cheap enough."""
     entries = sum(p.out_features * p.in_features for p in layout.pairs)
-    return 0 < entries <= LARGEST_TARGET and not strategy.private(layout)
+    return 0 < entries <= LARGEST_TARGET and not strategy.list_private(layout)
 
 
 class Target(Protocol):
-    """The exact aggregate dW*, summed up as updates come."""
+    """The exact aggregate dW*, summed up as updates arrive."""
 
     def add(self, update: Update) -> None:
-        """Add what one update makes of the weights."""
+        """Add the change of the weights by one update."""
 
     def compute_error(self, outcome: AggregationResult) -> float:
-        """Of the whole aggregate; 0 where there was nothing to aggregate."""
+        """Return the error of the whole aggregate; 0 if there was nothing to aggregate."""
         ...
 
 
@@ -48,6 +48,7 @@ class Products:
     """dW* of LoRA factors."""
 
     def __init__(self, layout: Layout) -> None:
+        """Start with no updates."""
         self.layout = layout
         self.weight = 0.0
         self.sums: State = {}
@@ -61,7 +62,7 @@ class Products:
             total.addmm_(term.left, term.right, alpha=update.weight)
 
     def compute_error(self, outcome: AggregationResult) -> float:
-        """As `Target` says."""
+        """Return the error of the whole aggregate; 0 if there was nothing to aggregate."""
         distance, size = 0.0, 0.0
         form = get_lora_form(self.layout)
         for pair in self.layout.pairs:
@@ -75,28 +76,30 @@ class Products:
 
 
 class Changes:
-    """dW* of methods that say themselves what a state adds to the weights."""
+    """dW* of methods that provide the change of the weights by a state."""
 
     def __init__(self, changes: WeightChanges) -> None:
+        """Start with no updates; `changes` maps a state to the change of the weights."""
         self.changes = changes
         self.total = Fold()
 
     def add(self, update: Update) -> None:
-        """Add what the trained state adds to the weights."""
-        trained = {name: update.trained(name) for name in update.received}
+        """Add the change of the weights by the trained state."""
+        trained = {name: update.get_trained(name) for name in update.received}
         self.total.add(self.changes(trained, update.form), update.weight)
 
     def compute_error(self, outcome: AggregationResult) -> float:
-        """As `Target` says."""
+        """Return the error of the whole aggregate; 0 if there was nothing to aggregate."""
         exact = self.total.mean()
         size = compute_norm(exact)
         return compute_norm(subtract_states(self.changes(outcome.state, None), exact)) / size if size else 0.0
 
 
 class MeasuringAggregator:
-    """Hands everything on to another aggregator, and adds its error against a target to what comes out of it."""
+    """An aggregator that passes updates on to another one and adds the error to its result."""
 
     def __init__(self, aggregator: Aggregator, target: Target) -> None:
+        """Wrap an aggregator."""
         self.aggregator, self.target = aggregator, target
 
     def add(self, update: Update) -> None:
@@ -105,13 +108,20 @@ class MeasuringAggregator:
         self.target.add(update)
 
     def finish(self, memory: OptimizerState) -> AggregationResult:
-        """What the round has led to, and how far that is from exact."""
+        """Return the result with its error against the target."""
         outcome = self.aggregator.finish(memory)
         return replace(outcome, error=self.target.compute_error(outcome))
 
 
 def add_measurement(inner: Aggregator, strategy: Strategy, layout: Layout, changes: WeightChanges | None) -> Aggregator:
-    """`inner`, measured where the error is defined; `changes` as in `Changes`, None: of a method with LoRA factors."""
-    if changes is not None and not strategy.private(layout):
+    """Wrap `inner` if the error is defined.
+
+    Args:
+        inner: aggregator of the round.
+        strategy: the rule.
+        layout: the trainable tensors.
+        changes: map from a state to the change of the weights; None: the method has LoRA factors.
+    """
+    if changes is not None and not strategy.list_private(layout):
         return MeasuringAggregator(inner, Changes(changes))
     return MeasuringAggregator(inner, Products(layout)) if is_measurable(strategy, layout) else inner

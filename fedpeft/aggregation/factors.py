@@ -1,4 +1,4 @@
-"""LoRA factors and the weights that they stand for: W + (alpha / r) B A, A (r, in), B (out, r)."""
+"""LoRA factors and their effective weights: W + (alpha / r) B A, with A (r, in) and B (out, r)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedpeft.peft.low_rank import LowRank, TruncatedSVD, compute_truncated_svd, 
 
 
 def get_lora_form(layout: Layout) -> AdapterShape:
-    """Rank and alpha of the global LoRA factors.
+    """Return rank and alpha of the global LoRA factors.
 
     Raises:
         ConfigError: the layout has none.
@@ -26,10 +26,10 @@ def get_lora_form(layout: Layout) -> AdapterShape:
 
 
 def select_leading_ranks(state: State, layout: Layout, form: AdapterShape | None, carrier: Role = "lora_B") -> State:
-    """A copy of `state` with the first r ranks of all factors, times s / s_k in the factor that is the `carrier`; of
-    prompts the first r positions.
+    """Return a copy of `state` with the first r ranks of all factors, and the first r positions of prompts.
 
-    So the client's effective weight s_k B_k A_k is that of the global adapter's leading ranks, whatever its alpha.
+    The factor of the role `carrier` is multiplied by s / s_k. So the client's effective weight s_k B_k A_k is that of
+    the global adapter's leading ranks, whatever its alpha.
     """
     if form is None or layout.form is None or form == layout.form:
         return {name: tensor.clone() for name, tensor in state.items()}
@@ -44,7 +44,7 @@ def select_leading_ranks(state: State, layout: Layout, form: AdapterShape | None
 
 
 def move_ranks_to_front(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:
-    """`state` with these ranks of all factors before the others; as it is where there are none."""
+    """Return `state` with these ranks of all factors before the others; unchanged if `ranks` is empty."""
     if not ranks:
         return state
     rank = get_lora_form(layout).rank
@@ -56,11 +56,11 @@ def move_ranks_to_front(state: State, layout: Layout, ranks: tuple[int, ...]) ->
 
 
 RANK_AXIS: dict[Role, int] = {"lora_A": 0, "lora_B": 1}
-"""Which axis of a factor is that of ranks."""
+"""Axis of the ranks in each factor."""
 
 
 def draw_ranks(layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int) -> tuple[int, ...]:
-    """As many of the global ranks as `form` has, drawn for a client's round, ascending; empty: all."""
+    """Draw as many of the global ranks as `form` has, for a client and a round; ascending, empty: all."""
     rank = get_lora_form(layout).rank
     if form is None or form.rank == rank:
         return ()
@@ -69,15 +69,17 @@ def draw_ranks(layout: Layout, form: AdapterShape | None, seed: int, round_numbe
 
 
 def select_ranks(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:
-    """Of all factors these ranks, in their order; other tensors as they are."""
+    """Return these ranks of all factors, in their order; other tensors do not change."""
     index = torch.tensor(ranks)
     axes = {t.name: RANK_AXIS[t.role] for t in layout.tensors if t.role in RANK_AXIS}
     return {n: t.index_select(axes[n], index) if n in axes else t for n, t in state.items()}
 
 
 def place_ranks(part: State, layout: Layout, ranks: tuple[int, ...]) -> State:
-    """Factors of these ranks (empty: the leading ones) among all ranks of `layout`, 0 in the others; other tensors, and
-    factors that have all ranks already, as they are."""
+    """Place factors of these ranks (empty: the leading ones) among all ranks of `layout`, with 0 in the others.
+
+    Other tensors, and factors that have all ranks already, do not change.
+    """
     placed = {}
     for name, tensor in part.items():
         axis = RANK_AXIS.get(layout.by_name[name].role)
@@ -89,38 +91,38 @@ def place_ranks(part: State, layout: Layout, ranks: tuple[int, ...]) -> State:
 
 
 def compute_product(pair: LoraPair, update: Update) -> LowRank:
-    """What one client trained: s_k B_k A_k."""
-    return LowRank(update.trained(pair.B) * update.scale, update.trained(pair.A))
+    """Return the product of one client's trained factors, s_k B_k A_k."""
+    return LowRank(update.get_trained(pair.B) * update.scale, update.get_trained(pair.A))
 
 
 def compute_target(pair: LoraPair, cohort: Cohort) -> LowRank:
-    """dW* = sum_k p_k s_k B_k A_k, of width sum_k r_k."""
+    """Return dW* = sum_k p_k s_k B_k A_k, of width sum_k r_k."""
     return stack([compute_product(pair, u) for u in cohort.updates], cohort.shares)
 
 
 def change(pair: LoraPair, update: Update) -> LowRank:
-    """How one client changed the effective weight: s_k (B_k A_k - B A) = s_k [dB, B] [A_k; dA], of width 2 r_k.
+    """Return one client's change of the effective weight, s_k (B_k A_k - B A) = s_k [dB, B] [A_k; dA], of width 2 r_k.
 
-    It is the same matrix for (B_k G, G^-1 A_k), so rules written in it can't be fooled by other factors.
+    It is the same matrix for (B_k G, G^-1 A_k), so other factors of the same update cannot fool rules that read it.
     """
-    dA = update.delta.get(pair.A, torch.zeros_like(update.received[pair.A]))
-    dB = update.delta.get(pair.B, torch.zeros_like(update.received[pair.B]))
-    left = torch.cat([dB, update.received[pair.B]], dim=1) * update.scale
-    return LowRank(left, torch.cat([update.trained(pair.A), dA], dim=0))
+    down_delta = update.delta.get(pair.A, torch.zeros_like(update.received[pair.A]))
+    up_delta = update.delta.get(pair.B, torch.zeros_like(update.received[pair.B]))
+    left = torch.cat([up_delta, update.received[pair.B]], dim=1) * update.scale
+    return LowRank(left, torch.cat([update.get_trained(pair.A), down_delta], dim=0))
 
 
 def compute_effective_weight(pair: LoraPair, state: State, form: AdapterShape) -> LowRank:
-    """The weight that LoRA factors add to the base: s B A."""
+    """Return the weight that LoRA factors add to the base, s B A."""
     return LowRank(state[pair.B] * form.scale, state[pair.A])
 
 
 def compute_mean_factors(pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> tuple[Tensor, Tensor]:
-    """(A-bar, B-bar): means of the zero-padded factors, each B_k in the unit of the global scale, (s_k / s) B_k."""
+    """Return the means (A-bar, B-bar) of the zero-padded factors, with B_k in the unit of the global scale, s_k / s."""
     s = get_lora_form(layout).scale
     total = Fold()
     for share, u in zip(cohort.shares, cohort.updates, strict=True):
-        A, B = u.trained(pair.A), u.trained(pair.B) * (u.scale / s)
-        total.add({"A": pad_ranks(A, state[pair.A]), "B": pad_ranks(B, state[pair.B])}, share)
+        down, up = u.get_trained(pair.A), u.get_trained(pair.B) * (u.scale / s)
+        total.add({"A": pad_ranks(down, state[pair.A]), "B": pad_ranks(up, state[pair.B])}, share)
     mean = total.mean()
     return mean["A"], mean["B"]
 
@@ -134,26 +136,32 @@ def compute_best_factors(
     keep_remainder: bool = False,
     energy: float = 1.0,
 ) -> Gathered:
-    """The best approximation U S V^T of `matrix` at the global rank: B = U S / s, A = V^T.
+    """Return the factors of the best approximation U S V^T at the global rank: B = U S / s, A = V^T.
 
-    Of its ranks only the first ones count that hold the share `energy`, in (0, 1], of the matrix' squared norm (all of
-    them where that takes more, and with 1).
+    If a singular value is 0 or does not count, B's column is 0 and A keeps its present row. A rank that is 0 in both
+    factors would have no gradient and would never train again.
 
-    Where a singular value is 0, or does not count, B's column is 0 and A keeps its present row: a rank that is 0 in
-    both factors has no gradient and would never train again. The remainder, if kept, is the exact difference.
+    Args:
+        pair: the layer.
+        matrix: the matrix to approximate.
+        state: the global state, with the present A.
+        layout: the trainable tensors.
+        method: of the SVD, one of `fedpeft.peft.low_rank.METHODS`.
+        keep_remainder: whether the exact difference is returned as the residual.
+        energy: share of the matrix' squared norm, in (0, 1], that the first ranks must contain. Others do not count.
     """
     form = get_lora_form(layout)
     svd = compute_truncated_svd(matrix, form.rank, method)
     if energy < 1:
         svd = select_leading_triplets(svd, energy * matrix.norm() ** 2)
-    A = torch.where(svd.S[:, None] > 0, svd.Vt, state[pair.A].to(svd.Vt.dtype))
-    B = svd.U * svd.S / form.scale
+    down = torch.where(svd.S[:, None] > 0, svd.Vt, state[pair.A].to(svd.Vt.dtype))
+    up = svd.U * svd.S / form.scale
     remainder = stack([matrix, svd.to_low_rank().scale(-1.0)]) if keep_remainder else None
-    return Gathered(A, B, remainder)
+    return Gathered(down, up, remainder)
 
 
 def select_leading_triplets(svd: TruncatedSVD, energy: float) -> TruncatedSVD:
-    """The fewest leading triplets, at least one, whose squared singular values add up to `energy`; the others as 0."""
+    """Keep the fewest leading triplets, at least one, whose squared singular values add up to `energy`; zero others."""
     reached = svd.S.double().square().cumsum(0)
     counts = (reached - svd.S.double().square() < energy).to(svd.S.dtype)
     counts[0] = 1.0

@@ -75,5 +75,7 @@ def read_received_updates(
     round_number: int, state: State, learned: State, layout: Layout, read: Read, strategy: GroupedStrategy
 ) -> GroupedRound:
     """Return a round that reads the waiting updates."""
-    names = tuple(n for n in layout.names if n in strategy.trained(layout, round_number) - strategy.private(layout))
+    names = tuple(
+        n for n in layout.names if n in strategy.list_trained(layout, round_number) - strategy.list_private(layout)
+    )
     return GroupedRound(round_number, state, learned, layout, lambda: iter(read(names)))

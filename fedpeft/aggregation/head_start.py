@@ -1,8 +1,8 @@
-"""How the classification head starts: from nothing, or in closed form from statistics that add up over clients.
+"""Start of the classification head: zeros, or a closed form of statistics that add up over clients.
 
-A zero head drifts under label skew: every client pulls it towards its own classes. Statistics of the frozen features
-that are sums over rows give the head of the pooled data exactly, whatever the partition (the idea of FedNCM and
-Fed3R), in one exchange before round 1. The statistics are payloads like any other: their bytes count.
+A zero head drifts under label skew, because every client pulls it towards its own classes. Sums over the examples'
+frozen features give the head of the pooled data exactly, whatever the partition, in one exchange before round 1. (This
+is the idea of FedNCM and Fed3R.) The statistics are payloads like any other, so their bytes count.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ from fedpeft.parts import name_of
 from fedpeft.peft.adapter import State
 
 VARIANCE = "variance"
-"""Among the statistics of a bounded head: of the noise in each entry of the others, (1,). It adds up as they do."""
+"""Name of a statistic of a bounded head: the variance of the noise in each entry of the others, (1,). It adds up."""
 
 
 class HeadStart(ABC):
-    """One way to start. Subclasses are frozen dataclasses; their fields are the user's settings."""
+    """One start of the head. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     exchanges: ClassVar[bool] = True
-    """Whether the clients are asked for statistics."""
+    """Whether clients send statistics."""
 
     bounded: ClassVar[bool] = False
-    """Whether one row more or less changes the statistics by at most 1 in norm, all tensors but `VARIANCE` together, so
-    that noise can hide it; what the sums hold of noise, `solve` is told by their `VARIANCE`."""
+    """Whether one example changes the statistics by at most 1 in norm, so that noise can hide it.
+
+    The norm is that of all tensors together, without `VARIANCE`, which tells `solve` how much noise the sums contain.
+    """
 
     fits_labels: ClassVar[bool] = False
-    """Whether it is the regression onto one-hot labels, which is weak for many classes."""
+    """Whether the head is the regression onto one-hot labels, which is weak for many classes."""
 
     codecs: ClassVar[Mapping[str, str]] = {"": "bf16"}
-    """How the statistics are encoded in runs whose updates are lossy, by the preset of the updates; "": all others."""
+    """Codec of the statistics in runs with lossy updates, by the preset of the updates; "": all other presets."""
 
     @property
     def predicts_targets(self) -> bool:
@@ -45,14 +47,14 @@ class HeadStart(ABC):
         return False
 
     def codec(self, preset: str) -> str:
-        """The codec of the statistics in a run whose updates are encoded by `preset`, or by no preset ("")."""
+        """Return the codec of the statistics in a run whose updates are encoded by `preset`; "": by no preset."""
         return self.codecs.get(preset, self.codecs[""])
 
-    def fitted(self, targets: str) -> HeadStart:
-        """The same head for labels that are "numbers" or "labels", several a row, instead of classes; by default none.
+    def fit_to_targets(self, targets: str) -> HeadStart:
+        """Return this head for other labels than classes: "numbers", or "labels", several for each example.
 
         Raises:
-            ConfigError: it starts from classes.
+            ConfigError: the head starts from classes, as by default.
         """
         raise ConfigError(
             f"FP1013 head={name_of(type(self))} starts from classes, and these rows have "
@@ -60,47 +62,52 @@ class HeadStart(ABC):
         )
 
     def compact(self) -> HeadStart:
-        """The same head from statistics that bear such a codec; by default as it is."""
+        """Return this head with statistics that tolerate a lossy codec; by default the head itself."""
         return self
 
     @abstractmethod
     def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the statistics of a client with `rows` rows, by name."""
+        """Return the shapes of the statistics of a client with `rows` examples, by name."""
 
     @abstractmethod
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """Statistics of one client's rows: features (n, width), labels (n,), or what `fitted` has said they are, or
-        targets (n, classes) to be met."""
+        """Compute the statistics of one client.
+
+        Args:
+            features: (n, width).
+            labels: classes (n,), numbers (n,) or labels as in `fit_to_targets`, or targets (n, classes) of the outputs.
+            classes: number of outputs.
+        """
 
     def importance(self, statistics: State) -> State:
-        """How much an error in each entry matters, for the codec (see `Codec.encode`); by default all alike."""
+        """Return how much an error in each entry matters to the codec (`Codec.encode`); by default all alike."""
         return {}
 
     def additive(self, statistics: State) -> State:
-        """What of a client's statistics adds up over clients; by default they do themselves."""
+        """Convert a client's statistics to tensors that add up over clients; by default they do."""
         return statistics
 
     @abstractmethod
     def class_counts(self, total: State) -> Tensor:
-        """Rows per class, (classes,), as the sums over all clients tell; empty where they don't."""
+        """Return the examples per class, (classes,), from the sums over all clients; empty: unknown."""
 
-    def hidden(self, total: State) -> list[int]:
-        """Classes of which the sums over all clients say nothing for noise; by default there is none."""
+    def find_hidden_classes(self, total: State) -> list[int]:
+        """Return the classes that noise hides in the sums over all clients; by default none."""
         return []
 
     @abstractmethod
     def solve(self, total: State, width: int, classes: int) -> State:
-        """`head.weight` (classes, width) and `head.bias` (classes,), fp64, from the sums over all clients."""
+        """Compute `head.weight` (classes, width) and `head.bias` (classes,), fp64, from the sums over all clients."""
 
     def whitened_directions(self, width: int) -> int:
-        """In how many directions of features of this width its sums tell how they vary; by default in none."""
+        """Return in how many directions the sums describe how features of this width vary; by default 0."""
         return 0
 
-    def whitening(self, total: State, width: int) -> Whitening:
-        """How features are made to vary alike in these directions, from the sums over all clients.
+    def compute_whitening(self, total: State, width: int) -> Whitening:
+        """Compute the map that makes features vary alike in these directions, from the sums over all clients.
 
         Raises:
-            ConfigError: they tell nothing of it.
+            ConfigError: the sums do not describe how features vary.
         """
         raise ConfigError(
             f"FP1014 head={name_of(type(self))} does not tell how features vary; take --head private_ridge"
@@ -108,16 +115,17 @@ class HeadStart(ABC):
 
 
 def compute_statistics(head: HeadStart, features: Tensor, labels: Tensor, outputs: tuple[int, ...], rows: int) -> State:
-    """The statistics of a client's rows; refuses those that are not what the head says of them.
+    """Compute the statistics of a client's examples, and refuse those that differ from the head's declaration.
 
     Args:
-        head: which may be anybody's.
-        features, labels: of the rows (`HeadStart.statistics`).
+        head: the head start, which may be a plugin's.
+        features: of the examples (`HeadStart.statistics`).
+        labels: of the examples.
         outputs: shape of the model's head, (classes, width).
-        rows: how many the client has.
+        rows: number of the client's examples.
 
     Raises:
-        ConfigError: names the head and what is missing, of another shape, or not finite.
+        ConfigError: a statistic is missing, has another shape, or is not finite.
     """
     classes, width = outputs
     made, shapes = head.statistics(features, labels, classes), head.shapes(width, classes, rows)
@@ -137,15 +145,15 @@ def compute_statistics(head: HeadStart, features: Tensor, labels: Tensor, output
 
 
 def check_solved(head: HeadStart, made: State, start: State) -> None:
-    """Refuse a head that would fit by being stretched, leave a part as it was, or hold no numbers.
+    """Refuse a solved head with missing or additional tensors, other shapes, or values that are not finite.
 
     Args:
-        head: which may be anybody's.
-        made: what it has solved for.
-        start: the adapter's tensors before, with `head.weight` and, where there is one, `head.bias`.
+        head: the head start, which may be a plugin's.
+        made: the tensors that it solved for.
+        start: the adapter's tensors before, with `head.weight` and, if the model has one, `head.bias`.
 
     Raises:
-        ConfigError: names the head and the tensor, and says what is wrong.
+        ConfigError: names the head, the tensor and the fault.
     """
     name = name_of(type(head))
     wanted = {tensor for tensor in ("head.weight", "head.bias") if tensor in start}

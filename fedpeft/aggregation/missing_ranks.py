@@ -1,12 +1,12 @@
-"""What a client of lower rank says about the ranks that it was not sent.
+"""How rules count the ranks that a client of lower rank was not sent.
 
-    zero:  nothing is there; its factors are padded with zeros, as dW* = sum_k p_k s_k B_k A_k has it
-    keep:  they are as they were; the ranks beyond r_k of the global s B A belong to its share of the update
+    zero:  as 0; the client's factors are padded with zeros, as in dW* = sum_k p_k s_k B_k A_k
+    keep:  as unchanged; the ranks beyond r_k of the global s B A belong to the client's share of the update
 
-With `zero` a round in which nobody trains anything still changes the global weight: clients of low rank hand back what
-they were sent, which is cut off, and "exact" means only that this dW* is hit. Three clients of one weight with ranks 1,
-2 and 4 (random factors of rank 4) change it so by 39 % of its norm, under `hetlora` by 48 %. With `keep` such a round
-changes nothing (to 1e-15). `raflora` and the robust rules, which count owners or changes, have no such loss.
+With `zero`, a round without any training still changes the global weight, because clients of low rank return cut-off
+factors. "Exact" only means that the result equals this dW*. Three clients with equal weights and ranks 1, 2 and 4
+(random factors of rank 4) change the weight by 39 % of its norm, under `hetlora` by 48 %. With `keep`, such a round
+changes nothing (to 1e-15). `raflora` and the robust rules count owners or changes and have no such loss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedpeft.peft.adapter import Layout, LoraPair, State
 
 
 def declare_missing_ranks() -> Any:
-    """The setting `missing_ranks`, the same for all rules that have it."""
+    """Return the setting `missing_ranks`, the same for all rules that have it."""
     return setting(
         "zero",
         "what a client of lower rank says about the ranks it lacks: zero (exact dW*) or keep (no change)",
@@ -35,29 +35,29 @@ def declare_missing_ranks() -> Any:
 
 @dataclass(frozen=True)
 class MixedRankStrategy(GatherStrategy):
-    """A gathering rule in which clients of lower rank count as zero in the ranks they lack, or as unchanged."""
+    """A gathering rule that counts the ranks that a client lacks as zero or as unchanged."""
 
     missing_ranks: str = declare_missing_ranks()
 
     mixed_ranks: ClassVar[bool] = True
 
     def complete_cohort(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Cohort:
-        """The cohort as the rule reads it: with `keep` every update in the global form."""
+        """Return the cohort that the rule reads: with `keep`, all updates have the global form."""
         if self.missing_ranks == "zero":
             return cohort
         return replace(cohort, updates=[complete_update(pair, update, state, layout) for update in cohort.updates])
 
 
 def complete_update(pair: LoraPair, update: Update, state: State, layout: Layout) -> Update:
-    """The update of one layer as that of a client of the global form which left the ranks beyond its own alone."""
+    """Convert the update of one layer to that of a client of the global form that leaves its further ranks alone."""
     form = get_lora_form(layout)
     if update.form is None or update.form == form:
         return update
     unit, rank = update.scale / form.scale, update.form.rank
-    A, B = state[pair.A], state[pair.B]
+    down, up = state[pair.A], state[pair.B]
     received = {
-        pair.A: torch.cat([update.received[pair.A], A[rank:]]),
-        pair.B: torch.cat([update.received[pair.B] * unit, B[:, rank:]], dim=1),
+        pair.A: torch.cat([update.received[pair.A], down[rank:]]),
+        pair.B: torch.cat([update.received[pair.B] * unit, up[:, rank:]], dim=1),
     }
     in_global_unit: dict[str, Tensor] = {
         name: delta * unit if name == pair.B else delta

@@ -37,7 +37,7 @@ class OwnedRanks(LinearStrategy, ABC):
         unit = update.scale / get_lora_form(layout).scale
         delta = {n: d * unit if layout.by_name[n].role == "lora_B" else d for n, d in update.delta.items()}
         owned = {name: torch.ones_like(tensor) for name, tensor in update.delta.items()}
-        if update.ranks:  # of those that are in the update, or of all that are in it
+        if update.ranks:  # the update contains all ranks, or the client's alone
             owned = place_ranks(select_ranks(owned, layout, find_owned_ranks(update)), layout, update.ranks)
         else:
             owned = place_ranks(owned, layout, ())
@@ -54,6 +54,6 @@ def get_held_form(strategy: Strategy, layout: Layout, form: AdapterShape | None)
 
 
 def find_owned_ranks(update: Update) -> tuple[int, ...]:
-    """Where in the update's factors its ranks stand: in front, or, where it holds all ranks, in their places."""
+    """Return the positions of the client's ranks in the factors of the update: the first ones, or in all ranks."""
     form = update.form
     return update.ranks if form is None or form.rank > len(update.ranks) else tuple(range(len(update.ranks)))

@@ -1,13 +1,13 @@
-"""Aggregation that some clients try to spoil, in the geometry of what they do to the effective weight.
+"""Rules that tolerate hostile updates, in the geometry of the changes of the effective weight.
 
-A client can send (B G, G^-1 A): the same update, arbitrary factors. So rules that look at factors can be fooled, and
+A client can send (B G, G^-1 A): the same update with arbitrary factors. So rules that read factors can be fooled, and
 can hurt honest clients. Here every rule reads the change of the effective weight, which no G alters,
 
     D_k = s_k (B_k A_k - B A),
 
 through inner products (Krum, norm bounds) or in a basis that all clients share (median, trimmed mean). The combined
-change is added to the global s B A, whose best factors at the global rank are kept. A row count can be a lie: rules
-that vote count clients, not rows. Updates with numbers that are not finite are left out.
+change is added to the global s B A, whose best factors at the global rank are kept. A client can lie about its number
+of examples, so rules that vote count clients. They skip updates that are not finite.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fedpeft.peft.low_rank import METHODS, LowRank, stack
 
 @dataclass(frozen=True)
 class RobustStrategy(GatherStrategy):
-    """The global weight plus a robust combination of the clients' changes; subclasses say which."""
+    """The global weight plus a robust combination of the clients' changes, which subclasses define."""
 
     svd: str = setting("auto", "method of the SVD; auto: the cheapest exact one", choices=METHODS)
     remainder: str = setting(
@@ -49,26 +49,26 @@ class RobustStrategy(GatherStrategy):
 
     @abstractmethod
     def combine(self, pair: LoraPair, cohort: Cohort) -> LowRank | None:
-        """The combined change of one layer, (out, in); None: nobody's counts."""
+        """Combine the changes of one layer, (out, in); None: no update counts."""
 
     @abstractmethod
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """The combined delta of a tensor outside the LoRA layers, from at least one client's."""
+        """Combine the deltas of a tensor outside the LoRA layers, from at least one client."""
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
-        """The best factors of s B A plus the combined change."""
+        """Return the best factors of s B A plus the combined change."""
         after, combined = compute_effective_weight(pair, state, get_lora_form(layout)), self.combine(pair, cohort)
         if combined is not None:
             after = stack([after, combined])
-            del combined  # a cohort's worth of factors, and `after` is a copy
+            del combined  # it holds all factors of a cohort, and `after` is a copy
         return compute_best_factors(pair, after, state, layout, self.svd, self.fills_base)
 
     def gather_plain(self, spec: TensorSpec, state: State, cohort: Cohort) -> Tensor:
-        """The global value plus the combined delta."""
-        heard = [
+        """Return the global value plus the combined delta."""
+        finite = [
             (d, p) for u, p in zip(cohort.updates, cohort.shares, strict=True) if _is_finite(d := u.delta[spec.name])
         ]
-        deltas, shares = [d for d, _ in heard], [p for _, p in heard]
+        deltas, shares = [d for d, _ in finite], [p for _, p in finite]
         combined = self.combine_plain(deltas, shares) if deltas else torch.zeros_like(state[spec.name])
         return state[spec.name] + combined
 
@@ -79,7 +79,7 @@ def _is_finite(*tensors: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class ReweighingStrategy(RobustStrategy):
-    """sum_k c_k D_k, with coefficients c_k that depend on the inner products of the whole updates."""
+    """sum_k c_k D_k, where the coefficients c_k depend on the inner products of the whole updates."""
 
     needs_products: ClassVar[bool] = True
     """Whether the coefficients depend on all inner products, which take some hundred times as long as the lengths."""
@@ -103,23 +103,23 @@ class ReweighingStrategy(RobustStrategy):
         finite = geometry.diagonal().isfinite()
         result = torch.zeros(len(shares), dtype=torch.float64)
         if finite.any():
-            heard = torch.tensor(shares, dtype=torch.float64)[finite]
-            result[finite] = self.coefficients(heard / heard.sum(), geometry[finite][:, finite])
+            finite_shares = torch.tensor(shares, dtype=torch.float64)[finite]
+            result[finite] = self.coefficients(finite_shares / finite_shares.sum(), geometry[finite][:, finite])
         return tuple(result.tolist())
 
     @abstractmethod
     def coefficients(self, shares: Tensor, geometry: Tensor) -> Tensor:
-        """c (K,) from p (K,), which sums to 1, and the inner products (K, K)."""
+        """Compute c (K,) from p (K,), which sums to 1, and the inner products (K, K)."""
 
     def combine(self, pair: LoraPair, cohort: Cohort) -> LowRank | None:
-        """sum_k c_k D_k over the clients that count."""
+        """Return sum_k c_k D_k over the clients with c_k other than 0."""
         counting = [(u, c) for u, c in zip(cohort.updates, cohort.shares, strict=True) if c != 0]
         if not counting:
             return None
         return Changes.from_updates(pair, [u for u, _ in counting]).compute_weighted_sum([c for _, c in counting])
 
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """sum_k c_k delta_k."""
+        """Return sum_k c_k delta_k."""
         return compute_weighted_sum(deltas, shares)
 
 
@@ -133,24 +133,24 @@ class CoordinateStrategy(RobustStrategy):
 
     @abstractmethod
     def vote(self, values: Tensor) -> Tensor:
-        """(K, ...) to (...): the combined value of each coordinate."""
+        """Combine the clients' values of each coordinate, (K, ...) to (...)."""
 
     def combine(self, pair: LoraPair, cohort: Cohort) -> LowRank | None:
-        """U vote(U^T D_k V) V^T, with the leading directions of all changes that are finite in U and V."""
-        heard = [u for u in cohort.updates if _is_finite(*u.delta.values())]
-        if not heard:
+        """Return U vote(U^T D_k V) V^T, where U and V are the leading directions of all finite changes."""
+        finite_updates = [u for u in cohort.updates if _is_finite(*u.delta.values())]
+        if not finite_updates:
             return None
-        changes = Changes.from_updates(pair, heard)
-        U, V = (basis.to(changes.moved_left.dtype) for basis in changes.compute_bases(self.basis))
-        return LowRank(U @ self.vote(changes.compute_coordinates(U, V)), V.T)
+        changes = Changes.from_updates(pair, finite_updates)
+        left, right = (basis.to(changes.moved_left.dtype) for basis in changes.compute_bases(self.basis))
+        return LowRank(left @ self.vote(changes.compute_coordinates(left, right)), right.T)
 
     def combine_plain(self, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """The vote on each entry."""
+        """Return the vote on each entry."""
         return self.vote(torch.stack(list(deltas)))
 
 
 def compute_middle_mean(values: Tensor, trim: int) -> Tensor:
-    """The mean over the first axis without the `trim` largest and `trim` smallest values of each coordinate."""
+    """Average over the first axis without the `trim` largest and `trim` smallest values of each coordinate."""
     voters = values.reshape(len(values), -1).T.contiguous()
     if voters.dtype in (torch.float32, torch.float64):  # NumPy sorts rows by the processor's vectors, torch does not
         ordered = torch.from_numpy(np.sort(voters.numpy(), axis=1))

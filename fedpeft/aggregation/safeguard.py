@@ -1,9 +1,8 @@
-"""Whether a round's step counts: the server looks at what it does to the validation rows first.
+"""Safeguards, which judge each step of the server by the loss on the validation examples.
 
-A step that does not count leaves nothing behind, as if the round's updates had been lost on the way: the global state,
-what goes into the base, control variates and forms stay, the server optimizer's memory too, but for momentum, which is
-forgotten, and the round is not acknowledged, so that what clients keep between rounds (error feedback, variates,
-tensors of their own) stays as well.
+An undone step has no effect, as if the round's updates had been lost. The global state, the residuals, control variates
+and forms stay as they are. So does the server optimizer's state, without its momentum. The round is not acknowledged,
+so clients also keep their states (error feedback, variates, private tensors).
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from fedpeft.families import SAFEGUARDS as SAFEGUARDS
 
 @dataclass(frozen=True)
 class SafeguardState:
-    """What a safeguard knows of a run.
+    """What a safeguard remembers of a run.
 
     Attributes:
-        lowest: the lowest validation loss of a state that counted; infinite before the first.
-        rate: what the clients' learning rate is multiplied by, in (0, 1].
+        lowest: lowest validation loss of an accepted state; infinite before the first.
+        rate: factor of the clients' learning rate, in (0, 1].
     """
 
     lowest: float = math.inf
@@ -33,13 +32,16 @@ class Safeguard(ABC):
     """One rule. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     watches: ClassVar[bool] = True
-    """Whether it wants to know the validation loss after each step."""
+    """Whether the safeguard needs the validation loss after each step."""
 
     @property
     def lowers(self) -> bool:
-        """Whether it lowers the clients' learning rate; not where noise would stay as large (`user_dp`)."""
+        """Whether the safeguard lowers the clients' learning rate; `user_dp` refuses that, as its noise would stay."""
         return self.watches
 
     @abstractmethod
     def judge(self, loss: float, standing: SafeguardState) -> tuple[bool, SafeguardState]:
-        """Whether a state with this validation loss counts, and the standing after it; the start is judged first."""
+        """Return whether a state with this validation loss is accepted, and the next standing.
+
+        The start is judged first.
+        """

@@ -1,14 +1,14 @@
-"""What heads in closed form are made of: sums of x x^T and x y^T over rows, with x the feature and a constant 1.
+"""Second moments for heads in closed form: sums of x x^T and x y^T, where x is the feature with a constant 1.
 
-Both run over all rows of all clients, so the head is that of the pooled data, exactly.
+The sums run over all examples of all clients, so the head is exactly that of the pooled data.
 
-An inverse amplifies errors in the directions where features vary little, so moments can't be sent coarsely. Their
-factor can: with all rows stacked, (X Y) = U S V^T, and F = U^T (X Y), so that F_x^T F_x and F_x^T F_y are the two sums.
-The rows of F stand for the client's rows as far as the head can tell, at most as many as there are columns, orthogonal,
-and in falling order of energy. An error in F is weighed by F itself, so that small directions get small errors; and the
-head is that of what arrives, whatever was lost. A quantizer with one step for all rows is reverse
-water-filling: rows of little energy cost little, or vanish. In the singular values an error of a label counts as much
-as one of a feature's length, and the codec is told so (`importance`).
+An inverse amplifies errors in directions in which features vary little, so moments cannot be sent with few bits. Their
+factor can. With all examples stacked, (X Y) = U S V^T and F = U^T (X Y), so F_x^T F_x and F_x^T F_y are the two sums.
+For the head, the rows of F replace the client's examples. They are orthogonal, in falling order of energy, and at most
+as many as the columns. An error in F is weighted by F, so small directions have small errors, and the head fits the
+decoded F. A quantizer with one step for all rows is reverse water-filling: rows of little energy cost little or vanish.
+In the singular values, an error of a label counts as much as one of a feature's length, which `importance` tells the
+codec.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.peft.adapter import State
@@ -28,10 +28,10 @@ MOMENTS, FACTOR = "moments", "factor"
 
 
 class SecondMoments(HeadStart):
-    """A head that is solved for from these sums.
+    """A head that is solved from these sums.
 
     Attributes:
-        send: what clients send, a setting of the head: moments, or their factor.
+        send: what clients send, a setting of the head: moments or their factor.
     """
 
     send: str
@@ -43,12 +43,14 @@ class SecondMoments(HeadStart):
 
     @property
     def has_squares(self) -> bool:
-        """Whether sums of y^2 are sent, too; by default not."""
+        """Whether clients also send sums of y^2; by default not."""
         return False
 
     def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
-        """The upper triangle of the features' second moments, the class sums, and, where they are sent, the sums of
-        y^2; or the factor, in two parts."""
+        """Return the shapes of the upper triangle of the second moments, the class sums, and the sums of y^2 if sent.
+
+        If clients send the factor, the shapes are those of its two parts.
+        """
         if self.send == FACTOR:
             kept = min(rows, width + 1 + classes)
             return {"features": (kept, width + 1), "labels": (kept, classes)}
@@ -56,9 +58,8 @@ class SecondMoments(HeadStart):
         return of_moments | ({"squares": (classes,)} if self.has_squares else {})
 
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """Sums over the client's rows, in the precision of the features; labels that are vectors (n, classes) already
-        are taken as they are."""
-        x = F.pad(features.double(), (0, 1), value=1.0)
+        """Sum over the client's examples, in the precision of the features, or compute the factor of the sums."""
+        x = functional.pad(features.double(), (0, 1), value=1.0)
         y = encode_targets(labels, classes)
         found = _compute_factor(x, y) if self.send == FACTOR else self._compute_sums(x, y)
         return {name: tensor.to(features.dtype) for name, tensor in found.items()}
@@ -68,25 +69,25 @@ class SecondMoments(HeadStart):
         return {"moments": _get_upper_triangle(x.T @ x), "sums": x.T @ y} | squares
 
     def importance(self, statistics: State) -> State:
-        """Of labels: the root mean square length of a feature, in units of that of a label (1, if it is a class)."""
+        """Return the weight of errors in labels: the ratio of the features' to the labels' root mean square length."""
         if self.send == MOMENTS:
             return {}
         length = statistics["features"].norm() / statistics["labels"].norm().clamp(min=1e-30)
         return {"labels": torch.full_like(statistics["labels"], float(length))}
 
     def additive(self, statistics: State) -> State:
-        """Moments, class sums, and, where they are sent, sums of y^2."""
+        """Return moments, class sums, and sums of y^2 if sent."""
         if self.send == MOMENTS:
             return statistics
         return self._compute_sums(statistics["features"].double(), statistics["labels"].double())
 
     def class_counts(self, total: State) -> Tensor:
-        """The class sums of the constant."""
+        """Return the class sums of the constant."""
         return total["sums"][-1]
 
 
 def build_moments(total: State, width: int) -> Tensor:
-    """sum x x^T, (width + 1, width + 1), fp64; the constant is the last."""
+    """Return sum x x^T, (width + 1, width + 1), fp64; the constant is the last."""
     size = width + 1
     upper = torch.zeros(size, size, dtype=torch.float64)
     row, column = torch.triu_indices(size, size)
@@ -95,25 +96,31 @@ def build_moments(total: State, width: int) -> Tensor:
 
 
 def encode_targets(labels: Tensor, classes: int) -> Tensor:
-    """y (n, classes), fp64, of labels: classes (n,), standardised numbers (n,), which of several a row has, bool
-    (n, classes), or vectors (n, classes)."""
+    """Convert labels to y (n, classes), fp64.
+
+    Args:
+        labels: classes (n,), standardized numbers (n,), several labels as bool (n, classes), or vectors (n, classes).
+        classes: number of classes.
+    """
     if labels.dtype == torch.bool:
         return labels.double() - 0.5
     if labels.ndim == 2:
         return labels.double()
-    return labels.double()[:, None] if labels.is_floating_point() else F.one_hot(labels, classes).double()
+    return labels.double()[:, None] if labels.is_floating_point() else functional.one_hot(labels, classes).double()
 
 
 WIDE = 2048
-"""Features from which on a system is factored; of fewer the least norm takes a moment, too."""
+"""Least features for which a system is factored first; for fewer, least squares are fast enough."""
 
 NOTHING = 1e-9
-"""What is left of a feature, its pivot, in units of its moment, where those before it tell all of it."""
+"""Pivot of a feature that the features before it determine, in units of its moment."""
 
 
 def solve_system(system: Tensor, sums: Tensor) -> Tensor:
-    """What solves a symmetric system, of the least norm: coarse codes may leave nothing of the constant, or of
-    anything, and there is no inverse then."""
+    """Return the solution of a symmetric system with the least norm.
+
+    A coarse codec can round the constant, or all, to 0. Then there is no inverse.
+    """
     if len(system) > WIDE:
         triangle, failed = torch.linalg.cholesky_ex(system)
         if not failed and bool((triangle.diagonal() ** 2 > NOTHING * system.diagonal()).all()):
@@ -123,13 +130,13 @@ def solve_system(system: Tensor, sums: Tensor) -> Tensor:
 
 
 def _compute_factor(x: Tensor, y: Tensor) -> State:
-    """U^T (x y), with U the left singular vectors of (x, length y), without those beyond its width."""
+    """Return U^T (x y), where U contains the left singular vectors of (x, length y)."""
     rows = torch.cat([x, y], dim=1)
     if len(rows) > rows.shape[1]:
         rows = torch.linalg.qr(rows, mode="r").R
     x, y = rows[:, : x.shape[1]], rows[:, x.shape[1] :]
-    U = torch.linalg.svd(torch.cat([x, x.norm() / y.norm().clamp(min=1e-30) * y], dim=1), full_matrices=False).U
-    return {"features": U.T @ x, "labels": U.T @ y}
+    left = torch.linalg.svd(torch.cat([x, x.norm() / y.norm().clamp(min=1e-30) * y], dim=1), full_matrices=False).U
+    return {"features": left.T @ x, "labels": left.T @ y}
 
 
 def _get_upper_triangle(matrix: Tensor) -> Tensor:

@@ -23,12 +23,14 @@ def is_sum_of_clients(rule: type[Strategy]) -> bool:
     if not (issubclass(rule, LinearStrategy) and is_plain_sum(rule)):
         return False
     adds_deltas = rule.adds_deltas or rule.contribution is LinearStrategy.contribution
-    return adds_deltas and rule.private is Strategy.private and not issubclass(rule, PersonalModel | AsksClients)
+    return (
+        adds_deltas and rule.list_private is Strategy.list_private and not issubclass(rule, PersonalModel | AsksClients)
+    )
 
 
 def is_shared_sum(strategy: Strategy, layout: Layout) -> bool:
     """Return whether a round is a plain sum of what all clients share of this adapter, which a mechanism can bound."""
-    if not is_plain_sum(type(strategy)) or isinstance(strategy, Buffered) or strategy.private(layout):
+    if not is_plain_sum(type(strategy)) or isinstance(strategy, Buffered) or strategy.list_private(layout):
         return False
     try:
         strategy.check(layout, [layout.form])

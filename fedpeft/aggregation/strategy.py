@@ -94,11 +94,11 @@ class Strategy:
         """Return the initial global state; by default the PEFT method's own initialization."""
         return state
 
-    def private(self, layout: Layout) -> frozenset[str]:
+    def list_private(self, layout: Layout) -> frozenset[str]:
         """Return the names of the tensors that each client keeps, from their common start; by default none."""
         return frozenset()
 
-    def trained(self, layout: Layout, round_number: int) -> frozenset[str]:
+    def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return the names of the tensors that clients train in a round, counted from 1; by default all."""
         return frozenset(layout.names)
 
@@ -195,7 +195,7 @@ class GatherStrategy(RoundStrategy):
 
     def aggregate(self, state: State, layout: Layout, read: Read, round_number: int, seed: int) -> Aggregate:
         """Aggregate one round a layer at a time, so that memory is one layer of one cohort."""
-        trained = self.trained(layout, round_number) - self.private(layout)
+        trained = self.list_trained(layout, round_number) - self.list_private(layout)
         pairs = [p for p in layout.pairs if trained & {p.A, p.B}]
         plain = _group_by_module(t for t in layout.tensors if t.name in trained and t.role not in ("lora_A", "lora_B"))
         shares = self.compute_shares(pairs, plain, read)
@@ -213,7 +213,7 @@ class GatherStrategy(RoundStrategy):
 
 def count_round_types(strategy: Strategy, layout: Layout) -> int:
     """Count the sets of tensors that rounds train: two if the factors take turns, otherwise one."""
-    return len({strategy.trained(layout, round_number) for round_number in range(1, 5)})
+    return len({strategy.list_trained(layout, round_number) for round_number in range(1, 5)})
 
 
 def _group_by_module(specs: Iterable[TensorSpec]) -> list[list[TensorSpec]]:

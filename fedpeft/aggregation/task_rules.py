@@ -1,11 +1,11 @@
-"""Rules for tasks that come one after the other.
+"""Rules for tasks that come one after another.
 
-Such a rule knows the schedule, and so which client is at which task. Where a task begins, and where it ends, it may
-have the clients that are at it asked for sums over their rows, and make another global state of them; what it must
-remember of earlier tasks it keeps with the server, in checkpoints.
+Such a rule has the schedule: which client is at which task. When a task begins or ends, the rule may ask the task's
+clients for sums over their examples and change the global state. The server keeps the rule's memory of earlier tasks in
+checkpoints.
 
-`TaskRanks` gives each task ranks of its own: the global factors have as many times the clients' rank as there are
-tasks. A client trains, and sends, those of the task that it is at; the earlier ones go on acting, and stand still.
+`TaskRanks` gives each task ranks of its own: the global rank is the clients' rank times the number of tasks. A client
+trains and sends the ranks of its task. The ranks of earlier tasks stay part of the model and do not change.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class TaskBoundary:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskStrategy(LinearStrategy):
-    """A linear rule that goes by tasks. Its settings are filled in by the run."""
+    """A linear rule that depends on the tasks. The run fills in its settings."""
 
-    tasks: int = setting(0, "how many there are; 0: as the data set says", low=0)
-    every: int = setting(0, "rounds of a task; 0: as the data set says", low=0)
-    late: int = setting(0, "the largest delay of a client in rounds, as the data set says", low=0)
+    tasks: int = setting(0, "number of tasks; 0: that of the data set", low=0)
+    every: int = setting(0, "rounds of a task; 0: those of the data set", low=0)
+    late: int = setting(0, "largest delay of a client in rounds; 0: that of the data set", low=0)
 
     makes_head: ClassVar[bool] = False
     """Whether the rule makes the head at the begin of each task, so that the run needs no start of the head."""
@@ -72,15 +72,15 @@ class TaskStrategy(LinearStrategy):
 
 @dataclass(frozen=True)
 class TaskRanks(OwnedRanks, TaskStrategy):
-    """Ranks of its own for each task."""
+    """A rule with separate ranks for each task."""
 
     mixed_ranks: ClassVar[bool] = False
 
     def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
-        """Refuse clients of several ranks: those of a task are the same at all of them.
+        """Refuse different ranks or alphas, since all clients of a task have the same ranks.
 
         Raises:
-            ConfigError: there are such, or the PEFT method has no factors.
+            ConfigError: clients have different ranks or alphas, or the PEFT method has no factors.
         """
         if not layout.pairs:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""What of a round a strategy reads: a client's update, weighted sums of them, and all updates of a layer or a round."""
+"""Inputs of strategies: a client's update, weighted sums of updates, and the updates of a cohort."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fedpeft.peft.low_rank import LowRank
 
 @dataclass(frozen=True)
 class Update:
-    """What the server knows of one client's work in a round.
+    """One client's update, as the server decodes it.
 
     Attributes:
         client: client id.
-        weight: unnormalised aggregation weight, above 0 (rows, or 1 for uniform weighting).
+        weight: aggregation weight before normalization, above 0 (number of examples, or 1 for uniform weighting).
         form: the client's LoRA rank and alpha; None without LoRA.
         received: the state the client started from, bit for bit (the server decodes its own downlink payload).
         delta: trained minus received, only for the tensors trained this round.
@@ -41,42 +41,42 @@ class Update:
     owned: State = field(default_factory=dict)
     answer: State = field(default_factory=dict)
 
-    def trained(self, name: str) -> Tensor:
-        """The tensor after local training (as received where it was not trained)."""
+    def get_trained(self, name: str) -> Tensor:
+        """Return the tensor after local training, or as received if it was not trained."""
         received = self.received[name]
         return received + self.delta[name] if name in self.delta else received
 
     @property
     def scale(self) -> float:
-        """s_k = alpha_k / r_k; 1 without LoRA."""
+        """Scale s_k = alpha_k / r_k; 1 without LoRA."""
         return 1.0 if self.form is None else self.form.scale
 
 
 OWNED = "owned/"
-"""Before the names of the sums of the owners' weights, beside what they own."""
+"""Prefix of the names of the owners' summed weights."""
 
 
 @dataclass
 class Fold:
-    """A running weighted sum of states, in fp64: `sums[name]` = sum_k w_k x_k, `weight` = sum_k w_k."""
+    """A running weighted sum of states in fp64: `sums[name]` = sum_k w_k x_k, `weight` = sum_k w_k."""
 
     sums: State = field(default_factory=dict)
     weight: float = 0.0
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     def add(self, state: State, weight: float) -> None:
-        """Add `weight * state`; every call must carry the same names and shapes.
+        """Add `weight * state`; every call must have the same names and shapes.
 
         Raises:
-            ConfigError: it carries others.
+            ConfigError: names or shapes differ from those of the first call.
         """
         if self.sums and state.keys() != self.sums.keys():
             name = min(state.keys() ^ self.sums.keys())
-            raise ConfigError(f"FP1028 what the strategy adds up has {name} of some clients, and not of others")
+            raise ConfigError(f"FP1028 the strategy's contributions contain {name} for some clients but not for others")
         for name, tensor in state.items():
             if name in self.sums and tensor.shape != self.sums[name].shape:
                 shapes = f"{tuple(tensor.shape)} after {tuple(self.sums[name].shape)}"
-                raise ConfigError(f"FP1029 what the strategy adds up has {name} in different shapes: {shapes}")
+                raise ConfigError(f"FP1029 the strategy's contributions contain {name} in different shapes: {shapes}")
             if name not in self.sums:
                 self.sums[name] = torch.zeros(tensor.shape, dtype=torch.float64)
                 self.dtypes[name] = tensor.dtype
@@ -84,37 +84,37 @@ class Fold:
         self.weight += weight
 
     def mean(self) -> State:
-        """The weighted mean, in the dtype of what was added."""
+        """Return the weighted mean in the dtype of the added states."""
         return {name: (total / self.weight).to(self.dtypes[name]) for name, total in self.sums.items()}
 
     def add_owned(self, state: State, owned: State, weight: float) -> None:
-        """As `add`; `owned`: how much of each entry is the client's, 0 to 1."""
+        """Add `weight * state` and `weight * owned`, the share of each entry that the client owns, 0 to 1."""
         self.add(state | {OWNED + name: tensor for name, tensor in owned.items()}, weight)
 
     def compute_owner_mean(self) -> State:
-        """The mean of each entry over those who own it, after `add_owned`; 0 where nobody does."""
+        """Return the mean of each entry over its owners, after `add_owned`; 0 if nobody owns it."""
         owned = {name.removeprefix(OWNED): tensor for name, tensor in self.sums.items() if name.startswith(OWNED)}
         return {name: (self.sums[name] / own.clamp_min(1e-30)).to(self.dtypes[name]) for name, own in owned.items()}
 
 
 def check_made(rule: object, made: State, state: State, whole: Iterable[str], noun: str = "strategy") -> None:
-    """Refuse what a rule, which may be anybody's, makes of updates where tensors would fit by being stretched, or stay
-    as they are.
+    """Refuse tensors of a rule that have other shapes than the state, or are missing.
 
     Args:
-        rule: a strategy, or what `noun` calls it.
-        made: by it; what the state has no name for is its own matter.
-        state: the global one.
-        whole: what has to be there.
+        rule: a strategy or another part, which may be a plugin's.
+        made: tensors that the rule returned; names that the state lacks are not checked.
+        state: the global state.
+        whole: names that `made` must contain.
+        noun: type of the rule, for the error.
 
     Raises:
-        ConfigError: says which tensor, and what is wrong with it.
+        ConfigError: names the tensor and the fault.
     """
     name = f"the {noun} {name_of(type(rule))}"
     for tensor in made.keys() & state.keys():
         if made[tensor].shape != state[tensor].shape:
             raise ConfigError(
-                f"FP1030 {name} makes {tensor} of shape {tuple(made[tensor].shape)} where the adapter has "
+                f"FP1030 {name} returned {tensor} of shape {tuple(made[tensor].shape)}; the adapter has "
                 f"{tuple(state[tensor].shape)}"
             )
     if missing := sorted(set(whole) - made.keys()):
@@ -123,14 +123,14 @@ def check_made(rule: object, made: State, state: State, whole: Iterable[str], no
 
 
 def describe_nonfinite(strategy: object, state: State) -> str:
-    """A clause about the first tensor that a rule has made no numbers of; empty: all are."""
+    """Return a clause about the first tensor with NaN or infinite entries; empty: there is none."""
     broken = next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), "")
     return broken and f"the strategy {name_of(type(strategy))} makes {broken} NaN or infinite"
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """The next global factors of one layer, and what goes beside it into the frozen base (None: nothing)."""
+    """The next global factors of one layer, and its residual for the frozen base (None: there is none)."""
 
     A: Tensor
     B: Tensor
@@ -142,12 +142,10 @@ class Cohort:
     """The clients whose updates arrived, in the order of their ids.
 
     Attributes:
-        updates: they may be decoded anew at each pass, and hold only the tensors of the layer at hand.
-        shares: p_k, the weight of each update; they sum to 1 over the updates present (to less where a robust rule
-            has shrunk some).
+        updates: updates with the tensors of one layer; each pass may decode them anew.
+        shares: p_k, the weight of each update; they sum to 1, or to less if a robust rule shrinks some.
         round: counted from 1.
-        seed: the run's seed for aggregation; a rule that draws numbers seeds its generator from it, the round and
-            the layer.
+        seed: the run's seed; a rule that draws numbers seeds its generator from it, the round and the layer.
     """
 
     updates: Sequence[Update]
@@ -156,15 +154,15 @@ class Cohort:
     seed: int
 
     def replace_shares(self, shares: tuple[float, ...]) -> Cohort:
-        """The same updates with other shares."""
+        """Return the same updates with other shares."""
         return replace(self, shares=shares)
 
 
 def normalize_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    """Weights over their sum: p_k over the updates present.
+    """Divide weights by their sum, which gives p_k.
 
     Raises:
-        ConfigError: no weights, or one that is not above 0.
+        ConfigError: no weights, or a weight that is not above 0.
     """
     if not weights or min(weights) <= 0:
         raise ConfigError("FP1032 a gather rule needs at least one update, and every update a weight above 0")
@@ -173,13 +171,13 @@ def normalize_weights(weights: Sequence[float]) -> tuple[float, ...]:
 
 
 def pad_ranks(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor` with zeros for the ranks that it lacks: at the end of each axis, up to the shape of `like`."""
+    """Append zeros to each axis of `tensor`, up to the shape of `like`, for the ranks that it lacks."""
     missing = [(0, whole - part) for part, whole in zip(tensor.shape, like.shape, strict=True)]
     return torch.nn.functional.pad(tensor, [n for pair in reversed(missing) for n in pair])
 
 
 def compute_weighted_sum(tensors: Iterable[Tensor], weights: Iterable[float]) -> Tensor:
-    """sum_k w_k x_k, accumulated in fp64, in the dtype of the tensors (at least one)."""
+    """Return sum_k w_k x_k in the dtype of the tensors (at least one), accumulated in fp64."""
     total, dtype = torch.zeros(()), torch.float32
     for i, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
         dtype = tensor.dtype

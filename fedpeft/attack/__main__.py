@@ -8,7 +8,6 @@ The command prints a table of what each attack learned, and who refused it.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -24,10 +23,8 @@ from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.reporting import help_page
-from fedpeft.reporting.command import run_command
-from fedpeft.reporting.console import silence_libraries
+from fedpeft.reporting.command import parse_run_flags, run_tool, start_command
 from fedpeft.reporting.run_folder import load_default_settings
-from fedpeft.wiring import catalogue
 
 ABOUT = """Attack a server's settings: hostile servers and clients on this machine, and what each of them learned.
 python -m fedpeft.attack run.toml --privacy secure_sum"""
@@ -59,20 +56,25 @@ class Command:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 if an attack succeeds that should not, 2 for a user's mistake."""
-    return run_command(lambda: _run_attacks(sys.argv[1:] if arguments is None else arguments, Console()))
+    return run_tool(Command, _run_attacks, arguments, parse=_parse_command)
 
 
-def _run_attacks(arguments: list[str], console: Console) -> int:
-    if help_page.is_help_requested(arguments):
-        print(help_page.format_page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS))
-        raise SystemExit(0)
-    command = _parse_command(arguments, RunConfig())
-    catalogue.use(command.plugin)
-    command = _parse_command(arguments, load_default_settings(command.config, None))
+def _parse_command(arguments: list[str]) -> Command:
+    return parse_run_flags(Command, arguments, _format_help, _load_defaults)[0]
+
+
+def _format_help() -> str:
+    return help_page.format_page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS)
+
+
+def _load_defaults(command: Command) -> Command:
+    return Command(run=load_default_settings(command.config, None))
+
+
+def _run_attacks(command: Command, console: Console) -> int:
     config = build_config(vars(command.run), "the command line")
     options = ServeOptions(**check_settings("the command line", ServeOptions, vars(command.serve)))
     check_settings("the command line", EdgeOptions, {"fewest": command.fewest})
-    silence_libraries()
     console.width = max(console.width, WIDTH)
     table = Table("attack", "attacker controls", "learned", "refused by", "verdict", show_lines=True)
     results = []
@@ -91,9 +93,5 @@ def _run_attacks(arguments: list[str], console: Console) -> int:
     return 1 if broken else 0
 
 
-def _parse_command(arguments: list[str], default: RunConfig) -> Command:
-    return tyro.cli(Command, args=arguments, default=Command(run=default), prog="python -m fedpeft.attack")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("attack.__main__")

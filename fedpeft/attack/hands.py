@@ -134,4 +134,4 @@ def take_over_round(stage: AttackStage, round_number: int, clients: int, work: C
 
         return attack_sum
 
-    stage.replace(MaskedSum, "of", change)
+    stage.replace(MaskedSum, "compute_total", change)

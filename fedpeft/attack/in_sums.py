@@ -234,7 +234,9 @@ def old_task(stage: AttackStage) -> Outcome:
 def second_sum(stage: AttackStage) -> Outcome:
     """Form the sum of a round, and the sum without the victim: the difference is the victim's update."""
     stage.replace(
-        MaskedSum, "of", lambda of: lambda masked, asked, *given: _form_both(stage, of, masked, asked, *given)
+        MaskedSum,
+        "compute_total",
+        lambda of: lambda masked, asked, *given: _form_both(stage, of, masked, asked, *given),
     )
     return stage.run()
 
@@ -268,7 +270,7 @@ def restart_server(stage: AttackStage) -> Outcome:
 
         return attack_sum
 
-    stage.replace(MaskedSum, "of", change)
+    stage.replace(MaskedSum, "compute_total", change)
     stage.run()
     shutil.rmtree(stage.folder / "server" / "secure_sum", ignore_errors=True)
     return stage.run()
@@ -291,5 +293,5 @@ def void_round(stage: AttackStage) -> Outcome:
 
         return attack_sum
 
-    stage.replace(MaskedSum, "of", change)
+    stage.replace(MaskedSum, "compute_total", change)
     return stage.run()

@@ -105,7 +105,7 @@ def two_records(stage: AttackStage) -> Outcome:
 
     stage.replace(Coordinator, "take_keys", skip_key_check)
     stage.replace(Announcements, "announce", replace_announce)
-    stage.replace(Announcements, "about", replace_about)
+    stage.replace(Announcements, "create_statement", replace_about)
     stage.replace(Gateway, "_stream", replace_stream)
     return stage.run()
 

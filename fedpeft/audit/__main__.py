@@ -9,7 +9,6 @@ The first form checks the claim of a mechanism. The second measures how well los
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,11 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
 from fedpeft.privacy.secure_sum.sum import sums_in
-from fedpeft.reporting.command import run_command, tell_notes
+from fedpeft.reporting.command import (
+    run_tool,
+    start_command,
+    tell_notes,
+)
 from fedpeft.reporting.console import create_summary_table
 
 
@@ -100,13 +103,10 @@ def _format_verdict(verdict: Verdict) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 if a claim is refuted, 2 for a user's mistake."""
-    return run_command(lambda: _run_audit(tyro.cli(Command, args=arguments, prog="python -m fedpeft.audit"), Console()))
+    return run_tool(Command, _run_audit, arguments)
 
 
 def _run_audit(command: Command, console: Console) -> int:
-    from fedpeft.reporting.console import silence_libraries
-
-    silence_libraries()
     if command.runs and command.audit != CanaryAudit():
         raise ConfigError("FP1039 finished runs keep their own mechanism; give their folders or --privacy, not both")
     if command.runs:
@@ -128,4 +128,4 @@ def _run_audit(command: Command, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start_command("audit.__main__")

@@ -206,7 +206,7 @@ class _Pipeline:
         plain = create_aggregator(
             strategy, self.optimizer, layout, state, round_number, self.audit.seed, self.folder / "waiting"
         )
-        shared = strategy.trained(layout, round_number) - strategy.private(layout)
+        shared = strategy.list_trained(layout, round_number) - strategy.list_private(layout)
         return ReportReceiver(
             round_number,
             layout,
@@ -313,7 +313,7 @@ class _Clients(_Pipeline):
 
     def _create_update(self, client: int, round_number: int) -> State:
         """Return a canary's update in a round; the next round has its opposite."""
-        trained = self.strategy.trained(self.layout, round_number)
+        trained = self.strategy.list_trained(self.layout, round_number)
         update = {name: t for name, t in self.create_canary(client, self.sign(round_number)).items() if name in trained}
         if not isinstance(self.strategy, SelectsUpdate):
             return update

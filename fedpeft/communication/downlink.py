@@ -264,8 +264,8 @@ class Downlink:
         self._strategy, self._layout, self._codec, self._lossless = strategy, layout, codec, lossless
         self._state, self._start, self._versions = state, start, versions
         self._residual, self._round, self._seed = residual, round_number, seed
-        self.trained = strategy.trained(layout, round_number)
-        self.private = strategy.private(layout)
+        self.trained = strategy.list_trained(layout, round_number)
+        self.private = strategy.list_private(layout)
         self.shared = self.trained - self.private
         """Names of the tensors in updates."""
         self._chains = _get_quantizer(codec).chains

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from fedpeft.errors import ConfigError
-from fedpeft.reporting.command import run_command
+from fedpeft.reporting.command import run_tool, start_command
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,8 @@ def check(command: Command) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 if a test fails, 2 for a user's mistake."""
-    return run_command(lambda: check(tyro.cli(Command, args=arguments, prog="python -m fedpeft.conformance")))
+    return run_tool(Command, lambda command, _: check(command), arguments)
 
 
 if __name__ == "__main__":
-    from fedpeft.reporting.console import silence_libraries
-
-    silence_libraries()
-    sys.exit(main())
+    start_command("conformance.__main__")

@@ -69,8 +69,8 @@ def create_random_updates(
 ) -> list[Update]:
     """Return the clients' updates with random deltas, `size` times as large as the state's tensors."""
     updates = []
-    trained = strategy.trained(layout, round_number)
-    private = strategy.private(layout)
+    trained = strategy.list_trained(layout, round_number)
+    private = strategy.list_private(layout)
     for i, client in enumerate(clients):
         ranks = choose_ranks(strategy, layout, client.form, seed, round_number, i) if layout.pairs else ()
         received = strategy.dispatch(move_ranks_to_front(state, layout, ranks), layout, client.form, round_number)
@@ -97,7 +97,7 @@ def run_round(
     if not isinstance(strategy, LinearStrategy):
         raise TypeError("a strategy must be a LinearStrategy or a RoundStrategy")
     total = Fold()
-    trained = strategy.trained(layout, round_number) - strategy.private(layout)
+    trained = strategy.list_trained(layout, round_number) - strategy.list_private(layout)
     for update in ordered:
         strategy.fold(total, update, state, layout)
         check_made(strategy, total.sums, state, trained)

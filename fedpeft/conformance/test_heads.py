@@ -73,7 +73,7 @@ def test_it_solves_for_a_finite_head_that_fits_a_class_without_rows_or_not(head)
     counts = head.class_counts(total)
     assert tuple(counts.shape) in ((CLASSES,), (0,))
     assert bool(counts.isfinite().all())
-    assert all(0 <= label < CLASSES for label in head.hidden(total))
+    assert all(0 <= label < CLASSES for label in head.find_hidden_classes(total))
 
 
 def test_it_tells_classes_apart_that_lie_apart(head):

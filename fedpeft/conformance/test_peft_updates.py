@@ -48,7 +48,7 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
     strategy = case.strategy
     trained = list(case.sequential.train(case.jobs()))
     if spec.startswith("vera"):  # in odd rounds b alone is trained
-        names = strategy.trained(case.layout, 1)
+        names = strategy.list_trained(case.layout, 1)
         trained = [replace(t, state={n: x for n, x in t.state.items() if n in names}) for t in trained]
     factoring = case.method.create_factor_view(case.layout) if isinstance(case.method, ViewedAsFactors) else None
     sgd = SERVER_OPTIMIZERS.build("sgd")

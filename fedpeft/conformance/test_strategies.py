@@ -137,9 +137,9 @@ def test_different_forms_are_taken_or_refused(case, name):
 def test_only_trained_and_shared_tensors_change(case):
     strategy, layout, state = case
     for round_number in (1, 2):
-        trained = strategy.trained(layout, round_number)
+        trained = strategy.list_trained(layout, round_number)
         assert trained <= set(layout.names)
-        assert strategy.private(layout) <= set(layout.names)
+        assert strategy.list_private(layout) <= set(layout.names)
         result = run_round(
             strategy,
             state,
@@ -149,7 +149,7 @@ def test_only_trained_and_shared_tensors_change(case):
         )
         assert list(result.state) == list(state)
         assert {n: tuple(t.shape) for n, t in result.state.items()} == layout.shapes
-        for n in strategy.private(layout):
+        for n in strategy.list_private(layout):
             assert torch.equal(result.state[n], state[n])
         shapes = {p.module: (p.out_features, p.in_features) for p in layout.pairs}
         assert all(residual.shape == shapes[module] for module, residual in result.residuals.items())
@@ -170,7 +170,7 @@ def test_the_update_of_one_client_arrives_whole(case):
     if not strategy.arrives_whole:
         pytest.skip("thinned out, shrunk or kept back in part")
     updates = create_random_updates(strategy, state, layout, [Client(FORM, 5.0)], 3)
-    trained = {n: updates[0].trained(n) for n in state}
+    trained = {n: updates[0].get_trained(n) for n in state}
     result = run_round(strategy, state, layout, updates)
     assert_close(compute_added_weights(result, layout), compute_added_weights(type(result)(trained, {}), layout))
 

@@ -101,7 +101,7 @@ class FlowerRule(RoundStrategy):
         Raises:
             ConfigError: the strategy can't be created, or does something that is not supported here.
         """
-        arrays = _convert_to_arrays(state, tuple(sorted(self.trained(layout, 1))))
+        arrays = _convert_to_arrays(state, tuple(sorted(self.list_trained(layout, 1))))
         try:
             with _seed_generators(seed, 0), _silence_flower():
                 rule = self._create_strategy(arrays, seed)
@@ -128,7 +128,7 @@ class FlowerRule(RoundStrategy):
             ConfigError: there are no updates.
             RunError: the strategy fails, or returns something other than the next state.
         """
-        names = tuple(sorted(self.trained(layout, round_number)))
+        names = tuple(sorted(self.list_trained(layout, round_number)))
         updates = read(names)
         if not len(updates):
             raise ConfigError(
@@ -136,7 +136,7 @@ class FlowerRule(RoundStrategy):
             )
         arrays = _convert_to_arrays(state, names)
         cohort = [
-            TrainedArrays(u.client, _convert_to_arrays({n: u.trained(n) for n in names}, names), u.weight)
+            TrainedArrays(u.client, _convert_to_arrays({n: u.get_trained(n) for n in names}, names), u.weight)
             for u in updates
         ]
         with _silence_flower():

@@ -149,7 +149,10 @@ def _download_from_hub(name: str) -> Path:
     try:
         return _check_folder(Path(snapshot_download(name, allow_patterns=HUB_FILES)))
     except HFValidationError:
-        raise ConfigError(f"FP1207 {name!r} is not a hub name of the form ORG/NAME, nor a local directory") from None
+        raise ConfigError(
+            f"FP1207 {name!r} is neither a local directory nor a legal name on the hub; name a directory, or ORG/NAME "
+            "such as google-bert/bert-base-uncased"
+        ) from None
     except GatedRepoError:
         raise AssetError(f"FP2032 the hub asks you to log in and accept the license of {name} first") from None
     except RepositoryNotFoundError:

@@ -133,7 +133,8 @@ def choose_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
     layers = count_default_blocks(base, longest) if layers is None else layers
     if layers > longest:
         raise ModelError(
-            f"FP4024 layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the decoder"
+            f"FP4024 layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the decoder; take "
+            f"at most {longest}"
         )
     first = [max(0, len(stack) - (layers or longest)) for _, stack in sides]
     return {
@@ -173,7 +174,10 @@ def _choose_indices(base: nn.Module, layers: Layers, method: str) -> list[int]:
     else:
         layers = count_default_blocks(base, every) if layers is None else layers
         if layers > every:
-            raise ModelError(f"FP4026 layers={layers} of {method} exceeds the {every} transformer blocks of the model")
+            raise ModelError(
+                f"FP4026 layers={layers} of {method} exceeds the {every} transformer blocks of the model; take at most "
+                f"{every}"
+            )
         passed = range(every - layers if layers else 0, every)
     return sorted({i * count // every for i in passed})
 

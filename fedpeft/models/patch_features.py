@@ -62,5 +62,5 @@ def _pool_patches(encoder: nn.Module, pixels: Tensor, side: int, count: int) -> 
                 "instead of one each; take a vision transformer such as dinov2_small"
             )
         across = math.isqrt(count)
-        grid = hidden[:, -count:].reshape(len(hidden), across, across, -1)  # class and register tokens stand before
+        grid = hidden[:, -count:].reshape(len(hidden), across, across, -1)  # class and register tokens come first
         return functional.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), side).flatten(2).transpose(1, 2)

@@ -74,7 +74,7 @@ def measure_labels(scores: np.ndarray, truth: np.ndarray, names: Sequence[str]) 
     predicted = scores >= 0
     by_label = f1_score(truth, predicted, average=None, zero_division=0)
     occurring = truth.any(0)
-    with warnings.catch_warnings(action="ignore"):  # about undefined precision, which is left out below
+    with warnings.catch_warnings(action="ignore"):  # undefined precision is left out below
         precision = average_precision_score(truth[:, occurring], scores[:, occurring], average=None)
         micro = average_precision_score(truth, scores, average="micro")
     return {

@@ -75,4 +75,4 @@ class Exposure:
 
 def trains_head_alone(strategy: Strategy, layout: Layout) -> bool:
     """Return whether each round trains the whole head and nothing else."""
-    return all(strategy.trained(layout, round_number) == {WEIGHT, BIAS} for round_number in range(1, 5))
+    return all(strategy.list_trained(layout, round_number) == {WEIGHT, BIAS} for round_number in range(1, 5))

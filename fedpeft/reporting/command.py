@@ -1,18 +1,22 @@
 """The frame of every command, and a run's command line.
 
-A user's mistake becomes one sentence. An error in a user's own part becomes one sentence with its place. The exit code
-reports how a command ended:
+`start_command` runs a module as a program. `run_tool` parses its flags, loads its plugins and does its work.
+`run_command` turns errors into sentences and exit codes: a user's mistake is one sentence, and an error in a user's
+own part names the place.
 
-- 0: done.
-- 1: done, and the answer is no (a claim refuted, runs failed, transcripts that differ).
-- 2: a user's mistake.
-- 130: Ctrl-C, or SIGTERM if a command can continue later.
-- 141: the reader of the output has closed it, as `head` does.
+| exit code | meaning |
+|---|---|
+| 0 | The work is done. |
+| 1 | The work is done, and the answer is no: a claim is refuted, runs failed, or transcripts differ. |
+| 2 | The user made a mistake. |
+| 130 | Ctrl-C or SIGTERM ended the command. |
+| 141 | The reader of the output closed it, as `head` does. |
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import os
 import re
@@ -22,10 +26,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
+import tyro
 from rich.markup import escape
 
 from fedpeft import loading, plugins
@@ -33,6 +39,9 @@ from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
 from fedpeft.loading import INTERRUPTED
 from fedpeft.machine.terminal import Console
+from fedpeft.reporting import help_page
+
+C = TypeVar("C")
 
 MISTAKE = 2
 """Exit code after a user's mistake."""
@@ -42,6 +51,95 @@ UNREAD = 141
 
 _REMOTE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 """A line of a traceback in text form."""
+
+
+def start_command(name: str) -> NoReturn:
+    """Run the module `fedpeft.NAME` as a program, and exit.
+
+    The module is imported under its own name, since other processes find its functions by that name.
+    """
+    module = importlib.import_module(f"fedpeft.{name}")
+    with handle_interrupts():
+        code: int = module.main()
+    sys.exit(code)
+
+
+def run_tool(
+    command: type[C],
+    work: Callable[[C, Console], int | None],
+    arguments: Sequence[str] | None,
+    *,
+    parse: Callable[[list[str]], C] | None = None,
+    silent: bool = True,
+    interrupted: Callable[[], str] = lambda: "interrupted",
+) -> int:
+    """Parse the flags of a command, load its plugins, do its work, and return the exit code.
+
+    Args:
+        command: dataclass of the flags; files in its field `plugin` are loaded.
+        work: does the work and returns the exit code; None: 0.
+        arguments: the words of the command line; None: those of the process.
+        parse: parses the words; None: `parse_flags`.
+        silent: whether to silence progress bars and warnings of libraries, which imports transformers.
+        interrupted: returns the line that is printed after Ctrl-C.
+    """
+
+    def run() -> int | None:
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        given = parse_flags(command, words) if parse is None else parse(words)
+        if silent:
+            from fedpeft.reporting.console import silence_libraries
+
+            silence_libraries()
+        if hasattr(given, "plugin"):
+            from fedpeft.wiring import catalogue
+
+            catalogue.use(given.plugin)
+        return work(given, Console())
+
+    return run_command(run, interrupted)
+
+
+def parse_flags(command: type[C], arguments: Sequence[str], default: C | None = None) -> C:
+    """Return the flags of a command line, over those of `default`.
+
+    Raises:
+        SystemExit: help was asked for, or a flag is unknown or malformed.
+    """
+    more: dict[str, Any] = {} if default is None else {"default": default}
+    flags: C = tyro.cli(command, args=list(arguments), prog=name_program(command), **more)
+    return flags
+
+
+def parse_run_flags(
+    command: type[C], arguments: Sequence[str], page: Callable[[], str], load_defaults: Callable[[C], C]
+) -> tuple[C, C]:
+    """Return the flags of a command about a run, over the settings that its file contains, and these settings.
+
+    Args:
+        command: dataclass of the flags, with the field `plugin`; `--help` shows a page instead of all fields.
+        arguments: the words of the command line.
+        page: returns the page of `--help`.
+        load_defaults: returns the defaults of the flags, given the flags alone; plugins are loaded by then.
+
+    Raises:
+        SystemExit: help was asked for, or a flag is unknown or malformed.
+        FedpeftError: a plugin or the file of settings can't be used.
+    """
+    if help_page.is_help_requested(arguments):
+        print(page())
+        raise SystemExit(0)
+    from fedpeft.wiring import catalogue
+
+    alone: Any = parse_flags(command, arguments, command())
+    catalogue.use(alone.plugin)
+    default = load_defaults(alone)
+    return parse_flags(command, arguments, default), default
+
+
+def name_program(command: type) -> str:
+    """Return how a command is called, from the module of its flags."""
+    return f"python -m {command.__module__.removesuffix('.__main__')}"
 
 
 def run_command(work: Callable[[], int | None], interrupted: Callable[[], str] = lambda: "interrupted") -> int:

@@ -115,7 +115,7 @@ class Scorer:
         setup: the setup of the run.
         work: the work plan of the run.
         test: test examples.
-        held: examples that the temperature is fitted on, if they may decide (`Steering.fits`).
+        held: examples that the temperature is fitted on, if they may decide (`TrainingControl.fits`).
         threads: threads of torch.
         observer: receives the progress.
     """

@@ -15,6 +15,7 @@ from rich.markup import escape
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting.console import create_summary_table, format_bytes, format_duration, format_measure
 from fedpeft.reporting.observer import compute_perplexity
+from fedpeft.reporting.outcome import describe_outcome
 from fedpeft.reporting.target_lines import list_target_lines
 from fedpeft.wiring.measurements import trust_lines
 from fedpeft.wiring.section_lines import section_lines
@@ -248,7 +249,7 @@ def count_distinct_rows(clients: Iterable[Mapping[str, Any]]) -> int | None:
 
 
 def show(summary: Summary, folder: Path, console: Console) -> None:
-    """Print the most important numbers, and the next commands for the run."""
+    """Print the outcome in a sentence, the most important numbers, and the next commands for the run."""
     from fedpeft.reporting.next_commands import say_next
 
     rows = [
@@ -260,7 +261,10 @@ def show(summary: Summary, folder: Path, console: Console) -> None:
     ]
     if summary.peak_memory_bytes:
         rows.append(("peak memory, all processes", format_bytes(summary.peak_memory_bytes)))
-    title = "summary of a first answer, on a sample of the rows: no result" if summary.sampled else "summary"
+    outcome = describe_outcome(summary.to_dict(), TEST_ROWS)
+    if outcome:
+        console.print(f"[bold]{escape(outcome)}[/]", highlight=False)
+    title = "summary of a preview on a sample of the examples" if summary.sampled else "summary"
     console.print(create_summary_table(title, [*rows, ("files", escape(str(folder)))]))
     say_next(folder, console)
 

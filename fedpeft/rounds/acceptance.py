@@ -355,7 +355,7 @@ class ReportReceiver:
             self._losses[clients[0]] = loss, rows
 
     @property
-    def lost(self) -> set[int]:
+    def lost_clients(self) -> set[int]:
         """The clients that have lost all state of earlier rounds."""
         return {result.client for result in self.results if result.rejected == LOST}
 

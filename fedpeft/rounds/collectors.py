@@ -146,7 +146,7 @@ class OrderedCollector(UpdateCollector):
         if received.spent < len(received.results):
             failed = f"round {number}: none of {len(received.results)} clients returned a valid update"
             why = received.explain_rejections(self.transport.called)
-            everyone = len(received.results) == self.setup.clients and not received.lost
+            everyone = len(received.results) == self.setup.clients and not received.lost_clients
             if not self.transport.remote or everyone:
                 self.store.records.append("clients.jsonl", *(result.line() for result in received.results))
                 raise RunError(f"FP5207 {failed}; see clients.jsonl; {why}")
@@ -202,7 +202,7 @@ class MaskedCollector(UpdateCollector):
         weights = before.fixed.get(WEIGHTS, ())
         try:
             losses = Losses(setup.task.least_loss, MOST_TIMES * max([1.0, *before.losses[-1:]]))
-            total = masked.of([s.instruction for s in log.sent], "train", setup.by_rows, weights, losses)
+            total = masked.compute_total([s.instruction for s in log.sent], "train", setup.by_rows, weights, losses)
             rate = setup.schedule.get_rate(number) * before.standing.rate
             mean = compute_step(total, setup, rate, shapes, before.adapter[next(iter(shapes))].dtype, before.told)
             update = Update(masked.arrived[0], total.weight, setup.layout.form, before.adapter, mean)

@@ -85,7 +85,7 @@ class MaskedSum:
         self.arrived: list[int] = []
         self.warnings: list[str] = []
 
-    def of(
+    def compute_total(
         self,
         asked: Sequence[Instruction],
         phase: str,

@@ -136,7 +136,7 @@ def _create_result(progress: ServerState, clients: int, missing: int, seconds: f
 
 def _compute_head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
     """Return the head that is computed from the sums over all clients."""
-    if hidden := setup.head.hidden(total):
+    if hidden := setup.head.find_hidden_classes(total):
         names = setup.facts.label_names or ()
         say(
             f"the noise of the start hides {len(hidden)} classes, which the head begins without: "
@@ -156,7 +156,7 @@ def _compute_broadcast_tensors(
     `counts` holds the examples per class of each client that counts.
     """
     if is_whitened(setup.mechanism):
-        return setup.head.whitening(total, setup.start["head.weight"].shape[1]).state
+        return setup.head.compute_whitening(total, setup.start["head.weight"].shape[1]).state
     if not setup.drift.needs_shares:
         return {}
     least = setup.drift.least_skew
@@ -278,7 +278,7 @@ def _collect_masked_statistics(
         _announce(clients)
         masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=note_report)
         try:
-            return masked, masked.of(asked, "prepare", setup.by_rows)
+            return masked, masked.compute_total(asked, "prepare", setup.by_rows)
         except VoidError as error:
             if masked.arrived and not (asks and (missed := _find_part_with_statistics(setup))):
                 say(
@@ -307,7 +307,7 @@ def _find_part_with_statistics(setup: Setup) -> str:
         return f"--privacy {setup.config.privacy}"
     if setup.drift.needs_shares and not setup.drift.least_skew:
         return f"--drift {setup.config.drift}"
-    if "head.weight" not in setup.strategy.trained(setup.layout, 1):
+    if "head.weight" not in setup.strategy.list_trained(setup.layout, 1):
         return f"--head {setup.config.head}"
     return ""
 
@@ -356,7 +356,7 @@ def get_noised_shapes(setup: Setup) -> dict[str, Shape]:
 def _bound_update_norm(setup: Setup, rows: int) -> float:
     """Return the norm of a first update whose steps move every entry by its learning rate, as in Adam."""
     rate, steps = setup.schedule.get_rate(1), setup.training.steps_for(rows)
-    names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
+    names = setup.strategy.list_trained(setup.layout, 1) - setup.strategy.list_private(setup.layout)
     sizes = {name: count_entries(setup.layout.shapes[name]) for name in names}
     rates = {name: setup.training.optimizer.rate(name, rate) for name in names}
     return float(steps * math.sqrt(sum(sizes[name] * rates[name] ** 2 for name in names)))

@@ -111,7 +111,10 @@ class ServerState:
             made: the round's new versions (`Downlink.made`).
             clients: number of all clients.
         """
-        round_number, lost = self.round + 1, dict.fromkeys(taken.lost, 0)  # a client without state is a newcomer
+        round_number, lost = (
+            self.round + 1,
+            dict.fromkeys(taken.lost_clients, 0),
+        )  # a client without state is a newcomer
         new = {client: 0 if client in taken.forms else asked for client, asked in taken.accepted.items()}
         held = self.held | new | lost
         rejected = {client: self.rejections.get(client, 0) + 1 for client in taken.rejected}

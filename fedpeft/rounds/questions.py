@@ -136,7 +136,7 @@ class Questions:
         )
         instructions = self._create_instructions(question, cohort, round_number)
         try:
-            total = masked.of(instructions, "evaluate")
+            total = masked.compute_total(instructions, "evaluate")
             sums = total.summed_statistics(shapes)
             question.check(sums, builtins.round(total.rows))
         except PayloadError as error:

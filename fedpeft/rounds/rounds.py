@@ -166,7 +166,7 @@ class Server:
     def aggregator(self, plan: RoundPlan, state: ServerState) -> Aggregator:
         """Return what takes the updates of a round."""
         setup = self.setup
-        optimizer = setup.optimizer.gentler(state.standing.rate)
+        optimizer = setup.optimizer.slow_down(state.standing.rate)
         given = setup.strategy, optimizer, setup.layout, state.adapter, plan.number, setup.config.seed
         taking = create_aggregator(*given, self.store.waiting, setup.factor_view, state.learned)
         for hook in self.hooks:

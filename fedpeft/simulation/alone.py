@@ -78,7 +78,7 @@ def train_one_alone(simulation: Simulation, client: int) -> State:
             seed=config.seed,
             rows=rows,
             received=state,
-            trained=rule.trained(setup.layout, round_number),
+            trained=rule.list_trained(setup.layout, round_number),
             training=training,
             learning_rate=setup.schedule.get_rate(round_number) * lowered,
             form=form,

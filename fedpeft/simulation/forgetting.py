@@ -95,7 +95,7 @@ def measure_forgetting(setup: Setup, second: Dataset, folder: Path, model_key: s
 
     task = TASKS.build(second.task)  # for language models plain text after instructions, or the reverse
 
-    def tokenise(rows: Rows) -> Examples:
+    def tokenize(rows: Rows) -> Examples:
         return task.tokenise(rows, setup.model_directory, setup.tokens)
 
     name = cache.compute_key(
@@ -112,25 +112,25 @@ def measure_forgetting(setup: Setup, second: Dataset, folder: Path, model_key: s
 
     def score_untouched() -> dict[str, np.ndarray]:
         model = setup.task.model(base(), setup.facts.classes)
-        return {"standing": np.array(score_second_task(second, task, tokenise, model))}
+        return {"standing": np.array(score_second_task(second, task, tokenize, model))}
 
     before = float(cache.load_arrays("standing", name, score_untouched)["standing"])
     after = score_second_task(
-        second, task, tokenise, saved_adapter.load(folder, setup.task, base(), setup.facts.classes)
+        second, task, tokenize, saved_adapter.load(folder, setup.task, base(), setup.facts.classes)
     )
     return compare_scores(second, before, after)
 
 
 def score_second_task(
-    second: Dataset, task: Task, tokenise: Callable[[Rows], Examples], model: FederatedModel
+    second: Dataset, task: Task, tokenize: Callable[[Rows], Examples], model: FederatedModel
 ) -> float:
     """Return the quality of `model` on the second task: probe accuracy, or loss per token in nats."""
     test = limit_rows(second.test, TEST_ROWS)
     if second.task != "classification":
-        return _compute_loss(model, task, tokenise(test))
+        return _compute_loss(model, task, tokenize(test))
     rows = limit_rows(second.train, PROBE_ROWS)
     train, validation = split_validation(rows, max(1, len(rows) // 5))
-    parts = [(_compute_features(model, tokenise(part)), part.labels) for part in (train, validation, test)]
+    parts = [(_compute_features(model, tokenize(part)), part.labels) for part in (train, validation, test)]
     return fit_linear_probe(*parts).accuracy  # type: ignore[arg-type]
 
 

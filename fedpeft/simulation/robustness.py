@@ -53,7 +53,7 @@ def find_neighbors(model: FederatedModel, directory: Path) -> FindSynonym:
     words, table = list(whole), unit[places]
     known: dict[str, str] = {}
 
-    def near(word: str) -> str:
+    def find_near(word: str) -> str:
         plain = word.lower()
         if plain not in whole:
             return word
@@ -64,7 +64,7 @@ def find_neighbors(model: FederatedModel, directory: Path) -> FindSynonym:
             known[plain] = words[best] if float(cosines[best]) >= ALIKE else plain
         return known[plain] if known[plain] != plain else word
 
-    return near
+    return find_near
 
 
 def measure_corruptions(

@@ -15,7 +15,7 @@ TOLERATED = 1.1
 """Expected time, relative to workers that are never idle, up to which groups stay as large as possible."""
 
 PASS = 1 / 8
-"""Share of a full pass: the cost of a step beside its clients' examples, in steps of one client for each client."""
+"""Fixed cost of a pass's step, in steps of one client, as a share of the clients that fill a pass."""
 
 
 def cut(costs: Sequence[float], most: int, workers: int) -> list[int]:

@@ -162,7 +162,7 @@ class DisagreementAggregator:
             if pair.A in update.received and pair.B in update.received:
                 factors |= {pair.A, pair.B}
                 self._changes.setdefault(pair.module, []).append(change(pair, update))
-                self._bases.setdefault(pair.module, []).append(compute_basis(update.trained(pair.B)))
+                self._bases.setdefault(pair.module, []).append(compute_basis(update.get_trained(pair.B)))
         for name, delta in update.delta.items():
             if name not in factors:  # a vector or a whole matrix; as one row it has the same inner products
                 row = LowRank(torch.ones(1, 1, dtype=delta.dtype), delta.reshape(1, -1))

@@ -129,7 +129,8 @@ def parse_question(text: str) -> Question:
         spec = parse_spec(text)
         if spec.name not in QUESTIONS.own_names:
             raise PayloadError(
-                f"FP6168 the server asks {spec.name[:40]!r}; this version answers {', '.join(QUESTIONS.own_names)}"
+                f"FP6168 the server asks the unknown question {spec.name[:40]!r}; this version answers "
+                f"{', '.join(QUESTIONS.own_names)}"
             )
         return QUESTIONS.build(spec)
     except ConfigError as error:

@@ -81,7 +81,7 @@ class Sizes:
     def _measure(self, config: RunConfig) -> Size:
         groups = load_groups(config.ranks, config.clients, self._folder)
         setup = Setup.create(parse_run(config), self.facts(config), groups)
-        names = setup.strategy.trained(setup.layout, 1) - setup.strategy.private(setup.layout)
+        names = setup.strategy.list_trained(setup.layout, 1) - setup.strategy.list_private(setup.layout)
         noise = seeds.create_torch_generator(0, "size", 0)
         update = {
             t.name: TYPICAL * torch.randn(t.shape, generator=noise) for t in setup.layout.tensors if t.name in names

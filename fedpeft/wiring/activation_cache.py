@@ -36,7 +36,7 @@ def count_frozen_blocks(base: Any, layout: Layout, kind: str, task: Task) -> int
 
 
 def is_pooled(setup: Setup) -> bool:
-    """Whether all that is read of a row is its pooled features: where a head alone is trained for classes."""
+    """Return whether all that is read of a row is its pooled features: where a head alone is trained for classes."""
     adapted = any(tensor.role != "head" for tensor in setup.layout.tensors)
     return setup.facts.task == "classification" and not adapted
 
@@ -63,7 +63,7 @@ def count_cached_blocks(setup: Setup, lengths: np.ndarray, holders: int) -> int:
 
 
 def count_visits(setup: Setup, rows: int) -> float:
-    """How often a run trains on each row of a client of `rows` rows, on average."""
+    """Return the mean number of times that a run trains on each example of a client with `rows` examples."""
     training, config = setup.training, setup.config
     drawn = config.rounds * setup.compute_cohort_size(setup.clients) / setup.clients
     steps = training.steps_for(rows)

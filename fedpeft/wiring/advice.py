@@ -1,4 +1,4 @@
-"""What a run says before it starts: which settings suit clients like its own, and which never come to act."""
+"""Advice before a run starts: settings that suit its clients, and settings that have no effect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MANY = 1000
 
 
 def advise(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator[str]:
-    """Sentences, where there is something to say.
+    """Yield sentences of advice.
 
     Args:
         setup: of the run.
@@ -67,7 +67,7 @@ def advise(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator
 
 
 def advise_on_steps(setup: Setup, most: int) -> Iterator[str]:
-    """What local steps never come to where a client takes `most` of them in a round, or fewer."""
+    """Yield sentences about settings that have no effect if a client takes at most `most` steps in a round."""
     optimizer = setup.training.optimizer
     summed = isinstance(setup.mechanism, SumMechanism) and setup.mechanism.per_example
     if not summed and optimizer.share(most - 1) <= 0.5:
@@ -85,7 +85,7 @@ def advise_on_steps(setup: Setup, most: int) -> Iterator[str]:
 
 
 def _has_label_skew(setup: Setup, label_skew: float | None) -> bool:
-    """Whether label_shift may help; `label_skew`: mean total variation, 0 to 1, None where there are no classes."""
+    """Return whether label_shift may help; `label_skew` is the mean total variation, 0 to 1; None: no classes."""
     if label_skew is None or label_skew < FAR_APART or setup.drift.needs_shares or setup.secure_sum is not None:
         return False
     try:
@@ -96,36 +96,38 @@ def _has_label_skew(setup: Setup, label_skew: float | None) -> bool:
 
 
 def _can_train_head_alone(setup: Setup) -> bool:
-    """Whether a user has named lora where nothing else speaks against the head that images get."""
+    """Return whether a user has named lora although the default head for images suits the other settings."""
     return setup.method.name == ADAPTER and can_train_head_alone(setup, setup.facts, ())
 
 
 def _has_many_classes(setup: Setup) -> bool:
-    """Whether the head starts from ridge regression on the labels of more classes than that is good for; a head on all
-    blocks is left alone, which images get where nothing is said of heads."""
+    """Return whether the head starts from ridge regression on the labels of very many classes.
+
+    A head on all blocks, the default for images, does not count.
+    """
     of_classes = setup.task.targets == "classes" and setup.facts.classes > MANY_CLASSES
     return of_classes and setup.head.fits_labels and setup.method.reads != ALL_BLOCKS
 
 
 def _has_unused_owners(config: RunConfig) -> bool:
-    """Whether a user has named a column of owners, and a partition that decides nothing by it."""
+    """Return whether a user has named a column of owners, and a partition that ignores it."""
     named = parse_spec(config.dataset).settings.get("owner")
     return bool(named) and parse_spec(config.partition).name in ("dirichlet", "iid", "quantity")
 
 
 def _is_one_step(setup: Setup, rows: int) -> bool:
-    """Whether a client of so many rows takes one step, and not a plain one."""
+    """Return whether a client with so many rows takes one step with an adaptive optimizer."""
     return setup.training.steps_for(rows) == 1 and not setup.training.optimizer.plain
 
 
 def _is_one_client(setup: Setup, clients: int) -> bool:
-    """Whether the cohort is a share of the clients that comes to one client."""
+    """Return whether the cohort is a share of the clients that amounts to one client."""
     is_share = isinstance(setup.config.cohort, float) and setup.mechanism is None
     return is_share and clients > 1 and setup.compute_cohort_size(clients) == 1
 
 
 def _can_use_adam(setup: Setup) -> bool:
-    """Whether the server steps by the mean update, and could by Adam instead."""
+    """Return whether the server steps by the mean update, and could use Adam instead."""
     try:
         check_server(setup.strategy, SERVER_OPTIMIZERS.build("adam"))
     except FedpeftError:

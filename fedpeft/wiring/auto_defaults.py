@@ -1,7 +1,7 @@
-"""What `auto` stands for: PEFT method, start of the head, drift correction, partition and precision that suit a run.
+"""Values of `auto`: PEFT method, start of the head, drift correction, partition and precision that suit a run.
 
-What depends on rows that have not been looked at stays `auto`. A run's folder keeps what was chosen: on another
-machine, continued or compared, the run stays what it was.
+A value that depends on rows stays `auto` until the rows have been read. A run's folder keeps the chosen values, so that
+the run stays the same on another machine, when it is continued, and when it is compared.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from fedpeft.wiring.profiles import ProfileTable
 from fedpeft.wiring.run_spec import RunSpec
 
 ADAPTER = "lora"
-"""The PEFT method where nothing else suits better."""
+"""The default PEFT method."""
 
 OF_IMAGES = "head2toe"
-"""And where images have classes: better than an adapter on both sets of them, and ten times as fast
+"""The PEFT method for images with classes: more accurate than an adapter on both sets of images, and ten times as fast
 (`experiments/harm`, `experiments/ladder`)."""
 
 
@@ -56,15 +56,15 @@ def can_train_head_alone(spec: RunSpec, facts: DatasetInfo, groups: Sequence[Pro
 
 
 FAR_APART = 0.55
-"""Label skew from which on losses are corrected for it: between those of `experiments/harm`, where it has helped from
-0.58 on, and where it was not asked for up to 0.49."""
+"""Label skew from which on losses are corrected. In `experiments/harm`, the correction helped from 0.58 on, and was not
+needed up to 0.49."""
 
 
 def choose_drift(rule: Strategy, head: HeadStart, facts: DatasetInfo, layout: Layout) -> str:
-    """What is done against clients' drift in a configuration that says `auto`, and protects nobody.
+    """Return the drift correction that `auto` stands for in a run without privacy.
 
-    Where clients hold different classes, each pulls towards its own, and the loss is corrected for that. Clients with
-    models of their own are better off with what is likely among their own rows.
+    Clients with different classes pull toward their own, and the loss is corrected for that. Clients with models of
+    their own get no correction, because the shares of their own classes help them.
     """
     known = head.exchanges and not head.bounded and "head.weight" in layout.shapes
     if facts.task == "classification" and facts.tasks is None and known and not is_personal(rule, layout):

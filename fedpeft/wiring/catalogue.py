@@ -1,4 +1,4 @@
-"""Which flag takes which parts, and what a configuration uses of parts from outside."""
+"""Flags that take parts, and the plugins that a configuration uses."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Flag:
     """A flag whose value is a part, or several.
 
     Attributes:
-        families: which the parts are of.
-        parse: what a text means; by default one part of the first family.
-        joined: what stands between parts, where there may be several; empty: there is one.
-        check: refuses a text as far as no part is imported for it; by default `Family.check` of each part.
-        optional: whether the text may be empty, which means that there is none.
+        families: the families of the parts.
+        parse: returns the parts of a text; by default one part of the first family.
+        joined: the separator of several parts; empty: there is one part.
+        check: refuses a text without importing a part; by default `Family.check` of each part.
+        optional: whether the text may be empty, which means no part.
     """
 
     families: tuple[Family[Any], ...]
@@ -67,7 +67,7 @@ class Flag:
     optional: bool = False
 
     def parse_value(self, text: Any) -> Any:
-        """What a text means; None where it is empty and may be.
+        """Return the parts that a text describes; None: the text is empty and may be.
 
         Raises:
             ConfigError: unknown part or setting, wrong type, value out of range.
@@ -77,10 +77,10 @@ class Flag:
         return (self.parse or self.families[0].build)(text)
 
     def check_early(self, text: Any) -> None:
-        """Refuse unknown parts, and settings that are not legal, as far as no part is imported for it.
+        """Refuse unknown parts and illegal settings, without importing a part.
 
         Raises:
-            ConfigError: as `built`.
+            ConfigError: as `parse_value`.
         """
         if not isinstance(text, str) or text.strip() in ("", "auto"):
             return
@@ -124,7 +124,7 @@ def parse_hooks(text: str) -> tuple[UserHook, ...]:
 
 
 def _check_cohort(text: str) -> None:
-    """Leave a text that is no sampler's to `cohort_size`, which says what is legal."""
+    """Check a sampler's text; other texts are left to `compute_cohort_size`."""
     build_aware_sampler(text)
 
 
@@ -151,25 +151,25 @@ FLAGS: Mapping[str, Flag] = {
 """The flags of `python -m fedpeft.simulate` whose values are parts."""
 
 FAMILIES: Mapping[str, tuple[Family[Any], ...]] = {name: flag.families for name, flag in FLAGS.items()}
-"""Which families a flag's parts are of."""
+"""The families of each flag's parts."""
 
 
 def find_flag(setting: str) -> Flag | None:
-    """Return the flag whose parts a setting of `RunConfig` takes; None: its value is no part."""
+    """Return the flag whose parts a setting of `RunConfig` takes; None: its value is not a part."""
     return FLAGS.get("codec" if setting == "downlink" else setting.replace("_", "-"))
 
 
 def build_part(config: RunConfig, name: str) -> Any:
-    """What the setting `name` of a configuration means (`Flag.parse_value`)."""
+    """Return the parts that the setting `name` of a configuration describes (`Flag.parse_value`)."""
     return FLAGS[name.replace("_", "-")].parse_value(getattr(config, name))
 
 
 ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS)
-"""Every family; a task is what a data set asks for, and has no flag."""
+"""Every family. Tasks have no flag: the data set names its task."""
 
 
 def use(given: Iterable[str | Mapping[str, Any]], beside: Path | None = None) -> None:
-    """Load plugins, and see that all their parts have a name of their own.
+    """Load plugins, and check that all their parts have unique names.
 
     Raises:
         ConfigError: a plugin can't be loaded, or a name is taken already.
@@ -187,7 +187,7 @@ def use(given: Iterable[str | Mapping[str, Any]], beside: Path | None = None) ->
 
 
 def find_used_plugins(config: RunConfig) -> list[plugins.Plugin]:
-    """The plugins that a configuration needs: those that were named, and the packages whose parts stand in it.
+    """Return the plugins that a configuration needs: named ones, and packages whose parts it names.
 
     Raises:
         ConfigError: one can't be loaded.
@@ -207,15 +207,15 @@ READ: Mapping[str, tuple[Family[Any], ...]] = {
     "downlink": FAMILIES["codec"],
     "measure": (MEASUREMENTS, DATASETS),
 }
-"""Which families' parts can stand in the text of a setting, those that stand in another part's text with them."""
+"""The families whose parts a setting's text can contain, including parts inside another part's text."""
 
 
 def find_used_parts(config: RunConfig, **more: str) -> dict[str, plugins.Plugin]:
-    """The parts from outside that stand in a configuration, as `group.name`, and where each comes from.
+    """Return the plugins' parts that a configuration names, as `group.name`, each with its plugin.
 
     Args:
         config: the settings.
-        more: what they have come to mean: `task`, and `model` where the data set names it.
+        more: resolved values: `task`, and `model` if the data set names it.
 
     Raises:
         ConfigError: a plugin can't be loaded.
@@ -231,11 +231,11 @@ def find_used_parts(config: RunConfig, **more: str) -> dict[str, plugins.Plugin]
 
 
 def format_toml(config: RunConfig, parts: Mapping[str, plugins.Plugin] | None = None) -> str:
-    """A run's config.toml: its settings, and where its parts from outside came from.
+    """Return the content of a run's config.toml: its settings and its plugins.
 
     Args:
         config: the settings.
-        parts: those that the run uses (`find_used_parts`); None: all of the plugins that are named.
+        parts: the plugins' parts that the run uses (`find_used_parts`); None: all parts of the named plugins.
     """
     records = [
         record for plugin in find_used_plugins(config) if (record := _record(plugin, parts))["parts"] or parts is None
@@ -244,13 +244,13 @@ def format_toml(config: RunConfig, parts: Mapping[str, plugins.Plugin] | None = 
 
 
 def format_setup_toml(setup: Setup) -> str:
-    """The config.toml of a run that is set up: of parts from outside those that it uses."""
+    """Return the content of the config.toml of a run, with the plugins' parts that it uses."""
     parts = find_used_parts(setup.config, task=setup.facts.task, model=setup.model_name)
     return format_toml(setup.config, parts)
 
 
 def _record(plugin: plugins.Plugin, parts: Mapping[str, plugins.Plugin] | None) -> dict[str, Any]:
-    """What is written down of a plugin: of `parts` its own; of objects in Python all, which were given for the run."""
+    """Return the record of a plugin with those of `parts` that are its own; of objects in Python, all parts."""
     if parts is None or plugin.source == plugins.IN_PYTHON:
         return plugin.record
     return plugin.record | {"parts": sorted(name for name, origin in parts.items() if origin == plugin)}

@@ -1,4 +1,4 @@
-"""What a setup needs to know of the data, without having them."""
+"""Information about the data that a setup needs instead of the data."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from fedpeft.data.task_sequence import TaskSequence
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a setup needs to know of the data.
+    """Information about the data of a run.
 
     Attributes:
         kind: "text" or "image".
-        task: what is learned: a name out of `fedpeft.models.task.TASKS`.
-        label_names: one per class, in order; None: language modelling.
-        default_model: what the model `auto` stands for.
-        clients: how many there are, at least 1.
-        judged: whether the server has validation rows that may decide about a run.
-        tasks: that are met one after the other; None: there is one.
-        template: how questions are put (`fedpeft.data.rows.Dataset`).
+        task: text of the task, a part of `fedpeft.models.task.TASKS`.
+        label_names: one per class, in order; None: language modeling.
+        default_model: the model that `auto` stands for.
+        clients: number of clients, at least 1.
+        judged: whether the server has validation examples that may decide about a run.
+        tasks: the tasks of continual learning; None: there is one task.
+        template: the template of questions (`fedpeft.data.rows.Dataset`).
     """
 
     kind: str
@@ -34,11 +34,11 @@ class DatasetInfo:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, clients: int, judged: bool) -> DatasetInfo:
-        """Those of a data set that lies on `clients` clients."""
+        """Return the information about a data set on `clients` clients."""
         names, model = dataset.label_names, dataset.default_model
         return cls(dataset.kind, dataset.task, names, model, clients, judged, dataset.tasks, dataset.template)
 
     @property
     def classes(self) -> int:
-        """Number of classes; 0: language modelling."""
+        """Number of classes; 0: language modeling."""
         return len(self.label_names or ())

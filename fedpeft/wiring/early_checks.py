@@ -1,7 +1,7 @@
-"""What is wrong with settings by themselves, before torch, rows or a model are loaded.
+"""Checks of settings before torch, rows or a model are loaded.
 
-Nothing here imports torch, so a mistake is told within a second. What is checked here is checked again where it is
-used; `fedpeft.wiring.run_spec.parse_run` builds the parts, before any row is read.
+Nothing here imports torch, so a user reads about a mistake within a second. Later modules repeat these checks:
+`fedpeft.wiring.run_spec.parse_run` builds the parts, before any row is read.
 """
 
 from __future__ import annotations

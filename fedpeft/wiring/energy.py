@@ -1,4 +1,4 @@
-"""Energy and carbon of clients, as they are predicted: from watts, seconds and bytes that profiles declare.
+"""Predicted energy and carbon of clients, from watts, seconds and bytes that profiles declare.
 
     training   watts_train x steps x step_seconds
     idle       watts_idle x (seconds of the slowest in the round - own)
@@ -6,8 +6,8 @@
     site       all of it x PUE
     grams      joules / 3.6e6 x intensity(hour),   intensity (1 + swing cos(2 pi (hour - peak) / 24))
 
-The accounting follows Qiu et al., A First Look into the Carbon Footprint of Federated Learning, JMLR 2023. What a step
-takes is declared and not measured, so that a run with a seed is the same run on every machine.
+The accounting follows Qiu et al., A First Look into the Carbon Footprint of Federated Learning, JMLR 2023. The
+seconds of a step are declared and not measured, so that a run with a seed is the same on every machine.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ DAY = 24.0
 class EnergySettings(Measurement):
     """The settings of `--measure energy`."""
 
-    watts: float = setting(0.0, "of a client while it trains; 0: as its profile says", low=0)
-    idle_watts: float = setting(0.0, "of a client while it waits for the slowest of its round", low=0)
-    step_seconds: float = setting(1.0, "that a local step takes on a client, where its profile says nothing", above=0)
-    joule_per_byte: float = setting(0.0, "of traffic, both ways", low=0)
-    pue: float = setting(1.0, "power usage effectiveness: what the site takes for each joule of the machines", low=1)
-    intensity: float = setting(0.0, "grams of CO2 per kWh; 0: grams are not told", low=0)
-    lean: bool = setting(False, "local steps follow the battery: of a client at half of its charge, half of them")
+    watts: float = setting(0.0, "power of a client while it trains; 0: as in its profile", low=0)
+    idle_watts: float = setting(0.0, "power of a client while it waits for the slowest of its round", low=0)
+    step_seconds: float = setting(1.0, "duration of a local step on a client whose profile gives none", above=0)
+    joule_per_byte: float = setting(0.0, "joules per byte of traffic, both ways", low=0)
+    pue: float = setting(1.0, "power usage effectiveness: joules of the site for each joule of the machines", low=1)
+    intensity: float = setting(0.0, "grams of CO2 per kWh; 0: grams are not reported", low=0)
+    lean: bool = setting(False, "local steps follow the battery: half of the steps at half of the charge")
     round_hours: float = setting(1.0, "hours from one round to the next, for batteries and the time of day", above=0)
 
 
 @dataclass(frozen=True)
 class EnergyUse:
-    """Joules of one client in one round, the site's overhead included."""
+    """Joules of one client in one round, including the site's overhead."""
 
     train: float
     idle: float
@@ -50,37 +50,46 @@ class EnergyUse:
 
     @property
     def joules(self) -> float:
-        """All of it."""
+        """The total in joules."""
         return self.train + self.idle + self.up + self.down
 
     def to_dict(self) -> dict[str, float]:
-        """For a JSON line."""
+        """Return the joules by cause, for a JSON line."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class EnergyModel:
-    """Of a run: `given` says what profiles leave open."""
+    """The energy model of a run; `given` fills in what profiles leave open."""
 
     given: EnergySettings
 
     def get_watts(self, profile: Profile) -> float:
-        """Of a client that trains."""
+        """Return the watts of a client that trains."""
         return profile.watts_train or self.given.watts
 
     def get_seconds(self, profile: Profile, steps: int) -> float:
-        """Of local training."""
+        """Return the seconds of local training."""
         return steps * (profile.step_seconds or self.given.step_seconds)
 
     def predict_joules(self, profile: Profile, steps: int, up: int, down: int) -> float:
-        """Joules of a round without waiting, as the client's battery gives them: the site's overhead is not its."""
+        """Return the joules that a round takes from the client's battery, without waiting and the site's overhead."""
         per_byte = profile.joule_per_byte or self.given.joule_per_byte
         return self.get_watts(profile) * self.get_seconds(profile, steps) + per_byte * (up + down)
 
     def compute_spent(
         self, profile: Profile, steps: int, slowest: float, up: int, down: int, measured: float = 0.0
     ) -> EnergyUse:
-        """Of a round whose slowest client takes `slowest` seconds; `measured`: joules of training, by the client."""
+        """Return the energy of a client's round.
+
+        Args:
+            profile: the client's profile.
+            steps: local steps.
+            slowest: seconds of the slowest client of the round.
+            up: bytes that the client sends.
+            down: bytes that the client receives.
+            measured: joules of training that the client has measured; 0: predict them.
+        """
         own = self.get_seconds(profile, steps)
         per_byte = (profile.joule_per_byte or self.given.joule_per_byte) * self.given.pue
         return EnergyUse(
@@ -91,11 +100,11 @@ class EnergyModel:
         )
 
     def get_hour(self, round_number: int) -> float:
-        """Of the day, 0 to 24, at which a round begins; round 1 at midnight."""
+        """Return the hour of the day, 0 to 24, at which a round begins; round 1 begins at midnight."""
         return (round_number - 1) * self.given.round_hours % DAY
 
     def get_intensity(self, profile: Profile, round_number: int) -> float:
-        """Grams of CO2 per kWh at the time of a round; 0: nobody says."""
+        """Return the grams of CO2 per kWh at the time of a round; 0: no value is given."""
         mean = profile.intensity or self.given.intensity
         return mean * (
             1
@@ -103,11 +112,11 @@ class EnergyModel:
         )
 
     def compute_grams(self, profile: Profile, round_number: int, joules: float) -> float:
-        """Of CO2."""
+        """Return the grams of CO2 that `joules` cause in a round."""
         return joules / JOULES_PER_KWH * self.get_intensity(profile, round_number)
 
 
 def add_up(spent: Mapping[int, EnergyUse]) -> EnergyUse:
-    """Of all clients."""
+    """Return the sum of all clients' energy."""
     own = spent.values()
     return EnergyUse(*(sum(getattr(s, name) for s in own) for name in ("train", "idle", "up", "down")))

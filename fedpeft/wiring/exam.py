@@ -29,20 +29,20 @@ def check_evaluate(setup: Setup, asked: Evaluate) -> None:
     """
     if isinstance(setup.task, DescribesImages):
         raise ConfigError(
-            "FP1302 evaluate asks with texts alone, and captions are of images; leave it out of --measure"
+            "FP1302 evaluate asks questions in text alone, and captions need images; leave it out of --measure"
         )
     if setup.task.targets:
         what = "predicts numbers" if setup.task.targets == "numbers" else "is a classifier"
-        raise ConfigError(f"FP1355 evaluate asks a language model, and this {what}; leave it out of --measure")
+        raise ConfigError(f"FP1355 evaluate needs a language model, and this run {what}; leave it out of --measure")
     if setup.personal:
         raise ConfigError(
-            f"FP1356 evaluate asks the global model, and with {setup.config.strategy} each client has its own; leave "
-            "it out of --measure, and compare them with python -m fedpeft.evaluate RUN --own all"
+            f"FP1356 evaluate asks the global model, and with {setup.config.strategy} each client has its own model; "
+            "leave it out of --measure, and compare them with python -m fedpeft.evaluate RUN --own all"
         )
     parse_metrics(asked.metrics)
     if not asked.questions and not setup.task.asks:
         raise ConfigError(
-            f"FP1357 evaluate needs questions, and rows of {setup.facts.task} are none: give "
+            f"FP1357 evaluate needs questions, and rows of {setup.facts.task} contain none; give "
             "evaluate(questions='FILE.jsonl'), or leave it out of --measure"
         )
 
@@ -61,7 +61,7 @@ def make_exam(asked: Evaluate, setup: Setup, validation: Rows, say: Callable[[st
         rows = limit_rows(validation, asked.rows)
         found = [parse_question(str(row)) for row in rows.inputs]
     else:
-        raise ConfigError("FP1358 evaluate has no validation rows to ask: give evaluate(questions='FILE.jsonl')")
+        raise ConfigError("FP1358 evaluate has no validation examples to ask; give evaluate(questions='FILE.jsonl')")
     readable = count_readable_tokens(setup.model_directory, setup.method.extra_tokens, UNBOUNDED)
     kept, notes = select_fitting(found, load_tokenizer(setup.model_directory), asked.new_tokens, readable)
     for note in notes:

@@ -1,4 +1,4 @@
-"""Where simulated clients run, and how they are trained.
+"""Places where simulated clients run, and executors that train them.
 
 --grid "cohort(executor=sequential)"        processes of this machine, clients one by one
 --grid "ray(address=auto)"                  actors of a Ray cluster
@@ -16,7 +16,7 @@ EXECUTORS = ("batched", "sequential")
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationGrid:
-    """One place. Subclasses are frozen dataclasses; their fields are the user's settings."""
+    """A place where simulated clients run. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
     executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
 

@@ -34,6 +34,7 @@ class Measurements:
     parts: tuple[Measurement, ...] = ()
 
     def __str__(self) -> str:
+        """Return the text of `--measure`."""
         return " + ".join(map(format_part, self.parts))
 
     def get(self, kind: type[M]) -> M | None:

@@ -1,12 +1,12 @@
-"""How a private run trains where its user names a budget, and says nothing of training.
+"""Plan of local training for a private run whose user names a budget and no setting of training.
 
     --privacy "dp_sgd(epsilon=8)"
 
-Whether there is training at all, and of an adapter or of the head alone, the mechanism decides by its signal to noise
-(`Mechanism.has_signal`); that there is some the user may say, by the start's share or another head. Then the batch, the
-local steps, the learning rates, the optimizer and the clipping norm follow from rows, clients, rounds and the cohort,
-and from how far a server optimizer leads that the user names. Nothing is tuned on what the rows say, so nothing of it
-costs privacy. Who sets one of `LEFT` sets all.
+The mechanism decides by its signal to noise (`Mechanism.has_signal`) whether to train, and whether to train an adapter
+or the head alone. The user can demand training by the start's share or by another head. Batch size, local steps,
+learning rates, optimizer and clipping norm follow from rows, clients, rounds and cohort, and from the reach of a named
+server optimizer. Nothing is tuned on the content of rows, so the plan costs no privacy. A user who sets one of `LEFT`
+sets all of them.
 """
 
 from __future__ import annotations
@@ -35,24 +35,23 @@ from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
 
 LEFT = ("batch_size", "local_work", "learning_rate", "optimizer")
-"""What is planned where all of it is left at its default."""
+"""The settings that are planned if all of them have their defaults."""
 
 HEAD_ALONE, OF_IMAGES = "linear_probe", "whitened_probe"
-"""The PEFT methods that are planned where an adapter would not be heard: a head is, or nothing is but its start."""
+"""The PEFT methods that are planned if noise would drown an adapter."""
 
 MADE_FOR, ALIKE = 3.0, 3.0
-"""About how long the features were that plans were looked at on, and by what factor others may be longer or shorter."""
+"""Mean length of the features that plans were tried on, and the factor by which others may differ."""
 
 CLOSE = 1e-9
-"""How far two noise multipliers of one start may lie apart, relatively."""
+"""Largest relative difference of two noise multipliers of one start."""
 
 DIRECTIONS = "private_centroids"
-"""Where whitened features are only released, and not trained on: moments, which would whiten them, have less to add
-than they take."""
+"""The head if whitened features are released but not trained on: moments, which whiten, cost more than they add."""
 
 
 def can_plan(setup: Setup) -> bool:
-    """Whether how clients train is to be planned: a budget is named, and nothing of training."""
+    """Return whether to plan local training: the user names a budget and no setting of training."""
     mechanism = setup.mechanism
     if mechanism is None or not mechanism.protects or mechanism.epsilon is None or not mechanism.plan:
         return False
@@ -60,10 +59,10 @@ def can_plan(setup: Setup) -> bool:
 
 
 def restore_start_share(setup: Setup, federation: Exposure, folder: Path) -> Setup:
-    """The setup with the share of its start that the run in `folder` has begun with; the same one where it is new.
+    """Return the setup with the share of its start that the run in `folder` began with; a new run is unchanged.
 
-    What is heard another version may see otherwise, and a run goes on as it began: its ledger tells the noise of its
-    start, and which of the two shares that is of.
+    Another version may judge the signal differently, but a run continues as it began. The noise of the start in its
+    ledger determines the share.
 
     Raises:
         PrivacyError: the ledger can't be read.
@@ -84,7 +83,7 @@ def restore_start_share(setup: Setup, federation: Exposure, folder: Path) -> Set
 
 
 def note_unused_training(setup: Setup, federation: Exposure) -> Setup:
-    """The setup, with a note where the user names training that is not done, since its start has the whole budget."""
+    """Return the setup, with a note if the user names training although the start takes the whole budget."""
     mechanism, config = setup.mechanism, setup.config
     if mechanism is None or mechanism.start is not None:
         return setup
@@ -103,16 +102,16 @@ def note_unused_training(setup: Setup, federation: Exposure) -> Setup:
 
 
 def plan_training(setup: Setup, federation: Exposure, groups: Sequence[ProfileTable] = (), head: str = "auto") -> Setup:
-    """The setup with what its mechanism plans: training, or a start alone; the same one where the user says how.
+    """Return the setup with the plan of its mechanism: training, or a start alone; unchanged if the user decides.
 
-    The planned settings say plan=False, so that a run that is continued stays what it was. Where the mechanism
-    asks all clients in each round, so do they, unless the user has named a cohort.
+    The planned settings contain plan=False, so that a continued run stays the same. If the mechanism asks all clients
+    in each round, the plan does so too, unless the user has named a cohort.
 
     Args:
-        setup: as the user says.
-        federation: the run as its mechanism sees it.
-        groups: of clients that differ.
-        head: how the user says it starts.
+        setup: the parts that the user describes.
+        federation: the run's exposure.
+        groups: groups of clients that differ.
+        head: the user's text of --head.
 
     Raises:
         FedpeftError: what is planned does not go with the other settings; or the named server optimizer's steps are
@@ -162,7 +161,7 @@ def plan_training(setup: Setup, federation: Exposure, groups: Sequence[ProfileTa
 def _ask_all_clients(
     mechanism: Mechanism, setup: Setup, federation: Exposure, groups: Sequence[ProfileTable]
 ) -> tuple[Setup, Exposure]:
-    """Both with all clients in each round, where the mechanism asks them and the user has named no cohort."""
+    """Return both with all clients in each round, if the mechanism asks all and the user has named no cohort."""
     asks_all = isinstance(mechanism, PlansTraining) and mechanism.asks_all(federation)
     if not asks_all or not _is_default(setup.config, "cohort"):
         return setup, federation
@@ -171,13 +170,13 @@ def _ask_all_clients(
 
 
 def _create_noise_error(setup: Setup, heard: int) -> ConfigError:
-    """What is said where noise drowns an adapter, and there is no head to train instead of it."""
+    """Return the error for a run whose noise drowns the adapter and that has no head to train instead."""
     config = setup.config
     return ConfigError(
-        f"FP1375 --privacy {config.privacy} lets at most {heard:,} trained numbers be heard above its noise, "
-        f"{config.peft} has {setup.trained_entries[1]:,}, and {setup.facts.task} has no head that could be trained "
-        "alone; take a larger epsilon, more rows or a smaller adapter (--peft 'lora(rank=1, layers=1)'), or name "
-        "--learning-rate, --optimizer, --local-work and --batch-size yourself"
+        f"FP1375 under --privacy {config.privacy} the noise drowns adapters of more than {heard:,} trained numbers; "
+        f"{config.peft} has {setup.trained_entries[1]:,}, and {setup.facts.task} has no head to train alone. Take a "
+        "larger epsilon, more rows or a smaller adapter (--peft 'lora(rank=1, layers=1)'), or name --learning-rate, "
+        "--optimizer, --local-work and --batch-size yourself"
     )
 
 
@@ -195,20 +194,24 @@ def _check_planned(setup: Setup, plain: bool, not_whitened: str) -> None:
     config = setup.config
     if not plain:
         raise ConfigError(
-            f"FP1376 --server-optimizer {config.server_optimizer} takes steps of a length of its own, so that how "
-            f"clients train can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, "
+            f"FP1376 --server-optimizer {config.server_optimizer} sets the length of its steps itself, so local "
+            f"training can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, "
             "--local-work and --batch-size yourself, or take momentum or leave it out"
         )
     if setup.method.reads == ALL_BLOCKS and not_whitened:  # plain steps swing across what all rows have in common
         raise ConfigError(
-            f"FP1377 how {setup.method.name} trains can't be planned from --privacy {config.privacy}: {not_whitened}, "
-            "or take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and --batch-size yourself"
+            f"FP1377 local training of {setup.method.name} can't be planned from --privacy {config.privacy}: "
+            f"{not_whitened}, or take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and "
+            "--batch-size yourself"
         )
 
 
 def _read(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
-    """With features whitened, where that is planned: of a head alone, from a start that tells how they vary; and else
-    with their length, where a head alone reads some that are longer or shorter by far than what plans were made for."""
+    """Return the exposure with the features that a head alone reads.
+
+    It holds the whitened directions if whitening is planned and the start has them. Else it holds the features' length
+    if that differs much from the length that plans were made for.
+    """
     if can_plan_whitening(mechanism) and setup.whitened_directions:
         return dataclasses.replace(federation, whitened=setup.whitened_directions)
     if not federation.head_alone or not isinstance(model := setup.model(), Classifier):
@@ -218,7 +221,7 @@ def _read(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
 
 
 def _explain_no_whitening(setup: Setup, mechanism: Mechanism) -> str:
-    """Why not, and what to do."""
+    """Return why features are not whitened, and what to do."""
     if not can_plan_whitening(mechanism):
         return "its features would have to be whitened; take --privacy distributed_dp(unit=rows)"
     if not trains_head_alone(setup.strategy, setup.layout):
@@ -230,11 +233,11 @@ def _explain_no_whitening(setup: Setup, mechanism: Mechanism) -> str:
 
 
 def _choose_head_method(setup: Setup) -> str:
-    """The PEFT method of a head alone: of pictures' labels on whitened features."""
+    """Return the PEFT method of a head alone; it reads whitened features of pictures with labels."""
     return OF_IMAGES if setup.facts.kind == "image" and setup.task.targets else HEAD_ALONE
 
 
 def _is_default(config: RunConfig, name: str) -> bool:
-    """Whether a setting has its default, or the PEFT method is what that stands for."""
+    """Return whether a setting has its default, or the PEFT method that the default stands for."""
     default = ADAPTER if name == "peft" else RunConfig.__dataclass_fields__[name].default
     return bool(getattr(config, name) == default)

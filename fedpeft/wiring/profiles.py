@@ -1,5 +1,7 @@
-"""What distinguishes clients: LoRA rank and alpha, local steps, how often they take part, how fast they send,
-in which precision they hold the base and the adapter, and how much memory and how many rows they have.
+"""Profiles of clients that differ.
+
+A profile sets LoRA rank and alpha, local steps, participation, the speed of the uplink, and the precision of the base
+and the adapter. It also gives the client's memory and rows, and its energy.
 
     --ranks "4*50,8*30,32*20"       the first 50 clients hold rank 4, the next 30 rank 8, the last 20 rank 32
     --clients FILE.toml             the same and more, one table for each group of clients, in the order of client ids:
@@ -16,18 +18,18 @@ in which precision they hold the base and the adapter, and how much memory and h
         watts_train = 6
         battery_wh = 15
 
-    --ranks auto                    with such a file: ranks by what the groups' tables say of memory, link and rows
+    --ranks auto                    with such a file: ranks by the memory, link and rows of the groups' tables
 
-`auto` gives the rank r of the PEFT method to whoever has most of all three, and another client the share of it that its
-scarcest resource is of the most that a client has (own rule):
+With `auto`, a client with the most of all three gets the rank r of the PEFT method. Another client gets the share of r
+that its scarcest resource is of the largest one (own rule):
 
     r_k = max(1, floor(r min(memory_k / max memory, link_k / max link, rows_k / max rows)))
 
-What a rank takes of memory (factors, gradients, moments) and of an upload grows in proportion to it, so that in a round
-all take about as long to send; and who has few rows trains few numbers with them. Ranks that a table states stay.
+Memory (factors, gradients, moments) and uploads grow in proportion to the rank. So all clients take about as long to
+send, and a client with few rows trains few numbers. Ranks that a table states stay.
 
-The global adapter has the largest rank. Where no alpha is given, all clients have the scale alpha / rank of the PEFT
-method, so that ranks differ and scales don't.
+The global adapter has the largest rank. Without an alpha, all clients have the PEFT method's scale alpha / rank, so
+that ranks differ and scales do not.
 """
 
 from __future__ import annotations
@@ -58,23 +60,23 @@ OF_ENERGY = (
     "watts_train", "watts_idle", "joule_per_byte", "step_seconds", "battery_wh", "charge_watts",
     "intensity", "intensity_swing", "peak_hour",
 )  # fmt: skip
-"""Fields of a profile that a table gives as they are."""
+"""Fields that a profile copies from its table."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One client.
+    """The settings of one client.
 
     Attributes:
         form: LoRA rank and alpha; None: no LoRA.
-        steps: per round; 0: as the run says.
+        steps: local steps per round; 0: the run's own.
         participation: chance of being drawn, relative to other clients.
         link: speed of the uplink, relative to other clients.
         base: precision of the frozen base; empty: the run's own.
         adapter: precision in which the client holds its adapter.
-        watts_train, watts_idle, joule_per_byte, step_seconds: for `fedpeft.wiring.energy`; 0: as the run says.
-        battery_wh, charge_watts: of a client that runs on a battery, full at the start; 0 Wh: it is plugged in.
-        intensity, intensity_swing, peak_hour: grams of CO2 per kWh where the client is, and how they move over the day.
+        watts_train, watts_idle, joule_per_byte, step_seconds: for `fedpeft.wiring.energy`; 0: the run's own.
+        battery_wh, charge_watts: capacity and charging power of a battery, full at the start; 0 Wh: plugged in.
+        intensity, intensity_swing, peak_hour: grams of CO2 per kWh at the client, and their course over the day.
     """
 
     form: AdapterShape | None
@@ -102,10 +104,12 @@ class Profiles(Sequence[Profile]):
     """
 
     def __init__(self, groups: Iterable[tuple[Profile, int]]) -> None:
+        """Hold the groups, in the order of client ids."""
         self.groups = tuple(groups)
         self._ends = list(accumulate(count for _, count in self.groups))
 
     def __len__(self) -> int:
+        """Return the number of clients."""
         return self._ends[-1]
 
     @overload
@@ -115,6 +119,7 @@ class Profiles(Sequence[Profile]):
     def __getitem__(self, client: slice) -> Sequence[Profile]: ...
 
     def __getitem__(self, client: int | slice) -> Profile | Sequence[Profile]:
+        """Return the profile of a client, or the profiles of a slice of clients."""
         if isinstance(client, slice):
             return [self[i] for i in range(*client.indices(len(self)))]
         if not -len(self) <= client < len(self):
@@ -122,17 +127,18 @@ class Profiles(Sequence[Profile]):
         return self.groups[bisect_right(self._ends, client % len(self))][0]
 
     def __repr__(self) -> str:
+        """Return the profiles of all clients as a tuple's text."""
         return repr(tuple(self))
 
 
 def list_distinct(profiles: Sequence[Profile]) -> list[Profile]:
-    """The different profiles, in the order of their first clients."""
+    """Return the distinct profiles, in the order of their first clients."""
     each = (profile for profile, _ in profiles.groups) if isinstance(profiles, Profiles) else profiles
     return list(dict.fromkeys(each))
 
 
 def compute_chances(profiles: Sequence[Profile]) -> tuple[float, ...]:
-    """Each client's chance of being drawn, relative to the others'; empty: all are alike."""
+    """Return each client's chance of being drawn, relative to the others'; empty: all are alike."""
     if len({profile.participation for profile in list_distinct(profiles)}) == 1:
         return ()
     return tuple(profile.participation for profile in profiles)
@@ -142,7 +148,7 @@ def compute_chances(profiles: Sequence[Profile]) -> tuple[float, ...]:
 class ProfileTable:
     """One [[profile]] of a file: a group of clients."""
 
-    count: int = setting(1, "how many clients", low=1)
+    count: int = setting(1, "number of clients in the group", low=1)
     rank: int = setting(0, "LoRA rank; 0: that of the PEFT method", low=0, high=1024)
     alpha: float = setting(0.0, "LoRA alpha; 0: the PEFT method's alpha / rank times this rank", low=0)
     local_steps: int = setting(0, "local steps per round; 0: the run's own", low=0)
@@ -152,27 +158,27 @@ class ProfileTable:
     link: float = setting(
         1.0, "speed of the uplink, relative to other clients (for the codec's by_link, ranks=auto)", above=0
     )
-    memory: float = setting(0.0, "memory for training, in any unit that all tables share; 0: not said", low=0)
+    memory: float = setting(0.0, "memory for training, in any unit that all tables share; 0: not given", low=0)
     rows: int = setting(0, "examples of each client, for ranks=auto; 0: not given", low=0)
     base: str = setting("", "precision of the frozen base: fp32, bf16, int8, nf4; empty: the run's", choices=BASES)
     adapter: str = setting("fp32", "precision in which the adapter is held: fp32, bf16", choices=ADAPTERS)
-    watts_train: float = setting(0.0, "while it trains; 0: as energy(watts=...) says", low=0)
-    watts_idle: float = setting(0.0, "while it waits; 0: as energy(idle_watts=...) says", low=0)
-    joule_per_byte: float = setting(0.0, "of its traffic; 0: as energy(joule_per_byte=...) says", low=0)
-    step_seconds: float = setting(0.0, "of a local step; 0: as energy(step_seconds=...) says", low=0)
+    watts_train: float = setting(0.0, "watts while it trains; 0: those of energy(watts=...)", low=0)
+    watts_idle: float = setting(0.0, "watts while it waits; 0: those of energy(idle_watts=...)", low=0)
+    joule_per_byte: float = setting(0.0, "joules per byte of traffic; 0: those of energy(joule_per_byte=...)", low=0)
+    step_seconds: float = setting(0.0, "seconds of a local step; 0: those of energy(step_seconds=...)", low=0)
     battery_wh: float = setting(0.0, "capacity of its battery, full at the start; 0: plugged in", low=0)
-    charge_watts: float = setting(0.0, "with which its battery is charged between rounds", low=0)
-    intensity: float = setting(0.0, "grams of CO2 per kWh, over the day; 0: as energy(intensity=...) says", low=0)
+    charge_watts: float = setting(0.0, "watts that charge the battery between rounds", low=0)
+    intensity: float = setting(0.0, "grams of CO2 per kWh, over the day; 0: those of energy(intensity=...)", low=0)
     intensity_swing: float = setting(0.0, "share by which the intensity rises and falls over the day", low=0, high=1)
     peak_hour: float = setting(19.0, "hour of the day with the largest intensity", low=0, below=24)
 
 
 AUTO = "auto"
-"""The `ranks` that are chosen by what clients have."""
+"""The text of `ranks` that chooses ranks by clients' resources."""
 
 
 def choose_ranks(tables: Sequence[ProfileTable], form: AdapterShape | None) -> list[ProfileTable]:
-    """The tables with a rank each, at most the PEFT method's `form` has, by memory, link and rows (`auto`).
+    """Return the tables with ranks by memory, link and rows (`auto`), at most the rank of the method's `form`.
 
     Raises:
         ConfigError: the method has no ranks, the tables don't tell clients apart, or one states what others don't.
@@ -181,8 +187,8 @@ def choose_ranks(tables: Sequence[ProfileTable], form: AdapterShape | None) -> l
         raise ConfigError("FP1378 ranks are those of LoRA factors, or lengths of prompts; use the peft method lora")
     if len({(t.memory, t.link, t.rows) for t in tables}) == 1:
         raise ConfigError(
-            "FP1379 ranks=auto goes by memory, link and rows, and all tables say the same; state them, or leave ranks "
-            "out"
+            "FP1379 ranks=auto goes by memory, link and rows, which are equal in all tables; state them, or leave "
+            "ranks out"
         )
     shares = [1.0] * len(tables)
     for name in ("memory", "link", "rows"):
@@ -198,7 +204,7 @@ def choose_ranks(tables: Sequence[ProfileTable], form: AdapterShape | None) -> l
 
 
 def parse_ranks(text: str) -> list[ProfileTable]:
-    """The groups that a text such as "4*50,8*30" describes.
+    """Return the groups that a text such as "4*50,8*30" describes.
 
     Raises:
         ConfigError: it has another form.
@@ -218,7 +224,7 @@ def parse_ranks(text: str) -> list[ProfileTable]:
 
 
 def read_tables(file: Path) -> list[ProfileTable]:
-    """The groups in a TOML file.
+    """Return the groups in a TOML file.
 
     Raises:
         ConfigError: it can't be read, or holds anything but [[profile]] tables.
@@ -236,7 +242,7 @@ def read_tables(file: Path) -> list[ProfileTable]:
 
 
 def load_groups(ranks: str, clients: int | str, folder: Path | None = None) -> list[ProfileTable]:
-    """What `--ranks` or a file of `--clients` say; none: all clients are alike.
+    """Return the groups of `--ranks` or of the file of `--clients`; empty: all clients are alike.
 
     A run's `folder` keeps its own copy of the file; None: there is no folder yet.
 
@@ -245,11 +251,11 @@ def load_groups(ranks: str, clients: int | str, folder: Path | None = None) -> l
     """
     if ranks == AUTO and not isinstance(clients, str):
         raise ConfigError(
-            "FP1384 ranks=auto chooses ranks by clients' memory, link and rows, which a TOML file of [[profile]] "
-            "tables says; give one, such as --clients clients.toml"
+            "FP1384 ranks=auto chooses ranks by clients' memory, link and rows, which need a TOML file of "
+            "[[profile]] tables; give one, such as --clients clients.toml"
         )
     if ranks and ranks != AUTO and isinstance(clients, str):
-        raise ConfigError(f"FP1385 ranks and the tables in {clients} both say what clients hold; give one of them")
+        raise ConfigError(f"FP1385 ranks and the tables in {clients} both set clients' ranks; give one of them")
     if ranks and ranks != AUTO:
         return parse_ranks(ranks)
     if not isinstance(clients, str):
@@ -258,19 +264,19 @@ def load_groups(ranks: str, clients: int | str, folder: Path | None = None) -> l
         return read_tables(folder / PROFILES)
     if not clients.endswith(".toml"):
         raise ConfigError(
-            f"FP1386 clients={clients!r} is no number, and no TOML file of [[profile]] tables: write --clients 100 or "
-            "--clients clients.toml"
+            f"FP1386 clients={clients!r} is neither a number nor a TOML file of [[profile]] tables; write --clients "
+            "100 or --clients clients.toml"
         )
     return read_tables(Path(clients))
 
 
 def count_clients(clients: int | str, tables: Sequence[ProfileTable]) -> int:
-    """How many clients there are: the number that is given, or the sum of the counts in the file's `tables`."""
+    """Return the number of clients: the given number, or the sum of the counts in the file's `tables`."""
     return sum(table.count for table in tables) if isinstance(clients, str) else clients
 
 
 def check_counts(tables: Sequence[ProfileTable], clients: int) -> None:
-    """Refuse groups that are not as many clients as there are.
+    """Refuse groups whose counts do not add up to the number of clients.
 
     Raises:
         ConfigError: gives both numbers.
@@ -284,14 +290,14 @@ def check_counts(tables: Sequence[ProfileTable], clients: int) -> None:
 
 
 def keep_profiles(clients: int | str, folder: Path) -> None:
-    """Copy the file that `--clients` names into the run's folder, where a run that is continued finds it."""
+    """Copy the file that `--clients` names into the run's folder, for a run that is continued."""
     if isinstance(clients, str) and not (folder / PROFILES).exists():
         with raise_write_errors(folder / PROFILES):
             shutil.copyfile(clients, folder / PROFILES)
 
 
 def create_profiles(tables: Sequence[ProfileTable], clients: int, form: AdapterShape | None) -> Profiles:
-    """A profile for each client, in the order of ids; `form` is the PEFT method's own.
+    """Return a profile for each client, in the order of ids; `form` is the PEFT method's own.
 
     Raises:
         ConfigError: the counts don't add up to `clients`, or ranks are given to a method that has none.

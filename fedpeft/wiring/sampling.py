@@ -93,7 +93,7 @@ class View(Protocol):
 
     @property
     def rows(self) -> NDArray[np.float64]:
-        """Of each client, (clients,); not a number: nobody knows yet."""
+        """Number of examples of each client, (clients,); not a number: not known yet."""
         ...
 
     def get_intensity(self, round_number: int) -> NDArray[np.float64]:
@@ -118,10 +118,10 @@ class AwareSampler(ABC):
 
 
 def build_aware_sampler(cohort: Size) -> AwareSampler | None:
-    """The sampler that `--cohort` names; None: auto, a number, a fraction or all.
+    """Return the sampler that `--cohort` names; None: auto, a number, a fraction or all.
 
     Raises:
-        ConfigError: the text is no sampler's, or a setting is not legal.
+        ConfigError: the text names an unknown sampler, or a setting is not legal.
     """
     if not isinstance(cohort, str) or cohort in ("auto", "all"):
         return None
@@ -131,14 +131,14 @@ def build_aware_sampler(cohort: Size) -> AwareSampler | None:
 
 
 def find_able_clients(view: View) -> NDArray[np.int64]:
-    """Ids of the clients whose batteries hold what a round is predicted to take."""
+    """Return the ids of the clients whose batteries hold the predicted energy of a round."""
     return np.flatnonzero(view.levels >= view.uses)
 
 
 def draw_clients(
     among: NDArray[np.int64], weights: NDArray[np.float64], size: int, seed: int, round_number: int
 ) -> list[int]:
-    """`size` of these ids at random, without replacement, or all of them; ascending."""
+    """Draw `size` of these ids without replacement, or return all of them; ascending."""
     if len(among) <= size:
         return sorted(among.tolist())
     chances = weights[among] / weights[among].sum()
@@ -150,7 +150,7 @@ def draw_clients(
 def select_best(
     scores: NDArray[np.float64], among: NDArray[np.int64], size: int, seed: int, round_number: int
 ) -> list[int]:
-    """The `size` of these ids with the largest scores, ascending; those that are equal are drawn at random."""
+    """Return the `size` ids with the largest scores, ascending; ties are drawn at random."""
     shuffled = seeds.create_generator(seed, "cohort", round_number).permutation(among)
     chosen: list[int] = shuffled[np.argsort(-scores[shuffled], kind="stable")][:size].tolist()
     return sorted(chosen)

@@ -119,7 +119,7 @@ class Setup(RunSpec):
         whole = map(rule.get_whole_form, forms) if isinstance(rule, TaskRanks) else ()
         peft = resize_method(spec.config.peft, spec.method, [*forms, *whole])
         method = spec.method if peft == spec.config.peft else PEFT_METHODS.build(peft)
-        head = spec.head.fitted(task.targets) if task.targets in ("numbers", "labels") else spec.head
+        head = spec.head.fit_to_targets(task.targets) if task.targets in ("numbers", "labels") else spec.head
         model_directory = resolve_model(facts.default_model if spec.config.model == "auto" else spec.config.model)
         notes: list[str] = []
         reference = load_adapted_model(task, model_directory, method, spec.config.dtype, facts.classes, notes.append)
@@ -155,12 +155,12 @@ class Setup(RunSpec):
 
     @property
     def rounds(self) -> int:
-        """Of the run."""
+        """Number of rounds of the run."""
         return self.config.rounds
 
     @property
     def schedule(self) -> Schedule:
-        """Of the clients' learning rate."""
+        """Schedule of the clients' learning rate."""
         own, tasks = self.training.optimizer, self.facts.tasks
         rounds = self.config.rounds if tasks is None else tasks.schedule.every  # each task has its own
         return Schedule(self.config.learning_rate, rounds, own.schedule, own.floor, repeats=tasks is not None)
@@ -178,7 +178,7 @@ class Setup(RunSpec):
 
     @property
     def whitened_directions(self) -> int:
-        """In how many directions the start of a head that is trained alone, and whole, tells how features vary."""
+        """Number of directions in which the start of a head that is trained alone measures the features' variance."""
         alone = self.has_private_start and trains_head_alone(self.strategy, self.layout)
         return self.head.whitened_directions(self.layout.shapes["head.weight"][1]) if alone else 0
 
@@ -190,41 +190,41 @@ class Setup(RunSpec):
     @cached_property
     def trained_entries(self) -> tuple[int, int]:
         """Entries that clients train and hand in, in the rounds with the fewest and with the most of them."""
-        own = self.strategy.private(self.layout)
-        names = [self.strategy.trained(self.layout, round_number) - own for round_number in range(1, 5)]
+        own = self.strategy.list_private(self.layout)
+        names = [self.strategy.list_trained(self.layout, round_number) - own for round_number in range(1, 5)]
         sizes = [sum(t.numel for t in self.layout.tensors if t.name in some) for some in names]
         return min(sizes), max(sizes)
 
     @property
     def predictions(self) -> int:
-        """The most that a row can have: one, or one for each of its labels or tokens."""
+        """Most predictions of a row: one, or one for each of its labels or tokens."""
         if self.task.targets == "labels":
             return self.facts.classes
         return 1 if self.task.targets or isinstance(self.task, ComparesExamples) else self.tokens
 
     @property
     def clients(self) -> int:
-        """How many there are."""
+        """Number of clients."""
         return self.facts.clients
 
     @property
     def tokens(self) -> int:
-        """Texts are cut to this many tokens: what the user asks for, and no more than the model reads."""
+        """Tokens that texts are cut to: the user's number, and at most what the model reads."""
         return min(self.config.tokens, self.readable)
 
     @cached_property
     def training_control(self) -> TrainingControl:
-        """What validation rows decide.
+        """The decisions that validation examples make.
 
         Raises:
-            ConfigError, PrivacyError: they can't, or must not.
+            ConfigError, PrivacyError: they can't decide, or must not.
         """
         tasks = self.facts.tasks is not None
         return build_training_control(self, self.personal, self.facts.judged, tasks)
 
     @property
     def model_name(self) -> str:
-        """The base as the user, or the data set, calls it."""
+        """Name of the base model: the user's, or the data set's default."""
         return self.facts.default_model if self.config.model == "auto" else self.config.model
 
     @cached_property
@@ -256,13 +256,13 @@ class Setup(RunSpec):
         return PEFT_METHODS.build(self.saved_peft) if isinstance(self.method, SavedAsOther) else self.method
 
     def model(self, say: Say = ignore_message) -> FederatedModel:
-        """The base with a fresh adapter, in the run's precision."""
+        """Return the base with a fresh adapter, in the run's precision."""
         return load_adapted_model(
             self.task, self.model_directory, self.method, self.config.dtype, self.facts.classes, say
         )
 
     def tokenize_rows(self, rows: Rows, tokens: int) -> str:
-        """The cache's name for `rows` as model input of at most `tokens` tokens; tokenised where it is missing."""
+        """Return the cache key of `rows` as model input of at most `tokens` tokens; tokenize rows that it lacks."""
         key = cache.compute_key(
             rows=cached_rows.hash_rows(rows),
             tokenizer=cache.hash_files(self.model_directory, cached_rows.TOKENIZER_FILES),
@@ -278,7 +278,7 @@ class Setup(RunSpec):
         return key
 
     def cut_rows(self, data_key: str) -> list[str]:
-        """What is to be said of the rows called `data_key` that are longer than a language model is given."""
+        """Return a note about the rows called `data_key` that a language model does not read whole; empty: none."""
         examples = cached_rows.load_cached_examples(data_key)
         cut = getattr(examples, "cut", 0)
         if not cut:
@@ -289,7 +289,7 @@ class Setup(RunSpec):
 def load_adapted_model(
     task: Task, directory: Path, method: PeftMethod, dtype: str, classes: int, say: Say = ignore_message
 ) -> FederatedModel:
-    """The base in `directory` with a fresh adapter."""
+    """Return the base in `directory` with a fresh adapter."""
     base = task.base(directory, DTYPES[dtype], say)
     quantize(base, method.base_precision)
     model = task.model(base, classes)
@@ -298,7 +298,7 @@ def load_adapted_model(
 
 
 def count_adapted_entries(model: FederatedModel, layout: Layout) -> int:
-    """Entries of all weights that an adapter changes."""
+    """Return the number of entries of all weights that an adapter changes."""
     plain = unwrap(model.base)
     modules = {t.module for t in layout.tensors if t.role != "head"}
     layers: list[Any] = [get_innermost(plain.get_submodule(module)) for module in modules]
@@ -306,13 +306,13 @@ def count_adapted_entries(model: FederatedModel, layout: Layout) -> int:
 
 
 def _start(method: PeftMethod, reference: FederatedModel, config: RunConfig) -> State:
-    """The initial state, before the strategy has seen it."""
+    """Return the initial state, before the strategy changes it."""
     start, dtype = create_start(method, reference, config.seed), get_adapter_dtype(config.dtype)
     return {name: tensor.to(dtype) for name, tensor in start.items()}
 
 
 def _get_weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layout) -> WeightChanges | None:
-    """How a state changes the base's weights, where there are not too many of them to record it."""
+    """Return how a state changes the base's weights; None: they are too many to record the error."""
     changes = method.weight_changes(reference) if isinstance(method, ChangesWeights) else None
     if changes and count_adapted_entries(reference, layout) > LARGEST_TARGET:
         return None

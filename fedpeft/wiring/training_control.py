@@ -1,9 +1,11 @@
-"""What validation rows decide in a run: whether a step counts, which state is kept, when to stop, and what is fitted.
+"""Decisions by validation examples: whether a step counts, which state is kept, when to stop, and what is fitted.
 
-`auto` means: as much as is right. Under privacy validation rows decide nothing, unless they are public: which state is
-kept, which round is the last, and a temperature, would tell of rows that no epsilon covers. Nor do they judge a state
-where each client has tensors of its own, which the server can neither evaluate nor put back; nor with tasks one after
-the other, where they are rows of tasks to come as well.
+With `auto`, they decide as much as is right:
+
+- Under privacy they decide nothing unless they are public. A kept state, a last round or a temperature would disclose
+  examples that no epsilon covers.
+- They judge no state if clients have tensors of their own, which the server can neither evaluate nor restore.
+- They judge no state in continual learning, because they contain examples of later tasks.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from fedpeft.wiring.run_spec import RunSpec
 
 @dataclass(frozen=True)
 class TrainingControl:
-    """What is decided.
+    """The decisions that validation examples make.
 
     Attributes:
-        safeguard: judges each step; None: all count.
+        safeguard: judges each step; None: all steps count.
         keep_best: whether the best state is the result, or the last.
         patience: evaluations without a better state after which the run ends; 0: it takes all its rounds.
-        fits: whether what a finished model has of its own is fitted on these rows: a temperature, weights of prompts.
+        fits: whether a temperature and weights of prompts are fitted on these examples.
     """
 
     safeguard: Safeguard | None = None
@@ -33,17 +35,17 @@ class TrainingControl:
 
 
 def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tasks: bool = False) -> TrainingControl:
-    """What a configuration lets validation rows decide.
+    """Return the decisions that the settings leave to validation examples.
 
     Args:
         spec: the run.
         personal: whether clients have tensors of their own.
-        rows: whether the server has validation rows.
-        tasks: whether there are tasks one after the other, so that these rows are those of tasks to come, too.
+        rows: whether the server has validation examples.
+        tasks: whether the examples are of several tasks in sequence, and so of later tasks, too.
 
     Raises:
-        PrivacyError: the settings let rows decide that are not known to be public.
-        ConfigError: they ask for what can't be had here.
+        PrivacyError: the settings let examples decide that are not known to be public.
+        ConfigError: the settings ask for decisions that are not possible here.
     """
     config, validation, guard, mechanism = spec.config, spec.measured.validation, spec.safeguard, spec.mechanism
     private = mechanism is not None and mechanism.protects
@@ -59,27 +61,27 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
     ]
     if validation.public and not private:
         raise ConfigError(
-            "FP1389 validation(public=True) says what --privacy need not cover: give that, too, or leave it out"
+            "FP1389 validation(public=True) has a meaning only with --privacy; give that, too, or leave it out"
         )
     hidden = private and not validation.public
     if asked and hidden:
         raise PrivacyError(
-            f"FP7116 {asked[0]} would let validation rows decide, which epsilon does not cover; leave it out, or say "
-            "that these rows are public with --measure 'validation(public=True)'"
+            f"FP7116 {asked[0]} would let validation examples decide, which epsilon does not cover; leave it out, or "
+            "declare them public with --measure 'validation(public=True)'"
         )
     if asked and personal:
         raise ConfigError(
-            f"FP1390 {asked[0]} is of one global model, and with {config.strategy} each client has its own, which the "
-            "server can neither judge nor put back; leave it out"
+            f"FP1390 {asked[0]} needs one global model, and with {config.strategy} each client has its own model, "
+            "which the server can neither judge nor restore; leave it out"
         )
     if asked and not rows:
         raise ConfigError(
-            f"FP1391 {asked[0]} needs validation rows at the server: give --eval-data without --held-out, or leave it "
-            "out"
+            f"FP1391 {asked[0]} needs validation examples at the server; give --eval-data without --held-out, or leave "
+            "it out"
         )
     if asked and tasks:
         raise ConfigError(
-            f"FP1392 {asked[0]} would let rows of tasks decide that nobody has met yet; leave it out: with tasks all "
+            f"FP1392 {asked[0]} would let examples of later tasks decide; leave it out: in continual learning all "
             "steps count, and the last state is the result"
         )
     if hidden or personal or not rows or tasks:
@@ -88,11 +90,11 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
         guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
     elif guard.lowers and noise_stays:
         raise ConfigError(
-            f"FP1393 safeguard={config.safeguard} has clients train more gently after an undone step, and the noise of "
-            f"{config.privacy} stays as large: nothing would be heard above it; take undo(rate=1)"
+            f"FP1393 safeguard={config.safeguard} lowers the learning rate after an undone step, and the noise of "
+            f"{config.privacy} stays the same and would drown smaller updates; take undo(rate=1)"
         )
     if validation.patience and validation.keep == "last":
         raise ConfigError(
-            "FP1394 patience waits for a better state than the best, and keep=last keeps none; leave one out"
+            "FP1394 patience compares with the best state, and keep=last keeps none; leave one of them out"
         )
     return TrainingControl(guard if guard.watches else None, validation.keep != "last", validation.patience)

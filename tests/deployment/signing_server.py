@@ -73,7 +73,7 @@ class Server:
         for record in self.said.get_records_since(len(client)):
             client.receive(record)
         name = changes.pop("name", "edge-1")
-        return client.accept(replace(instruction, **changes), self.said.about(name, instruction))
+        return client.accept(replace(instruction, **changes), self.said.create_statement(name, instruction))
 
 
 @pytest.fixture

@@ -233,7 +233,7 @@ def test_a_server_s_settings_name_no_plugin(rule):
     [
         (RULE, "names no part; end it with"),
         (RULE + 'parts = {"strategy": {"half_mean": HalfMean}}', "unknown group 'strategy'; legal: amounts, attacks"),
-        (RULE + 'parts = {"strategies": {"half mean": HalfMean}}', "is no name for a part"),
+        (RULE + 'parts = {"strategies": {"half mean": HalfMean}}', "^FP1250 .*half mean"),
         (RULE + 'parts = {"strategies": {"half_mean": HalfMean()}}', "must be a class with @dataclass"),
         (RULE + 'parts = {"strategies": {"half_mean": dict}}', "must be a class with @dataclass"),
         (RULE + 'parts = {"strategies": {"a": HalfMean, "b": HalfMean}}', "has two names"),

@@ -1,14 +1,14 @@
 """Nearest class mean as a linear head (FedNCM, arXiv 2306.03937): one mean feature per class, a tenth of ridge's bytes.
 
-With c_y the mean feature of class y, normalised to length one:   logit_y = scale * c_y . x / mean |x|
+With c_y the mean feature of class y, normalized to length one:   logit_y = scale * c_y . x / mean |x|
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.parts import setting
@@ -17,17 +17,17 @@ from fedpeft.peft.adapter import State
 
 @dataclass(frozen=True)
 class Centroids(HeadStart):
-    """The mean features of the classes, centred."""
+    """The centered mean features of the classes."""
 
     scale: float = setting(8.0, "factor from cosines to logits", above=0)
 
     def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
-        """Class sums of the features, rows per class, and the summed length of the features."""
+        """Return the shapes of the class sums, the examples per class, and the summed length of the features."""
         return {"sums": (classes, width), "counts": (classes,), "length": (1,)}
 
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """Sums over the client's rows."""
-        y = F.one_hot(labels, classes).double()
+        """Sum over the client's examples."""
+        y = functional.one_hot(labels, classes).double()
         return {
             "sums": (y.T @ features.double()).to(features.dtype),
             "counts": y.sum(0).to(features.dtype),
@@ -35,18 +35,18 @@ class Centroids(HeadStart):
         }
 
     def class_counts(self, total: State) -> Tensor:
-        """They are among the sums."""
+        """Return the summed counts."""
         return total["counts"]
 
     def solve(self, total: State, width: int, classes: int) -> State:
-        """The head; a class that no client has gets zeros."""
+        """Compute the head, with zeros for classes that no client has."""
         counts = total["counts"].double()
         means = total["sums"].double() / counts.clamp(min=1)[:, None]
-        centre = total["sums"].double().sum(0) / counts.sum()
+        center = total["sums"].double().sum(0) / counts.sum()
         length = total["length"].double() / counts.sum()
-        directions = F.normalize((means - centre) * (counts > 0)[:, None], dim=1)
+        directions = functional.normalize((means - center) * (counts > 0)[:, None], dim=1)
         weight = self.scale * directions / length
-        return {"head.weight": weight, "head.bias": -weight @ centre}
+        return {"head.weight": weight, "head.bias": -weight @ center}
 
 
 part = Centroids

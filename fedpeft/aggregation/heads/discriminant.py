@@ -1,24 +1,23 @@
 """Linear discriminant analysis in closed form, for many classes of unequal sizes.
 
-Classes are taken to be normal, around means mu_c of their own, with one covariance S within all of them. With n_c of n
-rows in class c, d features, m_c the mean of its rows and m that of all:
+The features of each class are assumed to be normal, with a mean mu_c for each class and a common covariance S. Class c
+has n_c of n examples with the mean m_c; m is the mean of all examples, and d the number of features:
 
     w_c = scale * S^-1 (mu_c - m),    b_c = scale * (log(n_c / n) - <S^-1 (mu_c - m), mu_c + m> / 2)
-    S = W + strength * trace(W) / d * I,    W = (sum x x^T - sum_c n_c m_c m_c^T) / (n - classes with rows)
+    S = W + strength * trace(W) / d * I,    W = (sum x x^T - sum_c n_c m_c m_c^T) / (n - classes with examples)
     mu_c = m + n_c / (n_c + k) * (m_c - m),    k = trace(W) / between
 
-where `between` is the variance of the classes' means, as the analysis of variance estimates it. S is that of Friedman
-(Regularized Discriminant Analysis, JASA 84, 1989), mu_c the best linear prediction of a random effect (Robinson,
-Statistical Science 6, 1991): a class of few rows has hardly a mean of its own, and what their noise makes of it would
-be believed.
+Here `between` is the variance of the classes' means, estimated by the analysis of variance. S is that of Friedman's
+regularized discriminant analysis (JASA 84, 1989). The mean mu_c is the best linear prediction of a random effect
+(Robinson, Statistical Science 6, 1991), since the mean of a class with few examples is mostly noise.
 
-It needs the sums of `ridge` and no others. A regression on one-hot labels says little of classes with few rows, whose
-values stay near 0; this weighs each class by its own mean. On Reuters R52 it starts four points above, and on tasks of
-few large classes no higher (`python -m experiments.few_rows --head discriminant`).
+The head needs only the sums of `ridge`. A regression on one-hot labels stays near 0 for classes with few examples,
+while this head uses each class's own mean. On Reuters R52 it starts four points above `ridge`. On tasks with few large
+classes it starts no higher (`python -m experiments.few_rows --head discriminant`).
 
-Features are not normal, and what is said of them is too sure: `scale` makes up for that. A class without rows is taken
-to lie at the mean of all, with half a row. Coarse codes can make variances negative; such a one is the size of the
-error along its direction, and is taken to be as large as that.
+Features are not normal, so the logits are too confident; `scale` compensates for that. A class without examples lies at
+the mean of all, with half an example. Coarse codecs can make variances negative. The size of such a variance is that of
+the error along its direction, so its absolute value is used.
 """
 
 from __future__ import annotations
@@ -34,18 +33,21 @@ from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
 HALF_A_ROW = 0.5
-"""What a class has at least; coarse codes may leave less than nothing of few rows."""
+"""Least examples of a class; coarse codecs can make small counts negative."""
 
 FLOOR = 1e-3
-"""Of the variance of all rows, what classes have within at least where it is shrunk: of one row each they show none."""
+"""Least variance within classes for the shrinkage, as a share of the variance of all examples.
+
+Classes with one example each have no variance within.
+"""
 
 MOST = 1.0
-"""The strength where none is given is d / n, the features that a row has to tell of, and at most this."""
+"""Largest default strength; the default is d / n, the features per example."""
 
 
 @dataclass(frozen=True)
 class Discriminant(SecondMoments):
-    """The normal classes' head of the frozen features."""
+    """The head of classes with normal features and a common covariance."""
 
     strength: float | None = setting(
         None,
@@ -56,31 +58,33 @@ class Discriminant(SecondMoments):
     send: str = setting(MOMENTS, "what clients send: moments, or their factor", choices=(MOMENTS, FACTOR))
 
     def compact(self) -> HeadStart:
-        """With factors instead of moments."""
+        """Return this head with factors instead of moments."""
         return replace(self, send=FACTOR)
 
     def solve(self, total: State, width: int, classes: int) -> State:
-        """The head."""
+        """Compute the head."""
         moments, sums = build_moments(total, width)[:-1, :-1], total["sums"].double()
         counts, rows = sums[-1], float(sums[-1].sum().clamp(min=1))
         there = counts > HALF_A_ROW
         counts = counts.clamp(min=HALF_A_ROW)
-        centre = sums[:-1].sum(1, keepdim=True) / rows
-        offsets = torch.where(there, sums[:-1] / counts - centre, 0.0)  # (width, classes)
-        scatter = moments - rows * centre @ centre.T
+        center = sums[:-1].sum(1, keepdim=True) / rows
+        offsets = torch.where(there, sums[:-1] / counts - center, 0.0)  # (width, classes)
+        scatter = moments - rows * center @ center.T
         within = (scatter - (offsets * counts) @ offsets.T) / max(rows - float(there.sum()), 1.0)
         offsets = offsets * _compute_trust(offsets, counts * there, float(within.trace()))
         variance = max(float(within.diagonal().mean()), FLOOR * float(scatter.diagonal().mean()) / rows)
         strength = self.strength or min(width / rows, MOST)
         covariance = _regularize(within, strength * max(variance, 0.0))
         weights = solve_system(covariance, offsets)
-        bias = (counts / rows).log() - (weights * (offsets + 2 * centre)).sum(0) / 2
+        bias = (counts / rows).log() - (weights * (offsets + 2 * center)).sum(0) / 2
         return {"head.weight": self.scale * weights.T.contiguous(), "head.bias": self.scale * bias}
 
 
 def _regularize(within: Tensor, spread: float) -> Tensor:
-    """within + spread * I, with the eigenvalues of `within` as if none were negative: of many features only where some
-    make a difference, since it takes a minute."""
+    """Return within + spread * I, with the absolute eigenvalues of `within`.
+
+    For many features, the eigenvalues take a minute and are only computed if a Cholesky factorization fails.
+    """
     system = within + spread * torch.eye(len(within), dtype=torch.float64)
     if len(within) > WIDE and not torch.linalg.cholesky_ex(system).info:
         return system
@@ -90,12 +94,12 @@ def _regularize(within: Tensor, spread: float) -> Tensor:
 
 
 def _compute_trust(offsets: Tensor, counts: Tensor, within: float) -> Tensor:
-    """n_c / (n_c + k), (classes,), of means (width, classes) that lie `offsets` from the mean of all.
+    """Return n_c / (n_c + k), (classes,).
 
     Args:
-        offsets: of the classes' means.
-        counts: their rows; 0: none.
-        within: the variance of rows around them, over all features.
+        offsets: differences of the classes' means from the mean of all, (width, classes).
+        counts: examples of each class; 0: none.
+        within: variance of examples around their class's mean, summed over all features.
     """
     rows, classes = float(counts.sum()), int((counts > 0).sum())
     spread = float((offsets.square().sum(0) * counts).sum()) - (classes - 1) * within

@@ -1,17 +1,17 @@
 """Ridge regression from noisy moments of projected features (AdaSSP, Wang, arXiv 1803.02596).
 
-With phi = P x / |P x|, P a fixed random projection to `dimensions` and y the one-hot label, clients release
-A = sum phi phi^T and b = sum phi y^T; of their noisy sums, of standard deviation s in each entry:
+phi = P x / |P x|, where P is a fixed random projection to `dimensions`, and y is the one-hot label. Clients release
+A = sum phi phi^T and b = sum phi y^T. Their noisy sums have the standard deviation s in each entry:
 
     W = scale * (A+ + (strength * tr A / dimensions + damping * s sqrt(2 dimensions)) I)^-1 b
 
 s sqrt(2 dimensions) is about the largest eigenvalue of A's noise, and the ridge grows with it. A+ is A without negative
-eigenvalues, which only noise can have made; so less of a ridge will do than the 1 that AdaSSP needs for an inverse.
+eigenvalues, which only noise can produce. So a smaller ridge is enough than the 1 that AdaSSP needs for an inverse.
 
-A is symmetric and travels as its diagonal and its upper triangle times sqrt(2): a vector of the same norm, |phi|^2 = 1,
-so that one row adds 1 in norm, and off the diagonal the noise is sqrt(2) smaller than with plain entries. b adds 1, and
-lengths a little; all is divided by the norm of the three. The energy of the noise in A grows with dimensions^2: few of
-them are better under noise, many without.
+A is symmetric and travels as its diagonal and its upper triangle times sqrt(2), a vector of the same norm. One example
+adds 1 to it in norm, since |phi|^2 = 1, and the noise off the diagonal is sqrt(2) smaller than with plain entries. b
+adds 1, and lengths a little. All is divided by the norm of the three. The energy of the noise in A grows with
+dimensions^2: few dimensions are better under noise, many without.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, compute_length_sums, compute_typical_length, normalize_rows
 from fedpeft.aggregation.head_start import VARIANCE, HeadStart
@@ -33,8 +33,10 @@ from fedpeft.peft.adapter import State
 
 @dataclass(frozen=True)
 class PrivateRidge(HeadStart):
-    """The regression head of few random directions of the features, from bounded rows. Its moments tell how to whiten
-    features, which `distributed_dp(whiten=True)` trains the head on."""
+    """The regression head of a few random directions of the features, from bounded features.
+
+    Its moments also whiten the features, on which `distributed_dp(whiten=True)` trains the head.
+    """
 
     dimensions: int = setting(128, "of the random projection, at most the features' own", low=1)
     strength: float = setting(0.01, "regularization, in units of the mean squared feature", above=0)
@@ -44,18 +46,19 @@ class PrivateRidge(HeadStart):
     bounded: ClassVar[bool] = True
 
     def whitened_directions(self, width: int) -> int:
-        """Of the projection."""
+        """Return the number of directions of the projection."""
         return min(self.dimensions, width)
 
     def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
-        """The moments, the class sums, two numbers on lengths, and the variance of the noise."""
+        """Return the shapes of the moments, the class sums, the sums of lengths, and the variance of the noise."""
         m = self.whitened_directions(width)
         return {"moments": (m * (m + 1) // 2,), "sums": (m, classes), "lengths": (2,), VARIANCE: (1,)}
 
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """Sums over the client's rows, without noise; a row adds at most 1 in norm."""
+        """Sum over the client's examples, without noise; an example adds at most 1 in norm."""
         projected = features.double() @ create_projection(features.shape[1], self.dimensions).T
-        phi, y, bound = normalize_rows(projected), F.one_hot(labels, classes).double(), (2 + LENGTH_BOUND) ** 0.5
+        phi, y = normalize_rows(projected), functional.one_hot(labels, classes).double()
+        bound = (2 + LENGTH_BOUND) ** 0.5
         found = {
             "moments": flatten_symmetric(phi.T @ phi),
             "sums": phi.T @ y,
@@ -66,11 +69,11 @@ class PrivateRidge(HeadStart):
         }
 
     def class_counts(self, total: State) -> Tensor:
-        """None are known."""
+        """Return an empty tensor: counts are unknown."""
         return torch.zeros(0)
 
     def solve(self, total: State, width: int, classes: int) -> State:
-        """The head, on the features themselves."""
+        """Compute the head on the features, without projection."""
         moments = unflatten_symmetric(total["moments"].double())
         values, vectors = torch.linalg.eigh(moments)
         inverse = vectors @ (
@@ -80,10 +83,11 @@ class PrivateRidge(HeadStart):
         weight = self.scale * weight / compute_typical_length(total["lengths"])
         return {"head.weight": weight, "head.bias": torch.zeros(classes, dtype=torch.float64)}
 
-    def whitening(self, total: State, width: int) -> Whitening:
-        """Of moments without the mean, each direction's deviation made longer by the ridge, which noise is in.
+    def compute_whitening(self, total: State, width: int) -> Whitening:
+        """Compute the whitening from the moments without the mean.
 
-        Rows of norm 1 have moments whose trace is their number.
+        The ridge, which covers noise, adds to each variance. Examples have norm 1, so the trace of the moments is their
+        number.
         """
         moments, m = unflatten_symmetric(total["moments"].double()), total["sums"].shape[0]
         penalty, rows = self._compute_penalty(total, moments), _trace(moments)
@@ -98,35 +102,37 @@ class PrivateRidge(HeadStart):
         return Whitening(turn / compute_typical_length(total["lengths"]), turn @ mean, gain, width)
 
     def _compute_penalty(self, total: State, moments: Tensor) -> float:
-        """What is added to the eigenvalues of A+."""
+        """Compute the ridge, which is added to the eigenvalues of A+."""
         return max(1e-12, self.strength * _trace(moments) / len(moments) + self.damping * _estimate_noise_edge(total))
 
 
 def _estimate_noise_edge(total: State) -> float:
-    """About the largest eigenvalue of the moments' noise."""
+    """Estimate the largest eigenvalue of the moments' noise."""
     return math.sqrt(2 * total["sums"].shape[0] * float(total[VARIANCE]))
 
 
 def _remove_noise(values: Tensor, edge: float) -> Tensor:
-    """Eigenvalues as they were before noise whose own reach from -edge to edge; of those among these nothing is known,
-    and they become 0 (Benaych-Georges and Nadakuditi, arXiv 0910.2120)."""
+    """Estimate eigenvalues without the noise, whose eigenvalues are between -edge and edge.
+
+    Values below the edge become 0 (Benaych-Georges and Nadakuditi, arXiv 0910.2120).
+    """
     shrunk = (values + (values.square() - edge**2).clamp(min=0).sqrt()) / 2
     return torch.where(values > edge, shrunk, torch.zeros_like(values))
 
 
 def _trace(moments: Tensor) -> float:
-    """The sum of the diagonal, where noise has not made it negative; else 0."""
+    """Compute the trace; 0 if noise has made it negative."""
     return max(0.0, float(moments.diagonal().sum()))
 
 
 def flatten_symmetric(matrix: Tensor) -> Tensor:
-    """A symmetric matrix (m, m) as a vector of the same norm, (m (m + 1) / 2,)."""
+    """Convert a symmetric matrix (m, m) to a vector of the same norm, (m (m + 1) / 2,)."""
     row, column = torch.triu_indices(*matrix.shape)
     return torch.where(row == column, 1.0, 2**0.5) * matrix[row, column]
 
 
 def unflatten_symmetric(vector: Tensor) -> Tensor:
-    """The symmetric matrix that `flatten_symmetric` gives."""
+    """Convert a vector of `flatten_symmetric` back to the symmetric matrix."""
     m = round(((8 * len(vector) + 1) ** 0.5 - 1) / 2)
     row, column = torch.triu_indices(m, m)
     upper = vector.new_zeros(m, m)

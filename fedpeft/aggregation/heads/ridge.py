@@ -4,17 +4,17 @@ With x the feature and a constant 1, y the one-hot label:
 
     W = scale * (sum x x^T + strength * (sum |x|^2) / d * I)^-1 (sum x y^T)
 
-with d features, of which the constant is none: it is neither counted in |x|^2 nor shrunk.
+with d features. The constant does not count as a feature: it is neither part of |x|^2 nor shrunk.
 
-How strong it has to be depends on the rows: of about as many as features, a weak one fits their noise. Where n is
-below 12 d, and no strength is given, the sums tell it (`fedpeft.aggregation.cross_validation`).
+The best strength depends on the number n of examples: with about as many as features, a weak ridge fits their noise. If
+n is below 12 d and no strength is given, it is computed from the sums (`fedpeft.aggregation.cross_validation`).
 
-`scale` turns regression values (between 0 and 1) into logits whose softmax is neither flat nor saturated. Where y is a
-vector of its own, as of `fedpeft.models.tasks.captions`, the scale is 1.
+`scale` turns regression values (between 0 and 1) into logits whose softmax is neither flat nor saturated. If y is a
+vector, as in `fedpeft.models.tasks.captions`, the scale is 1.
 
-Where labels are numbers, y is the standardised number and `scale` is 1: the head is the ridge regression itself. Where
-a row has any of several, y is 1/2 for those it has and -1/2 for the others, so that a logit is above 0 where the
-regression value is nearer to 1 than to 0.
+If labels are numbers, y is the standardized number and `scale` is 1, so the head is the ridge regression. If an example
+has several labels, y is 1/2 for these and -1/2 for the others. A logit is then above 0 if the regression value is
+nearer to 1 than to 0.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ class Ridge(SecondMoments):
 
     @property
     def predicts_targets(self) -> bool:
-        """Unless they are scaled to be logits."""
+        """Whether outputs are regression values: with scale 1."""
         return self.scale == 1.0
 
     @property
     def has_squares(self) -> bool:
-        """Whether sums of y^2 are sent, too: where the strength has to be chosen."""
+        """Whether clients also send sums of y^2, which choose the strength."""
         return self.strength is None
 
     def compact(self) -> HeadStart:
-        """With factors instead of moments."""
+        """Return this head with factors instead of moments."""
         return replace(self, send=FACTOR)
 
-    def fitted(self, targets: str) -> HeadStart:
-        """Numbers are what the regression says, and are not scaled to be logits."""
+    def fit_to_targets(self, targets: str) -> HeadStart:
+        """Return this head without scale for numbers, since the regression predicts them directly."""
         return replace(self, scale=1.0) if targets == "numbers" else self
 
     def solve(self, total: State, width: int, classes: int) -> State:
-        """The head."""
+        """Compute the head."""
         moments, sums = build_moments(total, width), total["sums"].double()
         strength = self.strength or choose_strength(moments, sums, total["squares"].double())
         penalty = strength * moments.diagonal()[:-1].mean()

@@ -16,24 +16,24 @@ class Zero(HeadStart):
 
     exchanges: ClassVar[bool] = False
 
-    def fitted(self, targets: str) -> HeadStart:
-        """Zeros are right for any labels: the mean, or a probability of one half."""
+    def fit_to_targets(self, targets: str) -> HeadStart:
+        """Return this head: zeros suit all labels, as the mean or as a probability of one half."""
         return self
 
     def shapes(self, width: int, classes: int, rows: int) -> dict[str, tuple[int, ...]]:
-        """None."""
+        """Return no shapes."""
         return {}
 
     def statistics(self, features: Tensor, labels: Tensor, classes: int) -> State:
-        """None."""
+        """Return no statistics."""
         return {}
 
     def class_counts(self, total: State) -> Tensor:
-        """None are known."""
+        """Return an empty tensor: counts are unknown."""
         return torch.zeros(0)
 
     def solve(self, total: State, width: int, classes: int) -> State:
-        """Zeros."""
+        """Return zeros."""
         zeros = {"head.weight": torch.zeros(classes, width), "head.bias": torch.zeros(classes)}
         return {name: t.double() for name, t in zeros.items()}
 

@@ -1,4 +1,4 @@
-"""Every step counts, and nothing is looked at."""
+"""No safeguard: every step is accepted without a validation loss."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fedpeft.aggregation.safeguard import Safeguard, SafeguardState
 
 @dataclass(frozen=True)
 class Unguarded(Safeguard):
-    """Every step counts."""
+    """Acceptance of every step."""
 
     watches: ClassVar[bool] = False
 
     def judge(self, loss: float, standing: SafeguardState) -> tuple[bool, SafeguardState]:
-        """It counts."""
+        """Accept the state."""
         return True, standing
 
 

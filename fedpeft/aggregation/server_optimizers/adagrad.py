@@ -15,7 +15,7 @@ class Adagrad(AdaptiveServerOptimizer):
     """Coordinate-wise steps from the sum of all squared updates."""
 
     def second_moment(self, v: Tensor, d: Tensor) -> Tensor:
-        """The next v."""
+        """Compute the next v."""
         return v + d.square()
 
 

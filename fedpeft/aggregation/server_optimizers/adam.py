@@ -2,8 +2,8 @@
 
 m <- beta1 m + (1 - beta1) d,   v <- beta2 v + (1 - beta2) d^2,   x <- x + eta m / (sqrt(v) + tau),   v starts at tau^2
 
-corrected=True, where the server adds noise (user_dp): of v what the noise has put there is taken out, as DP-AdamBC does
-(Tang, Shpilevskiy, Lecuyer, arXiv 2312.14334), but for a share `floor` of it:
+corrected=True, if the server adds noise (user_dp): the noise's part of v is subtracted, as in DP-AdamBC (Tang,
+Shpilevskiy, Lecuyer, arXiv 2312.14334), but v stays at least a share `floor` of it:
 
     w <- beta2 w + (1 - beta2) Phi,   x <- x + eta m / (sqrt(max(v - w, floor w)) + tau),   Phi the noise's variance
 """
@@ -27,16 +27,16 @@ class Adam(AdaptiveServerOptimizer):
     floor: float = setting(0.1, "corrected: least of v, relative to the noise in it", above=0, high=100)
 
     def second_moment(self, v: Tensor, d: Tensor) -> Tensor:
-        """The next v."""
+        """Compute the next v."""
         return self.beta2 * v + (1 - self.beta2) * d.square()
 
     @property
     def needs_noise(self) -> bool:
-        """Corrected: there is nothing to take out else."""
+        """Whether v is corrected."""
         return self.corrected
 
-    def noised(self, variance: float) -> ServerOptimizer:
-        """What takes noise of this variance out of v."""
+    def correct_for_noise(self, variance: float) -> ServerOptimizer:
+        """Return the optimizer that subtracts noise of this variance from v, if v is corrected."""
         return _Corrected(self, variance) if self.corrected else self
 
 
@@ -48,7 +48,7 @@ class _Corrected(ServerOptimizer):
     variance: float
 
     def step(self, state: State, direction: State, memory: OptimizerState) -> tuple[State, OptimizerState]:
-        """As Adam's, but for what v is divided by; the memory has w, a number for each tensor."""
+        """Return the next state and moments, with w in the optimizer state, a number for each tensor."""
         adam, kept = self.adam, memory.get("w", {})
         _, after = replace(adam, corrected=False).step(state, direction, memory)
         none = torch.zeros((), dtype=torch.float64)

@@ -1,10 +1,10 @@
-"""An exponential average of the states that another server optimizer goes through (Polyak averaging).
+"""Exponential average of the states of another server optimizer (Polyak averaging).
 
     a_t = a_t-1 + (1 - d) / (1 - d^t) (x_t - a_t-1),   the result is a_t; clients go on from x_t
 
-Of noisy rounds the average has less noise than the last state, and it costs no privacy: the states are released
-already (De et al., arXiv 2204.13650, section 3.4, average those of DP-SGD so). The weights of x_1, ..., x_t add up to 1
-from the first round on.
+If rounds are noisy, the average has less noise than the last state. It costs no privacy, because the states are already
+released (De et al., arXiv 2204.13650, section 3.4, average those of DP-SGD in this way). The weights of x_1, ..., x_t
+add up to 1 from the first round on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 
 COUNT = "averaged"
-"""In the memory: how many states there have been."""
+"""Name of the number of averaged states in the optimizer state."""
 
 
 @dataclass(frozen=True)
@@ -32,35 +32,35 @@ class Averaged(ServerOptimizer):
     decay: float = setting(0.9, "share of the average that a round keeps", low=0, below=1)
 
     def __post_init__(self) -> None:
-        """Refuse another text than one of a server optimizer.
+        """Refuse an `of` that does not name a server optimizer.
 
         Raises:
-            ConfigError: says which there are.
+            ConfigError: names the server optimizers.
         """
         SERVER_OPTIMIZERS.build(self.of)
 
     @cached_property
     def inner(self) -> ServerOptimizer:
-        """What makes the steps."""
+        """The optimizer that makes the steps."""
         return SERVER_OPTIMIZERS.build(self.of)
 
     @property
     def pace(self) -> Pace | None:
-        """That of what makes the steps."""
+        """Length of the inner optimizer's steps."""
         return self.inner.pace
 
     @property
     def needs_noise(self) -> bool:
-        """As what makes the steps."""
+        """Whether the inner optimizer needs noise that the server adds."""
         return self.inner.needs_noise
 
-    def noised(self, variance: float) -> ServerOptimizer:
-        """The same, with steps that know of the noise."""
-        return self._replace_inner(self.inner.noised(variance))
+    def correct_for_noise(self, variance: float) -> ServerOptimizer:
+        """Return this optimizer with an inner one for noise of this variance."""
+        return self._replace_inner(self.inner.correct_for_noise(variance))
 
-    def gentler(self, rate: float) -> ServerOptimizer:
-        """As what makes the steps."""
-        return self._replace_inner(self.inner.gentler(rate))
+    def slow_down(self, rate: float) -> ServerOptimizer:
+        """Return this optimizer with shorter steps of the inner one."""
+        return self._replace_inner(self.inner.slow_down(rate))
 
     def _replace_inner(self, inner: ServerOptimizer) -> ServerOptimizer:
         other = Averaged(self.of, self.decay)
@@ -68,7 +68,7 @@ class Averaged(ServerOptimizer):
         return other
 
     def step(self, state: State, direction: State, memory: OptimizerState) -> tuple[State, OptimizerState]:
-        """The next state, and the memory with the next average."""
+        """Return the next state, and the optimizer state with the next average."""
         after, kept = self.inner.step(state, direction, memory)
         count = int(memory[COUNT]["rounds"]) + 1 if COUNT in memory else 1
         share = (1 - self.decay) / (1 - self.decay**count)

@@ -16,11 +16,11 @@ class Momentum(ServerOptimizer):
 
     @property
     def pace(self) -> Pace:
-        """The running sum's, times eta."""
+        """Length of the running sum, times eta."""
         return Pace(self.learning_rate, self.beta)
 
     def step(self, state: State, direction: State, memory: OptimizerState) -> tuple[State, OptimizerState]:
-        """The next state and momentum."""
+        """Return the next state and momentum."""
         last = get_moment(memory, "m", direction)
         m = {name: self.beta * last[name] + d for name, d in direction.items()}
         moved = {name: state[name] + self.learning_rate * x for name, x in m.items()}

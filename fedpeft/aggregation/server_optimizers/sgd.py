@@ -18,11 +18,11 @@ class SGD(ServerOptimizer):
 
     @property
     def pace(self) -> Pace:
-        """The mean update's, times eta."""
+        """Length of the mean update, times eta."""
         return Pace(self.learning_rate)
 
     def step(self, state: State, direction: State, memory: OptimizerState) -> tuple[State, OptimizerState]:
-        """The next state."""
+        """Return the next state; the optimizer state does not change."""
         return state | {name: state[name] + self.learning_rate * d for name, d in direction.items()}, memory
 
 

@@ -20,7 +20,7 @@ class Yogi(AdaptiveServerOptimizer):
     beta2: float = setting(0.99, "share of the last v that is kept", low=0, below=1)
 
     def second_moment(self, v: Tensor, d: Tensor) -> Tensor:
-        """The next v."""
+        """Compute the next v."""
         return v - (1 - self.beta2) * d.square() * (v - d.square()).sign()
 
 

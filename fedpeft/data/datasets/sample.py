@@ -1,4 +1,4 @@
-"""A sample of another dataset's examples: for a first impression, such as with `--quick`, and for tests.
+"""A sample of another dataset's examples: for previews (`--quick`) and tests.
 
 The sample is stratified over labels, or over owners if there are no labels, as a held-out validation set is. It always
 contains the same examples. Results on a sample do not hold for the dataset; summaries are marked accordingly.

@@ -121,7 +121,7 @@ class InstructionPolicy:
         forms: list[AdapterShape | None] = [whole]
         if whole is not None and self.mixed:
             forms = [self.layout.get_form(rank) for rank in range(1, whole.rank + 1)]
-        kept = (False, True) if self.parts.strategy.private(self.layout) else (False,)
+        kept = (False, True) if self.parts.strategy.list_private(self.layout) else (False,)
         return {format_state_name(form, newcomer): form for form in forms for newcomer in kept}
 
     def _describe_forms(self) -> str:
@@ -167,13 +167,13 @@ class InstructionPolicy:
     def _check_tensors(self, instruction: Instruction) -> None:
         names, strategy = self.layout.names, self.parts.strategy
         private = {names[i] for i in instruction.private}
-        if private != strategy.private(self.layout):
+        if private != strategy.list_private(self.layout):
             raise PayloadError(
                 f"FP6177 the server says that {len(private)} tensors stay with clients, and the strategy keeps "
-                f"{len(strategy.private(self.layout))} others"
+                f"{len(strategy.list_private(self.layout))} others"
             )
         trained = {names[i] for i in instruction.trained} or set(names)
-        if instruction.kind == "train" and trained != strategy.trained(self.layout, instruction.round):
+        if instruction.kind == "train" and trained != strategy.list_trained(self.layout, instruction.round):
             raise PayloadError(
                 f"FP6178 the server asks to train {len(trained)} tensors in round {instruction.round}, and the "
                 "strategy trains others in it"

@@ -72,7 +72,7 @@ class Patience:
         """Note that the server is there. The waits keep their length, since it may be gone again at once."""
         self._since, self._diagnosed = None, False
 
-    def lost(self, link: Link, error: LostError) -> None:
+    def wait_for_retry(self, link: Link, error: LostError) -> None:
         """Wait before the next attempt.
 
         Raises:
@@ -144,7 +144,7 @@ def wait_for_description(link: Link, patience: Patience) -> v2.Description:
             with link.open() as connection:
                 description = connection.describe()
         except LostError as error:
-            patience.lost(link, error)
+            patience.wait_for_retry(link, error)
         else:
             patience.reset()
             return description
@@ -257,4 +257,4 @@ def take_part(
             return
         except LostError as error:
             observer.wait(f"connecting to {link.address}")
-            patience.lost(link, error)
+            patience.wait_for_retry(link, error)

@@ -86,16 +86,16 @@ def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
     clients, summed = int(told.clients), isinstance(setup.mechanism, SumMechanism)
     cohort = compute_cohort_size(told.cohort, clients)
 
-    def alike(value: int) -> NDArray[np.int64]:
+    def fill_clients(value: int) -> NDArray[np.int64]:
         return np.full(clients, value, np.int64)
 
     return Exposure(
         strategy=setup.strategy,
         method=setup.method,
         layout=setup.layout,
-        rows=alike(rows),
-        steps=alike(setup.training.steps_for(rows)),
-        participations=alike(plan_participations(told.rounds, cohort / clients)),
+        rows=fill_clients(rows),
+        steps=fill_clients(setup.training.steps_for(rows)),
+        participations=fill_clients(plan_participations(told.rounds, cohort / clients)),
         batch_size=told.batch_size if summed else setup.config.batch_size,
         rounds=told.rounds,
         cohort=cohort if summed else 1,

@@ -132,6 +132,6 @@ def _load_key(text: bytes, file: str) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key(text, None)
     except TypeError:
-        raise RunError(f"FP5059 {file} is locked by a password, which a server can't enter; {MADE}") from None
+        raise RunError(f"FP5059 {file} is encrypted with a password, and fedpeft asks for none; {MADE}") from None
     except (ValueError, UnsupportedAlgorithm):
         raise RunError(f"FP5060 {file} contains no private key in PEM (-----BEGIN PRIVATE KEY-----); {MADE}") from None

@@ -99,8 +99,8 @@ class PinnedRoster:
         members = {match[2]: match[1] for match in found if match}
         if len(members) < len(lines) or len(set(members.values())) < len(members) or not members:
             raise ConfigError(
-                f"FP1126 {file} has other lines than a roster: FINGERPRINT NAME for each client, each once, as "
-                "python -m fedpeft.certs --roster writes them"
+                f"FP1126 {file} is not a roster, which has a line FINGERPRINT NAME for each client, each once, as "
+                "python -m fedpeft.certs --roster writes it"
             )
         made = cls(members)
         digits = expected.lower().replace(" ", "").replace(":", "")

@@ -45,7 +45,7 @@ class _Wave:
     due: float
     outstanding: int = 0
 
-    def over(self, now: float, stopping: bool) -> bool:
+    def is_over(self, now: float, stopping: bool) -> bool:
         """Return whether the wave waits for no client any longer."""
         if self.needed <= 0:
             return stopping or now >= self.due
@@ -155,7 +155,7 @@ class GrpcGrid(OwnGrid):
             raise StoppedError
         if stopping:
             self._stop_at = min(self._stop_at, now + STOP_SECONDS)
-        for entry in [e for e in self._open.values() if e.wave.over(now, stopping)]:
+        for entry in [e for e in self._open.values() if e.wave.is_over(now, stopping)]:
             self._open.pop(entry.task)
             self.gateway.withdraw(entry.name, entry.task)
             reason = "the server was asked to stop" if stopping else f"no answer within {self.deadline:g} s"

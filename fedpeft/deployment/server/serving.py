@@ -152,7 +152,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
                 kept = dataclasses.replace(options, readmit="")  # it applies to this start only
                 records.write(SERVERS_OPTIONS, tomli_w.dumps(dataclasses.asdict(kept)))
                 going.set()
-                with end_told(events):
+                with log_end(events):
                     summary = _run(federation, records, observer)
                 farewell = FAREWELL
             finally:
@@ -250,7 +250,7 @@ def _summarize_result(own: OwnRows | None, score: FinalScore | None, personal: b
 
 
 @contextmanager
-def end_told(events: Events) -> Iterator[None]:
+def log_end(events: Events) -> Iterator[None]:
     """Log how a run ends: finished, stopped (by its user), or failed."""
     try:
         yield

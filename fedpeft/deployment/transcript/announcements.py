@@ -103,7 +103,7 @@ class Announcements:
             self._statements.append(statement)
         return record.digest
 
-    def about(self, client: str, instruction: Instruction) -> SignedStatement:
+    def create_statement(self, client: str, instruction: Instruction) -> SignedStatement:
         """Return the statement that goes with a client's task, about the newest record of its round.
 
         That is the last record, unless a resumed server sends the instruction of an earlier round again.

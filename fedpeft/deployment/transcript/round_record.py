@@ -89,7 +89,7 @@ class RoundRecord:
 
     @property
     def phase(self) -> tuple[str, str]:
-        """The part of a round that this is: a kind of work, and for each question an evaluation."""
+        """The phase of a round: the kind of work, and the question of an evaluation."""
         return self.kind, self.asks or ""
 
     def is_consistent(self, other: RoundRecord) -> bool:

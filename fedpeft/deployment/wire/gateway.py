@@ -105,7 +105,7 @@ class Gateway:
     def submit(self, name: str, instruction: Instruction) -> str:
         """Give a client a task, now or when it connects; returns the task's name."""
         task = self._tasks.create_name()
-        statement = self.announcements.about(name, instruction) if self.announcements else None
+        statement = self.announcements.create_statement(name, instruction) if self.announcements else None
         self._loop.call_soon(self._assign, name, task, instruction, statement)
         return task
 

@@ -117,13 +117,13 @@ class IncomingParcel:
         """
         if not self._missing:
             raise PayloadError(f"FP6094 {len(chunk)} bytes more arrived than the parcel announced")
-        if len(chunk) < min(CHUNK, self._left):
+        if len(chunk) < min(CHUNK, self._missing_bytes):
             raise PayloadError(
                 f"FP6095 a chunk of {len(chunk)} bytes arrived; only a payload's last has fewer than {CHUNK}"
             )
         while chunk and self._missing:
             name, size = self._missing[0]
-            room = self._left
+            room = self._missing_bytes
             self._payloads[name] += chunk[:room]
             chunk = chunk[room:]
             if len(self._payloads[name]) == size:
@@ -132,7 +132,7 @@ class IncomingParcel:
             raise PayloadError(f"FP6094 {len(chunk)} bytes more arrived than the parcel announced")
 
     @property
-    def _left(self) -> int:
+    def _missing_bytes(self) -> int:
         """Bytes of the present payload that have not arrived."""
         name, size = self._missing[0]
         return size - len(self._payloads[name])

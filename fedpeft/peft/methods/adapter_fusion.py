@@ -217,7 +217,10 @@ class AdapterFusion(PeftMethod):
                 )
         by_module = group_by_module(tensors, "down.weight", "down.bias", "up.weight", "up.bias")
         if not has_same_marks(described.get("base", {}), record_marks(base, by_module)):
-            raise ConfigError(f"FP1247 the adapters in {folder} were trained on another base model than this run's")
+            raise ConfigError(
+                f"FP1247 the adapters in {folder} were trained on another base model than this run's; take the same "
+                "--model"
+            )
         return by_module
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
@@ -290,8 +293,8 @@ def _wrap_layer(base: nn.Module, path: str, adapters: Sequence[State]) -> Any:
     widths = {each["up.weight"].shape[0] for each in adapters}
     if widths != {layer.out_features}:
         raise ModelError(
-            f"FP4059 the finished adapters behind {path} have the widths {sorted(widths)}, the layer "
-            f"{layer.out_features}"
+            f"FP4059 the finished adapters behind {path} have the widths {sorted(widths)}, and the layer's width is "
+            f"{layer.out_features}; take the base of the finished runs"
         )
     return layer
 

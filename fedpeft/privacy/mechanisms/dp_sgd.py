@@ -67,8 +67,8 @@ class DPSGD(Mechanism):
     def asks_all(self, exposure: Exposure) -> bool:
         """Return whether the head alone is trained, and there are at most `MOST_ASKED` clients.
 
-        Steps of a head cost little. All clients together then add as much noise as a tenth of them, each with less
-        noise of its own, and no round follows the classes of a few clients.
+        Steps of a head cost little. The mean over all clients has as much noise as that over a tenth of them, although
+        each client adds more, and no round follows the classes of a few clients.
         """
         return exposure.head_alone and exposure.clients <= MOST_ASKED
 

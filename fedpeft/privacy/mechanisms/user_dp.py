@@ -81,7 +81,7 @@ class NoisySum:
         assert isinstance(at.strategy, LinearStrategy)
         self.at, self.strategy = at, at.strategy
         self.expected, self.noise, self.adapt, self.factor = expected, noise, adapt, factor
-        released = self.strategy.trained(at.layout, at.round) - self.strategy.private(at.layout)
+        released = self.strategy.list_trained(at.layout, at.round) - self.strategy.list_private(at.layout)
         names = [name for name in at.layout.names if name in released]
         self.total = Fold({name: torch.zeros(at.layout.shapes[name], dtype=torch.float64) for name in names})
         self.centred = 0.0
@@ -114,7 +114,7 @@ class NoisySum:
         if self.adapt is not None:
             clip = self.adapt.next(clip, self.centred, float(stream.standard_normal()), self.expected)
         related = 1.0 if self.factor is None else compute_noise_variance(self.factor, chain)
-        optimizer = at.optimizer.noised(related * (deviation / self.expected) ** 2)
+        optimizer = at.optimizer.correct_for_noise(related * (deviation / self.expected) ** 2)
         after, memory = optimizer.step(at.state, direction, memory)
         memory = memory if self.factor is None else remember_chain(memory, chain)
         return AggregationResult(self.strategy.finish(at.state, after, at.layout, at.round), memory, clip=clip)
@@ -199,7 +199,7 @@ class UserDP(Mechanism):
     def asks_all(self, exposure: Exposure) -> bool:
         """Return whether there are at most `MOST_ASKED` clients that do not take turns.
 
-        Fewer clients lose more signal than secret coins amplify.
+        With fewer clients in a round, the lost signal exceeds the noise that amplification by secret coins saves.
         """
         return not self.turns and exposure.clients <= MOST_ASKED
 
@@ -234,7 +234,7 @@ class UserDP(Mechanism):
                 f"FP7067 user_dp needs a strategy that adds up clients' contributions with equal weights, and {name} "
                 f"does not; {take}, or protect the updates themselves with dp_sgd or local_dp"
             )
-        if strategy.private(exposure.layout):
+        if strategy.list_private(exposure.layout):
             raise PrivacyError(
                 f"FP7068 {name} leaves tensors with clients, and user_dp does not protect their evaluation on clients' "
                 f"own examples; {take}"

@@ -22,4 +22,4 @@ def check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) -> 
                     "not have; leave it out of the profiles, or take --peft lora"
                 )
     if dtype == "fp64" and bases - {""}:
-        raise ConfigError("FP1299 an fp64 run is one for exact comparisons: leave base out of its profiles")
+        raise ConfigError("FP1299 an fp64 run is for exact comparisons; leave base out of its profiles")

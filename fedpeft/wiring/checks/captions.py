@@ -27,4 +27,4 @@ def check_captions(setup: Setup) -> None:
             f"take --head '{START}' or zero"
         )
     if isinstance(setup.strategy, TaskStrategy) and setup.strategy.makes_head:
-        raise ConfigError(f"FP1301 {setup.config.strategy} is of classes, and captions have none; take fedit")
+        raise ConfigError(f"FP1301 {setup.config.strategy} needs class labels, which captions lack; take fedit")

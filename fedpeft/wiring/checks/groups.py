@@ -23,21 +23,21 @@ def check_groups(setup: Setup) -> None:
     name, uplink, mechanism = name_of(type(setup.strategy)), setup.uplink, setup.mechanism
     if setup.secure_sum is not None:
         raise PrivacyError(
-            f"FP7087 {name} finds its groups in what single clients send, and {setup.secure_sum.name} hides that; take "
-            "fedit"
+            f"FP7087 {name} finds its groups in single clients' updates, and {setup.secure_sum.name} hides these; "
+            "take fedit"
         )
     if mechanism is not None and mechanism.protects:
         raise PrivacyError(
-            f"FP7088 {name} tells each client by its model what single others have sent, and no mechanism accounts for "
-            "that; take fedit"
+            f"FP7088 {name} sends each client a model that discloses single other clients' updates, and no mechanism "
+            "accounts for that; take fedit"
         )
     if not setup.downlink.lossless:
         raise ConfigError(
-            f"FP1304 {name} sends each group a state of its own, and a lossy downlink sends how far one state of all "
-            "has moved; use --downlink fp32"
+            f"FP1304 {name} sends each group its own state, and a lossy downlink sends the changes of one common "
+            "state; use --downlink fp32"
         )
     if uplink.has_memory:
         raise ConfigError(
-            f"FP1305 {name} moves clients from a state of their own to a group's, in which a memory of dropped parts "
-            f"of their own has no meaning; use --codec {str(uplink.remove_memory())!r}"
+            f"FP1305 {name} moves clients between states, and a memory of dropped parts belongs to one state; use "
+            f"--codec {str(uplink.remove_memory())!r}"
         )

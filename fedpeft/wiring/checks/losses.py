@@ -17,7 +17,7 @@ def check_pairs(setup: Setup) -> None:
     config = setup.config
     if config.batch_size < 2:
         raise ConfigError(
-            "FP1306 a pair is told from the others of its batch: give --batch-size 2 or more, 16 for a start"
+            "FP1306 the loss compares a pair with the others of its batch; give --batch-size 2 or more, such as 16"
         )
     if setup.training.optimizer.rows_per_pass:
         raise ConfigError(
@@ -26,23 +26,23 @@ def check_pairs(setup: Setup) -> None:
         )
     if setup.mechanism is not None and setup.mechanism.audit:
         raise PrivacyError(
-            "FP7089 audits score rows one by one, and pairs are judged among all; leave audit out of --privacy"
+            "FP7089 audits score single examples, and pairs are scored among all; leave audit out of --privacy"
         )
 
 
 def check_reference(setup: Setup) -> None:
-    """A loss that compares with the base needs the base as it was; and gradients per example are of one sequence."""
+    """Refuse a loss that needs the unchanged base or gradients per example where the run has none."""
     name, private = setup.facts.task.partition("(")[0], setup.mechanism is not None and setup.mechanism.per_example
     if private and not setup.task.per_example:
         raise PrivacyError(
-            f"FP7090 {name} {setup.task.per_example_missing}, of which dp_sgd can't tell a row's gradient; take "
+            f"FP7090 {name} {setup.task.per_example_missing}, so dp_sgd can't compute an example's gradient; take "
             "user_dp or local_dp, which protect a client's whole update"
         )
     strategy = setup.strategy
     if setup.task.reference and strategy.fills_base:
         raise ConfigError(
-            f"FP1308 {name} compares with the base without adapter, and {setup.config.strategy} changes that base; "
-            "take flexlora"
+            f"FP1308 {name} compares with the unchanged base, and {setup.config.strategy} changes the base; take "
+            "flexlora"
         )
 
 
@@ -56,16 +56,16 @@ def check_changed_loss(setup: Setup) -> None:
     for correction in (c for c in setup.drift.corrections if isinstance(c, ChangesLoss)):
         if setup.facts.kind != "text" or setup.task.targets != "classes":
             raise ConfigError(
-                f"FP1309 {correction.name} moves the tokens of texts that are classified, and this is {task} of "
+                f"FP1309 {correction.name} moves the tokens of texts with classes, and this run is {task} on "
                 f"{setup.facts.kind}s; leave it out of --drift"
             )
         if setup.strategy.counts_owned and isinstance(setup.method, DrawsParts):
             raise ConfigError(
-                f"FP1310 owned_mean counts the experts that adamix draws in two passes a step, and {correction.name} "
-                "makes more; take --strategy fedit, or leave it out of --drift"
+                "FP1310 owned_mean counts the experts that adamix draws in two passes per step, and "
+                f"{correction.name} adds passes; take --strategy fedit, or leave it out of --drift"
             )
         if setup.mechanism is not None and setup.mechanism.per_example:
             raise PrivacyError(
-                f"FP7091 {correction.name} has a loss of its own, which {setup.mechanism.name} makes no gradients per "
-                "example of; leave it out of --drift, or take user_dp"
+                f"FP7091 {correction.name} has its own loss, for which {setup.mechanism.name} computes no gradients "
+                "per example; leave it out of --drift, or take user_dp"
             )

@@ -30,14 +30,14 @@ def _check_sampler(setup: Setup) -> None:
     by_energy = rule is not None and rule.needs_energy
     if setup.measured.get(EnergySettings) is None and (by_energy or any(profile.battery_wh for profile in profiles)):
         what = f"the sampler {name}" if by_energy else "a client's battery"
-        raise ConfigError(f"FP1321 {what} goes by the energy of clients: add energy(watts=...) to --measure")
+        raise ConfigError(f"FP1321 {what} needs the energy of clients; add energy(watts=...) to --measure")
     if rule is not None and setup.protected:
         raise PrivacyError(
-            f"FP7096 {name} chooses clients by what is known of them, and privacy counts on clients that are drawn "
-            "alike; give --cohort a number or a fraction"
+            f"FP7096 {name} chooses clients by their properties, and privacy needs clients that are drawn uniformly; "
+            "give --cohort a number or a fraction"
         )
     if setup.secure_sum is not None and setup.secure_sum.noisy and any(p.battery_wh for p in profiles):
         raise PrivacyError(
-            "FP7098 who drops out for its battery would take its share of the noise along; leave battery_wh out of "
-            "--clients"
+            "FP7098 a client that drops out for its battery would withhold its share of the noise; leave battery_wh "
+            "out of --clients"
         )

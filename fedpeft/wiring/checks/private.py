@@ -26,8 +26,8 @@ def check_server_noise(setup: Setup) -> None:
     """Refuse a server optimizer that takes out noise where the server adds none."""
     if setup.optimizer.needs_noise and not isinstance(setup.mechanism, AddsServerNoise):
         raise ConfigError(
-            f"FP1322 --server-optimizer {setup.config.server_optimizer} takes out noise that the server adds, and it "
-            "adds none here; leave corrected out, or take --privacy user_dp"
+            f"FP1322 --server-optimizer {setup.config.server_optimizer} removes noise that the server adds, and the "
+            "server adds none here; leave corrected out, or take --privacy user_dp"
         )
 
 
@@ -40,28 +40,26 @@ def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
     config, name, strategy = setup.config, secure.name, setup.strategy
     if setup.factor_view:
         raise PrivacyError(
-            f"FP7099 {config.peft} is aggregated by weight changes, not by a sum that {name} could form; take the PEFT "
+            f"FP7099 {config.peft} is aggregated by weight changes, and {name} needs a plain sum; take the PEFT "
             "method lora"
         )
     if not (is_sum_of_clients(type(strategy)) and is_shared_sum(strategy, setup.layout)):
         *others, last = [n for n in list_shared_sums(setup.layout) if is_sum_of_clients(strategies.part(n))]
         take = f"take {', '.join(others)} or {last}" if others else f"take {last}"
         raise PrivacyError(
-            f"FP7100 {name} lets the server see the sum of the updates alone, and {name_of(type(strategy))} needs more "
-            f"of them than that; {take}"
+            f"FP7100 {name} shows the server only the sum of the updates, and {name_of(type(strategy))} needs single "
+            f"updates; {take}"
         )
     if config.codec != "fp32":
         raise PrivacyError(
-            f"FP7101 {name} has a code of its own, integers on a grid that all clients have in common; "
-            f"leave --codec out, and give {name} other bits"
+            f"FP7101 {name} encodes updates as integers on a common grid; leave --codec out, and give {name} other bits"
         )
     if len({profile.form for profile in list_distinct(setup.profiles)}) > 1:
         raise PrivacyError(f"FP7102 {name} adds up vectors of one length; give all clients the same rank and alpha")
     for correction in setup.drift.corrections:
         if isinstance(correction, ExchangedCorrection):
             raise PrivacyError(
-                f"FP7103 the states that {correction.name}'s clients send would be seen one by one; leave it out of "
-                "--drift"
+                f"FP7103 {correction.name} sends each client's state, which no sum hides; leave it out of --drift"
             )
 
 
@@ -69,7 +67,9 @@ def check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
     """Refuse rules and methods whose rounds the mechanism can't account for, or ConfigError says why."""
     config = setup.config
     if isinstance(setup.strategy, Buffered):
-        raise ConfigError(f"FP1323 {config.strategy} has no rounds with a cohort that privacy could be accounted for")
+        raise ConfigError(
+            f"FP1323 {config.strategy} has no rounds with a cohort, which privacy accounting needs; take fedit"
+        )
     if mechanism.per_example and isinstance(setup.training.optimizer, ProbesLosses):
         raise ConfigError(
             f"FP1518 {config.privacy} clips the gradient of each example, and {config.optimizer} computes none; take "
@@ -79,8 +79,8 @@ def check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
         _check_sums_of_gradients(mechanism, setup)
     if setup.factor_view and not mechanism.noises_updates:
         raise ConfigError(
-            f"FP1324 {config.peft} is aggregated by weight changes, not by a sum that {mechanism.name} could "
-            "bound; take the PEFT method lora, or dp_sgd"
+            f"FP1324 {config.peft} is aggregated by weight changes, and {mechanism.name} bounds a plain sum; take the "
+            "PEFT method lora, or dp_sgd"
         )
 
 
@@ -95,19 +95,19 @@ def _check_sums_of_gradients(mechanism: Mechanism, setup: Setup) -> None:
         )
     if is_whitened(mechanism) and not setup.whitened_directions:
         raise ConfigError(
-            "FP1326 whiten=True is for a head that is trained alone, from a start that tells how features vary, and "
-            f"this is --peft {config.peft} from --head {config.head}; take --peft linear_probe --head private_ridge, "
-            "where rows have one class each"
+            "FP1326 whiten=True needs a head that is trained alone from a start that measures how features vary, and "
+            f"this run has --peft {config.peft} and --head {config.head}; take --peft linear_probe --head "
+            "private_ridge, if rows have one class each"
         )
     if setup.method.regularised:
         raise ConfigError(
-            f"FP1327 {setup.method.name} adds a penalty in local steps, of which {mechanism.name}(unit=rows) has none; "
-            "take --peft lora or bottleneck"
+            f"FP1327 {setup.method.name} adds a penalty in local steps, and {mechanism.name}(unit=rows) has no local "
+            "steps; take --peft lora or bottleneck"
         )
     if setup.drift.corrections:
         raise ConfigError(
-            f"FP1328 {setup.drift.corrections[0].name} acts in local steps, of which {mechanism.name}(unit=rows) has "
-            "none; leave it out of --drift"
+            f"FP1328 {setup.drift.corrections[0].name} acts in local steps, and {mechanism.name}(unit=rows) has no "
+            "local steps; leave it out of --drift"
         )
 
 
@@ -134,7 +134,7 @@ def check_private_run(mechanism: Mechanism, setup: Setup) -> None:
     for correction in setup.drift.corrections:
         if isinstance(correction, ExchangedCorrection):
             raise PrivacyError(
-                f"FP7106 the states that {correction.name}'s clients send come from unprotected rows; leave it out of "
+                f"FP7106 {correction.name} sends states that are computed from unprotected examples; leave it out of "
                 "--drift"
             )
     if uplink.rules and not mechanism.noises_updates:
@@ -145,16 +145,16 @@ def check_private_run(mechanism: Mechanism, setup: Setup) -> None:
     for rule in uplink.rules:
         if rule.reads_losses and mechanism.silent:
             raise PrivacyError(
-                f"FP7108 {format_part(rule)} goes by the clients' losses, which they keep for themselves under "
+                f"FP7108 {format_part(rule)} needs the clients' losses, which clients keep secret under "
                 f"{mechanism.name}; leave it out, or allow raw_metrics=True"
             )
     if isinstance(setup.strategy, PersonalModel) and mechanism.per_example:
         raise PrivacyError(
-            f"FP7109 {name_of(type(setup.strategy))} trains a second model on the same rows, which {mechanism.name} "
-            "does not account for; take user_dp, or another strategy"
+            f"FP7109 {name_of(type(setup.strategy))} trains a second model on the same examples, which "
+            f"{mechanism.name} does not account for; take user_dp, or another strategy"
         )
     if setup.personal and mechanism.silent:
         raise PrivacyError(
-            f"FP7110 {config.strategy} is evaluated by clients on their own rows, and these metrics are not protected; "
-            f"take another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"
+            f"FP7110 {config.strategy} is evaluated by clients on their own examples, and these metrics are not "
+            f"protected; take another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"
         )

@@ -27,13 +27,13 @@ def check_ranks(setup: Setup) -> None:
     strategy, uplink, forms = setup.strategy, setup.uplink, [profile.form for profile in list_distinct(setup.profiles)]
     if uplink.has_memory and isinstance(strategy, RankSchedule):
         raise ConfigError(
-            f"FP1329 {type(strategy).__name__} gives clients other ranks each round, in which a memory of dropped "
-            f"parts of the last ones has no meaning; use --codec {str(uplink.remove_memory())!r}"
+            f"FP1329 {type(strategy).__name__} changes clients' ranks each round, and a memory of dropped parts "
+            f"belongs to the previous ranks; use --codec {str(uplink.remove_memory())!r}"
         )
     if isinstance(strategy, RankSchedule) and not setup.downlink.lossless:
         raise ConfigError(
-            f"FP1330 {type(strategy).__name__} gives clients other ranks each round, and a lossy downlink sends how "
-            "far each rank has moved in its place; use --downlink fp32"
+            f"FP1330 {type(strategy).__name__} changes clients' ranks each round, and a lossy downlink sends the "
+            "changes of fixed ranks; use --downlink fp32"
         )
     check_decay(setup.training.optimizer, strategy, setup.layout, forms)
 
@@ -49,6 +49,6 @@ def check_decay(
     held = ((get_held_form(strategy, layout, form), form) for form in forms)
     if optimizer.decays and any(whole and form and whole.rank > form.rank for whole, form in held):
         raise ConfigError(
-            f"FP1331 weight_decay would shrink ranks that {name_of(type(strategy))} has clients hold and leave alone; "
+            f"FP1331 weight_decay would shrink ranks that {name_of(type(strategy))} leaves untrained on clients; "
             "leave it out of --optimizer"
         )

@@ -27,8 +27,8 @@ def check_method(method: PeftMethod, strategy: Strategy, forms: Sequence[Adapter
     strategy_name = name_of(type(strategy))
     if method.strategies and strategy_name not in method.strategies:
         raise ConfigError(
-            f"FP1332 {strategy_name} loses what the parameters of {method.name} stand for together; "
-            f"take --strategy {' or '.join(method.strategies)}"
+            f"FP1332 {strategy_name} does not preserve the joint meaning of the parameters of {method.name}; take "
+            f"--strategy {' or '.join(method.strategies)}"
         )
     if strategy.fills_base and not method.residual:
         raise ConfigError(
@@ -36,7 +36,7 @@ def check_method(method: PeftMethod, strategy: Strategy, forms: Sequence[Adapter
             "allow; take flexlora"
         )
     if not method.mixed_sizes and len({*forms, method.form}) > 1:
-        raise ConfigError(f"FP1334 {method.name} has one size for all clients; leave ranks and alphas away")
+        raise ConfigError(f"FP1334 {method.name} has one size for all clients; leave ranks and alphas out")
 
 
 def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
@@ -65,7 +65,7 @@ def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
 
 
 def _has_new_factors(strategy: Strategy) -> bool:
-    """Whether a linear rule makes new factors after its step."""
+    """Return whether a linear rule makes new factors after its step."""
     return isinstance(strategy, LinearStrategy) and strategy.new_factors
 
 
@@ -73,14 +73,14 @@ def check_memory(strategy: Strategy, uplink: Uplink) -> None:
     """Refuse a memory that would lose its meaning from round to round, or ConfigError says what to take instead."""
     if uplink.has_memory and strategy.new_factors:
         raise ConfigError(
-            f"FP1338 {type(strategy).__name__} makes new factors each round, in which a memory of dropped parts of the "
-            f"old ones has no meaning; use --codec {str(uplink.remove_memory())!r}"
+            f"FP1338 {type(strategy).__name__} makes new factors each round, and a memory of dropped parts belongs to "
+            f"the old ones; use --codec {str(uplink.remove_memory())!r}"
         )
 
 
 def check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> None:
     """Refuse a correction with nothing to act on, or ConfigError says what it looks for."""
-    trained = strategy.trained(layout, 1)
+    trained = strategy.list_trained(layout, 1)
     for ending in correction.needs:
         if not any(name.endswith(ending) for name in trained):
             raise ConfigError(
@@ -88,10 +88,10 @@ def check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> N
                 "leave it out, or take --peft lora with a strategy that trains both factors, such as fedit"
             )
     frozen = strategy.list_frozen(layout) if isinstance(strategy, FreezesTensors) else frozenset()
-    if isinstance(correction, ExchangedCorrection) and not trained - strategy.private(layout) - frozen:
+    if isinstance(correction, ExchangedCorrection) and not trained - strategy.list_private(layout) - frozen:
         raise ConfigError(
-            f"FP1340 {correction.name} corrects what clients train and share, and with {name_of(type(strategy))} they "
-            "share nothing that they train; leave it out"
+            f"FP1340 {correction.name} corrects tensors that clients train and share, and with "
+            f"{name_of(type(strategy))} there are none; leave it out"
         )
 
 
@@ -105,7 +105,7 @@ def check_label_shift(task: Task, name: str, head: HeadStart, mechanism: Mechani
     if task.targets != "classes":
         has = {"numbers": "numbers have", "labels": "rows with several labels have"}
         what = has.get(task.targets, f"rows of {name_of(type(task))} have")
-        raise ConfigError(f"FP1341 label_shift corrects for shares of the rows' classes, and {what} none; leave it out")
+        raise ConfigError(f"FP1341 label_shift corrects for the shares of classes, and {what} none; leave it out")
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(
             f"FP7111 label_shift makes the loss of each row depend on the labels of a client's other rows, which "
@@ -113,6 +113,6 @@ def check_label_shift(task: Task, name: str, head: HeadStart, mechanism: Mechani
         )
     if not head.exchanges or head.bounded:
         raise ConfigError(
-            f"FP1342 label_shift needs the classes' shares among all rows, which head={name} does not ask clients for; "
-            "take --head ridge, discriminant or centroids, or leave it out"
+            f"FP1342 label_shift needs the shares of classes among all rows, and head={name} does not ask clients for "
+            "them; take --head ridge, discriminant or centroids, or leave it out"
         )

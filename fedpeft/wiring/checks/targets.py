@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def check_targets(setup: Setup) -> None:
-    """Refuse a task whose attributes don't say what is judged, what has no meaning without classes, and moments of rows
-    that nothing protects.
+    """Refuse a task without a metric or readable targets, and labels whose moments nothing protects.
+
+    Settings that have no meaning without classes are refused, too.
 
     Raises:
         ConfigError, PrivacyError: says what, and what to do.
@@ -23,19 +24,16 @@ def check_targets(setup: Setup) -> None:
     task, mechanism = setup.task, setup.mechanism
     who = f"the task {name_of(type(task))}"
     if not isinstance(task.metric, str) or not task.metric.strip():
-        raise ConfigError(
-            f"FP1343 {who}: metric has to be what its headline number is called, and is {task.metric!r:.80}"
-        )
+        raise ConfigError(f"FP1343 {who}: metric must be the name of its main metric, got {task.metric!r:.80}")
     if task.targets and not isinstance(task, RowTask):
         raise ConfigError(
-            f"FP1344 {who} has {task.targets} of whole rows (targets) and is not made from "
-            f"{RowTask.__module__}.RowTask, which knows how such rows are read and scored; make it from that class, or "
-            "leave targets out"
+            f"FP1344 {who} has {task.targets} of whole rows (targets) but does not subclass "
+            f"{RowTask.__module__}.RowTask, which reads and scores such rows; subclass it, or leave targets out"
         )
     if task.targets not in ("numbers", "labels"):
         return
     if isinstance(task, Regression) and not task.known and mechanism is not None and mechanism.protects:
         raise PrivacyError(
-            f"FP7112 the mean and deviation of the labels are sums over the rows, which {mechanism.name} does not "
-            "protect; say what is known of them beforehand: file(..., mean=50, deviation=10)"
+            f"FP7112 the mean and deviation of the labels are sums over the examples, which {mechanism.name} does not "
+            "protect; give public values, such as file(..., mean=50, deviation=10)"
         )

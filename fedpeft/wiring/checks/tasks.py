@@ -24,7 +24,7 @@ def check_tasks(setup: Setup) -> None:
     name = name_of(type(rule))
     if isinstance(rule, AsksClients) and (mechanism is not None or setup.secure_sum is not None):
         raise PrivacyError(
-            f"FP7113 {name} asks clients for sums over their rows, one by one, which --privacy does not cover; take "
+            f"FP7113 {name} asks single clients for sums over their examples, which --privacy does not cover; take "
             "fedit"
         )
     if setup.facts.tasks is None:
@@ -32,18 +32,18 @@ def check_tasks(setup: Setup) -> None:
     _check_rule(setup)
     if setup.personal:
         raise ConfigError(
-            f"FP1346 with {name} each client has a model of its own, and tasks one after the other are scored on the "
-            "global one; take a strategy that shares all, such as fedit"
+            f"FP1346 with {name} each client has its own model, and continual learning is scored on the global model; "
+            "take a strategy that shares all tensors, such as fedit"
         )
     if setup.drift.needs_shares:
         raise ConfigError(
-            "FP1347 label_shift knows the classes' shares among the rows of the first task only; leave it out of "
-            "--drift: with tasks a client's loss compares the classes of its task anyway"
+            "FP1347 label_shift has the shares of classes of the first task only; leave it out of --drift, since in "
+            "continual learning a client's loss compares the classes of its task anyway"
         )
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(
-            f"FP7114 {mechanism.name} counts on a client's rows being the same in every round, and with tasks they "
-            "change; take user_dp, which protects whatever rows a client has"
+            f"FP7114 {mechanism.name} needs the same examples of a client in every round, and continual learning "
+            "changes them; take user_dp, which protects all examples of a client"
         )
 
 
@@ -53,18 +53,18 @@ def _check_rule(setup: Setup) -> None:
     name = name_of(type(rule))
     if isinstance(rule, TaskStrategy) and optimizer.keeps_state:
         raise ConfigError(
-            f"FP1349 {name} leaves alone what belongs to other tasks, and the moments of a server optimizer would go "
-            "on moving it; use --server-optimizer sgd"
+            f"FP1349 {name} keeps the tensors of other tasks, and the moments of a server optimizer would change "
+            "them; use --server-optimizer sgd"
         )
     if not isinstance(rule, TaskRanks):
         return
     for correction in setup.drift.corrections:
         if isinstance(correction, KeepsState):
             raise ConfigError(
-                f"FP1350 {correction.name} remembers factors from round to round, and with {name} a client trains "
-                "others in the next task; leave it out of --drift"
+                f"FP1350 {correction.name} keeps factors between rounds, and with {name} a client trains other "
+                "factors in the next task; leave it out of --drift"
             )
     if setup.factor_view:
         raise ConfigError(
-            f"FP1351 {name} gives each task ranks of its own, which {setup.method.name} has none of; take lora"
+            f"FP1351 {name} gives each task its own ranks, and {setup.method.name} has no ranks; take lora"
         )

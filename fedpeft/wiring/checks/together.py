@@ -45,7 +45,7 @@ def check(setup: Setup) -> None:
     check_reference(setup)
     if setup.facts.classes and not setup.task.targets and setup.head.exchanges:
         raise ConfigError(
-            f"FP1352 head={config.head} starts from features of whole rows, and here each word has a label; take "
+            f"FP1352 head={config.head} starts from features of whole rows, and this task labels each word; take "
             "--head zero"
         )
     if isinstance(setup.task, ComparesExamples):
@@ -57,8 +57,8 @@ def check(setup: Setup) -> None:
         check_label_shift(setup.task, config.head, setup.head, setup.mechanism)
         if setup.drift.least_skew and setup.secure_sum is not None:
             raise PrivacyError(
-                f"FP7115 nobody learns how far clients' classes lie apart under {setup.secure_sum.name}; leave least "
-                "out of label_shift, which then acts in any case, or leave it out of --drift"
+                f"FP7115 {setup.secure_sum.name} hides how different the clients' classes are; leave least out of "
+                "label_shift, which then always acts, or leave it out of --drift"
             )
     check_server_noise(setup)
     check_measured(setup)
@@ -76,5 +76,6 @@ def _check_recomputing(setup: Setup) -> None:
     optimizer, private = setup.training.optimizer, setup.mechanism is not None and setup.mechanism.per_example
     if private and (optimizer.checkpointing or optimizer.rows_per_pass):
         raise ConfigError(
-            "FP1353 dp_sgd makes gradients per example: leave checkpointing and rows_per_pass of the optimizer out"
+            "FP1353 dp_sgd computes gradients per example in one pass; leave checkpointing and rows_per_pass out of "
+            "--optimizer"
         )

@@ -1,1 +1,1 @@
-"""Where simulated clients run, one per file."""
+"""Places where simulated clients run, one per file."""

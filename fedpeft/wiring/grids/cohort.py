@@ -18,7 +18,7 @@ class Cohort(SimulationGrid):
 
     @property
     def spreads(self) -> bool:
-        """As it is set."""
+        """Whether one base lies on all GPUs."""
         return self.spread
 
 

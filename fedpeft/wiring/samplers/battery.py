@@ -1,4 +1,4 @@
-"""Among the clients whose batteries last for the round, all alike: those that would drop out are not asked."""
+"""Cohorts drawn uniformly among the clients whose batteries last for the round."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where the grid is cleanest now: of a pool drawn alike, the clients whose round emits the fewest grams of CO2.
+"""Clients on the cleanest grid: the members of a random pool whose round emits the fewest grams of CO2.
 
-A pool, and not all clients, so that nobody is left out for good. The intensity is that of the hour of the round.
+The pool keeps every client in play. The intensity is that of the hour of the round.
 """
 
 from __future__ import annotations

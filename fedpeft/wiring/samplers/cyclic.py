@@ -1,7 +1,7 @@
-"""Turns that go round: each client rests, and charges, for `turns` - 1 rounds after one in which it may be asked.
+"""Cyclic participation: each client rests and charges for `turns` - 1 rounds after its turn.
 
-After the cyclic charging of FedBacys (Jeong and Yang, 2025, arXiv 2504.12181), whose clients are grouped by battery;
-here the groups are drawn once, and of the one whose turn it is those take part whose batteries last.
+This follows the cyclic charging of FedBacys (Jeong and Yang, 2025, arXiv 2504.12181), which groups clients by battery.
+Here the groups are drawn once. The clients of the current group take part if their batteries last.
 """
 
 from __future__ import annotations

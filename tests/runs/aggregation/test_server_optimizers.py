@@ -21,7 +21,7 @@ def test_what_is_asked_of_an_averaged_run_is_asked_of_the_average(tmp_path, monk
     last, average = (server.evaluate_own_rows(p) for p in (bare, replace(bare, adapter=progress.reached_state)))
     assert last != average == server.evaluate_own_rows(progress)
     own = simulation.load_client_state(0)
-    shared = [n for n in own if n not in simulation.setup.strategy.private(simulation.setup.layout)]
+    shared = [n for n in own if n not in simulation.setup.strategy.list_private(simulation.setup.layout)]
     assert all(torch.equal(own[n], progress.reached_state[n]) for n in shared)
     assert select_kept_state(progress, server.store.bases).adapter is progress.reached_state
     saved = []

@@ -47,7 +47,7 @@ def test_a_round_is_the_noisy_sum_and_nothing_else(tmp_path, unit, strategy):
     expected = federation.rows.sum() if unit == "rows" else federation.clients
     assert sums.expected == expected
     names = [n for n in names if moved(noised)[n].any()]
-    assert set(names) == simulation.setup.strategy.trained(simulation.setup.layout, 1)
+    assert set(names) == simulation.setup.strategy.list_trained(simulation.setup.layout, 1)
     noise = torch.cat([(moved(noised)[n] - moved(progress)[n]).flatten() for n in names])
     rate = 0.5 if unit == "rows" else 1.0
     assert float(noise.std()) == pytest.approx(rate * 0.3 * 0.5 / expected, rel=0.1)

@@ -77,7 +77,7 @@ def test_all_combinations_pass_or_refuse(strategy, tmp_path):
                     released = in_first_factors(released, progress.started, simulation.setup.layout)
                 moved = compute_norm({n: released[n] - progress.started[n] for n in released})
                 # noise of z C / (q N) on every released entry, and a mean within C
-                trained = simulation.setup.strategy.trained(simulation.setup.layout, 1)
+                trained = simulation.setup.strategy.list_trained(simulation.setup.layout, 1)
                 entries = sum(simulation.setup.layout.by_name[n].numel for n in trained)
                 assert moved <= CLIP * (1 + 1.5 * entries**0.5 / 3)
                 assert moved >= 0.5 * CLIP * entries**0.5 / 3

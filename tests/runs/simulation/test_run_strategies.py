@@ -348,7 +348,7 @@ REFUSED = {
     ),
     "a memory of ranks that move": (
         {"strategy": "fslora", "ranks": "2*3,4*3", "codec": "ef14 | small", "downlink": "fp32"},
-        "other ranks each round",
+        "FP1329 ",
     ),
     "weight decay of ranks that a client only holds": (
         {"strategy": "fed_plora", "ranks": "2*3,4*3", "optimizer": "adamw(weight_decay=0.01)"},
@@ -356,7 +356,7 @@ REFUSED = {
     ),
     "variates of what nobody shares": (
         {"strategy": "fedalt", "peft": "row_lora", "drift": "scaffold", "optimizer": "sgd"},
-        "share nothing that they train",
+        "FP1340 ",
     ),
     "a grid behind a transform": ({"codec": "rotate | grid | rans"}, "no transform may stand in front of it"),
     "variates of ranks that move": (

@@ -34,7 +34,9 @@ def test_it_is_the_relative_distance_to_the_exact_aggregate(tmp_path):
     updates, outcome, error = measured("fedit", tmp_path)
     distance = size = 0.0
     for pair in LAYOUT.pairs:
-        exact = sum(u.weight / 6.5 * 2.0 * u.trained(pair.B).double() @ u.trained(pair.A).double() for u in updates)
+        exact = sum(
+            u.weight / 6.5 * 2.0 * u.get_trained(pair.B).double() @ u.get_trained(pair.A).double() for u in updates
+        )
         made = 2.0 * outcome.state[pair.B].double() @ outcome.state[pair.A].double()
         distance += float((exact - made).square().sum())
         size += float(exact.square().sum())

@@ -160,4 +160,4 @@ def test_a_wide_covariance_is_the_same(monkeypatch):
 
 def test_it_starts_from_classes():
     with refuses("FP1013"):
-        HEADS.build("discriminant").fitted("numbers")
+        HEADS.build("discriminant").fit_to_targets("numbers")

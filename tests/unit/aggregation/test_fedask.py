@@ -12,7 +12,8 @@ from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pai
 
 def exact_mean(updates):
     return sum(
-        p * u.scale * u.trained(pair.B) @ u.trained(pair.A) for p, u in zip(shares(updates), updates, strict=True)
+        p * u.scale * u.get_trained(pair.B) @ u.get_trained(pair.A)
+        for p, u in zip(shares(updates), updates, strict=True)
     )
 
 

@@ -17,7 +17,8 @@ def padded(tensor, rows, columns):
 
 def exact_mean(updates):
     return sum(
-        p * u.scale * u.trained(pair.B) @ u.trained(pair.A) for p, u in zip(shares(updates), updates, strict=True)
+        p * u.scale * u.get_trained(pair.B) @ u.get_trained(pair.A)
+        for p, u in zip(shares(updates), updates, strict=True)
     )
 
 
@@ -29,8 +30,8 @@ def dense_error(weights, updates):
     """|dW* - s B A|^2 of the weights a and b (2 K,), written out."""
     count, s = len(updates), FORM.scale
     a, b = torch.as_tensor(weights[:count]), torch.as_tensor(weights[count:])
-    lora_a = sum(w * padded(u.trained(pair.A), 4, 9) for w, u in zip(a, updates, strict=True))
-    lora_b = sum(w * u.scale / s * padded(u.trained(pair.B), 12, 4) for w, u in zip(b, updates, strict=True))
+    lora_a = sum(w * padded(u.get_trained(pair.A), 4, 9) for w, u in zip(a, updates, strict=True))
+    lora_b = sum(w * u.scale / s * padded(u.get_trained(pair.B), 12, 4) for w, u in zip(b, updates, strict=True))
     return float((exact_mean(updates) - s * lora_b @ lora_a).square().sum())
 
 
@@ -58,7 +59,7 @@ def test_each_pass_lowers_the_error_from_that_of_the_plain_means(clients, ridge)
 def test_the_factors_are_weighted_sums_of_the_clients():
     result, updates, _ = a_round("flora_na", EQUAL)
     for name in (pair.A, pair.B):
-        columns = torch.stack([u.trained(name).flatten() for u in updates], dim=1)
+        columns = torch.stack([u.get_trained(name).flatten() for u in updates], dim=1)
         fit = columns @ torch.linalg.lstsq(columns, result.state[name].flatten()[:, None]).solution
         assert torch.allclose(fit[:, 0], result.state[name].flatten())
 

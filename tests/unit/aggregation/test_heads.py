@@ -168,7 +168,7 @@ def of_few(kind, rows, width=50):
 def test_of_few_rows_the_strength_is_that_of_least_generalised_cross_validation(kind, send, rows):
     """Against the score of rows and matrices as its paper has them."""
     (features, labels), unseen = of_few(kind, rows)
-    head = HEADS.build(f"ridge(send={send})").fitted(kind)
+    head = HEADS.build(f"ridge(send={send})").fit_to_targets(kind)
     outputs = 1 if kind == "numbers" else 3
     halves = slice(rows // 2), slice(rows // 2, rows)
     of_halves = [head.additive(head.statistics(features[half], labels[half], outputs)) for half in halves]

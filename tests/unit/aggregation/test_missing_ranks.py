@@ -44,7 +44,7 @@ def test_kept_ranks_are_each_clients_share_of_the_update(rule):
     """W = sum_k p_k (s_k B_k A_k + s B A - s_k B A of the ranks sent), written out."""
     result, updates, state = a_round(rule, MIXED)
     expected = sum(
-        p * (u.scale * (u.trained(pair.B) @ u.trained(pair.A) - u.received[pair.B] @ u.received[pair.A]))
+        p * (u.scale * (u.get_trained(pair.B) @ u.get_trained(pair.A) - u.received[pair.B] @ u.received[pair.A]))
         for p, u in zip(shares(updates), updates, strict=True)
     )
     expected = expected + compute_effective_weight(pair, state, FORM).to_dense()

@@ -27,7 +27,7 @@ def a_round(spec, clients=EQUAL, round_number=2, state=None):
 
 def dense_target(pair, updates):
     total = sum(u.weight for u in updates)
-    return sum(u.weight / total * u.scale * u.trained(pair.B) @ u.trained(pair.A) for u in updates)
+    return sum(u.weight / total * u.scale * u.get_trained(pair.B) @ u.get_trained(pair.A) for u in updates)
 
 
 def costs():

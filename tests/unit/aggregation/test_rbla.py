@@ -10,8 +10,8 @@ def test_each_rank_is_the_mean_of_its_owners():
     for j in range(FORM.rank):
         owners = [(p, u) for p, u in zip(shares(updates), updates, strict=True) if u.form.rank > j]
         total = sum(p for p, _ in owners)
-        a = sum(p * u.trained(pair.A)[j] for p, u in owners) / total
-        b = sum(p * u.scale / FORM.scale * u.trained(pair.B)[:, j] for p, u in owners) / total
+        a = sum(p * u.get_trained(pair.A)[j] for p, u in owners) / total
+        b = sum(p * u.scale / FORM.scale * u.get_trained(pair.B)[:, j] for p, u in owners) / total
         assert torch.allclose(result.state[pair.A][j], a)
         assert torch.allclose(result.state[pair.B][:, j], b)
 

@@ -103,7 +103,7 @@ def test_an_average_of_no_server_optimizer_is_one_sentence():
 def test_known_noise_is_taken_out_of_v():
     """Two rounds by hand; w holds what the noise has put into v."""
     spec = "adam(learning_rate=0.1, tau=0.01, beta2=0.9, corrected=True, floor=0.5)"
-    optimizer = SERVER_OPTIMIZERS.build(spec).noised(0.02)
+    optimizer = SERVER_OPTIMIZERS.build(spec).correct_for_noise(0.02)
     state, memory = optimizer.step(X, D1, {})
     state, memory = optimizer.step(state, D2, memory)
     for i in range(3):
@@ -131,6 +131,11 @@ def test_noise_that_the_server_does_not_add_is_not_taken_out(spec, privacy):
 def test_noise_is_heard_of_by_those_that_use_it_alone():
     for spec in ("sgd", "momentum", "adam", "averaged(of=adam)"):
         optimizer = SERVER_OPTIMIZERS.build(spec)
-        assert optimizer.noised(1.0).step(X, D1, {})[0]["x"].tolist() == optimizer.step(X, D1, {})[0]["x"].tolist()
+        assert (
+            optimizer.correct_for_noise(1.0).step(X, D1, {})[0]["x"].tolist()
+            == optimizer.step(X, D1, {})[0]["x"].tolist()
+        )
     corrected = SERVER_OPTIMIZERS.build("averaged(of=adam(corrected=True))")
-    assert corrected.noised(1.0).step(X, D1, {})[0]["x"].tolist() != corrected.step(X, D1, {})[0]["x"].tolist()
+    assert (
+        corrected.correct_for_noise(1.0).step(X, D1, {})[0]["x"].tolist() != corrected.step(X, D1, {})[0]["x"].tolist()
+    )

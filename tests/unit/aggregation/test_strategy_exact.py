@@ -29,7 +29,10 @@ def mean_of_products(pair, updates):
     """dW*, written as dense matrices and without any code of the package."""
     total = sum(u.weight for u in updates)
     return sum(
-        (u.weight / total) * (u.form.alpha / u.form.rank) * u.trained(pair.B).double() @ u.trained(pair.A).double()
+        (u.weight / total)
+        * (u.form.alpha / u.form.rank)
+        * u.get_trained(pair.B).double()
+        @ u.get_trained(pair.A).double()
         for u in updates
     )
 
@@ -67,7 +70,7 @@ def test_exact_rules_give_the_mean_of_products(spec, clients, dtype, seed, round
     for pair in layout.pairs:
         expected = mean_of_products(pair, updates)
         # rounding is relative to what was added up, which can cancel
-        size = max(float(u.trained(pair.B).norm() * u.trained(pair.A).norm()) * u.form.scale for u in updates)
+        size = max(float(u.get_trained(pair.B).norm() * u.get_trained(pair.A).norm()) * u.form.scale for u in updates)
         assert close(weight_after(pair, result, layout), expected, dtype, size)
         assert result.state[pair.A].dtype == result.state[pair.B].dtype == dtype
 

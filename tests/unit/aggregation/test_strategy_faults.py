@@ -43,7 +43,7 @@ def is_exact(rule):
     (pair,) = layout.pairs
     total = sum(u.weight for u in updates)
     expected = sum(
-        u.weight / total * u.form.alpha / u.form.rank * u.trained(pair.B) @ u.trained(pair.A) for u in updates
+        u.weight / total * u.form.alpha / u.form.rank * u.get_trained(pair.B) @ u.get_trained(pair.A) for u in updates
     )
     try:
         actual = rule(pair, layout, updates)
@@ -70,23 +70,23 @@ def test_the_package_passes_the_check(spec):
 def mean_is_client_0(pair, layout, updates):
     """Return client 0's product, as if the weighted sum went into a dict that is not returned."""
     u = updates[0]
-    return u.scale * u.trained(pair.B) @ u.trained(pair.A)
+    return u.scale * u.get_trained(pair.B) @ u.get_trained(pair.A)
 
 
 def stack_without_scale(pair, layout, updates):
     p = normalize_weights([u.weight for u in updates])
-    return sum(w * u.trained(pair.B) @ u.trained(pair.A) for w, u in zip(p, updates, strict=True))
+    return sum(w * u.get_trained(pair.B) @ u.get_trained(pair.A) for w, u in zip(p, updates, strict=True))
 
 
 def residual_without_scale(pair, layout, updates):
     honest = by_strategy("fedex_lora")(pair, layout, updates)
     p = normalize_weights([u.weight for u in updates])
     lora_a = sum(
-        w * torch.nn.functional.pad(u.trained(pair.A), (0, 0, 0, 12 - u.form.rank))
+        w * torch.nn.functional.pad(u.get_trained(pair.A), (0, 0, 0, 12 - u.form.rank))
         for w, u in zip(p, updates, strict=True)
     )
     lora_b = sum(
-        w * u.scale / FORM.scale * torch.nn.functional.pad(u.trained(pair.B), (0, 12 - u.form.rank))
+        w * u.scale / FORM.scale * torch.nn.functional.pad(u.get_trained(pair.B), (0, 12 - u.form.rank))
         for w, u in zip(p, updates, strict=True)
     )
     return honest + FORM.scale * lora_b @ lora_a - lora_b @ lora_a  # the mean is subtracted without s
@@ -113,12 +113,12 @@ def residual_transposed(pair, layout, updates):
 
 def alpha_fixed_while_ranks_differ(pair, layout, updates):
     p = normalize_weights([u.weight for u in updates])
-    return sum(w * FORM.scale * u.trained(pair.B) @ u.trained(pair.A) for w, u in zip(p, updates, strict=True))
+    return sum(w * FORM.scale * u.get_trained(pair.B) @ u.get_trained(pair.A) for w, u in zip(p, updates, strict=True))
 
 
 def absent_clients_counted(pair, layout, updates):
     total = sum(u.weight for u in updates) + ABSENT_WEIGHT
-    return sum(u.weight / total * u.scale * u.trained(pair.B) @ u.trained(pair.A) for u in updates)
+    return sum(u.weight / total * u.scale * u.get_trained(pair.B) @ u.get_trained(pair.A) for u in updates)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_private_tensors_never_reach_the_global_state():
     state = create_random_state(layout, 1)
     (update,) = create_random_updates(fedsa, state, layout, [Client(FORM)], 2)
     noise = create_random_state(layout, 9)
-    update.delta.update({n: noise[n] for n in fedsa.private(layout)})  # a client that hands in too much
+    update.delta.update({n: noise[n] for n in fedsa.list_private(layout)})  # a client that hands in too much
     result = run_round(fedsa, state, layout, [update])
-    assert all(torch.equal(result.state[n], state[n]) for n in fedsa.private(layout))
+    assert all(torch.equal(result.state[n], state[n]) for n in fedsa.list_private(layout))
 
 
 # A compression filter keyed on layer names that never match.

@@ -41,14 +41,14 @@ def test_fedavg_is_fedit():
 def test_fedmedian_is_the_median_of_each_entry():
     updates, after = round_of('flower(rule="FedMedian")')
     for name in STATE:
-        expected = torch.stack([u.trained(name) for u in updates]).sort(dim=0).values[2]
+        expected = torch.stack([u.get_trained(name) for u in updates]).sort(dim=0).values[2]
         torch.testing.assert_close(after[name], expected)
 
 
 def test_fedtrimmedavg_leaves_out_the_extremes():
     updates, after = round_of('flower(rule="FedTrimmedAvg", beta=0.2)')
     for name in STATE:
-        expected = torch.stack([u.trained(name) for u in updates]).sort(dim=0).values[1:4].mean(dim=0)
+        expected = torch.stack([u.get_trained(name) for u in updates]).sort(dim=0).values[1:4].mean(dim=0)
         torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-6)
 
 

@@ -30,7 +30,7 @@ def refactored(update, seed):
     generator = torch.Generator().manual_seed(seed)
     delta = dict(update.delta)
     for pair in layout.pairs:
-        lora_a, lora_b = update.trained(pair.A), update.trained(pair.B)
+        lora_a, lora_b = update.get_trained(pair.A), update.get_trained(pair.B)
         transform = torch.randn(len(lora_a), len(lora_a), generator=generator, dtype=lora_a.dtype) + 3 * torch.eye(
             len(lora_a), dtype=lora_a.dtype
         )
@@ -159,7 +159,7 @@ def test_krum_sees_all_layers_at_once():
     ]
     result = run_round(strategies.build("krum"), state, layout, disguised)
     after = compute_effective_weight(far, result.state, FORM).to_dense()
-    assert min(float((after - FORM.scale * u.trained(far.B) @ u.trained(far.A)).norm()) for u in honest) < 1e-9
+    assert min(float((after - FORM.scale * u.get_trained(far.B) @ u.get_trained(far.A)).norm()) for u in honest) < 1e-9
 
 
 @pytest.mark.parametrize("far", [100.0, 1e6, 1e12])

@@ -18,7 +18,8 @@ from tests.refusals import refuses
 
 def mean_of_products(updates):
     return sum(
-        p * u.form.scale * u.trained(pair.B) @ u.trained(pair.A) for p, u in zip(shares(updates), updates, strict=True)
+        p * u.form.scale * u.get_trained(pair.B) @ u.get_trained(pair.A)
+        for p, u in zip(shares(updates), updates, strict=True)
     )
 
 
@@ -34,7 +35,7 @@ def test_fedit_errs_by_the_covariance_of_the_factors():
     result, updates, _ = a_round("fedit", EQUAL)
     lora_a, lora_b = result.state[pair.A], result.state[pair.B]
     covariance = sum(
-        p * (u.trained(pair.B) - lora_b) @ (u.trained(pair.A) - lora_a)
+        p * (u.get_trained(pair.B) - lora_b) @ (u.get_trained(pair.A) - lora_a)
         for p, u in zip(shares(updates), updates, strict=True)
     )
     assert torch.allclose(mean_of_products(updates) - weight(result.state), FORM.scale * covariance)
@@ -43,7 +44,7 @@ def test_fedit_errs_by_the_covariance_of_the_factors():
 def test_the_head_gets_the_weighted_mean():
     for spec in ("fedit", "flexlora", "hetlora", "ffa_lora"):
         result, updates, _ = a_round(spec, EQUAL)
-        mean = sum(p * u.trained("head.weight") for p, u in zip(shares(updates), updates, strict=True))
+        mean = sum(p * u.get_trained("head.weight") for p, u in zip(shares(updates), updates, strict=True))
         assert torch.allclose(result.state["head.weight"], mean)
 
 
@@ -83,10 +84,10 @@ def test_clients_of_any_form_start_from_the_same_effective_ranks():
 
 def test_fedsa_averages_a_and_keeps_the_rest_private():
     fedsa = strategies.build("fedsa_lora")
-    assert fedsa.private(layout) == {pair.B, "head.weight", "head.bias"}
-    assert strategies.build("fedsa_lora(share_head=True)").private(layout) == {pair.B}
+    assert fedsa.list_private(layout) == {pair.B, "head.weight", "head.bias"}
+    assert strategies.build("fedsa_lora(share_head=True)").list_private(layout) == {pair.B}
     result, updates, _ = a_round("fedsa_lora", EQUAL)
-    mean = sum(p * u.trained(pair.A) for p, u in zip(shares(updates), updates, strict=True))
+    mean = sum(p * u.get_trained(pair.A) for p, u in zip(shares(updates), updates, strict=True))
     assert torch.allclose(result.state[pair.A], mean)
 
 
@@ -112,7 +113,7 @@ def test_flora_starts_anew_from_the_seed_round_and_layer():
     assert torch.equal(one.state[pair.A], again.state[pair.A])
     for result in (later, other):
         assert not torch.equal(one.state[pair.A], result.state[pair.A])
-    assert not any(torch.equal(one.state[pair.A], t) for t in (state[pair.A], updates[1].trained(pair.A)))
+    assert not any(torch.equal(one.state[pair.A], t) for t in (state[pair.A], updates[1].get_trained(pair.A)))
     assert one.residuals[pair.module].width == 2 + 4 + 3
 
 
@@ -154,10 +155,10 @@ def test_what_the_energy_leaves_out_can_be_kept_in_the_base():
 
 def test_hetlora_weighs_by_the_norms_of_the_products():
     result, updates, _ = a_round("hetlora", MIXED)
-    norms = [float((u.form.scale * u.trained(pair.B) @ u.trained(pair.A)).norm()) for u in updates]
-    lora_a = sum(n / sum(norms) * pad(u.trained(pair.A), 4, 9) for n, u in zip(norms, updates, strict=True))
+    norms = [float((u.form.scale * u.get_trained(pair.B) @ u.get_trained(pair.A)).norm()) for u in updates]
+    lora_a = sum(n / sum(norms) * pad(u.get_trained(pair.A), 4, 9) for n, u in zip(norms, updates, strict=True))
     lora_b = sum(
-        n / sum(norms) * u.form.scale / FORM.scale * pad(u.trained(pair.B), 12, 4)
+        n / sum(norms) * u.form.scale / FORM.scale * pad(u.get_trained(pair.B), 12, 4)
         for n, u in zip(norms, updates, strict=True)
     )
     assert torch.allclose(result.state[pair.A], lora_a)
@@ -181,7 +182,7 @@ def test_raflora_averages_each_rank_over_its_owners():
         owners = [(p, u) for p, u in zip(shares(updates), updates, strict=True) if u.form.rank > j]
         total = sum(p for p, _ in owners)
         for p, u in owners:
-            expected += p / total * u.form.scale * torch.outer(u.trained(pair.B)[:, j], u.trained(pair.A)[j])
+            expected += p / total * u.form.scale * torch.outer(u.get_trained(pair.B)[:, j], u.get_trained(pair.A)[j])
     left, selection, right = torch.linalg.svd(expected)
     assert torch.allclose(weight(result.state), (left[:, :4] * selection[:4]) @ right[:4])
 
@@ -201,7 +202,7 @@ def test_lora_fair_is_nearer_than_the_means_and_knows_no_unit():
     rescaled = [
         dataclasses.replace(
             u,
-            delta=u.delta | {pair.A: 10 * u.trained(pair.A) - u.received[pair.A]},
+            delta=u.delta | {pair.A: 10 * u.get_trained(pair.A) - u.received[pair.A]},
         )
         for u in updates
     ]
@@ -236,7 +237,7 @@ def test_fed_sb_is_exact_with_mixed_alphas():
     clients = [Client(AdapterShape(4, 8.0), 3.0), Client(AdapterShape(4, 2.0), 1.0)]
     updates = create_random_updates(fed_sb, state, square, clients, 2)
     result = run_round(fed_sb, state, square, updates)
-    exact = sum(p * u.form.scale * u.trained(core.name) for p, u in zip(shares(updates), updates, strict=True))
+    exact = sum(p * u.form.scale * u.get_trained(core.name) for p, u in zip(shares(updates), updates, strict=True))
     assert torch.allclose(FORM.scale * result.state[core.name], exact)
 
 
@@ -309,7 +310,7 @@ def a_gram_round(spec, clients, size=0.5):
     state = create_random_state(GRAM, 1, torch.float64)
     updates = create_random_updates(florg, state, GRAM, clients, 2, size=size)
     after = run_round(florg, state, GRAM, updates).state[name]
-    return state[name], [(p, u.trained(name)) for p, u in zip(shares(updates), updates, strict=True)], after
+    return state[name], [(p, u.get_trained(name)) for p, u in zip(shares(updates), updates, strict=True)], after
 
 
 def test_florg_reads_the_mean_gram_matrix_back_in_the_last_frame():

@@ -128,7 +128,7 @@ def test_inf_lora_has_no_direction_where_all_are_taken():
     after, memory = turn(rule, 1, {pair.A: upper(x.T @ x)}, after, memory)
     assert not after[pair.A][RANK : 2 * RANK].any()
     assert memory[pair.A].shape == (IN, IN)
-    assert rule.trained(layout, 1) == {pair.B, "head.weight", "head.bias"}
+    assert rule.list_trained(layout, 1) == {pair.B, "head.weight", "head.bias"}
     assert rule.choose_question("begin", layout) == "layer_inputs"
     assert not rule.choose_question("end", layout)
 
@@ -154,7 +154,7 @@ def test_prototypes_are_the_head_of_all_rows_met_so_far(head):
     assert torch.allclose(after["head.bias"][:4], pooled["head.bias"][:4], atol=1e-10)
     scores = torch.cat(features) @ after["head.weight"].T + after["head.bias"]
     assert int(scores.argmax(1).max()) < 4, "a class that nobody has met is never the answer"
-    assert rule.trained(layout, 1) == {pair.A, pair.B}
+    assert rule.list_trained(layout, 1) == {pair.A, pair.B}
     with refuses("FP1494"):
         rule.check(create_lora_layout([(OUT, IN)], WHOLE), [WHOLE])
 
@@ -168,7 +168,7 @@ def test_lorm_is_the_least_squares_solution(moments, round_number):
     """Against a dense system in the factor's entries: sum_k tr (B A - B_k A_k) G_k (B A - B_k A_k)^T is least."""
     rule = strategies.build(f"lorm(moments={moments})")
     factor, shape = (pair.B, (OUT, WHOLE.rank)) if round_number % 2 else (pair.A, (WHOLE.rank, IN))
-    assert rule.trained(layout, round_number) == {factor, "head.weight", "head.bias"}
+    assert rule.list_trained(layout, round_number) == {factor, "head.weight", "head.bias"}
     updates, systems = [], []
     for client in range(3):
         x = drawn(25, IN)
@@ -176,7 +176,7 @@ def test_lorm_is_the_least_squares_solution(moments, round_number):
         answer = {pair.A: upper(input_gram) if moments == "full" else input_gram.diagonal()}
         made = Update(client, 1.0, WHOLE, state, {factor: drawn(*shape)}, answer=answer)
         updates.append(made)
-        own = made.trained(pair.B) @ made.trained(pair.A)
+        own = made.get_trained(pair.B) @ made.get_trained(pair.A)
         root = torch.linalg.cholesky(input_gram)
         columns = []
         for entry in range(shape[0] * shape[1]):
@@ -201,4 +201,4 @@ def test_lorm_leaves_directions_alone_that_no_input_has():
     lora_a = rule.gather(pair, state, layout, Cohort([made], (1.0,), 2, 0)).A
     assert torch.equal(lora_a[:, 3], state[pair.A][:, 3])
     rest = [j for j in range(IN) if j != 3]
-    assert torch.allclose(lora_a[:, rest], made.trained(pair.A)[:, rest], atol=1e-12)
+    assert torch.allclose(lora_a[:, rest], made.get_trained(pair.A)[:, rest], atol=1e-12)

@@ -34,11 +34,11 @@ def whitening(x, y, dimensions=WIDTH, noise=0.0, seed=0):
     generator = torch.Generator().manual_seed(seed)
     total = {n: t + noise * torch.randn(t.shape, generator=generator, dtype=torch.float64) for n, t in total.items()}
     total[VARIANCE] = torch.tensor([noise**2], dtype=torch.float64)
-    return head.whitening(total, WIDTH)
+    return head.compute_whitening(total, WIDTH)
 
 
 def whitened(x, w):
-    return x @ create_projection(WIDTH, len(w.centre)).T @ w.turn.T - w.centre
+    return x @ create_projection(WIDTH, len(w.center)).T @ w.turn.T - w.center
 
 
 def gradients(x, y, weight, bias):
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_head_on_whitened_features_and_nothing_else(d
     generator = torch.Generator().manual_seed(seed)
     head_weight = torch.randn(CLASSES, dimensions, generator=generator, dtype=torch.float64)
     v = torch.randn(CLASSES, generator=generator, dtype=torch.float64)
-    weight, bias = head_weight @ w.turn @ create_projection(WIDTH, dimensions), v - head_weight @ w.centre
+    weight, bias = head_weight @ w.turn @ create_projection(WIDTH, dimensions), v - head_weight @ w.center
     z = whitened(x, w)
     torch.testing.assert_close(z @ head_weight.T + v, x @ weight.T + bias)
     found = w.compute_gradients(gradients(x, y, weight, bias))
@@ -115,7 +115,7 @@ def test_whatever_noise_makes_of_the_moments_features_stay_finite(noise):
     x, y = rows()
     for seed in range(20):
         w = whitening(x, y, noise=noise, seed=seed)
-        assert all(bool(torch.isfinite(t).all()) for t in (w.turn, w.centre))
+        assert all(bool(torch.isfinite(t).all()) for t in (w.turn, w.center))
         assert 1 <= w.gain <= WIDTH
 
 
@@ -157,7 +157,7 @@ def test_other_heads_tell_nothing_of_it(name):
     head = HEADS.build(name)
     assert head.whitened_directions(WIDTH) == 0
     with refuses("FP1014"):
-        head.whitening({}, WIDTH)
+        head.compute_whitening({}, WIDTH)
 
 
 @pytest.mark.parametrize("huge", [3e38, 1e200, 1e308])
@@ -192,6 +192,6 @@ def test_the_projection_is_the_same_everywhere():
 def test_sums_of_noise_alone_turn_nothing_and_scale_all_directions_alike():
     total = HEADS.build("private_ridge(dimensions=5)").statistics(*rows(), CLASSES)
     nothing = {name: torch.zeros_like(tensor) for name, tensor in total.items()} | {VARIANCE: torch.ones(1)}
-    w = HEADS.build("private_ridge(dimensions=5)").whitening(nothing, WIDTH)
+    w = HEADS.build("private_ridge(dimensions=5)").compute_whitening(nothing, WIDTH)
     gram = w.turn @ w.turn.T
     torch.testing.assert_close(gram, gram[0, 0] * torch.eye(5, dtype=torch.float64))

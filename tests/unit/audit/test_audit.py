@@ -104,8 +104,8 @@ def test_codec_and_strategy_do_not_change_what_is_claimed(strategy, codec, tmp_p
 
 def halve(monkeypatch):
     for module in (user_dp, local_dp, private):
-        whole = module.gaussian
-        monkeypatch.setattr(module, "gaussian", lambda stream, like, whole=whole: 0.5 * whole(stream, like))
+        whole = module.draw_gaussian
+        monkeypatch.setattr(module, "draw_gaussian", lambda stream, like, whole=whole: 0.5 * whole(stream, like))
 
 
 def skip_clipping(monkeypatch):

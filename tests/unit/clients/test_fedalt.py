@@ -54,7 +54,7 @@ def test_the_server_holds_the_mean_of_all_and_clients_see_the_others(case):
     """Five rounds in which some of four clients take part, against a list of what each of them has."""
     layout = case.layout
     state = FEDALT.start(case.start, layout, 0)  # all begin alike
-    private, generator = FEDALT.private(layout), torch.Generator().manual_seed(2)
+    private, generator = FEDALT.list_private(layout), torch.Generator().manual_seed(2)
     owns = [{n: state[n] for n in private} for _ in range(4)]
     for cohort in ([0, 2], [2], [1, 2, 3], [0, 1, 2, 3], [3]):
         total, before = Fold(), list(owns)

@@ -67,7 +67,7 @@ def test_the_layer_takes_the_chosen_experts_at_each_token(case, number):
 
 def test_others_stand_still_executors_agree_and_wrong_slots_are_refused(case):
     rule = strategies.build("fedlease")
-    trains = rule.trained(case.layout, 1)
+    trains = rule.list_trained(case.layout, 1)
     jobs = [
         prepare_job(replace(job, received=with_slots(job.received, number), trained=trains), rule, case.layout, ())
         for job, number in zip(case.jobs(), (1, 2, 3), strict=True)
@@ -134,7 +134,7 @@ def test_rounds_are_those_of_a_list_of_clients(case):  # noqa: C901
     """Warm-up, clusters, steps, and one who comes late, against what each client and each cluster holds."""
     rule, layout = strategies.build("fedlease(warmup=2, clear=-1)"), case.layout
     noise = torch.Generator().manual_seed(2)
-    start, learned, names = case.first, {}, sorted(rule.trained(layout, 1))
+    start, learned, names = case.first, {}, sorted(rule.list_trained(layout, 1))
     own_up_names = [n for n in names if ".own_B." in n]
     pulls = [{n: torch.randn(start[n].shape, generator=noise, dtype=torch.float64) for n in names} for _ in range(2)]
     kind = {0: 0, 1: 1, 2: 0, 3: 1, 4: 1, 5: 0}
@@ -167,7 +167,7 @@ def test_rounds_are_those_of_a_list_of_clients(case):  # noqa: C901
         state, learned = rule.regroup(GroupedRound(round_number, state, learned, layout, lambda u=updates: iter(u)))
         if round_number <= 2:
             for u in updates:
-                alone[u.client], weights[u.client] = {n: u.trained(n) for n in names}, u.weight
+                alone[u.client], weights[u.client] = {n: u.get_trained(n) for n in names}, u.weight
         if round_number == 2:
             for c in (0, 1):
                 members = [k for k in alone if kind[k] == c]

@@ -211,7 +211,7 @@ def test_the_server_knows_what_each_client_starts_from(tiny, strategy):
                 if version == 0:
                     fresh = got.moved
                 else:
-                    assert got.state.keys() == set(layout.names) - rule.private(layout)
+                    assert got.state.keys() == set(layout.names) - rule.list_private(layout)
                     assert len(package.payload) <= len(down.create_package(form, 0, newcomer=True).payload)
             held[form][round_number] = fresh
         versions = versions.after(round_number, down.made, held=[1, 2, 3])

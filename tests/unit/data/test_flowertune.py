@@ -148,7 +148,7 @@ def test_a_full_disk_is_not_told_as_a_data_set_that_is_not_there(monkeypatch):
 
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets, "load_dataset", full)
-    with refuses("FP2018", "the data set org/name"):
+    with refuses("FP2018", "the dataset org/name"):
         load_dataset("flowertune(name='org/name')")
 
 

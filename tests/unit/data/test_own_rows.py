@@ -299,10 +299,10 @@ def test_a_list_of_words_is_no_text_and_the_way_to_labels_of_words_is_told(hub: 
     [
         (NotFoundError("x"), AssetError, ("FP2006", "org/name")),
         (ConnectionError("Couldn't reach\n'org/name'"), AssetError, ("FP2007", "Couldn't reach 'org/name")),
-        (OSError(errno.ENOSPC, "No space left on device"), AssetError, ("FP2018", "the data set")),
-        (OSError("Not enough disk space. Needed: 1 GB"), AssetError, ("FP2018", "the data set org/name")),
+        (OSError(errno.ENOSPC, "No space left on device"), AssetError, ("FP2018", "the dataset")),
+        (OSError("Not enough disk space. Needed: 1 GB"), AssetError, ("FP2018", "the dataset org/name")),
         (DatasetsError("An error occurred while generating"), DataError, ("FP3040", "An error occurred")),
-        (while_making_rows(), AssetError, ("FP2018", "the data set org/name")),
+        (while_making_rows(), AssetError, ("FP2018", "the dataset org/name")),
         (ValueError("BuilderConfig 'z' not found. Available: ['a']"), ConfigError, ("FP1093", "Available: ['a']")),
     ],
 )

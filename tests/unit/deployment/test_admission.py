@@ -58,9 +58,9 @@ def test_an_expired_certificate_is_refused(door):
     patience = Patience(0.0, SilentObserver())  # it was waiting for a server that was not there yet
     with replace(door.link("edge-1"), address="127.0.0.1:1").open() as nowhere, pytest.raises(LostError) as lost:
         nowhere.describe()
-    patience.lost(replace(link, address="127.0.0.1:1"), lost.value)
+    patience.wait_for_retry(replace(link, address="127.0.0.1:1"), lost.value)
     with refuses("FP5056", "client"):
-        patience.lost(link, LostError("socket closed"))
+        patience.wait_for_retry(link, LostError("socket closed"))
 
 
 def test_no_certificate_no_service(door):

@@ -282,7 +282,7 @@ def test_time_with_a_connection_and_without_a_task_is_no_time_without_a_connecti
     edge = SimpleNamespace(create_registration=door.registration, instruction_limit=LIMIT, protection=None)
     observer = SilentObserver()
     patience = Patience(1.0, observer)
-    patience.lost(link, LostError("cut"))
+    patience.wait_for_retry(link, LostError("cut"))
 
     def take():
         with contextlib.suppress(RunError):
@@ -303,12 +303,12 @@ def test_a_full_disk_of_the_client_is_not_told_as_a_lost_connection(door):
     link, said = door.link("edge-1"), []
     patience = Patience(1e-9, SimpleNamespace(say=said.append))
     for _ in range(2):
-        patience.lost(link, UnkeptError("transcript.jsonl can't be written: No space left on device"))
+        patience.wait_for_retry(link, UnkeptError("transcript.jsonl can't be written: No space left on device"))
     assert all(line.startswith("transcript.jsonl can't be written: No space left on device; again in") for line in said)
     with refuses("FP5155"):
-        patience.lost(link, LostError("cut"))
+        patience.wait_for_retry(link, LostError("cut"))
     patience.give_up = 0.0
-    patience.lost(link, LostError("cut"))
+    patience.wait_for_retry(link, LostError("cut"))
     assert said[2].startswith(f"no connection to {link.address} (cut); again in")
 
 

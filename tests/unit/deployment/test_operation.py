@@ -18,7 +18,7 @@ from fedpeft.deployment.server.event_log import Events
 from fedpeft.deployment.server.federation import Federation
 from fedpeft.deployment.server.grid import StoppedError
 from fedpeft.deployment.server.monitoring import Operation
-from fedpeft.deployment.server.serving import end_told, serve
+from fedpeft.deployment.server.serving import log_end, serve
 from fedpeft.deployment.wire.session import Session
 from fedpeft.errors import RunError
 from fedpeft.reporting.console import ServeObserver
@@ -129,7 +129,7 @@ def test_the_log_says_how_a_run_ends(error, event, level, tmp_path):
     events = Events(tmp_path / "serve.jsonl", lambda *_: None)
 
     def end():
-        with end_told(events):
+        with log_end(events):
             if error:
                 raise error
 

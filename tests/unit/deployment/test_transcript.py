@@ -258,7 +258,7 @@ def test_a_task_that_does_not_fit_the_round_of_all_clients_is_refused(server, jo
 def test_a_client_s_tasks_never_go_back_and_it_has_one_in_each_round(server, joins):
     client = joins()
     first = server.round(task(1))
-    early = server.said.about("edge-1", first)
+    early = server.said.create_statement("edge-1", first)
     server.sends(client, first)
     with refuses("FP5127", "two", "the training of round 1"):
         server.sends(client, replace(first, steps=3))
@@ -278,7 +278,7 @@ def test_a_client_has_one_id_and_its_own_fields_stand_in_the_statement(server, j
     server.round(task(2))
     with pytest.raises(RunError, match="calls this client 1, and has called it 0 before"):
         server.sends(joins(), task(2, client=1))
-    honest = parse_record(TaskRecord, server.said.about("edge-1", task(2)).content)
+    honest = parse_record(TaskRecord, server.said.create_statement("edge-1", task(2)).content)
     for own in (None, honest.own | {"steps": 3}, honest.own | {"rank": 1}):
         lie = server.signer.sign(TASK, replace(honest, own=own).to_bytes())
         with pytest.raises(RunError, match="does not show the form and the steps that it asks for"):
@@ -341,7 +341,7 @@ def test_a_server_whose_certificate_has_expired_signs_nothing_that_clients_would
     server.sends(client, server.round(task()))
     with monkeypatch.context() as patch:
         patch.setattr("fedpeft.deployment.identity.credentials.datetime", MonthLater)
-        for say in (lambda: server.round(task(2)), lambda: server.said.about("edge-1", task())):
+        for say in (lambda: server.round(task(2)), lambda: server.said.create_statement("edge-1", task())):
             with refuses("FP5105", "FP5056", "server", "--renew", "--resume"):
                 say()
         assert "expired" in server.signer.describe_objection()

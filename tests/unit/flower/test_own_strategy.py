@@ -70,7 +70,7 @@ def test_fedmedian_of_either_kind_is_the_median_of_each_entry(theirs):
     after = run_round(wrap_strategy(theirs)(), STATE, LAYOUT, updates).state
     close(after, run_round(strategies.build("flower(rule=FedMedian)"), STATE, LAYOUT, updates).state)
     for name in STATE:
-        close_to = torch.stack([u.trained(name) for u in updates]).sort(dim=0).values[2]
+        close_to = torch.stack([u.get_trained(name) for u in updates]).sort(dim=0).values[2]
         torch.testing.assert_close(after[name], close_to, rtol=1e-6, atol=1e-6)
 
 

@@ -103,7 +103,7 @@ def test_tiny_layers_are_not_square() -> None:
         ("tiny(width=3)", ConfigError, r"no setting 'width'"),
         ("./nowhere", AssetError, r"no model directory './nowhere'"),
         ("/no/where/else", AssetError, r"no model directory"),
-        ("org/na me", ConfigError, r"not a hub name of the form ORG/NAME"),
+        ("org/na me", ConfigError, r"^FP1207 'org/na me'"),
     ],
 )
 def test_wrong_names_are_one_sentence(text: str, error: type[Exception], words: str) -> None:

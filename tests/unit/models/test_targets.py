@@ -139,7 +139,7 @@ def test_the_head_is_the_ridge_regression_of_the_pooled_data(targets, send):
     numbers = features @ torch.arange(WIDTH).double() + torch.randn(60, generator=generator)
     labels = numbers if targets == "numbers" else torch.stack([numbers > 0, numbers > 3], 1)
     outputs = 1 if targets == "numbers" else 2
-    head = HEADS.build(f"ridge(strength=0.001, send={send})").fitted(targets)
+    head = HEADS.build(f"ridge(strength=0.001, send={send})").fit_to_targets(targets)
     apart = torch.argsort(numbers).split(20)  # no client has what another has
     found = summed(head, features, labels, [part.numpy() for part in apart], outputs)
     penalty = 1e-3 * float((features**2).mean(0).sum()) / WIDTH * 60
@@ -156,8 +156,8 @@ def test_the_head_is_the_ridge_regression_of_the_pooled_data(targets, send):
 @pytest.mark.parametrize("targets", ["numbers", "labels"])
 def test_starts_from_classes_are_refused(name, targets):
     with refuses("FP1013", name, "--head"):
-        HEADS.build(name).fitted(targets)
-    assert not HEADS.build("zero").fitted(targets).exchanges
+        HEADS.build(name).fit_to_targets(targets)
+    assert not HEADS.build("zero").fit_to_targets(targets).exchanges
 
 
 def test_a_told_head_speaks_in_the_labels_unit():

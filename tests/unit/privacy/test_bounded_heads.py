@@ -143,7 +143,7 @@ def test_the_head_survives_noise_that_its_rows_can_bear(name):
     logits = features @ solved["head.weight"].T + solved["head.bias"]
     assert float((logits.argmax(1) == labels).double().mean()) > 0.85
     assert float(logits.abs().max()) < 10 * head.scale, "logits have a size, whatever the features' lengths are"
-    assert head.hidden(total) == []
+    assert head.find_hidden_classes(total) == []
 
 
 def test_lengths_are_told_within_a_factor_of_two_under_noise():
@@ -162,7 +162,7 @@ def test_a_class_that_drowns_in_noise_loses_to_all_others():
     keep = (labels != 2) | (torch.arange(200) < 5)
     head = HEADS.build("private_centroids")
     total = add_noise(head.statistics(features[keep], labels[keep], 4), 2.0, KEY.stream("noise"))
-    assert head.hidden(total) == [2]
+    assert head.find_hidden_classes(total) == [2]
     solved = head.solve(total, 4, 4)
     logits = features @ solved["head.weight"].T + solved["head.bias"]
     assert 2 not in logits.argmax(1)

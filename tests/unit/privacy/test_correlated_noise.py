@@ -148,7 +148,7 @@ def test_an_optimizer_that_knows_the_noise_is_told_how_much_of_it_a_round_has(ag
     heard = []
 
     class Listening(ServerOptimizer):
-        def noised(self, variance):
+        def correct_for_noise(self, variance):
             heard.append(variance)
             return self
 

@@ -79,7 +79,7 @@ def test_with_a_huge_clip_and_no_noise_it_is_the_plain_mean():
 
     for strategy in ("fedit", "ffa_lora", "rolora", "fedsvd"):
         here = at(strategy, clip=1e9)
-        names = sorted(here.strategy.trained(LAYOUT, 1))
+        names = sorted(here.strategy.list_trained(LAYOUT, 1))
         private, plain = (
             NoisySum(here, 3.0, 0.0, None),
             LinearAggregator(here.strategy, here.optimizer, LAYOUT, STATE, 1),
@@ -183,8 +183,10 @@ def test_the_server_optimizer_is_told_the_variance_of_the_noise_in_a_mean():
     heard = []
     optimizer = SERVER_OPTIMIZERS.build("adam(corrected=True)")
     here = replace(at(noise=1.5, clip=2.0), optimizer=optimizer)
-    plain = type(optimizer).noised
+    plain = type(optimizer).correct_for_noise
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(optimizer), "noised", lambda self, variance: heard.append(variance) or plain(self, variance))
+        patch.setattr(
+            type(optimizer), "correct_for_noise", lambda self, variance: heard.append(variance) or plain(self, variance)
+        )
         NoisySum(here, 4.0, 1.5).finish({})
     assert heard == [pytest.approx((1.5 * 2.0 / 4.0) ** 2)]

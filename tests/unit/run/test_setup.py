@@ -1,14 +1,63 @@
 """What a configuration makes."""
 
+import pickle
+from collections import Counter
+
+import numpy as np
 import pytest
 
 from fedpeft.config import RunConfig
+from fedpeft.data.partition import Partition
+from fedpeft.parts import Family, name_of
+from fedpeft.reporting.workers import create_client_plan
+from fedpeft.spec import Spec
 from fedpeft.wiring.auto_defaults import resolve_auto
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup
+from tests.refusals import refuses
 
 FACTS = DatasetInfo("text", "classification", ("a", "b"), "tiny", clients=3)
+
+
+def count_builds(monkeypatch) -> Counter:
+    """Return the number of parts that are built from texts from here on, by group."""
+    counts: Counter[str] = Counter()
+    build = Family.build
+
+    def counted(family, text):
+        counts[family.group] += isinstance(text, str | Spec)
+        return build(family, text)
+
+    monkeypatch.setattr(Family, "build", counted)
+    return counts
+
+
+def test_each_setting_is_parsed_once(tmp_path, monkeypatch):
+    counts = count_builds(monkeypatch)
+    config = RunConfig(
+        peft="lora(rank=2, layers=1)", head="zero", drift="fedprox", partition="iid", safeguard="none",
+        privacy="user_dp(noise_multiplier=1)", attack="sign_flip(fraction=0.1)", codec="fp32", downlink="fp32",
+    )  # fmt: skip
+    spec = parse_run(config)
+    once = {"strategies", "server_optimizers", "mechanisms", "attacks", "corrections", "heads", "peft_methods"}
+    assert {counts[group] for group in once} == {1}
+    counts.clear()
+    setup = Setup.create(spec, FACTS)
+    plan = create_client_plan(setup, Partition.from_shards([np.arange(3)]), tmp_path, 0.0, None)
+    assert +counts == {"tasks": 1, "models": 1}, "the data set names the task, and the model becomes a folder"
+    assert (plan.strategy, plan.head, plan.drift) == (spec.strategy, setup.head, spec.drift)
+    assert pickle.loads(pickle.dumps(plan)).strategy == plan.strategy
+
+
+def test_a_change_parses_only_the_changed_settings(monkeypatch):
+    spec = parse_run(RunConfig())
+    counts = count_builds(monkeypatch)
+    changed = spec.change(strategy="krum", rounds=3)
+    assert (+counts, changed.config.rounds, name_of(type(changed.strategy))) == ({"strategies": 1}, 3, "krum")
+    assert changed.uplink is spec.uplink
+    with refuses("FP1231", "strategy", "nothing"):
+        spec.change(strategy="nothing")
 
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, "bf16"), (False, "fp32")])

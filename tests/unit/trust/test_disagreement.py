@@ -39,7 +39,7 @@ def dense(update):
     found = {}
     for m in MODULES:
         before = update.received[f"{m}.B"] @ update.received[f"{m}.A"]
-        found[m] = ((update.trained(f"{m}.B") @ update.trained(f"{m}.A") - before) * FORM.scale).flatten()
+        found[m] = ((update.get_trained(f"{m}.B") @ update.get_trained(f"{m}.A") - before) * FORM.scale).flatten()
     return found | {"head.weight": update.delta["head.weight"].flatten()}
 
 
@@ -82,7 +82,7 @@ def test_overlap_is_that_of_projections():
     given = updates()
     found = watched(given)
     for m in MODULES:
-        bases = [torch.linalg.qr(u.trained(f"{m}.B"))[0] for u in given]
+        bases = [torch.linalg.qr(u.get_trained(f"{m}.B"))[0] for u in given]
         projections = [U @ U.T for U in bases]
         pairs = [(j, k) for j in range(4) for k in range(j)]
         expected = np.mean([float((projections[j] * projections[k]).sum()) / RANK for j, k in pairs])

@@ -1,0 +1,1 @@
+"""What `--quick` gains over its start and the linear probe."""
