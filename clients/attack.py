@@ -7,7 +7,7 @@ the number of examples that it claims. The run's seed decides which clients are 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,9 +24,6 @@ class Attack:
 
     fraction: float = setting(0.1, "share of the clients that are hostile, rounded", low=0, high=1)
 
-    changes_labels: ClassVar[bool] = False
-    """Whether the attackers' training labels are changed."""
-
     needs_factors: ClassVar[bool] = False
     """Whether the attack needs LoRA factors and leaves all other tensors alone."""
 
@@ -35,14 +32,24 @@ class Attack:
         order = seeds.create_generator(seed, "attackers").permutation(clients)
         return frozenset(int(c) for c in order[: round(self.fraction * clients)])
 
-    def relabel(self, labels: np.ndarray, classes: int) -> np.ndarray:
-        """Return the labels (n,) that an attacker trains with in place of its own."""
-        return labels
-
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:
         """Return what an attacker hands in, in place of its `delta` to the `received` state."""
         return delta
 
+
+@runtime_checkable
+class ChangesLabels(Protocol):
+    """Attackers train with other labels than their own."""
+
+    def relabel(self, labels: np.ndarray, classes: int) -> np.ndarray:
+        """Return the labels (n,) that an attacker trains with in place of its own."""
+        ...
+
+
+@runtime_checkable
+class ClaimsRows(Protocol):
+    """Attackers claim another number of examples than they have."""
+
     def rows(self, rows: int) -> int:
         """Return the number of examples that an attacker claims, given its true number."""
-        return rows
+        ...

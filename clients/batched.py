@@ -19,12 +19,14 @@ import torch
 from fedpeft.clients.drift import Pull, compute_pull
 from fedpeft.clients.dropout import DropoutPlan, replace_dropout
 from fedpeft.clients.executor import Executor, Job, Trained, collect_penalties, copy_leading_parts, view_leading_part
+from fedpeft.clients.local_optimizer import ProbesLosses
 from fedpeft.clients.probing import directions, probe
 from fedpeft.clients.transfer import put
 from torch import Tensor, nn
 
 from fedpeft.aggregation.update import pad_ranks
 from fedpeft.data.examples import Batch, Examples
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.determinism import restore_warnings
 from fedpeft.models.kernels import Kernel, install_fast_linears
 from fedpeft.models.lean_blocks import keep_less
@@ -130,13 +132,14 @@ class BatchedExecutor(Executor):
             rows = [plan[step] for plan in plans if len(plan) > step]
             active = self._activate(len(rows))
             batch, real, self.dropout.places = self.create_step_batch(rows)
-            if self.task.compares:
+            if isinstance(self.task, ComparesExamples):
                 batch[GROUPS] = assign_rows(real, active)
             shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
             of_step = partial(self._mean_losses, jobs[:active], step, rows, batch, real, shifts)
             optimizer.zero_grad(set_to_none=True)
-            if job.training.optimizer.probes:
-                client_losses = self._probe_slopes(chosen, jobs[:active], step, of_step)
+            if isinstance(job.training.optimizer, ProbesLosses):
+                distance = job.training.optimizer.probes
+                client_losses = self._probe_slopes(chosen, jobs[:active], step, distance, of_step)
             else:
                 client_losses = of_step(masks)
                 client_losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -189,9 +192,13 @@ class BatchedExecutor(Executor):
         chosen: Mapping[str, nn.Parameter],
         jobs: Sequence[Job],
         step: int,
+        distance: float,
         losses: Callable[[Sequence[np.random.Generator]], Tensor],
     ) -> Tensor:
-        """Set gradients by slopes along each active client's direction, and return the mean losses, (active,)."""
+        """Set gradients by slopes along each active client's direction, and return the mean losses, (active,).
+
+        The slopes are those between two points at this `distance`.
+        """
         along = {name: torch.zeros_like(parameter) for name, parameter in chosen.items()}
         for k, job in enumerate(jobs):
             for name, signs in directions(job, self.layout, step).items():
@@ -201,7 +208,7 @@ class BatchedExecutor(Executor):
             found = losses([job.create_dropout_generator(step) for job in jobs])
             return nn.functional.pad(found, (0, len(next(iter(chosen.values()))) - len(jobs)))
 
-        return probe(chosen, along, jobs[0].training.optimizer.probes, padded_losses)[: len(jobs)]
+        return probe(chosen, along, distance, padded_losses)[: len(jobs)]
 
     def _compute_step_losses(self, shifts: Tensor | None, batch: Batch) -> RowLosses:
         return self.task.step_losses(self.model, batch, shifts)

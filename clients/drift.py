@@ -10,9 +10,10 @@ message are one payload.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -63,19 +64,13 @@ States = Mapping[str, State]
 
 
 class Correction:
-    """One correction. Subclasses are frozen dataclasses; their fields are the user's settings."""
+    """One correction. Subclasses are frozen dataclasses; their fields are the user's settings.
 
-    keeps: ClassVar[bool] = False
-    """Whether a client keeps a state for it from round to round."""
-
-    travels: ClassVar[bool] = False
-    """Whether the server keeps a state for it, too. It goes down to the clients, and the changes of theirs come up."""
+    What some corrections do in addition are the abilities below. A correction has an ability if it defines the method.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Endings of tensor names. At least one trained tensor must have one of them, or the correction can't act."""
-
-    alternates: ClassVar[bool] = False
-    """Whether some tensors skip some steps (`moves`)."""
 
     needs_shares: ClassVar[bool] = False
     """Whether it acts on the loss instead of the gradients: clients receive the class shares among all examples."""
@@ -83,18 +78,13 @@ class Correction:
     least: float = 0.0
     """Smallest label skew at which class shares act, 0 to 1 (`fedpeft.clients.label_shift.label_skew`)."""
 
-    changes_loss: ClassVar[bool] = False
-    """Whether local steps use another loss (`around`), for which no gradients per example exist."""
-
     @property
     def name(self) -> str:
         """The name on the command line."""
         return name_of(type(self))
 
     def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[AdapterShape | None]) -> None:
-        """Refuse settings under which the correction would be wrong.
-
-        By default, refuse strategies and adapter shapes under which exchanged states lose their meaning.
+        """Refuse settings under which the correction would be wrong; by default accept all.
 
         Args:
             strategy: the server's strategy.
@@ -104,8 +94,36 @@ class Correction:
         Raises:
             ConfigError: the settings do not fit this correction; the message has a remedy.
         """
-        if not self.travels:
-            return
+
+    def begin(self, job: Job, server: State, own: State) -> Pull:
+        """Return the pull that is added to the gradients of a job's steps; by default it adds nothing.
+
+        Args:
+            job: the client's work; `job.received` is what it starts from, on the device that trains.
+            server: the server's state, for the tensors of updates; empty if no state travels.
+            own: the client's state, for each tensor after the last recorded round that had it; empty at first.
+        """
+        return lambda name, value: None
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """A client keeps a state for the correction from round to round."""
+
+    def after(self, job: Job, result: Trained, server: State, own: State) -> State:
+        """Return the client's next state."""
+        ...
+
+
+class ExchangedCorrection(Correction, ABC):
+    """The server keeps a state, too. It goes down to the clients, and the changes of theirs come up."""
+
+    def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[AdapterShape | None]) -> None:
+        """Refuse strategies and adapter shapes under which exchanged states lose their meaning.
+
+        Raises:
+            ConfigError: the settings do not fit this correction; the message has a remedy.
+        """
         rule = type(strategy).__name__
         if isinstance(strategy, Buffered):
             raise ConfigError(
@@ -121,46 +139,13 @@ class Correction:
                 f"FP1005 {self.name} needs the same rank and alpha at all clients, whose states it averages"
             )
 
-    def begin(self, job: Job, server: State, own: State) -> Pull:
-        """Return the pull that is added to the gradients of a job's steps.
-
-        Args:
-            job: the client's work; `job.received` is what it starts from, on the device that trains.
-            server: the server's state, for the tensors of updates; empty if no state travels.
-            own: the client's state, for each tensor after the last recorded round that had it; empty at first.
-        """
-        raise NotImplementedError
-
-    def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
-        """Return the losses of a step, given how those of a batch are computed; by default the latter."""
-        return losses(batch)
-
-    def moves(self, name: str, step: int) -> bool:
-        """Return whether a tensor takes a round's `step`, from 0; by default each tensor takes every step."""
-        return True
-
-    def mask_for_clipping(self, name: str, samples: Tensor) -> Tensor:
-        """Return the part of a tensor's gradients per example, (rows, ...), that counts in clipping; by default all."""
-        return samples
-
-    def direction(self, name: str, gradient: Tensor) -> Tensor | None:
-        """Return the gradient that a step uses for a tensor, given its own one; None, the default: that one.
-
-        Under DP-SGD the given gradient is the noised one.
-        """
-        return None
-
-    def noise_left(self, name: str) -> float:
-        """Return the share of the variance of a gradient's independent noise that `direction` leaves; by default 1."""
-        return 1.0
-
+    @abstractmethod
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
-        """Return the client's next state; by default none."""
-        return {}
+        """Return the client's next state, as in `KeepsState`."""
 
     def start(self, state: State) -> State:
-        """Return the server's state before round 1, given the global `state`: zeros if it travels, else none."""
-        return {name: tensor.new_zeros(tensor.shape) for name, tensor in state.items()} if self.travels else {}
+        """Return the server's state before round 1, given the global `state`; by default zeros."""
+        return {name: tensor.new_zeros(tensor.shape) for name, tensor in state.items()}
 
     def step(self, server: State, changes: Fold, clients: int) -> State:
         """Return the server's next state; by default it stays.
@@ -171,6 +156,54 @@ class Correction:
             clients: number of all clients, in a round or not.
         """
         return server
+
+
+@runtime_checkable
+class ChangesLoss(Protocol):
+    """Local steps use another loss, for which no gradients per example exist."""
+
+    def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
+        """Return the losses of a step, given how those of a batch are computed."""
+        ...
+
+
+@runtime_checkable
+class SkipsSteps(Protocol):
+    """Some tensors skip some steps."""
+
+    def moves(self, name: str, step: int) -> bool:
+        """Return whether a tensor takes a round's `step`, from 0."""
+        ...
+
+
+@runtime_checkable
+class TurnsGradients(Protocol):
+    """Steps use other gradients than those of the loss."""
+
+    def direction(self, name: str, gradient: Tensor) -> Tensor | None:
+        """Return the gradient that a step uses for a tensor, given its own one; None: that one.
+
+        Under DP-SGD the given gradient is the noised one.
+        """
+        ...
+
+
+@runtime_checkable
+class ReducesNoise(Protocol):
+    """`TurnsGradients.direction` averages the noise of DP-SGD."""
+
+    def noise_left(self, name: str) -> float:
+        """Return the share of the variance of a gradient's independent noise that `direction` leaves."""
+        ...
+
+
+@runtime_checkable
+class MasksExamples(Protocol):
+    """A part of the gradients per example is not used, so it must not count in clipping."""
+
+    def mask_for_clipping(self, name: str, samples: Tensor) -> Tensor:
+        """Return the part of a tensor's gradients per example, (rows, ...), that counts in clipping."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -197,12 +230,12 @@ class Drift:
     @property
     def keeps(self) -> bool:
         """Whether clients keep states for a correction."""
-        return any(c.keeps for c in self.corrections)
+        return any(isinstance(c, KeepsState) for c in self.corrections)
 
     @property
     def travels(self) -> bool:
         """Whether states go down and changes come up."""
-        return any(c.travels for c in self.corrections)
+        return any(isinstance(c, ExchangedCorrection) for c in self.corrections)
 
     @property
     def needs_shares(self) -> bool:
@@ -226,11 +259,12 @@ class Drift:
 
     def start(self, state: State) -> States:
         """Return the server's states before round 1."""
-        return {c.name: c.start(state) for c in self.corrections if c.travels}
+        return {c.name: c.start(state) for c in self.corrections if isinstance(c, ExchangedCorrection)}
 
     def step(self, server: States, changes: Mapping[str, Fold], clients: int) -> States:
-        """Return the server's states after a round; see `Correction.step`."""
-        return {c.name: c.step(server[c.name], changes[c.name], clients) for c in self.corrections if c.travels}
+        """Return the server's states after a round; see `ExchangedCorrection.step`."""
+        exchanged = (c for c in self.corrections if isinstance(c, ExchangedCorrection))
+        return {c.name: c.step(server[c.name], changes[c.name], clients) for c in exchanged}
 
     # ------------------------------------------------------------------------------------------------ the client's half
 
@@ -245,11 +279,11 @@ class Drift:
         changes: dict[str, State] = {}
         for acting in job.corrections:
             correction, own = acting.correction, acting.own
-            if not correction.keeps:
+            if not isinstance(correction, KeepsState):
                 continue
             after = correction.after(job, result, acting.server, own)
             states[correction.name] = after
-            if correction.travels:
+            if isinstance(correction, ExchangedCorrection):
                 changes[correction.name] = {n: t - own[n] if n in own else t for n, t in after.items()}
         return states, changes
 
@@ -272,7 +306,7 @@ class Drift:
                     "FP6004 states of drift corrections arrived, and this run's settings have none that travel"
                 )
             return {}
-        labels = [c.name for c in self.corrections if c.travels]
+        labels = [c.name for c in self.corrections if isinstance(c, ExchangedCorrection)]
         flat = decode_whole(payload, {f"{label}/{name}": shape for label in labels for name, shape in shapes.items()})
         return unflatten_states(flat)
 
@@ -303,18 +337,11 @@ def parse_drift(text: str) -> Drift:
     names = [c.name for c in corrections]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"FP1006 {text!r} names {', '.join(sorted(twice))} twice; once is enough")
-    alternating, variates = ([c.name for c in corrections if which(c)] for which in (_is_alternating, _is_exchanged))
+    alternating = [c.name for c in corrections if isinstance(c, SkipsSteps)]
+    variates = [c.name for c in corrections if isinstance(c, ExchangedCorrection)]
     if alternating and variates:
         raise ConfigError(
             f"FP1007 {variates[0]} counts on every tensor to take every local step, and with {alternating[0]} they "
             "take turns; leave one of them out"
         )
     return Drift(corrections)
-
-
-def _is_alternating(correction: Correction) -> bool:
-    return correction.alternates
-
-
-def _is_exchanged(correction: Correction) -> bool:
-    return correction.travels

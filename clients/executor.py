@@ -14,7 +14,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from fedpeft.clients.drift import ActiveCorrection, Pull
+from fedpeft.clients.drift import (
+    ActiveCorrection,
+    ChangesLoss,
+    MasksExamples,
+    Pull,
+    ReducesNoise,
+    SkipsSteps,
+    TurnsGradients,
+)
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.transfer import copy_to_cpu, move_tensor
 from torch import Tensor, nn
@@ -24,6 +32,7 @@ from fedpeft.aggregation.update import pad_ranks
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.data.examples import Batch, Examples, TokenRows, batch_by_length, round_up_length
 from fedpeft.data.packing import Place, find_places, pack_clients
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens
 from fedpeft.models.quantized import QuantizedLinear, fold_residual
@@ -147,7 +156,7 @@ class Job:
 
     def find_still_tensors(self, names: Iterable[str], step: int) -> list[str]:
         """Return the names of the tensors that stand still in a `step`, from 0."""
-        acting = [a.correction for a in self.corrections if a.correction.alternates]
+        acting = [a.correction for a in self.corrections if isinstance(a.correction, SkipsSteps)]
         return [name for name in names if not all(correction.moves(name, step) for correction in acting)]
 
     def compute_noise_variance(self, name: str) -> float:
@@ -158,27 +167,30 @@ class Job:
         if self.privacy is None or self.has_summed_gradients:
             return 0.0
         deviation = self.privacy.noise * self.privacy.clip / self.privacy.divisor(len(self.rows))
-        left = math.prod(acting.correction.noise_left(name) for acting in self.corrections)
+        reducing = (acting.correction for acting in self.corrections if isinstance(acting.correction, ReducesNoise))
+        left = math.prod(correction.noise_left(name) for correction in reducing)
         return float(deviation**2 * left)
 
     def mask_for_clipping(self, name: str, samples: Tensor) -> Tensor:
         """Return the part of a tensor's gradients per example, (rows, ...), that counts in clipping."""
         for acting in self.corrections:
-            samples = acting.correction.mask_for_clipping(name, samples)
+            if isinstance(acting.correction, MasksExamples):
+                samples = acting.correction.mask_for_clipping(name, samples)
         return samples
 
     def correct_gradient(self, name: str, gradient: Tensor) -> Tensor | None:
         """Return a tensor's gradient as its corrections change it, in its shape; None: they leave it as it is."""
         made = None
         for acting in self.corrections:
-            turned = acting.correction.direction(name, gradient if made is None else made)
-            made = made if turned is None else turned
+            if isinstance(acting.correction, TurnsGradients):
+                turned = acting.correction.direction(name, gradient if made is None else made)
+                made = made if turned is None else turned
         return made
 
     def compute_losses(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
         """Return the losses of a step, with its corrections' own losses in effect."""
         for acting in self.corrections:
-            if acting.correction.changes_loss:
+            if isinstance(acting.correction, ChangesLoss):
                 losses = partial(acting.correction.around, model, losses)
         return losses(batch)
 
@@ -380,7 +392,11 @@ class Executor(ABC):
                 {name: move_tensor(t, device) for name, t in self.examples.batch(rows[index]).items()}
                 for index in batch_by_length(self.examples.lengths[rows], EVALUATION_BATCH)
             )
-            for losses in self.task.evaluate_losses(self.model, batches, offsets):
+            if isinstance(self.task, ComparesExamples):
+                parts = self.task.evaluate_losses(self.model, batches)
+            else:
+                parts = (self.task.row_losses(self.model, batch, offsets) for batch in batches)
+            for losses in parts:
                 totals += torch.stack([x.double().sum() for x in (losses.sums, losses.correct, losses.counts)])
         return Totals(*totals.cpu().tolist())
 

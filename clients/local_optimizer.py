@@ -9,7 +9,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -49,11 +49,6 @@ class LocalOptimizer(ABC):
     """Whether a step is the gradient times the learning rate, so that the gradient can be read off it."""
 
     @property
-    def probes(self) -> float:
-        """Distance between the two points whose losses make a step; 0, the default: a step uses a gradient."""
-        return 0.0
-
-    @property
     def decays(self) -> bool:
         """Whether a step also moves entries whose gradient is zero; by default not."""
         return False
@@ -62,8 +57,22 @@ class LocalOptimizer(ABC):
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return a new optimizer of torch over groups of parameters, each with its `lr`."""
 
-    def set_noise_variances(self, optimizer: torch.optim.Optimizer, variances: Mapping[nn.Parameter, float]) -> None:  # noqa: B027
-        """Give a new optimizer the variance of the noise in each entry of its gradients; by default it is not used."""
+    def prepare(  # noqa: B027
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Mapping[str, nn.Parameter],
+        variance: Callable[[str], float],
+    ) -> None:
+        """Give a new optimizer what its steps depend on beside gradients; by default nothing.
+
+        Args:
+            optimizer: the result of `over`.
+            parameters: its parameters by canonical name.
+            variance: returns the noise variance in each entry of a parameter's gradient, given its name.
+
+        Raises:
+            ConfigError: it can't step any of the parameters.
+        """
 
     def create_optimizer(
         self,
@@ -76,7 +85,7 @@ class LocalOptimizer(ABC):
         `variance` returns the noise variance in each entry of a parameter's gradient, given its name.
 
         Raises:
-            ConfigError: its steps ask for the loss again.
+            ConfigError: its steps ask for the loss again, or it can't step any of the parameters.
         """
         head = [p for name, p in parameters.items() if name.startswith("head.")]
         adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
@@ -92,7 +101,7 @@ class LocalOptimizer(ABC):
                 f"FP1008 the local optimizer {name_of(type(self))} makes a {type(optimizer).__name__}, which asks for "
                 "the loss several times a step; a step here has one gradient: take an optimizer that needs no closure"
             )
-        self.set_noise_variances(optimizer, {p: variance(name) for name, p in parameters.items()})
+        self.prepare(optimizer, parameters, variance)
         return optimizer, LambdaLR(optimizer, self.share)
 
     def rate(self, name: str, learning_rate: float) -> float:
@@ -106,3 +115,13 @@ class LocalOptimizer(ABC):
     def count_full_steps(self, steps: int) -> float:
         """Return how many steps at the full rate a round's first `steps` are worth: fewer under warm-up."""
         return sum(self.share(step) for step in range(steps))
+
+
+@runtime_checkable
+class ProbesLosses(Protocol):
+    """A step uses the losses at two points instead of a gradient."""
+
+    @property
+    def probes(self) -> float:
+        """Distance of the two points from the parameters, in each entry, above 0."""
+        ...

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS, LocalOptimizer
-from fedpeft.clients.local_work import LOCAL_WORK, LocalWork
+from fedpeft.clients.local_work import LOCAL_WORK, LocalWork, WalksExamples
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts import format_part
@@ -32,7 +32,7 @@ class LocalTraining:
     @property
     def walks(self) -> bool:
         """Whether a client must remember how many steps it has made."""
-        return self.work.walks
+        return isinstance(self.work, WalksExamples) and self.work.walk
 
     def steps_for(self, rows: int) -> int:
         """Return the local steps of a round on a shard of `rows` examples.
@@ -56,7 +56,8 @@ class LocalTraining:
         """Return the same training with `count` steps; 0: as it is."""
         if not count:
             return self
-        return replace(self, work=LOCAL_WORK.build(f"steps(count={count}, walk={self.work.walks_by_steps})"))
+        walk = self.work.walk if isinstance(self.work, WalksExamples) else True
+        return replace(self, work=LOCAL_WORK.build(f"steps(count={count}, walk={walk})"))
 
     def set_passes(self, count: float) -> LocalTraining:
         """Return the same training with `count` passes over the examples."""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from fedpeft.families import LOCAL_WORK as LOCAL_WORK
 
@@ -18,16 +18,16 @@ class LocalWork(ABC):
     least: ClassVar[int] = 1
     """The fewest steps that it may set; 0: the trainer may have its own number."""
 
-    @property
-    def walks(self) -> bool:
-        """Whether each round continues where the client's last one stopped, so that all its examples take part."""
-        return False
-
-    @property
-    def walks_by_steps(self) -> bool:
-        """Whether clients that receive their own number of steps continue in the same way."""
-        return True
-
     @abstractmethod
     def steps_for(self, rows: int, batch_size: int) -> int:
         """Return the local steps of a round on a shard of `rows` examples, at least `least`."""
+
+
+@runtime_checkable
+class WalksExamples(Protocol):
+    """A round can continue where the client's last one stopped, so that all its examples take part."""
+
+    @property
+    def walk(self) -> bool:
+        """Whether it does; False: each round shuffles the examples anew."""
+        ...

@@ -19,16 +19,8 @@ from fedpeft.communication.messages import Instruction
 from fedpeft.peft.adapter import Layout, State, subtract_states
 
 
-class GradientTerm(Correction):
-    """A correction that adds nothing to gradients."""
-
-    def begin(self, job: Job, server: State, own: State) -> Pull:
-        """Return a pull that adds nothing."""
-        return lambda name, value: None
-
-
 @dataclass(frozen=True)
-class OwnRanksOnly(GradientTerm):
+class OwnRanksOnly(Correction):
     """Keeps steps away from the ranks of factors that the client does not train.
 
     Attributes:
@@ -53,12 +45,10 @@ class OwnRanksOnly(GradientTerm):
 
 
 @dataclass(frozen=True)
-class FrozenTensors(GradientTerm):
+class FrozenTensors(Correction):
     """Keeps steps away from whole tensors."""
 
     names: frozenset[str]
-
-    alternates = True
 
     def moves(self, name: str, step: int) -> bool:
         """Return whether a tensor is not frozen."""

@@ -19,6 +19,7 @@ from fedpeft.clients.executor import (
     expand_to_parameter,
     view_leading_part,
 )
+from fedpeft.clients.local_optimizer import ProbesLosses
 from fedpeft.clients.probing import directions, probe
 from fedpeft.clients.transfer import move_tensor, put
 from torch import Tensor, nn
@@ -131,12 +132,12 @@ class SequentialExecutor(Executor):
         for step, rows in enumerate(job.create_batches(self.examples.lengths)):
             optimizer.zero_grad(set_to_none=True)
             parts = job.training.split_into_passes(rows)
-            if distance := job.training.optimizer.probes:
+            if isinstance(job.training.optimizer, ProbesLosses):
                 along = {
                     n: expand_to_parameter(z, chosen[n]).to(chosen[n])
                     for n, z in directions(job, self.layout, step).items()
                 }
-                yield probe(chosen, along, distance, partial(self._mean_loss, job, step, parts))
+                yield probe(chosen, along, job.training.optimizer.probes, partial(self._mean_loss, job, step, parts))
                 continue
             sums = counts = torch.zeros((), device=self.device)
             for part in parts:

@@ -170,7 +170,7 @@ class TrainerExecutor(SequentialExecutor):
 class ScriptWork(LocalWork):
     """The trainer's own number of steps, on examples in its own order."""
 
-    walks_by_steps = False
+    walk = False
     least = 0
 
     def steps_for(self, rows: int, batch_size: int) -> int:

@@ -28,6 +28,7 @@ from fedpeft.data.examples import Examples, RelabeledRows
 from fedpeft.machine import cache
 from fedpeft.machine.cache import get_cache_directory
 from fedpeft.machine.memory import keep_freed
+from fedpeft.models.abilities import DescribesImages
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.determinism import compute_deterministically
 from fedpeft.models.determinism_check import check_repeats
@@ -287,7 +288,7 @@ class Workbench:
         Features are (rows, width). Targets are classes or numbers (rows,), or which labels an example has, bool (rows,
         labels). If the task defines its own targets, they are (rows, outputs).
         """
-        if not self.task.describes:
+        if not isinstance(self.task, DescribesImages):
             labels = self.get_labels(rows)
             return self.features(rows), labels > 0 if self.task.targets == "labels" else labels
         model = self.executor.model

@@ -43,6 +43,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.evaluation.word_labels import label_words
 from fedpeft.machine.terminal import Console
 from fedpeft.models import scoring
+from fedpeft.models.abilities import DescribesImages
 from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.models.patch_features import compute_patch_features
 from fedpeft.models.task import FederatedModel
@@ -139,7 +140,8 @@ def check_asked(run: FinishedRun, asked: str) -> None:
             )
         return
     if os.path.isdir(asked):
-        table = "" if run.task.describes else ", or a folder of them by --data FOLDER --output ANSWERS.csv"
+        describes = isinstance(run.task, DescribesImages)
+        table = "" if describes else ", or a folder of them by --data FOLDER --output ANSWERS.csv"
         raise ConfigError(
             f"FP1271 {asked} is a folder, and neither a finished run nor a picture; give a picture's file{table}"
         )
@@ -184,7 +186,7 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     if abstain:
         raise ConfigError(f"FP1273 {run.folder} is a language model, which has no classes; leave --abstain out")
     model = run.model(base)
-    if run.task.describes:
+    if isinstance(run.task, DescribesImages):
         return write_caption(run, model, text, new_tokens)
     tokenizer = load_tokenizer(run.model_directory)
     asked = run.task.asks

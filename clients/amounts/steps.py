@@ -21,16 +21,6 @@ class Steps(LocalWork):
 
     argument: ClassVar[str] = "count"
 
-    @property
-    def walks(self) -> bool:
-        """Whether each round continues where the last one stopped: the setting `walk`."""
-        return self.walk
-
-    @property
-    def walks_by_steps(self) -> bool:
-        """Whether a client with its own number of steps continues, too: the setting `walk`."""
-        return self.walk
-
     def steps_for(self, rows: int, batch_size: int) -> int:
         """Return `count`, whatever the number of examples."""
         return self.count

@@ -1,7 +1,6 @@
 """Label flipping: the attacker trains honestly on wrong labels:  y <- classes - 1 - y."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from fedpeft.clients.attack import Attack
@@ -10,8 +9,6 @@ from fedpeft.clients.attack import Attack
 @dataclass(frozen=True)
 class LabelFlip(Attack):
     """Labels in reverse order."""
-
-    changes_labels: ClassVar[bool] = True
 
     def relabel(self, labels: np.ndarray, classes: int) -> np.ndarray:
         """Return classes - 1 - y for each label y."""

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from fedpeft.clients.drift import Correction, Pull
-from fedpeft.clients.executor import Job
+from fedpeft.clients.drift import Correction
 from torch import Tensor
 
 from fedpeft.data.examples import Batch
 from fedpeft.models.task import FederatedModel, RowLosses
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import State
 from fedpeft.trust.attacked import get_embedding, shift_embeddings
 
 
@@ -30,12 +27,6 @@ class Adversarial(Correction):
     """Local steps on the examples and on their adversarial neighbors."""
 
     strength: float = setting(0.05, "e: how far a token is moved, as a share of the mean norm", above=0, high=1)
-
-    changes_loss: ClassVar[bool] = True
-
-    def begin(self, job: Job, server: State, own: State) -> Pull:
-        """Return a pull that adds nothing to the gradients."""
-        return lambda name, value: None
 
     def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
         """Return the mean of the losses on the examples as they are, and moved."""

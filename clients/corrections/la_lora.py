@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from fedpeft.clients.drift import Correction, Pull
-from fedpeft.clients.executor import Job
+from fedpeft.clients.drift import Correction
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import State
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 KERNEL = (1.0, 4.0, 6.0, 4.0, 1.0)
@@ -38,11 +36,6 @@ class LALoRA(Correction):
     smooth: bool = setting(True, "smooth gradients along the features, after any noise")
 
     needs: ClassVar[tuple[str, ...]] = (A, B)
-    alternates: ClassVar[bool] = True
-
-    def begin(self, job: Job, server: State, own: State) -> Pull:
-        """Return a pull that adds nothing to the gradients."""
-        return lambda name, value: None
 
     def moves(self, name: str, step: int) -> bool:
         """Return whether a tensor moves: B in even steps (from 0), A in odd ones, all others always."""

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
 
-from fedpeft.clients.drift import Correction, Pull
+from fedpeft.clients.drift import ExchangedCorrection, Pull
 from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.local_training import LocalTraining
 from torch import Tensor
@@ -25,11 +24,8 @@ from fedpeft.peft.adapter import AdapterShape, State
 
 
 @dataclass(frozen=True)
-class Scaffold(Correction):
+class Scaffold(ExchangedCorrection):
     """Control variates c (the server's) and c_k (a client's), 0 at first."""
-
-    keeps: ClassVar[bool] = True
-    travels: ClassVar[bool] = True
 
     def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[AdapterShape | None]) -> None:
         """Also refuse optimizers whose gradients can't be read off their steps.

@@ -11,7 +11,7 @@ Deviation: the paper tunes an absolute floor; here the floor is a share of Phi, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +67,15 @@ class AdamBC(LocalOptimizer):
         """Return Adam with the correction."""
         return CorrectedAdam(groups, (self.beta1, self.beta2), self.floor)
 
-    def set_noise_variances(self, optimizer: torch.optim.Optimizer, variances: Mapping[nn.Parameter, float]) -> None:
+    def prepare(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Mapping[str, nn.Parameter],
+        variance: Callable[[str], float],
+    ) -> None:
         """Give the optimizer the noise variances."""
         assert isinstance(optimizer, CorrectedAdam)
-        optimizer.variances = variances
+        optimizer.variances = {p: variance(name) for name, p in parameters.items()}
 
 
 part = AdamBC

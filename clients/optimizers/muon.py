@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fedpeft.clients.local_optimizer import LocalOptimizer, get_zero_variance
+from fedpeft.clients.local_optimizer import LocalOptimizer
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
@@ -106,28 +105,27 @@ class Muon(LocalOptimizer):
     beta2: float = setting(0.999, "AdamW's share of the last second moment that is kept", low=0, below=1)
 
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return the optimizer, which gets its factors from `create_optimizer`."""
+        """Return the optimizer, which gets its factors from `prepare`."""
         return MuonOrAdam(groups, self.momentum, (self.beta1, self.beta2))
 
-    def create_optimizer(
+    def prepare(
         self,
+        optimizer: torch.optim.Optimizer,
         parameters: Mapping[str, nn.Parameter],
-        learning_rate: float,
-        variance: Callable[[str], float] = get_zero_variance,
-    ) -> tuple[Any, LambdaLR]:
-        """Return a new optimizer over parameters by canonical name, and its warm-up.
+        variance: Callable[[str], float],
+    ) -> None:
+        """Give the optimizer the factors.
 
         Raises:
             ConfigError: no parameter is a LoRA factor.
         """
-        optimizer, warmup = super().create_optimizer(parameters, learning_rate, variance)
+        assert isinstance(optimizer, MuonOrAdam)
         optimizer.factors = frozenset(p for name, p in parameters.items() if name.endswith(FACTORS))
         if not optimizer.factors:
             raise ConfigError(
                 "FP1515 muon orthogonalizes LoRA's factors, and what is trained here has none; take --optimizer "
                 "adamw, or --peft lora"
             )
-        return optimizer, warmup
 
 
 part = Muon

@@ -22,8 +22,8 @@ from fedpeft.data.examples import Batch
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized import QuantizedLinear, quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task, find_trainable
+from fedpeft.peft.abilities import SavedAsLora
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.peft.method import PeftMethod
 
 ROWS, TOKENS, CLASSES = 8, 48, 20
 WARM_UP, PASSES = 2, 9
@@ -74,9 +74,7 @@ class Bench:
         ids = torch.randint(5, min(1000, base.config.vocab_size), (ROWS, TOKENS), generator=generator)
         self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(ROWS) % CLASSES}
         self.merged: FederatedModel | None = None
-        saved_first = (
-            not method.in_peft and type(method).merge_adapter is PeftMethod.merge_adapter
-        )  # saved as lora, and merged afterwards
+        saved_first = not method.in_peft and isinstance(method, SavedAsLora)  # and merged afterwards
         if method.merges and not saved_first:
             self.merged = copy.deepcopy(self.model).eval()
             self.merged.base = method.merge_adapter(self.merged)

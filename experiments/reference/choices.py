@@ -21,6 +21,7 @@ from fedpeft.aggregation.shared_sums import is_plain_sum, is_sum_of_clients
 from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, Strategy, strategies
 from fedpeft.errors import FedpeftError
 from fedpeft.models.task import TASKS
+from fedpeft.peft.abilities import ViewedAsFactors
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
@@ -146,7 +147,7 @@ def list_methods(name: str) -> list[str]:
     for peft, (method, layout) in create_layouts().items():
         try:
             check_method(method, strategy, [method.form])
-            if not method.create_factor_view(layout):
+            if not isinstance(method, ViewedAsFactors):
                 strategy.check(layout, [method.form])
         except FedpeftError:
             continue

@@ -20,8 +20,8 @@ from fedpeft.aggregation.factors import compute_effective_weight, compute_produc
 from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import Fold, Update
+from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import Layout, State, compute_norm, subtract_states
-from fedpeft.peft.method import WeightChanges
 
 LARGEST_TARGET = 64 * 2**20
 """Most entries of all adapted weights for which the exact aggregate is formed (256 MB in fp32)."""

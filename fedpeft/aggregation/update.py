@@ -26,7 +26,7 @@ class Update:
         delta: trained minus received, only for the tensors trained this round.
         staleness: steps that the server has taken since it sent the state; 0 in a synchronous round.
         owned: by name, how much of each entry the client has trained, in a shape that broadcasts
-            (`PeftMethod.compute_owned_shares`); of other names: all of it.
+            (`DrawsParts.compute_owned_shares`); of other names: all of it.
         ranks: of the global factors, that the client holds, in its order; empty: the leading ones.
         answer: to the question of the rule to each client of a round (`AsksClients`), fp64.
     """

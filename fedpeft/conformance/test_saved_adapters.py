@@ -11,13 +11,16 @@ from fedpeft.models.quantized import quantize
 from fedpeft.models.readout import get_plain_base as last_block
 from fedpeft.models.task import find_trainable
 from fedpeft.peft import saved_adapter
+from fedpeft.peft.abilities import SavedAsLora, SavedAsOther
 
 
 def save_and_load(case, folder):
     """Return the model of `case.start`, loaded from its files."""
-    method = case.method
-    changes, state = method.changes(case.model, case.start), method.as_saved(case.model, case.start)
-    own = (method.saved_as or case.spec) if not (changes or method.in_peft or method.whole_model) else None
+    method, state, spec = case.method, case.start, case.spec
+    changes = method.changes(case.model, state) if isinstance(method, SavedAsLora) else None
+    if isinstance(method, SavedAsOther):
+        state, spec = method.as_saved(case.model, state), method.saved_as
+    own = spec if not (changes or method.in_peft or method.whole_model) else None
     labels = [str(i) for i in range(case.classes)]
     saved_adapter.save(folder, create_model(method, case.tiny, "fp32"), state, labels, changes, own)
     base = case.task.base(case.folder, torch.float32)

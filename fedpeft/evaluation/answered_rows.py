@@ -34,6 +34,7 @@ from fedpeft.evaluation.word_labels import label_words
 from fedpeft.machine import files
 from fedpeft.machine.spreadsheet import escape_cell
 from fedpeft.models import scoring
+from fedpeft.models.abilities import DescribesImages
 from fedpeft.reporting.finished_run import FinishedRun
 
 ROWS = 512
@@ -79,7 +80,7 @@ def answer_rows(
     Raises:
         FedpeftError: the run gives other answers, or its files are missing; or the rows can't be read.
     """
-    if run.task.describes:
+    if isinstance(run.task, DescribesImages):
         raise ConfigError(
             f"FP1155 {run.folder} writes captions; give it image files: python -m fedpeft.predict RUN PICTURE PICTURE "
             "..."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.errors import ConfigError
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.parts import setting
 from fedpeft.wiring.measurement import Measurement, ScoredRun
 
@@ -24,7 +25,7 @@ class Clones(Measurement):
 
     def check(self, setup: Setup) -> None:
         """Reject examples that are not documents."""
-        if not (setup.task.compares and setup.facts.kind == "text"):
+        if not (isinstance(setup.task, ComparesExamples) and setup.facts.kind == "text"):
             raise ConfigError(
                 "FP1314 clones needs --dataset code_search, whose documents it searches; leave clones out of --measure"
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.errors import ConfigError
 from fedpeft.families import DATASETS
+from fedpeft.models.abilities import ComparesExamples, DescribesImages
 from fedpeft.parts import setting
 from fedpeft.wiring.measurement import Measurement, NewRun, ScoredRun
 
@@ -37,12 +38,12 @@ class Forgetting(Measurement):
             raise ConfigError(
                 f"FP1345 forgetting needs classes or next tokens, and these examples have {what}; leave it out"
             )
-        if setup.task.describes:
+        if isinstance(setup.task, DescribesImages):
             raise ConfigError(
                 "FP1303 forgetting needs a model that reads only texts, and captioning reads images; leave it out of "
                 "--measure"
             )
-        if setup.task.compares:
+        if isinstance(setup.task, ComparesExamples):
             raise ConfigError("FP1315 forgetting needs classes or next tokens, and pairs have neither; leave it out")
 
     def begin(self, run: NewRun) -> Any:

@@ -28,7 +28,6 @@ class PairTask(Task):
     metric = "accuracy"
     per_example: ClassVar[bool] = False
     per_example_missing: ClassVar[str] = "compares a row with the others of its batch"
-    compares: ClassVar[bool] = True
 
     loss: str = setting("infonce", "infonce, or sigmoid: SigLIP's", choices=tuple(PAIR_LOSSES))
     scale: float = setting(20.0, "t, the factor of similarities", above=0.0, high=1000.0)
@@ -63,10 +62,8 @@ class PairTask(Task):
         nearest = similarities.masked_fill(~negative, -torch.inf).amax(1)
         return RowLosses(sums, torch.ones_like(sums), (similarities.diagonal() > nearest).to(sums.dtype))
 
-    def evaluate_losses(
-        self, model: FederatedModel, batches: Iterable[Batch], offsets: Tensor | None = None
-    ) -> Iterator[RowLosses]:
-        """Compare each query with the documents of all batches at once; offsets are ignored without classes."""
+    def evaluate_losses(self, model: FederatedModel, batches: Iterable[Batch]) -> Iterator[RowLosses]:
+        """Compare each query with the documents of all batches at once."""
         sides, labels = [], []
         for batch in batches:
             sides.append(model(batch))

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import count_layers, find_blocks
 
+ALL_BLOCKS = "all blocks"
+"""What a head reads with `read_all_blocks` (`PeftMethod.reads`)."""
+
 
 class AllBlocks:
     """A mixin before an encoder's class whose last hidden states are those of all blocks, (B, T, (blocks + 1) * d)."""

@@ -3,12 +3,14 @@
 A `Task` converts examples to the model's input, builds the model around a frozen base, and defines the loss of an
 example. Losses come as (sum, count) per example, never as a batch mean. The mean over a client's batch is sum(sums) /
 sum(counts), and privacy per example needs the examples apart.
+
+`Task` contains what all tasks have. What a few tasks do in addition is in `fedpeft.models.abilities`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -81,36 +83,17 @@ class Task(ABC):
     reference: ClassVar[bool] = False
     """Whether the loss compares with the base without adapter, so that residuals may not be put into the base."""
 
-    compares: ClassVar[bool] = False
-    """Whether an example's loss depends on the others of its batch, and its evaluation on all examples."""
-
     encodes: ClassVar[bool] = False
     """Whether it reads an encoder's last hidden states, so that the activation cache is always used."""
 
     batched: ClassVar[bool] = True
     """Whether many clients can train in one pass."""
 
-    describes: ClassVar[bool] = False
-    """Whether it describes images in words."""
-
     translates: ClassVar[bool] = False
     """Whether an encoder reads one text of an example and a decoder writes the other."""
 
     least_loss: ClassVar[float] = 0.0
     """Lower bound of an example's loss; the server refuses a client that reports a mean below it."""
-
-    @property
-    def extra_tokens(self) -> int:
-        """Number of positions of an example before its text."""
-        return 0
-
-    def compute_regression_data(self, model: FederatedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute features (B, width) and targets (B, outputs) of the regression that gives the head in closed form.
-
-        Only tasks that `describes` define it; for others the features are those of the frozen base, and the targets
-        classes.
-        """
-        raise NotImplementedError
 
     def check(self, model: FederatedModel) -> None:  # noqa: B027
         """Refuse a model whose adapter is wrong for the loss, with ConfigError; by default accept all."""
@@ -152,16 +135,6 @@ class Task(ABC):
             return self.row_losses(model, batch, offsets)
         return model.objective(self, model, batch, offsets)
 
-    def evaluate_losses(
-        self, model: FederatedModel, batches: Iterable[Batch], offsets: Tensor | None = None
-    ) -> Iterator[RowLosses]:
-        """Yield losses and correct predictions of all examples of the batches, in order, in one or several parts.
-
-        `offsets` (classes,) are added to the logits.
-        """
-        for batch in batches:
-            yield self.row_losses(model, batch, offsets)
-
     def values(self, outputs: Tensor) -> Tensor:
         """Convert a model's outputs (..., outputs) to values for users: probabilities, or numbers in their unit."""
         return outputs.softmax(-1)
@@ -175,13 +148,6 @@ class Task(ABC):
             names: names of the outputs.
         """
         return {}
-
-    def export_head(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert a head, `weight` (outputs, width) and `bias` (outputs,), so that its outputs need no conversion.
-
-        By default it is returned unchanged.
-        """
-        return head
 
     def packs(self, model: FederatedModel) -> bool:
         """Return whether several examples may share a sequence because `model`, tested on two, does not mix them."""

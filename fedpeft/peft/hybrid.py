@@ -67,9 +67,9 @@ class Hybrid(PeftMethod):
         return all(part.merges for part in self.parts)
 
     @property
-    def reads_all_blocks(self) -> bool:  # type: ignore[override]
-        """Whether the head of a part reads all blocks."""
-        return any(part.reads_all_blocks for part in self.parts)
+    def reads(self) -> str:  # type: ignore[override]
+        """What the head of the first part that changes it reads; empty: the last hidden states."""
+        return next((part.reads for part in self.parts if part.reads), "")
 
     @property
     def suited_head(self) -> str:  # type: ignore[override]

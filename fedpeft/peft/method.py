@@ -3,7 +3,8 @@
 The reference is the `peft` library's own model, which `attach` builds and the sequential executor trains. A method that
 the batched executor supports also defines `stack`: the same layer with the parameters of K clients side by side.
 
-Every method declares what it supports. Other combinations are refused by name before a run begins.
+Every method declares what it supports. Other combinations are refused by name before a run begins. `PeftMethod`
+contains what all methods have. What a few methods do in addition is in `fedpeft.peft.abilities`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
-from fedpeft.data.examples import Examples
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import replace
 from fedpeft.models.quantized import Precision
 from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
 from fedpeft.parts import name_of
+from fedpeft.peft.abilities import SavedAsOther
 from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
-from fedpeft.peft.factor_view import FactorView
-from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.stacked_layers import StackedLayer
 
 PrivacyRoute = Literal["hooks", "vmap", "refused"]
@@ -35,13 +34,6 @@ PrivacyRoute = Literal["hooks", "vmap", "refused"]
 - vmap: by `torch.func.vmap(grad)` of the whole model, correct for every model that it can trace.
 - refused: not at all.
 """
-
-WeightChanges = Callable[[State, AdapterShape | None], dict[str, Tensor]]
-"""A function from a state and a client's shape (None: the method's own) to changes of the base's weights.
-
-The changes are matrices (out, in) by module.
-"""
-
 
 ROUTES = "routes"
 """Name of the random stream of a layer's random choices; it is drawn anew for each seed, round, client and step."""
@@ -99,17 +91,14 @@ class PeftMethod(ABC):
     regularised: ClassVar[bool] = False
     """Whether its layers add the gradient of a penalty in each local step (`pulls`)."""
 
-    reads_all_blocks: ClassVar[bool] = False
-    """Whether the head reads the states of all blocks instead of the last one (`fedpeft.models.readout`)."""
+    reads: ClassVar[str] = ""
+    """What the head reads (`read`), as a part of cache keys: `ALL_BLOCKS`, or a text; empty: the last hidden states."""
 
     suited_head: ClassVar[str] = ""
     """The default head start in runs without privacy; empty: chosen by the data."""
 
     of_pictures: ClassVar[bool] = False
     """Whether it works only for base models of images."""
-
-    saved_as: ClassVar[str] = ""
-    """The method whose format a finished state is saved in (`as_saved`); empty: this method's."""
 
     own_machine: ClassVar[str] = ""
     """Why only a simulation can run the method; empty: real clients can run it, too."""
@@ -125,15 +114,11 @@ class PeftMethod(ABC):
         Args:
             precision: precision of the base's linear layers; empty: the method's own.
         """
-        fields = {"precision": precision or self.base_precision, "read": "all blocks" if self.reads_all_blocks else ""}
+        fields = {"precision": precision or self.base_precision, "read": self.reads}
         return {name: value for name, value in fields.items() if value}
 
     def read(self, base: nn.Module) -> None:  # noqa: B027
         """Change `base` in place so that it returns what the head reads; by default it stays as it is."""
-
-    def as_saved(self, model: FederatedModel, state: State) -> State:
-        """Convert a finished `state` of `model` to the format of the method `saved_as`; by default, return it as is."""
-        return state
 
     @property
     def name(self) -> str:
@@ -197,33 +182,6 @@ class PeftMethod(ABC):
             specs.append(TensorSpec(name, tuple(parameter.shape), role, module))
         return Layout(tuple(specs), self.form)
 
-    def frozen(self, model: FederatedModel) -> State:
-        """Return the tensors of the adapter that are never trained but are saved with the result; by default none."""
-        return {}
-
-    def compute_owned_shares(self, layout: Layout, seed: int, round_number: int, client: int, steps: int) -> State:
-        """Return the share of a client's local `steps` that trained each entry, by tensor name.
-
-        Each share has a shape that broadcasts. A tensor that is not in the result was trained in all steps. The default
-        is an empty result. It is also empty if `steps` is 0, which stands for an undisclosed number.
-        """
-        return {}
-
-    def fit_when_finished(self, model: FederatedModel, held: Examples) -> State:
-        """Fit parts of a finished `model` on the `held` validation examples when a run ends; by default nothing.
-
-        The model keeps the fitted tensors, which are `frozen` from then on. Under privacy this is called only if the
-        examples are public.
-
-        Returns:
-            The fitted tensors by name.
-        """
-        return {}
-
-    def attach_saved(self, model: FederatedModel, tensors: State) -> None:
-        """Attach a finished result in fp32 whose saved `tensors` include the `frozen` ones."""
-        self.attach(model, "fp32")
-
     def role(self, name: str) -> tuple[Role, str]:
         """Return role and module of the tensor called `name`."""
         if name.startswith("head."):
@@ -236,25 +194,6 @@ class PeftMethod(ABC):
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return the initial global state in fp32; by default the attached model's own values."""
         return {name: p.detach().to(torch.float32).clone() for name, p in find_trainable(model).items()}
-
-    def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank] | None:
-        """Return what `state` adds to the weights of adapted layers, by module, if the adapter is saved as plain LoRA.
-
-        None, the default: the `peft` library saves the attached model.
-        """
-        return None
-
-    def create_factor_view(self, layout: Layout) -> FactorView | None:
-        """Create the view of the tensors as LoRA factors for strategies; by default None: they see the tensors."""
-        return None
-
-    def weight_changes(self, model: FederatedModel) -> WeightChanges | None:
-        """Return a function from states to changes of the base's weights, for methods whose aggregation is not exact.
-
-        The server uses it to report the aggregation error. None, the default: aggregation is exact, or no error is
-        reported.
-        """
-        return None
 
     def merge_adapter(self, model: FederatedModel) -> nn.Module:
         """Merge the adapter of a finished `model` into the weights and return the plain base; only if `merges`."""
@@ -293,7 +232,8 @@ def create_start(method: PeftMethod, model: FederatedModel, seed: int) -> State:
             )
         if not bool(state[name].isfinite().all()):
             raise ModelError(f"FP4054 {method.name}: start returns values of {name} that are NaN or infinite")
-    if method.in_peft and not (method.whole_model or method.saved_as or hasattr(model.base, "peft_config")):
+    is_saved_otherwise = method.whole_model or isinstance(method, SavedAsOther)
+    if method.in_peft and not is_saved_otherwise and not hasattr(model.base, "peft_config"):
         raise ModelError(
             f"FP4055 {method.name}: its attach does not create a model of the peft library, so peft can't save it; "
             "set in_peft: ClassVar[bool] = False"

@@ -28,8 +28,10 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine.files import check_regular_file, raise_write_errors, read_json
 from fedpeft.machine.files import copy as copy_file
 from fedpeft.machine.files import replace as replace_file
+from fedpeft.models.abilities import ConvertsHead
 from fedpeft.models.layers import get_innermost
 from fedpeft.models.task import PEFT_PREFIX, FederatedModel, Task, find_trainable
+from fedpeft.peft.abilities import SavesFrozen
 from fedpeft.peft.adapter import State
 from fedpeft.peft.low_rank import LowRank, recompress
 
@@ -109,7 +111,7 @@ HEAD = "head.safetensors"
 
 
 def export_head(target: Path, task: Task) -> None:
-    """Convert the head in the folder `target` for use without fedpeft (`Task.export_head`).
+    """Convert the head in the folder `target` for use without fedpeft, if the task `ConvertsHead`.
 
     `load` expects the head as `save` writes it, so only exported copies are converted.
 
@@ -117,7 +119,7 @@ def export_head(target: Path, task: Task) -> None:
         RunError: the file can't be read or written.
     """
     file = target / HEAD
-    if not file.is_file():
+    if not file.is_file() or not isinstance(task, ConvertsHead):
         return
     with raise_write_errors(file):
         held = {name: tensor.clone() for name, tensor in load_file(check_regular_file(file)).items()}
@@ -154,7 +156,9 @@ def _save_own(target: Path, own: str, model: FederatedModel, state: State) -> No
     from fedpeft.peft.family import PEFT_METHODS
 
     method = PEFT_METHODS.build(own)
-    tensors = {name: tensor for name, tensor in state.items() if not name.startswith("head.")} | method.frozen(model)
+    tensors = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    if isinstance(method, SavesFrozen):
+        tensors |= method.frozen(model)
     save_file({n: t.detach().cpu().float().contiguous() for n, t in tensors.items()}, target / OWN_TENSORS)
     described = {"method": own, "base": record_marks(model.base, {t.module for t in method.layout(model).tensors})}
     (target / OWN_METHOD).write_text(json.dumps(described) + "\n", encoding="utf-8")
@@ -318,8 +322,12 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
         model = task.model(base, classes)
         method = PEFT_METHODS.build(read_json(files / OWN_METHOD)["method"])
         tensors = load_file(check_regular_file(files / OWN_TENSORS))
-        method.attach_saved(model, tensors)
-        frozen = method.frozen(model)
+        if isinstance(method, SavesFrozen):
+            method.attach_saved(model, tensors)
+            frozen = method.frozen(model)
+        else:
+            method.attach(model, "fp32")
+            frozen = {}
         put(model, {name: tensor for name, tensor in tensors.items() if name not in frozen})
     elif files.is_dir():
         model = task.model(base, classes)

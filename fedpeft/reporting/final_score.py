@@ -23,6 +23,7 @@ from fedpeft.data.rows import Rows
 from fedpeft.errors import AssetError
 from fedpeft.machine.hardware import get_free_memory, list_accelerators
 from fedpeft.models import scoring
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.base_model import get_origin
 from fedpeft.models.calibration import calibrate, fit_temperature
 from fedpeft.models.frozen_blocks import cut_below, start_from_store
@@ -32,6 +33,7 @@ from fedpeft.models.ranking import PairSides
 from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
 from fedpeft.models.task import DTYPES, FederatedModel
 from fedpeft.peft import saved_adapter
+from fedpeft.peft.abilities import FitsWhenFinished, SavedAsLora, SavedAsOther
 from fedpeft.peft.adapter import State
 from fedpeft.reporting.observer import RunObserver
 from fedpeft.reporting.target_lines import describe_undefined
@@ -45,12 +47,13 @@ ROOM = 6
 
 def save(setup: Setup, state: State, folder: Path, residual: State | None = None) -> None:
     """Write the finished adapter (or model), with what exact rules have added to the base, by module."""
-    reference = setup.model()
-    changes = setup.method.changes(reference, state)
+    reference, method = setup.model(), setup.method
+    changes = method.changes(reference, state) if isinstance(method, SavedAsLora) else None
     if residual:
         effective = {p.module: effective_weight(p, state, get_lora_form(setup.layout)) for p in setup.layout.pairs}
         changes = saved_adapter.add_residual(effective, residual)
-    state, method = setup.method.as_saved(reference, state), setup.saved_method
+    if isinstance(method, SavedAsOther):
+        state, method = method.as_saved(reference, state), setup.saved_method
     own = setup.saved_peft if not (changes or method.in_peft or method.whole_model) else None
     name = get_origin(setup.model_name).name
     saved_adapter.save(folder, reference, state, setup.facts.label_names, changes, own, name)
@@ -143,26 +146,27 @@ class Scorer:
             temperature: the known temperature; None: fitted on the validation set, or 1 if that may not decide.
             asks: returns questions about the test examples, given the temperature.
         """
-        setup = self.setup
+        setup, method = self.setup, self.setup.method
         self.observer.enter(f"{name}: loading it")
         work = dataclasses.replace(
             self.work.set_precision(base_precision), device=self._device, method=setup.saved_method
         )
         torch.set_num_threads(self.threads)
         base = setup.task.base(setup.model_directory, DTYPES.get(base_precision, torch.float32)).to(work.device)
-        quantize(base, work.precision or setup.method.base_precision)
+        quantize(base, work.precision or method.base_precision)
         setup.saved_method.read(base)
         base, test, held = self._load_model_and_rows(base, work, name)
         model = saved_adapter.load(folder, setup.task, base, setup.facts.classes).to(work.device)
         del base
-        if setup.training_control.fits and (fitted := setup.method.fit_when_finished(model, held)):
+        fits = setup.training_control.fits
+        if fits and isinstance(method, FitsWhenFinished) and (fitted := method.fit_when_finished(model, held)):
             saved_adapter.add(folder, fitted)
         divisor = self._fit_temperature(model, held, name) if temperature is None else temperature
         questions = asks(divisor)
         answers = [Fold() for _ in questions]
         batches = scoring.score_batches(test)
-        self.observer.phase(name, 1 if setup.task.compares else len(batches))
-        if setup.task.compares:
+        self.observer.phase(name, 1 if isinstance(setup.task, ComparesExamples) else len(batches))
+        if isinstance(setup.task, ComparesExamples):
             scores, sides = scoring.score_together(model, setup.task, test)
             return FinalScore(float(scores.correct.mean()), float(scores.loss.mean()), scores, sides=sides)
         outputs = np.zeros((len(test), setup.facts.classes if setup.task.targets else 0))

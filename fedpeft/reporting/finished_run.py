@@ -22,6 +22,7 @@ from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import DATASETS, get_template, load_dataset
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
+from fedpeft.models.abilities import ComparesExamples, DescribesImages, count_extra_tokens
 from fedpeft.models.base_model import Origin, count_readable_tokens, get_origin, resolve_model
 from fedpeft.models.quantized import quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task
@@ -140,7 +141,7 @@ class FinishedRun:
     @property
     def base_directory(self) -> Path:
         """Folder of the model that holds the adapter: the language model of a captioner, else the base model."""
-        return self.model_directory / "text" if self.task.describes else self.model_directory
+        return self.model_directory / "text" if isinstance(self.task, DescribesImages) else self.model_directory
 
     @property
     def origin(self) -> Origin:
@@ -156,7 +157,7 @@ class FinishedRun:
     @property
     def can_take_pictures(self) -> bool:
         """Whether a picture's file is its input: it classifies images, or captions them."""
-        return self.task.describes or self.is_image_model
+        return isinstance(self.task, DescribesImages) or self.is_image_model
 
     @cached_property
     def picture_side(self) -> int:
@@ -180,7 +181,7 @@ class FinishedRun:
     @property
     def tokens(self) -> int:
         """The number of tokens to which texts are truncated, as in training."""
-        asked, before = self.config.tokens, self.method.extra_tokens + self.task.extra_tokens
+        asked, before = self.config.tokens, self.method.extra_tokens + count_extra_tokens(self.task)
         return min(asked, count_readable_tokens(self.model_directory, before, asked))
 
     def check_answers(self) -> None:
@@ -189,7 +190,7 @@ class FinishedRun:
         Raises:
             RunError: it finds pairs.
         """
-        if self.task.compares:
+        if isinstance(self.task, ComparesExamples):
             raise RunError(
                 f"FP5171 {self.folder} finds pairs: its model returns vectors, no classes or texts; load it with "
                 "fedpeft.open_run(FOLDER).model(), and compare both sides of a batch"
@@ -241,7 +242,7 @@ class FinishedRun:
         Raises:
             RunError: the model captions images.
         """
-        if self.task.describes:
+        if isinstance(self.task, DescribesImages):
             raise RunError(
                 f"FP5175 {self.folder} captions images: its language model reads them through a connector, which "
                 f"{what} does not use; take python -m fedpeft.predict RUN PICTURE, or export the adapter with the "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedpeft.errors import FedpeftError
 from fedpeft.machine.terminal import Console
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.reporting.finished_run import FinishedRun
 
 CODE = re.compile("`([^`]*)`")
@@ -44,7 +45,7 @@ def list_next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
     """
     folder = shlex.quote(str(run.folder))
     commands = []
-    if not run.task.compares:
+    if not isinstance(run.task, ComparesExamples):
         asked = "PICTURE.png" if run.can_take_pictures else '"a text of yours"'
         commands.append(f"python -m fedpeft.predict {folder} {asked}")
     with suppress(FedpeftError):
@@ -57,7 +58,7 @@ def list_next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
 
 def export_command(run: FinishedRun) -> str:
     """Return the command that exports a run: merged into its base, if its method allows it and it reads texts."""
-    merged = run.method.merges and not run.can_take_pictures and not run.task.compares
+    merged = run.method.merges and not run.can_take_pictures and not isinstance(run.task, ComparesExamples)
     return f"python -m fedpeft.export {shlex.quote(str(run.folder))}" + (" --merge" if merged else "")
 
 

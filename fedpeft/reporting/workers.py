@@ -17,6 +17,7 @@ from torch import Tensor
 from fedpeft.answers.exam import Exam, Said
 from fedpeft.answers.generation import BATCH
 from fedpeft.clients.client import ClientPlan
+from fedpeft.clients.drift import ChangesLoss
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.masking import MaskPlan
 from fedpeft.clients.pool import Pool, Worker, get_result
@@ -31,6 +32,7 @@ from fedpeft.machine import cache
 from fedpeft.machine.hardware import count_usable_cores, get_gpu_name, list_accelerators
 from fedpeft.machine.shared_cache import VARIABLE
 from fedpeft.models import kernels
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.shared_tiles import fetch_missing_tiles
 from fedpeft.models.task import DTYPES
 from fedpeft.peft.adapter import State
@@ -150,7 +152,7 @@ def _check_spread(setup: Setup, workers: int, gpus: Sequence[str]) -> None:
         )
     if setup.task.translates:
         raise ConfigError("FP1399 spread divides one stack of blocks, and seq2seq has two; leave it out of --grid")
-    if setup.task.encodes or setup.task.compares:
+    if setup.task.encodes or isinstance(setup.task, ComparesExamples):
         raise ConfigError(
             "FP1400 spread is for language models; leave it out of --grid, and each GPU has a worker of its own"
         )
@@ -203,7 +205,7 @@ def create_work_plan(
         executor="private" if per_example else "batched" if batched else "sequential",
         clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
         depth=count_cached_blocks(setup, lengths, holders) if reusing else 0,
-        pooled=reusing and is_pooled(setup) and not any(c.changes_loss for c in setup.drift.corrections),
+        pooled=reusing and is_pooled(setup) and not any(isinstance(c, ChangesLoss) for c in setup.drift.corrections),
         kernel=machine.kernel if batched else "native",
         threads=1,
         device=machine.devices[0],
@@ -372,7 +374,8 @@ class Workers:
 
     def score(self, state: State, version: int, rows: NDArray[np.int64], offsets: Tensor | None = None) -> Totals:
         """Score a state on `rows` of the training data, with `offsets` (classes,) added to its logits."""
-        together = self.work.task.compares  # by one worker, or the result would depend on their number
+        # Examples that are compared have one worker, or the result would depend on the number of workers.
+        together = isinstance(self.work.task, ComparesExamples)
         shares = np.array_split(rows[np.argsort(self._lengths[rows])], 1 if together else self.machine.workers * 2)
         calls = [self.pool.submit(Worker.evaluate, state, share, version, offsets) for share in shares if len(share)]
         return sum((get_result(call) for call in calls), Totals())

@@ -254,7 +254,7 @@ class ReportReceiver:
         forms: new adapter shapes of clients, if they change.
         rows: example count of each client whose update was accepted.
         owned: returns the tensors of its update that a client has trained, given round, client and steps
-            (`PeftMethod.compute_owned_shares`).
+            (`DrawsParts.compute_owned_shares`).
         uplink_parameters: number of parameters in all updates.
         passed_on: bytes that members of a secure sum send each other, on their way down.
         answers: each client's answers to the strategy's question before training; None: there was no question.

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedpeft.models.layers import get_innermost, unwrap
+from fedpeft.peft.abilities import ChangesWeights
 from fedpeft.peft.adapter import State
-from fedpeft.peft.method import PeftMethod
 from fedpeft.reporting.observer import Metrics
 from fedpeft.rounds.progress import ServerState
 from fedpeft.trust.disagreement import restore_cosines, round_value
@@ -21,7 +21,7 @@ CAUSAL = ("as it is", "without the leading direction", "shrunk to the same norm"
 
 def has_products(setup: Setup) -> bool:
     """Return whether a layer's weight changes by the product of two adapter factors, and by nothing else."""
-    plain = type(setup.method).weight_changes is PeftMethod.weight_changes
+    plain = not isinstance(setup.method, ChangesWeights)
     return bool(setup.layout.pairs) and setup.layout.form is not None and plain
 
 

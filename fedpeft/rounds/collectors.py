@@ -17,11 +17,12 @@ from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.update import Update
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import RunError
+from fedpeft.peft.abilities import DrawsParts
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Losses, count_tensor_entries
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.reporting.observer import Observer
-from fedpeft.rounds.acceptance import MOST_TIMES, ClientAnswers, ReportReceiver
+from fedpeft.rounds.acceptance import MOST_TIMES, ClientAnswers, ReportReceiver, assume_all_trained
 from fedpeft.rounds.exchange import Transport
 from fedpeft.rounds.hooks import RoundHook
 from fedpeft.rounds.masked_sum import WEIGHTS, MaskedSum, compute_masked_traffic, compute_step
@@ -49,7 +50,7 @@ class UpdateCollector(RoundHook, ABC):
 
     def collect(self, log: RoundLog, before: ServerState, aggregator: Aggregator) -> AggregationResult:
         """Ask the cohort of a round to train, and return what its updates lead to."""
-        setup = self.setup
+        setup, method = self.setup, self.setup.method
         answers = self._ask(log, before)
         log.sent = log.broadcast.create_tasks(log.plan)
         log.received = ReportReceiver(
@@ -67,7 +68,9 @@ class UpdateCollector(RoundHook, ABC):
             estimates=self.store.estimates,
             drift=setup.drift,
             states=before.drift,
-            owned=partial(setup.method.compute_owned_shares, setup.layout, setup.config.seed),
+            owned=partial(method.compute_owned_shares, setup.layout, setup.config.seed)
+            if isinstance(method, DrawsParts)
+            else assume_all_trained,
             answers=answers,
             least_loss=setup.task.least_loss,
         )

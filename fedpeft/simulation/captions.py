@@ -23,6 +23,7 @@ from fedpeft.data.examples import DescribedRows
 from fedpeft.data.scenes import parse_caption
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import AssetError
+from fedpeft.models.abilities import DescribesImages
 from fedpeft.models.quantized import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.reporting.records import Records
@@ -59,7 +60,7 @@ def measure_captions(simulation: Simulation, records: Records) -> dict[str, Any]
         The measures, and the number of examples; None: examples have no captions.
     """
     setup, rows = simulation.setup, simulation.rows.dataset.test
-    if not setup.task.describes:
+    if not isinstance(setup.task, DescribesImages):
         return None
     names = ["exact_match", "rouge_l"]
     try:

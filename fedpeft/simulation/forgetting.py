@@ -21,6 +21,7 @@ from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Dataset, Rows, limit_rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.quantized import quantize
 from fedpeft.models.scoring import score_batches
 from fedpeft.models.task import TASKS, FederatedModel, Task
@@ -74,7 +75,7 @@ def load_second_task(text: str, first: Dataset) -> Dataset:
             "dataset of the run's task type, or leave it out"
         )
     one, other = ((d.kind, d.task == "classification") for d in (first, second))
-    if one != other or TASKS.build(second.task).compares:
+    if one != other or isinstance(TASKS.build(second.task), ComparesExamples):
         raise ConfigError(
             f"FP1411 forgetting={text!r} must have the run's task type, {first.kind} "
             f"{'classification' if one[1] else 'language modeling'}"

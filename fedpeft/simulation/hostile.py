@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft import seeds
-from fedpeft.clients.attack import Attack
+from fedpeft.clients.attack import Attack, ChangesLabels, ClaimsRows
 from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.stages import ClientStage, TrainedRound
 from fedpeft.clients.workbench import Workbench
@@ -25,7 +25,7 @@ def compute_attacked_labels(attack: Attack, rows: SimulatedRows, seed: int) -> N
         ConfigError: the attack needs labels that the dataset lacks.
     """
     text = format_part(attack)
-    if not attack.changes_labels:
+    if not isinstance(attack, ChangesLabels):
         return None
     if rows.all.labels is None or rows.all.targets != "classes" or not rows.dataset.classes:
         raise ConfigError(f"FP1412 {text} changes classes, and {rows.dataset.name} has none; take sign_flip")
@@ -107,4 +107,6 @@ class AttackStage(ClientStage):
             spoilt: State = self.attack.update(update, job.received, client_round.layout, draws)
             return spoilt
 
-        return replace(client_round, result=replace(result, rows=self.attack.rows(result.rows)), hand_in=spoil)
+        if isinstance(self.attack, ClaimsRows):
+            result = replace(result, rows=self.attack.rows(result.rows))
+        return replace(client_round, result=result, hand_in=spoil)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.clients.drift import SkipsSteps
 from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
+from fedpeft.models.readout import ALL_BLOCKS
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.spec import parse_spec
 from fedpeft.wiring.auto_defaults import ADAPTER, FAR_APART, can_train_head_alone
@@ -75,7 +77,7 @@ def advise_on_steps(setup: Setup, most: int) -> Iterator[str]:
             f"most: none is taken at more than {optimizer.share(most - 1):.2f} of the learning rate"
         )
     for correction in setup.drift.corrections:
-        if most == 1 and correction.alternates:
+        if most == 1 and isinstance(correction, SkipsSteps):
             yield (
                 f"{correction.name}'s factors take turns in the steps of a round, and with one step a round A never "
                 "moves"
@@ -104,7 +106,7 @@ def _has_many_classes(setup: Setup) -> bool:
     A head on all blocks, the default for images, does not count.
     """
     of_classes = setup.task.targets == "classes" and setup.facts.classes > MANY_CLASSES
-    return of_classes and setup.head.fits_labels and not setup.method.reads_all_blocks
+    return of_classes and setup.head.fits_labels and setup.method.reads != ALL_BLOCKS
 
 
 def _has_unused_owners(config: RunConfig) -> bool:

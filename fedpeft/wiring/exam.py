@@ -10,6 +10,7 @@ from fedpeft.answers.questions import QuestionForm, parse_question, read_questio
 from fedpeft.data.rows import Rows, limit_rows
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
+from fedpeft.models.abilities import DescribesImages
 from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def check_evaluate(setup: Setup, asked: Evaluate) -> None:
         ConfigError: says what, and what to do.
         AssetError: a metric's library is missing.
     """
-    if setup.task.describes:
+    if isinstance(setup.task, DescribesImages):
         raise ConfigError(
             "FP1302 evaluate asks questions in text alone, and captions need images; leave it out of --measure"
         )

@@ -19,6 +19,7 @@ from pathlib import Path
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.models.feature_length import measure_feature_length
+from fedpeft.models.readout import ALL_BLOCKS
 from fedpeft.models.tasks.classification import Classifier
 from fedpeft.parts import format_part
 from fedpeft.privacy.abilities import can_plan_whitening
@@ -197,7 +198,7 @@ def _check_planned(setup: Setup, plain: bool, not_whitened: str) -> None:
             f"training can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, "
             "--local-work and --batch-size yourself, or take momentum or leave it out"
         )
-    if setup.method.reads_all_blocks and not_whitened:  # plain steps swing across what all rows have in common
+    if setup.method.reads == ALL_BLOCKS and not_whitened:  # plain steps swing across what all rows have in common
         raise ConfigError(
             f"FP1377 local training of {setup.method.name} can't be planned from --privacy {config.privacy}: "
             f"{not_whitened}, or take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and "

@@ -25,6 +25,7 @@ from fedpeft.data.rows import Rows
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
+from fedpeft.models.abilities import ComparesExamples, count_extra_tokens
 from fedpeft.models.base_model import count_readable_tokens, resolve_model
 from fedpeft.models.layers import get_innermost, unwrap
 from fedpeft.models.loading import Say, ignore_message
@@ -32,10 +33,11 @@ from fedpeft.models.quantized import quantize
 from fedpeft.models.readout import get_width
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task, get_adapter_dtype
 from fedpeft.parts import format_part, name_of
+from fedpeft.peft.abilities import ChangesWeights, SavedAsOther, ViewedAsFactors, WeightChanges
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import FactorView
 from fedpeft.peft.family import PEFT_METHODS, resize_method
-from fedpeft.peft.method import PeftMethod, WeightChanges, create_start
+from fedpeft.peft.method import PeftMethod, create_start
 from fedpeft.plugin_files import hash_own_code
 from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.wiring.activation_cache import count_frozen_blocks
@@ -127,6 +129,7 @@ class Setup(RunSpec):
             protected = spec.mechanism is not None or spec.secure_sum is not None
             spec = spec.change(drift="" if protected else choose_drift(spec.strategy, head, facts, layout))
         config, plain_base = spec.config, unwrap(reference.base)
+        before = method.extra_tokens + count_extra_tokens(task)
         setup = cls(
             **{**vars(spec), "method": method, "head": head},
             facts=facts,
@@ -136,12 +139,12 @@ class Setup(RunSpec):
             layout=layout,
             start=_start(method, reference, config),
             profiles=profiles,
-            factor_view=method.create_factor_view(layout),
+            factor_view=method.create_factor_view(layout) if isinstance(method, ViewedAsFactors) else None,
             weight_changes=_get_weight_changes(method, reference, layout),
             parameters=sum(p.numel() for p in reference.parameters()),
             width=get_width(plain_base),
             frozen_blocks=count_frozen_blocks(plain_base, layout, facts.kind, task),
-            readable=count_readable_tokens(model_directory, method.extra_tokens + task.extra_tokens, config.tokens),
+            readable=count_readable_tokens(model_directory, before, config.tokens),
             notes=tuple(notes),
             code=hash_own_code(type(task), type(plain_base), *([type(method)] if method.base_as_read() else [])),
         )
@@ -197,7 +200,7 @@ class Setup(RunSpec):
         """Most predictions of a row: one, or one for each of its labels or tokens."""
         if self.task.targets == "labels":
             return self.facts.classes
-        return 1 if self.task.targets or self.task.compares else self.tokens
+        return 1 if self.task.targets or isinstance(self.task, ComparesExamples) else self.tokens
 
     @property
     def clients(self) -> int:
@@ -245,12 +248,12 @@ class Setup(RunSpec):
     @property
     def saved_peft(self) -> str:
         """The text of the PEFT method of the finished adapter, as it is saved."""
-        return self.method.saved_as or self.peft
+        return self.method.saved_as if isinstance(self.method, SavedAsOther) else self.peft
 
     @cached_property
     def saved_method(self) -> PeftMethod:
         """The PEFT method of the finished adapter, as it is saved."""
-        return PEFT_METHODS.build(self.method.saved_as) if self.method.saved_as else self.method
+        return PEFT_METHODS.build(self.saved_peft) if isinstance(self.method, SavedAsOther) else self.method
 
     def model(self, say: Say = ignore_message) -> FederatedModel:
         """Return the base with a fresh adapter, in the run's precision."""
@@ -310,7 +313,7 @@ def _start(method: PeftMethod, reference: FederatedModel, config: RunConfig) -> 
 
 def _get_weight_changes(method: PeftMethod, reference: FederatedModel, layout: Layout) -> WeightChanges | None:
     """Return how a state changes the base's weights; None: they are too many to record the error."""
-    changes = method.weight_changes(reference)
+    changes = method.weight_changes(reference) if isinstance(method, ChangesWeights) else None
     if changes and count_adapted_entries(reference, layout) > LARGEST_TARGET:
         return None
     return changes

@@ -192,8 +192,6 @@ def relabelled(made, sizes):
 
     @dataclass(frozen=True)
     class Mine(Attack):
-        changes_labels = True
-
         def relabel(self, labels, classes):
             return made(labels)
 

@@ -21,6 +21,7 @@ from fedpeft.deployment.description import TOLD
 from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.server.settings_checks import check_task, check_tasks
 from fedpeft.errors import ConfigError
+from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.task import TASKS
 from fedpeft.parts import check_settings, format_part
 from fedpeft.spec import parse_spec
@@ -63,7 +64,8 @@ class ServersRows:
                 "the clients' own rows, with --labels a,b,c or --label-column 'a + b', or leave --task out"
             )
         if kind not in TOLD:
-            what = "pairs that are compared" if TASKS.build(source.task).compares else f"rows of {kind}"
+            compares = isinstance(TASKS.build(source.task), ComparesExamples)
+            what = "pairs that are compared" if compares else f"rows of {kind}"
             raise ConfigError(
                 f"FP1501 {source.name} holds {what}; clients of a server join with texts, pairs of texts, "
                 "conversations or pictures of classes, or with tagged words"

@@ -72,7 +72,6 @@ class Captioner(LanguageModel):
 class Captions(CausalLM):
     """Prediction of an image's caption."""
 
-    describes: ClassVar[bool] = True
     batched: ClassVar[bool] = False
     per_example: ClassVar[bool] = False
     per_example_missing: ClassVar[str] = "reads an image before each text"

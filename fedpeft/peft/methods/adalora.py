@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from fedpeft.models.layers import declare_layers, find_target_layers
 from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.parts import setting
+from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec
 from fedpeft.peft.factor_view import FactorView
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.peft.method import PeftMethod, WeightChanges, draw_uniform
+from fedpeft.peft.method import PeftMethod, draw_uniform
 
 A, B, E = "lora_A", "lora_B", "lora_E"
 

@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fedpeft.models.task import FederatedModel
+from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import AdapterShape, Role, State
-from fedpeft.peft.method import PrivacyRoute, WeightChanges
+from fedpeft.peft.method import PrivacyRoute
 from fedpeft.peft.methods.lora import Lora
 from fedpeft.peft.stacked_layers import StackedLayer
 

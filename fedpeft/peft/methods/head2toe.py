@@ -18,7 +18,7 @@ from torch import nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.encoders import create_zero_head
-from fedpeft.models.readout import get_width, read_all_blocks
+from fedpeft.models.readout import ALL_BLOCKS, get_width, read_all_blocks
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft.adapter import TensorSpec
 from fedpeft.peft.methods.linear_probe import LinearProbe
@@ -29,7 +29,7 @@ class Head2Toe(LinearProbe):
     """No adapter: the head on the frozen features of all blocks."""
 
     composes: ClassVar[bool] = True
-    reads_all_blocks: ClassVar[bool] = True
+    reads: ClassVar[str] = ALL_BLOCKS
     suited_head: ClassVar[str] = "ridge(send=factor)"  # clients have fewer examples than moments
 
     def read(self, base: nn.Module) -> None:

@@ -24,10 +24,11 @@ from torch import Tensor
 from fedpeft.models.layers import declare_layers
 from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
+from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.framed_layers import FramedLayer, FramedMethod, StackedFramedLayer
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.peft.method import WeightChanges, draw_uniform
+from fedpeft.peft.method import draw_uniform
 
 START = 0.02
 """Bound of G's entries at the start, which are uniform in +-START."""

@@ -36,9 +36,10 @@ from fedpeft.errors import ModelError
 from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost, replace
 from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
 from fedpeft.parts import setting
+from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.peft.method import PeftMethod, WeightChanges
+from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
 
 SIDES = ("u", "v")

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from fedpeft.models.layers import declare_layers, find_target_layers
 from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
 from fedpeft.parts import setting
+from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
-from fedpeft.peft.method import PeftMethod, WeightChanges
+from fedpeft.peft.method import PeftMethod
 
 D, B = "vera_lambda_d", "vera_lambda_b"
 

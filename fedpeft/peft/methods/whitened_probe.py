@@ -30,16 +30,13 @@ class WhitenedProbe(LinearProbe):
     """No adapter: the head on frozen features of images, whitened by drawn images."""
 
     of_pictures: ClassVar[bool] = True
+    reads: ClassVar[str] = "whitened by drawn pictures"
     saved_as: ClassVar[str] = "linear_probe"
 
     def as_saved(self, model: FederatedModel, state: State) -> State:
         """Convert the head to one for the original features."""
         weight, bias = compute_whitening(model.base).convert_head(state["head.weight"], state["head.bias"])
         return {**state, "head.weight": weight, "head.bias": bias}
-
-    def base_as_read(self, precision: str = "") -> dict[str, str]:
-        """Return the cache-key fields of the whitened base."""
-        return super().base_as_read(precision) | {"read": "whitened by drawn pictures"}
 
     def read(self, base: nn.Module) -> None:
         """Make the base return whitened states."""

@@ -9,6 +9,8 @@ from typing import Any
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.data.rows import DATASETS
+from fedpeft.models.abilities import ComparesExamples, DescribesImages
+from fedpeft.models.readout import ALL_BLOCKS
 from fedpeft.plugin_files import hash_own_code
 from fedpeft.reporting.console import format_bytes, format_measure
 from fedpeft.reporting.exports.transformers_folder import create_processor
@@ -34,13 +36,13 @@ def describe_loading(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
 
 
 def _describe_loading(run: FinishedRun, whole: bool) -> str:
-    if run.task.compares and run.is_image_model:
+    if isinstance(run.task, ComparesExamples) and run.is_image_model:
         return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
-    if run.task.describes:
+    if isinstance(run.task, DescribesImages):
         return "`python -m fedpeft.predict RUN PICTURE`, or `fedpeft.open_run(RUN).model()`"
     pairs = run.task.translates
     language = "AutoModelForSeq2SeqLM" if pairs else "AutoModelForCausalLM"
-    auto = "AutoModel" if run.labels is not None or run.task.compares else language
+    auto = "AutoModel" if run.labels is not None or isinstance(run.task, ComparesExamples) else language
     if whole and pairs:
         return "`transformers.AutoModelForSeq2SeqLM.from_pretrained(FOLDER)`"
     if whole and run.labels is None:
@@ -93,11 +95,12 @@ def format_front_matter(run: FinishedRun, whole: bool, gguf: bool = False) -> st
     in_peft = not whole and not (run.files / "method.json").is_file()
     kind = "text2text-generation" if run.task.translates else "text-generation"
     kind = f"{'image' if run.is_image_model else 'text'}-classification" if run.labels is not None else kind
+    compares, describes = isinstance(run.task, ComparesExamples), isinstance(run.task, DescribesImages)
     data: Any = ModelCardData(
         base_model=_find_hub_name(run.origin.name),
         license=run.origin.license or None,
         library_name=None if gguf else "transformers" if whole else "peft" if in_peft else "fedpeft",
-        pipeline_tag="feature-extraction" if run.task.compares else "image-to-text" if run.task.describes else kind,
+        pipeline_tag="feature-extraction" if compares else "image-to-text" if describes else kind,
         tags=["fedpeft", "federated-learning", run.method.name],
     )
     return f"---\n{data.to_yaml()}\n---\n"
@@ -175,9 +178,9 @@ def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
 
 def _describe_readout(run: FinishedRun, head: str) -> str:
     """Return a sentence on what reads the model's last hidden states; empty for a language model."""
-    if run.task.compares:
+    if isinstance(run.task, ComparesExamples):
         return "Both sides are the mean of the last hidden states, and compared by their cosine.\n"
-    if run.task.describes:
+    if isinstance(run.task, DescribesImages):
         return (
             "`head.safetensors` leads from the patches' last hidden states of the frozen image encoder to embeddings, "
             "which the language model with the adapter reads before a caption.\n"
@@ -186,7 +189,7 @@ def _describe_readout(run: FinishedRun, head: str) -> str:
         "numbers": f"The number ({', '.join(run.labels or [])}, in its own unit) is that of",
         "labels": "Each label is said where its logit is above 0, by",
     }.get(run.task.targets, "The class is that of")
-    blocks = run.method.reads_all_blocks
+    blocks = run.method.reads == ALL_BLOCKS
     states = "hidden states of all blocks, each brought to length 1" if blocks else "last hidden states"
     if run.labels is None:
         return ""

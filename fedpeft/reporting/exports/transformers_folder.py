@@ -14,6 +14,7 @@ from fedpeft.data.images import count_patches
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import FedpeftError
 from fedpeft.machine.files import raise_write_errors
+from fedpeft.models.abilities import ConvertsHead
 from fedpeft.models.layers import find_blocks
 from fedpeft.models.readout import AllBlocks, get_plain_base
 from fedpeft.models.task import FederatedModel, Targets, Task
@@ -97,6 +98,7 @@ def create_classifier(model: Any, labels: Sequence[str], images: bool, task: Tas
     with torch.device("meta"):  # the weights are there already
         made = kind(config)
     made.base, made.head = encoder, copy.deepcopy(model.head)
-    told = task.export_head(model.head.state_dict())
+    head = model.head.state_dict()
+    told = task.export_head(head) if isinstance(task, ConvertsHead) else head
     made.head.load_state_dict({name: tensor / temperature for name, tensor in told.items()})
     return made.eval()

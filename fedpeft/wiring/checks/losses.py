@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedpeft.clients.drift import ChangesLoss
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.peft.abilities import DrawsParts
 
 if TYPE_CHECKING:
     from fedpeft.wiring.setup import Setup
@@ -51,16 +53,13 @@ def check_changed_loss(setup: Setup) -> None:
         ConfigError, PrivacyError: says what, and what to do.
     """
     task = setup.facts.task.partition("(")[0]
-    for correction in (c for c in setup.drift.corrections if c.changes_loss):
+    for correction in (c for c in setup.drift.corrections if isinstance(c, ChangesLoss)):
         if setup.facts.kind != "text" or setup.task.targets != "classes":
             raise ConfigError(
                 f"FP1309 {correction.name} moves the tokens of texts with classes, and this run is {task} on "
                 f"{setup.facts.kind}s; leave it out of --drift"
             )
-        draws = setup.strategy.counts_owned and setup.method.compute_owned_shares(
-            setup.layout, setup.config.seed, 1, 0, steps=1
-        )
-        if draws:
+        if setup.strategy.counts_owned and isinstance(setup.method, DrawsParts):
             raise ConfigError(
                 "FP1310 owned_mean counts the experts that adamix draws in two passes per step, and "
                 f"{correction.name} adds passes; take --strategy fedit, or leave it out of --drift"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from fedpeft.aggregation.abilities import Buffered, PersonalModel
 from fedpeft.aggregation.shared_sums import is_shared_sum, is_sum_of_clients, list_shared_sums
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.clients.drift import ExchangedCorrection
+from fedpeft.clients.local_optimizer import ProbesLosses
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import format_part, name_of
 from fedpeft.privacy.abilities import AddsServerNoise, is_whitened
@@ -55,7 +57,7 @@ def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
     if len({profile.form for profile in list_distinct(setup.profiles)}) > 1:
         raise PrivacyError(f"FP7102 {name} adds up vectors of one length; give all clients the same rank and alpha")
     for correction in setup.drift.corrections:
-        if correction.travels:
+        if isinstance(correction, ExchangedCorrection):
             raise PrivacyError(
                 f"FP7103 {correction.name} sends each client's state, which no sum hides; leave it out of --drift"
             )
@@ -68,7 +70,7 @@ def check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
         raise ConfigError(
             f"FP1323 {config.strategy} has no rounds with a cohort, which privacy accounting needs; take fedit"
         )
-    if mechanism.per_example and setup.training.optimizer.probes:
+    if mechanism.per_example and isinstance(setup.training.optimizer, ProbesLosses):
         raise ConfigError(
             f"FP1518 {config.privacy} clips the gradient of each example, and {config.optimizer} computes none; take "
             "--optimizer adamw, or protect updates with user_dp or local_dp"
@@ -130,7 +132,7 @@ def check_private_run(mechanism: Mechanism, setup: Setup) -> None:
             "--head zero, private_centroids or private_ridge"
         )
     for correction in setup.drift.corrections:
-        if correction.travels:
+        if isinstance(correction, ExchangedCorrection):
             raise PrivacyError(
                 f"FP7106 {correction.name} sends states that are computed from unprotected examples; leave it out of "
                 "--drift"

@@ -8,7 +8,7 @@ from fedpeft.aggregation.abilities import CountsClients, FreezesTensors
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import Pace, ServerOptimizer
 from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
-from fedpeft.clients.drift import Correction
+from fedpeft.clients.drift import Correction, ExchangedCorrection
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.task import Task
@@ -88,7 +88,7 @@ def check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> N
                 "leave it out, or take --peft lora with a strategy that trains both factors, such as fedit"
             )
     frozen = strategy.list_frozen(layout) if isinstance(strategy, FreezesTensors) else frozenset()
-    if correction.travels and not trained - strategy.list_private(layout) - frozen:
+    if isinstance(correction, ExchangedCorrection) and not trained - strategy.list_private(layout) - frozen:
         raise ConfigError(
             f"FP1340 {correction.name} corrects tensors that clients train and share, and with "
             f"{name_of(type(strategy))} there are none; leave it out"

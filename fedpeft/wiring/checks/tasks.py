@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.abilities import AsksClients
 from fedpeft.aggregation.task_rules import TaskRanks, TaskStrategy
+from fedpeft.clients.drift import KeepsState
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of
 
@@ -58,7 +59,7 @@ def _check_rule(setup: Setup) -> None:
     if not isinstance(rule, TaskRanks):
         return
     for correction in setup.drift.corrections:
-        if correction.keeps or correction.travels:
+        if isinstance(correction, KeepsState):
             raise ConfigError(
                 f"FP1350 {correction.name} keeps factors between rounds, and with {name} a client trains other "
                 "factors in the next task; leave it out of --drift"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.models.abilities import ComparesExamples, DescribesImages
 from fedpeft.wiring.checks.bases import check_bases
 from fedpeft.wiring.checks.captions import check_captions
 from fedpeft.wiring.checks.groups import check_groups
@@ -47,10 +48,10 @@ def check(setup: Setup) -> None:
             f"FP1352 head={config.head} starts from features of whole rows, and this task labels each word; take "
             "--head zero"
         )
-    if setup.task.compares:
+    if isinstance(setup.task, ComparesExamples):
         check_pairs(setup)
     check_targets(setup)
-    if setup.task.describes:
+    if isinstance(setup.task, DescribesImages):
         check_captions(setup)
     if setup.drift.needs_shares:
         check_label_shift(setup.task, config.head, setup.head, setup.mechanism)

@@ -19,6 +19,7 @@ from fedpeft.export import main as export
 from fedpeft.measurements.forgetting import Forgetting
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.calibration import calibrate, fit_temperature
+from fedpeft.models.readout import ALL_BLOCKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.predict import main as predict
 from fedpeft.reporting.finished_run import FinishedRun, clone_modules, sample_batch
@@ -236,7 +237,7 @@ def test_a_merged_model_computes_the_same_or_is_refused(method, runs, tmp_path, 
     assert code == 0
     assert "outputs differ by at most" in heard
     card = (tmp_path / "out" / "README.md").read_text()
-    assert ("of all blocks" in card) is PEFT_METHODS.build(method).reads_all_blocks
+    assert ("of all blocks" in card) is (PEFT_METHODS.build(method).reads == ALL_BLOCKS)
     run = FinishedRun.read(runs[method])
     batch = sample_batch(run.model_directory)
     exported = TextClassifier.from_pretrained(tmp_path / "out", trust_remote_code=True)

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.clients.drift import Correction
+from fedpeft.clients.drift import ExchangedCorrection
 from fedpeft.peft.methods.lora import Lora
 
 
@@ -32,11 +32,8 @@ class HalfLora(Lora):
 
 
 @dataclass(frozen=True)
-class Wide(Correction):
+class Wide(ExchangedCorrection):
     """A state in double."""
-
-    keeps: ClassVar[bool] = True
-    travels: ClassVar[bool] = True
 
     def start(self, state):
         return {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in state.items()}

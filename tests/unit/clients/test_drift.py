@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.drift import Correction, Drift, parse_drift
+from fedpeft.clients.drift import Drift, ExchangedCorrection, parse_drift
 from fedpeft.clients.executor import Job
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
@@ -21,16 +20,13 @@ from tests.refusals import refuses
 
 
 @dataclass(frozen=True)
-class Dynamic(Correction):
+class Dynamic(ExchangedCorrection):
     """As FedDyn's client (Acar et al., arXiv 2111.04263): g <- g - h_k + alpha (y - x), h_k <- h_k - alpha (y - x).
 
     And a server that knows the mean of all h_k, which it tells: so every way that a correction has is used.
     """
 
     alpha: float = setting(0.1, "strength", above=0)
-
-    keeps: ClassVar[bool] = True
-    travels: ClassVar[bool] = True
 
     def begin(self, job, server, own):
         def pull(name, value):

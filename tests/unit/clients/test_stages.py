@@ -145,7 +145,6 @@ def test_dp_sgd_protects_examples_and_does_not_walk(tmp_path):
 class Probe(Correction):
     """A correction that keeps what local training has led to."""
 
-    keeps: ClassVar[bool] = True
     seen: ClassVar[list[float]] = []
 
     def after(self, job, result, server, own):
