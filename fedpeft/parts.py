@@ -233,6 +233,11 @@ def import_class(place: str) -> type:
     return found
 
 
+def is_protocol(cls: Any) -> bool:
+    """Return whether a class is a protocol."""
+    return bool(getattr(cls, "_is_protocol", False))
+
+
 class Family(Generic[T]):
     """A folder of parts, and those from outside that belong to them.
 
@@ -244,6 +249,7 @@ class Family(Generic[T]):
         elsewhere: names, in small letters, that others use for what has another place here, and a clause about it.
         kind: where the class is that parts are subclasses of, or the protocol that they follow:
             "fedpeft.aggregation.strategy.Strategy". It is imported where it is needed.
+        abilities: module of the protocols that some parts also follow, e.g. "fedpeft.aggregation.abilities".
     """
 
     def __init__(
@@ -254,19 +260,26 @@ class Family(Generic[T]):
         reserved: Iterable[str] = (),
         elsewhere: Mapping[str, str] | None = None,
         kind: str = "builtins.object",
+        abilities: str = "",
     ) -> None:
         self.package = package
         self.noun = noun
         self.group = group or package.rpartition(".")[2]
         self.reserved = frozenset(reserved)
         self.elsewhere = elsewhere or {}
-        self._kind = kind
+        self._kind, self._abilities = kind, abilities
         plugins.register_base(kind, self.group)
 
     @cached_property
     def kind(self) -> type:
         """The class that parts are subclasses of, or the protocol that they follow."""
         return import_class(self._kind)
+
+    @cached_property
+    def abilities(self) -> tuple[type, ...]:
+        """Protocols that some parts also follow."""
+        members = vars(importlib.import_module(self._abilities)).values() if self._abilities else ()
+        return tuple(cls for cls in members if getattr(cls, "__module__", "") == self._abilities and is_protocol(cls))
 
     @cached_property
     def own_names(self) -> tuple[str, ...]:
@@ -327,7 +340,7 @@ class Family(Generic[T]):
     def _check_class(self, cls: type, name: str, plugin: plugins.Plugin) -> type[T]:
         """The class from outside, if it can be a part of this family, or ConfigError."""
         kind = self.kind
-        if getattr(kind, "_is_protocol", False):
+        if is_protocol(kind):
             members = [*inspect.get_annotations(kind), *vars(kind)]
             missing = [member for member in members if not member.startswith("_") and not hasattr(cls, member)]
             why = f"has no {', no '.join(missing)}" if missing else ""
@@ -338,7 +351,7 @@ class Family(Generic[T]):
                 f"FP1232 {self.noun} {name!r} of {plugin} is none: its class {cls.__qualname__} {why}; put it into the "
                 "group where it belongs"
             )
-        hold(cls, kind, f"the {self.noun} {name} of {plugin}")
+        hold(cls, kind, f"the {self.noun} {name} of {plugin}", self.abilities)
         copyreg.pickle(cls, partial(_pickle_part, self.group))
         return cls
 
