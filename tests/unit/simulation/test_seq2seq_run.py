@@ -88,7 +88,7 @@ def test_rows_and_settings_that_are_wrong_are_one_sentence(settings, row, error,
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
-        ({"model": "tiny_lm"}, ModelError, "no encoder with a decoder"),
+        ({"model": "tiny_lm"}, ModelError, "^FP4046 .*llama"),
         ({"peft": "prompt_tuning(length=2)"}, ModelError, "an encoder and a decoder; take --peft lora"),
         ({"drift": "label_shift"}, ConfigError, "label_shift"),
         ({"drift": "adversarial"}, ConfigError, "^FP1309 .*seq2seq"),
