@@ -1,12 +1,10 @@
 """python .ci/words.py: check the language of pages, docstrings and messages; exit with 1 if it prints a finding.
 
-    python .ci/words.py docs/faq.md    check these files, whether or not words_later.txt lists them
+    python .ci/words.py docs/faq.md    check these files alone
     python .ci/words.py --counts       print the number of findings by rule
-    python .ci/words.py --shrink       remove each file from words_later.txt that has no findings any more
 
 The rules apply to README.md, CONTRIBUTING.md, SECURITY.md and docs/*.md, to docstrings, and to the sentences of errors
-and settings. Code, formulas and generated parts of pages are left out. A file of `words_later.txt` is not checked yet.
-The list only shrinks: a listed file without findings is a finding.
+and settings. Code, formulas and generated parts of pages are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import inspect
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +25,6 @@ from types import ModuleType
 import textstat
 
 ROOT = Path(__file__).parent.parent
-LATER = ROOT / ".ci" / "words_later.txt"
 FOLDERS = ("fedpeft", "strategies", "clients")
 GENERATED_PAGES = ("docs/errors.md",)
 GENERATED_CODE = ("v2_pb2.py", "v2_pb2_grpc.py")
@@ -262,34 +259,18 @@ def check(path: str) -> list[Finding]:
     return list(dict.fromkeys(found))
 
 
-def read_later() -> list[str]:
-    """Return the files that are not checked yet."""
-    return LATER.read_text(encoding="utf-8").split() if LATER.exists() else []
-
-
-def judge(findings: dict[str, list[Finding]], later: Iterable[str]) -> list[str]:
-    """Return the lines to print: findings of files that are not listed, and listed files that need not be."""
-    listed = set(later)
-    lines = [str(finding) for path, found in findings.items() if path not in listed for finding in found]
-    clean = sorted(path for path in listed if not findings.get(path))
-    return lines + [f"{path}: has no findings; run python .ci/words.py --shrink" for path in clean]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the files; return 1 if a line was printed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="check these alone")
-    parser.add_argument("--counts", action="store_true", help="print numbers of findings, also of listed files")
-    parser.add_argument("--shrink", action="store_true", help="remove files without findings from the list")
+    parser.add_argument("--counts", action="store_true", help="print numbers of findings")
     options = parser.parse_args(arguments)
     findings = {path: check(path) for path in options.files or find_files()}
     if options.counts:
         counts = Counter((Path(path).suffix, finding.rule) for path, found in findings.items() for finding in found)
         print(*(f"{number:6} {suffix:4} {rule}" for (suffix, rule), number in sorted(counts.items())), sep="\n")
         return 0
-    if options.shrink:
-        LATER.write_text("".join(f"{path}\n" for path in read_later() if findings.get(path)), encoding="utf-8")
-    lines = judge(findings, () if options.files else read_later())
+    lines = [finding for found in findings.values() for finding in found]
     print(*lines, sep="\n", end="\n" if lines else "")
     return int(bool(lines))
 

@@ -1,4 +1,6 @@
-"""A client that trains with its own Trainer: python docs/trainer.py HOST:PORT NAME MODEL ROWS.jsonl
+"""A client that trains with its own Trainer.
+
+    python docs/trainer.py HOST:PORT NAME MODEL ROWS.jsonl
 
 MODEL is a name such as tiny_lm, a folder, or ORG/NAME on the hub; each line of ROWS.jsonl is {"text": "..."}:
 python docs/trainer.py 127.0.0.1:8470 edge-1 tiny_lm rows.jsonl

@@ -207,7 +207,11 @@ SERVER_OPTIMIZERS: Family[ServerOptimizer] = Family(
 """All server optimizers, by file name."""
 
 strategies: Family[Strategy] = Family(
-    "fedpeft.strategies", "strategy", elsewhere=ELSEWHERE, kind="fedpeft.aggregation.strategy.Strategy"
+    "fedpeft.strategies",
+    "strategy",
+    elsewhere=ELSEWHERE,
+    kind="fedpeft.aggregation.strategy.Strategy",
+    abilities="fedpeft.aggregation.abilities",
 )
 """All strategies, by file name."""
 
@@ -286,7 +290,10 @@ SUMS: Family[SecureSum] = Family("fedpeft.privacy.sums", "secure sum", kind="fed
 """All ways, by file name."""
 
 MECHANISMS: Family[Mechanism] = Family(
-    "fedpeft.privacy.mechanisms", "privacy mechanism", kind="fedpeft.privacy.mechanism.Mechanism"
+    "fedpeft.privacy.mechanisms",
+    "privacy mechanism",
+    kind="fedpeft.privacy.mechanism.Mechanism",
+    abilities="fedpeft.privacy.abilities",
 )
 """All mechanisms, by file name."""
 

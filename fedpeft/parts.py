@@ -255,6 +255,11 @@ def import_class(place: str) -> type:
     return found
 
 
+def is_protocol(cls: Any) -> bool:
+    """Return whether a class is a protocol."""
+    return bool(getattr(cls, "_is_protocol", False))
+
+
 class Family(Generic[T]):
     """A folder of parts, with the plugins' parts of the same kind.
 
@@ -266,6 +271,7 @@ class Family(Generic[T]):
         elsewhere: other projects' names, in small letters, for something with another place here, each with a clause.
         kind: import path of the base class or protocol of the parts, such as
             "fedpeft.aggregation.strategy.Strategy". It is imported when it is needed.
+        abilities: module of the protocols that some parts also follow, such as "fedpeft.aggregation.abilities".
     """
 
     def __init__(
@@ -276,6 +282,7 @@ class Family(Generic[T]):
         reserved: Iterable[str] = (),
         elsewhere: Mapping[str, str] | None = None,
         kind: str = "builtins.object",
+        abilities: str = "",
     ) -> None:
         """Register the family's base class for plugins; nothing is imported."""
         self.package = package
@@ -283,13 +290,19 @@ class Family(Generic[T]):
         self.group = group or package.rpartition(".")[2]
         self.reserved = frozenset(reserved)
         self.elsewhere = elsewhere or {}
-        self._kind = kind
+        self._kind, self._abilities = kind, abilities
         plugins.register_base(kind, self.group)
 
     @cached_property
     def kind(self) -> type:
         """The class that parts are subclasses of, or the protocol that they follow."""
         return import_class(self._kind)
+
+    @cached_property
+    def abilities(self) -> tuple[type, ...]:
+        """Protocols that some parts also follow."""
+        members = vars(importlib.import_module(self._abilities)).values() if self._abilities else ()
+        return tuple(cls for cls in members if getattr(cls, "__module__", "") == self._abilities and is_protocol(cls))
 
     @cached_property
     def own_names(self) -> tuple[str, ...]:
@@ -355,7 +368,7 @@ class Family(Generic[T]):
                 f"FP1232 {self.noun} {name!r} of {plugin} can't be used: its class {cls.__qualname__} {why}; move it "
                 "to the group of its base class"
             )
-        hold(cls, kind, f"the {self.noun} {name} of {plugin}")
+        hold(cls, kind, f"the {self.noun} {name} of {plugin}", self.abilities)
         copyreg.pickle(cls, partial(_pickle_part, self.group))
         return cls
 
@@ -438,7 +451,7 @@ class Family(Generic[T]):
     def _explain_misfit(self, cls: type) -> str:
         """Return why a class can't be a part of this family; empty: it can."""
         kind = self.kind
-        if not getattr(kind, "_is_protocol", False):
+        if not is_protocol(kind):
             return "" if issubclass(cls, kind) else f"is not made from {kind.__module__}.{kind.__qualname__}"
         members = [*inspect.get_annotations(kind), *vars(kind)]
         missing = [member for member in members if not member.startswith("_") and not hasattr(cls, member)]

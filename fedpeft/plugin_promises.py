@@ -12,7 +12,7 @@ import inspect
 import numbers
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fedpeft.errors import ConfigError
@@ -20,13 +20,14 @@ from fedpeft.errors import ConfigError
 _NUMBERS = {float: numbers.Real, int: numbers.Integral}
 
 
-def hold(cls: type, kind: type, who: str) -> None:
+def hold(cls: type, kind: type, who: str, abilities: Iterable[type] = ()) -> None:
     """Have a class keep what `kind`, and whatever else of fedpeft it is made from, has promised in its name.
 
     Args:
         cls: from outside; the methods of its own are checked from now on whenever they are called.
         kind: the class or protocol of its family.
         who: names the part at the beginning of a sentence.
+        abilities: protocols that a class of this family may also follow.
 
     Raises:
         ConfigError: it lacks a method, or has one that can't be called as it will be.
@@ -38,9 +39,10 @@ def hold(cls: type, kind: type, who: str) -> None:
     for name, due in _find_attributes(cls, kind).items():
         if not hasattr(cls, name) or any(name in vars(base) for base in own_classes):
             _check_attribute(getattr(cls, name, None), due, f"{who}: {name}")
+    promisers = [base for base in (*cls.__mro__, *kind.__mro__, *abilities) if _is_ours(base)]
     for owner in own_classes:
         for name, own in list(vars(owner).items()):
-            promised = _find_promised(cls, kind, name)
+            promised = _find_promised(promisers, name)
             if isinstance(promised, property | classmethod) and inspect.isfunction(own):
                 raise ConfigError(f"FP1254 {who}: write @{type(promised).__name__} above {name}")
             if inspect.isfunction(promised) and not callable(own) and not isinstance(own, staticmethod | classmethod):
@@ -82,12 +84,11 @@ def _check_attribute(value: Any, due: Any, what: str) -> None:
         raise ConfigError(f"FP1257 {what} must be of the type {format_type(due)}, got {_describe_value(value)}")
 
 
-def _find_promised(cls: type, kind: type, name: str) -> Any:
-    """Return the member with this name of fedpeft's bases of the class; None: there is none."""
+def _find_promised(promisers: Iterable[type], name: str) -> Any:
+    """Return the first member of this name in fedpeft's classes; None: they have none."""
     if name.startswith("__"):
         return None
-    found = (vars(base)[name] for base in (*cls.__mro__, *kind.__mro__) if _is_ours(base) and name in vars(base))
-    return next(found, None)
+    return next((vars(base)[name] for base in promisers if name in vars(base)), None)
 
 
 def _wrap_method(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:

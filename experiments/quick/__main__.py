@@ -103,13 +103,13 @@ def format_table(runs: list[dict[str, Any]]) -> list[str]:
         accuracy, probe = run["accuracy"], run["probe"]
         gains.append((accuracy - start, accuracy - probe))
         lines.append(
-            f"| {run['seed']} | {100 * start:.1f} | {100 * probe:.1f} | {100 * accuracy:.1f} | "
-            f"{100 * (accuracy - start):+.1f} | {100 * (accuracy - probe):+.1f} | {run['kept_round']} | "
+            f"| {run['seed']} | {100 * start:.2f} | {100 * probe:.2f} | {100 * accuracy:.2f} | "
+            f"{100 * (accuracy - start):+.2f} | {100 * (accuracy - probe):+.2f} | {run['kept_round']} | "
             f"{run['cpu_seconds']:.0f} |"
         )
     for name, compute in (("mean", np.mean), ("least", np.min), ("largest", np.max)):
         over_start, over_probe = (100 * float(compute(column)) for column in zip(*gains, strict=True))
-        lines.append(f"| {name} | | | | {over_start:+.1f} | {over_probe:+.1f} | | |")
+        lines.append(f"| {name} | | | | {over_start:+.2f} | {over_probe:+.2f} | | |")
     return lines
 
 

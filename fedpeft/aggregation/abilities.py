@@ -31,7 +31,6 @@ class AsksClients(Protocol):
         The answer to a question before training is part of each client's `Update`. The sums of answers at the begin and
         the end of a task are part of the `TaskBoundary`.
         """
-        ...
 
 
 @runtime_checkable
@@ -40,7 +39,6 @@ class Buffered(Protocol):
 
     def get_buffer_size(self) -> int:
         """Return the number of updates of a step, at least 1."""
-        ...
 
 
 @runtime_checkable
@@ -49,7 +47,6 @@ class PersonalModel(Protocol):
 
     def get_personal_pull(self) -> float:
         """Return lambda of the pull lambda/2 |v - w|^2 to the global model, at least 0."""
-        ...
 
 
 @runtime_checkable
@@ -63,7 +60,6 @@ class RankSchedule(Protocol):
         self, layout: Layout, form: AdapterShape | None, seed: int, round_number: int, client: int
     ) -> tuple[int, ...]:
         """Return the ranks for a client that trains a `form`, in its order; empty: the leading ones."""
-        ...
 
 
 @runtime_checkable
@@ -76,7 +72,6 @@ class PreparesStart(Protocol):
         Raises:
             PayloadError: the server sent what cannot be a start.
         """
-        ...
 
 
 @runtime_checkable
@@ -92,7 +87,6 @@ class SelectsUpdate(Protocol):
             trained: all tensors after local training.
             layout: the client's tensors.
         """
-        ...
 
 
 @runtime_checkable
@@ -101,7 +95,6 @@ class FreezesTensors(Protocol):
 
     def list_frozen(self, layout: Layout) -> frozenset[str]:
         """Return the names of these tensors."""
-        ...
 
 
 @runtime_checkable
@@ -117,7 +110,6 @@ class PullsSteps(Protocol):
             received: the tensor that the client started from.
             ranks: ranks that the client trains; empty: all that it holds.
         """
-        ...
 
 
 @runtime_checkable
@@ -126,7 +118,6 @@ class AdjustsRanks(Protocol):
 
     def choose_next_form(self, update: Update, layout: Layout) -> AdapterShape | None:
         """Return the adapter shape that a client has from the next round on."""
-        ...
 
 
 @runtime_checkable
@@ -139,7 +130,6 @@ class CountsClients(Protocol):
         Raises:
             ConfigError: the rule's settings name another number.
         """
-        ...
 
 
 @runtime_checkable
@@ -150,7 +140,6 @@ class RemembersRounds(Protocol):
         self, state: State, layout: Layout, read: Read, round_number: int, seed: int, memory: OptimizerState
     ) -> tuple[Aggregate, OptimizerState]:
         """Aggregate one round as `RoundStrategy.aggregate` does, and return the next memory; empty at first."""
-        ...
 
 
 def choose_ranks(

@@ -17,7 +17,7 @@ class HalfMean(LinearStrategy):
     share: float = setting(0.5, "of each update that counts", above=0, high=1)
 
     def contribution(self, update: Any, state: Any, layout: Any) -> dict[str, Any]:
-        """What one client adds to the sum; tensors by name, shaped as in `state`."""
+        """Return what one client adds to the sum: tensors by name, shaped as in `state`."""
         return {name: self.share * delta for name, delta in update.delta.items()}
 
 

@@ -13,8 +13,8 @@ from tests.refusals import refuses
 
 @dataclass(frozen=True)
 class NoNumbers(LinearStrategy):
-    def finish(self, state, layout, round_number):
-        return {name: tensor * float("nan") for name, tensor in state.items()}
+    def finish(self, before, after, layout, round_number):
+        return {name: tensor * float("nan") for name, tensor in after.items()}
 
 
 def test_a_rule_that_makes_no_numbers_is_named(tmp_path):

@@ -8,13 +8,13 @@ import pytest
 
 import fedpeft
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
-from fedpeft.aggregation.server_optimizers.averaged import part as Averaged
-from fedpeft.aggregation.server_optimizers.momentum import part as Momentum
+from fedpeft.aggregation.server_optimizers.averaged import Averaged
+from fedpeft.aggregation.server_optimizers.momentum import Momentum
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.api import _check_class
 from fedpeft.config import build_config
-from fedpeft.data.datasets.sample import part as Sample
-from fedpeft.data.datasets.tasks import part as Tasks
+from fedpeft.data.datasets.sample import Sample
+from fedpeft.data.datasets.tasks import Tasks
 from fedpeft.data.in_memory import convert_to_dataset
 from fedpeft.families import (
     ATTACKS,
@@ -155,7 +155,7 @@ class Halves(ServerOptimizer):
     learning_rate: float = setting(0.5, "eta", above=0)
 
     def step(self, state, direction, memory):
-        """A step of its own length."""
+        """Step by the rate of this optimizer."""
         return state | {name: state[name] + self.learning_rate * d for name, d in direction.items()}, memory
 
 

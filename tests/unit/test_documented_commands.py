@@ -44,7 +44,7 @@ OVERRIDES = [
     (r"^(python -m fedpeft\.simulate .*captions.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny_lm)'",
      "docs/captions.md: the default towers take minutes"),
     (r"^(python -m fedpeft\.predict runs/captions .*)$", r"\1 --new-tokens 8", "docs/captions.md: of so short a model"),
-    (rf"^(python -m fedpeft\.simulate (?!--clients 100 {re.escape(SHORT)}$)"
+    (rf"^(python -m fedpeft\.simulate (?!--quick {re.escape(SHORT)}$)"
      r"(?!.*(?:--model|fashion_mnist|conversations|office|tiny_seq2seq)).*)$", r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),
     (r"(distributed_dp.*) --local-work \"steps\(2\)\"", r"\1", "README, docs/privacy*.md: it takes one step a round"),

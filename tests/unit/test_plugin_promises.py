@@ -19,6 +19,7 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LocalWork
 
 from fedpeft import plugin_promises, plugins
+from fedpeft.aggregation.abilities import Buffered
 from fedpeft.aggregation.aggregator import LinearAggregator
 from fedpeft.aggregation.head_start import compute_statistics
 from fedpeft.aggregation.heads.zero import Zero
@@ -50,6 +51,8 @@ from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, create_start
 from fedpeft.plugin_promises import hold, is_of_type
+from fedpeft.privacy.abilities import AddsServerNoise
+from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.reporting.command import MISTAKE, run_command
 from fedpeft.simulation.hostile import compute_attacked_labels
 from fedpeft.wiring.catalogue import ALL
@@ -143,11 +146,19 @@ def rule(**members):
         ),
         ({"contribution": 3}, ("FP1255", "contribution", "3")),
         ({"fills_base": lambda self: True}, ("FP1254", "property", "fills_base")),
+        ({"choose_ranks": lambda self, layout: ()}, ("FP1258", "choose_ranks", "(self, layout)")),
     ],
 )
 def test_a_method_that_can_not_be_called_as_it_will_be_is_told_before_a_run(members, words):
     with refuses(*words):
-        hold(rule(**members), Strategy, "mine")
+        hold(rule(**members), Strategy, "mine", strategies.abilities)
+
+
+def test_a_rule_has_an_ability_if_it_defines_the_method():
+    assert isinstance(rule(get_buffer_size=lambda self: 3)(), Buffered)
+    assert not isinstance(rule()(), Buffered)
+    assert Buffered in strategies.abilities
+    assert AddsServerNoise in MECHANISMS.abilities
 
 
 @pytest.mark.parametrize(

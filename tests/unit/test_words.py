@@ -123,11 +123,3 @@ def test_docstrings_settings_and_messages_of_a_module_are_checked(words, tmp_pat
     findings = list(words.check_code("one.py", tmp_path / "one.py"))
     assert {finding.rule for finding in findings} == {"long sentence"}
     assert sorted(finding.line for finding in findings) == [5, 6, 7, 12, 14]
-
-
-def test_a_listed_file_is_passed_over_until_it_has_no_findings(words) -> None:
-    finding = words.Finding("docs/a.md", 1, "mean sentence", "20.0 words")
-    assert words.judge({"docs/a.md": [finding]}, []) == [str(finding)]
-    assert words.judge({"docs/a.md": [finding]}, ["docs/a.md"]) == []
-    [line] = words.judge({"docs/a.md": []}, ["docs/a.md"])
-    assert "--shrink" in line

@@ -97,11 +97,10 @@ def test_steps_at_the_server_are_advised_where_many_clients_take_one_each(more, 
 def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partition, said):
     statistics = PartitionStatistics(8, 3, 3, 3, 0, None, None)
     for dataset, owners in (("file(path='a.csv', owner=shop)", True), ("file:a.csv", False)):
-        config = resolve_auto(parse_run(RunConfig(dataset=dataset, partition=partition))).config
-        parts = {"training": LocalTraining(), "mechanism": None, "secure_sum": None, "drift": parse_drift("")}
+        spec = resolve_auto(parse_run(RunConfig(dataset=dataset, partition=partition)))
         kind, method = SimpleNamespace(kind="text", task="classification", classes=2), SimpleNamespace(name="lora")
         task = SimpleNamespace(targets="classes")
-        setup = SimpleNamespace(config=config, facts=kind, method=method, task=task, **parts)
+        setup = SimpleNamespace(**{**vars(spec), "facts": kind, "method": method, "task": task})
         told = " ".join(advice.advise(setup, statistics, 100))
         assert ("the column shop says whose row it is" in told) is (said and owners)
 

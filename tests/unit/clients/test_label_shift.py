@@ -175,7 +175,7 @@ def test_clients_refuse_shares_that_a_server_should_not_send(tmp_path, more, err
     ("more", "error", "words"),
     [
         ({"head": "zero"}, ConfigError, ("FP1342",)),
-        ({"dataset": "tiny_lm", "partition": "iid"}, ConfigError, ("FP1341", "language model")),
+        ({"dataset": "tiny_lm", "partition": "iid"}, ConfigError, ("FP1341", "causal_lm")),
         ({"head": "zero", "privacy": "dp_sgd(noise_multiplier=1)"}, PrivacyError, ("FP7111",)),
         ({"drift": "label_shift(least=0.3)", "privacy": "secure_sum"}, PrivacyError, ("FP7115",)),
     ],
