@@ -12,7 +12,7 @@ from fedpeft.clients.store import add_label, select_section
 from fedpeft.clients.workbench import Workbench
 
 from fedpeft import seeds
-from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.head_start import HeadStart, WeighsErrors
 from fedpeft.aggregation.strategy import Strategy, count_round_types
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.messages import Instruction, Report
@@ -71,7 +71,8 @@ class EncodedReports(Reports):
             statistics = self.guard.protect_statistics(statistics, (instruction.attempt, client))
             rows = 1 if self.guard.mechanism.silent else rows
         seed = seeds.derive_seed(self.bench.plan.seed, "statistics", client)
-        payload = self.statistics.encode(statistics, seed=seed, weights=self.head.importance(statistics))
+        weights = self.head.importance(statistics) if isinstance(self.head, WeighsErrors) else {}
+        payload = self.statistics.encode(statistics, seed=seed, weights=weights)
         return Report(client, 0, payload, rows=rows, seconds=time.perf_counter() - started)
 
     def report_evaluation(self, client_round: ClientRound) -> Report:

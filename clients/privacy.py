@@ -9,7 +9,7 @@ from fedpeft.clients.executor import RowPrivacy
 from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
 from fedpeft.clients.workbench import WorkPlan
 
-from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.head_start import HeadStart, require_variation
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.communication.decoding import decode_whole
 from fedpeft.communication.messages import Instruction
@@ -91,6 +91,5 @@ class RowPrivacyStage(ClientStage):
         if not is_whitened(self.mechanism) or asked.kind != "train":
             return None
         width = self.work.layout.shapes["head.weight"][1]
-        return Whitening.from_state(
-            decode_whole(asked.told, Whitening.shapes(self.head.whitened_directions(width))), width
-        )
+        directions = require_variation(self.head).whitened_directions(width)
+        return Whitening.from_state(decode_whole(asked.told, Whitening.shapes(directions)), width)

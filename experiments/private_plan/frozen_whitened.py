@@ -21,7 +21,7 @@ from torch import Tensor
 
 from experiments import exit_on_error
 from experiments.privacy.frozen_rows import FrozenRows
-from fedpeft.aggregation.head_start import HEADS, VARIANCE, HeadStart
+from fedpeft.aggregation.head_start import HEADS, VARIANCE, HeadStart, require_variation
 from fedpeft.aggregation.whitening import BIAS, WEIGHT, Whitening
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import noise_for
@@ -69,7 +69,7 @@ class FrozenWhitened:
         total = {name: add_noise(tensor, start) for name, tensor in self.sums.items() if name != VARIANCE}
         total[VARIANCE] = torch.tensor([start**2])
         state = self.head.solve(total, self.x.shape[1], self.rows.classes)
-        whitening = self.head.compute_whitening(total, self.x.shape[1]) if setting.whiten else None
+        whitening = require_variation(self.head).compute_whitening(total, self.x.shape[1]) if setting.whiten else None
         before = self._compute_accuracy(state)
         for round_number in range(self.rounds):
             found = self._sum_gradients(state, setting.clip, whitening)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -24,7 +24,10 @@ VARIANCE = "variance"
 
 
 class HeadStart(ABC):
-    """One start of the head. Subclasses are frozen dataclasses; their fields are the user's settings."""
+    """One start of the head. Subclasses are frozen dataclasses; their fields are the user's settings.
+
+    What some heads do in addition are the protocols below. A head has such an ability if it defines the methods.
+    """
 
     exchanges: ClassVar[bool] = True
     """Whether clients send statistics."""
@@ -79,10 +82,6 @@ class HeadStart(ABC):
             classes: number of outputs.
         """
 
-    def importance(self, statistics: State) -> State:
-        """Return how much an error in each entry matters to the codec (`Codec.encode`); by default all alike."""
-        return {}
-
     def additive(self, statistics: State) -> State:
         """Convert a client's statistics to tensors that add up over clients; by default they do."""
         return statistics
@@ -91,27 +90,53 @@ class HeadStart(ABC):
     def class_counts(self, total: State) -> Tensor:
         """Return the examples per class, (classes,), from the sums over all clients; empty: unknown."""
 
-    def find_hidden_classes(self, total: State) -> list[int]:
-        """Return the classes that noise hides in the sums over all clients; by default none."""
-        return []
-
     @abstractmethod
     def solve(self, total: State, width: int, classes: int) -> State:
         """Compute `head.weight` (classes, width) and `head.bias` (classes,), fp64, from the sums over all clients."""
 
+
+@runtime_checkable
+class WeighsErrors(Protocol):
+    """Errors in some entries of the statistics matter more to the codec than errors in others."""
+
+    def importance(self, statistics: State) -> State:
+        """Return how much an error in each entry matters (`Codec.encode`); missing tensors: all errors alike."""
+        ...
+
+
+@runtime_checkable
+class HidesClasses(Protocol):
+    """The noise of a private start can hide classes, which the head then begins without."""
+
+    def find_hidden_classes(self, total: State) -> list[int]:
+        """Return the classes that noise hides in the sums over all clients."""
+        ...
+
+
+@runtime_checkable
+class DescribesVariation(Protocol):
+    """The sums describe how features vary, so that a mechanism can whiten them."""
+
     def whitened_directions(self, width: int) -> int:
-        """Return in how many directions the sums describe how features of this width vary; by default 0."""
-        return 0
+        """Return in how many directions the sums describe how features of this width vary."""
+        ...
 
     def compute_whitening(self, total: State, width: int) -> Whitening:
-        """Compute the map that makes features vary alike in these directions, from the sums over all clients.
+        """Compute the map that makes features vary alike in these directions, from the sums over all clients."""
+        ...
 
-        Raises:
-            ConfigError: the sums do not describe how features vary.
-        """
+
+def require_variation(head: HeadStart) -> DescribesVariation:
+    """Return the head, whose sums must describe how features vary.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if not isinstance(head, DescribesVariation):
         raise ConfigError(
-            f"FP1014 head={name_of(type(self))} does not tell how features vary; take --head private_ridge"
+            f"FP1014 head={name_of(type(head))} does not tell how features vary; take --head private_ridge"
         )
+    return head
 
 
 def compute_statistics(head: HeadStart, features: Tensor, labels: Tensor, outputs: tuple[int, ...], rows: int) -> State:

@@ -14,7 +14,7 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
-from fedpeft.aggregation.head_start import VARIANCE, check_solved
+from fedpeft.aggregation.head_start import VARIANCE, HidesClasses, check_solved, require_variation
 from fedpeft.aggregation.update import Fold
 from fedpeft.clients.drift import SHARES
 from fedpeft.clients.label_shift import check_counts, compute_class_shares, find_label_skew
@@ -136,7 +136,7 @@ def _create_result(progress: ServerState, clients: int, missing: int, seconds: f
 
 def _compute_head(setup: Setup, total: State, say: Callable[[str], None]) -> State:
     """Return the head that is computed from the sums over all clients."""
-    if hidden := setup.head.find_hidden_classes(total):
+    if isinstance(setup.head, HidesClasses) and (hidden := setup.head.find_hidden_classes(total)):
         names = setup.facts.label_names or ()
         say(
             f"the noise of the start hides {len(hidden)} classes, which the head begins without: "
@@ -156,7 +156,7 @@ def _compute_broadcast_tensors(
     `counts` holds the examples per class of each client that counts.
     """
     if is_whitened(setup.mechanism):
-        return setup.head.compute_whitening(total, setup.start["head.weight"].shape[1]).state
+        return require_variation(setup.head).compute_whitening(total, setup.start["head.weight"].shape[1]).state
     if not setup.drift.needs_shares:
         return {}
     least = setup.drift.least_skew

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedpeft.aggregation.abilities import CountsClients, is_personal
 from fedpeft.aggregation.exactness import LARGEST_TARGET
-from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.head_start import DescribesVariation, HeadStart
 from fedpeft.aggregation.task_rules import TaskRanks, TaskStrategy
 from fedpeft.aggregation.update import check_made
 from fedpeft.clients.local_training import Schedule
@@ -180,7 +180,9 @@ class Setup(RunSpec):
     def whitened_directions(self) -> int:
         """Number of directions in which the start of a head that is trained alone measures the features' variance."""
         alone = self.has_private_start and trains_head_alone(self.strategy, self.layout)
-        return self.head.whitened_directions(self.layout.shapes["head.weight"][1]) if alone else 0
+        if not alone or not isinstance(self.head, DescribesVariation):
+            return 0
+        return self.head.whitened_directions(self.layout.shapes["head.weight"][1])
 
     @property
     def by_rows(self) -> bool:
