@@ -112,7 +112,6 @@ class KeepsState(Protocol):
 
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
         """Return the client's next state."""
-        ...
 
 
 class ExchangedCorrection(Correction, ABC):
@@ -164,7 +163,6 @@ class ChangesLoss(Protocol):
 
     def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
         """Return the losses of a step, given how those of a batch are computed."""
-        ...
 
 
 @runtime_checkable
@@ -173,7 +171,6 @@ class SkipsSteps(Protocol):
 
     def moves(self, name: str, step: int) -> bool:
         """Return whether a tensor takes a round's `step`, from 0."""
-        ...
 
 
 @runtime_checkable
@@ -185,7 +182,6 @@ class TurnsGradients(Protocol):
 
         Under DP-SGD the given gradient is the noised one.
         """
-        ...
 
 
 @runtime_checkable
@@ -194,7 +190,6 @@ class ReducesNoise(Protocol):
 
     def noise_left(self, name: str) -> float:
         """Return the share of the variance of a gradient's independent noise that `direction` leaves."""
-        ...
 
 
 @runtime_checkable
@@ -203,7 +198,6 @@ class MasksExamples(Protocol):
 
     def mask_for_clipping(self, name: str, samples: Tensor) -> Tensor:
         """Return the part of a tensor's gradients per example, (rows, ...), that counts in clipping."""
-        ...
 
 
 @dataclass(frozen=True)

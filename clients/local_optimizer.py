@@ -124,4 +124,3 @@ class ProbesLosses(Protocol):
     @property
     def probes(self) -> float:
         """Distance of the two points from the parameters, in each entry, above 0."""
-        ...

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.models.layers import declare_layers, find_target_layers
-from fedpeft.models.task import FederatedModel, find_trainable
+from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec
@@ -75,7 +75,7 @@ class AdaLora(PeftMethod):
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return P and Q uniform with standard deviation 0.02, and E zero."""
-        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
+        state = super().start(model, seed)
         for name in state:
             if name.endswith((f".{A}", f".{B}")):
                 draw_uniform(state, name, seed, 0.02 * 3**0.5)

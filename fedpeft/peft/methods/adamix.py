@@ -157,10 +157,6 @@ class AdaMix(PeftMethod):
     privacy: ClassVar[PrivacyRoute] = "refused"
     tensors: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method."""
-        return None
-
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the last projection of the feed-forward sublayers."""
         attention = find_by_endings(model.base, ATTENTION_END, self.layers)

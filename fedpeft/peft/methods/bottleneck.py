@@ -14,7 +14,6 @@ Use it for fewer bytes than LoRA if the adapter need not be merged into the base
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import declare_layers, find_by_endings, replace
-from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, draw_uniform
@@ -150,10 +149,6 @@ class BottleneckAdapters(PeftMethod):
     composes: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method."""
-        return None
-
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the last projection of the sublayers."""
         attention = find_by_endings(model.base, ATTENTION_END, self.layers)
@@ -172,17 +167,13 @@ class BottleneckAdapters(PeftMethod):
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return down-projections uniform in +-1/sqrt(d), and everything else zero."""
-        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
+        state = super().start(model, seed)
         for name in state:
             if name.endswith("down.weight"):
                 draw_uniform(state, name, seed, state[name].shape[1] ** -0.5)
             elif name.endswith(self.tensors):
                 state[name].zero_()
         return state
-
-    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """Raise NotImplementedError: `stack_into` stacks this method, because the taps need the whole model."""
-        raise NotImplementedError
 
     def stack_into(self, model: FederatedModel, tensors: Any, clients: int) -> None:
         """Put K clients' adapters behind each sublayer."""

@@ -123,10 +123,6 @@ class PromptEnsemble(PeftMethod):
         """Length of one prompt."""
         return self.length
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method."""
-        return None
-
     def _put(self, model: FederatedModel, dtype: torch.dtype, clients: int) -> None:
         if not isinstance(model, Classifier):
             raise ModelError(

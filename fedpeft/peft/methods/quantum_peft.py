@@ -219,10 +219,6 @@ class QuantumPeft(PeftMethod):
         """Name endings of lambda, and of the angles if they are trained."""
         return ("quantum_lambda",) if self.train == "diagonal" else ("quantum_u", "quantum_v", "quantum_lambda")
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method, and the result is saved as LoRA."""
-        return None
-
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the target layers."""
         for path in find_target_layers(model.base, self.targets, self.layers):

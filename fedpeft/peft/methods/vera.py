@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fedpeft.models.layers import declare_layers, find_target_layers
-from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
+from fedpeft.models.task import FederatedModel, get_adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
@@ -79,7 +79,7 @@ class Vera(PeftMethod):
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return d = 0.1 and b = 0."""
         shapes = self.layout(model).shapes
-        return {name: p.detach().float().clone().reshape(shapes[name]) for name, p in find_trainable(model).items()}
+        return {name: value.reshape(shapes[name]) for name, value in super().start(model, seed).items()}
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """Return a function that computes b * B (d * A) of each layer."""
