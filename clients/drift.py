@@ -10,7 +10,7 @@ message are one payload.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
@@ -110,11 +110,12 @@ class Correction:
 class KeepsState(Protocol):
     """A client keeps a state for the correction from round to round."""
 
+    @abstractmethod
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
         """Return the client's next state."""
 
 
-class ExchangedCorrection(Correction, ABC):
+class ExchangedCorrection(Correction, KeepsState):
     """The server keeps a state, too. It goes down to the clients, and the changes of theirs come up."""
 
     def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[AdapterShape | None]) -> None:
@@ -137,10 +138,6 @@ class ExchangedCorrection(Correction, ABC):
             raise ConfigError(
                 f"FP1005 {self.name} needs the same rank and alpha at all clients, whose states it averages"
             )
-
-    @abstractmethod
-    def after(self, job: Job, result: Trained, server: State, own: State) -> State:
-        """Return the client's next state, as in `KeepsState`."""
 
     def start(self, state: State) -> State:
         """Return the server's state before round 1, given the global `state`; by default zeros."""

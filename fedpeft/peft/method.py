@@ -57,6 +57,9 @@ class PeftMethod:
     tensors: ClassVar[tuple[str, ...]] = ()
     """Name endings of the tensors that the method trains, without the head."""
 
+    roles: ClassVar[Mapping[str, Role]] = {}
+    """Roles of these tensors by name ending; of the others: plain."""
+
     strategies: ClassVar[tuple[str, ...]] = ()
     """The strategies that are correct for the method; empty: all whose own check accepts its layout."""
 
@@ -135,8 +138,8 @@ class PeftMethod:
         return 0
 
     def get_settings_for(self, form: AdapterShape) -> dict[str, Any]:
-        """Return the settings that give the method the shape `form`; only if `mixed_sizes`."""
-        raise NotImplementedError
+        """Return the settings that give a method with `mixed_sizes` the shape `form`; by default rank and alpha."""
+        return {"rank": form.rank, "alpha": form.alpha}
 
     def config(self, base: nn.Module) -> Any:
         """Return the `peft.PeftConfig` that describes the adapter on `base`; by default None: it is no peft adapter.
@@ -187,7 +190,7 @@ class PeftMethod:
             return "head", "head"
         for ending in self.tensors:
             if ending and name.endswith("." + ending):
-                return "plain", name.removesuffix("." + ending)
+                return self.roles.get(ending, "plain"), name.removesuffix("." + ending)
         return "plain", name.rpartition(".")[0]
 
     def start(self, model: FederatedModel, seed: int) -> State:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedpeft.models.layers import declare_layers, find_target_layers
 from fedpeft.models.task import FederatedModel
@@ -99,11 +99,7 @@ class AdaLora(PeftMethod):
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """Return a function that computes s P E Q of each layer."""
-
-        def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
-            return {module: product.to_dense().double() for module, product in self.changes(model, state).items()}
-
-        return changes
+        return lambda state, _: {m: product.to_dense().double() for m, product in self.changes(model, state).items()}
 
 
 def find_modules(state: State) -> list[str]:

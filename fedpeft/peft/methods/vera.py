@@ -12,6 +12,7 @@ Use it if only thousands of numbers may travel and the strategy is `rolora`, `ff
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,6 +40,7 @@ class Vera(PeftMethod):
     strategies: ClassVar[tuple[str, ...]] = ("rolora", "ffa_lora", "flexlora")
     merges: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = (D, B)
+    roles: ClassVar[Mapping[str, Role]] = {D: "lora_A", B: "lora_B"}
 
     @property
     def form(self) -> AdapterShape:
@@ -63,13 +65,6 @@ class Vera(PeftMethod):
             for projection in (getattr(layer, "vera_A", None), getattr(layer, "vera_B", None)):
                 if projection is not None and "default" in projection:
                     projection.update({"default": projection["default"].to(get_adapter_dtype(dtype))})
-
-    def role(self, name: str) -> tuple[Role, str]:
-        """Return the roles of LoRA's factors: d stands for A, and b for B."""
-        for ending, role in ((D, "lora_A"), (B, "lora_B")):
-            if name.endswith("." + ending):
-                return role, name.removesuffix("." + ending)  # type: ignore[return-value]
-        return super().role(name)
 
     def layout(self, model: FederatedModel) -> Layout:
         """Return the layout with the vectors as matrices (1, R) and (out, 1)."""
