@@ -142,7 +142,7 @@ class PeftMethod:
         return {"rank": form.rank, "alpha": form.alpha}
 
     def config(self, base: nn.Module) -> Any:
-        """Return the `peft.PeftConfig` that describes the adapter on `base`; by default None: it is no peft adapter.
+        """Return the `peft.PeftConfig` that describes the adapter on `base`; by default None: it is not a peft adapter.
 
         Raises:
             ModelError: the model lacks a layer that the settings name.
