@@ -235,7 +235,7 @@ def test_label_names_are_sorted_numbers_by_value() -> None:
         ("rows.csv", ("FP1085", "rows.csv", "rows.csv")),
         ("rows.CSV", ("FP1085", "rows.CSV")),
         ("rows.xlsx", ("FP1085", "rows.xlsx")),
-        ("my/rows", ("FP1085", "my/rows, and a data set of the hub hf:my/rows")),
+        ("my/rows", ("FP1085", "file:my/rows", "hf:my/rows")),
         ("tasks('rows.csv', tiny)", ("FP1085", "rows.csv")),
         ("tasks(file:a.csv, file:b.csv)", ("FP1420", "other signs than letters, digits and _, stands in quotes")),
         ("tiny(classes=1)", ("FP1227", "classes", "at least 2")),
