@@ -43,7 +43,6 @@ class ChangesLabels(Protocol):
 
     def relabel(self, labels: np.ndarray, classes: int) -> np.ndarray:
         """Return the labels (n,) that an attacker trains with in place of its own."""
-        ...
 
 
 @runtime_checkable
@@ -52,4 +51,3 @@ class ClaimsRows(Protocol):
 
     def rows(self, rows: int) -> int:
         """Return the number of examples that an attacker claims, given its true number."""
-        ...

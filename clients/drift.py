@@ -10,7 +10,7 @@ message are one payload.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
@@ -110,12 +110,12 @@ class Correction:
 class KeepsState(Protocol):
     """A client keeps a state for the correction from round to round."""
 
+    @abstractmethod
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
         """Return the client's next state."""
-        ...
 
 
-class ExchangedCorrection(Correction, ABC):
+class ExchangedCorrection(Correction, KeepsState):
     """The server keeps a state, too. It goes down to the clients, and the changes of theirs come up."""
 
     def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[AdapterShape | None]) -> None:
@@ -139,10 +139,6 @@ class ExchangedCorrection(Correction, ABC):
                 f"FP1005 {self.name} needs the same rank and alpha at all clients, whose states it averages"
             )
 
-    @abstractmethod
-    def after(self, job: Job, result: Trained, server: State, own: State) -> State:
-        """Return the client's next state, as in `KeepsState`."""
-
     def start(self, state: State) -> State:
         """Return the server's state before round 1, given the global `state`; by default zeros."""
         return {name: tensor.new_zeros(tensor.shape) for name, tensor in state.items()}
@@ -164,7 +160,6 @@ class ChangesLoss(Protocol):
 
     def around(self, model: FederatedModel, losses: Callable[[Batch], RowLosses], batch: Batch) -> RowLosses:
         """Return the losses of a step, given how those of a batch are computed."""
-        ...
 
 
 @runtime_checkable
@@ -173,7 +168,6 @@ class SkipsSteps(Protocol):
 
     def moves(self, name: str, step: int) -> bool:
         """Return whether a tensor takes a round's `step`, from 0."""
-        ...
 
 
 @runtime_checkable
@@ -185,7 +179,6 @@ class TurnsGradients(Protocol):
 
         Under DP-SGD the given gradient is the noised one.
         """
-        ...
 
 
 @runtime_checkable
@@ -194,7 +187,6 @@ class ReducesNoise(Protocol):
 
     def noise_left(self, name: str) -> float:
         """Return the share of the variance of a gradient's independent noise that `direction` leaves."""
-        ...
 
 
 @runtime_checkable
@@ -203,7 +195,6 @@ class MasksExamples(Protocol):
 
     def mask_for_clipping(self, name: str, samples: Tensor) -> Tensor:
         """Return the part of a tensor's gradients per example, (rows, ...), that counts in clipping."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from fedpeft.aggregation.update import pad_ranks
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.data.examples import Batch, Examples, TokenRows, batch_by_length, round_up_length
 from fedpeft.data.packing import Place, find_places, pack_clients
-from fedpeft.models.abilities import ComparesExamples
+from fedpeft.models.abilities import ComparesExamples, PacksExamples
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens
 from fedpeft.models.quantized import QuantizedLinear, fold_residual
@@ -317,7 +317,9 @@ class Executor(ABC):
     def packs(self) -> bool:
         """Whether short examples of a step may share a sequence. Without padding they need not."""
         unlabelled = isinstance(self.examples, TokenRows) and self.examples.labels is None
-        return self.packed is None and unlabelled and self.task.packs(self.model)
+        if self.packed is not None or not unlabelled:
+            return False
+        return isinstance(self.task, PacksExamples) and self.task.packs(self.model)
 
     def count_sequences(self, rows: np.ndarray) -> int:
         """Return the number of sequences that these examples form in a pass."""

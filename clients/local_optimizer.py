@@ -19,6 +19,9 @@ from fedpeft.errors import ConfigError
 from fedpeft.families import LOCAL_OPTIMIZERS as LOCAL_OPTIMIZERS
 from fedpeft.parts import name_of, setting
 
+Variance = Callable[[str], float]
+"""Returns the noise variance in each entry of a parameter's gradient, given its canonical name."""
+
 
 def get_zero_variance(name: str) -> float:
     """Return 0, the noise variance of a tensor's gradient without noise."""
@@ -58,17 +61,14 @@ class LocalOptimizer(ABC):
         """Return a new optimizer of torch over groups of parameters, each with its `lr`."""
 
     def prepare(  # noqa: B027
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Mapping[str, nn.Parameter],
-        variance: Callable[[str], float],
+        self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], variance: Variance
     ) -> None:
         """Give a new optimizer what its steps depend on beside gradients; by default nothing.
 
         Args:
             optimizer: the result of `over`.
             parameters: its parameters by canonical name.
-            variance: returns the noise variance in each entry of a parameter's gradient, given its name.
+            variance: noise variance in each entry of a parameter's gradient, by the parameter's name.
 
         Raises:
             ConfigError: it can't step any of the parameters.
@@ -78,11 +78,9 @@ class LocalOptimizer(ABC):
         self,
         parameters: Mapping[str, nn.Parameter],
         learning_rate: float,
-        variance: Callable[[str], float] = get_zero_variance,
+        variance: Variance = get_zero_variance,
     ) -> tuple[Any, LambdaLR]:
         """Return a new optimizer over parameters by canonical name, and its warm-up; their state ends with the round.
-
-        `variance` returns the noise variance in each entry of a parameter's gradient, given its name.
 
         Raises:
             ConfigError: its steps ask for the loss again, or it can't step any of the parameters.
@@ -124,4 +122,3 @@ class ProbesLosses(Protocol):
     @property
     def probes(self) -> float:
         """Distance of the two points from the parameters, in each entry, above 0."""
-        ...

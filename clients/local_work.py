@@ -30,4 +30,3 @@ class WalksExamples(Protocol):
     @property
     def walk(self) -> bool:
         """Whether it does; False: each round shuffles the examples anew."""
-        ...

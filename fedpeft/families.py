@@ -196,7 +196,12 @@ ELSEWHERE: Final = {
 METRICS: Family[Metric] = Family("fedpeft.answers.metrics", "metric", kind="fedpeft.answers.metric.Metric")
 """All metrics, by file name."""
 
-HEADS: Family[HeadStart] = Family("fedpeft.aggregation.heads", "head", kind="fedpeft.aggregation.head_start.HeadStart")
+HEADS: Family[HeadStart] = Family(
+    "fedpeft.aggregation.heads",
+    "head",
+    kind="fedpeft.aggregation.head_start.HeadStart",
+    abilities="fedpeft.aggregation.head_start",
+)
 """All ways, by file name."""
 
 SERVER_OPTIMIZERS: Family[ServerOptimizer] = Family(
@@ -220,7 +225,9 @@ SAFEGUARDS: Family[Safeguard] = Family(
 )
 """All rules, by file name."""
 
-TASKS: Family[Task] = Family("fedpeft.models.tasks", "task", kind="fedpeft.models.task.Task")
+TASKS: Family[Task] = Family(
+    "fedpeft.models.tasks", "task", kind="fedpeft.models.task.Task", abilities="fedpeft.models.abilities"
+)
 """All tasks, by file name."""
 
 MODELS: Family[BaseModel] = Family(
@@ -247,7 +254,11 @@ PRECISION_RULES: Family[PrecisionRule] = Family(
 """All rules, by file name."""
 
 PEFT_METHODS = MethodFamily(
-    "fedpeft.peft.methods", "PEFT method", group="peft_methods", kind="fedpeft.peft.method.PeftMethod"
+    "fedpeft.peft.methods",
+    "PEFT method",
+    group="peft_methods",
+    kind="fedpeft.peft.method.PeftMethod",
+    abilities="fedpeft.peft.abilities",
 )
 """All methods, by file name."""
 
@@ -298,19 +309,33 @@ MECHANISMS: Family[Mechanism] = Family(
 """All mechanisms, by file name."""
 
 LOCAL_WORK: Family[LocalWork] = Family(
-    "fedpeft.clients.amounts", "amount of local work", kind="fedpeft.clients.local_work.LocalWork"
+    "fedpeft.clients.amounts",
+    "amount of local work",
+    kind="fedpeft.clients.local_work.LocalWork",
+    abilities="fedpeft.clients.local_work",
 )
 """All of them, by file name."""
 
 LOCAL_OPTIMIZERS: Family[LocalOptimizer] = Family(
-    "fedpeft.clients.optimizers", "local optimizer", kind="fedpeft.clients.local_optimizer.LocalOptimizer"
+    "fedpeft.clients.optimizers",
+    "local optimizer",
+    kind="fedpeft.clients.local_optimizer.LocalOptimizer",
+    abilities="fedpeft.clients.local_optimizer",
 )
 """All of them, by file name."""
 
 CORRECTIONS: Family[Correction] = Family(
-    "fedpeft.clients.corrections", "drift correction", kind="fedpeft.clients.drift.Correction"
+    "fedpeft.clients.corrections",
+    "drift correction",
+    kind="fedpeft.clients.drift.Correction",
+    abilities="fedpeft.clients.drift",
 )
 """All corrections, by file name."""
 
-ATTACKS: Family[Attack] = Family("fedpeft.clients.attacks", "attack", kind="fedpeft.clients.attack.Attack")
+ATTACKS: Family[Attack] = Family(
+    "fedpeft.clients.attacks",
+    "attack",
+    kind="fedpeft.clients.attack.Attack",
+    abilities="fedpeft.clients.attack",
+)
 """All attacks, by file name."""

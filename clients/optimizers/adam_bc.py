@@ -11,12 +11,12 @@ Deviation: the paper tunes an absolute floor; here the floor is a share of Phi, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fedpeft.clients.local_optimizer import LocalOptimizer
+from fedpeft.clients.local_optimizer import LocalOptimizer, Variance
 from torch import nn
 
 from fedpeft.parts import setting
@@ -68,10 +68,7 @@ class AdamBC(LocalOptimizer):
         return CorrectedAdam(groups, (self.beta1, self.beta2), self.floor)
 
     def prepare(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Mapping[str, nn.Parameter],
-        variance: Callable[[str], float],
+        self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], variance: Variance
     ) -> None:
         """Give the optimizer the noise variances."""
         assert isinstance(optimizer, CorrectedAdam)

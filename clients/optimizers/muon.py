@@ -21,12 +21,12 @@ equations, the second as an abstract and its introduction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fedpeft.clients.local_optimizer import LocalOptimizer
+from fedpeft.clients.local_optimizer import LocalOptimizer, Variance
 from torch import Tensor, nn
 
 from fedpeft.errors import ConfigError
@@ -109,10 +109,7 @@ class Muon(LocalOptimizer):
         return MuonOrAdam(groups, self.momentum, (self.beta1, self.beta2))
 
     def prepare(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Mapping[str, nn.Parameter],
-        variance: Callable[[str], float],
+        self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], variance: Variance
     ) -> None:
         """Give the optimizer the factors.
 

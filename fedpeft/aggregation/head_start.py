@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from fedpeft.aggregation.whitening import Whitening
@@ -86,9 +87,9 @@ class HeadStart(ABC):
         """Convert a client's statistics to tensors that add up over clients; by default they do."""
         return statistics
 
-    @abstractmethod
     def class_counts(self, total: State) -> Tensor:
-        """Return the examples per class, (classes,), from the sums over all clients; empty: unknown."""
+        """Return the examples per class, (classes,), from the sums over all clients; by default empty: unknown."""
+        return torch.zeros(0)
 
     @abstractmethod
     def solve(self, total: State, width: int, classes: int) -> State:
@@ -101,7 +102,6 @@ class WeighsErrors(Protocol):
 
     def importance(self, statistics: State) -> State:
         """Return how much an error in each entry matters (`Codec.encode`); missing tensors: all errors alike."""
-        ...
 
 
 @runtime_checkable
@@ -110,7 +110,6 @@ class HidesClasses(Protocol):
 
     def find_hidden_classes(self, total: State) -> list[int]:
         """Return the classes that noise hides in the sums over all clients."""
-        ...
 
 
 @runtime_checkable
@@ -119,11 +118,9 @@ class DescribesVariation(Protocol):
 
     def whitened_directions(self, width: int) -> int:
         """Return in how many directions the sums describe how features of this width vary."""
-        ...
 
     def compute_whitening(self, total: State, width: int) -> Whitening:
         """Compute the map that makes features vary alike in these directions, from the sums over all clients."""
-        ...
 
 
 def require_variation(head: HeadStart) -> DescribesVariation:

@@ -21,7 +21,14 @@ class ComparesExamples(Protocol):
 
     def evaluate_losses(self, model: FederatedModel, batches: Iterable[Batch]) -> Iterator[RowLosses]:
         """Yield losses and correct predictions of all examples of the batches, in order, in one or several parts."""
-        ...
+
+
+@runtime_checkable
+class PacksExamples(Protocol):
+    """Several examples may share a sequence."""
+
+    def packs(self, model: FederatedModel) -> bool:
+        """Return whether they may, because `model`, tested on two, does not mix them."""
 
 
 @runtime_checkable
@@ -31,14 +38,12 @@ class DescribesImages(Protocol):
     @property
     def extra_tokens(self) -> int:
         """Number of positions of an image."""
-        ...
 
     def compute_regression_data(self, model: FederatedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Compute features (B, width) and targets (B, outputs) of the regression that gives the head in closed form.
 
         For other tasks, the features are those of the frozen base, and the targets are classes, numbers or labels.
         """
-        ...
 
 
 @runtime_checkable
@@ -47,7 +52,6 @@ class ConvertsHead(Protocol):
 
     def export_head(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert a head, `weight` (outputs, width) and `bias` (outputs,), so that its outputs need no conversion."""
-        ...
 
 
 def count_extra_tokens(task: Task) -> int:

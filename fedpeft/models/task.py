@@ -149,10 +149,6 @@ class Task(ABC):
         """
         return {}
 
-    def packs(self, model: FederatedModel) -> bool:
-        """Return whether several examples may share a sequence because `model`, tested on two, does not mix them."""
-        return False
-
 
 class FederatedModel(nn.Module):
     """A base model, perhaps with an adapter, and a head for classification; it maps a batch to logits."""

@@ -29,7 +29,6 @@ class ChangesWeights(Protocol):
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges | None:
         """Return a function from states to changes of the base's weights; None: aggregation is exact after all."""
-        ...
 
 
 @runtime_checkable
@@ -38,7 +37,6 @@ class ViewedAsFactors(Protocol):
 
     def create_factor_view(self, layout: Layout) -> FactorView:
         """Create the view of the tensors as LoRA factors."""
-        ...
 
 
 @runtime_checkable
@@ -51,7 +49,6 @@ class DrawsParts(Protocol):
         Each share has a shape that broadcasts. A tensor that is not in the result was trained in all steps. The result
         is empty if `steps` is 0, which stands for an undisclosed number.
         """
-        ...
 
 
 @runtime_checkable
@@ -60,7 +57,6 @@ class SavedAsLora(Protocol):
 
     def changes(self, model: FederatedModel, state: State) -> dict[str, LowRank]:
         """Return what `state` adds to the weights of adapted layers, by module."""
-        ...
 
 
 @runtime_checkable
@@ -72,7 +68,6 @@ class SavedAsOther(Protocol):
 
     def as_saved(self, model: FederatedModel, state: State) -> State:
         """Convert a finished `state` of `model` to the format of that method."""
-        ...
 
 
 @runtime_checkable
@@ -81,11 +76,9 @@ class SavesFrozen(Protocol):
 
     def frozen(self, model: FederatedModel) -> State:
         """Return these tensors."""
-        ...
 
     def attach_saved(self, model: FederatedModel, tensors: State) -> None:
         """Attach a finished result in fp32 whose saved `tensors` include the `frozen` ones."""
-        ...
 
 
 @runtime_checkable
@@ -98,4 +91,3 @@ class FitsWhenFinished(Protocol):
         Returns:
             The fitted tensors by name, which the model keeps. They are `SavesFrozen.frozen` from then on.
         """
-        ...

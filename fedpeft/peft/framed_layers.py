@@ -9,7 +9,7 @@ saved as a standard LoRA adapter.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -108,7 +108,7 @@ class StackedFramedLayer(ScaledLayer):
         """Map each client's projections `seen` = A x (K, rows, k) to the input of B (K, rows, k), with its scale."""
 
 
-class FramedMethod(PeftMethod):
+class FramedMethod(PeftMethod, ABC):
     """A method with framed layers of the classes `layer` and `stacked`; the settings give their place and size."""
 
     batched: ClassVar[bool] = True
@@ -132,10 +132,6 @@ class FramedMethod(PeftMethod):
     def form(self) -> AdapterShape:
         """Rank and alpha."""
         return AdapterShape(self.rank, self.alpha)
-
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method, and the result is saved as LoRA."""
-        return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the target layers."""

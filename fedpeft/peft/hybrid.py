@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
 from fedpeft.errors import ConfigError
 from fedpeft.models.layers import replace
-from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
+from fedpeft.models.task import FederatedModel, get_adapter_dtype
 from fedpeft.peft.adapter import AdapterShape, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
 
@@ -92,10 +92,6 @@ class Hybrid(PeftMethod):
         """Shape of the part that trains LoRA factors; None: no part does."""
         return next((part.form for part in self.parts if part.form and LORA_B in part.tensors), None)
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: a `peft` configuration describes one method."""
-        return None
-
     @property
     def _ordered_methods(self) -> list[PeftMethod]:
         """The methods in the order in which they wrap layers."""
@@ -162,7 +158,7 @@ class Hybrid(PeftMethod):
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return the start values of each part for its own tensors."""
-        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
+        state = super().start(model, seed)
         for part in self.parts:
             own = part.start(model, seed)
             state |= {name: tensor for name, tensor in own.items() if self._find_owner(name) is part}

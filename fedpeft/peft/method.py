@@ -10,7 +10,6 @@ contains what all methods have. What a few methods do in addition is in `fedpeft
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal
 
@@ -46,7 +45,7 @@ step.
 """
 
 
-class PeftMethod(ABC):
+class PeftMethod:
     """One PEFT method. Subclasses are frozen dataclasses whose fields are the user's settings."""
 
     batched: ClassVar[bool] = False
@@ -57,6 +56,9 @@ class PeftMethod(ABC):
 
     tensors: ClassVar[tuple[str, ...]] = ()
     """Name endings of the tensors that the method trains, without the head."""
+
+    roles: ClassVar[Mapping[str, Role]] = {}
+    """Roles of these tensors by name ending; of the others: plain."""
 
     strategies: ClassVar[tuple[str, ...]] = ()
     """The strategies that are correct for the method; empty: all whose own check accepts its layout."""
@@ -117,7 +119,7 @@ class PeftMethod(ABC):
         fields = {"precision": precision or self.base_precision, "read": self.reads}
         return {name: value for name, value in fields.items() if value}
 
-    def read(self, base: nn.Module) -> None:  # noqa: B027
+    def read(self, base: nn.Module) -> None:
         """Change `base` in place so that it returns what the head reads; by default it stays as it is."""
 
     @property
@@ -136,16 +138,16 @@ class PeftMethod(ABC):
         return 0
 
     def get_settings_for(self, form: AdapterShape) -> dict[str, Any]:
-        """Return the settings that give the method the shape `form`; only if `mixed_sizes`."""
-        raise NotImplementedError
+        """Return the settings that give a method with `mixed_sizes` the shape `form`; by default rank and alpha."""
+        return {"rank": form.rank, "alpha": form.alpha}
 
-    @abstractmethod
     def config(self, base: nn.Module) -> Any:
-        """Return the `peft.PeftConfig` that describes the adapter on `base`; None if the method is not a peft adapter.
+        """Return the `peft.PeftConfig` that describes the adapter on `base`; by default None: it is not a peft adapter.
 
         Raises:
             ModelError: the model lacks a layer that the settings name.
         """
+        return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Put the adapter into `model.base`, with trainable parameters of the dtype of `get_adapter_dtype(dtype)`.
@@ -171,7 +173,7 @@ class PeftMethod(ABC):
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(get_adapter_dtype(dtype))
 
-    def settle(self, base: nn.Module) -> None:  # noqa: B027
+    def settle(self, base: nn.Module) -> None:
         """Adjust `base` after the `peft` library has put its layers into it; by default, do nothing."""
 
     def layout(self, model: FederatedModel) -> Layout:
@@ -188,7 +190,7 @@ class PeftMethod(ABC):
             return "head", "head"
         for ending in self.tensors:
             if ending and name.endswith("." + ending):
-                return "plain", name.removesuffix("." + ending)
+                return self.roles.get(ending, "plain"), name.removesuffix("." + ending)
         return "plain", name.rpartition(".")[0]
 
     def start(self, model: FederatedModel, seed: int) -> State:

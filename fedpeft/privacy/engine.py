@@ -4,6 +4,12 @@ One engine serves all runs. Two values decide what differs between runs: the acc
 the noise source (`fedpeft.privacy.noise_sources`). `enter` opens a round. It computes the cost of the round, leaves out
 clients whose budget is spent (or refuses), charges the ledger, and only then returns the cohort. The charge is on the
 disk before any instruction is sent.
+
+    whose ledger                                     accounts            noise source
+    a simulation, or a server that adds noise        CommonAccounts      DrawnNoise, or NoiseShares for sums
+    a server whose clients add noise                 DeclaredAccounts    DrawnNoise(by_clients=True)
+    a server whose clients share the noise of sums   SumAccounts         NoiseShares
+    a real client (`client_protection`)              CommonAccounts      DrawnNoise, or NoiseShares for sums
 """
 
 from __future__ import annotations

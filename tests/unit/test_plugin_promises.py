@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.attack import Attack, ChangesLabels
+from fedpeft.clients.attack import Attack
 from fedpeft.clients.drift import Correction, compute_pull
 from fedpeft.clients.local_optimizer import LocalOptimizer
 from fedpeft.clients.local_training import LocalTraining
@@ -116,16 +116,6 @@ def test_what_is_made_of_a_rule_from_outside_is_held_once():
     assert held.__wrapped__ is plain
     assert Mine.fold is LinearStrategy.fold
     assert is_plain_sum(Mine)
-
-
-def test_the_methods_of_an_ability_are_checked_if_its_protocol_is_inherited():
-    @dataclass(frozen=True)
-    class Mine(Attack, ChangesLabels):
-        def relabel(self, labels):
-            return labels
-
-    with refuses("FP1258", "relabel", "(self, labels)", "(self, labels, classes)"):
-        hold(Mine, Attack, "mine")
 
 
 def rule(**members):

@@ -49,10 +49,6 @@ class PrivateCentroids(HeadStart):
         found = {"sums": y.T @ normalize_rows(features) / bound, "lengths": compute_length_sums(features) / bound}
         return {**found, VARIANCE: torch.zeros(1, dtype=torch.float64)}
 
-    def class_counts(self, total: State) -> Tensor:
-        """Return an empty tensor: counts are unknown."""
-        return torch.zeros(0)
-
     def find_hidden_classes(self, total: State) -> list[int]:
         """Return the classes whose sums are no longer than the noise."""
         found = find_hidden_classes(total["sums"].double(), float(total[VARIANCE]))

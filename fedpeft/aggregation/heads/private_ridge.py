@@ -68,10 +68,6 @@ class PrivateRidge(HeadStart):
             VARIANCE: torch.zeros(1, dtype=torch.float64)
         }
 
-    def class_counts(self, total: State) -> Tensor:
-        """Return an empty tensor: counts are unknown."""
-        return torch.zeros(0)
-
     def solve(self, total: State, width: int, classes: int) -> State:
         """Compute the head on the features, without projection."""
         moments = unflatten_symmetric(total["moments"].double())

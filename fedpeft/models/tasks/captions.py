@@ -143,10 +143,6 @@ class Captions(CausalLM):
                 "FP1216 captions keeps the language model's weights frozen; take --peft lora, or linear_probe"
             )
 
-    def packs(self, model: FederatedModel) -> bool:
-        """Return False: captions are not packed."""
-        return False
-
     def compute_regression_data(self, model: FederatedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Compute mean features of images (B, width) and mean embeddings of their captions (B, d), at least in fp32."""
         assert isinstance(model, Captioner)

@@ -65,10 +65,6 @@ class DPO(Instruction):
         tokens, cut = tokenize_answers(load_tokenizer(model_directory), texts, max_tokens, self.beyond)
         return PairRows(tokens, int((cut[::2] | cut[1::2]).sum()))
 
-    def packs(self, model: FederatedModel) -> bool:
-        """Return False: pairs are not packed."""
-        return False
-
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Raise NotImplementedError: the loss needs the reference's logits, too."""
         raise NotImplementedError

@@ -126,10 +126,6 @@ class Seq2Seq(CausalLM):
         """Compute the cross-entropy summed over an answer's tokens."""
         return sum_losses(logits, *get_answer_labels(batch))
 
-    def packs(self, model: FederatedModel) -> bool:
-        """Return False: pairs of sequences are not packed."""
-        return False
-
 
 def check_seq2seq(model_directory: Path) -> None:
     """Refuse a model whose configuration is not that of an encoder with a decoder, before its weights are loaded.

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedpeft.models.layers import declare_layers, find_target_layers
-from fedpeft.models.task import FederatedModel, find_trainable
+from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec
@@ -75,7 +75,7 @@ class AdaLora(PeftMethod):
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return P and Q uniform with standard deviation 0.02, and E zero."""
-        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
+        state = super().start(model, seed)
         for name in state:
             if name.endswith((f".{A}", f".{B}")):
                 draw_uniform(state, name, seed, 0.02 * 3**0.5)
@@ -99,11 +99,7 @@ class AdaLora(PeftMethod):
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """Return a function that computes s P E Q of each layer."""
-
-        def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
-            return {module: product.to_dense().double() for module, product in self.changes(model, state).items()}
-
-        return changes
+        return lambda state, _: {m: product.to_dense().double() for m, product in self.changes(model, state).items()}
 
 
 def find_modules(state: State) -> list[str]:

@@ -39,12 +39,12 @@ from fedpeft import seeds
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
 from fedpeft.models.checkpointing import remember
-from fedpeft.models.layers import declare_layers, find_by_endings, replace
+from fedpeft.models.layers import declare_layers, replace
 from fedpeft.models.task import FederatedModel, RowLosses, Task, get_adapter_dtype, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State, TensorSpec
-from fedpeft.peft.method import ROUTES, PeftMethod, PrivacyRoute, draw_uniform
-from fedpeft.peft.methods.bottleneck import ATTENTION_END, FEEDFORWARD_END
+from fedpeft.peft.method import ROUTES, PeftMethod, PrivacyRoute
+from fedpeft.peft.methods.bottleneck import draw_down, find_feedforward_ends
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
 PASSES = 2
@@ -157,14 +157,9 @@ class AdaMix(PeftMethod):
     privacy: ClassVar[PrivacyRoute] = "refused"
     tensors: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method."""
-        return None
-
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the last projection of the feed-forward sublayers."""
-        attention = find_by_endings(model.base, ATTENTION_END, self.layers)
-        ends = [path for path in find_by_endings(model.base, FEEDFORWARD_END, self.layers) if path not in attention]
+        ends = find_feedforward_ends(model.base, self.layers)
         if not ends:
             raise ModelError(
                 f"FP4057 adamix finds no feed-forward sublayers in {type(model.base).__name__}; take lora or ia3"
@@ -200,13 +195,7 @@ class AdaMix(PeftMethod):
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return down-projections uniform in +-1/sqrt(d), different for each expert, and everything else zero."""
-        state = super().start(model, seed)
-        for name in state:
-            if name.endswith("down.weight"):
-                draw_uniform(state, name, seed, state[name].shape[1] ** -0.5)
-            elif name.endswith(self.tensors):
-                state[name].zero_()
-        return state
+        return draw_down(super().start(model, seed), self.tensors, seed)
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:
         """Put K clients' adapters behind each sublayer."""

@@ -156,10 +156,6 @@ class AdapterFusion(PeftMethod):
     regularised: ClassVar[bool] = True
     own_machine: ClassVar[str] = "reads finished runs in folders of this machine"
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method."""
-        return None
-
     @property
     def folders(self) -> tuple[Path, ...]:
         """Folders of the finished runs.

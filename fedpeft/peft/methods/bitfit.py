@@ -77,10 +77,6 @@ class BitFit(PeftMethod):
     composes: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = ("bias",)
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: `peft` trains biases only beside LoRA."""
-        return None
-
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Make the biases trainable."""
         paths = [

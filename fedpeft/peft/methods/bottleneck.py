@@ -14,7 +14,6 @@ Use it for fewer bytes than LoRA if the adapter need not be merged into the base
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,8 +22,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
-from fedpeft.models.layers import declare_layers, find_by_endings, replace
-from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.layers import Layers, declare_layers, find_by_endings, replace
+from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, draw_uniform
@@ -133,6 +132,22 @@ class StackedBottleneck(StackedLayer):
         return y + added.view_as(y)
 
 
+def find_feedforward_ends(base: nn.Module, layers: Layers) -> list[str]:
+    """Return the paths of the last projections of feed-forward sublayers in the adapted blocks."""
+    attention = find_by_endings(base, ATTENTION_END, layers)
+    return [path for path in find_by_endings(base, FEEDFORWARD_END, layers) if path not in attention]
+
+
+def draw_down(state: State, tensors: tuple[str, ...], seed: int) -> State:
+    """Draw down-projections (dim, d) anew, uniform in +-1/sqrt(d), and set the other `tensors` of `state` to zero."""
+    for name in state:
+        if name.endswith("down.weight"):
+            draw_uniform(state, name, seed, state[name].shape[1] ** -0.5)
+        elif name.endswith(tensors):
+            state[name].zero_()
+    return state
+
+
 @dataclass(frozen=True)
 class BottleneckAdapters(PeftMethod):
     """Small networks behind frozen sublayers."""
@@ -150,14 +165,10 @@ class BottleneckAdapters(PeftMethod):
     composes: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method."""
-        return None
-
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the last projection of the sublayers."""
         attention = find_by_endings(model.base, ATTENTION_END, self.layers)
-        ends = [path for path in find_by_endings(model.base, FEEDFORWARD_END, self.layers) if path not in attention]
+        ends = find_feedforward_ends(model.base, self.layers)
         starts = find_by_endings(model.base, FEEDFORWARD_START, self.layers)
         if not ends or (self.place == "houlsby" and not attention) or (self.place == "parallel" and not starts):
             raise ModelError(
@@ -172,17 +183,7 @@ class BottleneckAdapters(PeftMethod):
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return down-projections uniform in +-1/sqrt(d), and everything else zero."""
-        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
-        for name in state:
-            if name.endswith("down.weight"):
-                draw_uniform(state, name, seed, state[name].shape[1] ** -0.5)
-            elif name.endswith(self.tensors):
-                state[name].zero_()
-        return state
-
-    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """Raise NotImplementedError: `stack_into` stacks this method, because the taps need the whole model."""
-        raise NotImplementedError
+        return draw_down(super().start(model, seed), self.tensors, seed)
 
     def stack_into(self, model: FederatedModel, tensors: Any, clients: int) -> None:
         """Put K clients' adapters behind each sublayer."""

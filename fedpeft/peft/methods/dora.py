@@ -11,18 +11,16 @@ Use it if slower steps are affordable: they took 1.3 times LoRA's time in `exper
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft.abilities import WeightChanges
-from fedpeft.peft.adapter import AdapterShape, Role, State
+from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.method import PrivacyRoute
 from fedpeft.peft.methods.lora import Lora
-from fedpeft.peft.stacked_layers import StackedLayer
 
 MAGNITUDE = "lora_magnitude_vector.weight"
 
@@ -42,18 +40,13 @@ class Dora(Lora):
         """Return the `peft` setting that turns DoRA on."""
         return {"use_dora": True}
 
-    def role(self, name: str) -> tuple[Role, str]:
-        """Return the magnitude's role, a plain parameter of its layer, or LoRA's roles."""
-        if name.endswith("." + MAGNITUDE):
-            return "plain", name.removesuffix("." + MAGNITUDE)
-        return super().role(name)
-
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """Return a function that computes W - W0 of each layer."""
         base: Any = model.base.get_base_model()  # type: ignore[operator]
         weights = {
-            path: base.get_submodule(path).get_base_layer().weight.detach().double()
-            for path in (name.removesuffix(".lora_A.weight") for name in self._list_factors(model))
+            t.module: base.get_submodule(t.module).get_base_layer().weight.detach().double()
+            for t in self.layout(model).tensors
+            if t.role == "lora_A"
         }
 
         def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
@@ -67,13 +60,6 @@ class Dora(Lora):
             return differences
 
         return changes
-
-    def _list_factors(self, model: FederatedModel) -> list[str]:
-        return [t.name for t in self.layout(model).tensors if t.role == "lora_A"]
-
-    def stack(self, path: str, layer: nn.Module, shapes: Mapping[str, tuple[int, ...]], clients: int) -> StackedLayer:
-        """Raise NotImplementedError: DoRA trains one client at a time."""
-        raise NotImplementedError
 
 
 part = Dora

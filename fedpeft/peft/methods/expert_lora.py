@@ -93,10 +93,6 @@ class ExpertLora(PeftMethod):
     in_peft: ClassVar[bool] = False
     tensors: ClassVar[tuple[str, ...]] = tuple(f"{name}.weight" for name in NAMES)
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method."""
-        return None
-
     def _create_layer(self, layer: Any, dtype: torch.dtype, clients: int = 0) -> ExpertLoras:
         return ExpertLoras(layer, self.rank, self.experts, self.alpha / self.rank, dtype, clients)
 

@@ -8,9 +8,7 @@ Use it as the reference for adapters: all weights are trained and travel.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import nn
+from typing import ClassVar
 
 from fedpeft.models.task import FederatedModel, get_adapter_dtype
 from fedpeft.peft.method import PeftMethod
@@ -24,10 +22,6 @@ class Full(PeftMethod):
     in_peft: ClassVar[bool] = False
     few_bits: ClassVar[bool] = False
     tensors: ClassVar[tuple[str, ...]] = ("",)
-
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the result is a whole model, not a peft adapter."""
-        return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Make the base trainable in fp32. Frozen parameters become fp32, too, because layers pass their dtype on."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
@@ -32,10 +32,6 @@ class LinearProbe(PeftMethod):
     merges: ClassVar[bool] = True
     batched_in_few_bits: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = ("head.weight", "head.bias")
-
-    def config(self, base: nn.Module) -> Any:
-        """Return None: there is no adapter."""
-        return None
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Leave the base as it is.

@@ -70,16 +70,13 @@ class Lora(PeftMethod):
     merges: ClassVar[bool] = True
     composes: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = ("lora_A.weight", "lora_B.weight")
+    roles: ClassVar[Mapping[str, Role]] = {"lora_A.weight": "lora_A", "lora_B.weight": "lora_B"}
     privacy: ClassVar[PrivacyRoute] = "hooks"
 
     @property
     def form(self) -> AdapterShape:
         """Rank and alpha."""
         return AdapterShape(self.rank, self.alpha)
-
-    def get_settings_for(self, form: AdapterShape) -> dict[str, Any]:
-        """Return rank and alpha."""
-        return {"rank": form.rank, "alpha": form.alpha}
 
     def config(self, base: nn.Module) -> Any:
         """Return a `peft.LoraConfig` that names every adapted layer in full."""
@@ -97,13 +94,6 @@ class Lora(PeftMethod):
     def variant(self) -> dict[str, Any]:
         """Return further settings of the `peft.LoraConfig`; variants override this."""
         return {}
-
-    def role(self, name: str) -> tuple[Role, str]:
-        """Return the roles of factors by their suffix."""
-        for role in ("lora_A", "lora_B"):
-            if name.endswith(f".{role}.weight"):
-                return role, name.removesuffix(f".{role}.weight")
-        return super().role(name)
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return A uniform in +-1/sqrt(in), and B zero."""

@@ -64,6 +64,7 @@ class LoraFA(Lora):
     residual: ClassVar[bool] = False
     batched_in_few_bits: ClassVar[bool] = False  # not tested
     tensors: ClassVar[tuple[str, ...]] = ("lora_B.weight",)
+    roles: ClassVar[Mapping[str, Role]] = {}  # B is a plain parameter of its layer
 
     def settle(self, base: nn.Module) -> None:
         """Set and freeze A in every LoRA layer of `base`."""
@@ -78,12 +79,6 @@ class LoraFA(Lora):
                 with torch.no_grad():
                     weight.copy_(draw_fixed_factor(self.factor_seed, path, *weight.shape))
                 weight.requires_grad_(False)
-
-    def role(self, name: str) -> tuple[Role, str]:
-        """Return B's role, a plain parameter of its layer."""
-        if name.endswith(".lora_B.weight"):
-            return "plain", name.removesuffix(".lora_B.weight")
-        return super().role(name)
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return B as zero."""

@@ -25,7 +25,7 @@ from fedpeft.models.layers import declare_layers
 from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
-from fedpeft.peft.adapter import AdapterShape, State
+from fedpeft.peft.adapter import State
 from fedpeft.peft.framed_layers import FramedLayer, FramedMethod, StackedFramedLayer
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import draw_uniform
@@ -90,11 +90,7 @@ class LoraGram(FramedMethod):
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """Return a function that computes (alpha / r) L G^T G R of each layer."""
-
-        def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
-            return {module: product.to_dense() for module, product in self.changes(model, state).items()}
-
-        return changes
+        return lambda state, _: {module: product.to_dense() for module, product in self.changes(model, state).items()}
 
 
 part = LoraGram

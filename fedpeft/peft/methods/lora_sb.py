@@ -12,14 +12,13 @@ Use it if very few numbers may travel, for example under noise or on slow links.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedpeft.models.layers import declare_layers
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.framed_layers import FramedLayer, FramedMethod, StackedFramedLayer
 from fedpeft.peft.low_rank import LowRank
 
@@ -66,10 +65,6 @@ class LoraSB(FramedMethod):
     def shape(self) -> tuple[int, int]:
         """Shape of R, which is square."""
         return self.rank, self.rank
-
-    def get_settings_for(self, form: AdapterShape) -> dict[str, Any]:
-        """Return rank and alpha."""
-        return {"rank": form.rank, "alpha": form.alpha}
 
 
 part = LoraSB

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fedpeft.models.task import FederatedModel, find_trainable
+from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, draw_uniform
@@ -54,7 +54,7 @@ class PTuning(PeftMethod):
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return the embedding uniform in +-1, weights uniform in +-1/sqrt(in), and biases zero."""
-        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
+        state = super().start(model, seed)
         for name in state:
             if name in self.tensors:
                 weight = state[name].ndim == 2

@@ -107,10 +107,6 @@ class PrefixTuning(PeftMethod):
         """Return the length."""
         return {"length": form.rank}
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: see the module's deviation."""
-        return None
-
     def role(self, name: str) -> tuple[Role, str]:
         """Return the prefixes' role; their rows are positions."""
         return ("prompt", name.rpartition(".")[0]) if name.endswith(self.tensors) else super().role(name)

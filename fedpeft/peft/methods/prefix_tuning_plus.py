@@ -59,10 +59,6 @@ class PrefixTuningPlus(PeftMethod):
     composes: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = ("prefix_plus.M",)
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method."""
-        return None
-
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Give every attention module of the adapted blocks its matrices."""
         for module in prepare_attention_modules(model.base, self.layers, self.name).values():

@@ -36,7 +36,7 @@ from fedpeft.errors import ModelError
 from fedpeft.models.task import FederatedModel, RowLosses, Task, get_adapter_dtype, get_wide_dtype
 from fedpeft.models.tasks.classification import Classifier
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import Role, State, TensorSpec
+from fedpeft.peft.adapter import State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
 from fedpeft.peft.prompts import check_takes_prompts
 from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
@@ -123,10 +123,6 @@ class PromptEnsemble(PeftMethod):
         """Length of one prompt."""
         return self.length
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method."""
-        return None
-
     def _put(self, model: FederatedModel, dtype: torch.dtype, clients: int) -> None:
         if not isinstance(model, Classifier):
             raise ModelError(
@@ -145,10 +141,6 @@ class PromptEnsemble(PeftMethod):
         """Put K clients' prompts before the base."""
         dtype = get_wide_dtype(next(model.base.parameters()).dtype)
         self._put(model, dtype, clients)
-
-    def role(self, name: str) -> tuple[Role, str]:
-        """Return the prompts' role; they are before the base, not in it."""
-        return ("plain", "prompts") if name == "prompts.weight" else super().role(name)
 
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return embeddings of tokens drawn from the vocabulary, different for each prompt."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft import seeds
-from fedpeft.models.task import FederatedModel, find_trainable, get_wide_dtype
+from fedpeft.models.task import FederatedModel, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import AdapterShape, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod
@@ -122,7 +122,7 @@ class PromptTuning(PeftMethod):
         base: Any = model.base
         table = base.word_embeddings.weight.detach().float()
         drawn = torch.randint(len(table), (self.length,), generator=seeds.create_torch_generator(seed, "prompt", 0))
-        state = {name: p.detach().float().clone() for name, p in find_trainable(model).items()}
+        state = super().start(model, seed)
         state[PROMPT] = table[drawn].clone()
         return state
 

@@ -17,7 +17,6 @@ from typing import ClassVar
 
 from fedpeft.models.quantized import Precision
 from fedpeft.parts import setting
-from fedpeft.peft.method import PrivacyRoute
 from fedpeft.peft.methods.lora import Lora
 
 
@@ -28,7 +27,6 @@ class QLora(Lora):
     bits: int = setting(4, "bits per weight of the base: 4 (nf4) or 8 (int8)", choices=(4, 8))
 
     batched: ClassVar[bool] = False
-    privacy: ClassVar[PrivacyRoute] = "hooks"
     merges: ClassVar[bool] = False
     composes: ClassVar[bool] = False
 

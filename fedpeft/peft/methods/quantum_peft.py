@@ -37,7 +37,7 @@ from fedpeft.models.layers import declare_layers, find_target_layers, get_innerm
 from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
-from fedpeft.peft.adapter import AdapterShape, State
+from fedpeft.peft.adapter import State
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
@@ -219,10 +219,6 @@ class QuantumPeft(PeftMethod):
         """Name endings of lambda, and of the angles if they are trained."""
         return ("quantum_lambda",) if self.train == "diagonal" else ("quantum_u", "quantum_v", "quantum_lambda")
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method, and the result is saved as LoRA."""
-        return None
-
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the target layers."""
         for path in find_target_layers(model.base, self.targets, self.layers):
@@ -267,11 +263,7 @@ class QuantumPeft(PeftMethod):
             return None
         modules = [t.module for t in self.layout(model).tensors if t.name.endswith(".quantum_lambda")]
         products = self._create_products(model, modules)
-
-        def changes(state: State, form: AdapterShape | None) -> dict[str, Tensor]:
-            return {module: product(state).to_dense() for module, product in products.items()}
-
-        return changes
+        return lambda state, _: {module: product(state).to_dense() for module, product in products.items()}
 
     def _create_products(self, model: FederatedModel, modules: Sequence[str]) -> dict[str, Callable[[State], LowRank]]:
         """Create a function for each module that computes the change of its weights from a state."""

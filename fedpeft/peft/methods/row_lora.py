@@ -62,10 +62,6 @@ class RowLora(PeftMethod):
     in_peft: ClassVar[bool] = False
     tensors: ClassVar[tuple[str, ...]] = tuple(f"{name}.weight" for name in (*OWN, *REST, GATE))
 
-    def config(self, base: nn.Module) -> Any:
-        """Return None: the `peft` library does not have such a method."""
-        return None
-
     def attach(self, model: FederatedModel, dtype: str) -> None:
         """Wrap the target layers."""
         for path in find_target_layers(model.base, self.targets, self.layers):

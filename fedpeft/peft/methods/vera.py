@@ -12,13 +12,14 @@ Use it if only thousands of numbers may travel and the strategy is `rolora`, `ff
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from fedpeft.models.layers import declare_layers, find_target_layers
-from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
+from fedpeft.models.task import FederatedModel, get_adapter_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
@@ -39,6 +40,7 @@ class Vera(PeftMethod):
     strategies: ClassVar[tuple[str, ...]] = ("rolora", "ffa_lora", "flexlora")
     merges: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = (D, B)
+    roles: ClassVar[Mapping[str, Role]] = {D: "lora_A", B: "lora_B"}
 
     @property
     def form(self) -> AdapterShape:
@@ -64,13 +66,6 @@ class Vera(PeftMethod):
                 if projection is not None and "default" in projection:
                     projection.update({"default": projection["default"].to(get_adapter_dtype(dtype))})
 
-    def role(self, name: str) -> tuple[Role, str]:
-        """Return the roles of LoRA's factors: d stands for A, and b for B."""
-        for ending, role in ((D, "lora_A"), (B, "lora_B")):
-            if name.endswith("." + ending):
-                return role, name.removesuffix("." + ending)  # type: ignore[return-value]
-        return super().role(name)
-
     def layout(self, model: FederatedModel) -> Layout:
         """Return the layout with the vectors as matrices (1, R) and (out, 1)."""
         specs = [TensorSpec(t.name, _get_matrix_shape(t), t.role, t.module) for t in super().layout(model).tensors]
@@ -79,7 +74,7 @@ class Vera(PeftMethod):
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return d = 0.1 and b = 0."""
         shapes = self.layout(model).shapes
-        return {name: p.detach().float().clone().reshape(shapes[name]) for name, p in find_trainable(model).items()}
+        return {name: value.reshape(shapes[name]) for name, value in super().start(model, seed).items()}
 
     def weight_changes(self, model: FederatedModel) -> WeightChanges:
         """Return a function that computes b * B (d * A) of each layer."""

@@ -9,19 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fedpeft.clients.drift import MasksExamples
 
-from fedpeft.aggregation import abilities as aggregation
-from fedpeft.aggregation import head_start
-from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.abilities import RemembersRounds
 from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.aggregation.server_optimizers.momentum import Momentum
 from fedpeft.aggregation.server_optimizers.sgd import SGD
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.models import abilities as models
-from fedpeft.models.task import TASKS
-from fedpeft.peft import abilities as peft
+from fedpeft.families import ATTACKS, CORRECTIONS, HEADS, LOCAL_OPTIMIZERS, LOCAL_WORK, MECHANISMS, PEFT_METHODS, TASKS
 from fedpeft.peft.adapter import Layout, TensorSpec
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.dora import Dora
 from fedpeft.peft.methods.lora import Lora
 from fedpeft.peft.methods.qlora import QLora
@@ -69,19 +65,20 @@ def compares_names(node: ast.AST) -> bool:
     return texts and names
 
 
+INNER = {RemembersRounds, MasksExamples}
+"""Abilities of classes that are no parts: Flower's wrapped strategies, and the ranks that a strategy chooses."""
+
+
 @pytest.mark.parametrize(
-    ("family", "module"),
-    [(strategies, aggregation), (HEADS, head_start), (PEFT_METHODS, peft), (TASKS, models)],
-    ids=lambda value: getattr(value, "group", ""),
+    "family",
+    [strategies, HEADS, PEFT_METHODS, TASKS, MECHANISMS, CORRECTIONS, LOCAL_OPTIMIZERS, LOCAL_WORK, ATTACKS],
+    ids=lambda family: family.group,
 )
-def test_an_ability_is_what_some_parts_have_and_others_lack(family, module):
+def test_an_ability_is_what_some_parts_have_and_others_lack(family):
     """A method that is renamed in a part alone would take its ability away, and nothing else would fail."""
     parts = [family.part(name) for name in family.own_names]
-    abilities = [
-        c for c in vars(module).values() if getattr(c, "_is_protocol", False) and c.__module__ == module.__name__
-    ]
-    assert abilities
-    for ability in abilities:
+    assert family.abilities
+    for ability in set(family.abilities) - INNER:
         members = {name for name in vars(ability) | inspect.get_annotations(ability) if not name.startswith("_")}
         able = [part for part in parts if all(hasattr(part, member) for member in members)]
         assert 0 < len(able) < len(parts), ability
