@@ -144,7 +144,7 @@ def build_trust_table(run: Result) -> Table | None:
     lines = trust_lines(run.summary or {})
     if not lines:
         return None
-    note = "Asked for by --measure; docs/trust.md explains each line."
+    note = "Asked for by --measure. docs/trust.md explains the lines of built-in measurements."
     return Table("trust", "Trust", note, ("what", "found"), tuple(lines.items()), ({"seed": run.seed, **lines},))
 
 
@@ -158,7 +158,7 @@ def hooks_table(section: Section) -> Table | None:
     ]
     if not rows:
         return None
-    columns, note = ("method", "seed", "what", "value"), "Hooks add sections to a run: docs/own-parts.md, Hooks."
+    columns, note = ("method", "seed", "what", "value"), "Hooks add sections to a run: docs/own-parts.md, A hook."
     data = tuple(dict(zip(columns, row, strict=True)) for row in rows)
     return Table("hooks", "Hooks", note, columns, tuple(rows), data)
 
