@@ -7,6 +7,10 @@ apart, and a mean of factors is not the factors of the mean. `median`, `trimmed_
 the product. Flower's adaptive strategies (FedAdam, FedYogi, ...) keep moments: use `--server-optimizer` instead. To use
 another class, of Flower's or your own, see `fedpeft.flower.strategy.wrap_strategy`. `docs/decisions.md` gives the
 reasons why Flower's DP wrappers are left out.
+
+Source: https://github.com/flwrlabs/flower, flwr.serverapp.strategy, version 1.42.
+
+Use it to run a rule that Flower ships, for example to compare with it.
 """
 
 import logging
