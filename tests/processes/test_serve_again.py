@@ -7,13 +7,12 @@ import json
 import pytest
 
 from fedpeft.config import RunConfig
-from fedpeft.errors import RunError
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.run_folder import SERVERS_OPTIONS, resume_command
 from fedpeft.serve import main as serve
 from fedpeft.studies.results import read_run
 from tests.fleet import Fleet
-from tests.refusals import has_error
+from tests.refusals import has_error, refuses
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def test_an_unfinished_run_is_continued_by_what_began_it_and_its_path_is_quoted(
         (run / SERVERS_OPTIONS).write_text("")
     assert resume_command(run) == f"python -m fedpeft.{module} --resume '{run}'"
     for read in (read_run, FinishedRun.read):
-        with pytest.raises(RunError, match=f"python -m fedpeft.{module} --resume '{run}'$"):
+        with refuses("FP5182", run, f"python -m fedpeft.{module} --resume '{run}'"):
             read(run)
 
 

@@ -16,7 +16,6 @@ from fedpeft.api import open_run
 from fedpeft.config import RunConfig, read_config
 from fedpeft.data.rows import Rows
 from fedpeft.deployment.compared_parts import compute_plugin_digest
-from fedpeft.errors import ConfigError
 from fedpeft.export import main as export
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
@@ -178,7 +177,7 @@ def test_a_plugin_that_is_gone_is_missed_where_its_part_is(rule, settings):
     assert plugins.take_notes() == ()
     with refuses("FP1229", "strategy 'half_mean'", rule, "which is not there any more", "--plugin FILE"):
         catalogue.build_part(RunConfig(strategy="half_mean"), "strategy")
-    with pytest.raises(ConfigError, match=r"needs the plugin .* there is no plugin .* name it with --plugin FILE"):
+    with refuses("FP1265", "my_rules.py", "strategies.half_mean", "FP1263", "--plugin FILE"):
         read_config(settings)
 
 

@@ -9,6 +9,7 @@ import pytest
 from fedpeft import plugins
 from fedpeft.errors import ConfigError
 from fedpeft.plugin_files import MODULE, import_file
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,5 @@ def test_a_file_of_the_repository_is_a_plugin_as_it_stands(tmp_path, fresh_plugi
 @pytest.mark.parametrize("text", ["class C:\n    pass\npart = C\n", "part = 3\n"])
 def test_a_part_without_a_group_is_refused_with_the_groups(tmp_path, fresh_plugins, text):
     (tmp_path / "my_part.py").write_text(text)
-    with pytest.raises(ConfigError) as refused:
+    with refuses("FP1504", "my_part.py", 'parts = {"GROUP": {"my_part"', "strategies"):
         plugins.find_plugin(str(tmp_path / "my_part.py"))
-    assert 'parts = {"GROUP": {"my_part"' in str(refused.value)
-    assert "strategies" in str(refused.value)

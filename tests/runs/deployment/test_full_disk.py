@@ -8,13 +8,11 @@ import resource
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-import pytest
 import torch
 
-from fedpeft.errors import RunError
 from fedpeft.privacy import client_protection
 from fedpeft.rounds.progress import Checkpoints
-from tests.refusals import has_error
+from tests.refusals import has_error, refuses
 
 
 @contextmanager
@@ -36,7 +34,7 @@ def test_a_full_disk_at_the_server_ends_the_run_in_one_sentence_and_resume_goes_
     size = next((tmp_path / "server-whole" / "checkpoint").iterdir()).stat().st_size
     with ExitStack() as disk:
         observer.round_done = lambda result: disk.enter_context(full_disk(size // 2)) if result.round == 1 else None
-        with pytest.raises(RunError, match=r"the checkpoint in .* can't be written: File too large"):
+        with refuses("FP5203", tmp_path / "server" / "checkpoint", "File too large"):
             made.run()
     del observer.round_done
     assert Checkpoints(tmp_path / "server" / "checkpoint").load().round == 1

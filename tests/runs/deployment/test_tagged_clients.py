@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fedpeft.errors import DataError
 from tests.here import Federation
+from tests.refusals import refuses
 from tests.tagged import LABELS, sentences, write_jsonl
 from tests.unit.deployment.test_tagged_clients import WORDS
 
@@ -39,14 +39,14 @@ def test_clients_train_on_tags_and_are_judged_on_their_own(tmp_path, observer):
     [
         (
             [{"tokens": ["a"], "ner_tags": ["B-NEW"]}],
-            "1 tags do not belong to the federation, .* labels are 'B-NAME'",
+            ("FP3192", 1, "'B-NAME'", "'O'", "'B-NEW'"),
         ),
-        ([{"tokens": ["a"], "ner_tags": ["O", "O"]}], "line 1 of .* has 1 words in 'tokens' and 2 tags"),
-        ([{"text": "a", "label": "b"}], "FP3180 .* it has 'text', 'label'"),
+        ([{"tokens": ["a"], "ner_tags": ["O", "O"]}], ("FP3189", "line 1", 1, "'tokens'", 2)),
+        ([{"text": "a", "label": "b"}], ("FP3180", "'text', 'label'")),
     ],
 )
 def test_a_client_s_wrong_rows_are_for_its_user(rows, words, tmp_path, observer):
     made = Tagged(tmp_path, observer, serve=WORDS, **GIVEN, clients=1)
     write_jsonl(tmp_path / "0.jsonl", rows)
-    with pytest.raises(DataError, match=words):
+    with refuses(*words):
         made.edge(0)

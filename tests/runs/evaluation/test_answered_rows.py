@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from fedpeft.errors import DataError
 from fedpeft.evaluation import answered_rows
 from fedpeft.evaluation.answered_rows import answer_rows
 from fedpeft.predict import compute_outputs, compute_probabilities, create_heartbeat, main
@@ -220,5 +219,5 @@ def test_words_of_a_table_have_a_label_each(tmp_path, monkeypatch):
     texts = written(tmp_path, "--text", "note", note=[" ".join(row) for row in rows])
     assert [json.loads(line["predicted"]) for line in texts][:11] == labels[:11]
     (tmp_path / "answers.csv").unlink()
-    with pytest.raises(DataError, match=r"line 1 of .*'tokens' must hold a list of words, or a text, got 5"):
+    with refuses("FP3193", "line 1", "'tokens'", 5):
         list(answer_rows(run, write_jsonl(tmp_path / "bad.jsonl", [{"tokens": 5}]), "tokens", 0.0))

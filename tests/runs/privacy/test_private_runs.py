@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from fedpeft.config import RunConfig
-from fedpeft.errors import FedpeftError
 from fedpeft.peft.methods.prompt_ensemble import SHARES
 from fedpeft.peft.saved_adapter import OWN_TENSORS
 from fedpeft.privacy.engine import LEDGER
@@ -19,39 +18,52 @@ from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.studies.results import read_run
 from tests.privacy.small_runs import QUIET, TINY, trained
+from tests.refusals import refuses
+
+SUMMED = "fedit, fedsvd, ffa_lora, flasc, fslora or rolora"
+"""Strategies that add up clients' contributions with equal weights."""
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"privacy": "dp_sgd"}, "needs epsilon or noise_multiplier"),
-        ({"privacy": "dp_sgd(epsilon=8)", "strategy": "fedit(weighting=rows)"}, "leave it out"),
-        ({"privacy": "dp_sgd(epsilon=8)", "head": "ridge"}, "use --head zero"),
+        ({"privacy": "dp_sgd"}, ("FP7049", "dp_sgd", "epsilon", "noise_multiplier")),
+        (
+            {"privacy": "dp_sgd(epsilon=8)", "strategy": "fedit(weighting=rows)"},
+            ("FP7104", "weighting=rows", "--privacy"),
+        ),
+        ({"privacy": "dp_sgd(epsilon=8)", "head": "ridge"}, ("FP7105", "head=ridge", "dp_sgd", "--head zero")),
         (
             {"privacy": "dp_sgd(epsilon=8)", "drift": "scaffold", "optimizer": "sgd(head_rate=1.0)"},
-            "leave it out of --drift",
+            ("FP7106", "scaffold", "--drift"),
         ),
-        ({"privacy": "dp_sgd(epsilon=8, dp_delta=0.1)"}, "must be below"),
-        ({"privacy": "user_dp(epsilon=8, dp_delta=0.2)"}, "must be below"),
+        ({"privacy": "dp_sgd(epsilon=8, dp_delta=0.1)"}, ("FP7050", "dp_delta=0.1", "0.00543")),
+        ({"privacy": "user_dp(epsilon=8, dp_delta=0.2)"}, ("FP7050", "dp_delta=0.2", "0.167")),
+        ({"privacy": "user_dp(epsilon=8)", "strategy": "flexlora"}, ("FP7067", "flexlora", SUMMED)),
+        ({"privacy": "user_dp(epsilon=8)", "strategy": "raflora"}, ("FP7067", "raflora", SUMMED)),
+        ({"privacy": "user_dp(epsilon=8)", "strategy": "fedsa_lora"}, ("FP7110", "fedsa_lora", "raw_metrics=True")),
         (
-            {"privacy": "user_dp(epsilon=8)", "strategy": "flexlora"},
-            "take fedit, fedsvd, ffa_lora, flasc, fslora or rolora, or protect",
+            {"privacy": "user_dp(epsilon=8)", "codec": "by_rows | adaptive(bits=1) | rans"},
+            ("FP7107", "--codec", "user_dp"),
         ),
         (
-            {"privacy": "user_dp(epsilon=8)", "strategy": "raflora"},
-            "take fedit, fedsvd, ffa_lora, flasc, fslora or rolora, or protect",
+            {"privacy": "dp_sgd(epsilon=8)", "codec": "over_time | adaptive(bits=1) | rans"},
+            ("FP7108", "over_time", "raw_metrics=True"),
         ),
-        ({"privacy": "user_dp(epsilon=8)", "strategy": "fedsa_lora"}, "raw_metrics=True"),
-        ({"privacy": "user_dp(epsilon=8)", "codec": "by_rows | adaptive(bits=1) | rans"}, "name the codec alone"),
-        ({"privacy": "dp_sgd(epsilon=8)", "codec": "over_time | adaptive(bits=1) | rans"}, "leave it out"),
-        ({"privacy": "user_dp(epsilon=8, quantile=0.5, count_noise=0.01)"}, "needs count_noise above"),
-        ({"privacy": "dp_sgd(noise_multiplier=1, at_budget=sit_out)"}, "needs a budget"),
-        ({"privacy": "dp_sdg(epsilon=8)"}, "did you mean 'dp_sgd'"),
+        (
+            {"privacy": "user_dp(epsilon=8, quantile=0.5, count_noise=0.01)"},
+            ("FP7072", 0.439, "count_noise", 0.22, 0.01),
+        ),
+        (
+            {"privacy": "dp_sgd(noise_multiplier=1, at_budget=sit_out)"},
+            ("FP7038", "at_budget=sit_out", "dp_sgd", "epsilon"),
+        ),
+        ({"privacy": "dp_sdg(epsilon=8)"}, ("FP1231", "'dp_sdg'", "did you mean 'dp_sgd'")),
     ],
 )
 def test_unsound_settings_are_refused_in_a_sentence(tmp_path, given, says):
-    with pytest.raises(FedpeftError, match=says.replace("(", r"\(")) as error:
+    with refuses(*says) as error:
         Simulation(RunConfig(**{**TINY, **given}), tmp_path / "run", ConsoleObserver(QUIET))
     assert "\n" not in str(error.value)
 

@@ -85,8 +85,9 @@ def test_a_run_goes_on_where_it_was_interrupted_and_says_what_it_sees(run, model
     assert said == told[3]["said"].split()[:5] != []
     with refuses("FP1272", "a text"):
         predict([tmp_path / "whole"], ["a text"], 5, QUIET)
-    with pytest.raises(ConfigError, match=r"give a picture's file$"):
+    with refuses("FP1271", tmp_path) as caught:
         predict([tmp_path / "whole"], [str(tmp_path)], 5, QUIET)
+    assert "--data" not in str(caught.value)
     with refuses("FP1155"):
         next(answer_rows(FinishedRun.read(tmp_path / "whole"), tmp_path, None, 0.0))
 

@@ -84,7 +84,7 @@ def test_a_peer_of_another_version_is_told_so_in_one_sentence():
     record.array_records["payload"]["payload"].stype = "fedpeft.v1"
     record.config_records["fedpeft"]["proximal"] = 0.1
     message = Loopback().create_message(record, "train", 2, "1")
-    with pytest.raises(PayloadError, match=r"a payload of type 'fedpeft.v1' arrived; this version reads 'fedpeft.v4'"):
+    with refuses("FP6059", "'fedpeft.v1'", "'fedpeft.v4'"):
         read_instruction(message)
 
 

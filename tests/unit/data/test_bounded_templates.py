@@ -10,6 +10,7 @@ from fedpeft.data.conversations import pack_conversation, tokenize_row
 from fedpeft.data.prompt_templates import ENVIRONMENT, PromptTemplate
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import DataError
+from tests.refusals import refuses
 
 TOO_LARGE = [
     "{{ x * 10**9 }}",
@@ -69,10 +70,13 @@ def test_nothing_is_drawn_at_random():
     assert "lipsum" not in ENVIRONMENT.globals
 
 
-@pytest.mark.parametrize("bomb", ["{{ 'x' * 10**10 }}", "{{ messages[0]['content'].ljust(10**8) }}"])
-def test_a_model_s_own_chat_template_is_bounded_too(bomb, chat_model):
+@pytest.mark.parametrize(
+    ("bomb", "limit"),
+    [("{{ 'x' * 10**10 }}", "1024 MiB"), ("{{ messages[0]['content'].ljust(10**8) }}", "10,000,000")],
+)
+def test_a_model_s_own_chat_template_is_bounded_too(bomb, limit, chat_model):
     tokenizer = load_tokenizer(chat_model)
     tokenizer.chat_template = bomb
     row = pack_conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "row 1")
-    with pytest.raises(DataError, match=r"refuses the conversation .*(memory|characters)"):
+    with refuses("FP3023", '[{"role"', limit):
         tokenize_row(tokenizer, row)

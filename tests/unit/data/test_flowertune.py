@@ -14,7 +14,6 @@ from fedpeft.data.datasets.flowertune import TRACKS, assign_clients
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.errors import DataError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from tests.refusals import refuses
@@ -135,10 +134,10 @@ def test_rows_that_can_not_be_used_are_one_sentence(lines, words, tmp_path):
         load_dataset(f"flowertune(name={str(tmp_path / 'rows.jsonl')!r})")
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", "["])
-def test_json_that_is_no_list_of_records_is_one_sentence(content, tmp_path):
+@pytest.mark.parametrize(("content", "code"), [("{}", "FP3039"), ("[1]", "FP3039"), ("[", "FP3038")])
+def test_json_that_is_no_list_of_records_is_one_sentence(content, code, tmp_path):
     (tmp_path / "rows.json").write_text(content)
-    with pytest.raises(DataError, match=r"rows\.json (must hold|is not)"):
+    with refuses(code, "rows.json"):
         load_dataset(f"flowertune(name={str(tmp_path / 'rows.json')!r})")
 
 

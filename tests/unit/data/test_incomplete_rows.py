@@ -13,7 +13,6 @@ from fedpeft.data import user_rows
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.data.user_rows import Names, read
-from fedpeft.errors import ConfigError
 from fedpeft.machine import growing_array
 from tests.refusals import refuses
 
@@ -117,7 +116,7 @@ def test_a_column_that_a_table_lacks_is_no_lack_of_its_rows(tmp_path):
     for more in ("", ", incomplete=drop"):
         with refuses("FP3155", "a.csv", "body", "text"):
             load_dataset(f"file(path={str(path)!r}, text=body, label=verdict{more})")
-    with pytest.raises(ConfigError, match="incomplete"):
+    with refuses("FP1227", "incomplete", "'drop'", "'skip'"):
         load_dataset(f"file(path={str(path)!r}, {COLUMNS}, incomplete=skip)")
 
 

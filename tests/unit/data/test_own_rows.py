@@ -16,7 +16,7 @@ from fedpeft.data.record_files import read_records
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.data.user_rows import build_labeled_rows
 from fedpeft.errors import AssetError, ConfigError, DataError, FedpeftError
-from tests.refusals import pattern_of, refuses
+from tests.refusals import has_error, pattern_of, refuses
 
 
 def write(folder: Path, name: str, content: str | bytes) -> str:
@@ -77,101 +77,92 @@ GOOD = "text,label\na,x\nb,y\nc,x\nd,y\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "settings", "error", "words"),
+    ("name", "content", "settings", "words"),
     [
-        ("my.csv", None, "", DataError, "there is no file"),
-        ("my.xlsx", GOOD, "", ConfigError, "must end in .csv, .tsv"),
-        ("my.csv", "", "", DataError, "is empty"),
-        ("my.csv", "text,label\n", "", DataError, "has no rows"),
-        ("my.jsonl", "\n\n", "", DataError, "has no rows"),
-        ("my.csv", b"text,label\n\xff\xfe,x\n", "", DataError, r"not UTF-8 text \(byte 11\); save it as UTF-8"),
-        ("my.csv", "a,label\n1,x\n", "", DataError, "/my.csv has no column 'text' for the text; legal: a, label"),
-        ("my.csv", "question,Answer\n1,x\n", "", DataError, "'ASK.jinja', answer=Answer, a file .* {{ question }};"),
-        ("my.csv", "response,instruction\n1,x\n", "", DataError, "by template=alpaca, answer=response; T5"),
-        ("my.csv", 'a,label\n"1\n2",x\n', "", DataError, r"^FP\d{4} \S+/my.csv has no column 'text'"),
-        ("my.tsv", "text\tlabel\na\tx\n", ", text=a, target=c", DataError, r"^FP\d{4} \S+/my.tsv has no column 'a'"),
-        ("my.csv", "text,label\na,x\n", ", template=alpaca", DataError, r"^FP\d{4} \S+/my.csv has no column 'output'"),
-        ("my.csv", "text,label\na,x\n", ", messages=chat", DataError, r"^FP\d{4} \S+/my.csv has no column 'chat'"),
-        (
-            "my.jsonl",
-            '{"text": "a", "label": 1}\n{"text": "b"}\n',
-            "",
-            DataError,
-            "^FP3155 line 2 of .* no column 'label'",
-        ),
-        ("my.csv", "text,lable\n1,x\n", "", DataError, "no column 'label' for the label; did you mean 'lable'"),
-        ("my.csv", GOOD, ", owner=who", DataError, "no column 'who' for the owner"),
-        ("my.csv", "text,label\na,x\nb\n", "", DataError, "line 3 of .* has 1 fields, the first 2$"),
-        (
-            "my.csv",
-            "text,label\na,x\nb, c,y\n",
-            "",
-            DataError,
-            "3 fields, the first 2; put quotes around what holds a ','",
-        ),
-        (
-            "my.csv",
-            "text;label\na, b;x\n",
-            ", sep=','",
-            DataError,
-            "has ';' between its columns; write .* or save it",
-        ),
-        ("my.tsv", "text,label\na,x\n", ", sep=tab", DataError, "has ',' between its columns"),
-        ("my.csv", "\ntext,label\na,x\n\nb\n", "", DataError, "line 5 of .* has 1 fields, the first 2$"),
-        ("my.csv", 'text,label\n"a\nb",x\n\n"c\n\nd"\n', "", DataError, "line 5 of .* has 1 fields, the first 2$"),
-        ("my.csv", 'text,label\n\n"a\n\nb",x\n"\n ",y\n', "", DataError, r"'text' \(line 6\)"),
-        ("my.csv", 'text,label\na,x\n"b\n\n,x\n', "", DataError, "line 3 of .* not valid CSV"),
-        ("my.csv", "text,text\na,x\n", "", DataError, "names a column twice"),
-        ("my.csv", 'text,label\n"a,x\n', "", DataError, "line 2 of .* not valid CSV"),
-        ("my.csv", "text,label\na,x\nb,x\nc,x\n", "", DataError, "one class only"),
-        (
-            "my.csv",
-            "text,label\na,x\n ,y\n",
-            "",
-            DataError,
-            r"my.csv: 1 row has an empty text in the column 'text' \(line 3\); fill it in, or leave",
-        ),
-        (
-            "my.csv",
-            "text,label\na,x\nb,\n",
-            "",
-            DataError,
-            r"1 row has no label in the column 'label' \(line 3\);.* in, .*label_type=labels accepts",
-        ),
-        ("my.csv", "text,label\na,x\nb,\n", ", label_type=class", DataError, r"the row out, as file\(.*\) does$"),
-        ("my.csv", "text,label\na,x\nb,y\n", "", DataError, "can't be held out"),
-        ("my.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "", DataError, "line 2 of .* not valid JSON"),
-        ("my.jsonl", '["a", 1]\n', "", DataError, "line 1 of .* not a JSON object"),
-        ("my.jsonl", "[" * 100_000, "", DataError, "line 1 of .* not valid JSON"),
-        ("my.jsonl", '{"text": 5, "label": 1}\n', "", DataError, "line 1 of .* must hold text, got 5"),
-        ("my.jsonl", '{"text": "a", "label": 2.0}\n', "", DataError, "whole numbers written as 2.0"),
-        (
-            "my.jsonl",
-            '{"text": "a", "label": null}\n',
-            "",
-            DataError,
-            r"1 row has no label in the column 'label' \(line 1\)",
-        ),
-        ("my.csv", GOOD, ", test='no.csv'", DataError, "there is no file no.csv"),
-        ("my.csv", GOOD, ", test_fraction=1.5", ConfigError, "test_fraction must be above 0 and at most 0.9"),
-        ("my.csv", GOOD, ", lable='y'", ConfigError, "no setting 'lable'; did you mean 'label'"),
-        ("my.csv", GOOD, ", text=5", ConfigError, "text must be str, got 5"),
+        ("my.csv", None, "", ("FP3036", "my.csv")),
+        ("my.xlsx", GOOD, "", ("FP1108", "my.xlsx", ".csv, .tsv")),
+        ("my.csv", "", "", ("FP3114", "my.csv")),
+        ("my.csv", "text,label\n", "", ("FP3028", "my.csv")),
+        ("my.jsonl", "\n\n", "", ("FP3028", "my.jsonl")),
+        ("my.csv", b"text,label\n\xff\xfe,x\n", "", ("FP3185", "my.csv", "UTF-8", "byte 11", "UTF-8")),
+        ("my.csv", "a,label\n1,x\n", "", ("FP3155", "my.csv", "'text'", "text", "a, label")),
+        ("my.csv", "question,Answer\n1,x\n", "", ("FP3155", "'ASK.jinja', answer=Answer", "{{ question }};")),
+        ("my.csv", "response,instruction\n1,x\n", "", ("FP3155", "template=alpaca, answer=response", "T5")),
+        ("my.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "", ("FP3155", "line 2", "'label'")),
+        ("my.csv", "text,lable\n1,x\n", "", ("FP3155", "'label'", "did you mean 'lable'")),
+        ("my.csv", GOOD, ", owner=who", ("FP3155", "'who'", "owner")),
+        ("my.csv", "text,label\na,x\nb\n", "", ("FP3117", "line 3", "my.csv", 1, 2)),
+        ("my.csv", "text,label\na,x\nb, c,y\n", "", ("FP3117", "line 3", "my.csv", 3, 2, "','")),
+        ("my.csv", "text;label\na, b;x\n", ", sep=','", ("FP3183", "';'", "sep=';')", "','")),
+        ("my.tsv", "text,label\na,x\n", ", sep=tab", ("FP3183", "','", "sep=',')")),
+        ("my.csv", "\ntext,label\na,x\n\nb\n", "", ("FP3117", "line 5", 1, 2)),
+        ("my.csv", 'text,label\n"a\nb",x\n\n"c\n\nd"\n', "", ("FP3117", "line 5", 1, 2)),
+        ("my.csv", 'text,label\n\n"a\n\nb",x\n"\n ",y\n', "", ("FP3062", "'text'", "line 6")),
+        ("my.csv", 'text,label\na,x\n"b\n\n,x\n', "", ("FP3118", "line 3", "my.csv")),
+        ("my.csv", "text,text\na,x\n", "", ("FP3115", "text, text")),
+        ("my.csv", 'text,label\n"a,x\n', "", ("FP3118", "line 2", "my.csv")),
+        ("my.csv", "text,label\na,x\nb,x\nc,x\n", "", ("FP3138", "my.csv")),
+        ("my.csv", "text,label\na,x\n ,y\n", "", ("FP3062", "my.csv", 1, "'text'", "line 3")),
+        ("my.csv", "text,label\na,x\nb,\n", "", ("FP3062", 1, "'label'", "line 3", "label_type=labels")),
+        ("my.csv", "text,label\na,x\nb,\n", ", label_type=class", ("FP3062", "file(..., incomplete=drop)")),
+        ("my.csv", "text,label\na,x\nb,y\n", "", ("FP3146", 1, 2)),
+        ("my.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "", ("FP3119", "line 2", "my.jsonl")),
+        ("my.jsonl", '["a", 1]\n', "", ("FP3120", "line 1", "my.jsonl")),
+        ("my.jsonl", "[" * 100_000, "", ("FP3119", "line 1", "my.jsonl")),
+        ("my.jsonl", '{"text": 5, "label": 1}\n', "", ("FP3154", "line 1", "'text'", 5)),
+        ("my.jsonl", '{"text": "a", "label": 2.0}\n', "", ("FP3071", "'label'", "2.0")),
+        ("my.jsonl", '{"text": "a", "label": null}\n', "", ("FP3062", 1, "'label'", "line 1")),
+        ("my.csv", GOOD, ", test='no.csv'", ("FP3036", "no.csv")),
+        ("my.csv", GOOD, ", test_fraction=1.5", ("FP1227", "test_fraction", 0, 0.9, 1.5)),
+        ("my.csv", GOOD, ", lable='y'", ("FP1225", "'lable'", "did you mean 'label'")),
+        ("my.csv", GOOD, ", text=5", ("FP1227", "text", "str", 5)),
     ],
 )
 def test_a_wrong_file_is_one_sentence(
-    tmp_path: Path, name: str, content: str | bytes | None, settings: str, error: type[FedpeftError], words: str
+    tmp_path: Path, name: str, content: str | bytes | None, settings: str, words: tuple[object, ...]
 ) -> None:
     path = write(tmp_path, name, content) if content is not None else str(tmp_path / name)
-    with pytest.raises(error, match=words) as caught:
+    with refuses(*words) as caught:
         load_dataset(f"file(path={path!r}{settings})")
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "code", "column"),
+    [
+        ("my.csv", 'a,label\n"1\n2",x\n', "", "FP3155", "'text'"),
+        ("my.tsv", "text\tlabel\na\tx\n", ", text=a, target=c", "FP3006", "'a'"),
+        ("my.csv", "text,label\na,x\n", ", template=alpaca", "FP3019", "'output'"),
+        ("my.csv", "text,label\na,x\n", ", messages=chat", "FP3018", "'chat'"),
+    ],
+)
+def test_a_column_that_a_table_lacks_is_told_of_the_file_and_of_no_line(
+    tmp_path, name, content, settings, code, column
+):
+    path = write(tmp_path, name, content)
+    with refuses(code, "my", column) as caught:
+        load_dataset(f"file(path={path!r}{settings})")
+    assert str(caught.value).startswith(f"{code} {path} ")
+
+
+@pytest.mark.parametrize(("content", "told"), [("text,label\na,x\nb\n", False), ("text,label\na,x\nb, c,y\n", True)])
+def test_only_a_line_of_too_many_fields_may_lack_quotes(tmp_path, content, told):
+    with refuses("FP3117") as caught:
+        load_dataset(f"file:{write(tmp_path, 'my.csv', content)}")
+    assert has_error(str(caught.value), "FP3117", "','") is told
+
+
+@pytest.mark.parametrize(("settings", "told"), [("", True), (", label_type=class", False)])
+def test_rows_of_one_class_each_are_told_nothing_of_several_labels(tmp_path, settings, told):
+    path = write(tmp_path, "my.csv", "text,label\na,x\nb,\n")
+    with refuses("FP3062") as caught:
+        load_dataset(f"file(path={path!r}{settings})")
+    assert has_error(str(caught.value), "FP3062", "label_type=labels") is told
+
+
 def test_a_column_of_another_name_is_named_where_the_rows_are_read(tmp_path: Path) -> None:
     path = write(tmp_path, "mine.csv", "comment,verdict\na,x\nb,y\n")
-    with pytest.raises(
-        DataError, match=r"legal: comment, verdict; name yours: file\(path='.*csv', text=COLUMN\); owner=COLUMN"
-    ):
+    with refuses("FP3155", "comment, verdict", "file(path=", "text=COLUMN)", "owner=COLUMN"):
         load_dataset(f"file:{path}")
     with refuses("FP3155", "name yours: file(path=", "label=COLUMN)", "set label=None"):
         load_dataset(f"file(path={path!r}, text=comment)")

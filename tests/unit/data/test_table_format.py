@@ -16,7 +16,8 @@ from fedpeft.data.record_files import read_records
 from fedpeft.data.record_folders import format_notes
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.table_format import TableFormat
-from fedpeft.errors import ConfigError, DataError
+from fedpeft.errors import DataError
+from tests.refusals import refuses
 
 WESTERN = "abc xyz ÄÖÜäöüß éèêàâç 0123456789 .,;:|\t'\"?!-()\n"
 GERMAN = "text;label\nÜber die Schulter gestürzt;weiß\nGrößere Wunde – genäht;schwarz\n"
@@ -127,26 +128,23 @@ def test_unicode_text_of_excel_is_a_table_and_other_texts_are_lines(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (
-            "text;label\nзуб;x\n".encode("cp1251"),
-            r"not UTF-8 text \(byte 11\).* name its encoding.*='ENCODING'",
-        ),
-        ("text;label\ndługą łydką;x\n".encode("cp1250"), "not UTF-8 text"),
-        ("text;label\nKönig;x\n".encode("cp850"), "not UTF-8 text"),
-        ("text;label\nKönig;x\n".encode("mac-roman"), "not UTF-8 text"),
-        ("text;label\nπόνος;x\n".encode("iso-8859-7"), "not UTF-8 text"),
-        ("text;label\nağrı;x\n".encode("cp1254"), "not UTF-8 text"),
-        ("text;label\nschön;x\n".encode() + "schön;y\n".encode("cp1252"), "not UTF-8 text"),
-        ("text,label\na,x\n".encode("utf-16-le"), "holds NUL bytes .*utf-16-le"),
-        (b"text,label\na\0b,x\n", "holds NUL bytes"),
-        (b"text,label\n\xe4\0b,x\n", "holds NUL bytes"),
-        (b"a,b;c\n1,2;3\n4,5;6\n", r"may have ',' or ';' between its columns; write .*sep=','.* or .*sep=';'"),
+        ("text;label\nзуб;x\n".encode("cp1251"), ("FP3185", "t.csv", "UTF-8", "byte 11", "encoding='ENCODING'")),
+        ("text;label\ndługą łydką;x\n".encode("cp1250"), ("FP3185", "t.csv", "UTF-8")),
+        ("text;label\nKönig;x\n".encode("cp850"), ("FP3185", "t.csv", "UTF-8")),
+        ("text;label\nKönig;x\n".encode("mac-roman"), ("FP3185", "t.csv", "UTF-8")),
+        ("text;label\nπόνος;x\n".encode("iso-8859-7"), ("FP3185", "t.csv", "UTF-8")),
+        ("text;label\nağrı;x\n".encode("cp1254"), ("FP3185", "t.csv", "UTF-8")),
+        ("text;label\nschön;x\n".encode() + "schön;y\n".encode("cp1252"), ("FP3185", "t.csv", "UTF-8")),
+        ("text,label\na,x\n".encode("utf-16-le"), ("FP3184", "t.csv", "utf-16-le")),
+        (b"text,label\na\0b,x\n", ("FP3184", "t.csv")),
+        (b"text,label\n\xe4\0b,x\n", ("FP3184", "t.csv")),
+        (b"a,b;c\n1,2;3\n4,5;6\n", ("FP3186", "','", "';'", "sep=',')", "sep=';')")),
     ],
 )
 def test_an_ambiguous_file_is_one_sentence_with_the_setting(tmp_path, content, words):
     path = tmp_path / "t.csv"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=words) as caught:
+    with refuses(*words) as caught:
         load_dataset(f"file:{path}")
     assert "\n" not in str(caught.value)
 
@@ -165,24 +163,24 @@ def test_late_bytes_and_huge_fields_are_read_in_pieces(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ("sep=';;'", "sep=';;' must be one sign"),
-        ("sep=a", "sep='a' must be one sign"),
-        ("encoding=latin9000", "^FP1497 encoding='latin9000'"),
-        ("encoding=base64", "^FP1497 encoding='base64'"),
-        ("decimal=';'", "decimal must be one of"),
+        ("sep=';;'", ("FP1496", "sep=';;'")),
+        ("sep=a", ("FP1496", "sep='a'")),
+        ("encoding=latin9000", ("FP1497", "encoding='latin9000'")),
+        ("encoding=base64", ("FP1497", "encoding='base64'")),
+        ("decimal=';'", ("FP1227", "decimal", "';'")),
     ],
 )
 def test_a_setting_that_is_none_is_one_sentence(settings, words):
-    with pytest.raises(ConfigError, match=words):
+    with refuses(*words):
         load_dataset(f"file(path='x.csv', {settings})")
 
 
 def test_a_wrong_setting_is_one_sentence(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("text;label\nschön;x\n")
-    with pytest.raises(DataError, match=r"is not ascii text \(byte 14\); name another encoding"):
+    with refuses("FP3182", "t.csv", "ascii", "byte 14"):
         load_dataset(f"file(path={str(path)!r}, encoding=ascii)")
-    with pytest.raises(DataError, match=r"has ';' between its columns; write file\(.*sep=';'\), or save it with ','"):
+    with refuses("FP3183", "';'", "file(path=", "sep=';')", "','"):
         load_dataset(f"file(path={str(path)!r}, sep=',')")
 
 
@@ -208,7 +206,7 @@ def test_numbers_come_back_under_either_decimal_sign(numbers):
 def test_a_comma_is_never_taken_for_a_decimal_sign_if_it_may_separate_thousands(numbers, digits):
     spelled = [f"{n // 10**digits},{n % 10**digits:0{digits}}" for n in numbers]
     if all(len(word.split(",")[1]) == 3 and word[0] != "0" and len(word) < 8 for word in spelled):
-        with pytest.raises(DataError, match="decimal=','"):
+        with refuses("FP3072", "decimal=','"):
             labels(spelled, "number")
     else:
         found = labels(spelled, "number")
@@ -233,22 +231,18 @@ def test_a_comma_with_one_reading_is_taken_and_reported(values, taken):
 @pytest.mark.parametrize(
     ("values", "decimal", "words"),
     [
-        (
-            ["1,234", "5,678"],
-            "auto",
-            r"row 1 of f.*got '1,234'; write 1234, or 1.234 instead, or .*decimal='.'\)",
-        ),
-        (["36,5", "37.5"], "auto", r"row 1 of f: .*got '36,5'"),
-        (["37.5", "1,234"], "auto", r"row 2 of f"),
-        (["1.234,5", "1.000"], "auto", r"row 1 of f: .* write 1234.5 instead, or .*decimal=','\) for 1234.5"),
-        (["36,5", "37.5"], ",", "row 2 of f: .* got '37.5'"),
-        (["1,5"], ".", "row 1 of f: .* got '1,5'"),
-        (["1,2,3"], "auto", "got '1,2,3'"),
-        (["١,٥"], "auto", "finite number"),
+        (["1,234", "5,678"], "auto", ("row 1 of f", "'1,234'", "1234", "1.234", "decimal='.')")),
+        (["36,5", "37.5"], "auto", ("row 1 of f", "'36,5'")),
+        (["37.5", "1,234"], "auto", ("row 2 of f",)),
+        (["1.234,5", "1.000"], "auto", ("row 1 of f", "1234.5", "decimal=',')", "1234.5")),
+        (["36,5", "37.5"], ",", ("row 2 of f", "'37.5'")),
+        (["1,5"], ".", ("row 1 of f", "'1,5'")),
+        (["1,2,3"], "auto", ("'1,2,3'",)),
+        (["١,٥"], "auto", ("'١,٥'",)),
     ],
 )
 def test_a_comma_with_two_readings_is_refused(values, decimal, words):
-    with pytest.raises(DataError, match=words) as caught:
+    with refuses("FP3072", *words) as caught:
         labels(values, "number", decimal)
     assert "\n" not in str(caught.value)
 

@@ -110,7 +110,7 @@ def test_another_name_than_the_certificate_s_is_refused_before_a_connection(door
 def test_what_is_no_address_is_not_tried_for_ever(address, tmp_path, capsys):
     words = ["--data", str(tmp_path / "rows.csv"), "--insecure", "--name", "edge-1", "--give-up", "0.1"]
     assert join(["--server", address, *words]) == 2
-    assert f"server={address!r} is not of the form HOST:PORT" in capsys.readouterr().err.replace("\n", " ")
+    assert has_error(capsys.readouterr().err, "FP1122", f"server={address!r}", "HOST:PORT")
 
 
 def test_a_client_whose_clock_is_behind_is_told(door, monkeypatch):

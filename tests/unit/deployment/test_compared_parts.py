@@ -11,7 +11,6 @@ from fedpeft.config import RunConfig
 from fedpeft.deployment.client.shared_settings import compute_settings_digest
 from fedpeft.deployment.compared_parts import MOST, check_parts, list_part_digests
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import RunError
 from tests.refusals import refuses
 from tests.runs.deployment.test_edge import told
 from tests.unit.deployment.test_edge import joins
@@ -80,10 +79,8 @@ def test_a_client_with_another_file_is_refused_and_one_with_the_same_elsewhere_j
     [text] = description.parts
     assert re.fullmatch("codecs.uni [0-9a-f]{64}", text)
     only(other)
-    digests = rf"digest of the file {plugins.list_named()[0].version:.12} here, {text.split()[1]:.12} there"
-    with pytest.raises(
-        RunError, match=rf"codec step 'uni' is a part from outside, and the one of {other} is .*{digests}"
-    ):
+    digests = (f"{plugins.list_named()[0].version:.12}", f"{text.split()[1]:.12}")
+    with refuses("FP5040", "'uni'", other, *digests):
         joins(made, observer, description)
     other.write_text(own.read_text())
     only(other)

@@ -27,7 +27,7 @@ from fedpeft.deployment.wire.parcel import IncomingParcel, compute_wire_size, sp
 from fedpeft.errors import RunError
 from tests.conftest import SilentObserver
 from tests.deployment.door import LIMIT, asked, client, good
-from tests.refusals import has_error, refuses
+from tests.refusals import has_error, pattern_of, refuses
 from tests.runs.deployment.test_full_disk import full_disk, no_room
 
 
@@ -123,7 +123,7 @@ def test_a_full_disk_keeps_a_client_from_a_task_for_as_long_as_it_is_full(door):
     task = door.gateway.submit("edge-1", instruction)
     door.roster.enter("edge-1", 0, None, 10)
     for room in (0, 500):
-        with full_disk(room), link.open() as connection, pytest.raises(UnkeptError, match="can't be written"):
+        with full_disk(room), link.open() as connection, pytest.raises(UnkeptError, match=pattern_of("FP5102")):
             next(connection.iterate_tasks(door.registration(), transcript=kept))
     with link.open() as connection:
         assert next(connection.iterate_tasks(door.registration(), transcript=kept))[0] == task
@@ -142,7 +142,7 @@ def test_a_full_disk_at_the_server_keeps_a_client_out_for_as_long_as_it_is_full(
 def test_a_full_disk_at_the_server_holds_no_round_up_for_a_client_that_is_dropped(door):
     with client(door) as connection:
         task = asked(door, connection)
-        with full_disk(10), pytest.raises(RunError, match="another client"):
+        with full_disk(10), refuses("FP5044", "FP6087"):
             connection.submit(task, replace(good(door), client=5))
     assert has_error(door.gateway.answers.get(timeout=5).report.error, "FP6087")
 
@@ -200,7 +200,7 @@ def test_a_second_process_takes_over_and_the_first_is_told(door):
         door.until(lambda: door.gateway.list_sessions()[0].stream == 2)
         with client(door):
             reader.join(20)
-            assert "another process uses this client's name" in told[0]
+            assert has_error(told[0], "FP5045")
 
 
 def test_secrets_are_not_in_the_log(door):
@@ -325,5 +325,5 @@ def test_a_bucket_refills():
 
 
 def test_received_needs_the_limit():
-    with pytest.raises(Exception, match="at most 2"):
+    with refuses("FP6093", 3, 2):
         IncomingParcel(Report, 2, next(split_into_parts("t", Report(1, 1, b"abc"))).header)

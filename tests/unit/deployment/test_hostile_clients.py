@@ -20,20 +20,18 @@ from fedpeft.deployment.wire.gateway import REPEATS
 from fedpeft.deployment.wire.parcel import split_into_parts
 from fedpeft.errors import RunError
 from tests.deployment.door import LIMIT, asked, client, good
-from tests.refusals import refuses
+from tests.refusals import has_error, pattern_of, refuses
 
 
-def dropped(door, connection, send, why):
-    """`send` is refused with `why`, the round hears of it, and the client may not come back."""
-    with pytest.raises(
-        (RunError, grpc.RpcError), match=f"dropped.*{why}.*; .* the server takes it back with --readmit"
-    ):
+def dropped(door, connection, send, *why):
+    """`send` is refused with the code and the values of `why`; the round hears of it, and the client stays out."""
+    with pytest.raises((RunError, grpc.RpcError), match=pattern_of(*why, "--readmit")):
         send()
     answer = door.gateway.answers.get(timeout=5)
-    assert why in answer.report.error
-    with pytest.raises(RunError, match="dropped"):
+    assert has_error(answer.report.error, *why)
+    with refuses("FP5044", *why, "--readmit"):
         connection.describe()
-    assert why in door.reasons("dropped")[0]
+    assert has_error(door.reasons("dropped")[0], *why)
     assert Roster(door.folder / "roster.json", 3).find("edge-1").dropped
 
 
@@ -46,13 +44,13 @@ def test_answering_for_another_client(door):
     with client(door) as connection:
         task = asked(door, connection)
         other = replace(good(door), client=1 - good(door).client)
-        dropped(door, connection, lambda: connection.submit(task, other), "answered for another client")
+        dropped(door, connection, lambda: connection.submit(task, other), "FP6087")
 
 
 def test_a_dropped_client_is_taken_back_when_its_server_says_so(door):
     with client(door) as connection:
         task = asked(door, connection)
-        dropped(door, connection, lambda: connection.submit(task, replace(good(door), client=7)), "another client")
+        dropped(door, connection, lambda: connection.submit(task, replace(good(door), client=7)), "FP6087")
         roster = Roster(door.folder / "roster.json", 3)
         for names in (["edge-2"], ["edge-1", "edge-2"]):
             with refuses("FP5076", "edge-2", "edge-1"):
@@ -69,22 +67,20 @@ def test_a_dropped_client_is_taken_back_when_its_server_says_so(door):
 def test_answering_for_an_old_round(door):
     with client(door) as connection:
         task = asked(door, connection, round_number=5)
-        dropped(
-            door, connection, lambda: connection.submit(task, good(door, round_number=4)), "task of round 5 for round 4"
-        )
+        dropped(door, connection, lambda: connection.submit(task, good(door, round_number=4)), "FP6088", 5, 4)
 
 
 def test_more_rows_than_it_has_registered_with(door):
     with client(door) as connection:
         task = asked(door, connection)
-        dropped(door, connection, lambda: connection.submit(task, replace(good(door), rows=2**62)), "joined with 10")
+        dropped(door, connection, lambda: connection.submit(task, replace(good(door), rows=2**62)), "FP6089", 2**62, 10)
 
 
 def test_an_invented_task(door):
     with client(door) as connection:
         task = asked(door, connection)
         invented = task.split(".")[0] + ".999"
-        dropped(door, connection, lambda: connection.submit(invented, good(door)), "never given")
+        dropped(door, connection, lambda: connection.submit(invented, good(door)), "FP6091")
 
 
 def test_replayed_reports_are_ignored_and_then_end_it(door):
@@ -103,7 +99,7 @@ def test_an_oversized_report_is_refused_before_it_is_taken(door):
     with client(door) as connection:
         task = asked(door, connection)
         huge = good(door, payload=bytes(LIMIT + 1))
-        dropped(door, connection, lambda: connection.submit(task, huge), "at most")
+        dropped(door, connection, lambda: connection.submit(task, huge), "FP6093", LIMIT + 1, LIMIT)
         assert door.gateway.list_sessions()[0].received_bytes < CHUNK
 
 
@@ -111,7 +107,7 @@ def test_more_bytes_than_announced(door):
     with client(door) as connection:
         task = asked(door, connection)
         messages = [*split_into_parts(task, good(door)), v2.Part(chunk=b"more")]
-        dropped(door, connection, lambda: raw(connection, messages), "more arrived")
+        dropped(door, connection, lambda: raw(connection, messages), "FP6094", 4)
 
 
 @pytest.mark.parametrize("chunk", [b"", b"x"])
@@ -120,13 +116,13 @@ def test_chunks_that_bring_nothing_forward_are_no_report(door, chunk):
         task = asked(door, connection)
         header = next(split_into_parts(task, good(door, payload=bytes(CHUNK))))
         endless = itertools.chain([header], itertools.repeat(v2.Part(chunk=chunk)))
-        dropped(door, connection, lambda: raw(connection, endless), f"a chunk of {len(chunk)} bytes arrived")
+        dropped(door, connection, lambda: raw(connection, endless), "FP6095", len(chunk))
 
 
 def test_a_report_without_a_header(door):
     with client(door) as connection:
         asked(door, connection)
-        dropped(door, connection, lambda: raw(connection, [v2.Part(chunk=b"x" * 100)]), "begins with its header")
+        dropped(door, connection, lambda: raw(connection, [v2.Part(chunk=b"x" * 100)]), "FP6086")
 
 
 def test_bytes_that_are_no_message(door):

@@ -19,9 +19,9 @@ from fedpeft.deployment.client.shared_settings import compute_settings_digest
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.transcript.round_record import Chain, RoundRecord, TaskRecord
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import FedpeftError, RunError
 from tests.deployment.signing_server import release, task
 from tests.here import TINY, Federation
+from tests.refusals import refuses
 from tests.runs.attacks.test_malicious_server import fields_of
 
 FIELDS = [f.name for f in dataclasses.fields(Instruction)]
@@ -146,7 +146,7 @@ def test_a_question_is_the_same_for_all():
     again = record(sequence=1, previous=chain.head, kind="evaluate", asks="likelihoods")
     chain.append(again.to_bytes())
     chain.append(replace(again, sequence=2, previous=chain.head, asks="", states={"whole": "1" * 64}).to_bytes())
-    with pytest.raises(RunError, match="another content"):
+    with refuses("FP5092", "record 3", "record 1"):
         chain.append(replace(again, sequence=3, previous=chain.head, states=OTHER["states"]).to_bytes())
 
 
@@ -156,21 +156,21 @@ def test_a_question_is_the_same_for_all():
 @pytest.mark.parametrize(
     ("profile", "given", "says"),
     [
-        ("local_steps = 3", {"privacy": "secure_sum"}, "leave local_steps, base and adapter out of the profiles"),
-        ('base = "bf16"', {"privacy": "secure_sum"}, "leave local_steps, base and adapter out"),
+        ("local_steps = 3", {"privacy": "secure_sum"}, ("FP7121", "secure_sum", "local_steps, base and adapter")),
+        ('base = "bf16"', {"privacy": "secure_sum"}, ("FP7121", "secure_sum", "local_steps, base and adapter")),
         (
             "alpha = 7.0\nrank = 1",
             {"strategy": "flexlora"},
-            "takes no other alpha than its settings give for that rank",
+            ("FP1500", "rank 1", "alpha 7", 16),
         ),
-        ("", {"privacy": "secure_sum", "downlink": "int8"}, "clients compare the model that they are sent"),
+        ("", {"privacy": "secure_sum", "downlink": "int8"}, ("FP7123", "secure_sum", "--downlink")),
     ],
     ids=str,
 )
 def test_an_honest_server_is_told_what_clients_would_refuse(tmp_path, observer, profile, given, says):
     (tmp_path / "clients.toml").write_text(f"[[profile]]\ncount = 2\n{profile}\n[[profile]]\ncount = 1\n")
     made = {"clients": str(tmp_path / "clients.toml"), **given}
-    with pytest.raises(FedpeftError, match=says):
+    with refuses(*says):
         Serving(tmp_path, observer, **made)
 
 

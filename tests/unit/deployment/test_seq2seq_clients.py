@@ -14,9 +14,9 @@ from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server.examples import ServersRows
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import ConfigError, DataError, RunError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.models.base_model import resolve_model
-from tests.refusals import pattern_of
+from tests.refusals import pattern_of, refuses
 
 PAIRS = ServeOptions(task="seq2seq", held_out=0.25)
 
@@ -55,11 +55,17 @@ def test_what_a_server_is_told_wrongly_is_one_sentence(options, error, words, tm
 
 
 @pytest.mark.parametrize(
-    ("task", "labels"), [("seq2seq", ["a"]), ("seq2seq()", []), ("seq2seq(x=1)", []), ("retrieval", [])]
+    ("task", "labels", "words"),
+    [
+        ("seq2seq", ["a"], ("FP5241", "'seq2seq'", 1)),
+        ("seq2seq()", [], ("FP5064", "'seq2seq()'")),
+        ("seq2seq(x=1)", [], ("FP5063", "FP1225", "'x'")),
+        ("retrieval", [], ("FP5241", "'retrieval'", 0)),
+    ],
 )
-def test_a_server_s_task_is_checked(task, labels):
+def test_a_server_s_task_is_checked(task, labels, words):
     check_description(v2.Description(task="seq2seq"))
-    with pytest.raises(RunError, match="the server describes"):
+    with refuses(*words):
         check_description(v2.Description(task=task, labels=labels))
 
 

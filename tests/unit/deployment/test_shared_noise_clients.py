@@ -15,7 +15,6 @@ from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server.settings_checks import check
-from fedpeft.errors import PrivacyError
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement
@@ -157,5 +156,5 @@ def test_what_clients_refuse_of_a_server_s_settings():
 
 
 def test_a_share_of_colluding_clients_means_nothing_elsewhere(federation):
-    with pytest.raises(PrivacyError, match="--collude is about clients of secure sums"):
+    with refuses("FP7120", "--collude"):
         federation(clients=1, privacy="dp_sgd(epsilon=8)", options=[{"collude": 0.1}])

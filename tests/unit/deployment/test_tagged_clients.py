@@ -10,10 +10,10 @@ from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import ConfigError, DataError, RunError
 from fedpeft.wiring.auto_defaults import resolve_auto
 from fedpeft.wiring.run_spec import parse_run
 from tests.here import Federation
+from tests.refusals import refuses
 from tests.tagged import LABELS, sentences, write_conll
 
 WORDS = ServeOptions(task="token_labels", labels=",".join(LABELS), held_out=0.25)
@@ -33,19 +33,21 @@ def test_a_server_s_own_rows_and_settings(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"task": "token_labels"}, "name the labels of the clients' own rows"),
-        ({"task": "token_labels", "labels": "O"}, "must name at least two classes"),
-        ({"task": "token_labels", "labels": "O,X", "side": 64}, "^FP1086 side=64 .* token_labels"),
+        ({"task": "token_labels"}, ("FP1144", "'token_labels'", "reviews", "--labels")),
+        ({"task": "token_labels", "labels": "O"}, ("FP1106", "labels='O'")),
+        ({"task": "token_labels", "labels": "O,X", "side": 64}, ("FP1086", "side=64", "token_labels")),
     ],
 )
 def test_what_a_server_is_told_wrongly_is_one_sentence(options, words):
-    with pytest.raises(ConfigError, match=words):
+    with refuses(*words):
         ServersRows.load(add_form(RunConfig(), ServeOptions(**options)), ServeOptions(**options))
 
 
-@pytest.mark.parametrize(("labels", "side"), [([], 0), (["O"], 0), (["O", "X"], 64)])
-def test_a_description_that_no_server_gives_is_refused(labels, side):
-    with pytest.raises(RunError, match=r"the server describes"):
+@pytest.mark.parametrize(
+    ("labels", "side", "words"), [([], 0, ("FP5241", 0)), (["O"], 0, ("FP5241", 1)), (["O", "X"], 64, ("FP5066", 64))]
+)
+def test_a_description_that_no_server_gives_is_refused(labels, side, words):
+    with refuses(*words):
         check_description(v2.Description(task="token_labels", labels=labels, side=side))
 
 
@@ -76,6 +78,6 @@ def test_a_client_s_table_is_read_in_its_own_format(tmp_path, observer, monkeypa
 
 def test_a_client_s_ambiguous_table_is_told_the_flag(tmp_path):
     (tmp_path / "t.csv").write_bytes("text;label\nзуб;x\n".encode("cp1251"))
-    with pytest.raises(DataError, match="name its encoding: --encoding 'ENCODING'"):
+    with refuses("FP3185", "t.csv", "--encoding 'ENCODING'"):
         check_machine(tmp_path / "t.csv", EdgeOptions())
     check_machine(tmp_path / "t.csv", EdgeOptions(encoding="cp1251"))

@@ -14,7 +14,6 @@ from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.channel import CHUNK
 from fedpeft.deployment.wire.generate import GENERATED, generate
 from fedpeft.deployment.wire.parcel import IncomingParcel, compute_wire_size, split_into_parts
-from fedpeft.errors import PayloadError
 from tests.refusals import refuses
 
 WIRE = Path(__file__).parent.parent.parent.parent / "fedpeft" / "deployment" / "wire"
@@ -97,7 +96,7 @@ def test_what_is_not_a_parcel_is_refused():
             IncomingParcel(Report, LIMIT, wrong)
     for kind in ("trian", "", "Train"):
         unknown = next(iter(split_into_parts("t", Instruction(kind, 1, 0, b"abc")))).header
-        with pytest.raises(PayloadError, match=rf"field kind is '{kind}'; legal are prepare, train, evaluate"):
+        with refuses("FP6100", "kind", f"'{kind}'", "prepare, train, evaluate"):
             IncomingParcel(Instruction, LIMIT, unknown)
     with refuses("FP6094"):
         received(Report, LIMIT, [v2.Part(header=header()), v2.Part(chunk=b"abcd")])

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoTokenizer
 
 from fedpeft.data.made_words import WORDS
-from fedpeft.errors import DataError
 from fedpeft.evaluation import flowertune
 from fedpeft.evaluation.flowertune import TRACKS, find_sentiment, is_choice_right, read
 from fedpeft.models.base_model import resolve_model
@@ -230,39 +229,39 @@ def test_the_right_option_of_medmcqa_is_a_number_or_a_letter(tmp_path, right):
 @pytest.mark.parametrize(
     ("track", "row", "said"),
     [
-        ("nlp", {"input": "x?", **dict.fromkeys("ABCD", "y"), "target": 2}, "the target is 2, but must be a letter"),
+        ("nlp", {"input": "x?", **dict.fromkeys("ABCD", "y"), "target": 2}, "2"),
         (
             "nlp",
             {"input": "x?", **dict.fromkeys("ABCD", "y"), "target": "2"},
-            "the target is '2', but must be a letter",
+            "'2'",
         ),
-        ("nlp", {"input": None, **dict.fromkeys("ABCD", "y"), "target": "C"}, "no attribute 'endswith'"),
+        ("nlp", {"input": None, **dict.fromkeys("ABCD", "y"), "target": "C"}, "NoneType"),
         (
             "medical",
             {"instruction": "", "question": "x?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": -1},
-            "KeyError\\(-1\\)",
+            "KeyError(-1)",
         ),
         (
             "medical",
             {"instruction": "", "question": "x?", "options": [{"key": "A", "value": "a"}], "answer": "b"},
-            "'b' is not in list",
+            "'b'",
         ),
         (
             "medical",
             {"instruction": "", "CONTEXTS": "one text", "QUESTION": "x?", "final_decision": "yes"},
-            "CONTEXTS must be a list",
+            "CONTEXTS",
         ),
         (
             "medical",
             {"instruction": "", "CONTEXTS": ["one"], "QUESTION": "x?", "final_decision": True},
-            "the right answer is True",
+            "True",
         ),
-        ("finance", {"instruction": "x", "input": "", "output": 1}, "the output is 1"),
+        ("finance", {"instruction": "x", "input": "", "output": 1}, "1"),
     ],
 )
 def test_a_row_without_a_right_answer_that_can_be_read_is_refused(tmp_path, track, row, said):
     """A hidden answer, -1, was taken for D, and a digit for a letter that no model says."""
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match=f"line 1 of .*rows.jsonl is not a valid row of the track {track}: .*{said}"):
+    with refuses("FP3165", "line 1", "rows.jsonl", track, said):
         read(track, str(path))

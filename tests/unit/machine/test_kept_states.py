@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from fedpeft.data.examples import TokenRows
-from fedpeft.errors import AssetError
 from fedpeft.machine import activation_cache_limit
 from fedpeft.machine.activation_cache_limit import VARIABLE, hold, keep_states, make_room
 from fedpeft.models.frozen_blocks import ActivationCache
@@ -171,7 +170,7 @@ def test_without_the_variable_half_of_what_is_free_is_the_limit(tmp_path, monkey
     monkeypatch.delenv(VARIABLE, raising=False)
     free = activation_cache_limit.shutil.disk_usage(tmp_path).free
     make_room(tmp_path / "frozen-new", free // 4)
-    with pytest.raises(AssetError, match=VARIABLE):
+    with refuses("FP2026", tmp_path, VARIABLE):
         make_room(tmp_path / "frozen-new", free)
 
 

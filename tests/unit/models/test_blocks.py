@@ -6,10 +6,10 @@ import pytest
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from fedpeft.errors import ModelError
 from fedpeft.models.layers import choose_blocks
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.hybrid import Hybrid
+from tests.refusals import refuses
 
 
 def base():
@@ -26,7 +26,7 @@ def test_blocks_by_number_or_by_index(layers, found):
 
 @pytest.mark.parametrize("layers", [5, (), (4,), (-1,), (1, 1)])
 def test_blocks_that_are_not_there_are_refused(layers):
-    with pytest.raises(ModelError, match="of lora"):
+    with refuses("FP4026" if layers == 5 else "FP4025", f"layers={layers}", "lora"):
         choose_blocks(base(), layers, "lora")
 
 

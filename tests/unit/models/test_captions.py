@@ -16,7 +16,6 @@ from fedpeft.data.images import convert_images
 from fedpeft.data.rows import Rows, get_default_head, load_dataset
 from fedpeft.data.scenes import list_scenes, parse_caption
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import compute_patch_features
 from fedpeft.models.task import TASKS, find_trainable
@@ -183,10 +182,10 @@ def test_rows_are_cut_kept_and_refused_where_a_side_is_missing(folder, scene_row
         task.tokenise(Rows(["a"]), folder, 32)
 
 
-@pytest.mark.parametrize("peft", ["full", "prompt_tuning"])
-def test_prompts_and_all_weights_are_refused(folder, peft) -> None:
+@pytest.mark.parametrize(("peft", "code"), [("full", "FP1216"), ("prompt_tuning", "FP1215")])
+def test_prompts_and_all_weights_are_refused(folder, peft, code) -> None:
     task, model, _ = made(folder, peft=peft)
-    with pytest.raises(ConfigError, match="linear_probe"):
+    with refuses(code, "captions", "--peft lora", "linear_probe"):
         task.check(model)
 
 

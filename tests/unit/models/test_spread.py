@@ -9,7 +9,6 @@ import pytest
 import torch
 from fedpeft.clients.sequential import SequentialExecutor
 
-from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import find_blocks
 from fedpeft.models.spread import assign_devices, spread_model
@@ -74,15 +73,15 @@ def setup(task="causal_lm", mechanism=None):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((setup(), 1, ["cuda:0"]), "several GPUs, and there are 1"),
-        ((setup(), 2, ["cuda:0", "cuda:1"]), "--workers is 2"),
+        ((setup(), 1, ["cuda:0"]), ("FP1397", 1, "--grid")),
+        ((setup(), 2, ["cuda:0", "cuda:1"]), ("FP1398", "--workers", 2)),
         *(
-            ((setup(task), 1, ["cuda:0", "cuda:1"]), "for language models")
+            ((setup(task), 1, ["cuda:0", "cuda:1"]), ("FP1400", "--grid"))
             for task in ("classification", "token_labels", "retrieval", "towers")
         ),
-        ((setup(mechanism=SimpleNamespace(per_example=True, name="dp_sgd")), 1, ["a", "b"]), "which dp_sgd needs"),
+        ((setup(mechanism=SimpleNamespace(per_example=True, name="dp_sgd")), 1, ["a", "b"]), ("FP1401", "dp_sgd")),
     ],
 )
 def test_what_can_t_be_spread_is_one_sentence(given, words):
-    with pytest.raises(ConfigError, match=words):
+    with refuses(*words):
         _check_spread(*given)

@@ -243,7 +243,7 @@ def test_numbers_of_examples_that_nobody_has_cost_the_mean_loss_alone(rows):
 
 @pytest.mark.parametrize(("weight", "most_rows"), [(0.0, math.inf), (-3.0, math.inf), (5001.0, 1000)])
 def test_before_round_1_an_impossible_sum_is_refused(weight, most_rows):
-    with pytest.raises(PayloadError, match="which no training leads to"):
+    with refuses("FP6182", f"{weight:g}"):
         Total(5, weight, 10, 0.5, 1.0, np.zeros(6), np.zeros(0)).discard_impossible(
             Weights.of(5, True, most_rows, None)
         )

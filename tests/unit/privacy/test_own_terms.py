@@ -7,7 +7,6 @@ import pytest
 from fedpeft.deployment.identity.registration import decode_terms
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.errors import PrivacyError
 from fedpeft.privacy.declared_terms import DeclaredTerms
 from tests.refusals import refuses
 
@@ -15,13 +14,25 @@ from tests.refusals import refuses
 @pytest.mark.parametrize(
     ("privacy", "options", "says"),
     [
-        ("", {"max_epsilon": 3.0}, "has no --privacy"),
-        ("user_dp(noise_multiplier=1)", {"max_epsilon": 3.0}, "is applied by the server"),
-        ("dp_sgd(noise_multiplier=1, test_noise=True)", {"max_epsilon": 3.0}, "protects nobody"),
-        ("dp_sgd(noise_multiplier=1, raw_metrics=True)", {"max_epsilon": 300.0}, "that no epsilon counts"),
-        ("dp_sgd(noise_multiplier=1, dp_delta=0.005)", {}, "accepts 0.001 at most"),
+        ("", {"max_epsilon": 3.0}, ("FP7017", "--privacy", "--max-epsilon")),
+        (
+            "user_dp(noise_multiplier=1)",
+            {"max_epsilon": 3.0},
+            ("FP7017", "user_dp(noise_multiplier=1)", "--max-epsilon"),
+        ),
+        (
+            "dp_sgd(noise_multiplier=1, test_noise=True)",
+            {"max_epsilon": 3.0},
+            ("FP7018", "test_noise", "--max-epsilon"),
+        ),
+        (
+            "dp_sgd(noise_multiplier=1, raw_metrics=True)",
+            {"max_epsilon": 300.0},
+            ("FP7019", "raw_metrics", "--max-epsilon"),
+        ),
+        ("dp_sgd(noise_multiplier=1, dp_delta=0.005)", {}, ("FP7029", "dp_delta=0.005", 0.001, "--max-delta")),
         ("local_dp(noise_multiplier=1, dp_delta=0.2)", {"max_delta": 0.5}, None),
-        ("dp_sgd(noise_multiplier=1, dp_delta=0.1)", {"max_delta": 0.5}, "must be below"),
+        ("dp_sgd(noise_multiplier=1, dp_delta=0.1)", {"max_delta": 0.5}, ("FP7050", "dp_delta=0.1", 0.025)),
     ],
 )
 def test_federations_that_a_client_does_not_join(federation, privacy, options, says):
@@ -29,7 +40,7 @@ def test_federations_that_a_client_does_not_join(federation, privacy, options, s
     if says is None:
         assert federation(**given).server.edges[0].protection.delta == 0.2
         return
-    with pytest.raises(PrivacyError, match=says):
+    with refuses(*says):
         federation(**given)
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from fedpeft.config import RunConfig
 from fedpeft.deployment.client.shared_settings import parse_shared_settings, select_client_settings
-from fedpeft.errors import ConfigError
 from fedpeft.wiring.sampling import build_aware_sampler, compute_cohort_size
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_cohort_that_a_user_names_stays(given, size):
 
 def test_auto_is_no_sampler_and_a_wrong_text_names_it():
     assert build_aware_sampler("auto") is None
-    with pytest.raises(ConfigError, match="nor auto, nor all"):
+    with refuses("FP1506", "cohort=automatic", 6, "auto", "all"):
         compute_cohort_size("automatic", 6)
 
 

@@ -132,7 +132,7 @@ def test_a_file_that_changes_while_the_study_goes_on_fails_the_runs_that_are_of_
         result = place.finish(RunProcess(planned, folder, folder.with_suffix(".log")), 0)
         assert result.status == status
         swap(tmp_path / "rows.csv")
-    assert "rows.csv has changed while the study went on" in str(result.reason)
+    assert has_error(str(result.reason), "FP5225", "rows.csv")
 
 
 def test_results_of_a_private_run_do_not_tell_its_rows_apart(tmp_path: Path) -> None:

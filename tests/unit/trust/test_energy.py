@@ -180,7 +180,7 @@ def test_a_cohort_is_a_number_or_a_sampler():
     assert build_aware_sampler("all") is None
     assert compute_cohort_size("eafl(0.25)", 40) == 10
     assert compute_cohort_size(0.25, 40) == 10
-    with pytest.raises(ConfigError, match="nor a sampler"):
+    with refuses("FP1506", "cohort=some", 40, "eafl(0.1)"):
         compute_cohort_size("some", 40)
     with refuses("FP1231", "did you mean 'eafl"):
         compute_cohort_size("eafll(0.1)", 40)
