@@ -21,6 +21,7 @@ from fedpeft.rounds.progress import Checkpoints
 from tests.attacks.scale import SEED
 from tests.conftest import SilentObserver
 from tests.here import Federation
+from tests.refusals import has_error
 
 NAN, INF = float("nan"), float("inf")
 
@@ -156,7 +157,7 @@ def test_numbers_of_another_width_are_refused_and_end_nothing(kind, tmp_path):
     """A sum of the honest client's and of these would be of another width, or none."""
     made = Federation(tmp_path, SilentObserver(), rounds=1)
     [line] = stays_sound(made, KINDS[kind])
-    assert "it was sent as torch.float32" in line["rejected"]
+    assert has_error(line["rejected"], "FP6159", "torch.float32")
 
 
 class Lines(SilentObserver):

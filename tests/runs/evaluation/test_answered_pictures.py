@@ -14,6 +14,7 @@ from fedpeft.data.rows import join_rows, load_dataset
 from fedpeft.evaluation import answered_rows
 from fedpeft.predict import main as predict
 from fedpeft.reporting.finished_run import FinishedRun
+from tests.refusals import has_error
 
 SETTINGS = {"model": "tiny_vision", "clients": 2, "cohort": "all", "rounds": 1, "partition": "iid",
             "local_work": "steps(1)", "batch_size": 4, "dtype": "fp32"}  # fmt: skip
@@ -131,25 +132,25 @@ def test_what_is_no_picture_is_one_sentence(runs, pictures, tmp_path, capfd, mon
     (tmp_path / "texts.csv").write_text("text\na\n")
     output = ["--output", str(tmp_path / "answers.csv")]
     for words, expected in (
-        ([run, "a lovely film"], r"run reads pictures, and there is no file 'a lovely film'; give a picture's file"),
-        ([run, "long " * 2000], r"reads pictures, and there is no file 'long long"),
-        ([run, str(tmp_path / "bad.png")], r"bad\.png can't be read as a picture"),
-        ([run, good, str(tmp_path / "bad.png")], r"bad\.png can't be read as a picture"),
-        ([run, good, "nowhere.png"], r"there is no file 'nowhere\.png'"),
-        ([run, str(tmp_path / "empty")], r"is a folder, and neither a finished run nor a picture"),
-        ([text, good], r"reads texts, and .*0\.png is a picture"),
-        ([run, text, good], r"reads texts, and .*0\.png is a picture"),
-        ([run, "--data", str(tmp_path / "empty"), *output], r"FP3056"),
-        ([run, "--data", str(tmp_path / "gone"), *output], r"there is no folder or file"),
-        ([run, "--data", str(tmp_path / "lost.csv"), *output], r"FP3057 1 of 1 "),
-        ([run, "--data", str(tmp_path / "texts.csv"), *output], r"has no column 'file_name', which names the picture"),
-        ([run, "--data", str(pictures), "--text", "body", *output], r"leave --text out"),
-        ([text, "--data", str(pictures), *output], r"FP1158 .*pictures"),
+        ([run, "a lovely film"], ("FP1272", "'a lovely film'")),
+        ([run, "long " * 2000], ("FP1272", "'long long")),
+        ([run, str(tmp_path / "bad.png")], ("FP3059", "bad.png")),
+        ([run, good, str(tmp_path / "bad.png")], ("FP3059", "bad.png")),
+        ([run, good, "nowhere.png"], ("FP1272", "'nowhere.png'")),
+        ([run, str(tmp_path / "empty")], ("FP1271", "empty")),
+        ([text, good], ("FP1270", "0.png")),
+        ([run, text, good], ("FP1270", "0.png")),
+        ([run, "--data", str(tmp_path / "empty"), *output], ("FP3056", "empty")),
+        ([run, "--data", str(tmp_path / "gone"), *output], ("FP3055", "gone")),
+        ([run, "--data", str(tmp_path / "lost.csv"), *output], ("FP3057", 1, 1, "nowhere.png")),
+        ([run, "--data", str(tmp_path / "texts.csv"), *output], ("FP3052", "texts.csv", "'file_name'")),
+        ([run, "--data", str(pictures), "--text", "body", *output], ("FP1159", "--text")),
+        ([text, "--data", str(pictures), *output], ("FP1158", "pictures")),
     ):
         capfd.readouterr()
         assert predict(words) == 2, words
         heard = capfd.readouterr()
-        assert re.search(expected, " ".join(heard.err.split())), heard.err
+        assert has_error(heard.err, *expected), heard.err
         assert "Traceback" not in heard.err
         assert not heard.out.strip()
         assert not (tmp_path / "answers.csv").exists()

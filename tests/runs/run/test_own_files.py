@@ -11,6 +11,7 @@ import pytest
 from fedpeft.evaluate import main as evaluate
 from fedpeft.reporting.user_files import RECORD
 from fedpeft.simulate import main as simulate
+from tests.refusals import has_error
 from tests.run.swapped import rows, swap
 
 
@@ -30,9 +31,8 @@ def test_evaluate_does_not_take_rows_of_another_file_for_the_run_s(
     written = (run / "evaluation" / "evaluation.json").read_bytes()
     swap(tmp_path / "rows.csv")
     assert evaluate([str(run)]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"{tmp_path / 'rows.csv'} has changed since" in said
-    assert f"python -m fedpeft.predict {run} --data FILE" in said
+    cure = f"python -m fedpeft.predict {run} --data FILE"
+    assert has_error(capsys.readouterr().err, "FP5173", tmp_path / "rows.csv", cure)
     assert (run / "evaluation" / "evaluation.json").read_bytes() == written
     (run / RECORD).unlink()  # as an earlier version has left it
     assert evaluate([str(run)]) == 0

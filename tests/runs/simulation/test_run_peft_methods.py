@@ -17,6 +17,7 @@ from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.setup import count_adapted_entries
+from tests.refusals import has_error
 
 TINY = {"dataset": "tiny", "tokens": 16, "clients": 4, "cohort": 2, "rounds": 3, "workers": 1, "seed": 3,
         "head": "zero", "local_work": "steps(1)", "learning_rate": 3e-3, "dtype": "fp32",
@@ -124,15 +125,15 @@ def test_the_fallback_is_said_once_and_wrong_rules_are_one_sentence(tmp_path, ca
     assert main([*words, "--peft", "dora(rank=2)", "--output", str(tmp_path / "run")]) == 0
     assert "".join(capfd.readouterr()).count("dora has no batched form") == 1
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"] > 0
-    for peft, said in {
-        "vera": "take --strategy rolora",
-        "bitfit(layers=9)": "exceeds the 3 transformer blocks",
-        "prompt_tuning + bitfit": "prompt_tuning can't be combined",
-        "bitfit + bitfit": "train the same tensors",
+    for peft, refused in {
+        "vera": ("FP1332", "--strategy rolora"),
+        "bitfit(layers=9)": ("FP4026", "layers=9", 3),
+        "prompt_tuning + bitfit": ("FP1239", "prompt_tuning"),
+        "bitfit + bitfit": ("FP1240", "bitfit"),
     }.items():
         assert main([*words, "--peft", peft, "--output", str(tmp_path / "other")]) == 2
         heard = "".join(capfd.readouterr())
-        assert said in heard
+        assert has_error(heard, *refused)
         assert "Traceback" not in heard
 
 
@@ -166,10 +167,10 @@ def test_ranks_of_a_method_that_has_them_and_of_one_that_has_not(tmp_path, capfd
     simulation, _ = trained(tmp_path / "sb", **{**TINY, "peft": "lora_sb(rank=4)", "ranks": "8*4", "rounds": 1})
     assert simulation.setup.layout.form.rank == 8
     words = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "rounds": 1}.items()]
-    for peft, rule in (("vera", "rolora"), ("lora + bitfit", "fedit")):
+    for peft, rule, code in (("vera", "rolora", "FP1238"), ("lora + bitfit", "fedit", "FP1238")):
         given = [*words, "--ranks=4*4", "--peft", peft, "--strategy", rule, "--output", str(tmp_path / "no")]
         assert main(given) == 2
-        assert "has one size for all clients" in "".join(capfd.readouterr())
+        assert has_error("".join(capfd.readouterr()), code)
 
 
 @pytest.mark.fast

@@ -10,6 +10,7 @@ import pytest
 from fedpeft.report import main
 from fedpeft.reporting.summary import Costs, Quality, Summary
 from fedpeft.studies.results import check_summary
+from tests.refusals import has_error
 from tests.studies.made import made_result, write_study
 
 WRONG = ["a text", [1], {"a": 1}]
@@ -26,14 +27,14 @@ def reported(folder, **changes) -> int:
 @pytest.mark.parametrize("value", ["a laptop", 5, ["a"]])
 def test_hardware_that_is_no_table(value, tmp_path, capfd):
     assert reported(tmp_path, hardware=value) == 2
-    assert "hardware in its summary must be Mapping[str, Any]" in "".join(capfd.readouterr())
+    assert has_error("".join(capfd.readouterr()), "FP5219", 1, "hardware", "Mapping[str, Any]")
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", WRONG)
 def test_numbers_that_are_none(name, value, tmp_path, capfd):
     assert reported(tmp_path, **{name: value}) == 2
-    assert f"{name} in its summary must be" in "".join(capfd.readouterr())
+    assert has_error("".join(capfd.readouterr()), "FP5219", 1, name)
 
 
 @pytest.mark.parametrize("inside", [{"gpus": 5}, {"gpus": [{}], "cpu": []}, {"gpus": "two"}, {"workers": {}}])
@@ -48,7 +49,7 @@ def test_a_run_on_its_own(tmp_path, capfd):
     (folder / "config.toml").write_text("seed = 1\n")
     (folder / "summary.json").write_text(json.dumps({"metric": "accuracy", "accuracy": "good", "seed": 1}))
     assert main([str(folder), "--output", str(tmp_path / "page.html")]) == 2
-    assert "accuracy in its summary must be float" in "".join(capfd.readouterr())
+    assert has_error("".join(capfd.readouterr()), "FP5218", "accuracy", "float")
 
 
 @pytest.mark.fast

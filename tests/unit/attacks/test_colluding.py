@@ -16,7 +16,6 @@ from fedpeft.attack.colluding import SplitView
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.deployment.identity.credentials import Credentials
-from fedpeft.errors import PrivacyError
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.certificates import Identity
@@ -27,7 +26,7 @@ from fedpeft.privacy.secure_sum.masks import dtype
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.roster import Roster
 from fedpeft.privacy.secure_sum.sum import SUMS
-from tests.refusals import has_error
+from tests.refusals import has_error, refuses
 
 SECURE = SUMS.build("secure_sum")
 COHORTS = {5: 1, 10: 4, 20: 6, 100: 34}
@@ -111,7 +110,7 @@ BEYOND = [("collude=0.7", 10), ("collude=0.5", 10), ("collude=0.35", 100), ("col
 def test_a_share_beyond_it_is_refused_in_one_sentence(settings, clients):
     """The last one: 100 of 1,000 collude, and the server makes them neighbors of whom it wants to read."""
     sums = MECHANISMS.build(f"distributed_dp(epsilon=8, {settings})").sums()
-    with pytest.raises(PrivacyError, match=r"colluding clients in a secure sum of \d+, which tolerates") as error:
+    with refuses("FP7000", settings.split(",")[0]) as error:
         sums.check_colluding(clients)
     assert "\n" not in str(error.value)
 
@@ -130,7 +129,7 @@ def test_a_client_refuses_sums_that_its_own_share_could_read(tmp_path, collude, 
     told = Announcement(bytes(16), announced, 10, BESIDE, 1.0).to_bytes()
     report = client.answer(Instruction("sum", 1, 0, b"", step=1, said=told))
     assert bool(report.error) == refused
-    assert not refused or "colluding clients in a secure sum of" in report.error
+    assert not refused or has_error(report.error, "FP6000", f"collude={collude:g}", announced)
 
 
 def test_a_higher_threshold_allows_more():
