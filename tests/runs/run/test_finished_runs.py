@@ -224,7 +224,7 @@ def test_an_adapter_is_exported_with_a_card(method, runs, tmp_path, capfd):
     assert "| privacy | none" in card
     assert (tmp_path / "out" / "adapter" / "head.safetensors").is_file()
     assert export([str(runs[method]), "--output", str(tmp_path / "out")]) == 2
-    assert has_error(said(capfd), "FP5154")
+    assert has_error(said(capfd), "FP5133", "--output")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -341,7 +341,7 @@ def test_a_language_model_s_card_says_how_it_is_loaded(tmp_path, capfd):
     assert predict([str(tmp_path / "run"), "a word", "--new-tokens", "0"]) == 2
     assert has_error(said(capfd), "FP1282", "--new-tokens", 0)
     assert predict([str(tmp_path / "run"), "word " * 5000]) == 2
-    assert has_error(said(capfd), "FP1275", "--new-tokens")
+    assert has_error(said(capfd), "FP1274", 5001, 64, 40, "--new-tokens")
 
 
 def test_long_texts_are_cut_to_what_the_model_reads(tmp_path, capfd):
