@@ -1,25 +1,83 @@
 """Makes the example files of this folder: python examples/make.py.
 
-All examples are generated from lists of words:
+Real examples:
 
-- reviews.csv: sentences about things, with the class good or bad.
-- shops.csv: such sentences as a user's own table might hold them, in columns of other names. Some shops please their
-  customers more than others.
+- functions.csv: names of Python functions with descriptions. A description matches its function, or belongs to another
+  function of the same package. Owners are packages. `NOTICE.md` has the packages, their versions and the license.
+- diabetes.csv: ten measured values of a patient as a sentence, and the progression of the disease a year later. The
+  data are those of scikit-learn (Efron et al., Annals of Statistics 32, 2004).
+
+Examples that are generated from lists of words:
+
+- shops.csv: sentences about things as a user's own table might hold them, in columns of other names. Some shops please
+  their customers more than others.
 - rooms.csv: descriptions of rooms with a rent, a number, and two columns of 0 and 1: is it quiet, is it by the sea.
 - conversations.jsonl: sums and differences as questions and answers.
 - instructions.jsonl: the same in the columns of instruction data.
 
-The files show the formats and let you try the commands. They are too simple to measure a model's quality.
+Generated files show the formats and let you try the commands. They are too simple to measure a model's quality.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import random
 from pathlib import Path
 
+from sklearn.datasets import load_diabetes
+
+from fedpeft.data.datasets.code_search import SECTION
+from fedpeft.data.datasets.code_types import PACKAGES, Package, compute_digest
+from fedpeft.data.python_functions import SourceFile, read_modules
+
 FOLDER = Path(__file__).parent
+
+OWNERS = tuple(package for package in PACKAGES if package.license_id == "MIT")
+"""Packages of functions.csv."""
+
+PAIRS = 25
+"""Matches of a package, and as many mismatches."""
+
+WORDS = (4, 30)
+"""Fewest and most words of a description."""
+
+
+def find_descriptions(package: Package) -> list[tuple[str, str]]:
+    """Return names and descriptions of public functions, each name and description once, in order of their hashes."""
+    names: dict[str, str] = {}
+    for _, source in read_modules(package.asset.fetch()):
+        file = SourceFile.parse(source)
+        for definition in file.definitions if file else ():
+            description = " ".join(SECTION.split(ast.get_docstring(definition) or "")[0].split())
+            is_public = not definition.name.startswith(("_", "test"))
+            is_readable = WORDS[0] <= len(description.split()) <= WORDS[1] and "?" not in description  # was no ASCII
+            if is_public and is_readable and description not in names.values():
+                names.setdefault(definition.name, description)
+    return sorted(names.items(), key=lambda pair: compute_digest(f"{package.name}/{pair[0]}"))
+
+
+def pair_descriptions(package: Package) -> list[tuple[str, str, str]]:
+    """Return texts, labels and owners, half of them matches.
+
+    A mismatch takes its name from one function and its description from another. No function is in two examples, so no
+    example gives the label of another.
+    """
+    functions = find_descriptions(package)
+    matches, named, described = (functions[start : start + PAIRS] for start in (0, PAIRS, 2 * PAIRS))
+    pairs = [(name, description, "match") for name, description in matches]
+    pairs += [(name, text, "mismatch") for (name, _), (_, text) in zip(named, described, strict=True)]
+    return [(f"{name.replace('_', ' ')}: {text}", label, package.name) for name, text, label in pairs]
+
+
+def write_functions(folder: Path) -> None:
+    """Write functions.csv; the first use fetches the packages."""
+    by_text = {row[0]: row for package in OWNERS for row in pair_descriptions(package)}  # a text stands once
+    rows = [by_text[text] for text in sorted(by_text, key=compute_digest)]
+    with (folder / "functions.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("text", "label", "owner"), *rows])
+
 
 THINGS = ("lamp", "kettle", "chair", "bicycle", "radio", "tent", "clock", "printer", "backpack", "drill")
 OPINIONS = {
@@ -27,16 +85,6 @@ OPINIONS = {
     "bad": ("broke at once", "is a nuisance to use", "is flimsy and slow", "was not worth its price", "always fails"),
 }
 TIMES = ("after a week", "after a month", "after a year", "every day", "so far", "in the cold", "in the rain")
-
-
-def reviews(draw: random.Random) -> list[tuple[str, str]]:
-    """Return half of all possible texts of each class, with their classes, in random order."""
-    found = []
-    for label, opinions in OPINIONS.items():
-        texts = [f"the {thing} {opinion} {time}" for thing in THINGS for opinion in opinions for time in TIMES]
-        found += [(text, label) for text in draw.sample(texts, len(texts) // 2)]
-    draw.shuffle(found)
-    return found
 
 
 def shops(draw: random.Random, count: int = 60) -> list[tuple[str, str, str]]:
@@ -89,22 +137,40 @@ def instructions(messages: list[list[dict[str, str]]]) -> list[dict[str, str]]:
     return [{"instruction": asked["content"], "input": "", "output": said["content"]} for asked, said in messages]
 
 
-def main(folder: Path = FOLDER) -> None:
-    """Write all files."""
-    draw = random.Random(0)
-    with (folder / "reviews.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("text", "label"), *reviews(draw)])
+MEASURES = ("age", "sex", "body mass index", "blood pressure", "cholesterol", "LDL", "HDL", "total to HDL",
+            "log triglycerides", "glucose")  # fmt: skip
+"""Names of scikit-learn's ten columns, in their order."""
+
+
+def write_diabetes(folder: Path) -> None:
+    """Write diabetes.csv."""
+    values, progression = load_diabetes(return_X_y=True, scaled=False)
+    texts = [", ".join(f"{name} {value:.4g}" for name, value in zip(MEASURES, row, strict=True)) for row in values]
+    with (folder / "diabetes.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = zip(texts, progression.astype(int).tolist(), strict=True)
+        csv.writer(file, lineterminator="\n").writerows([("text", "progression"), *rows])
+
+
+def write_generated(folder: Path) -> None:
+    """Write the files that are generated from lists of words."""
     with (folder / "shops.csv").open("w", encoding="utf-8", newline="") as file:
         rows = [("comment", "verdict", "shop"), *shops(random.Random(1))]
         csv.writer(file, lineterminator="\n").writerows(rows)
     with (folder / "rooms.csv").open("w", encoding="utf-8", newline="") as file:
         rows_of_rooms = [("description", "rent", "quiet", "sea"), *rooms(random.Random(2))]
         csv.writer(file, lineterminator="\n").writerows(rows_of_rooms)
-    made = conversations(draw)
+    made = conversations(random.Random(0))
     lines = [json.dumps({"messages": messages}) + "\n" for messages in made]
     (folder / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")
     lines = [json.dumps(row) + "\n" for row in instructions(made)]
     (folder / "instructions.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def main(folder: Path = FOLDER) -> None:
+    """Write all files."""
+    write_generated(folder)
+    write_diabetes(folder)
+    write_functions(folder)
 
 
 if __name__ == "__main__":

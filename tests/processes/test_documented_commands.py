@@ -124,7 +124,8 @@ class Reader:
         """All clients, until the federation is finished; their states are kept as `a`, `b` and so on."""
         names = COMPANIONS.get(self.document, ()) if len(joins) == 1 else ()
         commands = [joins[0].replace("edge-1", name) for name in names] or joins
-        shutil.copy(ROOT / "examples" / "reviews.csv", self.folder / "rows.csv")  # "rows of its own"
+        rows = [f"the thing {i} {opinion}" for i in range(140) for opinion in ("works well,good", "broke at once,bad")]
+        (self.folder / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n")  # "its own examples"
         started = [(self.start(as_run(command), self.machine_of(command)), command) for command in commands]
         for process, command in started:
             assert self.end(process, command) == 0

@@ -7,10 +7,17 @@ run otherwise than it is written is listed in `OVERRIDES`, `NOT_RUN` and `COMPAN
 
 from __future__ import annotations
 
+import csv
 import re
+import runpy
 import tomllib
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from fedpeft.errors import AssetError
 from tests.unit.test_readme import join_lines
 
 ROOT = Path(__file__).parent.parent.parent
@@ -102,12 +109,45 @@ def test_files_that_commands_name_are_in_the_repository():
             assert (ROOT / path).is_file(), path
 
 
-def test_the_example_files_are_what_their_script_makes(tmp_path):
-    made: dict[str, object] = {"__name__": "make", "__file__": str(ROOT / "examples" / "make.py")}
-    exec((ROOT / "examples" / "make.py").read_text(), made)
-    made["main"](tmp_path)
-    for name in ("reviews.csv", "shops.csv", "rooms.csv", "conversations.jsonl"):
+@pytest.fixture
+def make() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "examples" / "make.py")))
+
+
+def test_the_example_files_are_what_their_script_makes(make: SimpleNamespace, tmp_path: Path) -> None:
+    make.write_generated(tmp_path)
+    make.write_diabetes(tmp_path)
+    for name in ("shops.csv", "rooms.csv", "diabetes.csv", "conversations.jsonl", "instructions.jsonl"):
         assert (tmp_path / name).read_bytes() == (ROOT / "examples" / name).read_bytes()
+
+
+@pytest.mark.medium
+def test_the_functions_are_those_of_the_pinned_packages(make: SimpleNamespace, tmp_path: Path) -> None:
+    try:
+        for package in make.OWNERS:
+            package.asset.fetch()
+    except AssetError as error:
+        pytest.skip(f"a package is neither in the cache nor reachable: {error}")
+    make.write_functions(tmp_path)
+    assert (tmp_path / "functions.csv").read_bytes() == (ROOT / "examples" / "functions.csv").read_bytes()
+
+
+def test_no_example_function_gives_the_label_of_another(make: SimpleNamespace) -> None:
+    with (ROOT / "examples" / "functions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for part in (0, 2):  # names and descriptions
+        parts = [(row["owner"], row["text"].partition(": ")[part]) for row in rows]
+        assert len(set(parts)) == len(rows)
+    assert {owner.name for owner in make.OWNERS} == {row["owner"] for row in rows}
+    labels = Counter((row["owner"], row["label"]) for row in rows)
+    assert min(labels.values()) >= make.PAIRS - 1
+    assert max(labels.values()) == make.PAIRS
+
+
+def test_the_notice_names_the_packages_of_the_example_functions(make: SimpleNamespace) -> None:
+    notice = (ROOT / "examples" / "NOTICE.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| ([\w.-]+) \| ([\d.]+) \|", notice, re.MULTILINE)
+    assert named == [(package.name, package.version) for package in make.OWNERS]
 
 
 def test_the_table_of_extras_names_each():

@@ -9,8 +9,11 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import root_mean_squared_error
 
 from fedpeft.config import read_config
+from fedpeft.data.rows import load_dataset
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.toml"))
@@ -34,6 +37,16 @@ def test_a_recipe_is_read_and_stands_on_the_page_with_its_result(path: Path) -> 
     head = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     assert (numbers := re.findall(r"\d\.\d+", head.partition("Result")[2])), path.name
     assert numbers[0] in PAGE
+
+
+def test_the_linear_model_that_beats_the_sensors_recipe_has_its_stated_result() -> None:
+    data = load_dataset(read_config(ROOT / "examples" / "recipes" / "sensors.toml").dataset)
+    train, test = (
+        [list(map(float, re.findall(r"\d[\d.]*", text))) for text in part.inputs] for part in (data.train, data.test)
+    )
+    model = LinearRegression().fit(train, data.train.labels)
+    error = root_mean_squared_error(data.test.labels, model.predict(test))
+    assert f"RMSE {error:.1f}, R^2 {model.score(test, data.test.labels):.3f}" in PAGE
 
 
 def test_each_recipe_of_the_page_exists() -> None:
