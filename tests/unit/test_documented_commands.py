@@ -104,7 +104,7 @@ def test_servers_say_where_they_listen():
 def test_files_that_commands_name_are_in_the_repository():
     for document in DOCUMENTS:
         for path in re.findall(
-            r"(?:examples|experiments)/[\w/]+\.\w+", "\n".join("\n".join(block) for block in blocks(document))
+            r"(?<![\w/])(?:examples|experiments)/[\w/]+\.\w+", "\n".join("\n".join(block) for block in blocks(document))
         ):
             assert (ROOT / path).is_file(), path
 
