@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from fedpeft.aggregation.bounded_rows import compute_noise_length
 from fedpeft.aggregation.cross_validation import STRENGTHS, choose_strength
 from fedpeft.aggregation.head_start import HEADS, check_solved
-from fedpeft.aggregation.second_moments import encode_targets
+from fedpeft.aggregation.second_moments import encode_targets, solve_system
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
@@ -153,6 +153,18 @@ def test_a_wide_system_has_the_same_solution(constant, monkeypatch):
         torch.testing.assert_close(wide[name], usual[name], rtol=1e-9, atol=1e-9)
 
 
+def test_a_wide_system_with_a_feature_that_others_determine_is_not_factored(monkeypatch):
+    """The second feature is the first, but for a pivot of 1e-12 in units of its moment."""
+    system = torch.eye(3, dtype=torch.float64)
+    system[0, 1] = system[1, 0] = (1 - 1e-12) ** 0.5
+    monkeypatch.setattr("fedpeft.aggregation.second_moments.WIDE", 2)
+    asked = []
+    monkeypatch.setattr(torch, "cholesky_solve", lambda *given: asked.append(given) or given[0])
+    found = solve_system(system, torch.ones(3, 1, dtype=torch.float64))
+    assert not asked
+    assert found.flatten().tolist() == pytest.approx([0.5, 0.5, 1.0], abs=0.01)
+
+
 def of_few(kind, rows, width=50):
     """Rows of features most of which say nothing; and as many again, unseen."""
     generator = torch.Generator().manual_seed(3)
@@ -239,6 +251,9 @@ def test_centroids_point_from_the_mean_to_each_class_and_have_the_scale_at_the_t
     directions = torch.nn.functional.normalize(means - features.mean(0), dim=1)
     torch.testing.assert_close(head["head.weight"], 5 * directions / features.norm(dim=1).mean())
     torch.testing.assert_close(head["head.bias"], -head["head.weight"] @ features.mean(0))
+    without = summed(HEADS.build("centroids"), features[labels > 0], labels[labels > 0], [np.arange(60)])
+    assert not without["head.weight"][0].any()
+    assert without["head.weight"][1:].any(1).all()
 
 
 @pytest.mark.parametrize("width", [16, 64, 384])

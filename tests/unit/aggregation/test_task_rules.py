@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fedpeft.strategies.inf_lora import design_directions
 
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.owned_ranks import get_held_form
@@ -131,6 +132,13 @@ def test_inf_lora_has_no_direction_where_all_are_taken():
     assert rule.list_trained(layout, 1) == {pair.B, "head.weight", "head.bias"}
     assert rule.choose_question("begin", layout) == "layer_inputs"
     assert not rule.choose_question("end", layout)
+
+
+def test_inf_lora_keeps_no_more_directions_than_just_hold_the_energy():
+    """Of the variances 3 and 1, the first is 0.75 of all."""
+    moments = torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64))
+    _, held = design_directions(moments, torch.zeros(2, 0, dtype=torch.float64), 1, 0.75)
+    assert held.abs().tolist() == [[1.0], [0.0]]
 
 
 # ---------------------------------------------------------------------------------------------------------- prototypes

@@ -132,6 +132,7 @@ def test_what_noise_has_made_of_known_eigenvalues_is_taken_out():
     torch.testing.assert_close(found[-3:], true, rtol=0.05, atol=0)
     assert (found[:-3] < 5).all()
     assert (found[:-3] == 0).sum() > 0.95 * m
+    assert _remove_noise(torch.tensor([-9.0, 3.0, 5.0]), 4.0).tolist() == [0.0, 0.0, 4.0]  # (5 + sqrt(25 - 16)) / 2
 
 
 def test_it_is_sent_and_read_and_what_turns_no_such_features_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedpeft.communication.codec import PRESETS, parse_codec
+from fedpeft.communication.codecs.cast import Cast
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.levels import scale_values, scale_words
 from fedpeft.communication.payload import Reader
-from fedpeft.communication.steps import Context
+from fedpeft.communication.steps import Context, Encoded
 from fedpeft.communication.symbols import Symbols
 from tests.communication.vectors import lora_state, rows, through
 from tests.refusals import refuses
@@ -73,6 +75,11 @@ def test_nf4_keeps_the_error_within_half_its_widest_gap(x):
     for start in range(0, len(x), 64):
         piece = x[start : start + 64]
         assert np.abs(back[start : start + 64] - piece).max() <= 0.1535 * np.abs(piece).max() + 1e-30
+
+
+def test_nf4_sends_zeros_as_its_level_zero():
+    *_, codes = parse_codec("nf4").create_symbols({"x": torch.zeros(70)})[0]
+    assert codes.values.tolist() == [7] * 70
 
 
 @given(vectors)
@@ -158,6 +165,8 @@ def test_delta_refuses_a_reference_that_is_missing_or_differs():
     with refuses("FP1054"):
         parse_codec("delta").encode(x)
     payload = parse_codec("delta").encode(x, reference=(4, base))
+    with refuses("FP1072", "x", "(3,)"):
+        parse_codec("delta").encode(x, reference=(4, {"x": torch.zeros(4)}))
     with refuses("FP6076", "4"):
         decode(payload, {"x": (3,)}, references={5: base})
     with refuses("FP6077"):
@@ -211,6 +220,10 @@ def test_seeds_give_independent_errors_so_averages_improve():
     x = np.random.default_rng(1).standard_normal(20_000).astype(np.float32)
     errors = [through("unbiased", x, seed=s) - x for s in range(8)]
     assert np.linalg.norm(np.mean(errors, axis=0)) < 0.38 * np.linalg.norm(errors[0])
+    codec, state = parse_codec("unbiased"), {"x": torch.from_numpy(x)}
+    assert codec.encode(state) == codec.encode(state, seed=0)
+    (one, *_), (other, *_) = (codec.create_symbols(state, **given)[0] for given in ({}, {"seed": 0}))
+    assert np.array_equal(one.values, other.values)
 
 
 # text form
@@ -236,6 +249,13 @@ def test_seeds_give_independent_errors_so_averages_improve():
 def test_wrong_codecs_are_one_clear_error(text, words):
     with refuses(*words):
         parse_codec(text)
+
+
+def test_a_codec_of_sixteen_steps_goes_through_and_one_more_is_refused():
+    longest = ["rotate"] * 14 + ["cast", "pack"]
+    assert through(" | ".join(longest), np.ones(4, np.float32)) == pytest.approx(np.ones(4))
+    with refuses("FP1066", 16, 17):
+        parse_codec(" | ".join(["rotate", *longest]))
 
 
 @rows("name", PRESETS)
@@ -314,6 +334,15 @@ def test_symbols_beyond_their_alphabet_are_refused(values, alphabet, says):
         return
     with refuses(says[0], "mine", *says[1:]):
         Symbols(values, alphabet).check("mine")
+
+
+def test_a_step_whose_symbols_lie_beyond_their_alphabet_is_refused_before_they_are_packed():
+    class Wide(Cast):
+        def encode(self, signal, context):
+            return Encoded(None, b"", (Symbols(np.array([0, 300], np.uint16), 256),))
+
+    with refuses("FP1068", 300, 256):
+        replace(parse_codec("fp32"), tensor_steps=(Wide(),)).encode({"x": torch.zeros(2)})
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])

@@ -22,6 +22,7 @@ from fedpeft.communication.downlink import (
     fix_step_size,
     parse_downlink,
 )
+from fedpeft.conformance.cohorts import create_lora_layout, create_random_state
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
@@ -232,3 +233,16 @@ def test_presets_choose_the_downlink_and_the_flag_overrides_it():
         parse_downlink("delta | quantize", "fp32", "fp32")
     with refuses("FP1060"):
         parse_downlink("adaptive(bits=4.0, gain=length) | rans", "fp32", "fp32")
+
+
+def test_the_first_round_moves_no_client_of_another_scale_from_its_start():
+    """If factors take turns, the factor of the round also takes the difference of the scales."""
+    rule, form = strategies.build("rolora"), AdapterShape(2, 8.0)
+    layout = create_lora_layout([(12, 9)], AdapterShape(4, 8.0))
+    state = create_random_state(layout, 1, torch.float32)
+    begun = create_start(rule, state, layout, form)
+    moved = [
+        any(not torch.equal(tensor, begun[name]) for name, tensor in rule.dispatch(state, layout, form, n).items())
+        for n in (1, 2)
+    ]
+    assert moved == [False, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -12,6 +13,7 @@ from fedpeft.communication.levels import read_scales, scale_symbols, scale_value
 from fedpeft.communication.payload import Reader
 from fedpeft.communication.symbols import Symbols
 from fedpeft.errors import PayloadError
+from tests.refusals import refuses
 
 
 @given(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 300), st.integers(0, 2**32)), max_size=5))
@@ -62,3 +64,10 @@ def test_scales_round_up_or_to_nearest(scales, width):
     assert (up >= scales.astype(np.float32)).all()
     assert (up <= scales * (1 + relative) + 1e-37).all()
     assert (np.abs(near - scales) <= scales * relative / 2 * 1.001 + 1e-37).all()
+
+
+@pytest.mark.parametrize("word", [0xBF80, 0x7F80, 0x7FC0])
+def test_a_scale_below_zero_or_beyond_numbers_is_refused(word):
+    """-1, infinity and not a number, as the upper halves of fp32."""
+    with refuses("FP6051"):
+        read_scales([np.array([word & 255], np.uint8), np.array([word >> 8], np.uint8)])

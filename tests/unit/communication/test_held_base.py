@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import shutil
+import struct
 
 import pytest
 import torch
 
-from fedpeft.communication.base_residual import ROUNDS, HeldBase, Residual, ResidualFiles
+from fedpeft.communication.base_residual import ROUNDS, HeldBase, Residual, ResidualFiles, receive
 from fedpeft.communication.codec import parse_codec
 from fedpeft.errors import GoneError, PayloadError
 from fedpeft.peft.adapter import LoraPair
@@ -65,6 +66,8 @@ def test_a_payload_for_other_layers_is_refused_and_spoils_nothing(tmp_path):
             client.update(3, 2, 2, payload)
     client.update(3, 2, 2, sent)
     assert torch.equal(ResidualFiles(tmp_path).get(2)["low"], server.total["low"])
+    with refuses("FP6023", "high"):
+        receive({}, struct.pack("<3I", 0, 1, 3), PAIRS)  # 3 x (4 + 8) numbers for a layer of 4 x 8
 
 
 def test_a_folder_that_was_not_there_in_the_acknowledged_round_is_noticed(tmp_path):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedpeft.communication import rate_curve, step_search
-from fedpeft.communication.entropy import compute_entropy
+from fedpeft.communication.entropy import compute_entropy, encode_symbols
+from fedpeft.communication.levels import split_levels
 from fedpeft.communication.step_search import REACH, StepSearch
 
 
@@ -35,6 +36,10 @@ def test_what_is_counted_is_what_is_sent(monkeypatch, dtype, step, dither):
     assert (q == np.clip(expected, -REACH, REACH)).all()
     counts = search.count_levels(step)
     reach = counts.shape[1] // 2
+    if dither:
+        assert (search.probe.min(), search.probe.max()) == pytest.approx((-0.5, 0.5), abs=0.01)
+    else:
+        assert reach == np.abs(q).max()
     of = np.repeat(classes, sizes)
     for c, level in {(0, 0), *zip(of.tolist(), q.tolist(), strict=True)}:
         assert counts[c, reach + level] == np.count_nonzero((of == c) & (q == level))
@@ -59,6 +64,15 @@ def test_moments_are_sums_over_the_entries_of_a_level(monkeypatch, dtype, step):
         assert squared[k] == pytest.approx((m * squares)[level == k].sum(), rel=1e-5)
     alike = search.compute_moments(step, np.ones(6))
     assert alike[0].tolist() == alike[1].tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize(("size", "step"), [(40_000, 0.05), (4_000, 0.3), (2_000, 0.4)])
+def test_the_cost_is_hardly_more_than_the_bytes_that_are_sent(size, step):
+    y, sizes = entries(1, size)
+    search = StepSearch(y, sizes, False, 0.08)
+    _, streams = split_levels(*search.compute_levels(step * float(search.rms[0]), None), sizes)
+    sent = len(encode_symbols(streams))
+    assert sent <= search.estimate_cost(step * float(search.rms[0])) <= 1.01 * sent
 
 
 @pytest.mark.parametrize("step", [0.1, 0.5, 0.9, 3.0, 6.0, 8.0, 12.0, 18.0, 20.0])

@@ -127,6 +127,13 @@ def test_more_releases_than_can_be_composed_are_bounded_by_rdp():
     assert epsilon(many, 1e-5) == rdp_epsilon(many, 1e-5) < 1000
 
 
+def test_a_release_that_hardly_costs_anything_is_bounded_by_the_largest_order():
+    """The conversion at order a is D_a + log(1 - 1 / a) - log(delta a) / (a - 1) (Canonne et al., arXiv 2004.00010)."""
+    order, delta = 1024, 1e-5
+    expected = order / (2 * 1e4**2) + math.log(1 - 1 / order) - math.log(delta * order) / (order - 1)
+    assert rdp_epsilon({Event(1e4, 1.0, rounding=1e-30): 1}, delta) == pytest.approx(expected, rel=1e-9)
+
+
 def test_the_worst_account_is_the_one_of_the_largest_epsilon():
     """Not the one of the largest bound by RDP, which is far too large where rows hardly ever join."""
     seldom, once, delta = {Event(0.5, 1e-4): 10}, {Event(3.0, 1.0): 1}, 1e-5
@@ -143,6 +150,7 @@ def test_the_worst_account_is_the_one_of_the_largest_epsilon():
         ([(2.5, 1.0, 1), (1.7, 0.1, 40)], 3e-5),
         ([(0.9, 0.004, 1000), (20.0, 0.3, 7), (4.0, 1.0, 2)], 1e-6),
         ([(3.0, 1.0, 20), (3.0, 1.0, 20)], 1e-4),  # one kind of release, told twice
+        ([(1.0, 1.0, 1)], 1e-5),  # whose tail reaches farther than all together
     ],
 )
 def test_a_domain_that_is_found_faster_is_opacus_own(history, delta):

@@ -128,6 +128,10 @@ def test_the_size_of_a_cohort_that_its_noise_tells_is_counted_against_models():
     assert rdp_of_sampled(*hidden.grid(plan, noise).event(cohort / clients))[0] < told
     [(event, _)] = hidden.to_all(replace(plan, cohort=30), noise, None, 0, 1).items()
     assert (event.rate, event.share) == (0.5, 1.0)
+    # binom.pmf(2, 59, cohort / 60), that a client may complete a sum, is 2.5e-6 and 7.8e-7 beside delta / 1000 = 1.7e-6
+    for cohort, amplified in ((16, False), (17, True)):
+        [(event, _)] = hidden.to_all(replace(plan, cohort=cohort), noise, None, 0, 1).items()
+        assert (event.rate, event.share) == ((cohort / 60, 1.0) if amplified else (1.0, cohort / 60))
 
 
 def told_by_there_being_a_sum(clients: int, rate: float, noise: float, budget: float) -> float:
@@ -154,6 +158,20 @@ def test_that_there_is_a_sum_at_all_is_counted_against_models():
     assert (event.rate, event.share) == (1.0, rate)
     [(event, _)] = mechanism.to_all(replace(plan, cohort=10), noise, None, 0, 1).items()
     assert (event.rate, event.share) == (1.0, 1.0)
+
+
+def test_models_tell_of_a_start_as_often_as_it_was_summed():
+    mechanism = MECHANISMS.build("distributed_dp(noise_multiplier=2)")
+    plan = replace(exposure(100, 10, 10, 1, 2), start=True, start_entries=4)
+    [(event, count)] = mechanism.to_all(plan, 2.0, 3.0, 2, 0).items()
+    assert (event.rate, event.share, count) == (1.0, 1.0, 2)
+    assert event.noise == pytest.approx(3.0, rel=0.01)
+    assert mechanism.to_all(plan, 2.0, None, 0, 0) == {}
+
+
+def test_batches_of_more_rows_than_clients_have_are_all_rows():
+    mechanism = MECHANISMS.build("distributed_dp(noise_multiplier=2)")
+    assert [mechanism.rate(exposure(100, 10, batch, 1, 2)) for batch in (5, 10, 20)] == [0.5, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(("least", "dies"), [(0, False), (8, False), (9, True)])

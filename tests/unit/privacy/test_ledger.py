@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedpeft.privacy.accountant import Event
-from fedpeft.privacy.ledger import Ledger
+from fedpeft.privacy.ledger import Ledger, terms_in
 from fedpeft.privacy.noise import RunKey, draw_gaussian, make_key, read_key
 from tests.refusals import refuses
 
@@ -101,6 +101,8 @@ def test_what_is_said_otherwise_is_named(tmp_path):
     path.write_text("[1]\n")
     with refuses("FP7042", "[1]"):
         Ledger(path, TERMS)
+    with refuses("FP7046", "ledger.jsonl"):
+        terms_in(path)
 
 
 def test_nothing_is_spent_before_it_is_written(tmp_path, monkeypatch):
@@ -150,6 +152,13 @@ def test_streams_differ_by_purpose_and_ids_and_are_standard_normal():
     correlations = np.corrcoef([d.numpy() for d in draws.values()])
     assert np.abs(correlations - np.eye(len(draws))).max() < 0.02
     assert torch.equal(draw_gaussian(key.stream("noise", 1, 0, 2), like), draws[1, 0, 2])
+
+
+def test_a_stream_is_philox_under_the_hmac_of_purpose_and_ids():
+    """A run that is resumed draws its noise again: the number is the first half of OpenSSL's HMAC-SHA256."""
+    key = 0x0DA19D437878B63D34FA1DEA21DE4D13
+    expected = np.random.Generator(np.random.Philox(key=key)).integers(2**32, size=3)
+    assert (RunKey(bytes(range(32))).stream("noise", 1, 0, 2).integers(2**32, size=3) == expected).all()
 
 
 def test_torch_generators_would_repeat_noise():

@@ -383,6 +383,10 @@ def test_adaptive_clipping_needs_noise_on_the_count_above_half_the_multiplier():
     for count_noise in (1, 0.5):
         with refuses("FP7072", "multiplier 2 needs count_noise above 1, ", f"got {count_noise};"):
             MECHANISMS.build(adaptive.format(count_noise)).multiplier(exposure())
+    usual = MECHANISMS.build("user_dp(noise_multiplier=2, quantile=0.5)")  # a twentieth of the cohort
+    assert usual.multiplier(exposure(cohort=21)) == 2
+    with refuses("FP7072", "got 1;"):
+        usual.multiplier(exposure(cohort=20))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
