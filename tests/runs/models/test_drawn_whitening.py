@@ -51,7 +51,7 @@ def test_a_run_saves_a_plain_probe_that_says_the_same(tmp_path):
     found = compute_whitening(model.base)
     # what the head was on white states, back from the files
     weight = saved["head.weight"].double() @ torch.linalg.inv(found.turn)
-    bias = saved["head.bias"].double() + saved["head.weight"].double() @ found.centre
+    bias = saved["head.bias"].double() + saved["head.weight"].double() @ found.center
     model.load_state_dict({"head.weight": weight.float(), "head.bias": bias.float()}, strict=False)
     rows = setup.task.tokenise(data.test, setup.model_directory, 0)
     with torch.no_grad():

@@ -30,7 +30,7 @@ def test_trials_that_all_keep_their_start_are_said_not_to_be_told_apart(tmp_path
     )
     assert main([str(written(tmp_path, text)), "--output", str(tmp_path / "found")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "note: 2 of 2 finished trials have this very value, as runs have that keep their start" in said
+    assert "2 of 2 finished trials have exactly this value" in said
 
 
 # ------------------------------------------------------------------------------------------------------ real runs
