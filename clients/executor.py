@@ -35,7 +35,7 @@ from fedpeft.data.packing import Place, find_places, pack_clients
 from fedpeft.models.abilities import ComparesExamples, PacksExamples
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens
-from fedpeft.models.quantized import QuantizedLinear, fold_residual
+from fedpeft.models.quantized_base import QuantizedLinear, fold_residual
 from fedpeft.models.task import FederatedModel, RowLosses, Task, get_canonical_name
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.peft.method import ROUTES, Pulls

@@ -36,7 +36,7 @@ from fedpeft.models.frozen_blocks import ActivationCache, cut_below, get_sequenc
 from fedpeft.models.kernels import Kernel, install_fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
 from fedpeft.models.pooled_rows import PooledRows, create_pass_through
-from fedpeft.models.quantized import Precision, quantize
+from fedpeft.models.quantized_base import Precision, quantize
 from fedpeft.models.scoring import move_batch
 from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
 from fedpeft.models.spread import spread_model

@@ -139,11 +139,11 @@ def main(arguments: list[str] | None = None) -> int:
         _run(project, config, folder, command.resume is not None, console)
         return 0
 
-    def interrupted() -> str:
+    def explain_interruption() -> str:
         left = folder is not None and (folder / "config.toml").exists()
         return f"interrupted; continue with the same command and --resume {folder}" if left else "interrupted"
 
-    return run_command(work, interrupted)
+    return run_command(work, explain_interruption)
 
 
 def _print_introduction(project: FlowerTuneProject, console: Console) -> None:

@@ -27,7 +27,7 @@ from functools import cache, cached_property, partial
 from typing import Any, Generic, TypeVar
 
 from fedpeft import plugins
-from fedpeft.declared import UnreadableError, read
+from fedpeft.declarations import UnreadableError, read
 from fedpeft.errors import ConfigError
 from fedpeft.plugin_promises import hold
 from fedpeft.spec import Spec, format_value, make_importable, parse_spec, restore_name
@@ -435,7 +435,7 @@ class Family(Generic[T]):
     def check(self, text: str) -> None:
         """Refuse an unknown part, and settings that are not legal, as far as the source of the part tells them.
 
-        No part of our own is imported (`fedpeft.declared`); the settings of others are left to `build`.
+        No part of our own is imported (`fedpeft.declarations`); the settings of others are left to `build`.
 
         Raises:
             ConfigError: as `build`.

@@ -133,14 +133,14 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             summary = serving.serve(config, options, folder, resume, console)
         except StoppedError:
-            console.print(f"\n{escape(stopped())}", highlight=False, soft_wrap=True)
+            console.print(f"\n{escape(explain_stop())}", highlight=False, soft_wrap=True)
         else:
             show(summary, folder, console)
 
-    def stopped() -> str:
+    def explain_stop() -> str:
         return f"stopped; continue with: python -m fedpeft.serve --resume {shlex.quote(str(folder))}"
 
-    return run_command(work, stopped)
+    return run_command(work, explain_stop)
 
 
 if __name__ == "__main__":

@@ -366,12 +366,12 @@ def main(arguments: list[str] | None = None) -> int:
         summary = simulate(config, folder, resume, console, told["track"], told["dashboard"])
         show(summary, folder, console)
 
-    def interrupted() -> str:
+    def explain_interruption() -> str:
         left = folder is not None and (folder / "config.toml").exists()
         how = f"continue with: {resume_command(folder)}" if folder and left else "no round was finished"
         return f"interrupted; {how}"
 
-    return run_command(work, interrupted)
+    return run_command(work, explain_interruption)
 
 
 if __name__ == "__main__":

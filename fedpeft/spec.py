@@ -90,11 +90,11 @@ def _is_balanced(text: str) -> bool:
 def _quote_keywords(text: str) -> str:
     """Return the text with quotes around values that are Python keywords: a column may be called class or from."""
 
-    def quoted(found: re.Match[str]) -> str:
+    def quote_value(found: re.Match[str]) -> str:
         space, word = found.groups()
         return f"{space}'{word}'" if word and iskeyword(word) else found[0]
 
-    return _QUOTED_OR_VALUE.sub(quoted, text)
+    return _QUOTED_OR_VALUE.sub(quote_value, text)
 
 
 def _parse_value(node: ast.expr, text: str) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedpeft.data.examples import Batch
 from fedpeft.models.task import FederatedModel, RowLosses
 from fedpeft.parts import setting
-from fedpeft.trust.attacked import get_embedding, shift_embeddings
+from fedpeft.trust.embedding_attack import get_embedding, shift_embeddings
 
 
 @dataclass(frozen=True)

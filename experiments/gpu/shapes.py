@@ -17,7 +17,7 @@ from torch import nn
 
 from fedpeft.models.attention import register
 from fedpeft.models.layers import find_linear_layers, replace
-from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.quantized_base import QuantizedLinear
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS

@@ -24,7 +24,7 @@ from fedpeft import seeds
 from fedpeft.data.examples import Examples
 from fedpeft.data.tokens import build_token_rows
 from fedpeft.models.determinism import compute_deterministically
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.models.task import DTYPES, TASKS, find_trainable
 from fedpeft.peft.adapter import State, compute_norm
 from fedpeft.peft.family import PEFT_METHODS

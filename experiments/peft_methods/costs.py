@@ -20,7 +20,7 @@ from torch import nn
 
 from fedpeft.data.examples import Batch
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.quantized import QuantizedLinear, quantize
+from fedpeft.models.quantized_base import QuantizedLinear, quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task, find_trainable
 from fedpeft.peft.abilities import SavedAsLora
 from fedpeft.peft.family import PEFT_METHODS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from fedpeft.attack import hostile_clients, in_sums, told_otherwise
+from fedpeft.attack import hostile_clients, in_sums, unequal_instructions
 from fedpeft.attack.stage import AttackStage, Outcome
 from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
@@ -63,13 +63,13 @@ def _create_client_attack(run: Callable[[AttackStage], Outcome], **more: object)
 
 ATTACKS: Final = (
     Attack(in_sums.reading_along, sums=False, stopped_by="the masks"),
-    Attack(told_otherwise.other_model, sums=False),
-    Attack(told_otherwise.other_alpha),
-    Attack(told_otherwise.no_rank),
-    Attack(told_otherwise.no_digest),
-    Attack(told_otherwise.one_step),
-    Attack(told_otherwise.no_rate),
-    Attack(told_otherwise.two_records),
+    Attack(unequal_instructions.other_model, sums=False),
+    Attack(unequal_instructions.other_alpha),
+    Attack(unequal_instructions.no_rank),
+    Attack(unequal_instructions.no_digest),
+    Attack(unequal_instructions.one_step),
+    Attack(unequal_instructions.no_rate),
+    Attack(unequal_instructions.two_records),
     Attack(in_sums.as_many_as_tolerated, "server, 1 of 5 clients", clients=7, stopped_by="too few shares"),
     Attack(in_sums.one_more, "server, 2 of 5 clients", clients=7,
            limit="one colluding client more than a sum tolerates (docs/privacy-attacks.md)"),

@@ -19,7 +19,7 @@ import torch
 from fedpeft import seeds
 from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.models import scoring
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.simulation.simulation import Simulation
 

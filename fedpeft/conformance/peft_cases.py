@@ -23,7 +23,7 @@ from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.conformance import list_tested_parts
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.models.task import DTYPES, TASKS, find_trainable, get_adapter_dtype
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import AdapterShape, State

@@ -25,7 +25,7 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import find_linear_layers
-from fedpeft.models.quantized import PRECISIONS, quantize, round_to_quantized
+from fedpeft.models.quantized_base import PRECISIONS, quantize, round_to_quantized
 from fedpeft.models.task import TASKS, find_trainable, get_adapter_dtype
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS

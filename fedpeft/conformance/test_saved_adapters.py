@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedpeft.conformance.peft_cases import Case, create_model, each_method
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.models.readout import get_plain_base as last_block
 from fedpeft.models.task import find_trainable
 from fedpeft.peft import saved_adapter

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.machine import growing_array
-from fedpeft.machine.mapped import leave
+from fedpeft.machine.mapped_files import leave
 
 Batch = dict[str, Tensor]
 """Arguments of the model's forward pass, and `labels`: classes (B,), or tokens (B, T) with -100 for none."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedpeft.machine import cache, growing_array
 from fedpeft.machine.growing_array import HELD, create_nameless_file
-from fedpeft.machine.mapped import PIECE, leave
+from fedpeft.machine.mapped_files import PIECE, leave
 
 BLOCK = 4096
 """Number of texts that are read together during iteration."""

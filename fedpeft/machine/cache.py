@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from fedpeft.errors import AssetError
 from fedpeft.machine import files
-from fedpeft.machine.mapped import iterate_pieces
+from fedpeft.machine.mapped_files import iterate_pieces
 from fedpeft.machine.shared_cache import get_shared_cache
 
 

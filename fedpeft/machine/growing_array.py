@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fedpeft.machine import cache, files
-from fedpeft.machine.mapped import PIECE, leave
+from fedpeft.machine.mapped_files import PIECE, leave
 
 HELD = 16 << 20
 """Most bytes of an array in memory; a larger one is stored in a file."""

@@ -20,7 +20,7 @@ class Robustness(Measurement):
 
     rows: int = setting(300, "number of test examples, always the same", low=1)
     draws: int = setting(5, "draws of each change; an example counts with its worst", low=1, high=100)
-    attack: bool = setting(True, "for texts: also move embeddings along the gradient (fedpeft.trust.attacked)")
+    attack: bool = setting(True, "for texts: also move embeddings along the gradient (fedpeft.trust.embedding_attack)")
 
     simulated: ClassVar[bool] = True
 

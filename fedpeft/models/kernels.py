@@ -25,7 +25,7 @@ from fedpeft.machine import files
 from fedpeft.machine.cache import get_cache_directory
 from fedpeft.machine.hardware import has_fast_bf16
 from fedpeft.models.layers import find_linear_layers, replace
-from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.quantized_base import QuantizedLinear
 
 TOKENS, OUT, IN = 512, 1536, 384
 """Sizes of the product that is timed, those of a small encoder's feed-forward layer."""

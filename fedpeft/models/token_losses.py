@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from fedpeft.data.examples import IGNORED, Batch
 from fedpeft.models.kernels import FrozenLinear
-from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.quantized_base import QuantizedLinear
 from fedpeft.models.task import get_wide_dtype
 
 CHUNK = {"cpu": 2**23, "cuda": 2**27}

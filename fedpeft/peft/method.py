@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedpeft import seeds
 from fedpeft.errors import ModelError
 from fedpeft.models.layers import replace
-from fedpeft.models.quantized import Precision
+from fedpeft.models.quantized_base import Precision
 from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
 from fedpeft.parts import name_of
 from fedpeft.peft.abilities import SavedAsOther

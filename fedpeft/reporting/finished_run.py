@@ -24,7 +24,7 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.abilities import ComparesExamples, DescribesImages, count_extra_tokens
 from fedpeft.models.base_model import Origin, count_readable_tokens, get_origin, resolve_model
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS

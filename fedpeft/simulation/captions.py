@@ -24,7 +24,7 @@ from fedpeft.data.scenes import parse_caption
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import AssetError
 from fedpeft.models.abilities import DescribesImages
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation

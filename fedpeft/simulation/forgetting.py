@@ -22,7 +22,7 @@ from fedpeft.data.rows import Dataset, Rows, limit_rows, load_dataset, split_val
 from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
 from fedpeft.models.abilities import ComparesExamples
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.models.scoring import score_batches
 from fedpeft.models.task import TASKS, FederatedModel, Task
 from fedpeft.peft import saved_adapter

@@ -18,7 +18,7 @@ from fedpeft.data.code_clones import clone, find_own_names
 from fedpeft.data.rows import Rows, limit_rows
 from fedpeft.data.text_pairs import SIDES, get_side, pack_pair
 from fedpeft.errors import DataError
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.models.ranking import PairSides, rank_documents, rank_queries
 from fedpeft.models.scoring import score_together
 from fedpeft.models.shared_tiles import fetch_missing_tiles, offer

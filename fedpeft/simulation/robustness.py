@@ -15,13 +15,13 @@ from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Rows, limit_rows
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.models.client_accuracy import compute_client_accuracies, compute_worst_tenth
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.models.scoring import compute_logits, score_batches
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.simulation.rows import SimulatedRows
-from fedpeft.trust.attacked import STRENGTHS, find_worst, get_embedding
 from fedpeft.trust.corruption import FindSynonym, corrupt, list_corruptions
+from fedpeft.trust.embedding_attack import STRENGTHS, find_worst, get_embedding
 from fedpeft.wiring.setup import Setup
 
 if TYPE_CHECKING:

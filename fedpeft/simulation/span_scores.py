@@ -14,7 +14,7 @@ import torch
 
 from fedpeft.data.examples import IGNORED
 from fedpeft.errors import AssetError, require_extra
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.models.scoring import move_batch, score_batches
 from fedpeft.peft import saved_adapter
 from fedpeft.simulation.simulation import Simulation

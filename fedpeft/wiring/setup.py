@@ -29,7 +29,7 @@ from fedpeft.models.abilities import ComparesExamples, count_extra_tokens
 from fedpeft.models.base_model import count_readable_tokens, resolve_model
 from fedpeft.models.layers import get_innermost, unwrap
 from fedpeft.models.loading import Say, ignore_message
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.models.readout import get_width
 from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task, get_adapter_dtype
 from fedpeft.parts import format_part, name_of

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost
-from fedpeft.models.quantized import get_weight_dtype
+from fedpeft.models.quantized_base import get_weight_dtype
 from fedpeft.models.task import get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod

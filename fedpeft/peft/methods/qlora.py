@@ -5,7 +5,7 @@
 The factors federate as LoRA's. The residual of an exact rule stays beside the codes, dense and in fp32, because the
 4-bit grid would round it away. It would round an adapter away, too, so merging is refused. Clients in one pass share
 the decoding of each layer, but runs do not use it yet, because batched nf4 is not tested. 8 bits mean one scale a row
-(`fedpeft.models.quantized`), not bitsandbytes' LLM.int8.
+(`fedpeft.models.quantized_base`), not bitsandbytes' LLM.int8.
 
 Use it if the base model does not fit into a client's memory.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.models.quantized import Precision
+from fedpeft.models.quantized_base import Precision
 from fedpeft.parts import setting
 from fedpeft.peft.methods.lora import Lora
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fedpeft.data.model_config import load_model_config
 from fedpeft.errors import ModelError, RunError, require_extra
 from fedpeft.machine.files import raise_write_errors, read_json
-from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.quantized_base import QuantizedLinear
 from fedpeft.models.task import PEFT_PREFIX
 from fedpeft.reporting.finished_run import FinishedRun
 

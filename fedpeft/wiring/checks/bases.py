@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedpeft.errors import ConfigError
-from fedpeft.models.quantized import PRECISIONS, check_available
+from fedpeft.models.quantized_base import PRECISIONS, check_available
 from fedpeft.peft.method import PeftMethod
 from fedpeft.wiring.profiles import Profile, list_distinct
 

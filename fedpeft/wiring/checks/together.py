@@ -10,7 +10,7 @@ from fedpeft.wiring.checks.bases import check_bases
 from fedpeft.wiring.checks.captions import check_captions
 from fedpeft.wiring.checks.groups import check_groups
 from fedpeft.wiring.checks.losses import check_changed_loss, check_pairs, check_reference
-from fedpeft.wiring.checks.measured import check_measured
+from fedpeft.wiring.checks.measurements import check_measured
 from fedpeft.wiring.checks.private import check_mechanism, check_private_run, check_secure_sum, check_server_noise
 from fedpeft.wiring.checks.ranks import check_ranks
 from fedpeft.wiring.checks.rules import check_label_shift, check_memory, check_method, check_needs, check_server

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from fedpeft.clients.masking import Masking
 
-from fedpeft.attack import hostile_clients, in_sums, told_otherwise
+from fedpeft.attack import hostile_clients, in_sums, unequal_instructions
 from fedpeft.attack.__main__ import main
 from fedpeft.attack.stage import AttackStage
 from fedpeft.attack.suite import ATTACKS, attack_settings, reduce_settings
@@ -25,9 +25,9 @@ SETTINGS = {
 }  # fmt: skip
 PLAIN = {"none": {}, "dp_sgd": {"privacy": "dp_sgd(noise_multiplier=1.5, test_noise=True)", "optimizer": "sgd"}}
 QUICK = {
-    "secure_sum": (told_otherwise.other_alpha, told_otherwise.two_records, in_sums.as_many_as_tolerated,
+    "secure_sum": (unequal_instructions.other_alpha, unequal_instructions.two_records, in_sums.as_many_as_tolerated,
                    in_sums.one_more, in_sums.restart_server, hostile_clients.false_shares),
-    "distributed_dp": (told_otherwise.other_model, in_sums.one_more, in_sums.second_sum, hostile_clients.lying_norm),
+    "distributed_dp": (unequal_instructions.other_model, in_sums.one_more, in_sums.second_sum, hostile_clients.lying_norm),
 }  # fmt: skip
 UNPREVENTED = {
     "secure_sum": {in_sums.one_more, in_sums.void_round, hostile_clients.garbage_for_shares},
@@ -87,7 +87,13 @@ def undefended(tmp_path, run, clients=5, **given):
 
 
 @pytest.mark.parametrize(
-    "run", [told_otherwise.other_alpha, told_otherwise.no_digest, told_otherwise.no_rank, told_otherwise.one_step]
+    "run",
+    [
+        unequal_instructions.other_alpha,
+        unequal_instructions.no_digest,
+        unequal_instructions.no_rank,
+        unequal_instructions.one_step,
+    ],
 )
 def test_a_server_reads_the_victim_if_clients_take_any_record_and_instruction(tmp_path, monkeypatch, run):
     for check in ("check_record", "check"):

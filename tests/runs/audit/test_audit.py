@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fedpeft.audit.__main__ import main
-from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.quantized_base import QuantizedLinear
 from fedpeft.peft import saved_adapter
 from fedpeft.simulate import main as simulate
 

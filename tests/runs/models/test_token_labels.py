@@ -20,7 +20,7 @@ from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.tagged_words import check_tags, parse_row
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.quantized import QuantizedLinear
+from fedpeft.models.quantized_base import QuantizedLinear
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.token_labels import align_tags
 from fedpeft.reporting.console import ConsoleObserver

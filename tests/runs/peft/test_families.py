@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.frozen_blocks import can_start_at, cut_below
 from fedpeft.models.layers import find_blocks
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses

@@ -19,7 +19,7 @@ from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.config import RunConfig
 from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.models.layers import find_linear_layers, replace
-from fedpeft.models.quantized import PRECISIONS, QuantizedLinear, quantize, round_to_quantized
+from fedpeft.models.quantized_base import PRECISIONS, QuantizedLinear, quantize, round_to_quantized
 from fedpeft.models.task import DTYPES
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State

@@ -18,7 +18,7 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.uplink import Uplink
 from fedpeft.config import RunConfig
 from fedpeft.machine import activation_cache_limit
-from fedpeft.models.quantized import quantize
+from fedpeft.models.quantized_base import quantize
 from fedpeft.peft.adapter import AdapterShape, LoraPair
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.reporting.console import ConsoleObserver

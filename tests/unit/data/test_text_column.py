@@ -17,7 +17,7 @@ from fedpeft.data.rows import load_dataset, split_off_validation
 from fedpeft.data.text_column import TextColumn, TextWriter, join_texts, take_texts
 from fedpeft.machine import growing_array
 from fedpeft.machine.growing_array import GrowingArray
-from fedpeft.machine.mapped import iterate_pieces
+from fedpeft.machine.mapped_files import iterate_pieces
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 

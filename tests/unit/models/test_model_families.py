@@ -201,7 +201,7 @@ def test_blocks_in_stages_are_refused_by_name(family, saved):
 
 def test_t5_in_few_bits_computes_about_the_same(saved):
     pytest.importorskip("bitsandbytes")
-    from fedpeft.models.quantized import quantize
+    from fedpeft.models.quantized_base import quantize
 
     base = loaded(saved("T5"))
     before = outputs(base)

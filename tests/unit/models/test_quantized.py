@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import find_linear_layers
-from fedpeft.models.quantized import PRECISIONS, quantize, round_to_quantized
+from fedpeft.models.quantized_base import PRECISIONS, quantize, round_to_quantized
 from tests.refusals import refuses
 
 

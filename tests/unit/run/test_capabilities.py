@@ -22,7 +22,7 @@ from fedpeft.peft.methods.dora import Dora
 from fedpeft.peft.methods.lora import Lora
 from fedpeft.peft.methods.qlora import QLora
 from fedpeft.wiring.checks.captions import check_captions
-from fedpeft.wiring.checks.measured import check_measured
+from fedpeft.wiring.checks.measurements import check_measured
 from fedpeft.wiring.checks.tasks import check_tasks
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.profiles import Profile

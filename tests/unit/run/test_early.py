@@ -11,7 +11,7 @@ import pytest
 from fedpeft.clients.attack import ATTACKS
 
 from fedpeft.config import RunConfig
-from fedpeft.declared import UnreadableError, read
+from fedpeft.declarations import UnreadableError, read
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.families import PRESETS
 from fedpeft.wiring import catalogue, early_checks
@@ -102,7 +102,7 @@ def test_the_table_has_every_flag_of_parts():
 
 COMPARED = """
 import dataclasses, sys
-from fedpeft.declared import KEPT, read
+from fedpeft.declarations import KEPT, read
 from fedpeft.parts import _get_hints
 from fedpeft.wiring.catalogue import FAMILIES
 from fedpeft.spec import make_importable

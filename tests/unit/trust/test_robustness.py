@@ -11,9 +11,9 @@ from fedpeft.measurements.robustness import Robustness
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.simulation.robustness import find_neighbors, measure_corruptions
-from fedpeft.trust.attacked import STARTS, find_worst, get_embedding, project_rows, shift_embeddings
 from fedpeft.trust.corruption import CORRUPTIONS, corrupt, list_corruptions
 from fedpeft.trust.corruptions.typos import KEYBOARD, draw_neighbor_key
+from fedpeft.trust.embedding_attack import STARTS, find_worst, get_embedding, project_rows, shift_embeddings
 
 TEXT = " ".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(600))
 TEXTS = [corruption.name for corruption in list_corruptions("text")]
