@@ -88,7 +88,7 @@ class PeftFolders:
         """Keep the simulation that is about to begin."""
         self.simulation = simulation
 
-    def finished(self, result: RoundResult) -> None:
+    def write_folder(self, result: RoundResult) -> None:
         """Write the state that a round has led to, if it is this round's turn."""
         from fedpeft.peft.lora_folder import write_lora
 
@@ -178,7 +178,7 @@ def _build_settings(command: Command, project: FlowerTuneProject, chosen: dict[s
 def _run(project: FlowerTuneProject, config: RunConfig, folder: Path, resume: bool, console: Console) -> None:
     """Run the simulation; save its peft folders and its traffic in the template's unit."""
     folders = PeftFolders(project.values["train.save-every-round"], project.values["model.name"])
-    summary = simulate(config, folder, resume, console, on_round=folders.finished, begins=folders.begins)
+    summary = simulate(config, folder, resume, console, on_round=folders.write_folder, begins=folders.begins)
     simulation = folders.simulation
     assert simulation is not None, "a run has ended"
     show(summary, folder, console)

@@ -76,7 +76,7 @@ def _describe_base(run: FinishedRun) -> str:
 
 
 def _format_quantization_argument(run: FinishedRun) -> str:
-    """Return an argument that makes transformers hold the base as `fedpeft.models.quantized_base` does; empty: none does."""
+    """Return the argument by which transformers quantizes the base as fedpeft does; empty: none does."""
     if run.method.base_precision != "nf4":
         return ""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING

@@ -27,7 +27,8 @@ PLAIN = {"none": {}, "dp_sgd": {"privacy": "dp_sgd(noise_multiplier=1.5, test_no
 QUICK = {
     "secure_sum": (unequal_instructions.other_alpha, unequal_instructions.two_records, in_sums.as_many_as_tolerated,
                    in_sums.one_more, in_sums.restart_server, hostile_clients.false_shares),
-    "distributed_dp": (unequal_instructions.other_model, in_sums.one_more, in_sums.second_sum, hostile_clients.lying_norm),
+    "distributed_dp": (unequal_instructions.other_model, in_sums.one_more, in_sums.second_sum,
+                       hostile_clients.lying_norm),
 }  # fmt: skip
 UNPREVENTED = {
     "secure_sum": {in_sums.one_more, in_sums.void_round, hostile_clients.garbage_for_shares},
