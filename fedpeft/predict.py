@@ -370,7 +370,7 @@ def _predict_rows(command: Command, console: Console) -> None:
             "FP1283 one run answers a file of rows: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv"
         )
     if command.output.suffix != ".csv":
-        raise ConfigError(f"FP1284 --output is the file of a table: {command.output} must end in .csv")
+        raise ConfigError(f"FP1284 --output must end in .csv, since it is a table; got {command.output}")
     if command.output.exists():
         raise ConfigError(f"FP1285 {command.output} exists already; give --output a new name")
     run = FinishedRun.read(Path(command.words[0]))

@@ -80,7 +80,7 @@ def compare(command: Command, console: Console) -> bool:
         return False
     if one.client and one.client == other.client:
         raise RunError(
-            f"FP5228 both files are equal transcripts of {one.client}, which proves nothing about other clients; give "
+            f"FP5228 both files are transcripts of {one.client}, which proves nothing about other clients; give "
             "another client's transcript, or the server's rounds.signed.jsonl"
         )
     short, long = sorted((len(one.chain.records), len(other.chain.records)))

@@ -24,6 +24,8 @@ def describe_outcome(summary: Mapping[str, Any], of_test_rows: str) -> str:
     what, base = f"The test {metric} of the saved adapter, {score:.1%},", "the frozen base model's linear probe"
     if metric == "accuracy" and abs(score - probe) < _compute_tolerance(score, probe, summary):
         verdict = f"cannot be told from that of {base}, {probe:.1%}, on {summary['targets']['rows']:,} test examples"
+    elif not points:
+        verdict = f"equals that of {base}"
     else:
         verdict = f"is {abs(points):.1f} points {'above' if points > 0 else 'below'} that of {base}, {probe:.1%}"
     start = "" if summary["kept_round"] else ". No round was clearly better than the start, so the start is kept"

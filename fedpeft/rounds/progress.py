@@ -229,7 +229,8 @@ class ServerState:
             return cls._from_plain(plain, tensors)
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # a header that was edited by hand
             raise RunError(
-                f"FP5202 the checkpoint {path} can't be read: its header has other fields ({error!r})"
+                f"FP5202 the checkpoint {path} can't be read: its header is not that of a run's state ({error!r}); an "
+                "older version of fedpeft may have written it, so start a new run"
             ) from error
 
     @classmethod

@@ -55,7 +55,7 @@ class Identity:
         key = serialization.load_pem_private_key(self.key, None)
         if isinstance(key, Ed25519PrivateKey | EllipticCurvePrivateKey):
             return key
-        raise PrivacyError("FP7077 the type of the client's key is not one of secure sums; take ECDSA or Ed25519")
+        raise PrivacyError("FP7077 the client's key has a type that secure sums do not support; take ECDSA or Ed25519")
 
     @property
     def shown(self) -> bytes:

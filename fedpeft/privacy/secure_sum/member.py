@@ -182,7 +182,9 @@ class Member:
             self.roster.verify(peer, content, signed, self.peers[peer].certificate)
         needed = self.terms.needed_shares
         if len(signatures) < needed:
-            raise PayloadError(f"FP6130 {len(signatures)} neighbors have signed the survivors; {needed} are needed")
+            raise PayloadError(
+                f"FP6130 {len(signatures)} neighbors have signed the list of survivors; {needed} are needed"
+            )
         shares = {}
         for peer, content in self.sealed.items():
             seed, mask = self._open(peer, content)

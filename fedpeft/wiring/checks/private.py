@@ -47,8 +47,8 @@ def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
         *others, last = [n for n in list_shared_sums(setup.layout) if is_sum_of_clients(strategies.part(n))]
         take = f"take {', '.join(others)} or {last}" if others else f"take {last}"
         raise PrivacyError(
-            f"FP7100 {name} shows the server only the sum of the updates, and {name_of(type(strategy))} needs single "
-            f"updates; {take}"
+            f"FP7100 {name} shows the server only the sum of the updates, and {name_of(type(strategy))} needs more "
+            f"than that sum; {take}"
         )
     if config.codec != "fp32":
         raise PrivacyError(

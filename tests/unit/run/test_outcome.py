@@ -51,3 +51,9 @@ def test_nothing_is_compared_that_is_not_of_the_same_examples(changes):
 def test_other_metrics_keep_their_names():
     assert describe(metric="label_accuracy").startswith("The test label accuracy of the saved adapter")
     assert "is 5.0 points above" in describe(metric="skill", targets={"rows": 4})
+
+
+@pytest.mark.parametrize("score", [0.8, 0.8004])
+def test_a_difference_that_rounds_to_nothing_is_called_equal(score):
+    summary = {"accuracy": score, "baseline_accuracy": 0.8, "accuracy_of": "test", "metric": "f1", "kept_round": 3}
+    assert "equals that of" in describe_outcome(summary, "test")
