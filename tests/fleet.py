@@ -49,7 +49,7 @@ class Fleet:
         assert make_certificates(["--folder", str(folder / "certs"), "--clients", ",".join(names)]) == 0
         data = load_dataset("tiny")
         train, _ = split_validation(data.train, len(data.train) // 10)
-        config = resolve_auto(parse_run(RunConfig(**self.settings))).config
+        config = resolve_auto(parse_run(RunConfig(**{**self.settings, "hook": ""}))).config
         partition = PARTITIONS.build(config.partition).split(train, len(names), config.seed)
         for k, name in enumerate(names):
             rows = [{"text": train.inputs[i], "label": data.label_names[train.labels[i]]} for i in partition.shard(k)]

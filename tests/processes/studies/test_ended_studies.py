@@ -44,7 +44,7 @@ def test_one_study_at_a_time_goes_on_in_a_folder_that_can_be_written(
 METHODS = """[axes]
 method = [
     {label = "short", rounds = 1},
-    {label = "impossible", rounds = 2, cohort = 7},
+    {label = "impossible", rounds = 2, strategy = "flora", server_optimizer = "adam"},
     {label = "long", rounds = 60},
 ]
 """
@@ -101,10 +101,10 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path, capsys: pytest.C
     assert {name: line["status"] for name, line in lines.items()} == {
         "short": "finished", "impossible": "failed", "long": "finished",
     }  # fmt: skip
-    assert "cohort=7" in lines["impossible"]["reason"]
+    assert "FP1335" in lines["impossible"]["reason"]
     assert [r["round"] for r in lines["long"]["rounds"]] == list(range(61))
     assert "continuing after round" in next(tmp_path.glob("runs/long*.log")).read_text()
-    assert "cohort=7" in (tmp_path / "report.html").read_text()
+    assert "FP1335" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "accuracy_bytes.svg").exists()
 
     before = results.read_bytes()
