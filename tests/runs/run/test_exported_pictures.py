@@ -57,9 +57,13 @@ def test_the_pipeline_of_an_exported_classifier_says_what_predict_says(method, s
     Image.fromarray(random.integers(0, 256, (50, 90, 3)).astype(np.uint8)).save(tmp_path / "turned.jpg", exif=turned)
     Image.fromarray(random.integers(0, 256, (20, 20)).astype(np.uint8)).save(tmp_path / "grey.png")
     for file in (tmp_path / "turned.jpg", tmp_path / "grey.png", tmp_path / "pictures" / "red" / "1.png"):
-        said = {one["label"]: one["score"] for one in classify(str(file))}
-        expected = dict(zip(run.labels, compute_probabilities(run, base, str(file)).tolist(), strict=True))
-        assert said == pytest.approx(expected, abs=1e-4)  # logits reach tens here, so fp32 rounds visibly
+        said = {one["label"]: one["score"] for one in classify(str(file), function_to_apply="none")}
+        logits = (compute_outputs(run, base, str(file)) / run.temperature).flatten().tolist()
+        rounding = 2e-6 * max(map(abs, logits))  # of fp32: logits reach tens here
+        assert said == pytest.approx(dict(zip(run.labels, logits, strict=True)), abs=rounding, rel=0)
+        answers = {one["label"]: one["score"] for one in classify(str(file))}
+        probabilities = compute_probabilities(run, base, str(file)).tolist()
+        assert answers == pytest.approx(dict(zip(run.labels, probabilities, strict=True)), abs=rounding)
         fed = AutoImageProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
         with Image.open(file) as picture:
             pixels = fed(picture, return_tensors="np")["pixel_values"]
