@@ -136,7 +136,7 @@ class Gateway:
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise RunError(
-                f"FP5074 the server can't listen at {address} ({error}); is the port taken? see --listen"
+                f"FP5074 the server can't listen at {address} ({error}); choose another port with --listen"
             ) from None
         await self._server.start()
         self.roster.since = time.monotonic()
@@ -328,7 +328,7 @@ class Gateway:
         if incoming.fields["round"] != asked.round:
             raise PayloadError(f"FP6088 it answered a task of round {asked.round} for round {incoming.fields['round']}")
         if (rows := incoming.fields.get("rows", 0)) > session.registration.rows:
-            raise PayloadError(f"FP6089 it reports {rows} rows, and has joined with {session.registration.rows}")
+            raise PayloadError(f"FP6089 it reports {rows} examples, but joined with {session.registration.rows}")
         async for part in messages:
             session.received_bytes += compute_wire_size(part)
             incoming.add(part.chunk)
