@@ -57,13 +57,13 @@ class PartitionStatistics:
     def __str__(self) -> str:
         """Return the statistics in one line."""
         clients = "1 client" if self.clients == 1 else f"{self.clients} clients"
-        text = f"{clients}, rows {self.rows_min} / {self.rows_median:g} / {self.rows_max} (min/median/max)"
+        text = f"{clients}, examples {self.rows_min} / {self.rows_median:g} / {self.rows_max} (min/median/max)"
         if self.label_distance is not None:
             text += f", label skew {self.label_distance:.2f} (total variation; 0 = equal, 1 = disjoint)"
         if self.resampled:
             text += "; drawn with replacement, so that clients share examples"
         if self.unused_rows:
-            text += f", {self.unused_rows} rows unused"
+            text += f", {self.unused_rows} examples unused"
         return text
 
 
