@@ -174,8 +174,8 @@ def _check_cohort(method: str, chosen: Sequence[int], messages: int, cohort: Seq
     """
     if len(chosen) != len(cohort) or messages != len(cohort) or set(chosen) != set(cohort):
         raise RunError(
-            f"FP5140 {method} asks {messages} of a cohort's {len(cohort)} clients: --cohort draws who trains in a "
-            "round before the strategy is asked; let it ask all clients that it is shown"
+            f"FP5140 {method} asks {messages} of a cohort's {len(cohort)} clients: --cohort draws each round's "
+            "clients before the strategy is called; send a message to each of these clients"
         )
 
 

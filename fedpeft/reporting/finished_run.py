@@ -216,8 +216,8 @@ class FinishedRun:
             )
         if (name := find_changed_file(was, now)) is not None:
             raise RunError(
-                f"FP5173 {name} has changed since {self.folder} was trained on it, so that examples held out now may "
-                "have been used for training; put the file back, or predict examples of your own: python -m "
+                f"FP5173 {name} has changed since {self.folder} was trained on it, so examples held out now may "
+                "have been used for training; restore the file, or predict examples of your own: python -m "
                 f"fedpeft.predict {self.folder} --data FILE"
             )
         own = [own.file for own in now if own.sha256]

@@ -227,8 +227,8 @@ def _explain_no_whitening(setup: Setup, mechanism: Mechanism) -> str:
     if not trains_head_alone(setup.strategy, setup.layout):
         return "plans are for a head that is trained alone; use --peft head2toe without an adapter"
     return (
-        f"its features would have to be whitened, and --head {setup.config.head} does not measure how; take --head "
-        "private_ridge where rows have one class each"
+        f"its features would have to be whitened, and --head {setup.config.head} does not measure how; use --head "
+        "private_ridge if each example has one class"
     )
 
 

@@ -345,9 +345,8 @@ def _set_task_schedule(spec: RunSpec, tasks: TaskSequence | None) -> RunSpec:
         return spec
     if tasks is None:
         raise ConfigError(
-            f"FP1295 {name_of(type(strategy))} is a strategy for continual learning, so it needs tasks that "
-            "arrive one after another; give --dataset 'tasks(a, b)' or 'tasks(a, classes=2)', or choose "
-            "another strategy"
+            f"FP1295 {name_of(type(strategy))} is for continual learning, so it needs tasks that arrive one "
+            "after another; give --dataset 'tasks(a, b)' or 'tasks(a, classes=2)', or choose another strategy"
         )
     schedule: dict[str, Any] = {
         "tasks": tasks.schedule.tasks,

@@ -88,8 +88,8 @@ class InstructionPolicy:
                 )
             if (why := self._explain_uncompared(legal[name])) and digest != why:
                 raise RunError(
-                    f"FP5245 the server's record of {record.label} has {digest!r:.20} for the model of {name}, and by "
-                    f"the settings that is {why!r}: {UNCOMPARED[why]}"
+                    f"FP5245 the server's record of {record.label} has {digest!r:.20} as the digest of the "
+                    f"model of {name}, but by the settings it is {why!r}: {UNCOMPARED[why]}"
                 )
             if not why and not DIGEST.fullmatch(digest):
                 raise RunError(

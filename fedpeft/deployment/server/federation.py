@@ -303,7 +303,7 @@ class Federation:
                 raise StoppedError
             if not announced and time.monotonic() - waiting_since > 1:
                 self.observer.phase(
-                    f"waiting for clients: {len(here)} of {places} are connected; {wanted} are needed to continue", 0
+                    f"waiting for clients: {len(here)} of {places} are connected; {wanted} needed to continue", 0
                 )
                 announced = True
             with self.gateway.arrivals:

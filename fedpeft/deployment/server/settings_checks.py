@@ -150,8 +150,9 @@ def create_client_profiles(setup: Setup) -> Profiles:
             profile = dataclasses.replace(profile, form=own)
         if setup.secure_sum is not None and (profile.steps, profile.base, profile.adapter) != (0, "", "fp32"):
             raise PrivacyError(
-                f"FP7121 under {setup.secure_sum.name} all clients do the same, so that none stands out in the sum; "
-                "leave local_steps, base and adapter out of the profiles (clients may join with --precision)"
+                f"FP7121 under {setup.secure_sum.name} all clients do the same, so no client stands out in the "
+                "sum; leave local_steps, base and adapter out of the profiles (clients may join with "
+                "--precision)"
             )
         made.append((profile, count))
     if setup.secure_sum is not None:

@@ -279,8 +279,8 @@ class Chain:
             raise RunError(f"FP5087 {said} is a rollback: {len(self.records)} are known here already")
         if record.previous != self.head:
             raise RunError(
-                f"FP5088 {said} is a fork: it does not follow the record before it. The server has told others another "
-                "history, or was set back to an older copy of its folder"
+                f"FP5088 {said} is a fork: it does not follow the record before it. The server sent others "
+                "another history, or was reset to an older copy of its folder"
             )
         if record.settings != self.settings:
             raise RunError(f"FP5089 {said} is about other settings than the server announced")

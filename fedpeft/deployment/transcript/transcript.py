@@ -119,7 +119,7 @@ class Transcript:
                 f"FP5119 the server's statement is about a task of {told.client!r} in {told.run!r}, not of this client"
             )
         if told.digest != compute_instruction_digest(instruction):
-            raise RunError("FP5120 the server sent another task than the one that it has made a statement about")
+            raise RunError("FP5120 the server sent a task that differs from its statement")
         self._check_own(told, instruction)
         repeated = not instruction.step and self._is_last_training(told)
         record = self._record_of(told, SUM_STEPS if instruction.step else 1, repeated)

@@ -352,7 +352,7 @@ class Gateway:
             return None
         session.repeats += 1
         if session.repeats > REPEATS:
-            raise PayloadError("FP6090 it keeps sending reports that nobody has asked for")
+            raise PayloadError("FP6090 it keeps sending reports that the server did not ask for")
         if task in session.finished:
             return v2.Receipt.KNOWN if session.finished[task] else v2.Receipt.LATE
         if task not in self._tasks:

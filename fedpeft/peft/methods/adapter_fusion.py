@@ -289,8 +289,8 @@ def _wrap_layer(base: nn.Module, path: str, adapters: Sequence[State]) -> Any:
     widths = {each["up.weight"].shape[0] for each in adapters}
     if widths != {layer.out_features}:
         raise ModelError(
-            f"FP4059 the finished adapters behind {path} have the widths {sorted(widths)}, and the layer's "
-            f"width is {layer.out_features}; use the base of the finished runs"
+            f"FP4059 the finished adapters after {path} have the widths {sorted(widths)}, and the layer's width "
+            f"is {layer.out_features}; use the base of the finished runs"
         )
     return layer
 

@@ -203,8 +203,9 @@ def _describe_image_input(run: FinishedRun) -> str:
         return ""
     side, pixels = fed.side, fed.size["height"]
     return (
-        f"\nAn image is rotated as its camera recorded it, cropped to its central square, scaled to {side} and then to "
-        f"{pixels} pixels per side, and normalized as for ImageNet: `model_input(square(IMAGE, {side})[None]"
+        f"\nAn image is rotated as its camera recorded it, scaled to a square of {side} pixels per side (its middle), "
+        f"brought to {pixels} x {pixels} pixels, and normalized as for ImageNet: "
+        f"`model_input(square(IMAGE, {side})[None]"
         f", {pixels})` of `square_pictures.py` (in fedpeft: `fedpeft.data.square_pictures`). `transformers.pipeline` "
         "turns gray images of 16 bits white; divide them by 257 first, which gives 8 bits.\n"
     )

@@ -70,7 +70,7 @@ def test_the_pipeline_of_an_exported_classifier_says_what_predict_says(method, s
         assert np.array_equal(pixels, run.load_pictures([str(file)]).pixels)
     card = (tmp_path / "out" / "README.md").read_text()
     assert 'pipeline("image-classification", FOLDER, trust_remote_code=True)(IMAGE)' in card
-    assert f"a square of {side} pixels a side" in card
+    assert f"a square of {side} pixels per side" in card
     assert f"{48 if side == 72 else 32} x " in card
 
 

@@ -68,7 +68,7 @@ def test_training_that_is_named_and_not_heard_is_said(given, flags, tmp_path, mo
     heard(monkeypatch, False)
     made = opened(tmp_path / "new", privacy="user_dp(epsilon=50)", **given)
     told = " ".join(made.setup.notes)
-    assert (f"{flags} of no use: training would not be heard" in told) is bool(flags)
+    assert (f"{flags} of no use: training would not rise" in told) is bool(flags)
     assert ("user_dp(start=0.5, ...) trains nevertheless" in told) is bool(flags)
     trained = opened(tmp_path / "trained", privacy="user_dp(epsilon=50, start=0.5)", **given)
     assert "of no use" not in " ".join(trained.setup.notes)

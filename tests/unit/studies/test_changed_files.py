@@ -102,7 +102,7 @@ def test_results_of_before_are_kept_and_said(tmp_path: Path, capsys: pytest.Capt
         Result(asdict(config), FINISHED, 0, summary={"accuracy": 0.5, "metric": "accuracy"})
     )
     assert main([str(tmp_path / "study.toml"), "--dry-run"]) == 0
-    assert "when finished runs were made of them (1 of 1)" in " ".join(capsys.readouterr().out.split())
+    assert "of finished runs are not recorded (1 of 1)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_results_that_tell_of_rows_alone_are_said_not_to_tell_of_the_clients(tmp_path: Path) -> None:
