@@ -61,7 +61,7 @@ from fedpeft.reporting.phases import SILENCE, Heartbeat
 
 @dataclass(frozen=True)
 class Command:
-    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or PICTURE [PICTURE ...] for images.
+    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or IMAGE [IMAGE ...] for images.
 
     For a file of rows, or a folder of pictures: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv.
     """
@@ -69,15 +69,13 @@ class Command:
     words: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or files of pictures for runs on images"
-        ),
+        tyro.conf.arg(metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or image files for runs on images"),
     ]
     data: Annotated[
         Path | None,
         tyro.conf.arg(
             metavar="FILE",
-            help="instead of a text: a file of rows, as --dataset file: reads it, or a folder or table of pictures",
+            help="instead of a text: a file of rows, as --dataset file: reads it, or a folder or table of images",
         ),
     ] = None
     output: Annotated[
@@ -136,19 +134,19 @@ def check_asked(run: FinishedRun, asked: str) -> None:
     if not run.can_take_pictures:
         if there and asked.lower().endswith(PICTURES):
             raise ConfigError(
-                f"FP1270 {run.folder} reads texts, and {asked} is a picture; give a text, or a run on images"
+                f"FP1270 {run.folder} reads texts, and {asked} is an image; give a text, or a run on images"
             )
         return
     if os.path.isdir(asked):
         describes = isinstance(run.task, DescribesImages)
         table = "" if describes else ", or a folder of them by --data FOLDER --output ANSWERS.csv"
         raise ConfigError(
-            f"FP1271 {asked} is a folder, and neither a finished run nor a picture; give a picture's file{table}"
+            f"FP1271 {asked} is a folder, and neither a finished run nor an image; give an image file{table}"
         )
     if not there:
         raise ConfigError(
-            f"FP1272 {run.folder} reads pictures, and there is no file {asked[:60]!r}; give a picture's file: "
-            "python -m fedpeft.predict RUN PICTURE"
+            f"FP1272 {run.folder} reads images, and there is no file {asked[:60]!r}; give an image file: python "
+            "-m fedpeft.predict RUN IMAGE"
         )
     read_pixels([asked], 8)  # before a model is loaded, or another picture is answered
 
@@ -168,7 +166,7 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     """
     if run.task.targets in ("numbers", "labels"):
         if abstain:
-            raise ConfigError(f"FP1157 {run.folder} has no classes of which one is likeliest; leave --abstain out")
+            raise ConfigError(f"FP1157 {run.folder} does not choose one class; leave --abstain out")
         found = run.task.values(compute_outputs(run, base, text)).tolist()
         if run.task.targets == "numbers":
             return f"{found[0]:.6g}"
@@ -328,7 +326,7 @@ def _run_predict(command: Command, console: Console) -> None:
         raise ConfigError("FP1280 --output and --text need a file of rows; give it with --data FILE, or leave them out")
     if len(command.words) < 2 or not command.words[-1].strip():
         raise ConfigError(
-            "FP1281 predict needs a run's folder and a text, or a picture's file: python -m fedpeft.predict runs/NAME "
+            "FP1281 predict needs a run's folder and a text, or an image file: python -m fedpeft.predict runs/NAME "
             '"text"'
         )
     if command.new_tokens < 1:
@@ -356,7 +354,9 @@ def create_heartbeat(console: Console, said: Counter[str]) -> Callable[[], None]
         if answered == told[0]:
             return
         told[0] = answered
-        console.print(f"...     {answered:,} rows answered" if answered else "...     reading the rows and the model")
+        console.print(
+            f"...     {answered:,} rows answered" if answered else "...     reading the examples and the model"
+        )
 
     return beat
 

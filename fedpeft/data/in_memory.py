@@ -63,7 +63,7 @@ def _build_records(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]])
     for number, (texts, labels) in enumerate(clients):
         if len(texts) != len(labels):
             raise DataError(
-                f"FP3061 client {number} has {len(texts)} texts and {len(labels)} labels; give one label a text"
+                f"FP3061 client {number} has {len(texts)} texts and {len(labels)} labels; give one label for each text"
             )
         owner = f"client {number:0{digits}}"
         rows += [{"text": text, "label": label, "owner": owner} for text, label in zip(texts, labels, strict=True)]
@@ -84,7 +84,7 @@ def create_part(dataset: Dataset) -> tuple[type, str]:
     class InMemory:
         """Examples that a Python program passed."""
 
-        rows: str = setting(dataclasses.MISSING, "hash of the rows")
+        rows: str = setting(dataclasses.MISSING, "hash of the examples")
 
         def load(self) -> Dataset:
             """Return those examples."""
