@@ -8,8 +8,8 @@ import torch
 from fedpeft.clients.executor import Job
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.communication.codecs.scalars import direction
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import Layout, State
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedpeft import seeds
 from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, pad_ranks
 from fedpeft.errors import ConfigError
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import AdapterShape, Layout, LoraPair, Role, State
 from fedpeft.peft.low_rank import LowRank, TruncatedSVD, compute_truncated_svd, stack
 

@@ -22,7 +22,6 @@ from unittest.mock import patch
 import numpy as np
 
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.client import joining
 from fedpeft.deployment.client.edge import EdgeClient
@@ -41,6 +40,7 @@ from fedpeft.privacy.secure_sum.contribution import Contribution, Total
 from fedpeft.privacy.secure_sum.sum import SecureSum, sums_in
 from fedpeft.reporting.records import Records
 from fedpeft.rounds.progress import ServerState
+from fedpeft.wiring.config import RunConfig
 
 ALIKE: Final = 0.99
 """Smallest correlation with a client's update at which the update counts as read."""

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples
 from fedpeft.data.rows import Rows
-from fedpeft.families import TASKS as TASKS
 from fedpeft.models.loading import Say, ignore_message
+from fedpeft.parts.families import TASKS as TASKS
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 """Precisions of the frozen base and the activations. Adapters and heads are held in fp32 (fp64 beside fp64)."""

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
-from fedpeft import seeds
 from fedpeft.aggregation.abilities import Buffered
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.machine import seeds
 from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.reporting.phrases import count_of
 from fedpeft.rounds.dispatch import Broadcast

@@ -35,9 +35,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
+from fedpeft.machine import seeds
 from fedpeft.models.checkpointing import remember
 from fedpeft.models.layers import declare_layers, replace
 from fedpeft.models.task import FederatedModel, RowLosses, Task, get_adapter_dtype, get_wide_dtype

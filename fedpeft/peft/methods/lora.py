@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft import seeds
+from fedpeft.machine import seeds
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost
 from fedpeft.models.quantized_base import get_weight_dtype

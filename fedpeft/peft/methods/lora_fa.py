@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft import seeds
+from fedpeft.machine import seeds
 from fedpeft.models.layers import get_innermost
 from fedpeft.models.task import FederatedModel, find_trainable, get_wide_dtype
 from fedpeft.parts import setting

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft import seeds
+from fedpeft.machine import seeds
 from fedpeft.models.task import FederatedModel, get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import AdapterShape, Role, State, TensorSpec

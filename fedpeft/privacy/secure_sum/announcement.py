@@ -9,8 +9,8 @@ from typing import ClassVar, Final, Self
 
 import numpy as np
 
-from fedpeft import seeds
 from fedpeft.errors import PayloadError
+from fedpeft.machine import seeds
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.integers import Integers
 from fedpeft.privacy.secure_sum.neighbours import Terms, degree

@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 import torch
 
-from fedpeft import seeds
 from fedpeft.communication.payload import Shape, count_entries
 from fedpeft.errors import PayloadError
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
 from fedpeft.privacy.secure_sum.integers import UNIT, levels

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedpeft import plugins
 from fedpeft.errors import PrivacyError
-from fedpeft.families import HOOKS
-from fedpeft.parts import setting
+from fedpeft.parts import plugins, setting
+from fedpeft.parts.families import HOOKS
 from fedpeft.rounds.features import check_features
 from fedpeft.rounds.progress import Checkpoints, ServerState
 from fedpeft.rounds.traffic_budget import TrafficBudget

@@ -15,13 +15,13 @@ from fedpeft.clients.executor import Job
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from fedpeft.answers.exam import Exam, select_fitting
-from fedpeft.answers.generation import answer_prompts, generate_tokens
-from fedpeft.answers.questions import Question, QuestionForm, parse_question
 from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.examples import IGNORED
 from fedpeft.data.rows import Rows, load_dataset
 from fedpeft.data.text_to_text import pack_pair, parse_pair, tokenize_target
+from fedpeft.models.answers.exam import Exam, select_fitting
+from fedpeft.models.answers.generation import answer_prompts, generate_tokens
+from fedpeft.models.answers.questions import Question, QuestionForm, parse_question
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.layers import choose_blocks, find_linear_layers, find_target_layers
