@@ -15,11 +15,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import Synchronized
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Job, Totals, Trained
 from fedpeft.clients.workbench import Workbench, WorkPlan
 
@@ -39,6 +38,9 @@ from fedpeft.models.answers.exam import Exam, Said
 from fedpeft.parts import plugins
 from fedpeft.parts.plugins import Recipe
 from fedpeft.peft.adapter import State
+
+if TYPE_CHECKING:
+    from fedpeft.clients.client import ClientPlan
 
 T = TypeVar("T")
 

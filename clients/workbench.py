@@ -31,6 +31,7 @@ from fedpeft.models.abilities import DescribesImages
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.determinism import compute_deterministically
 from fedpeft.models.determinism_check import check_repeats
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.frozen_blocks import ActivationCache, cut_below, get_sequences, start_from_store
 from fedpeft.models.kernels import Kernel, install_fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
@@ -39,7 +40,7 @@ from fedpeft.models.quantized_base import Precision, quantize
 from fedpeft.models.scoring import move_batch
 from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
 from fedpeft.models.spread import spread_model
-from fedpeft.models.task import DTYPES, FederatedModel, Task
+from fedpeft.models.task import FederatedModel, Task
 from fedpeft.parts import plugins
 from fedpeft.parts.plugins import Recipe
 from fedpeft.peft.adapter import AdapterShape, Layout, State

@@ -232,8 +232,7 @@ def count_labels(rows: Rows, classes: int) -> np.ndarray:
 
 def count_tags(rows: Rows, classes: int) -> np.ndarray:
     """Return how many words have each label, (classes,)."""
-    from fedpeft.data.examples import IGNORED
-    from fedpeft.data.tagged_words import parse_row
+    from fedpeft.data.tagged_words import IGNORED, parse_row
 
     tags = [tag for row in rows.inputs for tag in parse_row(row)[1] if tag != IGNORED]
     return np.bincount(np.array(tags, np.int64), minlength=classes)

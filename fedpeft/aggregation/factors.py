@@ -25,24 +25,6 @@ def get_lora_form(layout: Layout) -> AdapterShape:
     return layout.form
 
 
-def select_leading_ranks(state: State, layout: Layout, form: AdapterShape | None, carrier: Role = "lora_B") -> State:
-    """Return a copy of `state` with the first r ranks of all factors, and the first r positions of prompts.
-
-    The factor of the role `carrier` is multiplied by s / s_k. So the client's effective weight s_k B_k A_k is that of
-    the global adapter's leading ranks, whatever its alpha.
-    """
-    if form is None or layout.form is None or form == layout.form:
-        return {name: tensor.clone() for name, tensor in state.items()}
-    sent = {name: state[name].clone() for name in state}
-    for t in layout.tensors:
-        if t.role in ("lora_A", "lora_B"):
-            rows = state[t.name][: form.rank] if t.role == "lora_A" else state[t.name][:, : form.rank]
-            sent[t.name] = rows * (layout.form.scale / form.scale) if t.role == carrier else rows.clone()
-        elif t.role == "prompt":
-            sent[t.name] = state[t.name][: form.rank].clone()
-    return sent
-
-
 def move_ranks_to_front(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:
     """Return `state` with these ranks of all factors before the others; unchanged if `ranks` is empty."""
     if not ranks:

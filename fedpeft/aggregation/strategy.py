@@ -22,8 +22,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedpeft.aggregation.factors import select_leading_ranks
-from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, compute_weighted_sum, normalize_weights
+from fedpeft.aggregation.update import (
+    Cohort,
+    Fold,
+    Gathered,
+    Update,
+    compute_weighted_sum,
+    normalize_weights,
+    select_leading_ranks,
+)
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
 from fedpeft.parts.families import strategies as strategies

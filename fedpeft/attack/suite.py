@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from fedpeft.attack import hostile_clients, in_sums, unequal_instructions
-from fedpeft.attack.stage import AttackStage, Outcome
+from fedpeft.attack.outcome import Outcome
+from fedpeft.attack.stage import AttackStage
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.cohorts import FEWEST

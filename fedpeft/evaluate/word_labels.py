@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from fedpeft.data.examples import IGNORED
 from fedpeft.data.rows import Rows
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.models import scoring
 from fedpeft.models.task import FederatedModel
 from fedpeft.reporting.finished_run import FinishedRun

@@ -35,8 +35,15 @@ from typing import Any, Final
 import cloudpickle
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts.plugin_files import MODULE, check, compute_digest, describe_error, import_file, shorten_version
-from fedpeft.parts.plugin_packages import find_packages
+from fedpeft.parts.plugin_files import (
+    MODULE,
+    check,
+    compute_digest,
+    describe_error,
+    find_packages,
+    import_file,
+    shorten_version,
+)
 
 GROUPS: Final = (
     "amounts", "attacks", "codecs", "corrections", "datasets", "grids", "heads", "hooks", "measurements", "mechanisms",

@@ -33,8 +33,8 @@ from fedpeft.models import kernels
 from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.answers.exam import Exam, Said
 from fedpeft.models.answers.generation import BATCH
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.shared_tiles import fetch_missing_tiles
-from fedpeft.models.task import DTYPES
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,9 +17,11 @@ from fedpeft.communication.release import Release, compute_common_digest, comput
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.machine import seeds
 from fedpeft.peft.adapter import AdapterShape, State
-from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.traffic import Traffic
-from fedpeft.wiring.setup import Setup
+
+if TYPE_CHECKING:
+    from fedpeft.rounds.progress import ServerState
+    from fedpeft.wiring.setup import Setup
 
 NO_STEPS: Mapping[int, int] = MappingProxyType({})
 

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedpeft.aggregation.abilities import CountsClients, is_personal
+from fedpeft.aggregation.abilities import CountsClients
 from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.head_start import DescribesVariation, HeadStart
+from fedpeft.aggregation.shared_sums import is_personal
 from fedpeft.aggregation.task_rules import TaskRanks, TaskStrategy
 from fedpeft.aggregation.update import check_made
 from fedpeft.clients.local_training import Schedule
@@ -26,11 +27,11 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
 from fedpeft.models.abilities import ComparesExamples, count_extra_tokens
 from fedpeft.models.base_model import count_readable_tokens, resolve_model
+from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
 from fedpeft.models.layers import get_innermost, unwrap
-from fedpeft.models.loading import Say, ignore_message
 from fedpeft.models.quantized_base import quantize
 from fedpeft.models.readout import get_width
-from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task, get_adapter_dtype
+from fedpeft.models.task import TASKS, FederatedModel, Say, Task, ignore_message
 from fedpeft.parts import format_part, name_of
 from fedpeft.parts.plugin_files import hash_own_code
 from fedpeft.peft.abilities import ChangesWeights, SavedAsOther, ViewedAsFactors, WeightChanges

@@ -39,8 +39,9 @@ from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
 from fedpeft.machine import seeds
 from fedpeft.models.checkpointing import remember
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import declare_layers, replace
-from fedpeft.models.task import FederatedModel, RowLosses, Task, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State, TensorSpec
 from fedpeft.peft.method import ROUTES, PeftMethod, PrivacyRoute

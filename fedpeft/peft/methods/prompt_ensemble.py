@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from fedpeft.data.examples import Batch, Examples, batch_by_length
 from fedpeft.errors import ModelError
 from fedpeft.machine import seeds
-from fedpeft.models.task import FederatedModel, RowLosses, Task, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.models.tasks.classification import Classifier
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State, TensorSpec

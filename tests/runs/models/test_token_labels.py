@@ -14,9 +14,9 @@ from torch.nn import functional
 from fedpeft import export, predict
 from fedpeft.data import cached_rows
 from fedpeft.data.datasets.code_names import LABELS, build_row
-from fedpeft.data.examples import IGNORED, TaggedRows
+from fedpeft.data.examples import TaggedRows
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.data.tagged_words import check_tags, parse_row
+from fedpeft.data.tagged_words import IGNORED, check_tags, parse_row
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.evaluate import __main__ as evaluate
 from fedpeft.models.base_model import resolve_model

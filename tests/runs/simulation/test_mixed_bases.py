@@ -17,9 +17,9 @@ from torch import nn
 
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.data.cached_rows import load_cached_examples
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.layers import find_linear_layers, replace
 from fedpeft.models.quantized_base import PRECISIONS, QuantizedLinear, quantize, round_to_quantized
-from fedpeft.models.task import DTYPES
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
 from fedpeft.reporting.console import ConsoleObserver
