@@ -167,6 +167,49 @@ def count_top_names(code: Code) -> int:
     return len(tops - {"__init__", "__main__"})
 
 
+def name_module(path: str) -> str:
+    """Return the import name of a module, given its path in a checkout; a package ends with `.__init__`."""
+    name = path.removesuffix(".py").replace("/", ".")
+    return name if name.startswith("fedpeft.") else f"fedpeft.{name}"
+
+
+def walk_imports(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield module and name of each import that runs with a module's own, so not of functions or for types alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ImportFrom):
+            yield from ((child.module or "", alias.name) for alias in child.names)
+        elif not isinstance(child, FUNCTIONS) and not (
+            isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        ):
+            yield from walk_imports(child)
+
+
+def find_imports(code: Code) -> dict[str, set[str]]:
+    """Return the modules that each module imports; names of packages stand for the modules that define them."""
+    modules = {name_module(path): module for path, module in code.modules.items()}
+    packages = {name.removesuffix(".__init__"): module for name, module in modules.items() if name.endswith("__init__")}
+    faces = {(package, name): source for package, module in packages.items() for source, name in walk_imports(module)}
+    imports: dict[str, set[str]] = {}
+    for module in modules.keys() - {f"{package}.__init__" for package in packages}:
+        lines = list(walk_imports(modules[module]))
+        places = {f"{source}.{name}" for source, name in lines} | {faces.get(line, line[0]) for line in lines}
+        imports[module] = places & modules.keys()
+    return imports
+
+
+def count_longest_chain(code: Code) -> int:
+    """Count the modules of the longest chain in which each module imports the next one."""
+    imports, lengths = find_imports(code), {}
+
+    def measure(name: str) -> int:
+        if name not in lengths:
+            lengths[name] = 0  # ends a circle
+            lengths[name] = 1 + max(map(measure, imports[name]), default=0)
+        return lengths[name]
+
+    return max(map(measure, imports))
+
+
 def count_participles(code: Code) -> int:
     """Count functions and methods whose name is one bare participle, by its ending."""
     names = [node.name.strip("_") for node in code.walk() if isinstance(node, FUNCTIONS)]
@@ -178,6 +221,7 @@ ROWS: dict[str, Callable[[Code], float]] = {
     "production files": lambda code: len(code.modules),
     "code tokens, in thousands": count_tokens,
     "names directly below fedpeft/": count_top_names,
+    "longest import chain": count_longest_chain,
     "round loop: `x.y is None`": count_loop_guards,
     "round loop: parameters of Server": count_loop_parameters,
     "all code: `x.y is None`": count_guards,

@@ -12,9 +12,9 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from fedpeft import seeds
-from fedpeft.families import ATTACKS as ATTACKS
+from fedpeft.machine import seeds
 from fedpeft.parts import setting
+from fedpeft.parts.families import ATTACKS as ATTACKS
 from fedpeft.peft.adapter import Layout, State
 
 

@@ -24,10 +24,10 @@ from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode_whole
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.families import CORRECTIONS as CORRECTIONS
 from fedpeft.parts import format_part, name_of
+from fedpeft.parts.families import CORRECTIONS as CORRECTIONS
+from fedpeft.parts.spec import split_outside_parentheses
 from fedpeft.peft.adapter import AdapterShape, State
-from fedpeft.spec import split_outside_parentheses
 
 if TYPE_CHECKING:
     from fedpeft.clients.executor import Job, Trained

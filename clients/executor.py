@@ -27,11 +27,11 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.transfer import copy_to_cpu, move_tensor
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.aggregation.update import pad_ranks
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.data.examples import Batch, Examples, TokenRows, batch_by_length, round_up_length
 from fedpeft.data.packing import Place, find_places, pack_clients
+from fedpeft.machine import seeds
 from fedpeft.models.abilities import ComparesExamples, PacksExamples
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens

@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft.errors import ConfigError
-from fedpeft.families import LOCAL_OPTIMIZERS as LOCAL_OPTIMIZERS
 from fedpeft.parts import name_of, setting
+from fedpeft.parts.families import LOCAL_OPTIMIZERS as LOCAL_OPTIMIZERS
 
 Variance = Callable[[str], float]
 """Returns the noise variance in each entry of a parameter's gradient, given its canonical name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol, runtime_checkable
 
-from fedpeft.families import LOCAL_WORK as LOCAL_WORK
+from fedpeft.parts.families import LOCAL_WORK as LOCAL_WORK
 
 
 class LocalWork(ABC):

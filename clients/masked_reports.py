@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fedpeft.clients.evaluating import compute_contribution
-from fedpeft.clients.masking import Masking
 from fedpeft.clients.stages import Answer, ClientRound, Reports, TrainedRound, is_summand, refuse_form
 from fedpeft.clients.workbench import Workbench
 
@@ -14,11 +13,14 @@ from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.client_protection import VECTORS
 from fedpeft.privacy.guard import Guard
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
+from fedpeft.privacy.secure_sum.member import VECTORS
 from fedpeft.privacy.sum_mechanism import SumMechanism
+
+if TYPE_CHECKING:
+    from fedpeft.clients.masking import Masking
 
 
 class MaskedReports(Reports):

@@ -21,9 +21,9 @@ from fedpeft.clients.local_work import LocalWork
 from fedpeft.clients.sequential import SequentialExecutor
 from torch import distributed
 
-from fedpeft import seeds
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.machine import seeds
 from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 

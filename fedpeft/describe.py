@@ -14,19 +14,18 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft import plugins
 from fedpeft.aggregation.shared_sums import is_sum_of_clients
 from fedpeft.aggregation.strategy import Strategy, strategies
-from fedpeft.answers.metric import METRICS
 from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.precision_rule import PRECISION_RULES
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
+from fedpeft.models.answers.metric import METRICS
 from fedpeft.models.task import TASKS
-from fedpeft.parts import Bounds, name_of
+from fedpeft.parts import Bounds, name_of, plugins
 from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.wiring import catalogue
+from fedpeft.wiring.config import RunConfig
 
 FAMILIES = {**catalogue.FAMILIES, "task": (TASKS,), "metrics": (METRICS,)}
 """Which families a flag's parts are of: those of `simulate`, of `serve` and of `evaluate`."""

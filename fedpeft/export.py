@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import tyro
 
-from fedpeft.config import read_config
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import find_links, raise_write_errors
@@ -38,6 +37,7 @@ from fedpeft.reporting.command import (
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.exports.hub import check_name, push
 from fedpeft.reporting.run_folder import make_folder, refuse_file
+from fedpeft.wiring.config import read_config
 
 if TYPE_CHECKING:
     from fedpeft.reporting.finished_run import FinishedRun

@@ -31,19 +31,19 @@ import tyro
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from fedpeft.answers.captioning import caption_images
-from fedpeft.answers.generation import answer_prompts
-from fedpeft.answers.questions import Question, QuestionForm
 from fedpeft.data.conversations import format_question
 from fedpeft.data.image_folders import PICTURES, read_pixels
 from fedpeft.data.record_folders import format_notes
 from fedpeft.data.table_format import AUTO, TableFormat
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
-from fedpeft.evaluation.word_labels import label_words
+from fedpeft.evaluate.word_labels import label_words
 from fedpeft.machine.terminal import Console
 from fedpeft.models import scoring
 from fedpeft.models.abilities import DescribesImages
+from fedpeft.models.answers.captioning import caption_images
+from fedpeft.models.answers.generation import answer_prompts
+from fedpeft.models.answers.questions import Question, QuestionForm
 from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.models.patch_features import compute_patch_features
 from fedpeft.models.task import FederatedModel
@@ -363,7 +363,7 @@ def create_heartbeat(console: Console, said: Counter[str]) -> Callable[[], None]
 
 def _predict_rows(command: Command, console: Console) -> None:
     """Write a run's answers to the rows of a file, and print how often each answer occurs."""
-    from fedpeft.evaluation.answered_rows import PREDICTED, answer_rows, write
+    from fedpeft.evaluate.answered_rows import PREDICTED, answer_rows, write
 
     if len(command.words) != 1 or command.output is None or command.data is None or command.ensemble:
         raise ConfigError(

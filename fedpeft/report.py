@@ -21,13 +21,13 @@ from rich.markup import escape
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import suggest_legal
+from fedpeft.parts.spec import split_outside_parentheses
 from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.reporting.run_folder import SEARCHS_JOURNAL
-from fedpeft.spec import split_outside_parentheses
-from fedpeft.studies.page import STUDYS_PAGE, PageSection, write_report
-from fedpeft.studies.result_folders import ResultFolders
-from fedpeft.studies.results import Result, select_latest
-from fedpeft.studies.sections import Section, assign_points, create_study_section, get_runs_baseline
+from fedpeft.study.page import STUDYS_PAGE, PageSection, write_report
+from fedpeft.study.result_folders import ResultFolders
+from fedpeft.study.results import Result, select_latest
+from fedpeft.study.sections import Section, assign_points, create_study_section, get_runs_baseline
 
 
 @dataclass(frozen=True)

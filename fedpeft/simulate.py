@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.markup import escape
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.machine import activation_cache_limit
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
+from fedpeft.parts import plugins
 from fedpeft.reporting import help_page
 from fedpeft.reporting.command import parse_run_flags, run_command, start_command
 from fedpeft.reporting.console import ConsoleObserver, format_model_line, say_privacy, silence_libraries
@@ -41,6 +40,7 @@ from fedpeft.reporting.run_folder import (
 )
 from fedpeft.reporting.summary import OWN_ROWS, TEST_ROWS, Costs, Quality, Summary, count_distinct_rows, show
 from fedpeft.reporting.trackers import TrackedRecords, check_trackers
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.quick import shorten_config
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ Use it if the mean must be exact at half of the bytes, for example under noise o
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.factors import get_lora_form, select_leading_ranks
+from fedpeft.aggregation.factors import get_lora_form
 from fedpeft.aggregation.missing_ranks import declare_missing_ranks
 from fedpeft.aggregation.strategy import LinearStrategy
-from fedpeft.aggregation.update import Update, pad_ranks
+from fedpeft.aggregation.update import Update, pad_ranks, select_leading_ranks
 from fedpeft.peft.adapter import AdapterShape, Layout, Role, State
 
 

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from fedpeft.certs import main as make_certificates
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_validation
 from fedpeft.rounds.progress import Checkpoints
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 
 NAMES = ("a", "b", "c")

@@ -26,11 +26,11 @@ from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
 from fedpeft.peft.adapter import State
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 MOMENTS = ("fp32", "bf16", "quantize(bits=8, rounding=dither) | rans", "quantize(bits=6, rounding=dither) | rans")
 FACTORS = (

@@ -11,7 +11,6 @@ from typing import Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.aggregation.strategy import Aggregate, Read, Strategy
 from fedpeft.aggregation.update import Update
@@ -149,8 +148,3 @@ def choose_ranks(
     if not isinstance(strategy, RankSchedule):
         return ()
     return strategy.choose_ranks(layout, form, seed, round_number, client)
-
-
-def is_personal(strategy: Strategy, layout: Layout) -> bool:
-    """Return whether clients' models differ: tensors or models stay with them, or groups have states of their own."""
-    return bool(strategy.list_private(layout)) or isinstance(strategy, PersonalModel | GroupedStrategy)

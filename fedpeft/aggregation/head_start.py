@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.errors import ConfigError
-from fedpeft.families import HEADS as HEADS
 from fedpeft.parts import name_of
+from fedpeft.parts.families import HEADS as HEADS
 from fedpeft.peft.adapter import State
 
 VARIANCE = "variance"

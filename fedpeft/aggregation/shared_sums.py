@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedpeft.aggregation.abilities import AsksClients, Buffered, PersonalModel
+from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.aggregation.strategy import LinearStrategy, Strategy, strategies
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
@@ -45,3 +46,8 @@ def list_shared_sums(layout: Layout) -> list[str]:
     return [
         name_of(type(s)) for s in rules if not isinstance(s, PersonalModel | AsksClients) and is_shared_sum(s, layout)
     ]
+
+
+def is_personal(strategy: Strategy, layout: Layout) -> bool:
+    """Return whether clients' models differ: tensors or models stay with them, or groups have states of their own."""
+    return bool(strategy.list_private(layout)) or isinstance(strategy, PersonalModel | GroupedStrategy)

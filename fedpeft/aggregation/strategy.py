@@ -22,11 +22,18 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedpeft.aggregation.factors import select_leading_ranks
-from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, compute_weighted_sum, normalize_weights
+from fedpeft.aggregation.update import (
+    Cohort,
+    Fold,
+    Gathered,
+    Update,
+    compute_weighted_sum,
+    normalize_weights,
+    select_leading_ranks,
+)
 from fedpeft.errors import ConfigError
-from fedpeft.families import strategies as strategies
 from fedpeft.parts import setting
+from fedpeft.parts.families import strategies as strategies
 from fedpeft.peft.adapter import AdapterShape, Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import LowRank
 

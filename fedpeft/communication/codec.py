@@ -43,10 +43,10 @@ from fedpeft.communication.vectors import (
     flatten_weights,
 )
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.families import PRESETS as PRESETS
-from fedpeft.families import split_steps
+from fedpeft.parts.families import PRESETS as PRESETS
+from fedpeft.parts.families import split_steps
+from fedpeft.parts.spec import Spec, parse_spec
 from fedpeft.peft.adapter import State
-from fedpeft.spec import Spec, parse_spec
 
 HEADER_SIZE: Final = 64
 """Approximate bytes of a header with four steps, which a step with a budget sets aside."""

@@ -22,10 +22,10 @@ from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError
-from fedpeft.families import MEMORIES
 from fedpeft.parts import check_settings, setting
+from fedpeft.parts.families import MEMORIES
+from fedpeft.parts.spec import Spec
 from fedpeft.peft.adapter import State
-from fedpeft.spec import Spec
 
 Kind = Literal["none", "ef14", "ef21"]
 

@@ -13,8 +13,8 @@ from fedpeft.communication.payload import MAX_STEPS, Array, Reader, Shape, compu
 from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.communication.vectors import count_segment_entries
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.families import codecs as codecs
 from fedpeft.parts import format_part, name_of
+from fedpeft.parts.families import codecs as codecs
 
 
 @dataclass(frozen=True)

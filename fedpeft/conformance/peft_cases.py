@@ -23,8 +23,9 @@ from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.conformance import list_tested_parts
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
+from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
 from fedpeft.models.quantized_base import quantize
-from fedpeft.models.task import DTYPES, TASKS, find_trainable, get_adapter_dtype
+from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.family import PEFT_METHODS

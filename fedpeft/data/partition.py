@@ -14,10 +14,10 @@ from scipy.special import entr  # type: ignore[import-untyped, unused-ignore]
 
 from fedpeft.data.rows import Rows
 from fedpeft.errors import DataError
-from fedpeft.families import PARTITIONS as PARTITIONS
 from fedpeft.machine import growing_array
+from fedpeft.machine.seeds import create_generator
 from fedpeft.parts import name_of
-from fedpeft.seeds import create_generator
+from fedpeft.parts.families import PARTITIONS as PARTITIONS
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from typing import Any, Literal, Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft import plugins
 from fedpeft.data.tagged_words import check_tags
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import join_texts, take_texts
 from fedpeft.errors import ConfigError, DataError
-from fedpeft.families import DATASETS as DATASETS
 from fedpeft.machine import growing_array
-from fedpeft.spec import parse_spec
+from fedpeft.parts import plugins
+from fedpeft.parts.families import DATASETS as DATASETS
+from fedpeft.parts.spec import parse_spec
 
 Kind = Literal["text", "image"]
 Inputs = Sequence[str] | NDArray[np.generic]

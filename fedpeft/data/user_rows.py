@@ -31,7 +31,7 @@ from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError, shorten_value
 from fedpeft.machine import growing_array
 from fedpeft.parts import suggest_legal
-from fedpeft.spec import Spec
+from fedpeft.parts.spec import Spec
 
 Records = Iterable[tuple[str, Mapping[str, Any]]]
 """Place of each record, such as "line 3", and its values by column."""

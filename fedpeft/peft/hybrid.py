@@ -17,8 +17,9 @@ from typing import ClassVar
 from torch import nn
 
 from fedpeft.errors import ConfigError
+from fedpeft.models.dtypes import get_adapter_dtype
 from fedpeft.models.layers import replace
-from fedpeft.models.task import FederatedModel, get_adapter_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.peft.adapter import AdapterShape, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
 

@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.errors import ModelError
+from fedpeft.machine import seeds
+from fedpeft.models.dtypes import get_adapter_dtype
 from fedpeft.models.layers import replace
 from fedpeft.models.quantized_base import Precision
-from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
+from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.parts import name_of
 from fedpeft.peft.abilities import SavedAsOther
 from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec

@@ -8,14 +8,16 @@ Inputs are (K * b, T, d): the examples of client 0 first, then those of client 1
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fedpeft.models.layers import get_innermost
-from fedpeft.models.packed_tokens import PackedTokens
 from fedpeft.peft.adapter import AdapterShape
+
+if TYPE_CHECKING:
+    from fedpeft.models.packed_tokens import PackedTokens
 
 
 class StackedLayer(nn.Module):

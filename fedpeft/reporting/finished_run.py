@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpeft.config import RunConfig, read_config
 from fedpeft.data.examples import Batch, ImageRows, make_up_batch
 from fedpeft.data.image_folders import read_pixels
 from fedpeft.data.images import convert_images, get_vision_config
@@ -31,6 +30,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.reporting.run_folder import describe_unfinished, resume_command
 from fedpeft.reporting.user_files import find_changed_file, find_own_files, load_record
+from fedpeft.wiring.config import RunConfig, read_config
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fedpeft.config import RunConfig, build_config, read_toml
 from fedpeft.data.datasets.flowertune import TRACKS
 from fedpeft.data.model_config import load_model_config
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.parts import suggest_legal
+from fedpeft.wiring.config import RunConfig, build_config, read_toml
 
 POSITIVE = {
     "model.lora.peft-lora-r": int,

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
 from fedpeft.machine import cache, files
 from fedpeft.models.base_model import find_local_folder
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.run_folder import replace_paths
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.profiles import PROFILES
 
 RECORD = "made_of.json"

@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedpeft.answers.exam import Exam, Said
-from fedpeft.answers.generation import BATCH
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.drift import ChangesLoss
 from fedpeft.clients.executor import Totals
@@ -33,8 +31,10 @@ from fedpeft.machine.hardware import count_usable_cores, get_gpu_name, list_acce
 from fedpeft.machine.shared_cache import VARIABLE
 from fedpeft.models import kernels
 from fedpeft.models.abilities import ComparesExamples
+from fedpeft.models.answers.exam import Exam, Said
+from fedpeft.models.answers.generation import BATCH
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.shared_tiles import fetch_missing_tiles
-from fedpeft.models.task import DTYPES
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedpeft.answers.exam import Exam, Said
+from fedpeft.models.answers.exam import Exam, Said
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.reporting.observer import Observer, announce_validation

@@ -8,13 +8,18 @@ aggregator hands it on to the next hook.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.rounds.progress import ServerState
-from fedpeft.rounds.round_log import RoundLog, StartLog
+
+if TYPE_CHECKING:
+    from fedpeft.rounds.round_log import RoundLog, StartLog
+
+RECORD: Final = "hooks.jsonl"
+"""Record file of the hooks' lines."""
 
 
 class EndOfRun(Exception):  # noqa: N818 - not an error

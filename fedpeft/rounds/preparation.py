@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.markup import escape
@@ -41,7 +41,9 @@ from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.round_log import StartLog
 from fedpeft.rounds.sampling import select_measured_clients
 from fedpeft.rounds.traffic import Counters
-from fedpeft.wiring.setup import Setup
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.setup import Setup
 
 
 def prepare(

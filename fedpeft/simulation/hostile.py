@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft import seeds
 from fedpeft.clients.attack import Attack, ChangesLabels, ClaimsRows
 from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.stages import ClientStage, TrainedRound
 from fedpeft.clients.workbench import Workbench
 from fedpeft.errors import ConfigError
+from fedpeft.machine import seeds
 from fedpeft.parts import format_part, name_of
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.simulation.rows import SimulatedRows

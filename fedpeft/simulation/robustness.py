@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedpeft import seeds
 from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Rows, limit_rows
 from fedpeft.data.tokens import load_tokenizer
+from fedpeft.machine import seeds
 from fedpeft.models.client_accuracy import compute_client_accuracies, compute_worst_tenth
 from fedpeft.models.quantized_base import quantize
 from fedpeft.models.scoring import compute_logits, score_batches

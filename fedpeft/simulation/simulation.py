@@ -21,14 +21,13 @@ from fedpeft.clients.label_shift import mask_other_classes
 from fedpeft.clients.personal import PERSONAL
 from fedpeft.clients.store import ClientStore, select_section
 from fedpeft.clients.workbench import WorkPlan
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics, Shards, select_training_shards, split_held_out
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine.memory import release
 from fedpeft.models import scoring
 from fedpeft.models.tasks.classification import RowTask
+from fedpeft.parts.plugin_files import hash_own_code
 from fedpeft.peft.adapter import State
-from fedpeft.plugin_files import hash_own_code
 from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.engine import KEY, PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
@@ -49,6 +48,7 @@ from fedpeft.rounds.sampling import Population, Sampler, create_population
 from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, compute_attacked_labels
 from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.measurement import NewRun
 from fedpeft.wiring.private_plan import note_unused_training, plan_training, restore_start_share

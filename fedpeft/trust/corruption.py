@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.families import CORRUPTIONS as CORRUPTIONS
 from fedpeft.parts import name_of
+from fedpeft.parts.families import CORRUPTIONS as CORRUPTIONS
 
 Images = NDArray[np.uint8]
 

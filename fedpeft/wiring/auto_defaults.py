@@ -7,9 +7,10 @@ the run stays the same on another machine, when it is continued, and when it is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from fedpeft.aggregation.abilities import is_personal
 from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.shared_sums import is_personal
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.task_rules import TaskStrategy
 from fedpeft.data.partition import USUAL
@@ -22,7 +23,9 @@ from fedpeft.privacy.abilities import can_plan_whitening
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.profiles import ProfileTable
-from fedpeft.wiring.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.run_spec import RunSpec
 
 ADAPTER = "lora"
 """The default PEFT method."""

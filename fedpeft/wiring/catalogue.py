@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
-from fedpeft.families import (
+from fedpeft.models.base_model import check_model
+from fedpeft.parts import Family, plugins
+from fedpeft.parts.families import (
     ATTACKS,
     CORRECTIONS,
     DATASETS,
@@ -37,9 +37,8 @@ from fedpeft.families import (
     codecs,
     strategies,
 )  # fmt: skip
-from fedpeft.models.base_model import check_model
-from fedpeft.parts import Family
-from fedpeft.spec import split_outside_parentheses
+from fedpeft.parts.spec import split_outside_parentheses
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.sampling import build_aware_sampler
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from fedpeft.families import MEASUREMENTS as MEASUREMENTS
 from fedpeft.parts import name_of
+from fedpeft.parts.families import MEASUREMENTS as MEASUREMENTS
 from fedpeft.wiring.section_lines import section_lines
 
 if TYPE_CHECKING:

@@ -11,10 +11,13 @@ With `auto`, they decide as much as is right:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.safeguard import SAFEGUARDS, Safeguard
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.wiring.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.run_spec import RunSpec
 
 
 @dataclass(frozen=True)

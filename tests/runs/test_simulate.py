@@ -20,13 +20,13 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedpeft.config import RunConfig, build_config, read_toml
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.reporting.summary import Costs, Quality, Summary, show
 from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main, simulate
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig, build_config, read_toml
 from tests.finished import as_flags
 from tests.refusals import has_error
 

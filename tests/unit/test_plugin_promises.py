@@ -17,7 +17,6 @@ from fedpeft.clients.local_optimizer import LocalOptimizer
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LocalWork
 
-from fedpeft import plugin_promises, plugins
 from fedpeft.aggregation.abilities import Buffered
 from fedpeft.aggregation.aggregator import LinearAggregator
 from fedpeft.aggregation.head_start import compute_statistics
@@ -45,11 +44,12 @@ from fedpeft.conformance.cohorts import (
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.families import ATTACKS
+from fedpeft.parts import plugin_promises, plugins
+from fedpeft.parts.families import ATTACKS
+from fedpeft.parts.plugin_promises import hold, is_of_type
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, create_start
-from fedpeft.plugin_promises import hold, is_of_type
 from fedpeft.privacy.abilities import AddsServerNoise
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.reporting.command import MISTAKE, run_command

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft import plugins
+from fedpeft.parts import plugins
 from fedpeft.simulate import parse
 
 ROOT = Path(__file__).parent.parent.parent

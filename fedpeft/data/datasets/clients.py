@@ -30,7 +30,7 @@ from fedpeft.data.text_to_text import INPUT, TARGET, read_pair_rows
 from fedpeft.data.user_rows import Names, build_labeled_rows, read
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
-from fedpeft.spec import parse_spec
+from fedpeft.parts.spec import parse_spec
 
 ANSWER = "output"
 """Default column of the answers if a template writes the prompts."""

@@ -14,8 +14,8 @@ import numpy as np
 from fedpeft.data.datasets.fashion_mnist import CLASSES, FashionMnist
 from fedpeft.data.images_with_texts import choose_model, choose_start
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.families import TASKS
 from fedpeft.parts import setting
+from fedpeft.parts.families import TASKS
 
 
 @dataclass(frozen=True)

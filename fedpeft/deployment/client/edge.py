@@ -23,7 +23,6 @@ from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.config import build_config
 from fedpeft.data import cached_rows
 from fedpeft.data.datasets.clients import read_first_record
 from fedpeft.data.label_columns import AND
@@ -55,6 +54,7 @@ from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.reporting.observer import RunObserver
 from fedpeft.reporting.workers import Machine, Workers, create_client_plan, create_work_plan
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import build_config
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.run_spec import RunSpec, parse_run
 from fedpeft.wiring.setup import Setup

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.abilities import is_whitened
@@ -22,6 +21,7 @@ from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.secure_sum.contribution import count_tensor_entries
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.rounds.preparation import get_noised_shapes
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.sampling import compute_cohort_size
 from fedpeft.wiring.setup import Setup
 

@@ -18,16 +18,16 @@ from typing import Any, Final
 from fedpeft.clients.drift import CORRECTIONS
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_work import LOCAL_WORK
-from fedpeft.config import RunConfig, build_config
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family
+from fedpeft.parts.spec import parse_spec, split_outside_parentheses
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy, sums_in
 from fedpeft.privacy.server_noise import SERVER_NOISES
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.spec import parse_spec, split_outside_parentheses
+from fedpeft.wiring.config import RunConfig, build_config
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.sampling import compute_cohort_size
 from fedpeft.wiring.setup import Setup

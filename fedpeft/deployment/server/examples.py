@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpeft.config import RunConfig
 from fedpeft.data.client_rows import LABEL, TEXT
 from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
 from fedpeft.data.label_columns import AND, parse_names
@@ -24,7 +23,8 @@ from fedpeft.errors import ConfigError
 from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.task import TASKS
 from fedpeft.parts import check_settings, format_part
-from fedpeft.spec import parse_spec
+from fedpeft.parts.spec import parse_spec
+from fedpeft.wiring.config import RunConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,6 @@ from rich.markup import escape
 
 from fedpeft import __version__
 from fedpeft.aggregation.abilities import Buffered
-from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
 from fedpeft.deployment.client.shared_settings import compute_settings_digest, select_client_settings
@@ -73,6 +72,7 @@ from fedpeft.rounds.rounds import Server
 from fedpeft.rounds.sampling import DealtCohorts, FixedSize, ReachableClients
 from fedpeft.rounds.sum_journal import SumJournal
 from fedpeft.wiring.checks.ranks import check_decay
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.measurement import NewRun

@@ -17,8 +17,6 @@ import grpc
 import tomli_w
 from rich.markup import escape
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
 from fedpeft.data.prompt_templates import SUFFIX
 from fedpeft.deployment.addresses import is_loopback, parse_address
 from fedpeft.deployment.identity.authentication import Doorkeeper
@@ -34,6 +32,7 @@ from fedpeft.deployment.wire.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
+from fedpeft.parts import plugins
 from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.reporting import user_files
 from fedpeft.reporting.console import (
@@ -60,6 +59,7 @@ from fedpeft.rounds.best_state import summarize_validation
 from fedpeft.rounds.evaluation import OwnRows
 from fedpeft.wiring import catalogue
 from fedpeft.wiring.advice import advise_on_steps
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.measurement import ScoredRun, TrainedRun
 from fedpeft.wiring.measurements import Findings
 

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fedpeft.data.examples import IGNORED, Batch, Examples, make_up_batch
+from fedpeft.data.examples import Batch, Examples, make_up_batch
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import Rows
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.data.text_column import take_texts
 from fedpeft.data.tokens import tokenize_texts
 from fedpeft.errors import DataError, ModelError
-from fedpeft.models.loading import Say, ignore_message, is_reading_ahead, load_base
-from fedpeft.models.task import FederatedModel, RowLosses, Task
+from fedpeft.models.loading import is_reading_ahead, load_base
+from fedpeft.models.task import FederatedModel, RowLosses, Say, Task, ignore_message
 from fedpeft.models.token_losses import (
     AGREEMENT,
     OutputLayer,

@@ -37,8 +37,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.layers import get_innermost
-from fedpeft.models.task import FederatedModel, get_canonical_name, get_wide_dtype
+from fedpeft.models.task import FederatedModel, get_canonical_name
 from fedpeft.peft.adapter import State
 from fedpeft.peft.framed_layers import compute_frame
 from fedpeft.peft.low_rank import LowRank

@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from fedpeft.models.dtypes import get_adapter_dtype
 from fedpeft.models.layers import declare_layers, find_target_layers
-from fedpeft.models.task import FederatedModel, get_adapter_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec

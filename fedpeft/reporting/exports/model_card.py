@@ -11,7 +11,7 @@ from fedpeft.data.partition import PartitionStatistics
 from fedpeft.data.rows import DATASETS
 from fedpeft.models.abilities import ComparesExamples, DescribesImages
 from fedpeft.models.readout import ALL_BLOCKS
-from fedpeft.plugin_files import hash_own_code
+from fedpeft.parts.plugin_files import hash_own_code
 from fedpeft.reporting.console import format_bytes, format_measure
 from fedpeft.reporting.exports.transformers_folder import create_processor
 from fedpeft.reporting.finished_run import FinishedRun

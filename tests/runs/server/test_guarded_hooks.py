@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedpeft import plugins
 from fedpeft.errors import PrivacyError
-from fedpeft.families import HOOKS
-from fedpeft.parts import setting
+from fedpeft.parts import plugins, setting
+from fedpeft.parts.families import HOOKS
 from fedpeft.rounds.features import check_features
+from fedpeft.rounds.hooks import RECORD
 from fedpeft.rounds.progress import Checkpoints, ServerState
 from fedpeft.rounds.traffic_budget import TrafficBudget
-from fedpeft.rounds.user_hook import DISCLOSED, RECORD, GuardedHook, UserHook, attach
+from fedpeft.rounds.user_hook import DISCLOSED, GuardedHook, UserHook, attach
 from fedpeft.wiring.catalogue import parse_hooks
 from tests.refusals import refuses
 from tests.runs.server.test_loop import LAST, ROUNDS, USER_DP, _charges, events, make_server, make_setup  # noqa: F401

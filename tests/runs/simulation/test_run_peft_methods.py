@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.final_score import save
 from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.setup import count_adapted_entries
 from tests.refusals import has_error
 

@@ -23,13 +23,13 @@ from torch.nn import functional
 
 from fedpeft.aggregation.head_start import HEADS
 from fedpeft.communication.messages import Instruction
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, PayloadError, PrivacyError
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import pattern_of, refuses
 from tests.unit.clients.test_executors import build, jobs
 

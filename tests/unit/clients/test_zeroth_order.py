@@ -9,11 +9,11 @@ from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.probing import directions, probe
 from torch import nn
 
-from fedpeft import seeds
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.codecs.scalars import BLOCK, compute_gram, direction
 from fedpeft.communication.decoding import decode
 from fedpeft.conformance.peft_cases import Case, find_largest_difference
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import AdapterShape
 
 ZEROTH = "zeroth_order(distance=1e-5)"

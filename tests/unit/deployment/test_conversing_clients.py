@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import Clients
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Dataset, Rows, load_dataset
@@ -16,6 +14,8 @@ from fedpeft.deployment.description import build_form, check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.parts import plugins
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 

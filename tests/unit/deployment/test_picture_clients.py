@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.edge import check_machine
 from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
@@ -14,6 +13,7 @@ from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.wiring.config import RunConfig
 from tests.here import Federation
 from tests.refusals import pattern_of, refuses
 

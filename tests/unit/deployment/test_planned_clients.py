@@ -7,13 +7,13 @@ import tomllib
 
 import pytest
 
-from fedpeft.config import RunConfig, build_config
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server.privacy_plan import UNPLANNED
 from fedpeft.parts import format_part
 from fedpeft.serve import parse
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring import catalogue
+from fedpeft.wiring.config import RunConfig, build_config
 from fedpeft.wiring.private_plan import LEFT
 from tests.here import TINY, Federation
 from tests.refusals import refuses

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_to_text import parse_pair
 from fedpeft.deployment.client.capacity import ModelSize
@@ -16,6 +15,7 @@ from fedpeft.deployment.server.examples import ServersRows
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.models.base_model import resolve_model
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import pattern_of, refuses
 
 PAIRS = ServeOptions(task="seq2seq", held_out=0.25)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.edge import check_machine
 from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from tests.here import Federation
 from tests.refusals import refuses

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.errors import FedpeftError
+from fedpeft.wiring.config import RunConfig
 from tests.deployment.signing_server import joins  # noqa: F401
 from tests.here import Federation
 from tests.refusals import refuses

@@ -16,7 +16,16 @@ from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.aggregation.server_optimizers.momentum import Momentum
 from fedpeft.aggregation.server_optimizers.sgd import SGD
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.families import ATTACKS, CORRECTIONS, HEADS, LOCAL_OPTIMIZERS, LOCAL_WORK, MECHANISMS, PEFT_METHODS, TASKS
+from fedpeft.parts.families import (
+    ATTACKS,
+    CORRECTIONS,
+    HEADS,
+    LOCAL_OPTIMIZERS,
+    LOCAL_WORK,
+    MECHANISMS,
+    PEFT_METHODS,
+    TASKS,
+)
 from fedpeft.peft.adapter import Layout, TensorSpec
 from fedpeft.peft.methods.dora import Dora
 from fedpeft.peft.methods.lora import Lora
