@@ -74,7 +74,8 @@ class Records:
                 entry = None
             if not isinstance(entry, dict):
                 raise RunError(
-                    f"FP5191 line {number} of {path} is damaged: it is not a JSON object; remove it, or start a new run"
+                    f"FP5191 line {number} of {path} is damaged: it is not a JSON object; remove that line, or "
+                    "start a new run"
                 )
             found.append(entry)
         return found

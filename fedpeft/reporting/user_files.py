@@ -120,7 +120,7 @@ def load_record(folder: Path) -> MadeOf:
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"FP5188 {path} is damaged ({error}); put it back, or remove it") from error
+        raise RunError(f"FP5188 {path} is damaged ({error}); restore the file, or remove it") from error
 
 
 def parse_record(plain: Iterable[Any]) -> MadeOf:

@@ -175,7 +175,7 @@ def check(setup: Setup) -> None:
     if isinstance(setup.strategy, Buffered):
         raise ConfigError(
             f"FP1514 {setup.config.strategy} waits for updates of clients that other rounds have asked, and "
-            "--budget-megabytes plans whole rounds; leave it out, or choose another strategy"
+            "--budget-megabytes plans whole rounds; leave --budget-megabytes out, or choose another strategy"
         )
 
 

@@ -62,7 +62,7 @@ def make_client_protection(
         )
     if given.raw_metrics and options.max_epsilon is not None:
         raise PrivacyError(
-            "FP7019 this federation asks for raw_metrics, losses on your examples, which no epsilon covers: "
+            "FP7019 this federation asks for raw_metrics, losses on your examples, which no epsilon covers, so "
             "--max-epsilon can't be kept; leave it out if you trust the server with them"
         )
     exposure = _exposure(setup, told, rows)

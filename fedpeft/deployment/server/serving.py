@@ -92,8 +92,9 @@ def load_security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None,
     if options.insecure or options.insecure_anywhere:
         if not options.insecure_anywhere and not is_loopback(options.listen):
             raise ConfigError(
-                f"FP1403 without TLS anyone who reaches {options.listen} could join or read along: listen at "
-                "127.0.0.1, make certificates with python -m fedpeft.certs, or give --insecure-anywhere"
+                f"FP1403 without TLS anyone who reaches {options.listen} could join, or read all messages; "
+                "listen at 127.0.0.1, make certificates with python -m fedpeft.certs, or give "
+                "--insecure-anywhere"
             )
         return None, Doorkeeper(None), None
     folder = Path(options.certs)
@@ -114,8 +115,8 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     credentials, doorkeeper, signer = load_security(options)
     if signer is None and sums_in(config.privacy) is not None:
         raise ConfigError(
-            f"FP1404 --privacy {config.privacy} needs certificates: without TLS anyone who forwards a message could "
-            "pose as any client and take the masks off; leave --insecure out"
+            f"FP1404 --privacy {config.privacy} needs certificates: without TLS anyone who forwards a message "
+            "could pose as any client and remove the masks; leave --insecure out"
         )
     started = time.perf_counter()
     make_folder(folder)
