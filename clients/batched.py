@@ -34,7 +34,7 @@ from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
 from fedpeft.models.task import GROUPS, FederatedModel, RowLosses, Task, find_trainable
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.peft.method import PeftMethod
-from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
+from fedpeft.peft.stacked_layers import PacksTokens, StackedLayer, StackedLinear
 
 
 class BatchedExecutor(Executor):
@@ -83,7 +83,9 @@ class BatchedExecutor(Executor):
         """Return what lets the base work without padding; None: the base or an adapter can't."""
         inside = [m for m in self.model.base.modules() if isinstance(m, StackedLayer)]
         self._activate(1)
-        if not all(layer.packs for layer in inside) or not can_pack_tokens(self.model.base):
+        if not all(isinstance(layer, PacksTokens) and layer.packs for layer in inside) or not can_pack_tokens(
+            self.model.base
+        ):
             return None
         packed = PackedTokens(self.model.base)
         for layer in inside:
@@ -138,7 +140,7 @@ class BatchedExecutor(Executor):
             of_step = partial(self._mean_losses, jobs[:active], step, rows, batch, real, shifts)
             optimizer.zero_grad(set_to_none=True)
             if isinstance(job.training.optimizer, ProbesLosses):
-                distance = job.training.optimizer.probes
+                distance = job.training.optimizer.get_probe_distance()
                 client_losses = self._probe_slopes(chosen, jobs[:active], step, distance, of_step)
             else:
                 client_losses = of_step(masks)

@@ -51,11 +51,6 @@ class LocalOptimizer(ABC):
     plain: ClassVar[bool] = False
     """Whether a step is the gradient times the learning rate, so that the gradient can be read off it."""
 
-    @property
-    def decays(self) -> bool:
-        """Whether a step also moves entries whose gradient is zero; by default not."""
-        return False
-
     @abstractmethod
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return a new optimizer of torch over groups of parameters, each with its `lr`."""
@@ -117,9 +112,16 @@ class LocalOptimizer(ABC):
 
 
 @runtime_checkable
+class MovesIdleEntries(Protocol):
+    """A step can also move entries whose gradient is zero."""
+
+    def moves_idle_entries(self) -> bool:
+        """Return whether it does, with the optimizer's settings."""
+
+
+@runtime_checkable
 class ProbesLosses(Protocol):
     """A step uses the losses at two points instead of a gradient."""
 
-    @property
-    def probes(self) -> float:
-        """Distance of the two points from the parameters, in each entry, above 0."""
+    def get_probe_distance(self) -> float:
+        """Return the distance of the two points from the parameters, in each entry, above 0."""

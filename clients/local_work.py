@@ -27,6 +27,5 @@ class LocalWork(ABC):
 class WalksExamples(Protocol):
     """A round can continue where the client's last one stopped, so that all its examples take part."""
 
-    @property
-    def walk(self) -> bool:
-        """Whether it does; False: each round shuffles the examples anew."""
+    def continues_walk(self) -> bool:
+        """Return whether it does; False: each round shuffles the examples anew."""

@@ -9,7 +9,7 @@ from fedpeft.clients.evaluating import compute_contribution
 from fedpeft.clients.stages import Answer, ClientRound, Reports, TrainedRound, is_summand, refuse_form
 from fedpeft.clients.workbench import Workbench
 
-from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.head_start import HeadStart, convert_to_summands
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import State
@@ -77,7 +77,7 @@ class MaskedReports(Reports):
 
         def contribute(announced: Announcement) -> Contribution:
             asked = announced.numbers > BESIDE or announced.size
-            sums = self.head.additive(measure()) if asked else {}
+            sums = convert_to_summands(self.head, measure()) if asked else {}
             mechanism = None if self.guard is None else self.guard.mechanism
             sums = mechanism.start_summand(sums) if isinstance(mechanism, SumMechanism) else sums
             return Contribution(self._get_weight(rows), rows, statistics=sums)

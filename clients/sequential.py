@@ -137,7 +137,12 @@ class SequentialExecutor(Executor):
                     n: expand_to_parameter(z, chosen[n]).to(chosen[n])
                     for n, z in directions(job, self.layout, step).items()
                 }
-                yield probe(chosen, along, job.training.optimizer.probes, partial(self._mean_loss, job, step, parts))
+                yield probe(
+                    chosen,
+                    along,
+                    job.training.optimizer.get_probe_distance(),
+                    partial(self._mean_loss, job, step, parts),
+                )
                 continue
             sums = counts = torch.zeros((), device=self.device)
             for part in parts:

@@ -94,7 +94,9 @@ def partition_rows(command: Command, rows: Rows) -> tuple[str, Shards]:
 
     text = command.partition
     if text == "auto":
-        usual = "natural" if rows.owners is not None else "iid" if rows.classes is None else USUAL
+        usual = "iid" if rows.classes is None else USUAL
+        if rows.owners is not None:
+            usual = "natural"
         text = get_default_partition(find_dataset_text(command.data)) or usual
     clients = command.clients or (0 if text.startswith("natural") else min(int(DEFAULT.clients), len(rows)))
     return text, split(PARTITIONS.build(text), rows, clients, command.seed)

@@ -187,11 +187,10 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     if isinstance(run.task, DescribesImages):
         return write_caption(run, model, text, new_tokens)
     tokenizer = load_tokenizer(run.model_directory)
-    asked = run.task.asks
-    complete = False
     if run.task.translates:
         return write_text(run, model, tokenizer, text, new_tokens)
-    if asked:
+    complete = False
+    if run.task.asks:
         text, complete = format_question(tokenizer, text, run.template)
     readable = count_readable_tokens(run.model_directory, run.method.extra_tokens, UNBOUNDED)
     asking = list(tokenizer(text, add_special_tokens=not complete)["input_ids"])

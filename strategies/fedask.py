@@ -51,6 +51,7 @@ class FedASK(MixedRankStrategy):
     power: int = setting(0, "passes over dW* that sharpen the sketch", low=0)
 
     new_factors: ClassVar[bool] = True
+    preserves = ("all ranks",)
 
     def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names, without A's in the private form."""

@@ -31,6 +31,7 @@ class FFALoRA(LinearStrategy):
 
     mixed_ranks: ClassVar[bool] = True
     adds_deltas: ClassVar[bool] = True
+    preserves = ("product", "all ranks")
 
     def get_trained_factor(self, round_number: int) -> Role:
         """Return the factor that a round trains; the other one is frozen and the same at all clients."""

@@ -45,6 +45,7 @@ class FlexLoRA(MixedRankStrategy):
     )
 
     new_factors: ClassVar[bool] = True
+    preserves = ("product", "singular values")
 
     @property
     def fills_base(self) -> bool:

@@ -39,9 +39,8 @@ class ZerothOrder(LocalOptimizer):
 
     plain: ClassVar[bool] = True
 
-    @property
-    def probes(self) -> float:
-        """The setting `distance`."""
+    def get_probe_distance(self) -> float:
+        """Return the setting `distance`."""
         return self.distance
 
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from experiments import exit_on_error
+from fedpeft.aggregation.head_start import convert_to_summands
 from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
@@ -86,7 +87,7 @@ def solve_head(
         payload = codec.encode(sent, seed=client, weights=head.importance(sent))
         size += len(payload)
         arrived = decode(payload, head.shapes(width, data.classes, len(data.shards[client])))
-        total.add(head.additive(arrived), 1.0)
+        total.add(convert_to_summands(head, arrived), 1.0)
     found = head.solve(total.sums, width, data.classes)
     x = data.features[data.validation].double()
     return size, x @ found["head.weight"].T.double() + found["head.bias"].double()

@@ -6,7 +6,7 @@ from fedpeft.aggregation.abilities import AsksClients, Buffered, PersonalModel
 from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.aggregation.strategy import LinearStrategy, Strategy, strategies
 from fedpeft.errors import ConfigError
-from fedpeft.parts import name_of
+from fedpeft.parts import list_overrides, name_of
 from fedpeft.peft.adapter import Layout
 
 
@@ -17,6 +17,13 @@ def is_plain_sum(rule: type[Strategy]) -> bool:
         and rule.fold is LinearStrategy.fold
         and rule.pseudo_gradient is LinearStrategy.pseudo_gradient
     )
+
+
+def is_plain_mean(strategy: Strategy) -> bool:
+    """Return whether a rule is the weighted mean of updates, for any PEFT method, and does nothing else."""
+    if not isinstance(strategy, LinearStrategy) or strategy.needs_lora or isinstance(strategy, strategies.abilities):
+        return False
+    return not (list_overrides(strategy, Strategy) or list_overrides(strategy, LinearStrategy))
 
 
 def is_sum_of_clients(rule: type[Strategy]) -> bool:

@@ -34,7 +34,7 @@ from fedpeft.aggregation.update import (
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
 from fedpeft.parts.families import strategies as strategies
-from fedpeft.peft.adapter import AdapterShape, Layout, LoraPair, State, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, JointMeaning, Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import LowRank
 
 WEIGHTINGS = ("auto", "rows", "uniform")
@@ -62,6 +62,9 @@ class Strategy:
 
     needs_lora: ClassVar[bool] = True
     """Whether the rule is only defined for LoRA factors; False: any PEFT method."""
+
+    preserves: ClassVar[tuple[JointMeaning, ...]] = ()
+    """The joint meanings of tensors that hold after a round; PEFT methods declare what they need."""
 
     @property
     def fills_base(self) -> bool:
@@ -218,6 +221,11 @@ class GatherStrategy(RoundStrategy):
             cohort = Cohort(read(tuple(t.name for t in specs)), shares, round_number, seed)
             after |= {t.name: self.gather_plain(t, state, cohort) for t in specs}
         return Aggregate(self.finish(state, after, layout, round_number), residuals)
+
+
+def list_preserving_strategies(meaning: JointMeaning) -> list[str]:
+    """Return the names of the strategies that preserve a joint meaning of tensors."""
+    return [name for name in strategies.names if meaning in strategies.part(name).preserves]
 
 
 def count_round_types(strategy: Strategy, layout: Layout) -> int:

@@ -73,8 +73,8 @@ MORE = [
 NAMES = list_tested_parts(PEFT_METHODS)
 OWN = PEFT_METHODS.own_names == NAMES
 SPECS = [*(SMALL.get(name, name) for name in NAMES), *(MORE if OWN else [])]
-RULE = {"vera": "rolora", "adalora": "flexlora", "lora_gram": "florg"}
-"""Strategy of each method for which a plain mean is wrong."""
+RULE = {"product": "rolora", "singular values": "flexlora", "Gram matrix": "florg"}
+"""Strategy for each joint meaning for which a plain mean is wrong."""
 
 SHARDS = [np.arange(0, 20), np.arange(20, 50), np.arange(50, 57)]
 
@@ -161,7 +161,7 @@ class Case:
     @property
     def strategy(self) -> Strategy:
         """Strategy whose mean is right for the method."""
-        return strategies.build(RULE.get(self.method.name, "fedit"))
+        return strategies.build(RULE.get(self.method.joint_meaning, "fedit"))
 
 
 each_method = pytest.mark.parametrize("spec", SPECS)

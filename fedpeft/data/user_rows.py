@@ -25,7 +25,7 @@ from fedpeft.data.label_columns import (
     sort_labels,
 )
 from fedpeft.data.record_files import name_incomplete_part
-from fedpeft.data.rows import DATASETS, Dataset, Rows, split_test
+from fedpeft.data.rows import DATASETS, Dataset, Rows, Source, split_test
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError, shorten_value
@@ -81,13 +81,13 @@ class Names:
         return CompleteRecords(records, source, needed, self.incomplete, hint, reader, owner_hint)
 
 
-def get_text_column(text: str) -> str:
-    """Return the default text column of the dataset that `text` describes.
+def get_text_column(dataset: str | Source) -> str:
+    """Return the default text column of a dataset, or of the one that a text describes.
 
     Raises:
         ConfigError: unknown name or setting; or datasets with different columns.
     """
-    return str(getattr(DATASETS.build(text), "text", "text"))
+    return str(getattr(DATASETS.build(dataset), "text", "text"))
 
 
 @dataclass(frozen=True)
@@ -410,7 +410,6 @@ def build_labeled_rows(
     if targets == "numbers":
         for note in table.labels.notes:
             say(note)
-    if targets == "numbers":
         return Rows(table.texts, build_array(table.labels)), tuple(names or (str(label),))
     if targets == "labels":
         known = tuple(names or collect_label_names(table.labels, path))

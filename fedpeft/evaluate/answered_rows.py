@@ -112,13 +112,14 @@ def _answer_words(
     run: FinishedRun, source: Path, column: str | None, given: TableFormat
 ) -> Iterator[tuple[Record, Answer]]:
     """Yield answers to rows of words, as lists or as texts with spaces; all are checked before the model is loaded."""
-    text = column or get_text_column(run.config.dataset)
+    text = column or get_text_column(run.dataset)
     _, first = next(read_records(str(source), given), ("", {}))
     words = find_word_column(first, text)
 
     def get_words(place: str, record: Mapping[str, Any]) -> list[str]:
-        value = record.get(words or text)
-        held = value if words else value.split() if isinstance(value, str) else None
+        held = value = record.get(words or text)
+        if not words:
+            held = value.split() if isinstance(value, str) else None
         if not isinstance(held, list) or not held or not all(isinstance(word, str) for word in held):
             raise DataError(
                 f"FP3193 {place} of {source}: the column {words or text!r} must hold a list of words, or a text, got "
@@ -140,7 +141,7 @@ def _prepare_texts(run: FinishedRun, source: Path, column: str | None, given: Ta
     """Check all texts of a file before the model is loaded, and return them as a source."""
     if has_pictures(source):
         raise ConfigError(f"FP1158 {run.folder} reads texts, but {source} contains images; give --data a file of texts")
-    names = Names(column or get_text_column(run.config.dataset), None, None, "--text COLUMN", form=given)
+    names = Names(column or get_text_column(run.dataset), None, None, "--text COLUMN", form=given)
     check_texts(str(source), read_records(str(source), given), names)
 
     def encode(rows: list[Record]) -> Examples:

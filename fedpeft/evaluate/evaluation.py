@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.data.examples import Examples
-from fedpeft.data.rows import Dataset, Rows, limit_rows, load_dataset
+from fedpeft.data.rows import Dataset, Rows, limit_rows
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.evaluate import flowertune
@@ -177,7 +177,7 @@ class Evaluation:
     @cached_property
     def dataset(self) -> Dataset:
         """Dataset of the run."""
-        return load_dataset(self.run.config.dataset)
+        return self.run.load_dataset()
 
     @cached_property
     def tokenizer(self) -> Any:

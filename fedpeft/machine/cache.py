@@ -109,8 +109,8 @@ def get_cache_directory() -> Path:
         AssetError: the directory can't be created.
     """
     chosen = os.environ.get("FEDPEFT_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME")
-    path = Path(chosen) if chosen else Path(shared, "fedpeft") if shared else Path("~/.cache/fedpeft")
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = Path(chosen) if chosen else Path(shared, "fedpeft")
     try:
         path = path.expanduser().absolute()
         path.mkdir(parents=True, exist_ok=True)

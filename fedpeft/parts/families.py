@@ -194,7 +194,10 @@ ELSEWHERE: Final = {
 """By name in small letters, a clause about where it is."""
 
 METRICS: Family[Metric] = Family(
-    "fedpeft.models.answers.metrics", "metric", kind="fedpeft.models.answers.metric.Metric"
+    "fedpeft.models.answers.metrics",
+    "metric",
+    kind="fedpeft.models.answers.metric.Metric",
+    abilities="fedpeft.models.answers.metric",
 )
 """All metrics, by file name."""
 
@@ -281,7 +284,10 @@ GRIDS: Family[SimulationGrid] = Family("fedpeft.wiring.grids", "grid", kind="fed
 """All places, by file name."""
 
 MEASUREMENTS: Family[Measurement] = Family(
-    "fedpeft.measurements", "measurement", kind="fedpeft.wiring.measurement.Measurement"
+    "fedpeft.measurements",
+    "measurement",
+    kind="fedpeft.wiring.measurement.Measurement",
+    abilities="fedpeft.wiring.measurement",
 )
 """All of them, by file name."""
 
@@ -290,6 +296,7 @@ HOOKS: Family[UserHook] = Family(
     "hook",
     "hooks",
     kind="fedpeft.rounds.user_hook.UserHook",
+    abilities="fedpeft.rounds.hooks",
     reserved=("budget_megabytes",),
 )
 """All of them; they come from plugins. A reserved name is that of a built-in hook with a section."""

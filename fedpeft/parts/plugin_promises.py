@@ -12,15 +12,55 @@ import inspect
 import numbers
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from fedpeft.errors import ConfigError
 
 _NUMBERS = {float: numbers.Real, int: numbers.Integral}
 
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "Strategy": {
+        "aggregated": "aggregate_groups", "asked": "choose_question", "asks": "choose_question",
+        "asynchronous": "get_buffer_size", "contributed": "select_update", "next_form": "choose_next_form",
+        "personal_pull": "get_personal_pull", "prepared": "prepare_start", "private": "list_private",
+        "pull": "compute_pull", "ranks": "choose_ranks", "remembering": "aggregate_with_memory",
+        "reweigh": "compute_shares", "still": "list_frozen", "submitted": "select_update", "trained": "list_trained",
+        "turned": "cross_boundary",
+    },
+    "HeadStart": {
+        "fitted": "fit_to_targets", "hidden": "find_hidden_classes", "whitening": "compute_whitening",
+    },
+    "ServerOptimizer": {"gentler": "slow_down", "noised": "correct_for_noise"},
+    "Task": {
+        "judged": "evaluate_losses", "regressed": "compute_regression_data", "told_head": "export_head",
+    },
+    "PeftMethod": {
+        "factoring": "create_factor_view", "fitted": "fit_when_finished", "merged": "merge_adapter",
+        "owned": "compute_owned_shares", "sized": "get_settings_for", "strategies": "joint_meaning",
+    },
+    "Mechanism": {
+        "audible": "least_signal", "audible_entries": "count_trainable_entries", "dealt": "cohort_form",
+        "divisor": "example_sampling", "hears": "has_signal", "hides": "privacy_unit",
+        "planned_training": "plan_training", "released": "protect_update", "row_rate": "example_sampling",
+        "start_released": "start_release", "start_summed": "start_release", "start_taken": "start_release",
+    },
+    "Question": {"all_shapes": "get_all_shapes", "sums": "compute_sums"},
+    "LocalOptimizer": {
+        "decays": "moves_idle_entries", "full_steps": "count_full_steps", "probes": "get_probe_distance",
+        "started": "create_optimizer", "told": "prepare",
+    },
+    "LocalWork": {"walk": "continues_walk", "walks": "continues_walk"},
+    "Correction": {"clipped": "mask_for_clipping"},
+    "UserHook": {"reported": "note_report", "saved": "get_checkpoint"},
+}  # fmt: skip
+"""Members that plugins could override before version 0.3.0, with their names since, by the class of the family.
 
-def hold(cls: type, kind: type, who: str, abilities: Iterable[type] = ()) -> None:
+Only those are here whose absence nothing else reports: a part under an old name would load, and never be called.
+"""
+
+
+def hold(cls: type, kind: type, who: str, abilities: Collection[type] = ()) -> None:
     """Check a plugin's class against the interface of `kind` and of its other fedpeft base classes.
 
     Its methods are wrapped, so that each call also checks the type of the result.
@@ -34,27 +74,61 @@ def hold(cls: type, kind: type, who: str, abilities: Iterable[type] = ()) -> Non
     Raises:
         ConfigError: a method is missing or does not take the promised arguments, or an attribute has a wrong type.
     """
-    if inspect.isabstract(cls):
-        lacking = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
-        raise ConfigError(
-            f"FP1253 {who} does not define what {kind.__module__}.{kind.__qualname__} requires: {lacking}"
-        )
     own_classes = [base for base in cls.__mro__ if not _is_ours(base)]
+    promisers = [base for base in (*cls.__mro__, *kind.__mro__, *abilities) if _is_ours(base)]
+    settings = getattr(cls, "__dataclass_fields__", {})
+    members = {name for owner in own_classes for name in vars(owner)} - settings.keys()
+    for old, new in RENAMED.get(kind.__name__, {}).items():
+        if old in members and new not in members and _find_promiser(promisers, old) is None:
+            raise ConfigError(f"FP1526 {who} defines {old}, which is called {new} since version 0.3.0; rename it")
+    _refuse_gaps(cls, kind, who)
     for name, due in _find_attributes(cls, kind).items():
         if not hasattr(cls, name) or any(name in vars(base) for base in own_classes):
             _check_attribute(getattr(cls, name, None), due, f"{who}: {name}")
-    promisers = [base for base in (*cls.__mro__, *kind.__mro__, *abilities) if _is_ours(base)]
     for owner in own_classes:
-        for name, own in list(vars(owner).items()):
-            promised = _find_promised(promisers, name)
-            if isinstance(promised, property | classmethod) and inspect.isfunction(own):
-                raise ConfigError(f"FP1254 {who}: write @{type(promised).__name__} above {name}")
-            if inspect.isfunction(promised) and not callable(own) and not isinstance(own, staticmethod | classmethod):
-                raise ConfigError(f"FP1255 {who}: {name} must be a method, got {own!r:.80}")
-            if isinstance(promised, classmethod) and isinstance(own, classmethod):
-                setattr(owner, name, classmethod(_wrap_method(own.__func__, promised.__func__, f"{who}: {name}")))
-            elif inspect.isfunction(promised) and inspect.isfunction(own):
-                setattr(owner, name, _wrap_method(own, promised, f"{who}: {name}"))
+        for name, own in {**dict.fromkeys(inspect.get_annotations(owner)), **vars(owner)}.items():
+            promiser = _find_promiser(promisers, name)
+            if promiser is None:
+                continue
+            what = f"{who}: {name}"
+            if promiser in abilities:
+                what += f" of the ability {promiser.__name__} (a helper or setting needs another name)"
+            held = _hold_member(own, vars(promiser)[name], what, name in settings)
+            if held is not own:
+                setattr(owner, name, held)
+
+
+def _refuse_gaps(cls: type, kind: type, who: str) -> None:
+    """Refuse a class that leaves out what each part of its family defines.
+
+    Raises:
+        ConfigError: names the methods.
+    """
+    if inspect.isabstract(cls):
+        lacking = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
+        raise ConfigError(f"FP1253 {who} lacks what {kind.__module__}.{kind.__qualname__} leaves to it: {lacking}")
+    choices = getattr(kind, "needs_one_of", ())
+    if choices and all(getattr(cls, name) is getattr(kind, name) for name in choices):
+        raise ConfigError(f"FP1527 {who} defines neither {' nor '.join(choices)}; define one of them")
+
+
+def _hold_member(own: Any, promised: Any, what: str, is_setting: bool) -> Any:
+    """Return a member of a class from outside, a method with a check of its results.
+
+    Raises:
+        ConfigError: it can't be used as the `promised` one.
+    """
+    if isinstance(promised, property | classmethod) and inspect.isfunction(own):
+        raise ConfigError(
+            f"FP1254 {what} is a {type(promised).__name__} in its base class; write @{type(promised).__name__} above it"
+        )
+    if isinstance(promised, classmethod) and isinstance(own, classmethod):
+        return classmethod(_wrap_method(own.__func__, promised.__func__, what))
+    if not inspect.isfunction(promised):
+        return own
+    if is_setting or not (callable(own) or isinstance(own, staticmethod | classmethod)):
+        raise ConfigError(f"FP1255 {what} must be a method, got {own!r:.80}")
+    return _wrap_method(own, promised, what) if inspect.isfunction(own) else own
 
 
 def _is_ours(cls: type) -> bool:
@@ -88,11 +162,11 @@ def _check_attribute(value: Any, due: Any, what: str) -> None:
         raise ConfigError(f"FP1257 {what} must be of the type {format_type(due)}, got {_describe_value(value)}")
 
 
-def _find_promised(promisers: Iterable[type], name: str) -> Any:
-    """Return the first member with this name in fedpeft's classes, or None if they have none."""
+def _find_promiser(promisers: Iterable[type], name: str) -> type | None:
+    """Return the first of fedpeft's classes with a member of this name; None: they have none."""
     if name.startswith("__"):
         return None
-    return next((vars(base)[name] for base in promisers if name in vars(base)), None)
+    return next((base for base in promisers if name in vars(base)), None)
 
 
 def _wrap_method(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:

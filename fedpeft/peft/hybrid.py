@@ -80,8 +80,8 @@ class Hybrid(PeftMethod):
     @property
     def privacy(self) -> PrivacyRoute:  # type: ignore[override]
         """The fastest route to gradients per example that all parts support."""
-        routes = {part.privacy for part in self.parts}
-        return "refused" if "refused" in routes else "vmap" if "vmap" in routes else "hooks"
+        slowest_first: tuple[PrivacyRoute, ...] = ("refused", "vmap", "hooks")
+        return min((part.privacy for part in self.parts), key=slowest_first.index)
 
     @property
     def tensors(self) -> tuple[str, ...]:  # type: ignore[override]

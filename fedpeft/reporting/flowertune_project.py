@@ -195,7 +195,9 @@ class FlowerTuneProject:
             )
         targets = v.get("model.lora.target-modules") or _find_default_targets(v["model.name"])
         where = "all" if targets == "all-linear" else repr(tuple(t.strip() for t in targets.split(",") if t.strip()))
-        name = "dora" if dora else "qlora" if bits else "lora"
+        name = "qlora" if bits else "lora"
+        if dora:
+            name = "dora"
         return (
             f"{name}(rank={v['model.lora.peft-lora-r']}, alpha={v['model.lora.peft-lora-alpha']}, targets={where}, "
             f"layers=0, dropout={v['model.lora.peft-lora-dropout']}{', bits=8' if bits == 8 else ''})"

@@ -17,7 +17,7 @@ from fedpeft.machine.json_values import check_json
 from fedpeft.parts import list_overrides, name_of
 from fedpeft.peft.adapter import State
 from fedpeft.reporting.observer import RoundResult
-from fedpeft.rounds.hooks import RECORD, RoundHook
+from fedpeft.rounds.hooks import RECORD, NotesReports, RoundHook
 
 if TYPE_CHECKING:
     from fedpeft.rounds.progress import ServerState
@@ -73,6 +73,8 @@ def check_user_hook(hook: UserHook, setup: Setup) -> None:
         ConfigError: from the hook's own `check`.
     """
     privacy, overrides = setup.config.privacy, list_overrides(hook, RoundHook)
+    if isinstance(hook, NotesReports):
+        overrides.append("note_report")
     if setup.is_protected:
         if refused := [name for name in overrides if name not in DISCLOSED]:
             raise PrivacyError(

@@ -113,7 +113,9 @@ def draw_reference_lines(axis: Any, methods: Sequence[Method]) -> list[float]:
         positions += [value for _, value in drawn]
         first += [(drawn[0][1], name)] if drawn else []
     for place, (value, name) in enumerate(sorted(first)):
-        align = "center" if len(first) == 1 else "right" if place < len(first) - 1 else "left"
+        align = "right" if place < len(first) - 1 else "left"
+        if len(first) == 1:
+            align = "center"
         axis.annotate(name, (value, -0.6), (0, 1), textcoords="offset points", fontsize=8, ha=align)
     return positions
 

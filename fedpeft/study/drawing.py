@@ -267,6 +267,11 @@ def name_points(axis: Any, points: Sequence[NamedPoint]) -> list[Any]:
     return placed
 
 
+def _find_sign(value: float) -> int:
+    """Return 1, 0 or -1."""
+    return (value > 0) - (value < 0)
+
+
 def _annotate(axis: Any, point: NamedPoint, x: float, y: float) -> Any:
     far = math.hypot(x, y) > NEAR
     text = axis.annotate(
@@ -274,8 +279,8 @@ def _annotate(axis: Any, point: NamedPoint, x: float, y: float) -> Any:
         (point.x, point.y),
         (x, y),
         textcoords="offset points",
-        horizontalalignment="left" if x > 0 else "right" if x < 0 else "center",
-        verticalalignment="center" if y == 0 else "bottom" if y > 0 else "top",
+        horizontalalignment={1: "left", 0: "center", -1: "right"}[_find_sign(x)],
+        verticalalignment={1: "bottom", 0: "center", -1: "top"}[_find_sign(y)],
         linespacing=0.95,
         fontsize=8,
         color=point.look.color,

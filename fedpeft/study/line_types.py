@@ -59,9 +59,10 @@ def check_size(value: Any) -> None:
     """
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
         raise ValueError(f"a whole number of {value.bit_length()} bits; legal are {MOST_BITS} at most")
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    for one in inside:
-        check_size(one)
+    inside = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping | list | tuple):
+        for one in inside:
+            check_size(one)
 
 
 def _check_numbers(values: Mapping[str, Any], where: str) -> None:

@@ -299,9 +299,9 @@ def build_cost_table(section: Section) -> Table | None:
                 "MB": [p.megabytes for p in reached],
                 "seconds": [p.seconds for p in reached if math.isfinite(p.seconds)],
             }
+            missing = "not told" if reached else "not reached"
             cells = [
-                format_with_deviation(v, d) if v else "not told" if reached else "not reached"
-                for v, d in zip(spent.values(), (1, 2, 1), strict=True)
+                format_with_deviation(v, d) if v else missing for v, d in zip(spent.values(), (1, 2, 1), strict=True)
             ]
             if reached and not any(p.round for p in reached):
                 cells[0] = "0 (before round 1)"

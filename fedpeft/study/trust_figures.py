@@ -126,9 +126,9 @@ def draw_robustness(section: Section) -> str | None:
             axis.set_title(kind)
             for method in methods:
                 look = style[method.name]
-                for key, line, named in (("accuracy", look.line, True), ("worst", ":", False)):
+                name = method.label if look.named else OTHERS
+                for key, line, label in (("accuracy", look.line, name), ("worst", ":", None)):
                     xs, ys = _compute_curve(method, kind, key)
-                    label = (method.label if look.named else OTHERS) if named else None
                     axis.plot(xs, ys, color=look.color, linestyle=line, marker=look.marker, markersize=4, label=label)
             axis.set_xlabel("strength")
         for axis in axes[::columns]:

@@ -25,6 +25,9 @@ class Corruption:
     kind: ClassVar[str] = "text"
     """Kind of input: "text" or "image"."""
 
+    needs_one_of: ClassVar[tuple[str, ...]] = ("corrupt_text", "corrupt_images")
+    """Methods of which each corruption defines at least one."""
+
     strengths: ClassVar[tuple[float, ...]] = (0.05, 0.1, 0.2)
     """Strengths from weak to strong; for texts the probability that a word is changed."""
 

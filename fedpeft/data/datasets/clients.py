@@ -111,7 +111,9 @@ class Clients:
         """Name of the default base model for this task."""
         if self.side:
             return "dinov2_small"
-        return "smollm2" if self.learns in LANGUAGE else NO_MODEL if self.learns == "seq2seq" else "minilm"
+        if self.learns in LANGUAGE:
+            return "smollm2"
+        return NO_MODEL if self.learns == "seq2seq" else "minilm"
 
     @property
     def suited_head(self) -> str | None:

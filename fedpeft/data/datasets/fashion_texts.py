@@ -54,8 +54,10 @@ def add_sentences(rows: Rows) -> Rows:
 
 def write_sentence(name: str) -> str:
     """Return the sentence for a class name."""
-    article = "" if name == "trouser" else "an " if name[0] in "aeiou" else "a "
-    return f"a photo of {article}{'trousers' if name == 'trouser' else name}"
+    if name == "trouser":
+        return "a photo of trousers"
+    article = "an" if name[0] in "aeiou" else "a"
+    return f"a photo of {article} {name}"
 
 
 part = FashionTexts

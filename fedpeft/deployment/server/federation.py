@@ -121,7 +121,7 @@ class Federation:
             raise ConfigError("FP1120 a server needs the number of places for clients; give --clients N, at least 1")
         self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority, doorkeeper.revoked or ())
         self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
-        self.rows = ServersRows.load(config, options)
+        self.rows = ServersRows.load(spec, options)
         # If clients' examples are the judges, the server validates nothing, and the last state is kept.
         judged = len(self.rows.validation) > 0 and not options.held_out
         facts = DatasetInfo.from_dataset(self.rows.dataset, clients, judged)
@@ -341,7 +341,10 @@ class Federation:
             drawn_from = dataclasses.replace(
                 drawn_from, asked=lambda round_number: book.ledger.count_rounds(round_number)
             )  # the ledger is open by then
-        evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _evaluate_nothing
+        if len(self.rows.validation):
+            evaluate = self.workers.evaluate
+        else:
+            evaluate = None if self.held_out else _evaluate_nothing
         authority, revoked = self.roster.authority, self.roster.revoked
         certified = CertifiedRoster.of_server(authority, self.setup.clients, revoked) if authority else None
         transport = Transport(

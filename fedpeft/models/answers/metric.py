@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts.families import METRICS as METRICS
@@ -13,16 +14,21 @@ from fedpeft.parts.spec import split_outside_parentheses
 class Metric(ABC):
     """A metric. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
-    def check(self) -> None:  # noqa: B027
-        """Check that the metric can be used; by default it always can.
+    @abstractmethod
+    def score(self, said: str, right: Sequence[str]) -> float:
+        """Return a score from 0 to 1, for the most similar of the `right` answers (at least one)."""
+
+
+@runtime_checkable
+class NeedsLibrary(Protocol):
+    """The metric needs a library that may be missing."""
+
+    def check(self) -> None:
+        """Check that the metric can be used.
 
         Raises:
             AssetError: a library is missing.
         """
-
-    @abstractmethod
-    def score(self, said: str, right: Sequence[str]) -> float:
-        """Return a score from 0 to 1, for the most similar of the `right` answers (at least one)."""
 
 
 def parse_metrics(text: str) -> dict[str, Metric]:
@@ -35,7 +41,8 @@ def parse_metrics(text: str) -> dict[str, Metric]:
     texts = [part.strip() for part in split_outside_parentheses(text, ",") if part.strip()]
     found = {part: METRICS.build(part) for part in texts}
     for metric in found.values():
-        metric.check()
+        if isinstance(metric, NeedsLibrary):
+            metric.check()
     if not found:
         raise ConfigError(f"FP1033 --metrics is empty; legal: {', '.join(METRICS.names)}")
     return found

@@ -36,7 +36,7 @@ from fedpeft.models import connector
 from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.patch_features import SIDES, compute_patch_features
 from fedpeft.models.task import FederatedModel, Say, ignore_message
-from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel
+from fedpeft.models.tasks.causal_lm import LanguageModel, TokenTask
 from fedpeft.models.token_losses import find_language_model
 from fedpeft.models.two_towers import find_tower_folders
 from fedpeft.parts import setting
@@ -70,7 +70,7 @@ class Captioner(LanguageModel):
 
 
 @dataclass(frozen=True)
-class Captions(CausalLM):
+class Captions(TokenTask):
     """Prediction of an image's caption."""
 
     batched: ClassVar[bool] = False

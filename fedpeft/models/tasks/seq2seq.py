@@ -25,7 +25,7 @@ from fedpeft.data.tokens import TokenSpool, get_padding_id, load_tokenizer
 from fedpeft.errors import ConfigError, DataError, ModelError
 from fedpeft.models.loading import load_base
 from fedpeft.models.task import FederatedModel, RowLosses, Say, ignore_message
-from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel, sum_losses
+from fedpeft.models.tasks.causal_lm import LanguageModel, TokenTask, sum_losses
 from fedpeft.models.token_losses import find_language_model
 
 
@@ -70,7 +70,7 @@ class Seq2SeqModel(LanguageModel):
 
 
 @dataclass(frozen=True)
-class Seq2Seq(CausalLM):
+class Seq2Seq(TokenTask):
     """Prediction of the text that answers another."""
 
     asks: ClassVar[bool] = True
