@@ -281,13 +281,13 @@ A code that ends in 000 belongs to an error without a code of its own, such as o
 """
 
 REMEDIES = {
-    "FedpeftError": "A part from outside failed. Mend it at the line that the sentence names.",
+    "FedpeftError": "A plugin failed. Correct it at the line that the sentence names.",
     "ConfigError": "Change the flag, key, part or setting that the sentence names. `python -m fedpeft.describe` lists\n"
     "all parts with their settings, and [Commands](commands.md) lists all flags.",
     "AssetError": "Check the network, the free disk space and `FEDPEFT_CACHE`. [Install](install.md) has the details.",
-    "DataError": "Correct the rows or the partition that the sentence names. `python -m fedpeft.check` shows a data\n"
-    "set before a run. [File formats](data-formats.md) lists all formats.",
-    "ModelError": "Take another base model or PEFT method. [Methods](methods.md) lists the methods.",
+    "DataError": "Correct the rows or the partition that the sentence names. `python -m fedpeft.check` shows a\n"
+    "dataset before a run. [File formats](data-formats.md) lists all formats.",
+    "ModelError": "Choose another base model or PEFT method. [Methods](methods.md) lists the methods.",
     "RunError": "Name the folder of a finished run, free disk space, or continue with `--resume`.\n"
     "[Deploy](deploy.md) covers servers and clients.",
     "PayloadError": "A peer sent bytes that do not fit. Run the same version with the same settings on both sides.\n"
@@ -306,7 +306,7 @@ def cell(text: str) -> str:
 
 ADVICE = re.compile(
     r"; (?!got )|: (?=(?:add|allow|ask|bring|check|choose|continue|fill|free|give|install|keep|leave|let|look|make|mend"
-    r"|name|put|register|remove|run|save|say|set|split|switch|take|try|use|wait|write) )"
+    r"|name|put|register|remove|restore|run|save|say|set|split|switch|take|try|use|wait|write) )"
 )
 """The separator before a sentence's advice. After a colon, the advice starts with one of these verbs."""
 RULE = re.compile(r"\bmust .*?(?=[,;] got |$)")

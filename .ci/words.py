@@ -67,6 +67,8 @@ OLD_TERMS = {
     r"\b(?:upload link|up-link)\b": "uplink",
     r"\b(?:download link|down-link)\b": "downlink",
     r"\bsecure aggregations?\b": "secure sum",
+    r"\bdata sets?\b": "dataset",
+    r"\bmemory of dropped parts\b": "error feedback",
 }
 """Patterns of old terms, each with the term of docs/glossary.md that replaces it."""
 
@@ -228,6 +230,8 @@ def check_page(path: str, content: str) -> Iterator[Finding]:
     for text in texts:
         yield from check_text(path, text)
     prose = [sentence for text in texts if text.prose for sentence in split_sentences(text.text)]
+    if prose and prose[0].endswith("?"):
+        yield Finding(path, 1, "question first", f"begin with the answer: {prose[0][:70]}")
     lengths = [count_words(sentence) for sentence in prose]
     if lengths and (mean := sum(lengths) / len(lengths)) > MEAN_WORDS:
         yield Finding(path, 1, "mean sentence", f"{mean:.1f} words; at most {MEAN_WORDS:g}")

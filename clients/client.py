@@ -112,7 +112,7 @@ class ClientSide:
         if len(kinds) != 1 or kinds[0] not in self.answers:
             asked = ", ".join(f"{kind[:40]!r}" for kind in kinds)
             raise PayloadError(
-                f"FP6001 the server asks for {asked}; this version knows prepare, train or evaluate, one at a time"
+                f"FP6001 the server asks for {asked}; legal are prepare, train or evaluate, one at a time"
             )
         replayed = [self.reports.replay(instruction) for instruction in instructions]
         rest = [asked for asked, report in zip(instructions, replayed, strict=True) if report is None]

@@ -53,8 +53,8 @@ def compute_pull(pull: Pull, name: str, value: Tensor) -> Tensor | None:
     if more is not None and more.shape != value.shape:
         whose = getattr(pull, "__qualname__", type(pull).__qualname__)
         raise ConfigError(
-            f"FP1002 the correction's pull {whose} gives shape {tuple(more.shape)} for {name}, whose is "
-            f"{tuple(value.shape)}"
+            f"FP1002 the correction's method pull {whose} returned shape {tuple(more.shape)} for {name}, which "
+            f"has shape {tuple(value.shape)}; return the tensor's shape"
         )
     return more
 
@@ -127,7 +127,8 @@ class ExchangedCorrection(Correction, KeepsState):
         rule = type(strategy).__name__
         if isinstance(strategy, Buffered):
             raise ConfigError(
-                f"FP1003 {self.name} corrects against this round's other clients, and {rule} has no common round"
+                f"FP1003 {self.name} compares a client with the other clients of its round, and {rule} has no "
+                "common rounds; leave it out of --drift, or use --strategy fedit"
             )
         if isinstance(strategy, RoundStrategy) or strategy.new_factors:
             raise ConfigError(
@@ -327,12 +328,12 @@ def parse_drift(text: str) -> Drift:
     corrections = tuple(CORRECTIONS.build(spec) for spec in split_outside_parentheses(text, "+"))
     names = [c.name for c in corrections]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"FP1006 {text!r} names {', '.join(sorted(twice))} twice; once is enough")
+        raise ConfigError(f"FP1006 {text!r} names {', '.join(sorted(twice))} twice; name it once")
     alternating = [c.name for c in corrections if isinstance(c, SkipsSteps)]
     variates = [c.name for c in corrections if isinstance(c, ExchangedCorrection)]
     if alternating and variates:
         raise ConfigError(
-            f"FP1007 {variates[0]} counts on every tensor to take every local step, and with {alternating[0]} they "
-            "take turns; leave one of them out"
+            f"FP1007 {variates[0]} needs every tensor to be trained in every local step, but {alternating[0]} "
+            "trains them in turn; leave one of the two out"
         )
     return Drift(corrections)

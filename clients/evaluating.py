@@ -74,7 +74,7 @@ def compute_contribution(bench: Workbench, client_round: ClientRound) -> Contrib
     largest = max(float(tensor.abs().max()) for tensor in sums.values())
     if not largest < LARGEST_NUMBER:
         raise PayloadError(
-            f"FP6007 an answer to {question.text} has a sum of {largest:g}; masks are for {LARGEST_NUMBER:g}"
+            f"FP6007 an answer to {question.text} has a sum of {largest:g}; masks hold at most {LARGEST_NUMBER:g}"
         )
     return Contribution(1.0 if len(rows) else 0.0, len(rows), statistics=sums)
 

@@ -44,7 +44,7 @@ class ExampleGradients:
     def __init__(self, model: FederatedModel, task: Task, route: PrivacyRoute) -> None:
         """Hold the model and the route; raise a PrivacyError if the PEFT method has no route."""
         if route == "refused":
-            raise PrivacyError("FP7005 this PEFT method has no gradients per example; take lora")
+            raise PrivacyError("FP7005 this PEFT method has no gradients per example; use lora")
         self.model, self.task, self.route = model, task, route
         self._seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
@@ -121,9 +121,7 @@ class ExampleGradients:
             )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            raise PrivacyError(
-                f"FP7006 gradients per example can't be had of this model and PEFT method: {reason}"
-            ) from error
+            raise PrivacyError(f"FP7006 this model and PEFT method have no gradients per example: {reason}") from error
         for name, own_name in raw.items():
             chosen[own_name].grad_sample = gradients[name]  # type: ignore[attr-defined]
         found: Tensor = losses.detach()
@@ -166,7 +164,7 @@ def check(chosen: Chosen, rows: int) -> None:
     if wrong:
         name, found_shape = next(iter(wrong.items()))
         raise PrivacyError(
-            f"FP7007 {len(wrong)} trained tensors have no gradient for each of {rows} rows, such as {name} "
+            f"FP7007 {len(wrong)} trained tensors have no gradient for each of {rows} examples, such as {name} "
             f"({found_shape}); DP-SGD can't protect this model and PEFT method, take lora"
         )
 

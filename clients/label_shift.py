@@ -57,7 +57,9 @@ def check_counts(counts: Tensor, rows: int) -> None:
         PayloadError: the counts and the number of examples contradict each other.
     """
     if float(counts.sum()) > 2 * rows + 1 or float(counts.min()) < -rows:
-        raise PayloadError(f"FP6009 statistics of {float(counts.sum()):g} rows in classes, and the client has {rows}")
+        raise PayloadError(
+            f"FP6009 statistics of {float(counts.sum()):g} examples in classes, but the client has {rows}"
+        )
 
 
 def compute_class_shares(counts: Tensor) -> Tensor:

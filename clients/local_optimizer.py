@@ -96,8 +96,9 @@ class LocalOptimizer(ABC):
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             raise ConfigError(
-                f"FP1008 the local optimizer {name_of(type(self))} makes a {type(optimizer).__name__}, which asks for "
-                "the loss several times a step; a step here has one gradient: take an optimizer that needs no closure"
+                f"FP1008 the local optimizer {name_of(type(self))} makes a {type(optimizer).__name__}, which "
+                "computes the loss several times per step; choose an optimizer that needs no closure, since a "
+                "step here has one gradient"
             )
         self.prepare(optimizer, parameters, variance)
         return optimizer, LambdaLR(optimizer, self.share)

@@ -43,7 +43,8 @@ class LocalTraining:
         steps = self.work.steps_for(rows, self.batch_size)
         if rows and steps < self.work.least:
             raise ConfigError(
-                f"FP1009 {format_part(self.work)} asks for {steps} steps on {rows} rows; a round takes 1 or more"
+                f"FP1009 {format_part(self.work)} plans {steps} steps on {rows} examples; a client's round must "
+                "have at least 1 step"
             )
         return steps
 

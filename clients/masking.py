@@ -79,7 +79,7 @@ class Masking:
             return before
         plain = Instruction("sum", instruction.round, instruction.client, b"", recorded=instruction.recorded)
         if instruction != replace(plain, step=instruction.step, said=instruction.said, attempt=instruction.attempt):
-            raise PayloadError("FP6011 the server asks for more in a step of a secure sum than the step")
+            raise PayloadError("FP6011 the server asks for additional work in a step of a secure sum")
         steps: dict[int, Callable[[Member], bytes]] = {
             2: lambda member: member.shares_for(instruction.said),
             4: lambda member: member.witness(instruction.said),
@@ -127,9 +127,7 @@ class Masking:
             self._end(instruction)
             raise
         if notes.sent and notes.asked != asked:
-            raise PayloadError(
-                "FP6013 the server asks for another vector in a secure sum that this client has given one to"
-            )
+            raise PayloadError("FP6013 the server asks for a second vector in one secure sum")
         self._write(instruction, replace(notes, sent=True, asked=asked, answer=b""))
 
     def get_repeated_report(self, instruction: Instruction) -> Report | None:
@@ -187,7 +185,7 @@ class Masking:
             )
         collude = max(identity.collude, self.secure.assumed_colluding)
         if excess := explain_excess(self.secure.terms(told.clients), told.clients, collude):
-            raise PayloadError(excess)
+            raise PayloadError(f"FP6194 {excess}; ask for a larger threshold or more neighbors, or lower --collude")
         neighbours = degree(told.clients, self.secure.neighbours)
         if self.noise is not None and neighbours < told.clients - 1:
             raise PayloadError(
@@ -267,8 +265,8 @@ class Masking:
             return None
         except (OSError, PayloadError) as error:
             raise RunError(
-                f"FP5002 what client {instruction.client} keeps of secure sums in {file} can't be read ({error}); "
-                "bring it back from a copy, or join another federation"
+                f"FP5002 what client {instruction.client} keeps of secure sums in {file} can't be read "
+                f"({error}); restore it from a backup, or join another federation"
             ) from None
 
     def _load_notes(self, instruction: Instruction) -> Notes:

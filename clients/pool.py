@@ -154,8 +154,8 @@ def get_result(future: Future[T]) -> T:
         raise create_worker_error() from error
     except torch.OutOfMemoryError as error:
         raise RunError(
-            "FP5003 the GPU has no memory left; continue with a smaller --batch-size, or begin anew with a base in "
-            "fewer bits"
+            "FP5003 the GPU has no memory left; continue with a smaller --batch-size, or start a new run with "
+            "a base in fewer bits"
         ) from error
 
 

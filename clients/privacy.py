@@ -69,7 +69,8 @@ class RowPrivacyStage(ClientStage):
         told = asked.told if asked.kind == "train" else b""
         if told and not is_whitened(mechanism):
             raise PrivacyError(
-                "FP7003 the server asks for a loss in which one example changes that of others; it is not protected"
+                "FP7003 the server asks for a loss in which one example changes the loss of others, which the "
+                "mechanism does not protect"
             )
         if self.work.executor != "private":
             raise PrivacyError(f"FP7004 {mechanism.name} needs the executor with gradients per example")

@@ -89,8 +89,8 @@ class PrivateExecutor(SequentialExecutor):
         super().__init__(model, task, examples, layout)
         if route == "vmap" and any(isinstance(module, ClientDropout) for module in model.modules()):
             raise PrivacyError(
-                "FP7008 dp_sgd draws a separate dropout mask for each example, which this PEFT method's gradients per "
-                "example don't allow; take dropout=0, or lora alone"
+                "FP7008 dp_sgd draws a separate dropout mask for each example, which this PEFT method's "
+                "gradients per example don't allow; use dropout=0, or lora alone"
             )
         self.per_example = ExampleGradients(model, task, route)
 

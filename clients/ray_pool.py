@@ -60,7 +60,10 @@ def connect(address: str) -> dict[str, float]:
                     f"FP5005 the disk is full where Ray keeps its files ({reason}); free some space, or set RAY_TMPDIR "
                     "to a folder on another disk"
                 ) from None
-            raise RunError(f"FP5006 there is no Ray cluster at {address or 'this machine'}: {reason}") from None
+            raise RunError(
+                f"FP5006 there is no Ray cluster at {address or 'this machine'}: {reason}; start one, or leave "
+                "address out"
+            ) from None
     resources: dict[str, float] = ray.cluster_resources()
     return {kind: resources.get(kind, 0.0) for kind in ("CPU", "GPU")}
 
@@ -97,7 +100,10 @@ class RayPool(Pool):
         resources = connect(address)
         gpus = work.device != "cpu"
         if not gpus and resources["CPU"] < workers:
-            raise RunError(f"FP5007 the Ray cluster has {resources['CPU']:g} CPUs, but {workers} workers are asked for")
+            raise RunError(
+                f"FP5007 the Ray cluster has {resources['CPU']:g} CPUs, but {workers} workers are requested; give "
+                "fewer --workers"
+            )
         self._given = pack_plans(work, clients)
         self._needs = {"num_cpus": 0 if gpus else 1, "num_gpus": 1 if gpus else 0}
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()  # None: no actor is left
@@ -129,7 +135,7 @@ class RayPool(Pool):
                 except RayActorError as error:
                     if getattr(error, "actor_init_failed", False):
                         told = str(error).strip().splitlines()[-1].removeprefix("fedpeft.errors.")
-                        raise RunError(f"FP5008 a worker of the Ray cluster could not begin: {told}") from None
+                        raise RunError(f"FP5008 a worker of the Ray cluster could not start: {told}") from None
                     actor = None
                     actor = self._replace_actor()
             raise create_worker_error()

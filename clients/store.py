@@ -128,8 +128,8 @@ class ClientStore:
         content = self.read_content(client, acknowledged)
         if content is None:
             raise GoneError(
-                f"FP5009 the state of client {client} after round {acknowledged} is missing from {self.folder}; bring "
-                "it back from a copy: nothing can stand for it"
+                f"FP5009 the state of client {client} after round {acknowledged} is missing from {self.folder}; "
+                "restore it from a backup, since it can't be computed again"
             )
         try:
             return load(content)

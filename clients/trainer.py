@@ -116,7 +116,8 @@ class TrainerExecutor(SequentialExecutor):
         for job in jobs:
             if job.corrections or job.offsets is not None or job.privacy is not None:
                 raise ConfigError(
-                    "FP1010 a Trainer's steps are its own: corrections and gradients per example are not for it"
+                    "FP1010 a Trainer runs its own training steps, without drift corrections and gradients per "
+                    "example; ask for a federation without --drift and dp_sgd"
                 )
             order = TrainingOrder(
                 job.received,

@@ -54,7 +54,7 @@ class WorkPlan:
     """Everything that a worker needs; it can be pickled.
 
     Attributes:
-        task: the task of the data set.
+        task: the task of the dataset.
         method: the PEFT method.
         model: folder of the base model; `model_key` is a hash of its weights, `width` its hidden size.
         data_key: name of the tokenized training set in the cache.

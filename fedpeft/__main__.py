@@ -10,7 +10,7 @@ from fedpeft import __version__, loading
 
 COMMANDS = {
     "init": "create a project: example data, a run, a strategy of your own, and a test",
-    "check": "inspect a data set: rows, classes, lengths, duplicates, and a partition",
+    "check": "inspect a dataset: rows, classes, lengths, duplicates, and a partition",
     "simulate": "run a federation on this machine, from data to a scored adapter",
     "study": "run a grid of settings and seeds, with means, intervals and comparisons",
     "tune": "search settings by trials, with early stopping and hybrids of PEFT methods",
@@ -22,7 +22,7 @@ COMMANDS = {
     "flowertune": "run the configuration of a FlowerTune project of Flower",
     "certs": "create the certificates of a federation of real clients",
     "serve": "run the server of real clients",
-    "join": "take part as a client; its rows stay on its machine",
+    "join": "take part as a client; its examples stay on its machine",
     "transcript": "compare what a server has sent to two clients",
     "audit": "test whether a mechanism or a finished run leaks protected data",
     "attack": "attack a server's settings on this machine, as hostile servers and clients",
@@ -39,7 +39,7 @@ def format_overview() -> str:
         [
             f"fedpeft {__version__}: federated parameter-efficient fine-tuning",
             "",
-            "usage: fedpeft COMMAND [OPTIONS]    (fedpeft COMMAND --help says more)",
+            "usage: fedpeft COMMAND [OPTIONS]    (details: fedpeft COMMAND --help)",
             "",
             *lines,
         ]

@@ -185,7 +185,7 @@ def open_run(folder: str | Path, **objects: Any) -> Run:
     Raises:
         RunError: there is none, it is not finished, or it was given another object.
         ConfigError: a setting is unknown, or its value is neither a text nor a part.
-        DataError: the data set can't be used.
+        DataError: the dataset can't be used.
     """
     parts: dict[str, dict[str, type]] = {}
     with plugins.use_parts({}), _use_objects(objects, parts) as texts:
@@ -247,7 +247,7 @@ def _use_objects(settings: Mapping[str, Any], parts: dict[str, dict[str, type]])
 
     Raises:
         ConfigError: a value is neither a text nor a part.
-        DataError: a data set can't be used.
+        DataError: a dataset can't be used.
     """
     values: dict[str, Any] = dict(settings)
     for name, value in values.items():
@@ -278,7 +278,10 @@ def _run(
 ) -> Run:
     if resume is not None:
         if config is not None or not (Path(resume) / "config.toml").is_file():
-            raise RunError(f"FP5011 {resume} holds no run to resume, or a config was given beside it: it keeps its own")
+            raise RunError(
+                f"FP5011 {resume} holds no run to resume, or a config was given with it; a resumed run keeps its "
+                "own config"
+            )
         config = Path(resume) / "config.toml"
     goes_on = resume is not None
     if isinstance(config, str | Path):
@@ -364,8 +367,7 @@ def _check_given(name: str, value: Any) -> None:
         raise ConfigError(
             f"FP1035 {name} was given the class {value.__name__} itself; give an object of it, "
             f"{name}={value.__name__}(...), or a text, such as {name}={_get_example(name)!r} (docs/own-parts.md "
-            f"says what "
-            "such a class needs)"
+            "describes such a class)"
         )
     rows_or_model = name in ("dataset", "model")  # which have their own sentences
     if rows_or_model or isinstance(value, str) or (name == "cohort" and isinstance(value, int | float)):
@@ -416,7 +418,7 @@ def _is_known(families: tuple[Family[Any], ...], cls: type) -> bool:
 
 
 def _add_rows(values: dict[str, Any], parts: dict[str, dict[str, type]]) -> dict[str, Any]:
-    """Return the settings with a data set in memory as a part; rows given client by client keep their client."""
+    """Return the settings with a dataset in memory as a part; rows given client by client keep their client."""
     by_client = isinstance(values["dataset"], list | tuple) and all(isinstance(c, tuple) for c in values["dataset"])
     dataset = convert_to_dataset(values["dataset"])
     parts.setdefault("datasets", {})[NAME], text = create_part(dataset)
@@ -449,8 +451,9 @@ def _check_class(model: Any) -> None:
         return
     instead = " or ".join(dict.fromkeys(one.__name__ for one in found)) or "no class that transformers knows"
     raise ConfigError(
-        f"FP1038 model is of the class {kind.__name__}, and its config.json leads to {instead}; register it in a file "
-        "of yours (docs/own-parts.md) and name that as plugin, or give an object of such a class"
+        f"FP1038 model is of the class {kind.__name__}, but its config.json selects {instead}; register "
+        f"{kind.__name__} in a file of your own (docs/own-parts.md) and name that file as plugin, or give an "
+        "object of that class"
     )
 
 

@@ -110,8 +110,8 @@ def _write_roster(folder: Path, console: Console) -> None:
     roster = PinnedRoster.from_authority(folder)
     replace(folder / "roster.txt", roster.to_text().encode())
     console.print(
-        f"roster     {folder}/roster.txt of {len(roster.members)} clients, hash {roster.hash}: clients compare it with "
-        "each other by another way than the server's",
+        f"roster     {folder}/roster.txt of {len(roster.members)} clients, hash {roster.hash}: clients compare "
+        "the hash on a channel that the server does not control",
         markup=False,
         highlight=False,
         soft_wrap=True,

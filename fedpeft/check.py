@@ -1,4 +1,4 @@
-"""python -m fedpeft.check DATA: what a data set holds, how it would lie on clients, and what is wrong with it."""
+"""python -m fedpeft.check DATA: what a dataset holds, how it would lie on clients, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEFAULT = RunConfig()
 
 @dataclass(frozen=True)
 class Command:
-    """Look at a data set before a run: rows, classes, lengths, duplicates, and how a partition would look.
+    """Look at a dataset before a run: rows, classes, lengths, duplicates, and how a partition would look.
 
     python -m fedpeft.check rows.csv --clients 20
     """
@@ -50,10 +50,11 @@ class Command:
         tyro.conf.arg(metavar="DATA", help="your own file or folder, or a value of --dataset"),
     ]
     partition: Annotated[
-        str, tyro.conf.arg(help="split over clients; auto: the data set's own, natural if rows have owners, or a run's")
+        str,
+        tyro.conf.arg(help="split over clients; auto: the dataset's own, natural if examples have owners, or a run's"),
     ] = "auto"
     clients: Annotated[int, tyro.conf.arg(help="number of clients (default, 0: all owners, or 100)")] = 0
-    model: Annotated[str, tyro.conf.arg(help="model whose tokens are counted; auto: the data set's own")] = "auto"
+    model: Annotated[str, tyro.conf.arg(help="model whose tokens are counted; auto: the dataset's own")] = "auto"
     tokens: Annotated[int, tyro.conf.arg(help="tokens at which a run would cut texts")] = DEFAULT.tokens
     seed: Annotated[int, tyro.conf.arg(help="seed of the partition")] = DEFAULT.seed
     picture: Annotated[
@@ -78,9 +79,7 @@ def find_dataset_text(data: str) -> str:
     if Path(data).expanduser().exists() and data not in DATASETS.names:
         return str(Spec("file", {"path": data}))
     if ":" not in data and "(" not in data and ("/" in data or Path(data).suffix):
-        raise DataError(
-            f"FP3012 there is no file or folder {data}; give one, or a data set as a run's --dataset takes it"
-        )
+        raise DataError(f"FP3012 there is no file or folder {data}; give one, or a dataset as for --dataset")
     return data
 
 

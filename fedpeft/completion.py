@@ -64,7 +64,9 @@ def write_script(shell: str) -> str:
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             tyro.cli(union, args=["--tyro-write-completion", shell, "-"], prog=PROGRAM)
     except AssertionError:  # how earlier ones say so
-        raise ConfigError(f"FP1073 tyro {version('tyro')} completes nothing for {shell}; pip install -U tyro") from None
+        raise ConfigError(
+            f"FP1073 tyro {version('tyro')} has no completion for {shell}; upgrade it: pip install -U tyro"
+        ) from None
     made = printed.getvalue()
     bound = re.search(rf"^complete .*-F (\w+) {PROGRAM}$", made, re.MULTILINE) if shell == "bash" else None
     return made + (FILES.replace("FUNCTION", bound[1]) if bound else "")

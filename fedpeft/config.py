@@ -38,13 +38,13 @@ class RunConfig:
         "all, or a sampler such as eafl(0.1)",
         above=0,
     )
-    dataset: str = setting("reviews", "data set: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
+    dataset: str = setting("reviews", "dataset: a name, file:PATH (CSV, JSON, Parquet, a folder, ...) or hf:NAME")
     partition: str = setting(
         "auto",
-        "split of the rows over clients: iid, dirichlet, natural, grouped, ...; auto: the data set's own, or "
-        "dirichlet, or iid if rows have no class or several labels",
+        "split of the examples over clients: iid, dirichlet, natural, grouped, ...; auto: the dataset's own, or "
+        "dirichlet, or iid if examples have no class or several labels",
     )
-    model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the data set's own")
+    model: str = setting("auto", "base model: a name, a local folder, or ORG/NAME on the hub; auto: the dataset's own")
     tokens: int = setting(128, "cut texts to this many tokens, or to what the model reads", low=4, high=131072)
     peft: str = setting(
         "auto",
@@ -181,9 +181,7 @@ def use_plugins(content: dict[str, Any], path: Path, goes_on: bool = True, of_ru
     given = content.pop("plugin", [])
     sources = [given] if isinstance(given, str) else given
     if not isinstance(sources, list) or not all(isinstance(source, str | dict) for source in sources):
-        raise ConfigError(
-            f'FP1075 {path}: plugin must be a file or several, such as ["my_rules.py"], got {given!r:.100}'
-        )
+        raise ConfigError(f'FP1075 {path}: plugin must be a list of files, such as ["my_rules.py"], got {given!r:.100}')
     plugins.use(sources, path.parent, goes_on, path.parent if of_run else None)
 
 

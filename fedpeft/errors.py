@@ -9,7 +9,7 @@ code is a part of the text, so logs, worker processes, messages and errors that 
 
     FedpeftError
     ├── ConfigError     FP1...  a flag, key, part or setting
-    ├── AssetError      FP2...  a model or data set that can't be fetched or verified
+    ├── AssetError      FP2...  a model or dataset that can't be fetched or verified
     ├── DataError       FP3...  rows, columns, labels, partitions
     ├── ModelError      FP4...  a base model or its fit with the PEFT method
     ├── RunError        FP5...  a run directory: exists already, can't be resumed, can't be read
@@ -50,7 +50,7 @@ class ConfigError(FedpeftError):
 
 
 class AssetError(FedpeftError):
-    """A model or data set that can't be fetched, verified or stored."""
+    """A model or dataset that can't be fetched, verified or stored."""
 
     uncoded = "FP2000"
 

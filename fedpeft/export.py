@@ -246,7 +246,7 @@ def _run_export(command: Command, console: Console) -> None:
     if command.push and command.client is not None:
         raise ConfigError("FP1173 a client's own adapter stays here; leave --push or --client out")
     if command.public and not command.push:
-        raise ConfigError("FP1174 --public says who can see what --push sends; give --push ORG/NAME, too")
+        raise ConfigError("FP1174 --public sets who can see what --push sends; give --push ORG/NAME, too")
     if command.push:
         check_name(command.push)
     if command.client is None:

@@ -50,14 +50,14 @@ _FILE = re.compile(
 
 
 class DatasetFamily(Family[T]):
-    """Data sets. A file name alone is not the text of a data set."""
+    """Datasets. A file name alone is not the text of a dataset."""
 
     def parse_text(self, text: str) -> Spec:
         """See `Family`."""
         if _FILE.fullmatch(text.strip()):
             path = text.strip()
-            hub = "" if "." in path else f", or hf:{path} for a data set of the hub"
-            raise ConfigError(f"FP1085 {text!r} is not a data set; write file:{path} for a file of rows{hub}")
+            hub = "" if "." in path else f", or hf:{path} for a dataset of the hub"
+            raise ConfigError(f"FP1085 {text!r} is not a dataset; write file:{path} for a file of rows{hub}")
         return super().parse_text(text)
 
 
@@ -176,20 +176,20 @@ def split_steps(text: str) -> list[str]:
     """
     words = split_outside_parentheses(text, "|")
     if any(len(split_outside_parentheses(word, "+")) > 1 for word in words):
-        raise ConfigError(f"FP1048 the codec {text!r} joins its steps by +; write step | step | ...")
+        raise ConfigError(f"FP1048 the codec {text!r} joins its steps with +; write step | step | ...")
     return words
 
 
 ELSEWHERE: Final = {
-    "fedavg": "the mean that FedAvg takes is the strategy fedit",
-    "fedprox": "FedProx is a penalty on clients, with any strategy: --drift 'fedprox(mu=0.01)'",
-    "scaffold": "SCAFFOLD corrects the clients' drift, with any linear strategy: --drift scaffold",
-    "la_lora": "LA-LoRA is what clients do in their local steps, with any strategy of both factors: --drift la_lora",
-    "florist": "FLoRIST is flexlora with a share of the energy to keep: --strategy 'flexlora(energy=0.9)'",
-    "fedavgm": "FedAvgM is momentum at the server: --strategy fedit --server-optimizer 'momentum(beta=0.9)'",
-    "fedadam": "FedAdam is what the server does with the mean: --strategy fedit --server-optimizer adam",
-    "fedyogi": "FedYogi is what the server does with the mean: --strategy fedit --server-optimizer yogi",
-    "fedadagrad": "FedAdagrad is what the server does with the mean: --strategy fedit --server-optimizer adagrad",
+    "fedavg": "FedAvg is called fedit here: --strategy fedit",
+    "fedprox": "FedProx is a drift correction, for any strategy: --drift 'fedprox(mu=0.01)'",
+    "scaffold": "SCAFFOLD is a drift correction, for any linear strategy: --drift scaffold",
+    "la_lora": "LA-LoRA is a drift correction, for any strategy that trains both factors: --drift la_lora",
+    "florist": "FLoRIST is flexlora that keeps a share of the energy: --strategy 'flexlora(energy=0.9)'",
+    "fedavgm": "FedAvgM is a server optimizer: --strategy fedit --server-optimizer 'momentum(beta=0.9)'",
+    "fedadam": "FedAdam is a server optimizer: --strategy fedit --server-optimizer adam",
+    "fedyogi": "FedYogi is a server optimizer: --strategy fedit --server-optimizer yogi",
+    "fedadagrad": "FedAdagrad is a server optimizer: --strategy fedit --server-optimizer adagrad",
 }
 """By name in small letters, a clause about where it is."""
 
@@ -238,7 +238,7 @@ PARTITIONS: Family[Partitioner] = Family(
     "fedpeft.data.partitions", "partition", kind="fedpeft.data.partition.Partitioner"
 )
 
-DATASETS: Family[Source] = DatasetFamily("fedpeft.data.datasets", "data set", kind="fedpeft.data.rows.Source")
+DATASETS: Family[Source] = DatasetFamily("fedpeft.data.datasets", "dataset", kind="fedpeft.data.rows.Source")
 
 codecs: CodecFamily[Step] = CodecFamily(
     "fedpeft.communication.codecs",

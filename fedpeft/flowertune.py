@@ -60,10 +60,10 @@ class Command:
     ignore_code: Annotated[
         bool, tyro.conf.arg(help="run although the project has Python code of its own, without that code")
     ] = False
-    data: Annotated[str, tyro.conf.arg(help="file or folder with the rows, if there is no hub")] = ""
-    test: Annotated[str, tyro.conf.arg(help="file of test examples; by default, 200 rows are held out")] = ""
+    data: Annotated[str, tyro.conf.arg(help="file or folder with the examples, if the hub is out of reach")] = ""
+    test: Annotated[str, tyro.conf.arg(help="file of test examples; by default, 200 examples are held out")] = ""
     track: Annotated[
-        str, tyro.conf.arg(help="general_nlp, finance, medical or code, if the data set's name is of none")
+        str, tyro.conf.arg(help="general_nlp, finance, medical or code, if the dataset's name matches none")
     ] = ""
     clients: Annotated[int, tyro.conf.arg(help="number of SuperNodes; 0: that of the project or its track")] = 0
     codec: Annotated[str, tyro.conf.arg(help="codec of updates; fp32: the template's")] = "small"
@@ -152,7 +152,9 @@ def _print_introduction(project: FlowerTuneProject, console: Console) -> None:
     what = f"{project.folder}: {project.track}, {project.clients} clients, {data}"
     lines = [f"[bold]project[/] {escape(what)}"]
     lines += [f"[bold yellow]ignored[/] {escape(key)}: {why}" for key, why in project.ignored.items()]
-    lines += [f"[bold yellow]not executed[/] {escape(file)}: it is none of the templates'" for file in project.code]
+    lines += [
+        f"[bold yellow]not executed[/] {escape(file)}: it is not a file of the templates" for file in project.code
+    ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

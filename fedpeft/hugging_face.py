@@ -127,7 +127,7 @@ class FederatedTraining:
         with lock_state_folder(folder):
             edge = TrainerEdge(description, self.trainer, self.train_once, ranks, folder, observer)
             observer.say(
-                f"[bold]{self.link.name}[/]  {edge.rows} rows, {type(self.trainer).__name__}, "
+                f"[bold]{self.link.name}[/]  {edge.rows} examples, {type(self.trainer).__name__}, "
                 f"{escape(edge.config.peft)}"
             )
             take_part(edge, self.link, open_transcript(edge, self.link), patience, observer)
@@ -151,5 +151,6 @@ def _check(trainer: Any) -> None:
         )
     if trainer.train_dataset is None or not hasattr(trainer.train_dataset, "__len__"):
         raise ConfigError(
-            "FP1199 the trainer's train_dataset must have a length: a client's rows are its weight in the mean"
+            "FP1199 the trainer's train_dataset must have a length: a client's number of examples is its "
+            "weight in the mean"
         )

@@ -1,6 +1,6 @@
 """Parts and their text form: `name(key=value, ...)`.
 
-Everything pluggable (strategies, codecs, PEFT methods, data sets, partitions, ...) is a *part*: a frozen dataclass
+Everything pluggable (strategies, codecs, PEFT methods, datasets, partitions, ...) is a *part*: a frozen dataclass
 whose fields are its settings, in a file of its own that ends with `part = TheClass`. The file's name is the part's
 name. A `Family` is a folder of such files; adding a file adds a part, nothing else is edited. Parts of users' own
 files and packages join it under the name that stands there (`fedpeft.plugins`).
@@ -188,7 +188,7 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
     refused: Mapping[str, str] = getattr(cls, "settled_elsewhere", {})
     for name in given:
         if name not in fields and elsewhere.get(name) in fields:
-            raise ConfigError(f"FP1223 {owner} has no setting {name!r}: here it is called {elsewhere[name]}")
+            raise ConfigError(f"FP1223 {owner} has no setting {name!r}; fedpeft calls it {elsewhere[name]}")
         if name not in fields and name in refused:
             raise ConfigError(f"FP1224 {owner} has no setting {name!r}: {refused[name]}")
         if name not in fields:
@@ -382,7 +382,10 @@ class Family(Generic[T]):
         """
         outside = self.find_outside_parts().get(name)
         if outside and outside not in plugins.list_named() and not plugins.is_loaded(self.group, name, outside):
-            raise ConfigError(f"FP1233 the {self.noun} {name!r} of {outside} is not in use here")
+            raise ConfigError(
+                f"FP1233 the {self.noun} {name!r} belongs to the plugin {outside}, which is not loaded here; name "
+                "it with --plugin"
+            )
         return self.part(name)
 
     def parse_text(self, text: str) -> Spec:
@@ -452,7 +455,7 @@ class Family(Generic[T]):
         """Return why a class can't be a part of this family; empty: it can."""
         kind = self.kind
         if not is_protocol(kind):
-            return "" if issubclass(cls, kind) else f"is not made from {kind.__module__}.{kind.__qualname__}"
+            return "" if issubclass(cls, kind) else f"is not a subclass of {kind.__module__}.{kind.__qualname__}"
         members = [*inspect.get_annotations(kind), *vars(kind)]
         missing = [member for member in members if not member.startswith("_") and not hasattr(cls, member)]
         return f"has no {', no '.join(missing)}" if missing else ""

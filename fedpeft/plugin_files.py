@@ -77,7 +77,7 @@ def check(cls: Any, name: str, source: str) -> None:
     """ConfigError unless it is a frozen dataclass under a name that a text can hold."""
     short = name.partition(".")[2]
     if not short.isidentifier() or short.startswith("_"):
-        raise ConfigError(f"FP1250 {name!r} of {source} is not a legal name of a part; take letters, digits and _")
+        raise ConfigError(f"FP1250 {name!r} of {source} is not a legal name of a part; use letters, digits and _")
     frozen = isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
     if not frozen and any(base.__module__.startswith("flwr.") for base in getattr(cls, "__mro__", ())):
         shown = cls.__name__

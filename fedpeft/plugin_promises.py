@@ -1,7 +1,7 @@
-"""What a part from outside is held to: the methods of the fedpeft class, or protocol, that it was made from.
+"""Checks that a plugin's class keeps the interface of the fedpeft class or protocol that it implements.
 
-It has all of them, they take what they are called with, and give back what their annotation there says. Else a run
-would fail somewhere inside of fedpeft, in words that name no file of the user's.
+The class must define all methods, with the arguments that fedpeft passes, and each method must return the annotated
+type. Without these checks, a run would fail inside fedpeft with an error that does not name the user's file.
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ _NUMBERS = {float: numbers.Real, int: numbers.Integral}
 
 
 def hold(cls: type, kind: type, who: str, abilities: Iterable[type] = ()) -> None:
-    """Have a class keep what `kind`, and whatever else of fedpeft it is made from, has promised in its name.
+    """Check a plugin's class against the interface of `kind` and of its other fedpeft base classes.
+
+    Its methods are wrapped, so that each call also checks the type of the result.
 
     Args:
-        cls: from outside; the methods of its own are checked from now on whenever they are called.
-        kind: the class or protocol of its family.
-        who: names the part at the beginning of a sentence.
-        abilities: protocols that a class of this family may also follow.
+        cls: the plugin's class, which is changed in place.
+        kind: the class or protocol that all parts of the group implement.
+        who: the part's name, with which error messages begin.
+        abilities: further protocols that a part of this group may implement.
 
     Raises:
-        ConfigError: it lacks a method, or has one that can't be called as it will be.
+        ConfigError: a method is missing or does not take the promised arguments, or an attribute has a wrong type.
     """
     if inspect.isabstract(cls):
         lacking = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
-        raise ConfigError(f"FP1253 {who} lacks what {kind.__module__}.{kind.__qualname__} leaves to it: {lacking}")
+        raise ConfigError(
+            f"FP1253 {who} does not define what {kind.__module__}.{kind.__qualname__} requires: {lacking}"
+        )
     own_classes = [base for base in cls.__mro__ if not _is_ours(base)]
     for name, due in _find_attributes(cls, kind).items():
         if not hasattr(cls, name) or any(name in vars(base) for base in own_classes):
@@ -58,7 +62,7 @@ def _is_ours(cls: type) -> bool:
 
 
 def _find_attributes(cls: type, kind: type) -> dict[str, Any]:
-    """Return the attributes that fedpeft's classes annotate, with their types, except settings without default."""
+    """Return the types of all attributes that fedpeft's base classes annotate, except fields without a default."""
     found: dict[str, Any] = {}
     for base in filter(_is_ours, (*cls.__mro__, *kind.__mro__)):
         for name, due in inspect.get_annotations(base).items():
@@ -73,7 +77,7 @@ def _find_attributes(cls: type, kind: type) -> dict[str, Any]:
 
 
 def _check_attribute(value: Any, due: Any, what: str) -> None:
-    """ConfigError unless what a class says of itself is of the annotated type; what each object says is left."""
+    """Raise ConfigError unless a class attribute has the annotated type; properties of objects are not checked."""
     if isinstance(value, property | functools.cached_property):
         return
     if typing.get_origin(due) is typing.Literal:
@@ -85,7 +89,7 @@ def _check_attribute(value: Any, due: Any, what: str) -> None:
 
 
 def _find_promised(promisers: Iterable[type], name: str) -> Any:
-    """Return the first member of this name in fedpeft's classes; None: they have none."""
+    """Return the first member with this name in fedpeft's classes, or None if they have none."""
     if name.startswith("__"):
         return None
     return next((vars(base)[name] for base in promisers if name in vars(base)), None)
@@ -107,7 +111,7 @@ def _wrap_method(own: Callable[..., Any], promised: Callable[..., Any], what: st
 
 
 def _check_result(own: Callable[..., Any], promised: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Return the method with a check of its result if the promise has a type."""
+    """Return the method with a check of its result if the interface annotates a type for it."""
     try:
         written = types.SimpleNamespace(__annotations__={"return": inspect.signature(promised).return_annotation})
         due = typing.get_type_hints(written, promised.__globals__)["return"]
@@ -128,7 +132,7 @@ def _check_result(own: Callable[..., Any], promised: Callable[..., Any], what: s
 
 
 def is_of_type(value: Any, due: Any) -> bool:
-    """Return whether a value is of an annotated type, as far as can be told without going through what is large."""
+    """Return whether a value has the annotated type. Iterators and lists are not read to their end."""
     origin, inner = typing.get_origin(due), typing.get_args(due)
     if origin in (typing.Union, types.UnionType):
         return any(is_of_type(value, one) for one in inner)

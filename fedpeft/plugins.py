@@ -99,8 +99,8 @@ class Plugin:
             return Recipe(self.record, cloudpickle.dumps(needed))
         except Exception as error:  # whatever a class's members raise
             raise ConfigError(
-                f"FP1260 {', '.join(self.names)} can't be sent to worker processes ({type(error).__name__}: {error}); "
-                "take workers=1, or put it into a file and name that as plugin"
+                f"FP1260 {', '.join(self.names)} can't be sent to worker processes ({type(error).__name__}: "
+                f"{error}); use workers=1, or put it into a file and name that as plugin"
             ) from error
 
 
@@ -184,8 +184,8 @@ def use(
     for given in plugins:
         if run is not None and isinstance(given, str):
             raise ConfigError(
-                f"FP1509 {run}/config.toml names the plugin {given!r:.200}, and a run records its plugins in tables "
-                "[[plugin]]; take the line out, and name the file with --plugin if you trust it"
+                f"FP1509 {run}/config.toml names the plugin {given!r:.200}, and a run records its plugins in "
+                "tables [[plugin]]; remove that line, and name the file with --plugin if you trust it"
             )
         plugin = (
             _find_recorded(given, goes_on, run) if isinstance(given, Mapping | Recipe) else find_plugin(given, beside)
@@ -352,7 +352,7 @@ def _locate_plugin(source: str, run: Path | None) -> Plugin:
     if not Path(source).is_absolute():
         return _find_package(source)
     if Path(source).resolve().is_relative_to(run.resolve()):
-        raise ConfigError(f"FP1510 it lies in the run's folder {run}, and code that comes with a run is not run")
+        raise ConfigError(f"FP1510 it is in the run's folder {run}, and fedpeft runs no code that comes with a run")
     return find_plugin(source)
 
 
@@ -409,7 +409,7 @@ def _find_recorded(given: Mapping[str, Any] | Recipe, goes_on: bool, run: Path |
             raise ConfigError(f"FP1265 {why}; if it lies elsewhere now, name it with --plugin FILE") from error
         gone = Path(source).is_absolute() and not Path(source).exists()
         told = f"of {source}, which is not there any more" if gone else f"of {source}, which can't be used ({error})"
-        _state.lost |= dict.fromkeys(map(str, record["parts"]), f"{told}: say where it lies now, with --plugin FILE")
+        _state.lost |= dict.fromkeys(map(str, record["parts"]), f"{told}: name its present place with --plugin FILE")
         return None
     if plugin.is_as(version):
         return plugin
@@ -451,8 +451,8 @@ def _refuse_changed(source: str, version: str, now: str, parts: Iterable[Any], g
 
 def _differs(source: str, before: str, why: str) -> ConfigError:
     return ConfigError(
-        f"FP1266 this run needs the plugin {source} as it was ({before}), and {why}; put back what was there, or start "
-        "a new run"
+        f"FP1266 this run needs the plugin {source} in its original version ({before}), but {why}; restore that "
+        "version, or start a new run"
     )
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or PICTURE [PICTURE ...] for images.
+    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or IMAGE [IMAGE ...] for images.
 
     For a file of rows, or a folder of pictures: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv.
     """
@@ -56,15 +56,13 @@ class Command:
     words: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or files of pictures for runs on images"
-        ),
+        tyro.conf.arg(metavar="RUN [RUN ...] TEXT", help="run folders, then a text, or image files for runs on images"),
     ]
     data: Annotated[
         Path | None,
         tyro.conf.arg(
             metavar="FILE",
-            help="instead of a text: a file of rows, as --dataset file: reads it, or a folder or table of pictures",
+            help="instead of a text: a file of rows, as --dataset file: reads it, or a folder or table of images",
         ),
     ] = None
     output: Annotated[
@@ -152,7 +150,7 @@ def _run_predict(command: Command, console: Console) -> None:
         raise ConfigError("FP1280 --output and --text need a file of rows; give it with --data FILE, or leave them out")
     if len(command.words) < 2 or not command.words[-1].strip():
         raise ConfigError(
-            "FP1281 predict needs a run's folder and a text, or a picture's file: python -m fedpeft.predict runs/NAME "
+            "FP1281 predict needs a run's folder and a text, or an image file: python -m fedpeft.predict runs/NAME "
             '"text"'
         )
     if command.new_tokens < 1:
@@ -183,7 +181,9 @@ def create_heartbeat(console: Console, said: Counter[str]) -> Callable[[], None]
         if answered == told[0]:
             return
         told[0] = answered
-        console.print(f"...     {answered:,} rows answered" if answered else "...     reading the rows and the model")
+        console.print(
+            f"...     {answered:,} rows answered" if answered else "...     reading the examples and the model"
+        )
 
     return beat
 

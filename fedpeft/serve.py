@@ -113,7 +113,7 @@ def describe_finished(folder: Path) -> str:
         return ""
     if not isinstance(summary, dict):
         return ""
-    return f"{folder} is finished: its rounds are done, and summary.json says what they have led to"
+    return f"{folder} is finished: its rounds are done, and summary.json contains the results"
 
 
 def main(arguments: list[str] | None = None) -> int:

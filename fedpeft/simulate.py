@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from fedpeft.simulation.simulation import Simulation
 
 
-ABOUT = """Simulate a federation: split a data set over many clients and fine-tune one adapter with all of them.
+ABOUT = """Simulate a federation: split a dataset over many clients and fine-tune one adapter with all of them.
 python -m fedpeft.simulate --clients 100"""
 
 OPTIONS = {
@@ -204,7 +204,7 @@ def _needs_processes(config: RunConfig) -> bool:
     return workers > 1 and GRIDS.build(config.grid).cluster is None
 
 
-SCORED = "scoring the saved adapter on the test rows (fp32)"
+SCORED = "scoring the saved adapter on the test set (fp32)"
 """The phase of the final score."""
 
 
@@ -334,7 +334,7 @@ def _score_last_state(simulation: Simulation, progress: ServerState) -> FinalSco
     folder = simulation.folder / "last"
     folder.mkdir(exist_ok=True)
     save(simulation.setup, progress.reached_state, folder, progress.residual.total)
-    return simulation.scorer.score(folder, "scoring the last state on the test rows (fp32)")
+    return simulation.scorer.score(folder, "scoring the last state on the test set (fp32)")
 
 
 def _print_introduction(simulation: Simulation, observer: ConsoleObserver) -> None:

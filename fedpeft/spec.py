@@ -68,7 +68,7 @@ def _describe_mistake(text: str) -> str:
     if not _is_balanced(text):
         return f"{said}; its parentheses don't balance"
     if text.endswith(")") and _is_balanced(text.partition("(")[2].rpartition(")")[0]):
-        return f"{said}; a value with a space, or other signs than letters, digits and _, stands in quotes"
+        return f"{said}; a value with a space, or signs other than letters, digits and _, needs quotes"
     return said
 
 

@@ -122,8 +122,8 @@ def complete_study(command: Command, console: Console) -> list[Result]:
     show_plan(place, left, jobs, console)
     if place.study.precision:
         console.print(
-            f"precision: {place.study.precision}, as of the results that are there; this machine would take another "
-            "(dtype in [base] names one)",
+            f"precision: {place.study.precision}, as in the existing results; this machine has another "
+            "default (dtype in [base] sets one)",
             highlight=False,
             soft_wrap=True,
             markup=False,
@@ -137,8 +137,8 @@ def complete_study(command: Command, console: Console) -> list[Result]:
         )
     if place.unsaid:
         console.print(
-            f"nobody knows what was in your own files when finished runs were made of them ({len(place.unsaid)} of "
-            f"{len(place.planned)}): it is taken to be what is there now",
+            f"the contents of your own files at the time of finished runs are not recorded ({len(place.unsaid)} of "
+            f"{len(place.planned)}): the present contents are assumed",
             highlight=False,
             soft_wrap=True,
         )

@@ -75,7 +75,7 @@ def compare(command: Command, console: Console) -> bool:
     difference = find_first_difference(one, other)
     if difference is not None:
         say(
-            f"different: from record {difference.position} ({difference.called}) on, both were told otherwise in "
+            f"different: from record {difference.position} ({difference.called}) on, they differ in "
             f"{', '.join(difference.names)}"
         )
         return False

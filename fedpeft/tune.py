@@ -119,7 +119,7 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Sear
     study = store.open_study(search, folder, build_part(search.build_corner({}), "measure").validation.every)
     sizes, blocks = None, 0
     if search.budget is not None or search.hybrid is not None:
-        doing = "reading the rows and the model, whose sizes count"
+        doing = "reading the examples and the model, whose sizes count"
         output.print(doing, highlight=False)
         with Heartbeat(lambda: output.print(f"...     {doing}", highlight=False), SILENCE):
             console.silence_libraries()

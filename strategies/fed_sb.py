@@ -38,7 +38,7 @@ class FedSB(LinearStrategy):
         """
         if not find_cores(layout):
             raise ConfigError(
-                "FP1483 fed_sb trains the square R of B R A; use a peft method that has tensors named lora_R"
+                "FP1483 fed_sb trains the square R of B R A; choose a peft method that has tensors named lora_R"
             )
         if any(form and layout.form and form.rank != layout.form.rank for form in forms):
             raise ConfigError("FP1484 fed_sb needs the same rank at all clients (alphas may differ); give one rank")

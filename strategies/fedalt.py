@@ -48,7 +48,8 @@ class FedALT(LinearStrategy):
         """
         if self.clients not in (0, clients):
             raise ConfigError(
-                f"FP1294 {format_part(self)} names {self.clients} clients, and the run has {clients}; leave it out"
+                f"FP1294 {format_part(self)} names {self.clients} clients, and the run has {clients}; leave "
+                "clients= out"
             )
         return replace(self, clients=clients)
 
@@ -60,7 +61,7 @@ class FedALT(LinearStrategy):
         """
         super().check(layout, forms)
         if not _map_means(layout):
-            raise ConfigError("FP1485 fedalt trains an adapter beside that of all other clients; take --peft row_lora")
+            raise ConfigError("FP1485 fedalt trains an adapter beside that of all other clients; use --peft row_lora")
         if self.weighting == "rows":
             raise ConfigError("FP1486 fedalt gives all clients the same weight; leave weighting out")
         if self.clients == 1:

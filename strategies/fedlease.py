@@ -66,7 +66,7 @@ class FedLEASE(GroupedStrategy):
         """
         super().check(layout, forms)
         if not _find_names(layout, ".others_B.weight"):
-            raise ConfigError("FP1488 fedlease mixes the experts of all clusters; take --peft expert_lora")
+            raise ConfigError("FP1488 fedlease mixes the experts of all clusters; use --peft expert_lora")
 
     def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names but those of the other clusters' experts."""
@@ -83,7 +83,7 @@ class FedLEASE(GroupedStrategy):
         room = (len(next(iter(found))) + 1) // 2
         if len(found) > 1 or found - {tuple((number_slots(room) >= m).tolist()) for m in range(1, room + 1)}:
             raise PayloadError(
-                f"FP6175 the server opens slots of experts that go with no number of them from 1 to {room}"
+                f"FP6175 the server opens a set of expert slots that fits no number of experts from 1 to {room}"
             )
         return received
 

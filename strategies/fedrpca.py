@@ -43,7 +43,7 @@ class FedRPCA(GatherStrategy):
 
     beta: float | None = setting(None, "factor of the sparse part; none: the inverse of its share in the mean", low=0)
     largest: float = setting(5.0, "the largest factor that an adaptive beta may reach", low=1)
-    steps: int = setting(200, "steps of the decomposition at most", low=1)
+    steps: int = setting(200, "most steps of the decomposition", low=1)
 
     mixed_ranks: ClassVar[bool] = True
     arrives_whole: ClassVar[bool] = False

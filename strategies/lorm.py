@@ -39,7 +39,7 @@ EMPTY = 1e-12
 class LoRM(GatherStrategy):
     """Factors merged in closed form, one in each round."""
 
-    moments: str = setting("diagonal", "of a layer's inputs, that clients send", choices=("diagonal", "full"))
+    moments: str = setting("diagonal", "moments of a layer's inputs that clients send", choices=("diagonal", "full"))
 
     def choose_question(self, moment: Moment, layout: Layout) -> str:
         """Ask each client for the moments of its layers' inputs before it trains."""

@@ -30,7 +30,7 @@ from fedpeft.peft.adapter import TensorSpec
 class OLoRA(TaskRanks):
     """Factors for each task, with a penalty on their overlap with earlier ones."""
 
-    strength: float = setting(0.5, "of the penalty sum |A_i A_t^T| (paper's code: 0.5)", low=0)
+    strength: float = setting(0.5, "factor of the penalty sum |A_i A_t^T| (paper's code: 0.5)", low=0)
 
     def compute_pull(self, spec: TensorSpec, value: Tensor, received: Tensor, ranks: tuple[int, ...]) -> Tensor | None:
         """Return strength * sign(A_t A_old^T) A_old in the rows of A_t."""

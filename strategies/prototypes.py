@@ -49,7 +49,7 @@ class Prototypes(TaskStrategy):
         """
         super().check(layout, forms)
         if "head.weight" not in layout.by_name:
-            raise ConfigError("FP1494 prototypes needs classes, which a language model lacks; take o_lora or inf_lora")
+            raise ConfigError("FP1494 prototypes needs classes, which a language model lacks; use o_lora or inf_lora")
 
     def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names but those of the head."""

@@ -36,7 +36,7 @@ class RaFLoRA(FlexLoRA):
         """
         if self.missing_ranks != "zero":
             raise ConfigError(
-                "FP1495 raflora counts only a rank's owners, so it has no missing_ranks; leave it out, or take flexlora"
+                "FP1495 raflora counts only a rank's owners, so it has no missing_ranks; leave it out, or use flexlora"
             )
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:

@@ -36,7 +36,7 @@ class RankBudget(MixedRankStrategy):
     """The truncated SVD of dW*, with a common budget of ranks for all layers."""
 
     share: float = setting(0.5, "share of the numbers of all factors that may differ from 0", above=0, high=1)
-    importance: str = setting("energy", "worth of a rank", choices=("energy", "sensitivity"))
+    importance: str = setting("energy", "measure of a rank's importance", choices=("energy", "sensitivity"))
     warmup: int = setting(1, "rounds before the first cut", low=0)
     svd: str = setting("auto", "method of the SVD; auto: the cheapest exact one", choices=METHODS)
 

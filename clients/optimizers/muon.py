@@ -120,8 +120,8 @@ class Muon(LocalOptimizer):
         optimizer.factors = frozenset(p for name, p in parameters.items() if name.endswith(FACTORS))
         if not optimizer.factors:
             raise ConfigError(
-                "FP1515 muon orthogonalizes LoRA's factors, and what is trained here has none; take --optimizer "
-                "adamw, or --peft lora"
+                "FP1515 muon orthogonalizes LoRA's factors, but this run trains none; use --optimizer adamw, "
+                "or --peft lora"
             )
 
 

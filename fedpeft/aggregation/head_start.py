@@ -61,8 +61,8 @@ class HeadStart(ABC):
             ConfigError: the head starts from classes, as by default.
         """
         raise ConfigError(
-            f"FP1013 head={name_of(type(self))} starts from classes, and these rows have "
-            f"{'numbers' if targets == 'numbers' else 'several labels each'}; take --head ridge or zero"
+            f"FP1013 head={name_of(type(self))} starts from classes, and these examples have "
+            f"{'numbers' if targets == 'numbers' else 'several labels each'}; use --head ridge or zero"
         )
 
     def compact(self) -> HeadStart:
@@ -131,7 +131,8 @@ def require_variation(head: HeadStart) -> DescribesVariation:
     """
     if not isinstance(head, DescribesVariation):
         raise ConfigError(
-            f"FP1014 head={name_of(type(head))} does not tell how features vary; take --head private_ridge"
+            f"FP1014 head={name_of(type(head))} does not measure how features vary, which whitening needs; use "
+            "--head private_ridge"
         )
     return head
 
@@ -156,13 +157,15 @@ def compute_statistics(head: HeadStart, features: Tensor, labels: Tensor, output
     for name in sorted(found.keys() | shapes.keys()):
         if found.get(name) != shapes.get(name):
             raise ConfigError(
-                f"FP1015 {own} statistics whose {name} is {found.get(name, 'missing')}, and its shapes say "
-                f"{shapes.get(name, 'nothing of it')}: statistics and shapes have to agree"
+                f"FP1015 {own} the statistic {name}: {found.get(name, 'missing')}, but its shapes() declares "
+                f"{shapes.get(name, 'none')}; make both equal"
             )
         if not made[name].is_floating_point():
-            raise ConfigError(f"FP1016 {own} statistics whose {name} is {made[name].dtype}: give numbers, by .float()")
+            raise ConfigError(f"FP1016 {own} the statistic {name} as {made[name].dtype}; convert it with .float()")
         if not bool(made[name].isfinite().all()):
-            raise ConfigError(f"FP1017 {own} statistics whose {name} is not finite: look at its statistics")
+            raise ConfigError(
+                f"FP1017 {own} the statistic {name} with values that are not finite; correct its statistics()"
+            )
     return made
 
 
@@ -181,19 +184,21 @@ def check_solved(head: HeadStart, made: State, start: State) -> None:
     wanted = {tensor for tensor in ("head.weight", "head.bias") if tensor in start}
     if missing := sorted(wanted - made.keys()):
         raise ConfigError(
-            f"FP1018 the head {name} leaves out {missing[0]}: solve has to give {' and '.join(sorted(wanted))}"
+            f"FP1018 the head {name} does not return {missing[0]}; its solve() must return "
+            f"{' and '.join(sorted(wanted))}"
         )
     if more := sorted(made.keys() - wanted):
         raise ConfigError(
-            f"FP1019 the head {name} makes {more[0]!r:.80}; solve has to give {' and '.join(sorted(wanted))}"
+            f"FP1019 the head {name} returns {more[0]!r:.80}; its solve() must return {' and '.join(sorted(wanted))}"
         )
     for tensor in sorted(wanted):
         if made[tensor].shape != start[tensor].shape:
             raise ConfigError(
-                f"FP1020 the head {name} makes {tensor} of shape {tuple(made[tensor].shape)} where the model has "
-                f"{tuple(start[tensor].shape)}"
+                f"FP1020 the head {name} returns {tensor} of shape {tuple(made[tensor].shape)}; its shape in "
+                f"the model is {tuple(start[tensor].shape)}"
             )
         if not bool(made[tensor].isfinite().all()):
             raise ConfigError(
-                f"FP1021 the head {name} makes a {tensor} that is not finite: look at its solve, or take another --head"
+                f"FP1021 the head {name} returns values of {tensor} that are not finite; correct its solve(), "
+                "or choose another --head"
             )

@@ -28,7 +28,7 @@ def declare_missing_ranks() -> Any:
     """Return the setting `missing_ranks`, the same for all rules that have it."""
     return setting(
         "zero",
-        "what a client of lower rank says about the ranks it lacks: zero (exact dW*) or keep (no change)",
+        "how ranks count that a client lacks: zero (exact dW*) or keep (no change)",
         choices=("zero", "keep"),
     )
 

@@ -80,9 +80,9 @@ def get_moment(memory: OptimizerState, label: str, direction: State, initial: fl
 class AdaptiveServerOptimizer(ServerOptimizer):
     """x <- x + eta m / (sqrt(v) + tau)."""
 
-    learning_rate: float = setting(1e-2, "eta", above=0)
+    learning_rate: float = setting(1e-2, "eta, the length of a step", above=0)
     beta1: float = setting(0.9, "share of the last m that is kept", low=0, below=1)
-    tau: float = setting(1e-3, "adaptivity: the smaller, the more the steps are equalised", above=0)
+    tau: float = setting(1e-3, "adaptivity: the smaller, the more the steps are equalized", above=0)
 
     def slow_down(self, rate: float) -> ServerOptimizer:
         """Return the optimizer with a lower eta, since a step is as long as eta, however small the updates are."""

@@ -37,7 +37,9 @@ WEIGHTINGS = ("auto", "rows", "uniform")
 class Strategy:
     """One aggregation rule. Subclasses are frozen dataclasses; their fields are the user's settings."""
 
-    weighting: str = setting("auto", "of clients; auto: by rows, under privacy uniform", choices=WEIGHTINGS)
+    weighting: str = setting(
+        "auto", "weights of clients; auto: by examples, or uniform under privacy", choices=WEIGHTINGS
+    )
 
     mixed_ranks: ClassVar[bool] = False
     """Whether clients may hold different ranks and alphas."""
@@ -73,8 +75,8 @@ class Strategy:
         name = type(self).__name__
         if not isinstance(self, LinearStrategy | RoundStrategy):
             raise ConfigError(
-                f"FP1022 {name} is made from Strategy itself, which makes no next state: make it from LinearStrategy, "
-                "GatherStrategy or RoundStrategy of fedpeft.aggregation.strategy"
+                f"FP1022 {name} subclasses Strategy directly, which computes no next state; subclass "
+                "LinearStrategy, GatherStrategy or RoundStrategy of fedpeft.aggregation.strategy"
             )
         if self.needs_lora and not layout.pairs:
             raise ConfigError(

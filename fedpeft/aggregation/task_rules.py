@@ -53,9 +53,9 @@ class TaskBoundary:
 class TaskStrategy(LinearStrategy):
     """A linear rule that depends on the tasks. The run fills in its settings."""
 
-    tasks: int = setting(0, "number of tasks; 0: that of the data set", low=0)
-    every: int = setting(0, "rounds of a task; 0: those of the data set", low=0)
-    late: int = setting(0, "largest delay of a client in rounds; 0: that of the data set", low=0)
+    tasks: int = setting(0, "number of tasks; 0: that of the dataset", low=0)
+    every: int = setting(0, "rounds of a task; 0: those of the dataset", low=0)
+    late: int = setting(0, "largest delay of a client in rounds; 0: that of the dataset", low=0)
 
     makes_head: ClassVar[bool] = False
     """Whether the rule makes the head at the begin of each task, so that the run needs no start of the head."""

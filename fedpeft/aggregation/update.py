@@ -72,7 +72,10 @@ class Fold:
         """
         if self.sums and state.keys() != self.sums.keys():
             name = min(state.keys() ^ self.sums.keys())
-            raise ConfigError(f"FP1028 the strategy's contributions contain {name} for some clients but not for others")
+            raise ConfigError(
+                f"FP1028 the strategy's contributions contain {name} for some clients but not for others; return "
+                "the same tensors for all clients"
+            )
         for name, tensor in state.items():
             if name in self.sums and tensor.shape != self.sums[name].shape:
                 shapes = f"{tuple(tensor.shape)} after {tuple(self.sums[name].shape)}"

@@ -54,7 +54,9 @@ class Whitening:
         m = len(center)
         legal = 0 < m <= width and turn.shape == (m, m) and gain.shape == (1,) and float(gain) > 0
         if not legal or not all(bool(torch.isfinite(t).all()) for t in (turn, center, gain)):
-            raise PayloadError(f"FP6020 the server sends a whitening that turns no features of {width} numbers")
+            raise PayloadError(
+                f"FP6020 the server sends whitening directions that do not fit features of {width} numbers"
+            )
         return cls(turn, center, float(gain), width)
 
     @staticmethod

@@ -91,7 +91,7 @@ def show(verdict: Verdict, console: Console) -> None:
 def show_sums(verdict: SumVerdict, console: Console) -> None:
     """Print how many colluding clients secure sums tolerate."""
     rows = [(f"{clients} clients", str(tolerated)) for clients, tolerated in verdict.tolerated.items()]
-    word = f"[bold red]it protects less than it claims[/]: {verdict.excess}" if verdict.excess else "consistent"
+    word = f"[bold red]protects less than it claims[/]: {verdict.excess}" if verdict.excess else "consistent"
     console.print(create_summary_table("colluding clients that a secure sum tolerates", [*rows, ("verdict", word)]))
 
 

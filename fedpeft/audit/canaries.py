@@ -123,8 +123,8 @@ def run(audit: CanaryAudit, folder: Path) -> Verdict:
         raise PrivacyError(f"FP7010 {audit.privacy} makes no privacy claim to audit; give user_dp, dp_sgd or local_dp")
     if isinstance(mechanism, SumMechanism):
         raise PrivacyError(
-            f"FP7011 the audit needs single updates, which {mechanism.name} hides in a sum; give user_dp, dp_sgd or "
-            "local_dp"
+            f"FP7011 the audit needs single updates, which {mechanism.name} hides in a sum; audit user_dp, "
+            "dp_sgd or local_dp instead (tests check the bounds of sums)"
         )
     included = seeds.create_generator(audit.seed, "canaries").random(audit.canaries) < 0.5
     if mechanism.per_example:

@@ -17,7 +17,7 @@ class SumVerdict:
 
     Attributes:
         tolerated: for each number of clients in a sum, how many of them may collude with the server.
-        excess: one sentence about the first cohort that tolerates fewer than assumed; empty: there is none.
+        excess: one clause about the first cohort that tolerates fewer than assumed; empty: there is none.
     """
 
     tolerated: dict[int, int]

@@ -254,8 +254,8 @@ class HeldBase:
         held = rounds.get(acknowledged, 0)
         if acknowledged and (acknowledged not in rounds or (held and not files.get_file(held).exists())):
             raise GoneError(
-                f"FP5014 the base's residual after round {acknowledged} is missing from {self.folder}; restore it from "
-                "a copy: it can't be computed again"
+                f"FP5014 the base's residual after round {acknowledged} is missing from {self.folder}; restore "
+                "it from a backup, since it can't be computed again"
             )
         noted = {other: made for other, made in rounds.items() if other >= acknowledged} | {round_number: version}
         try:

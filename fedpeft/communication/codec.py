@@ -186,7 +186,7 @@ class Codec:
         symbols: list[Symbols] = []
         with np.errstate(all="ignore"):  # what overflows is not finite, and the receiver refuses it
             for position, step in enumerate(self.tensor_steps):
-                spent = HEADER_SIZE + sum(map(len, parameters)) + bound_packed_size([s.expected for s in symbols])
+                spent = HEADER_SIZE + sum(map(len, parameters)) + bound_packed_size([s.expectation for s in symbols])
                 made = step.encode(signal, Context(seed, position, dtype, len(flat), spent, base, turn=turn))
                 for one in made.symbols:
                     one.check(get_step_name(step))
@@ -195,7 +195,8 @@ class Codec:
                 signal = made.signal or signal
                 if wrong := describe_mismatch(signal.values, count_total(signal.shapes)):
                     raise ConfigError(
-                        f"FP1047 the codec step {get_step_name(step)} turns shapes {signal.shapes!s:.80} into {wrong}"
+                        f"FP1047 the codec step {get_step_name(step)} turns shapes {signal.shapes!s:.80} into "
+                        f"{wrong}; correct its encode()"
                     )
         return symbols, parameters
 
@@ -235,10 +236,13 @@ def make_codec(steps: Sequence[Step]) -> Codec:
     )
     chains = any(isinstance(s, Quantizer) and s.chains for s in completed)
     if chains and any(isinstance(s, Transform) for s in completed):
-        raise ConfigError(f"FP1051 {codec}: a grid works on the state itself; no transform may stand in front of it")
+        raise ConfigError(
+            f"FP1051 {codec}: grid quantizes the state itself, so no transform may precede it; remove the transform"
+        )
     if codec.gain != "none" and not all(s.proportional for s in completed if isinstance(s, Transform)):
         raise ConfigError(
-            f"FP1052 {codec}: a gain would act on both factors of a product; leave out gain or the step before"
+            f"FP1052 {codec}: gain would scale both factors of a product; leave out gain, or the low-rank step "
+            "before it"
         )
     return codec
 

@@ -68,7 +68,7 @@ def encode_symbols(streams: Sequence[Symbols]) -> bytes:
             coder.encode_reverse(symbols, model)
     words = coder.get_compressed()
     data = b"".join((*tables, encode_varint(len(words)), words.astype("<u4").tobytes(), *raw))
-    if len(data) > encode_bound([s.expected for s in streams]):
+    if len(data) > encode_bound([s.expectation for s in streams]):
         return b"\0" * (len(streams) + 1) + b"".join(pack_symbols(s.values, s.alphabet) for s in streams)
     return data
 

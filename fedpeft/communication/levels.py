@@ -75,7 +75,7 @@ class ExpectedLevels:
         """
         reaches = tuple(parameters.read_integer(2, "reach of a class") for _ in _find_present(classes))
         if any(reach > most for reach in reaches):
-            raise PayloadError(f"FP6050 the payload's step {owner} has a reach beyond {most}")
+            raise PayloadError(f"FP6050 the payload's step {owner} has values beyond {most}")
         return cls(classes, sizes, reaches)
 
     @property

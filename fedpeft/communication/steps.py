@@ -243,7 +243,7 @@ def check_order(steps: Sequence[type[Step]]) -> None:
             + "; ".join(f"{noun}: {', '.join(_list_steps(kind))}" for noun, kind in _KINDS)
         )
     if len(steps) > MAX_STEPS:
-        raise ConfigError(f"FP1066 a codec has at most {MAX_STEPS} steps, this one has {len(steps)}")
+        raise ConfigError(f"FP1066 a codec has at most {MAX_STEPS} steps, but this one has {len(steps)}")
 
 
 _KINDS: Final[tuple[tuple[str, type[Step]], ...]] = (

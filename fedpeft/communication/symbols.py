@@ -28,7 +28,7 @@ class Symbols:
     known: Array | None = None
 
     @property
-    def expected(self) -> Expected:
+    def expectation(self) -> Expected:
         """The number of symbols, and their alphabet."""
         return Expected(len(self.values), self.alphabet)
 
@@ -43,15 +43,15 @@ class Symbols:
         """
         kind, count = self.values.dtype, len(self.values)
         if kind.kind not in "iu":
-            raise ConfigError(f"FP1067 the codec step {step} makes symbols of {kind}; legal are integers")
+            raise ConfigError(f"FP1067 the codec step {step} produces symbols of type {kind}; legal are integers")
         if not count or (kind.kind == "u" and np.iinfo(kind).max < self.alphabet):
             return
         least, most = int(self.values.min()) if kind.kind == "i" else 0, int(self.values.max())
         if least < 0 or most >= max(self.alphabet, 1):
             raise ConfigError(
-                f"FP1068 the codec step {step} makes symbols from {least} to {most} below an alphabet of "
-                f"{self.alphabet}; legal are 0 to {max(self.alphabet, 1) - 1}: give Symbols a larger alphabet, or clip "
-                "them"
+                f"FP1068 the codec step {step} produces symbols from {least} to {most} below an alphabet of "
+                f"{self.alphabet}; legal are 0 to {max(self.alphabet, 1) - 1}: give Symbols a larger alphabet, "
+                "or clip them"
             )
 
     @cached_property

@@ -136,7 +136,7 @@ def parse_uplink(text: str) -> Uplink:
     while words and parse_spec(words[0]).name in (*MEMORIES, *PRECISION_RULES.names):
         front.append(words.pop(0))
     if not words:
-        raise ConfigError(f"FP1069 {text!r} names no codec; write for example {text} | small")
+        raise ConfigError(f"FP1069 {text!r} names no codec; write, for example, {text} | small")
     codec = parse_codec(" | ".join(words))
     specs = [parse_spec(word) for word in front]
     memories = [spec for spec in specs if spec.name in MEMORIES]

@@ -90,8 +90,8 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
 @pytest.mark.parametrize(
     ("method", "strategy", "words"),
     [
-        ("vera", "fedit", "take --strategy rolora or ffa_lora or flexlora"),
-        ("adalora", "fedit", "take --strategy flexlora"),
+        ("vera", "fedit", "use --strategy rolora or ffa_lora or flexlora"),
+        ("adalora", "fedit", "use --strategy flexlora"),
         ("dora", "flora", "does not allow"),
     ],
 )

@@ -74,7 +74,7 @@ def encode_row(row: object, where: str) -> str:
     """
     made = json.dumps(row)
     if "\\ud" in made and any("\ud800" <= c <= "\udfff" for c in json.dumps(row, ensure_ascii=False)):
-        raise DataError(f"FP3017 {where} holds half of a character (a lone surrogate)")
+        raise DataError(f"FP3017 {where} holds half of a character (a lone surrogate); remove it")
     return made
 
 
@@ -224,7 +224,10 @@ def _tokenize_conversation(
         answers += [not opened] * (len(now) - len(ids))
         ids = now
     if not any(answers):
-        raise DataError(f"FP3022 {called} drops the assistant's answers in {json.dumps(messages):.80}")
+        raise DataError(
+            f"FP3022 {called} drops the assistant's answers in {json.dumps(messages):.80}; choose another "
+            "template or model"
+        )
     return ids, answers
 
 

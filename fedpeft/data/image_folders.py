@@ -113,12 +113,12 @@ def _read_table(table: Path, given: TableFormat) -> Iterator[Record]:
     for place, record in read_records(str(table), given):
         if FILE_NAME not in record:
             raise DataError(
-                f"FP3052 {place} of {table} has no column {FILE_NAME!r}, which names the picture; it has "
+                f"FP3052 {place} of {table} has no column {FILE_NAME!r}, which names the image; it has "
                 f"{', '.join(map(repr, record))}"
             )
         named = record[FILE_NAME]
         if not isinstance(named, str) or not named:
-            raise DataError(f"FP3053 {place} of {table}: the column {FILE_NAME!r} must name a picture")
+            raise DataError(f"FP3053 {place} of {table}: the column {FILE_NAME!r} must name an image")
         picture = _find_picture(folder, named)
         if not picture.is_relative_to(os.path.normpath(folder)):
             raise DataError(f"FP3054 {place} of {table}: {named} is outside of {folder}")
@@ -181,13 +181,13 @@ def read_pixels(pictures: list[str], side: int) -> np.ndarray:
     made, wrong = np.empty((len(pictures), side, side, 3), np.uint8), []
     for i, file in enumerate(pictures):
         if not Path(file).is_file():  # reading a pipe would block
-            wrong.append(f"FP3058 there is no picture {file}")
+            wrong.append(f"FP3058 there is no image {file}")
             continue
         try:
             with Image.open(file, formats=FORMATS) as opened:
                 made[i] = crop_to_square(opened, side)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            wrong.append(f"FP3059 {file} can't be read as a picture: {' '.join(str(error).split())[:200]}")
+            wrong.append(f"FP3059 {file} can't be read as an image: {' '.join(str(error).split())[:200]}")
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more of {len(pictures)}" if len(wrong) > SHOWN else ""
         raise DataError("; ".join(wrong[:SHOWN]) + more)

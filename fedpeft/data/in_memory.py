@@ -197,7 +197,7 @@ def _create_image_reader(
                 made[i] = crop_to_square(table.with_format(None)[number][column], side)
             except (OSError, ValueError, SyntaxError, AttributeError) as error:  # a missing image is None
                 raise DataError(
-                    f"FP3059 {name} can't be read as a picture: {' '.join(str(error).split())[:200]}"
+                    f"FP3059 {name} can't be read as an image: {' '.join(str(error).split())[:200]}"
                 ) from None
         return made
 
@@ -210,7 +210,7 @@ def _build_records(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]])
     for number, (texts, labels) in enumerate(clients):
         if len(texts) != len(labels):
             raise DataError(
-                f"FP3061 client {number} has {len(texts)} texts and {len(labels)} labels; give one label a text"
+                f"FP3061 client {number} has {len(texts)} texts and {len(labels)} labels; give one label for each text"
             )
         owner = f"client {number:0{digits}}"
         rows += [{"text": text, "label": label, "owner": owner} for text, label in zip(texts, labels, strict=True)]
@@ -224,7 +224,7 @@ def create_part(dataset: Dataset) -> tuple[type, str]:
     class InMemory:
         """Examples that a Python program passed."""
 
-        rows: str = setting(dataclasses.MISSING, "hash of the rows")
+        rows: str = setting(dataclasses.MISSING, "hash of the examples")
         suited_head: ClassVar[str | None] = "zero" if dataset.task == TOKEN_LABELS else None
 
         def load(self) -> Dataset:

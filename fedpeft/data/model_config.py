@@ -36,9 +36,9 @@ def _check_attention(config: Any, folder: Path) -> None:
     for name in (getattr(part, "_attn_implementation", None) for part in parts):
         if "/" in str(name):
             raise ModelError(
-                f"FP4081 no model could be loaded from {folder}: its config.json names the attention {name!r:.80}, "
-                "which is code from the hub, and fedpeft never runs code that a model folder names; remove "
-                "attn_implementation"
+                f"FP4081 no model could be loaded from {folder}: its config.json names the attention "
+                f"{name!r:.80}, which is code from the hub; remove attn_implementation, since fedpeft runs no "
+                "code that a model folder names"
             )
 
 

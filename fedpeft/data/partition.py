@@ -57,13 +57,13 @@ class PartitionStatistics:
     def __str__(self) -> str:
         """Return the statistics in one line."""
         clients = "1 client" if self.clients == 1 else f"{self.clients} clients"
-        text = f"{clients}, rows {self.rows_min} / {self.rows_median:g} / {self.rows_max} (min/median/max)"
+        text = f"{clients}, examples {self.rows_min} / {self.rows_median:g} / {self.rows_max} (min/median/max)"
         if self.label_distance is not None:
             text += f", label skew {self.label_distance:.2f} (total variation; 0 = equal, 1 = disjoint)"
         if self.resampled:
-            text += "; drawn with replacement, so that clients share rows"
+            text += "; drawn with replacement, so that clients share examples"
         if self.unused_rows:
-            text += f", {self.unused_rows} rows unused"
+            text += f", {self.unused_rows} examples unused"
         return text
 
 
@@ -148,17 +148,21 @@ class Partition(Shards):
         """
         empty = np.flatnonzero(self.sizes <= 0)
         if len(empty):
-            raise DataError(f"FP3079 the partition leaves {len(empty)} clients without rows, e.g. client {empty[0]}")
+            raise DataError(
+                f"FP3079 the partition leaves {len(empty)} clients without examples, e.g. client {empty[0]}"
+            )
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.indices):
-            raise DataError("FP3080 the partition's offsets do not fit its indices")
+            raise DataError(
+                "FP3080 the partition's offsets do not fit its indices; build it with Partition.from_shards"
+            )
         if len(self.indices) and (self.indices.min() < 0 or self.indices.max() >= rows):
-            raise DataError(f"FP3081 the partition contains row numbers outside of 0 to {rows - 1}")
+            raise DataError(f"FP3081 the partition contains example indices outside of 0 to {rows - 1}")
         used = np.bincount(self.indices, minlength=rows)
         if used.max(initial=0) > 1:
-            raise DataError(f"FP3082 the partition assigns row {int(used.argmax())} to two clients")
+            raise DataError(f"FP3082 the partition assigns example {int(used.argmax())} to two clients")
         if covering and not used.all():
             raise DataError(
-                f"FP3083 the partition leaves {int((used == 0).sum())} rows out, e.g. row {int(used.argmin())}"
+                f"FP3083 the partition leaves {int((used == 0).sum())} examples out, e.g. example {int(used.argmin())}"
             )
         return self
 
@@ -211,11 +215,11 @@ def split(partitioner: Partitioner, rows: Rows, clients: int, seed: int) -> Shar
     if not isinstance(shards, Shards):
         raise DataError(
             f"FP3084 the partition {name} returns a {type(shards).__name__} but must return Shards; "
-            "Partition.from_shards builds them from one array of row numbers per client"
+            "Partition.from_shards builds them from one array of example indices per client"
         )
     if clients and len(shards) != clients:
         raise DataError(
-            f"FP3085 the partition {name} makes {len(shards)} clients instead of {clients}; correct its split()"
+            f"FP3085 the partition {name} creates {len(shards)} clients instead of {clients}; correct its split()"
         )
     return shards.check(len(rows), covering=False) if isinstance(shards, Partition) else shards
 

@@ -55,7 +55,8 @@ def pack_preferences(
         answers = [_get_answer(record, side, asked, where) for side in SIDES]
         if answers[0] == answers[1]:
             raise DataError(
-                f"FP3096 {where}: the chosen and the rejected answer are the same, so neither can be preferred"
+                f"FP3096 {where}: the chosen and the rejected answer are the same, so neither can be preferred; "
+                "remove the row"
             )
         if own is None:
             if not isinstance(asked, list) or not str(prompt).strip():
@@ -88,10 +89,14 @@ def _get_answer(record: Mapping[str, Any], side: str, asked: Any, where: str) ->
     if isinstance(answer, list) and answer and isinstance(answer[-1], dict):
         *before, last = answer
         if last.get("role") != "assistant":
-            raise DataError(f"FP3099 {where}: the last message in the column {side!r} is not the assistant's")
+            raise DataError(
+                f"FP3099 {where}: the last message in the column {side!r} is not the assistant's; correct or remove "
+                "the row"
+            )
         if before and before != asked:
             raise DataError(
-                f"FP3100 {where}: the messages before the answer in the column {side!r} differ from the prompt"
+                f"FP3100 {where}: the messages before the answer in the column {side!r} differ from the prompt; "
+                "correct or remove the row"
             )
         answer = last.get("content")
     if not isinstance(answer, str) or not answer.strip():

@@ -122,7 +122,7 @@ class PromptTemplate:
         if not made.strip():
             raise DataError(f"FP3103 {where}: the prompt template {self.name} writes nothing")
         if self.name in OF_COLUMNS and not any(str(columns.get(name) or "").strip() for name in ASKED):
-            raise DataError(f"FP3104 {where} contains no question: {' and '.join(ASKED)} are empty")
+            raise DataError(f"FP3104 {where} contains no question: {' and '.join(ASKED)} are empty; fill one in")
         return made
 
     def format_question(self, text: str, where: str) -> str:
@@ -181,7 +181,9 @@ def read_template(path: str) -> str:
     except FileNotFoundError:
         raise DataError(f"FP3107 there is no file {path}, which the prompt template is read from") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"FP3108 the prompt template {path} is not UTF-8 text (byte {error.start})") from None
+        raise DataError(
+            f"FP3108 the prompt template {path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
     except OSError as error:
         raise DataError(f"FP3109 the prompt template {path} can't be read: {error.strerror}") from None
 

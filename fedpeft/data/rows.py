@@ -241,7 +241,7 @@ def _check_inputs(inputs: Inputs, kind: Kind, which: str) -> None:
     if kind == "text" and isinstance(inputs, list | tuple):
         place = next((i for i, text in enumerate(inputs) if not isinstance(text, str)), None)
         if place is not None:
-            raise DataError(f"FP3140 {which}: row {place} is {inputs[place]!r:.40}, but each must be a str")
+            raise DataError(f"FP3140 {which}: example {place} is {inputs[place]!r:.40}, but each must be a str")
     if kind == "image" and not (isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8):
         told = f"an array of {inputs.dtype}" if isinstance(inputs, np.ndarray) else f"a {type(inputs).__name__}"
         raise DataError(f"FP3141 {which} are images as {told}; give a NumPy array of uint8, 0 to 255")
@@ -300,7 +300,7 @@ def load_dataset(text: str) -> Dataset:
 
 
 def load_source(source: Source, text: str) -> Dataset:
-    """Return the rows of a data set, checked; `text` names it in messages.
+    """Return the rows of a dataset, checked; `text` names it in messages.
 
     Raises:
         AssetError: it can't be fetched.
@@ -427,8 +427,8 @@ def _sample_systematically(rows: Rows, count: int, seed: int) -> tuple[Rows, Row
     candidates = total - len(firsts)
     if not 0 < count <= candidates:
         raise DataError(
-            f"FP3146 {count} rows can't be held out of {total}: at least one must be, and at most {candidates} can, "
-            f"since one row of each of the {len(firsts)} classes or owners stays in training"
+            f"FP3146 {count} examples can't be held out of {total}; legal are 1 to {candidates}, since one "
+            f"example of each of the {len(firsts)} classes or owners stays in training"
         )
     step = candidates / count
     places = ((np.arange(count) + generator.random()) * step).astype(np.int64)  # among the candidates

@@ -95,7 +95,9 @@ def _pack_records(
                 "give each word one tag"
             )
         if any("\ud800" <= sign <= "\udfff" for word in record[words] if not word.isascii() for sign in word):
-            raise DataError(f"FP3190 {where}: the column {words!r} holds half of a character (a lone surrogate)")
+            raise DataError(
+                f"FP3190 {where}: the column {words!r} holds half of a character (a lone surrogate); remove it"
+            )
         row = {"words": list(record[words]), "tags": [t.strip() if isinstance(t, str) else t for t in record[tags]]}
         yield place, {**record, packed_into: json.dumps(row)}
 

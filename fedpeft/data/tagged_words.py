@@ -46,6 +46,6 @@ def check_tags(rows: Sequence[str], names: Sequence[str], which: str) -> None:
         for tag in parse_row(row)[1]:
             if not 0 <= tag < len(names) and tag != IGNORED:
                 raise DataError(
-                    f"FP3149 {which}: row {place} has the tag {tag}, but {len(names)} label_names allow only 0 to "
-                    f"{len(names) - 1}"
+                    f"FP3149 {which}: example {place} has the tag {tag}, but {len(names)} label_names allow "
+                    f"only 0 to {len(names) - 1}"
                 )

@@ -103,7 +103,9 @@ def _get_text(record: Mapping[str, Any], column: str, place: str, source: str) -
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"FP3151 {where}: the column {column!r} must hold a text, got {value!r:.40}")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise DataError(f"FP3152 {where}: the column {column!r} holds half of a character (a lone surrogate)")
+        raise DataError(
+            f"FP3152 {where}: the column {column!r} holds half of a character (a lone surrogate); remove it"
+        )
     return value
 
 

@@ -188,7 +188,9 @@ def _get_text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -
                 f"{shorten_value(value)}{hint if words else ''}"
             )
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise DataError(f"FP3152 {where}: the column {column!r} holds half of a character (a lone surrogate)")
+            raise DataError(
+                f"FP3152 {where}: the column {column!r} holds half of a character (a lone surrogate); remove it"
+            )
     if len(values) == 1:
         return str(values[0])
     return " ".join(f"{column}: {value}" for column, value in zip(columns, values, strict=True))

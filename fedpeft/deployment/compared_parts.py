@@ -83,19 +83,19 @@ def check_parts(told: Iterable[str], compared: ComparedParts = JOINED) -> None:
     """
     for (group, name), digest in _read(told, compared).items():
         family = compared.families[group]
-        part = f"the server's {family.noun} {name!r} is a part from outside"
+        part = f"the server's {family.noun} {name!r} comes from a plugin"
         here = family.find_outside_parts().get(name)
         if here is None:
             installed = explain_absence(group, name) if compared is JOINED else ""
             raise RunError(
-                f"FP5039 {part} (of a file with the digest {digest:.{SHOWN}}), and none of this name is loaded here"
-                + (installed or f": ask whoever runs the server for the file, and {compared.remedy}")
+                f"FP5039 {part} (a file with the digest {digest:.{SHOWN}}), and no plugin with this name is "
+                "loaded here" + (installed or f": ask whoever runs the server for the file, and {compared.remedy}")
             )
         if (own := compute_plugin_digest(here)) != digest:
             raise RunError(
                 f"FP5040 {part}, and the one of {here} is another (digest of the file {own:.{SHOWN}} here, "
-                f"{digest:.{SHOWN}} there), so that updates would count wrongly: ask whoever runs the server for its "
-                f"file, and {compared.remedy}"
+                f"{digest:.{SHOWN}} there), so updates would be aggregated wrongly; ask whoever runs the server "
+                f"for its file, and {compared.remedy}"
             )
 
 
@@ -141,14 +141,14 @@ def _read(told: Iterable[str], compared: ComparedParts) -> dict[tuple[str, str],
     """
     given = list(told)
     if len(given) > MOST:
-        raise RunError(f"FP5042 the server names {len(given)} parts from outside; legal are {MOST} at most")
+        raise RunError(f"FP5042 the server names {len(given)} parts of plugins; legal are {MOST} at most")
     found: dict[tuple[str, str], str] = {}
     for text in given:
         match = _TOLD.fullmatch(text)
         if match is None or match[1] not in compared.families or (match[1], match[2]) in found:
             raise RunError(
-                f"FP5043 the server names a part from outside as {text!r:.80}; legal is GROUP.NAME and 64 hexadecimal "
-                "digits, each part once"
+                f"FP5043 the server names a part of a plugin as {text!r:.80}; legal is GROUP.NAME and 64 "
+                "hexadecimal digits, each part once"
             )
         found[match[1], match[2]] = match[3]
     return found

@@ -54,8 +54,8 @@ def check_description(told: v2.Description) -> None:
     """
     if not 0 <= told.held_out <= MOST_HELD_OUT:
         raise RunError(
-            f"FP5061 the server holds out {told.held_out:g} of each client's rows; legal is a share from 0 to "
-            f"{MOST_HELD_OUT}"
+            f"FP5061 the server holds out {told.held_out:g} of each client's examples; legal is a share from 0 "
+            f"to {MOST_HELD_OUT}"
         )
     names = tuple(told.labels)
     kind = told.task.partition("(")[0]
@@ -69,14 +69,14 @@ def check_description(told: v2.Description) -> None:
     try:
         TASKS.build(told.task)
     except ConfigError as error:
-        raise RunError(f"FP5063 the server describes a task that can't be read: {error}") from None
+        raise RunError(f"FP5063 the server describes a task that this version can't read: {error}") from None
     if told.task != kind and not parse_spec(told.task).settings:  # a task without settings has only one spelling
-        raise RunError(f"FP5064 the server describes the task {told.task!r:.100}, which is written {kind}")
+        raise RunError(f"FP5064 the server describes the task {told.task!r:.100}; this version spells it {kind}")
     if len(set(names)) < len(names):
-        raise RunError("FP5065 the server names a class twice")
+        raise RunError("FP5065 the server names a class twice; ask whoever runs the server to correct its --labels")
     if told.side and not (SMALLEST <= told.side <= LARGEST and least > 0 and kind != "token_labels"):
         raise RunError(
-            f"FP5066 the server describes pictures of {told.side} pixels per side for the task {kind}; legal are "
+            f"FP5066 the server describes images of {told.side} pixels per side for the task {kind}; legal are "
             f"{SMALLEST} to {LARGEST}, of classes, labels or numbers"
         )
     if bool(told.template) != (kind in CONVERSATIONS) or not (
@@ -115,19 +115,19 @@ def _find_own_template(told: str, own: str) -> str | None:
         if own:
             raise ConfigError(
                 f"FP1115 --template {own} is a file, and the federation "
-                + (f"writes conversations by the template {told}" if told else "has no conversations to write")
-                + "; leave it out"
+                + (f"formats conversations with the template {told}" if told else "has no conversations")
+                + "; leave --template out"
             )
         return told or None
     if not own:
         raise ConfigError(
-            "FP1116 the federation writes conversations by a template of its own (a file with the digest "
+            "FP1116 the federation formats conversations with its own template (a file with the digest "
             f"{told[:12]}); ask whoever runs the server for it, and join with --template FILE.jinja"
         )
     file = str(Path(own).expanduser().absolute())
     if (digest := compute_fingerprint(file)) != told:
         raise ConfigError(
-            f"FP1117 the template {own} (digest {digest[:12]}) is not the server's (digest {told[:12]}): conversations "
-            "would be written otherwise; ask whoever runs the server for its file"
+            f"FP1117 the template {own} (digest {digest[:12]}) is not the server's (digest {told[:12]}): "
+            "conversations would be formatted differently; ask whoever runs the server for its file"
         )
     return file

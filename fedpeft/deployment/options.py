@@ -43,7 +43,7 @@ class ServeOptions:
     )
     side: int = setting(
         0,
-        "clients' examples are pictures, scaled to this many pixels per side (default: as --dataset)",
+        "clients' examples are images, scaled to this many pixels per side (default: as --dataset)",
         low=0,
         high=LARGEST,
     )
@@ -54,7 +54,7 @@ class ServeOptions:
         check=check_readable,
     )
     eval_data: str = setting(
-        "", "examples to evaluate on: a file, a folder of pictures, or the word dataset for those of --dataset"
+        "", "examples to evaluate on: a file, a folder of images, or the word dataset for those of --dataset"
     )
     held_out: float = setting(0.0, "share of the clients' own examples to evaluate on instead", low=0, high=0.5)
     client_rows: int = setting(
@@ -98,7 +98,7 @@ class JoinOptions:
     """How a client reaches its server, and where its examples, certificates and state are."""
 
     server: str = setting(MISSING, "HOST:PORT of the server", check=partial(parse_address, option="server"))
-    data: Path = setting(MISSING, "your examples: a .csv, .tsv or .jsonl file, or a folder of pictures")
+    data: Path = setting(MISSING, "your examples: a .csv, .tsv or .jsonl file, or a folder of images")
     certs: Path = setting(Path("certs"), "the folder you were handed: ca.pem, client.pem, client.key")
     insecure: bool = setting(False, "no TLS: for a server on this machine that runs without it")
     name: str = setting("", "your name, with --insecure; otherwise your certificate contains it")

@@ -82,8 +82,7 @@ def answer_rows(
     """
     if isinstance(run.task, DescribesImages):
         raise ConfigError(
-            f"FP1155 {run.folder} writes captions; give it image files: python -m fedpeft.predict RUN PICTURE PICTURE "
-            "..."
+            f"FP1155 {run.folder} writes captions; give it image files: python -m fedpeft.predict RUN IMAGE IMAGE ..."
         )
     if run.labels is None:
         raise ConfigError(
@@ -91,7 +90,7 @@ def answer_rows(
             "fedpeft.evaluate"
         )
     if abstain and run.task.targets != "classes":
-        raise ConfigError(f"FP1157 {run.folder} has no classes of which one is likeliest; leave --abstain out")
+        raise ConfigError(f"FP1157 {run.folder} does not choose one class; leave --abstain out")
     if run.has_word_labels:
         yield from _answer_words(run, source, column, given)
         return

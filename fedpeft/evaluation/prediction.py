@@ -60,19 +60,19 @@ def check_asked(run: FinishedRun, asked: str) -> None:
     if not run.can_take_pictures:
         if there and asked.lower().endswith(PICTURES):
             raise ConfigError(
-                f"FP1270 {run.folder} reads texts, and {asked} is a picture; give a text, or a run on images"
+                f"FP1270 {run.folder} reads texts, and {asked} is an image; give a text, or a run on images"
             )
         return
     if os.path.isdir(asked):
         describes = isinstance(run.task, DescribesImages)
         table = "" if describes else ", or a folder of them by --data FOLDER --output ANSWERS.csv"
         raise ConfigError(
-            f"FP1271 {asked} is a folder, and neither a finished run nor a picture; give a picture's file{table}"
+            f"FP1271 {asked} is a folder, and neither a finished run nor an image; give an image file{table}"
         )
     if not there:
         raise ConfigError(
-            f"FP1272 {run.folder} reads pictures, and there is no file {asked[:60]!r}; give a picture's file: "
-            "python -m fedpeft.predict RUN PICTURE"
+            f"FP1272 {run.folder} reads images, and there is no file {asked[:60]!r}; give an image file: python "
+            "-m fedpeft.predict RUN IMAGE"
         )
     read_pixels([asked], 8)  # before a model is loaded, or another picture is answered
 
@@ -92,7 +92,7 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     """
     if run.task.targets in ("numbers", "labels"):
         if abstain:
-            raise ConfigError(f"FP1157 {run.folder} has no classes of which one is likeliest; leave --abstain out")
+            raise ConfigError(f"FP1157 {run.folder} does not choose one class; leave --abstain out")
         found = run.task.values(compute_outputs(run, base, text)).tolist()
         if run.task.targets == "numbers":
             return f"{found[0]:.6g}"

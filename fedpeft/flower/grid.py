@@ -20,7 +20,7 @@ from fedpeft.flower.parts import add_parts
 
 POLL_SECONDS = 0.2
 
-UNTAKEN = "Flower takes no message for it, since its SuperNode has ended or the message is too large"
+UNTAKEN = "Flower did not accept the message: its SuperNode ended, or the message is too large"
 
 
 class FlowerGrid(Grid):

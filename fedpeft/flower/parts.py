@@ -33,6 +33,6 @@ def check_same_parts(content: RecordDict, run_config: Mapping[str, Any]) -> None
 
     told: Any = content.config_records.get(RECORD, ConfigRecord()).get(RECORD, [])
     if not isinstance(told, list) or not all(isinstance(text, str) for text in told):
-        raise PayloadError(f"FP6102 the server lists its parts from outside as {told!r:.80}; legal is a list of texts")
+        raise PayloadError(f"FP6102 the server lists its plugins' parts as {told!r:.80}; legal is a list of texts")
     check_parts(told, WHOLE_RUN)
     check_all_told(told, read_config(run_config), WHOLE_RUN)

@@ -46,7 +46,9 @@ def renew(file: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"FP1176 {file} can't be read ({error}); give the pyproject.toml of a Flower app") from None
     if HEADER not in text:
-        raise ConfigError(f"FP1177 {file} has no section {HEADER.strip()}, which would be renewed; add that line to it")
+        raise ConfigError(
+            f"FP1177 {file} has no section {HEADER.strip()}, which this command updates; add that line to the file"
+        )
     with raise_write_errors(file):
         replace(file, replace_section(text).encode())
 

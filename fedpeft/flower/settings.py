@@ -30,17 +30,17 @@ def read_config(run_config: Mapping[str, Any]) -> RunConfig:
     strategy = strategies.build(config.strategy)
     if strategy.fills_base:
         raise ConfigError(
-            f"FP1178 {config.strategy} puts a residual into the clients' base, which Flower's short-lived client "
-            "processes do not keep; take fedit or flexlora, or python -m fedpeft.serve"
+            f"FP1178 {config.strategy} puts a residual into the clients' base, which Flower's short-lived "
+            "client processes do not keep; use fedit or flexlora, or python -m fedpeft.serve"
         )
     if config.peft != "auto" and (needs := PEFT_METHODS.build(config.peft).own_machine):
         raise ConfigError(
-            f"FP1179 {config.peft} {needs}, and Flower's nodes are on others; take python -m fedpeft.simulate"
+            f"FP1179 {config.peft} {needs}, and Flower's nodes run on other machines; use python -m fedpeft.simulate"
         )
     if config.privacy:
         raise ConfigError(
-            "FP1180 privacy needs a ledger and a key that stay with each client, and Flower's nodes start a new "
-            "process for a message; leave privacy out of the run config, or take python -m fedpeft.serve"
+            "FP1180 privacy needs a ledger and a key that stay with each client, and Flower's nodes start a "
+            "new process for each message; leave privacy out of the run config, or use python -m fedpeft.serve"
         )
     return config
 

@@ -70,8 +70,8 @@ EVERYBODY: Final[Mapping[str, float | int]] = {
 """Arguments of Flower's strategies that choose clients, with their values here: all clients of a cohort."""
 
 SETTLED: Final[Mapping[str, str]] = {
-    **dict.fromkeys(EVERYBODY, "who trains in a round is --cohort's matter, and who evaluates --measure's"),
-    "eta_l": "the clients' learning rate is --learning-rate's matter",
+    **dict.fromkeys(EVERYBODY, "--cohort decides who trains in a round, and --measure who evaluates"),
+    "eta_l": "--learning-rate sets the clients' learning rate",
     "initial_parameters": "a federation starts from its base model, its PEFT method and its --head",
 }
 
@@ -107,8 +107,8 @@ class FlowerRule(RoundStrategy):
                 rule = self._create_strategy(arrays, seed)
                 if not initialize_strategy(rule, arrays, PROBED):
                     raise ConfigError(
-                        f"FP1182 {self.flower_class.__name__}.initialize_parameters gives parameters of its own: a "
-                        "federation starts from its base model, its PEFT method and its --head; let it give None"
+                        f"FP1182 {self.flower_class.__name__}.initialize_parameters returns parameters, but a "
+                        "federation starts from its base model, its PEFT method and its --head; return None"
                     )
                 ask_strategy(rule, 1, arrays, PROBED)
         except RunError as error:
@@ -187,8 +187,8 @@ def wrap_strategy(flower_class: type, **fixed: Any) -> type[FlowerRule]:
         plain = _find_plain_type(flower_class, parameter)
         if plain is None and parameter.default is parameter.empty:
             raise ConfigError(
-                f"FP1184 {name} needs the argument {argument}, which no text can hold; write wrap_strategy({name}, "
-                f"{argument}=...)"
+                f"FP1184 {name} needs the argument {argument}, which a text can't express; write "
+                f"wrap_strategy({name}, {argument}=...)"
             )
         if plain is None:
             continue
@@ -232,11 +232,14 @@ def _check_class(flower_class: Any) -> None:
     kinds = flower_class.__mro__ if isinstance(flower_class, type) else type(flower_class).__mro__
     if {ClientApp, Client, NumPyClient} & set(kinds):
         raise ConfigError(
-            f"FP1187 {shown} is a client of Flower's: a client's half of a round is fedpeft's, since privacy, codecs "
-            "and resuming rest on it; a script with a Trainer takes part by fedpeft.patch(trainer, server=...)"
+            f"FP1187 {shown} is a Flower client, which fedpeft can't run, because privacy, codecs and resuming "
+            "depend on its own client code; a script with a Trainer can join with fedpeft.patch(trainer, "
+            "server=...)"
         )
     if ServerApp in kinds:
-        raise ConfigError(f"FP1188 {shown} is a ServerApp: fedpeft runs the rounds; wrap the class of its strategy")
+        raise ConfigError(
+            f"FP1188 {shown} is a ServerApp, but fedpeft runs the rounds itself; wrap the class of its strategy"
+        )
     if not isinstance(flower_class, type) or not issubclass(flower_class, MessageStrategy | OlderStrategy):
         raise ConfigError(
             "FP1189 wrap_strategy takes a class made from flwr.serverapp.strategy.Strategy or "
@@ -244,15 +247,15 @@ def _check_class(flower_class: Any) -> None:
         )
     if any(k.__module__.startswith("flwr.") and "DP" in k.__name__.replace("DifferentialPrivacy", "DP") for k in kinds):
         raise ConfigError(
-            f"FP1190 {shown} promises privacy that fedpeft does not account for; take --privacy user_dp or local_dp"
+            f"FP1190 {shown} promises privacy that fedpeft does not account for; use --privacy user_dp or local_dp"
         )
     if inspect.isabstract(flower_class):
         missing = ", ".join(sorted(flower_class.__abstractmethods__))
         raise ConfigError(f"FP1191 {shown} can't be made: it has no {missing}; write them, or subclass FedAvg")
     if issubclass(flower_class, MessageStrategy) and flower_class.start is not MessageStrategy.start:
         raise ConfigError(
-            f"FP1192 {shown}.start is its own loop, and fedpeft runs the rounds; put what it does into "
-            "configure_train and aggregate_train"
+            f"FP1192 {shown}.start replaces Flower's loop, but fedpeft runs the rounds itself; move its code "
+            "into configure_train and aggregate_train"
         )
 
 

@@ -117,14 +117,13 @@ def aggregate_arrays(rule: Any, round_number: int, arrays: Arrays, cohort: Seque
             listed = None if gathered is None else parameters_to_ndarrays(gathered)
         if listed is not None and len(listed) != len(arrays):
             raise RunError(
-                f"FP5138 {method} gave {len(listed)} arrays in round {round_number} instead of {len(arrays)}"
+                f"FP5138 {method} returned {len(listed)} arrays in round {round_number} instead of {len(arrays)}"
             )
         found = None if listed is None else dict(zip(arrays, listed, strict=True))
     if found is None:
         raise RunError(
-            f"FP5139 {method} gave no arrays in round {round_number}: it refuses the replies of a cohort of "
-            f"{len(cohort)} "
-            "clients"
+            f"FP5139 {method} returned no arrays in round {round_number}: it refuses the replies of a cohort of "
+            f"{len(cohort)} clients"
         )
     _check_made(method, round_number, found, arrays)
     return found
@@ -175,8 +174,8 @@ def _check_cohort(method: str, chosen: Sequence[int], messages: int, cohort: Seq
     """
     if len(chosen) != len(cohort) or messages != len(cohort) or set(chosen) != set(cohort):
         raise RunError(
-            f"FP5140 {method} asks {messages} of a cohort's {len(cohort)} clients: --cohort draws who trains in a "
-            "round before the strategy is asked; let it ask all clients that it is shown"
+            f"FP5140 {method} asks {messages} of a cohort's {len(cohort)} clients: --cohort draws each round's "
+            "clients before the strategy is called; send a message to each of these clients"
         )
 
 
@@ -213,24 +212,24 @@ def _check_instruction(method: str, instruction: FitIns, arrays: Arrays) -> None
 
 def _refuse_arrays(method: str) -> NoReturn:
     raise RunError(
-        f"FP5143 {method} sends other arrays than the global ones it is given: what clients are sent is --downlink's "
-        "matter, and each client's share of the ranks --strategy's (python -m fedpeft.describe strategy)"
+        f"FP5143 {method} sends clients other arrays than the global ones; choose what clients receive with "
+        "--downlink, and each client's ranks with --strategy (python -m fedpeft.describe strategy)"
     )
 
 
 def _check_made(method: str, round_number: int, found: Arrays, arrays: Arrays) -> None:
     if found.keys() != arrays.keys():
         raise RunError(
-            f"FP5144 {method} gave other arrays in round {round_number} than it was given: {sorted(found)[:3]} ..."
+            f"FP5144 {method} returned other arrays in round {round_number} than it was given: {sorted(found)[:3]} ..."
         )
     for name, array in found.items():
         if array.shape != arrays[name].shape:
             raise RunError(
-                f"FP5145 {method} gave {name} in the shape {array.shape} in round {round_number} instead of "
+                f"FP5145 {method} returned {name} in the shape {array.shape} in round {round_number} instead of "
                 f"{arrays[name].shape}"
             )
         if not np.isfinite(array).all():
-            raise RunError(f"FP5146 {method} gave numbers for {name} in round {round_number} that are not finite")
+            raise RunError(f"FP5146 {method} returned numbers for {name} in round {round_number} that are not finite")
 
 
 def _is_equal(some: Sequence[np.ndarray[Any, Any]], others: Sequence[np.ndarray[Any, Any]]) -> bool:
@@ -260,8 +259,8 @@ class _Grid(Grid):
 
     def _refuse(self, name: str) -> NoReturn:
         raise RunError(
-            f"FP5148 {self.owner} calls grid.{name}: it can't send messages of its own, a round has one to each "
-            "client, which fedpeft sends"
+            f"FP5148 {self.owner} calls grid.{name}, but a strategy can't send messages; remove the call, since "
+            "fedpeft sends one message to each client per round"
         )
 
     @property
@@ -299,7 +298,8 @@ class _Proxy(ClientProxy):
 
     def _refuse(self, *given: Any, **named: Any) -> NoReturn:
         raise RunError(
-            f"FP5149 {self._owner} calls a client itself: a round has one message to each client, which fedpeft sends"
+            f"FP5149 {self._owner} calls a client; remove the call, since fedpeft sends one message to each "
+            "client per round"
         )
 
     get_properties = get_parameters = fit = evaluate = reconnect = _refuse
@@ -341,8 +341,12 @@ class _Manager(ClientManager):
 
     def register(self, client: ClientProxy) -> bool:
         """Refuse the call."""
-        raise RunError(f"FP5151 {self._owner} registers clients: the federation decides who takes part")
+        raise RunError(
+            f"FP5151 {self._owner} registers clients, but the federation decides who takes part; remove the call"
+        )
 
     def unregister(self, client: ClientProxy) -> None:
         """Refuse the call."""
-        raise RunError(f"FP5152 {self._owner} unregisters clients: the federation decides who takes part")
+        raise RunError(
+            f"FP5152 {self._owner} unregisters clients, but the federation decides who takes part; remove the call"
+        )

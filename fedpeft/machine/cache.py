@@ -74,7 +74,8 @@ def load_arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndar
         files.make_private_folder(target)  # an earlier version may have left it open
     except PermissionError:
         raise AssetError(
-            f"FP2011 {target} belongs to another user; set FEDPEFT_CACHE to a directory of your own"
+            f"FP2011 {target} belongs to another user, and so do the examples in it; set FEDPEFT_CACHE to a "
+            "directory of your own"
         ) from None
     return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(target.glob("*.npy"))}
 
@@ -162,7 +163,8 @@ def get_cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, pr
                 shutil.rmtree(partial, ignore_errors=True)
     except Timeout:
         raise AssetError(
-            f"FP2014 another process has held {cache / name}.lock for {LOCK_SECONDS / 60:.0f} minutes; end it, or wait"
+            f"FP2014 another process has held {cache / name}.lock for {LOCK_SECONDS / 60:.0f} minutes; end that "
+            "process, or wait"
         ) from None
     except OSError as error:
         if files.is_disk_full(error):

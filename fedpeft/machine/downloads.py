@@ -73,8 +73,8 @@ class Asset:
         digest = _compute_sha256(archive)
         if digest != self.sha256:
             raise AssetError(
-                f"FP2019 {self.file} has SHA-256 {digest}, expected {self.sha256}: the registry served another file "
-                "than the one this version of fedpeft was tested with, so it is not used"
+                f"FP2019 {self.file} has SHA-256 {digest}, expected {self.sha256}: the registry served another "
+                "file than the one this version of fedpeft was tested with, so it is refused"
             )
         extract(archive, self.folder, self.members, target)
         shutil.rmtree(work)
@@ -118,8 +118,9 @@ class Asset:
         archive = out / self.file
         if not archive.is_file():
             raise AssetError(
-                f"FP2021 pip fetched {', '.join(sorted(p.name for p in out.iterdir())) or 'nothing'} "
-                f"instead of {self.file}, so it is not used"
+                f"FP2021 pip fetched {', '.join(sorted(p.name for p in out.iterdir())) or 'nothing'} instead of "
+                f"{self.file}, so the package is refused: its contents were not tested with this version of "
+                "fedpeft"
             )
         return archive
 
@@ -184,7 +185,10 @@ def extract(archive: Path, folder: str, members: tuple[str, ...], target: Path) 
             if not hits:
                 continue
             if ".." in inside.parts or inside.is_absolute() or "\\" in str(inside) or ":" in str(inside):
-                raise AssetError(f"FP2023 {archive.name} has an unsafe member name {str(path)!r}, so it is not used")
+                raise AssetError(
+                    f"FP2023 {archive.name} has an unsafe member name {str(path)!r}, which could write outside of "
+                    "the cache, so the package is refused"
+                )
             missing -= hits
             destination = target.joinpath(*inside.parts)
             destination.parent.mkdir(parents=True, exist_ok=True)

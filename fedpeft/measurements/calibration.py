@@ -50,15 +50,15 @@ class Calibration(Measurement):
             return
         if setup.secure_sum is not None and setup.secure_sum.noisy:
             raise PrivacyError(
-                f"FP7093 calibration on clients' examples sums their measurements, which the noise of "
-                f"{setup.config.privacy} does not cover; take calibration(rows=server) and validation(public=True), or "
-                "leave it out of --measure"
+                "FP7093 calibration on clients' examples sums their measurements, which the noise of "
+                f"{setup.config.privacy} does not cover; use calibration(rows=server) and "
+                "validation(public=True), or leave it out of --measure"
             )
         if setup.mechanism is not None and setup.mechanism.silent:
             raise PrivacyError(
-                "FP7094 calibration on clients' examples sums their measurements, which epsilon does not cover; take "
-                "calibration(rows=server), with validation(public=True) if the validation set is public, or allow it "
-                f"with {setup.mechanism.name}(raw_metrics=True, ...)"
+                "FP7094 calibration on clients' examples sums their measurements, which epsilon does not "
+                "cover; use calibration(rows=server), with validation(public=True) if the validation set is "
+                f"public, or allow it with {setup.mechanism.name}(raw_metrics=True, ...)"
             )
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:

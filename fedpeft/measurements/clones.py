@@ -35,7 +35,7 @@ class Clones(Measurement):
         from fedpeft.simulation.retrieval import measure_clone_search
 
         assert run.simulation is not None
-        run.simulation.observer.phase("clones of the test rows' functions", 1)
+        run.simulation.observer.phase("clones of the test examples' functions", 1)
         return measure_clone_search(self, run.setup, run.simulation.rows, run.folder)
 
     @classmethod

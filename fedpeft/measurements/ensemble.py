@@ -30,8 +30,8 @@ class Ensemble(Measurement):
             raise ConfigError("FP1513 ensemble needs classes; leave it out of --measure")
         if setup.strategy.fills_base:
             raise ConfigError(
-                f"FP1316 {setup.config.strategy} moves a part of the adapter into the base, which an ensemble's states "
-                "share; take flexlora"
+                f"FP1316 {setup.config.strategy} moves a part of the adapter into the base, which an ensemble's "
+                "states share; use flexlora"
             )
 
     def attach(self, run: RunParts) -> RoundHook:
@@ -46,7 +46,7 @@ class Ensemble(Measurement):
         from fedpeft.simulation.ensemble import evaluate_ensemble
 
         assert run.simulation is not None
-        run.simulation.observer.phase("ensemble of the last states: test rows", 1)
+        run.simulation.observer.phase("ensemble of the last states: test examples", 1)
         return evaluate_ensemble(run.setup, run.simulation.rows, run.folder / STATES)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Forgetting: base and result are scored on a second data set, which shows what tuning has cost."""
+"""Forgetting: base and result are scored on a second dataset, which shows what tuning has cost."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forgetting(Measurement):
-    """The scores on a second data set, before and after tuning."""
+    """The scores on a second dataset, before and after tuning."""
 
     dataset: str = setting(
         dataclasses.MISSING,
-        "the second data set, such as reuters_r8, or in quotes 'file:PATH' and 'tiny(seed=1)'",
+        "the second dataset, such as reuters_r8, or in quotes 'file:PATH' and 'tiny(seed=1)'",
         nested=DATASETS,
     )
 
@@ -47,14 +47,14 @@ class Forgetting(Measurement):
             raise ConfigError("FP1315 forgetting needs classes or next tokens, and pairs have neither; leave it out")
 
     def begin(self, run: NewRun) -> Any:
-        """Load the second data set."""
+        """Load the second dataset."""
         from fedpeft.simulation.forgetting import load_second_task
 
         assert run.dataset is not None
         return load_second_task(self.dataset, run.dataset)
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
-        """Score base and result on the second data set."""
+        """Score base and result on the second dataset."""
         from fedpeft.simulation.forgetting import measure_forgetting
 
         assert run.simulation is not None

@@ -35,14 +35,12 @@ class Laplace(Measurement):
         """Reject adapters without Kronecker factors, and private runs, which would disclose them."""
         if setup.facts.task != "classification" or setup.facts.kind != "text" or not has_kronecker_factors(setup):
             raise ConfigError(
-                "FP1317 laplace needs LoRA matrices in a classifier of texts; take --peft lora, or leave it out"
+                "FP1317 laplace needs LoRA matrices in a classifier of texts; use --peft lora, or leave it out"
             )
         if len({profile.form for profile in list_distinct(setup.profiles)}) > 1:
             raise ConfigError("FP1318 laplace sums factors of one size; give all clients the same rank and alpha")
         if setup.strategy.fills_base:
-            raise ConfigError(
-                f"FP1319 {setup.config.strategy} moves a part of the adapter into the base; take flexlora"
-            )
+            raise ConfigError(f"FP1319 {setup.config.strategy} moves a part of the adapter into the base; use flexlora")
         if setup.mechanism is not None or setup.secure_sum is not None:
             raise PrivacyError(
                 "FP7095 laplace sums products of clients' activations and gradients, which --privacy does not cover; "
@@ -56,7 +54,7 @@ class Laplace(Measurement):
         from fedpeft.simulation.laplace import evaluate_laplace
 
         assert run.simulation is not None
-        run.simulation.observer.phase("Laplace: Kronecker factors of all clients, and test rows", 1)
+        run.simulation.observer.phase("Laplace: Kronecker factors of all clients, and test examples", 1)
         state, _ = run.state.result
         return evaluate_laplace(self, run.server.create_questions(run.state), state, run.simulation.rows)
 

@@ -34,7 +34,7 @@ class Robustness(Measurement):
         from fedpeft.simulation.robustness import evaluate_robustness
 
         assert run.simulation is not None
-        run.simulation.observer.phase("robustness: test rows that were changed", 1)
+        run.simulation.observer.phase("robustness: test examples that were changed", 1)
         return evaluate_robustness(self, run.setup, run.simulation.rows, run.folder)
 
     @classmethod

@@ -48,6 +48,6 @@ def check_adapters_come_off(model: nn.Module, what: str) -> None:
         around = [w for w in wrappers if name.startswith(f"{w}.") and not name.startswith(f"{w}.{INSIDE}.")]
         if parameter.requires_grad and not around:
             raise ConfigError(
-                f"FP1204 {what} compares with the base without adapters, and {name} is outside the adapters of layers, "
-                "so it can't be turned off; take a method that adapts layers, such as --peft lora"
+                f"FP1204 {what} compares with the base without adapters, and {name} does not adapt layers, so "
+                "it can't be switched off; choose a method that adapts layers, such as --peft lora"
             )

@@ -110,8 +110,8 @@ def prepare_attention_modules(base: nn.Module, among: Layers, method: str) -> di
     config: Any = base.config
     if not getattr(base, "_supports_sdpa", True):
         raise ModelError(
-            f"FP4019 {method} needs torch's attention, and {type(base).__name__} has an attention of its own (with "
-            "caps or distances); take lora"
+            f"FP4019 {method} needs torch's attention, and {type(base).__name__} has its own kind of attention "
+            "(with caps or distances); use lora"
         )
     config._attn_implementation = register()
     modules, alone = {}, is_single_stack(base)
@@ -122,5 +122,5 @@ def prepare_attention_modules(base: nn.Module, among: Layers, method: str) -> di
             if any(isinstance(getattr(module, k, None), nn.Module) for k in KEY_PROJECTIONS):
                 modules[f"{path}.{name}"] = module
     if not modules:
-        raise ModelError(f"FP4020 {method} finds no attention modules in {type(base).__name__}; take lora")
+        raise ModelError(f"FP4020 {method} finds no attention modules in {type(base).__name__}; use lora")
     return modules

@@ -170,7 +170,7 @@ def _download_from_hub(name: str) -> Path:
 
 def _check_config(folder: Path, what: str) -> None:
     if not (folder / "config.json").is_file():
-        raise AssetError(f"FP2035 {what} has no config.json, so it is not a transformers model")
+        raise AssetError(f"FP2035 {what} has no config.json, so it is not a transformers model; name a folder with one")
 
 
 def _check_folder(folder: Path) -> Path:

@@ -82,8 +82,8 @@ def whiten(base: nn.Module) -> None:
         return
     if getattr(base.config, "patch_size", None) is None:
         raise ModelError(
-            f"FP4021 whitened_probe whitens features of images, and {type(base).__name__} does not read images; take "
-            "linear_probe"
+            f"FP4021 whitened_probe whitens features of images, and {type(base).__name__} does not read images; "
+            "use linear_probe"
         )
     kind: Any = type(base)
 

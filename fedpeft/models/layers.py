@@ -67,7 +67,7 @@ def find_blocks(base: nn.Module) -> Blocks:
     """
     lists = [(name, module) for name, module in base.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise ModelError(f"FP4023 {type(base).__name__} has no list of transformer blocks; take a transformer")
+        raise ModelError(f"FP4023 {type(base).__name__} has no list of transformer blocks; choose a transformer")
     return max(lists, key=lambda item: len(item[1]))
 
 
@@ -133,8 +133,8 @@ def choose_blocks(base: nn.Module, layers: Layers, method: str = "the PEFT metho
     layers = count_default_blocks(base, longest) if layers is None else layers
     if layers > longest:
         raise ModelError(
-            f"FP4024 layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the decoder; take "
-            f"at most {longest}"
+            f"FP4024 layers={layers} of {method} exceeds the {longest} blocks of the encoder and of the "
+            f"decoder; give at most {longest}"
         )
     first = [max(0, len(stack) - (layers or longest)) for _, stack in sides]
     return {
@@ -175,8 +175,8 @@ def _choose_indices(base: nn.Module, layers: Layers, method: str) -> list[int]:
         layers = count_default_blocks(base, every) if layers is None else layers
         if layers > every:
             raise ModelError(
-                f"FP4026 layers={layers} of {method} exceeds the {every} transformer blocks of the model; take at most "
-                f"{every}"
+                f"FP4026 layers={layers} of {method} exceeds the {every} transformer blocks of the model; give "
+                f"at most {every}"
             )
         passed = range(every - layers if layers else 0, every)
     return sorted({i * count // every for i in passed})
@@ -222,7 +222,7 @@ def find_target_layers(base: nn.Module, targets: str | Sequence[str], among: Lay
     layers = find_linear_layers(base, among)
     if not layers:
         raise ModelError(
-            f"FP4027 the blocks of {type(base).__name__} contain no linear layers of torch to adapt; take --peft "
+            f"FP4027 the blocks of {type(base).__name__} contain no linear layers of torch to adapt; use --peft "
             "bitfit, prompt_tuning or full, or another model"
         )
     if targets == "all":

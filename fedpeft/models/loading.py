@@ -77,8 +77,8 @@ def load_base(
     missing = sorted(report["missing_keys"])
     if used := _find_used_weights(base, directory, read, missing):
         raise ModelError(
-            f"FP4029 the checkpoint in {directory} lacks {format_names(used)}, which {type(base).__name__} needs for "
-            "this task; take a checkpoint that has them"
+            f"FP4029 the checkpoint in {directory} lacks {format_names(used)}, which {type(base).__name__} "
+            "needs for this task and would draw at random at every load; choose a checkpoint that has them"
         )
     if missing:
         say(f"the checkpoint lacks {format_names(missing)}, which the task does not use")
@@ -145,9 +145,9 @@ def _find_used_weights(base: nn.Module, directory: Path, read: Read, missing: Co
     except Exception as error:  # models for other purposes raise many types
         if any(hasattr(base.config, of) for of in ("vision_config", "audio_config")):
             raise ModelError(
-                f"FP4031 {type(base).__name__}, the model in {directory}, reads texts with images or sounds and can't "
-                f"read the examples of this task ({describe_error(error)}); take a language model, a text encoder or a "
-                "vision transformer"
+                f"FP4031 {type(base).__name__}, the model in {directory}, reads texts with images or sounds and "
+                f"can't read the examples of this task ({describe_error(error)}); choose a language model, a "
+                "text encoder or a vision transformer"
             ) from error
         _check_reads_rows(base, directory)
         other = "--dtype fp32, " if base.dtype == torch.bfloat16 else ""
@@ -178,8 +178,8 @@ def _check_reads_rows(base: nn.Module, directory: Path) -> None:
     if wanted not in ("input_ids", "pixel_values"):
         raise ModelError(
             f"FP4083 {type(base).__name__}, the model in {directory}, reads {wanted}, and examples are texts or "
-            "images; take a text encoder such as minilm, a causal language model such as smollm2, or a vision "
-            "transformer such as dinov2_small"
+            "images; choose a text encoder such as minilm, a causal language model such as smollm2, or a "
+            "vision transformer such as dinov2_small"
         )
 
 
@@ -187,11 +187,11 @@ def _check_output(output: Any, row: Batch, who: str) -> None:
     """Refuse output that is not a finite vector for each token or patch of an example."""
     if not isinstance(output, Tensor) or output.ndim != 3:
         seen = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ModelError(f"FP4033 {who} returns {seen} instead of a vector per token or patch; take a transformer")
+        raise ModelError(f"FP4033 {who} returns {seen} instead of a vector per token or patch; choose a transformer")
     if "input_ids" in row and output.shape[1] != row["input_ids"].shape[1]:
         tokens = row["input_ids"].shape[1]
         raise ModelError(
-            f"FP4034 {who} returns {output.shape[1]} vectors for {tokens} tokens; take one that returns one for each"
+            f"FP4034 {who} returns {output.shape[1]} vectors for {tokens} tokens; choose one that returns one for each"
         )
     if output.isnan().any():
         raise ModelError(

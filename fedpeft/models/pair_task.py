@@ -27,12 +27,12 @@ class PairTask(Task):
 
     metric = "accuracy"
     per_example: ClassVar[bool] = False
-    per_example_missing: ClassVar[str] = "compares a row with the others of its batch"
+    per_example_missing: ClassVar[str] = "compares an example with the others of its batch"
 
     loss: str = setting("infonce", "infonce, or sigmoid: SigLIP's", choices=tuple(PAIR_LOSSES))
     scale: float = setting(20.0, "t, the factor of similarities", above=0.0, high=1000.0)
     bias: float | None = setting(
-        None, "b of sigmoid, added to them; None: -log of a row's number of negatives", low=-1000.0, high=1000.0
+        None, "b of sigmoid, added to them; None: -log of an example's number of negatives", low=-1000.0, high=1000.0
     )
 
     def check(self, model: FederatedModel) -> None:
@@ -43,8 +43,8 @@ class PairTask(Task):
         """
         if model.objective is not None or getattr(model, "copies", 1) > 1:
             raise ConfigError(
-                "FP1208 this adapter changes the loss of single examples, and tasks on pairs compare examples; take "
-                "--peft lora, or adamix(consistency=0)"
+                "FP1208 this adapter changes the loss of single examples, and tasks on pairs compare examples; "
+                "use --peft lora, or adamix(consistency=0)"
             )
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:

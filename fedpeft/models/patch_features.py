@@ -58,8 +58,8 @@ def _pool_patches(encoder: nn.Module, pixels: Tensor, side: int, count: int) -> 
         hidden = compute_hidden_states(encoder, {"pixel_values": pixels})
         if hidden.shape[1] < count:
             raise ModelError(
-                f"FP4036 {type(encoder).__name__} returns {hidden.shape[1]} vectors for an image of {count} patches "
-                "instead of one each; take a vision transformer such as dinov2_small"
+                f"FP4036 {type(encoder).__name__} returns {hidden.shape[1]} vectors for an image of {count} "
+                "patches instead of one each; choose a vision transformer such as dinov2_small"
             )
         across = math.isqrt(count)
         grid = hidden[:, -count:].reshape(len(hidden), across, across, -1)  # class and register tokens come first

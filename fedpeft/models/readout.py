@@ -52,7 +52,7 @@ def read_all_blocks(base: nn.Module) -> None:
         return
     if count_layers(base) != len(find_blocks(base)[1]):
         raise ModelError(
-            f"FP4039 {type(base).__name__} passes its blocks several times, and head2toe reads each once; take "
+            f"FP4039 {type(base).__name__} passes its blocks several times, and head2toe reads each once; use "
             "linear_probe"
         )
     kind: Any = type(base)
@@ -77,8 +77,8 @@ def read_all_blocks(base: nn.Module) -> None:
         last = output["last_hidden_state"]
         if len(states) != len(stack) or any(state.shape != last.shape for state in states):
             raise ModelError(
-                f"FP4040 the blocks of {kind.__name__} do not pass on states of one shape, which head2toe reads; take "
-                "linear_probe"
+                f"FP4040 the blocks of {kind.__name__} do not pass on states of one shape, which head2toe "
+                "reads; use linear_probe"
             )
         output["last_hidden_state"] = concatenate_states([*(state.to(last.device) for state in states), last])
         return output

@@ -44,7 +44,7 @@ def spread_model(model: nn.Module, devices: Sequence[str]) -> None:
     stack = find_blocks(model)[1]
     if len(stack) < len(devices):
         raise ModelError(
-            f"FP4042 a model of {len(stack)} blocks can't be spread over {len(devices)} devices; take at most "
+            f"FP4042 a model of {len(stack)} blocks can't be spread over {len(devices)} devices; give at most "
             f"{len(stack)}"
         )
     sizes = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in stack]

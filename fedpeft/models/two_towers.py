@@ -89,7 +89,7 @@ class Connector(nn.Module):
         if kind == "none" and width != out:
             raise ModelError(
                 f"FP4049 the towers are {width} and {out} wide, and without a connector their features can't be "
-                "compared; take connector=linear"
+                "compared; use connector=linear"
             )
         self.connector = nn.Identity() if kind == "none" else connector.create_connector(kind, width, out)
         self.to(device, dtype)
@@ -177,6 +177,6 @@ def find_tower_folders(directory: Path) -> dict[str, Path]:
     folders = {tower: directory / tower for tower in TOWERS}
     if not all((folder / "config.json").is_file() for folder in folders.values()):
         raise ModelError(
-            f"FP4050 the model in {directory} has no two towers; take --model towers, or towers(image=..., text=...)"
+            f"FP4050 the model in {directory} has no two towers; use --model towers, or towers(image=..., text=...)"
         )
     return folders

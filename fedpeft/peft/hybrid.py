@@ -41,7 +41,7 @@ class Hybrid(PeftMethod):
         """
         for part in self.parts:
             if not part.composes:
-                raise ConfigError(f"FP1239 {part.name} can't be combined with other methods; take it alone")
+                raise ConfigError(f"FP1239 {part.name} can't be combined with other methods; use it alone")
         names = [ending for part in self.parts for ending in part.tensors]
         if len(set(names)) < len(names):
             raise ConfigError(f"FP1240 {self.name} has two methods that train the same tensors; name each method once")

@@ -22,7 +22,7 @@ def find_task_type(base: nn.Module) -> str:
     if language is not None and not is_single_stack(base):
         raise ModelError(
             f"FP4070 prompts need a model of one stack, and {type(base).__name__} has an encoder and a decoder; "
-            "take --peft lora"
+            "use --peft lora"
         )
     return "FEATURE_EXTRACTION" if language is None else "CAUSAL_LM"
 
@@ -31,8 +31,8 @@ def check_takes_prompts(base: nn.Module, method: str) -> None:
     """Raise ModelError unless the base accepts embeddings as input, which prompts need."""
     if "inputs_embeds" not in inspect.signature(base.forward).parameters or not hasattr(base.config, "vocab_size"):
         raise ModelError(
-            f"FP4071 {method} puts learned embeddings before those of the tokens, and {type(base).__name__} does not "
-            "accept embeddings; take prefix_tuning"
+            f"FP4071 {method} puts learned embeddings before those of the tokens, and {type(base).__name__} "
+            "does not accept embeddings; use prefix_tuning"
         )
 
 

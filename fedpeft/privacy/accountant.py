@@ -3,7 +3,7 @@
 A release is a Poisson-subsampled Gaussian. Each unit joins with probability q, its contribution has norm at most C, and
 the sum gets noise of standard deviation z C. Equal releases are merged into one event. Events are composed numerically
 by their privacy loss random variables (PRV; Gopi et al., arXiv 2106.02848), as Opacus implements it; its upper bound is
-reported. Neighboring data sets differ by one unit (add or remove).
+reported. Neighboring datasets differ by one unit (add or remove).
 
 RDP is 11 to 22 % looser, but costs nothing. Three cases use it:
 

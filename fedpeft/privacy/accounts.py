@@ -205,8 +205,9 @@ class SumAccounts:
         told = (terms.noise, terms.rate, terms.start)
         if any((a is None) != (b is None) or not math.isclose(a or 0, b or 0) for a, b in zip(own, told, strict=True)):
             raise RunError(
-                f"FP5162 this client has computed noise multiplier, sampling rate and noise of the start as {told}, "
-                f"and the server as {own}: their noise would not be in one sum; take the same versions of the libraries"
+                "FP5162 this client has computed noise multiplier, sampling rate and noise of the start as "
+                f"{told}, and the server as {own}, so their noise can't be summed; install the same versions of "
+                "the libraries"
             )
 
     def describe_shortfall(self) -> str:

@@ -66,7 +66,7 @@ OWN = 0
 VECTORS = 3
 """The step of a sum in which examples are read."""
 
-FAILED = "training has failed here; the client's own log says why"
+FAILED = "training failed here; the client's own log contains the reason"
 """The error that the server receives if a library fails: the library's own message might reveal examples or paths."""
 
 
@@ -242,7 +242,7 @@ class ClientProtection:
             if instruction.round or instruction.payload:
                 raise PrivacyError("FP7033 the server asks for what the settings of the federation do not include")
         elif kind != "evaluate" or self.mechanism.silent:
-            unprotected = {"prepare": "sums over its rows", "evaluate": "losses on its rows"}
+            unprotected = {"prepare": "sums over its examples", "evaluate": "losses on its examples"}
             what = unprotected.get(kind, f"something called {kind[:40]!r}")
             raise PrivacyError(f"FP7034 the server asks for {what}, which {self.mechanism.name} does not protect")
         if self.in_sums and instruction.step != VECTORS:

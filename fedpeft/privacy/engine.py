@@ -265,7 +265,9 @@ class PrivacyEngine:
         if mechanism.epsilon is not None and mechanism.epsilon > 20:
             found.append(f"epsilon {mechanism.epsilon:g} is hardly a protection; below 10 is usual, 1 is strong")
         if mechanism.raw_metrics:
-            found.append("clients report raw losses and row counts (raw_metrics), which epsilon does not cover")
+            found.append(
+                "clients report raw losses and numbers of examples (raw_metrics), which epsilon does not cover"
+            )
         if self.labels_of_rows:
             found.append(
                 f"{LABELS}, which epsilon does not cover; name them: file(..., labels='a,b,c'), or so with hf(...)"

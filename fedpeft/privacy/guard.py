@@ -54,7 +54,7 @@ class Guard:
             return statistics
         if self.start is None:
             raise PrivacyError(
-                f"FP7037 {self.mechanism.name} does not protect the head's statistics here; take --head zero"
+                f"FP7037 {self.mechanism.name} does not protect the head's statistics here; use --head zero"
             )
         return self.mechanism.start_release.protect(statistics, self.start, self.key(), ids)
 

@@ -1,8 +1,8 @@
-"""The releases about one data set, by all runs of all federations that have trained on it on this machine.
+"""The releases about one dataset, by all runs of all federations that have trained on it on this machine.
 
 A server names its runs, and could begin a new one whenever a budget is spent. So a client's own budget does not apply
 to single runs. Beside the run's ledger (`fedpeft.privacy.client_protection`), every charge is written to a file for the
-data set, whoever the server is. The path identifies the data set: a copy under another name is another data set.
+dataset, whoever the server is. The path identifies the dataset: a copy under another name is another dataset.
 
     account 0    examples: every release
     account 1    whole clients: releases that hide all of a client's data, and so each of its examples as well
@@ -32,7 +32,7 @@ ACCOUNTS = {"training row": (0,), "client": (0, 1)}
 
 
 class LifetimeLedger:
-    """The ledger of one data set.
+    """The ledger of one dataset.
 
     Args:
         folder: folder of all such ledgers.
@@ -59,7 +59,9 @@ class LifetimeLedger:
             with FileLock(self.path.with_suffix(".lock"), timeout=SECONDS):
                 yield Ledger(self.path, {"data": str(self.data)})
         except Timeout:
-            raise PrivacyError(f"FP7047 another process has held {self.path} for {SECONDS:g} s; end it") from None
+            raise PrivacyError(
+                f"FP7047 another process has held {self.path} for {SECONDS:g} s; end that process"
+            ) from None
         except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
             raise PrivacyError(f"FP7045 the privacy ledger {self.path} can't be written: {error}") from error
 

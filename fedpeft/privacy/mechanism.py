@@ -210,8 +210,8 @@ class Mechanism(ABC):
         share, delta = self.start_share(exposure), self.delta(exposure)
         if not share:
             raise PrivacyError(
-                f"FP7051 start=0 leaves nothing of the budget for a private start; give {self.name} another share, or "
-                "take --head zero"
+                f"FP7051 start=0 leaves nothing of the budget for a private start; give {self.name} another "
+                "share, or use --head zero"
             )
         if self.epsilon is not None:
             return noise_for(self.epsilon, delta, 1.0, 1) / math.sqrt(share)
@@ -237,9 +237,9 @@ class Mechanism(ABC):
         least = epsilon({Event(most * math.sqrt(share), 1.0): 1}, self.delta(exposure))
         if self.epsilon < least:
             raise PrivacyError(
-                f"FP7053 epsilon {self.epsilon:g} is too small for a private start: its noise would hide the sum of "
-                f"all {signal:g} {self.privacy_unit}s; give at least {math.ceil(100 * least + 1) / 100:g}, or more "
-                "examples or clients, or take --head zero"
+                f"FP7053 epsilon {self.epsilon:g} is too small for a private start: its noise would hide the "
+                f"sum of all {signal:g} {self.privacy_unit}s; give at least "
+                f"{math.ceil(100 * least + 1) / 100:g}, or more examples or clients, or use --head zero"
             )
 
     def start_signal(self, exposure: Exposure) -> float:

@@ -23,8 +23,12 @@ def describe_spending(mechanism: Mechanism, exposure: Exposure, noise: float) ->
         return line
     head = math.prod(exposure.layout.shapes["head.weight"])
     start, training = mechanism.signal_to_noise(exposure, share, head), mechanism.training_signal(exposure)
-    fewer = "" if trains else f"; at most {mechanism.count_trainable_entries(exposure):,} trained numbers are heard"
+    fewer = (
+        ""
+        if trains
+        else f"; at most {mechanism.count_trainable_entries(exposure):,} trained numbers rise above the noise"
+    )
     return (
-        f"{line}; signal to noise, if all rows agreed: {start:.3g} of the start, {training:.3g} of training with "
+        f"{line}; signal to noise, if all examples agreed: {start:.3g} of the start, {training:.3g} of training with "
         f"half of the budget, where {mechanism.least_signal(exposure):g} is enough{fewer}"
     )

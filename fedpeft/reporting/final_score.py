@@ -240,7 +240,7 @@ class Scorer:
             return 1.0
         logits = np.zeros((len(held), self.setup.facts.classes))
         batches = scoring.score_batches(held)
-        self.observer.enter(f"{name}: its temperature, on the validation rows", len(batches))
+        self.observer.enter(f"{name}: its temperature, on the validation examples", len(batches))
         with torch.inference_mode():
             for index in batches:
                 logits[index] = model(scoring.move_batch(held.batch(index), model)).double().cpu().numpy()

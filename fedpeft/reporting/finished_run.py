@@ -64,7 +64,7 @@ class FinishedRun:
         except (OSError, ValueError):
             summary = None
         if not isinstance(summary, dict) or not isinstance(summary.get("task"), str):
-            raise RunError(f"FP5168 {folder}/summary.json is damaged; {resume_command(folder)} writes it anew")
+            raise RunError(f"FP5168 {folder}/summary.json is damaged; {resume_command(folder)} writes it again")
         return cls(folder, config, summary)
 
     @property
@@ -87,7 +87,7 @@ class FinishedRun:
     def template(self) -> str | None:
         """The template of prompts for examples that are questions with answers; None: the model's chat template.
 
-        A run of an earlier version has no record of a template in its data set; then it comes from the data set, if
+        A run of an earlier version has no record of a template in its dataset; then it comes from the dataset, if
         that still exists.
         """
         with suppress(FedpeftError):
@@ -115,7 +115,9 @@ class FinishedRun:
             names = files.read_json(file)
         except FileNotFoundError as error:
             if self.task.targets:
-                raise RunError(f"FP5169 {file} is missing: the names of the classes are in it; put it back") from error
+                raise RunError(
+                    f"FP5169 {file} is missing; it contains the names of the classes, so restore it"
+                ) from error
             return None
         except (OSError, ValueError) as error:
             raise RunError(f"FP5100 {file} can't be read: {error}") from error
@@ -130,7 +132,7 @@ class FinishedRun:
 
     @cached_property
     def model_name(self) -> str:
-        """The base model in the configuration, or the data set's own."""
+        """The base model in the configuration, or the dataset's own."""
         return load_dataset(self.config.dataset).default_model if self.config.model == "auto" else self.config.model
 
     @cached_property
@@ -164,7 +166,7 @@ class FinishedRun:
         """Pixels per side to which the run resized its pictures before the model saw them.
 
         Raises:
-            FedpeftError: the data set has no such setting, and can't be loaded.
+            FedpeftError: the dataset has no such setting, and can't be loaded.
         """
         said = getattr(DATASETS.build(self.config.dataset), "side", None)
         return said if isinstance(said, int) else int(load_dataset(self.config.dataset).test.inputs.shape[1])  # type: ignore[union-attr]
@@ -192,12 +194,12 @@ class FinishedRun:
         """
         if isinstance(self.task, ComparesExamples):
             raise RunError(
-                f"FP5171 {self.folder} finds pairs: its model returns vectors, no classes or texts; load it with "
-                "fedpeft.open_run(FOLDER).model(), and compare both sides of a batch"
+                f"FP5171 {self.folder} is a model for pairs, which returns vectors instead of classes or texts; "
+                "load it with fedpeft.open_run(FOLDER).model(), and compare both sides of a batch"
             )
 
     def check_unchanged(self, rows: bool) -> list[str]:
-        """Reject a run whose base model, or with `rows` its data set, has changed since.
+        """Reject a run whose base model, or with `rows` its dataset, has changed since.
 
         Returns:
             Notes for the user if there is no record to compare with.
@@ -210,12 +212,12 @@ class FinishedRun:
         now = now if rows else now[:1]
         if (name := find_changed_file(was[:1], now)) is not None:
             raise RunError(
-                f"FP5172 the base model {name} has changed since {self.folder} was trained on it; put it back"
+                f"FP5172 the base model {name} has changed since {self.folder} was trained on it; restore it"
             )
         if (name := find_changed_file(was, now)) is not None:
             raise RunError(
-                f"FP5173 {name} has changed since {self.folder} was trained on it, so that examples held out now may "
-                "have been used for training; put the file back, or predict examples of your own: python -m "
+                f"FP5173 {name} has changed since {self.folder} was trained on it, so examples held out now may "
+                "have been used for training; restore the file, or predict examples of your own: python -m "
                 f"fedpeft.predict {self.folder} --data FILE"
             )
         own = [own.file for own in now if own.sha256]
@@ -244,9 +246,9 @@ class FinishedRun:
         """
         if isinstance(self.task, DescribesImages):
             raise RunError(
-                f"FP5175 {self.folder} captions images: its language model reads them through a connector, which "
-                f"{what} does not use; take python -m fedpeft.predict RUN PICTURE, or export the adapter with the "
-                "connector"
+                f"FP5175 {self.folder} captions images: its language model reads them through a connector, "
+                f"which {what} does not use; use python -m fedpeft.predict RUN IMAGE, or export the adapter "
+                "with the connector"
             )
 
     @property

@@ -126,7 +126,7 @@ class FlowerTuneProject:
             folder: has a pyproject.toml.
             given: further keys, KEY=VALUE, which override the file's.
             ignore_code: whether keys that only changed code can read are left out, instead of rejected.
-            track: the track if the project does not state it; empty: the project's, or by its data set.
+            track: the track if the project does not state it; empty: the project's, or by its dataset.
             clients: the number of clients if the project does not state it; 0: the project's, or the track's.
 
         Raises:
@@ -154,7 +154,7 @@ class FlowerTuneProject:
         """Return the settings of the run that the project describes.
 
         Args:
-            rows: a file, a folder or a hub's data set with the examples.
+            rows: a file, a folder or a hub's dataset with the examples.
             test: a file of test examples; None: some examples are held out.
             chosen: settings that override those of the project.
 
@@ -267,7 +267,7 @@ def _split_by_effect(found: Mapping[str, Any], ignore_code: bool) -> tuple[dict[
     if missing := [key for key in NEEDED if key not in values]:
         raise ConfigError(f"FP1365 the project has no {missing[0]}; give it with --set {missing[0]}=VALUE")
     if values["train.learning-rate-min"] > values["train.learning-rate-max"]:
-        raise ConfigError("FP1366 train.learning-rate-min is above train.learning-rate-max; exchange them")
+        raise ConfigError("FP1366 train.learning-rate-min is above train.learning-rate-max; swap them")
     return values, ignored
 
 
@@ -316,7 +316,7 @@ def _find_default_targets(model: str) -> str:
 
 
 def _choose_track(named: str, dataset: str, folder: Path) -> str:
-    """Return the track that the user, the data set or the project's code names."""
+    """Return the track that the user, the dataset or the project's code names."""
     told = {_normalize_name(track): track for track in TRACKS} | {"nlp": "general_nlp", "general": "general_nlp"}
     if named:
         if _normalize_name(named) not in told:
@@ -329,7 +329,7 @@ def _choose_track(named: str, dataset: str, folder: Path) -> str:
         if (task := TASK.search(_read_text(file))) and _normalize_name(task[1]) in told:
             return told[_normalize_name(task[1])]
     raise ConfigError(
-        f"FP1372 the data set {dataset} belongs to no track; give the track whose columns it has with --track: "
+        f"FP1372 the dataset {dataset} belongs to no track; give the track whose columns it has with --track: "
         f"{', '.join(TRACKS)}"
     )
 

@@ -46,7 +46,7 @@ def list_next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
     folder = shlex.quote(str(run.folder))
     commands = []
     if not isinstance(run.task, ComparesExamples):
-        asked = "PICTURE.png" if run.can_take_pictures else '"a text of yours"'
+        asked = "IMAGE.png" if run.can_take_pictures else '"a text of yours"'
         commands.append(f"python -m fedpeft.predict {folder} {asked}")
     with suppress(FedpeftError):
         run.check_answers()

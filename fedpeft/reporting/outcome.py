@@ -23,7 +23,9 @@ def describe_outcome(summary: Mapping[str, Any], of_test_rows: str) -> str:
     metric, points = summary["metric"].replace("_", " "), round(100 * score - 100 * probe, 1)
     what, base = f"The test {metric} of the saved adapter, {score:.1%},", "the frozen base model's linear probe"
     if metric == "accuracy" and abs(score - probe) < _compute_tolerance(score, probe, summary):
-        verdict = f"cannot be told from that of {base}, {probe:.1%}, on {summary['targets']['rows']:,} test examples"
+        verdict = (
+            f"can't be distinguished from that of {base}, {probe:.1%}, on {summary['targets']['rows']:,} test examples"
+        )
     elif not points:
         verdict = f"equals that of {base}"
     else:

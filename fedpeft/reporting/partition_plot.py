@@ -1,4 +1,4 @@
-"""A plot of a data set before a run: the lengths of its examples, and the distribution of its classes over clients."""
+"""A plot of a dataset before a run: the lengths of its examples, and the distribution of its classes over clients."""
 
 from __future__ import annotations
 

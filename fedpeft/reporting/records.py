@@ -106,7 +106,7 @@ class Records:
         for name in LINES:
             path, length = self.folder / name, offsets.get(name, 0)
             if path.exists() and not path.is_file():
-                raise RunError(f"FP5192 {path} is not a file any more; put the file back, or start a new run")
+                raise RunError(f"FP5192 {path} is no longer a file; put the file back, or start a new run")
             size = path.stat().st_size if path.exists() else 0
             if size < length:
                 raise RunError(

@@ -100,7 +100,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     """Return the settings with absolute paths of files and folders, so that they hold from everywhere.
 
     Raises:
-        ConfigError: the data set is unknown.
+        ConfigError: the dataset is unknown.
     """
     from fedpeft.models.base_model import find_local_folder
 
@@ -124,7 +124,7 @@ def replace_paths(config: RunConfig, path: Callable[[str], str]) -> RunConfig:
         path: returns the new path.
 
     Raises:
-        ConfigError: the data set is unknown.
+        ConfigError: the dataset is unknown.
     """
     return dataclasses.replace(
         config,
@@ -158,8 +158,8 @@ def describe_unfinished(folder: Path) -> str:
     if (folder / GIVEN_UP).is_file():
         anew = shlex.quote(str(folder.with_suffix(".toml")))
         return (
-            f"FP5181 {folder} holds a trial that its search stopped at a rung; take a finished one, or train it "
-            f"completely: python -m fedpeft.simulate {anew}"
+            f"FP5181 {folder} holds a trial that its search stopped at a rung; choose a finished one, or train "
+            f"it completely: python -m fedpeft.simulate {anew}"
         )
     return f"FP5182 {folder} holds an unfinished run; continue it with: {resume_command(folder)}"
 

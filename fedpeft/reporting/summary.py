@@ -194,9 +194,9 @@ class Summary:
         resumed: whether the run was resumed.
         seconds: time of the whole command, or since a resume.
         peak_memory_bytes: memory of all processes on this machine together; None: unknown.
-        sampled: whether the run used only some of the data set's examples (`fedpeft.data.datasets.sample`).
+        sampled: whether the run used only some of the dataset's examples (`fedpeft.data.datasets.sample`).
         template: template of prompts for questions with answers; None: the model's chat template, the template in the
-            data set's text, or there are no questions.
+            dataset's text, or there are no questions.
         phases: seconds of each phase of the command, in the order of their beginnings; None: not measured.
         trust: sections of `--measure`, by name (`docs/trust.md`); None: there are none.
         hooks: sections of hooks of the round loop, by name; None: there are none.
@@ -297,7 +297,7 @@ def _list_result_lines(summary: Summary) -> list[Line]:
     quality = summary.quality
     if math.isnan(quality.accuracy):
         told = "a server takes --eval-data FILE or, without --privacy, --held-out 0.2"
-        return [(quality.metric, f"unknown: no rows to evaluate on; {told}")]
+        return [(quality.metric, f"unknown: no examples to evaluate on; {told}")]
     tested = quality.accuracy_of == TEST_ROWS
     metric = quality.metric.replace("_", " ")
     name, of = f"test {metric}" if tested else metric, quality.accuracy_of
@@ -425,7 +425,7 @@ def _list_cost_lines(summary: Summary) -> list[Line]:
         of = costs.rejected_by_client
         rows.append(("updates left out", f"{costs.rejected}{f', of {len(of)} clients' if of else ''}"))
     if summary.distinct_rows:
-        rows.append(("distinct rows trained on", f"{summary.distinct_rows:,}"))
+        rows.append(("distinct examples trained on", f"{summary.distinct_rows:,}"))
     return rows
 
 

@@ -59,7 +59,7 @@ def find_own_files(config: RunConfig, model_key: str = "", folder: Path | None =
         folder: folder of the run, if it has begun: it continues with its own copy of the file of clients.
 
     Raises:
-        ConfigError: the data set is unknown.
+        ConfigError: the dataset is unknown.
     """
     found: list[str] = []
 

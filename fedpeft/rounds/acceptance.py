@@ -63,9 +63,9 @@ def check_report(report: Report, least_loss: float = 0.0) -> None:
     """
     report.raise_error()
     if report.rows < 1:
-        raise PayloadError(f"FP6148 an update from {report.rows} rows")
+        raise PayloadError(f"FP6148 an update from {report.rows} examples")
     if not 0 <= report.used <= report.rows:
-        raise PayloadError(f"FP6149 {report.used} distinct rows trained on, of {report.rows}")
+        raise PayloadError(f"FP6149 {report.used} distinct examples trained on, of {report.rows}")
     if not 0 <= report.steps <= MOST_STEPS or not 0 <= report.seconds < math.inf:
         raise PayloadError(f"FP6150 {report.steps} steps in {report.seconds:g} s")
     if not 0 <= report.joules <= MOST_JOULES:
@@ -101,7 +101,7 @@ def check_evaluation(report: Report, predictions: int, numbers: bool = False, le
     least = -WORST_LOSS * report.count if numbers else 0
     if not least <= report.correct <= report.count <= report.rows * predictions:
         raise PayloadError(
-            f"FP6153 {report.correct:g} of {report.count:g} predictions are right, of {report.rows} rows"
+            f"FP6153 {report.correct:g} of {report.count:g} predictions are right, of {report.rows} examples"
         )
 
 
@@ -121,7 +121,7 @@ def check_statistics(statistics: State, shapes: Mapping[str, Shape], rows: int) 
     length, limit = compute_norm(statistics), rows * ABSURD**2
     if not length <= limit:
         raise PayloadError(
-            f"FP6156 statistics of norm {length:.3g}; nothing above {limit:.3g} is taken from {rows} rows"
+            f"FP6156 statistics of norm {length:.3g}; nothing above {limit:.3g} is taken from {rows} examples"
         )
 
 
@@ -403,7 +403,7 @@ class ReportReceiver:
         answer: State = {}
         if self.answers is not None:
             if report.client not in self.answers.by_client:
-                raise PayloadError("FP6160 an update of a client that has not answered what the rule asks of it")
+                raise PayloadError("FP6160 an update of a client that has not answered the strategy's question")
             answer = self.answers.by_client[report.client]
         weight = float(min(report.rows, self.most_rows)) if self.by_rows else 1.0
         staleness = self.round - report.round

@@ -24,7 +24,7 @@ class KeepBest(RoundHook):
         patience = self.setup.training_control.patience
         if state.best is None or not 0 < patience <= state.best.since:
             return ""
-        return f"nothing has improved in {patience} evaluations: the run ends here"
+        return f"no improvement in {patience} evaluations: the run ends here"
 
     def after_start(self, state: ServerState, log: StartLog) -> ServerState:
         """Keep the start as the best state so far."""

@@ -112,7 +112,7 @@ class MaskedSum:
         run = self.journal.run + self.clients.recorded if self.journal else ""
         terms = self.told.terms(self.secure, self.seed, self.round, run)
         if excess := explain_excess(terms, len(cohort), self.secure.assumed_colluding):
-            raise VoidError(excess)
+            raise VoidError(f"FP6193 {excess}; lower collude, or raise threshold or the number of neighbors")
         neighbours = graph(cohort, self.secure.neighbours, self.seed, self.round)
         self.at = at = Coordinator(terms, neighbours, self.clients.members.roster)
         announced = self.told.to_bytes()

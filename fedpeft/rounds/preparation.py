@@ -163,8 +163,9 @@ def _compute_broadcast_tensors(
     shares = setup.head.class_counts(total)
     if not (shares.numel() or least):
         raise ConfigError(
-            f"FP1406 label_shift needs the number of examples per class, which the statistics of "
-            f"head={name_of(type(setup.head))} do not contain; take --head ridge, or leave label_shift out of --drift"
+            "FP1406 label_shift needs the number of examples per class, which the statistics of "
+            f"head={name_of(type(setup.head))} do not contain; use --head ridge, or leave label_shift out of "
+            "--drift"
         )
     if least:
         skew = find_label_skew(counts, least)
@@ -290,8 +291,8 @@ def _collect_masked_statistics(
                 clients.journal.forget()
             if masked.arrived:
                 raise RunError(
-                    f"FP5252 the sum over the clients before round 1 is void, and {missed} needs it: {error}; begin "
-                    "another federation, without the client that has caused this"
+                    f"FP5252 the sum over the clients before round 1 is void, and {missed} needs it: {error}; "
+                    "begin another federation, without the client that caused this"
                 ) from error
             left = [instruction for instruction in asked if instruction.client in set(masked.sharing_clients)]
             if secure.noisy or not FEWEST <= len(left) < len(asked):

@@ -219,11 +219,12 @@ class ServerState:
         version = plain.pop("version", None) if isinstance(plain, dict) else None
         if version != VERSION:
             raise RunError(
-                f"FP5200 the checkpoint {path} was written by another version of fedpeft; go on with that one"
+                f"FP5200 the checkpoint {path} was written by another version of fedpeft; continue with that version"
             )
         if metadata.get("sha256") != _compute_checksum(header, tensors):
             raise RunError(
-                f"FP5201 the checkpoint {path} can't be read: it is not what was written, the disk has changed it"
+                f"FP5201 the checkpoint {path} can't be read: the file on disk differs from what was written; "
+                "restore it, or start a new run"
             )
         try:
             return cls._from_plain(plain, tensors)

@@ -123,7 +123,7 @@ class Questions:
             yield report, answer
         if not found.clients:
             raise RunError(
-                f"FP5204 none of {len(cohort)} clients has rows that it could ask its model {question.text} about"
+                f"FP5204 none of {len(cohort)} clients has examples on which its model could answer {question.text}"
             )
 
     def _ask_under_masks(

@@ -33,7 +33,10 @@ class FiniteSteps(RoundHook):
             RunError: it is not finite.
         """
         if broken := describe_nonfinite(self.setup.strategy, after.adapter):
-            raise RunError(f"FP5206 round {after.round}: {broken}; no update was")
+            raise RunError(
+                f"FP5206 round {after.round}: {broken}, although every update was finite; start a new run with a "
+                "smaller learning rate"
+            )
         return after
 
 
@@ -65,8 +68,8 @@ class SafeguardHook(RoundHook):
         loss = self.validation_loss(state.adapter, state.residual.version)
         if not math.isfinite(loss):
             raise RunError(
-                f"FP5196 the validation loss is {loss:g} before round 1: {self.setup.model_name} gives no numbers "
-                f"in {self.setup.config.dtype}; take another --dtype or --model"
+                f"FP5196 the validation loss is {loss:g} before round 1: {self.setup.model_name} gives no "
+                f"numbers in {self.setup.config.dtype}; choose another --dtype or --model"
             )
         return replace(state, standing=self.guard.judge(loss, state.standing)[1])
 
@@ -90,7 +93,7 @@ class SafeguardHook(RoundHook):
         consequence = ""
         if lowered is not None:
             consequence = f"; from here on clients train at {lowered.rate:.3g} of the learning rate"
-            shorter = ", and the server's steps are as much shorter"
+            shorter = ", and the server's steps are shorter by the same factor"
             consequence += shorter if self.setup.optimizer.pace is None else ""
         self.say(
             f"round {after.round}: undone, since the validation loss would be {loss:.3g} after "

@@ -164,6 +164,7 @@ class SumJournal:
 
     def _create_damage_error(self, name: str, error: Exception) -> RunError:
         return RunError(
-            f"FP5208 the journal of a secure sum in {self.folder / name} can't be read ({error}); bring it back from a "
-            "copy, or remove the folder: the round is then void for clients that have sent their part of it"
+            f"FP5208 the journal of a secure sum in {self.folder / name} can't be read ({error}); restore it "
+            "from a backup, or remove the folder: the round is then void for clients that have sent their part "
+            "of it"
         )

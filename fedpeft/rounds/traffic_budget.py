@@ -96,7 +96,7 @@ class TrafficBudget(RoundHook):
         self._terms = f"{self.name} {share} {cohort}"
         if self._dropped:
             who = count_of(self._dropped, "client")
-            self.say(f"round {plan.number}: {who} left out, the traffic budget has no room for more")
+            self.say(f"round {plan.number}: {who} left out, because the traffic budget has no room for more")
         return replace(plan, cohort=cohort, bits_share=share)
 
     def measure(self, state: ServerState, log: RoundLog) -> None:
@@ -169,13 +169,14 @@ def check(setup: Setup) -> None:
     fixed_cohorts = (CohortForm.SECRET, CohortForm.TURNS)
     if setup.secure_sum is not None or (setup.mechanism is not None and setup.mechanism.cohort_form in fixed_cohorts):
         raise PrivacyError(
-            f"FP7128 --budget-megabytes leaves clients out of a round, and under --privacy {setup.config.privacy} its "
-            "cohort is a secret, or must stay as it is drawn; leave --budget-megabytes out, or take dp_sgd or local_dp"
+            "FP7128 --budget-megabytes leaves clients out of a round, and under --privacy "
+            f"{setup.config.privacy} its cohort is a secret, or must stay as it is drawn; leave "
+            "--budget-megabytes out, or use dp_sgd or local_dp"
         )
     if isinstance(setup.strategy, Buffered):
         raise ConfigError(
             f"FP1514 {setup.config.strategy} waits for updates of clients that other rounds have asked, and "
-            "--budget-megabytes plans whole rounds; leave it out, or take another strategy"
+            "--budget-megabytes plans whole rounds; leave it out, or choose another strategy"
         )
 
 

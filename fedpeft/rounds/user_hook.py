@@ -76,7 +76,7 @@ def check_user_hook(hook: UserHook, setup: Setup) -> None:
         ConfigError: from the hook's own `check`.
     """
     privacy, overrides = setup.config.privacy, list_overrides(hook, RoundHook)
-    if setup.protected:
+    if setup.is_protected:
         if refused := [name for name in overrides if name not in DISCLOSED]:
             raise PrivacyError(
                 f"FP7124 the hook {hook.name} overrides {', '.join(refused)}; under --privacy {privacy} a hook of your "
@@ -84,8 +84,9 @@ def check_user_hook(hook: UserHook, setup: Setup) -> None:
             )
         if "ends" in overrides and setup.mechanism is not None and setup.mechanism.secret_cohort:
             raise PrivacyError(
-                f"FP7125 the hook {hook.name} can end the run, and under --privacy {privacy} the last round could "
-                f"disclose how many clients took part; leave out --hook {hook.name}, or take dp_sgd or local_dp"
+                f"FP7125 the hook {hook.name} can end the run, and under --privacy {privacy} the last round "
+                f"could disclose how many clients took part; leave out --hook {hook.name}, or use dp_sgd or "
+                "local_dp"
             )
     hook.check(setup)
 
@@ -178,4 +179,4 @@ class GuardedHook(RoundHook):
 def attach(setup: Setup) -> tuple[RoundHook, ...]:
     """Return the hooks that `--hook` names, each with a memory of its own."""
     hooks = [replace(hook) for hook in setup.hooks]
-    return tuple(GuardedHook(hook) if setup.protected else hook for hook in hooks)
+    return tuple(GuardedHook(hook) if setup.is_protected else hook for hook in hooks)

@@ -65,7 +65,8 @@ def load_second_task(text: str, first: Dataset) -> Dataset:
     second = load_dataset(text)
     if "token_labels" in (first.task, second.task):
         raise ConfigError(
-            f"FP1408 forgetting={text!r} compares classifiers, or language models, and not labels of tokens"
+            f"FP1408 forgetting={text!r} compares classifiers, or language models, and not labels of tokens; "
+            "leave it out"
         )
     if {first.train.targets, second.train.targets} & {"numbers", "labels"}:
         raise ConfigError(f"FP1409 forgetting={text!r} compares classifiers, or language models; leave it out")

@@ -28,12 +28,12 @@ def compute_attacked_labels(attack: Attack, rows: SimulatedRows, seed: int) -> N
     if not isinstance(attack, ChangesLabels):
         return None
     if rows.all.labels is None or rows.all.targets != "classes" or not rows.dataset.classes:
-        raise ConfigError(f"FP1412 {text} changes classes, and {rows.dataset.name} has none; take sign_flip")
+        raise ConfigError(f"FP1412 {text} changes classes, and {rows.dataset.name} has none; use sign_flip")
     if rows.partition.resampled:
-        raise ConfigError(f"FP1413 {text} changes labels, which clients share under resample; take sign_flip")
+        raise ConfigError(f"FP1413 {text} changes labels, which clients share under resample; use sign_flip")
     if rows.dataset.tasks is not None and rows.dataset.tasks.compete != "all":
         raise ConfigError(
-            f"FP1414 {text} takes labels of any class, and clients compare those of their task; take tasks(..., "
+            f"FP1414 {text} takes labels of any class, and clients compare those of their task; use tasks(..., "
             "compete=all), or sign_flip"
         )
     labels: NDArray[np.int64] = rows.all.labels.copy()
@@ -56,8 +56,9 @@ def _check_labels(attack: Attack, made: NDArray[np.int64], count: int, rows: Sim
         told = np.unique(made[(made < 0) | (made >= classes)])
     if not fits or len(told):
         raise ConfigError(
-            f"FP1415 the attack {name_of(type(attack))} makes of {count} labels an array {made.shape} of {made.dtype}, "
-            f"with {told[:3].tolist()!s:.80}; relabel has to give a class from 0 to {classes - 1} for each"
+            f"FP1415 the attack {name_of(type(attack))} turned {count} labels into an array of shape "
+            f"{made.shape} and type {made.dtype}, with {told[:3].tolist()!s:.80}; its relabel() must return a "
+            f"class from 0 to {classes - 1} for each"
         )
     return made
 
@@ -77,8 +78,7 @@ class HostilePlan(ClientPlan):
         """
         if attack.needs_factors and not layout.pairs:
             raise ConfigError(
-                f"FP1416 {format_part(attack)} is about LoRA's factors, and what is trained here has none; take "
-                "--peft lora"
+                f"FP1416 {format_part(attack)} changes LoRA's factors, but this run trains none; use --peft lora"
             )
         return cls(**{field.name: getattr(plan, field.name) for field in fields(plan)}, attack=attack)
 

@@ -240,7 +240,7 @@ class BegunProbe:
             what = escape(f"{type(beside.error).__name__}: {beside.error}")
             self._observer.say(f"[bold red]probe[/]   can't be fitted, so the run ends after this round ({what})")
         elif beside.is_lost:
-            self._observer.say("[bold]probe[/]   its process was ended from outside; it is fitted once more at the end")
+            self._observer.say("[bold]probe[/]   another program ended its process; it is fitted again at the end")
         else:
             self._observer.say(f"[bold]probe[/]   fitted in {beside.seconds:.0f} s beside the rounds")
 

@@ -41,7 +41,7 @@ def measure_retrieval(simulation: Simulation, sides: PairSides | None) -> Found 
     if sides is None:
         return None
     setup, rows = simulation.setup, simulation.rows.dataset.test
-    simulation.observer.phase("pairs of the test rows", 1)
+    simulation.observer.phase("pairs of the test set", 1)
     found: Found = {**rank_documents(sides), "reverse": rank_queries(sides)}
     if setup.task.encodes:
         found["frozen"] = rank_documents(compute_frozen_sides(setup, rows, simulation.workers.work))
@@ -96,7 +96,10 @@ def measure_clone_search(asked: Clones, setup: Setup, rows: SimulatedRows, folde
     """
     pairs = clone_rows(limit_rows(rows.dataset.test, asked.rows), setup.config.seed)
     if len(pairs) < 2:
-        raise DataError("FP3175 clones are made of Python functions, which the documents of the test set are not")
+        raise DataError(
+            "FP3175 clones are variants of Python functions, but the test documents contain none; leave clones out "
+            "of --measure"
+        )
     texts = [[get_side(str(row), name) for row in pairs.inputs] for name in SIDES]
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)

@@ -90,7 +90,8 @@ def split_by_task(partitioner: Partitioner, train: Rows, tasks: TaskSequence, cl
             raise DataError(f"FP3176 task {task + 1}, {name}: {error}") from None
         if part.resampled or (shards and len(part) != len(shards)):
             raise DataError(
-                "FP3177 the tasks' rows can't be split like this over the same clients; take iid or dirichlet"
+                "FP3177 this partition can't split the examples of several tasks over the same clients; use "
+                "iid or dirichlet"
             )
         shards = shards or [[] for _ in range(len(part))]
         for client, rows in enumerate(shards):

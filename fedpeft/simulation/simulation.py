@@ -83,22 +83,22 @@ class Simulation:
         self.folder = folder
         self.observer = observer
         head, spec = config.head, parse_run(config)
-        observer.phase("reading the rows", 1)
+        observer.phase("reading the examples", 1)
         groups = load_groups(config.ranks, config.clients, folder)
         self.rows = SimulatedRows.load(spec, count_clients(config.clients, groups))
         config = self.rows.spec.config
         observer.phase("loading the model", 1)
         if config.privacy and self.rows.partition.resampled:
             raise PrivacyError(
-                f"FP7118 privacy={config.privacy} needs each example at one client, and under {config.partition} "
-                "several clients have it; take another partition"
+                f"FP7118 privacy={config.privacy} needs each example at one client, and under "
+                f"{config.partition} several clients have it; choose another partition"
             )
         self.setup = Setup.create(self.rows.spec, self.rows.facts, groups)
         if self._held_out and self.rows.partition.resampled:
             scored = config.strategy if self.setup.personal else "calibration(rows=clients)"
             raise ConfigError(
-                f"FP1417 under {config.partition} a client's held-out examples are also trained on, by it and by "
-                f"others, and {scored} is scored on them; take another partition, or leave it out"
+                f"FP1417 under {config.partition} a client's held-out examples are also trained on, by it and "
+                f"by others, and {scored} is scored on them; choose another partition, or leave it out"
             )
         self.clients = self.setup.clients
         self.search = self.setup.personal and not tested
@@ -317,7 +317,8 @@ class Simulation:
             )
         if not self.setup.personal:
             raise ConfigError(
-                f"FP1418 with {self.config.strategy} all clients have the same adapter: {self.folder}/adapter"
+                f"FP1418 with {self.config.strategy} all clients have the same adapter; leave --client out, and "
+                f"use {self.folder}/adapter"
             )
         store = ClientStore(self.folder / "clients")
         own = store.load(client, progress.acknowledged.get(client, 0), tidy=False) or {}

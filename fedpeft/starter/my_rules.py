@@ -14,7 +14,7 @@ class HalfMean(LinearStrategy):
     """A share of the mean update: more careful than the mean."""
 
     arrives_whole = False  # less than the sum of the updates reaches the model
-    share: float = setting(0.5, "of each update that counts", above=0, high=1)
+    share: float = setting(0.5, "share of each update that counts", above=0, high=1)
 
     def contribution(self, update: Any, state: Any, layout: Any) -> dict[str, Any]:
         """Return what one client adds to the sum: tensors by name, shaped as in `state`."""

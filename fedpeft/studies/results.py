@@ -329,7 +329,7 @@ class ResultsFile:
                 results.append(_parse_result(files.parse_json(line)))
             except (ValueError, TypeError, KeyError) as error:
                 raise RunError(
-                    f"FP5219 line {number} of {self.path} is not a result ({error}); mend or remove that line"
+                    f"FP5219 line {number} of {self.path} is not a result ({error}); correct or remove that line"
                 ) from error
         return results
 

@@ -139,8 +139,8 @@ class Workplace:
                 plugin = now.get(was["source"])
                 if plugin is not None and not plugin.is_as(was.get("sha256", was.get("version"))):
                     raise RunError(
-                        f"FP5221 {self.results.path} holds results made with the plugin {was['source']} as it was "
-                        "before it changed; put that back, or give another --output"
+                        f"FP5221 {self.results.path} holds results made with an earlier version of the plugin "
+                        f"{was['source']}; restore that version, or give another --output"
                     )
             run = planned[config]
             matched[run.name] = dataclasses.replace(result, point=dict(run.point))  # labels and axes may have changed
@@ -158,14 +158,14 @@ class Workplace:
             of_folder = load_record(folder)
             if name := self._find_changed_file(run, of_result):
                 raise RunError(
-                    f"FP5222 {self.results.path} holds results ({run.title}) made of {name} as it was before it "
-                    f"changed; put that back, move {self.results.path.name} and {self.runs.name} away, or give another "
-                    "--output"
+                    f"FP5222 {self.results.path} holds results ({run.title}) made with an earlier version of "
+                    f"{name}; restore that version, move {self.results.path.name} and {self.runs.name} away, or "
+                    "give another --output"
                 )
             if name := self._find_changed_file(run, of_folder):
                 raise RunError(
-                    f"FP5223 {folder} holds a run made of {name} as it was before it changed; put that back, move the "
-                    "folder away, or give another --output"
+                    f"FP5223 {folder} holds a run made with an earlier version of {name}; restore that version, "
+                    "move the folder away, or give another --output"
                 )
             if result is not None and result.is_finished:
                 untold = self._find_own_files(run)[max(len(of_result), len(of_folder)) :]
@@ -266,7 +266,8 @@ class Workplace:
                 result = read_run(running.folder)
                 if name := self._find_changed_file(running.planned, load_record(running.folder)):
                     raise RunError(
-                        f"FP5225 {name} has changed while the study went on, so that its runs can't be compared"
+                        f"FP5225 {name} has changed while the study ran, so its runs can't be compared; give "
+                        "another --output"
                     )
                 return self.record(running.planned, result)
             reason = describe_failure(code, running.log)

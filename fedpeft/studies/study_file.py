@@ -212,7 +212,7 @@ class StudyKeys:
     """The top-level keys of a study's file."""
 
     name: str = setting("", "name of the study; the folder's name if it is empty")
-    question: str = setting("", "what the study asks")
+    question: str = setting("", "question that the study answers")
     preset: str = setting("", "preset that runs if none is named")
     seconds_per_run: float = setting(0.0, "measured seconds per run; 0: unknown", low=0)
     margin: float = setting(1.0, "percentage points of accuracy", above=0)
@@ -291,12 +291,14 @@ def _parse_axis(path: Path, name: str, values: Any) -> tuple[Value, ...]:
     if not isinstance(values, list):
         raise ConfigError(f"FP1427 {path}: axis {name!r} must be a list of values, got {values!r}")
     if not values:
-        raise ConfigError(f"FP1428 {path}: axis {name!r} has no values, so the grid is empty")
+        raise ConfigError(
+            f"FP1428 {path}: axis {name!r} has no values, so the grid is empty; add values, or remove the axis"
+        )
     parsed = tuple(_parse_value(path, name, value) for value in values)
     labels = [value.label for value in parsed]
     for label in labels:
         if labels.count(label) > 1:
-            raise ConfigError(f"FP1429 {path}: axis {name!r} has the value {label!r} twice")
+            raise ConfigError(f"FP1429 {path}: axis {name!r} has the value {label!r} twice; name it once")
     return parsed
 
 

@@ -48,7 +48,7 @@ class Groups:
         if self.opposed:
             names = ", ".join(str(clients[k]) for k in self.opposed[:10])
             advice.append(
-                f"client {names} pulls against all others: look at its labels, or take a robust rule "
+                f"client {names} pulls against all others: look at its labels, or use a robust strategy "
                 "(--strategy median, trimmed_mean)"
             )
         if len(self.groups) > 1:

@@ -63,7 +63,9 @@ class Question(ABC):
         Raises:
             ConfigError: the question is about the model, not about its logits; the default.
         """
-        raise ConfigError(f"FP1440 {self.text} is a question about a model, not about its logits; ask another one")
+        raise ConfigError(
+            f"FP1440 {self.text} can be answered by a model, but not from its logits; choose a question about logits"
+        )
 
     def limits(self, rows: int) -> dict[str, float]:
         """Return the largest legal value in each sum over `rows` examples; by default `rows` limits every sum."""

@@ -104,7 +104,7 @@ def parse_choices(where: str, given: list[Any]) -> Choices:
             f"FP1456 {where} offers no choice: it has {len(given)} values, and a search needs at least two"
         )
     if len({(type(value), value) for value in given}) < len(given):
-        raise ConfigError(f"FP1457 {where} contains a value twice: {given!r:.100}")
+        raise ConfigError(f"FP1457 {where} contains a value twice; remove one: {given!r:.100}")
     return Choices(tuple(given))
 
 

@@ -72,7 +72,7 @@ class SearchKeys:
     """The top-level keys of a search's file."""
 
     name: str = setting("", "name of the search; the file's name if it is empty")
-    question: str = setting("", "what the search asks")
+    question: str = setting("", "question that the search answers")
     trials: int = setting(20, "number of trials to train", low=1, high=100_000)
     objective: str = setting("loss", "measure on validation examples", choices=("loss", "accuracy"))
     sampler: str = setting("tpe", "how trials are drawn", choices=tuple(SAMPLERS))

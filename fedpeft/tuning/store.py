@@ -160,8 +160,8 @@ def _refuse_changed(folder: Path) -> None:
         config = read_config(run / "config.toml", of_run=True)
         if name := find_changed_file(load_record(run), now(select_file_settings(config))):
             raise RunError(
-                f"FP5236 {folder} holds trials made of {name} as it was before it changed; put that back, or give "
-                "another --output"
+                f"FP5236 {folder} holds trials made with an earlier version of {name}; restore that version, or "
+                "give another --output"
             )
 
 
@@ -181,8 +181,8 @@ def _check_terms(search: Search, folder: Path, known: dict[str, Any] | None, ter
     for source, was in recorded.items():
         if now.get(source, was) != was:
             raise RunError(
-                f"FP5238 {folder} holds trials made with the plugin {source} as it was before it changed; put that "
-                "back, or give another --output"
+                f"FP5238 {folder} holds trials made with an earlier version of the plugin {source}; restore "
+                "that version, or give another --output"
             )
     return {**terms, PLUGINS: recorded | now}
 

@@ -33,35 +33,34 @@ def advise(setup: Setup, statistics: PartitionStatistics, most: int) -> Iterator
     """
     if _has_label_skew(setup, statistics.label_distance):
         yield (
-            f"clients hold different classes (label skew {statistics.label_distance:.2f}): where steps are undone, or "
+            f"clients hold different classes (label skew {statistics.label_distance:.2f}): if steps are undone, or "
             "nothing is gained, try --drift label_shift"
         )
     one_step_each = statistics.clients >= MANY and _is_one_step(setup, round(statistics.rows_median))
     if one_step_each and _can_use_adam(setup):
         yield (
-            "most clients take one step a round, and a step of AdamW is as long for a gradient of few rows as for that "
-            "of all: plain steps at many small clients and Adam at the server have learned more (docs/choosing.md)"
+            "most clients take one step per round, and a step of AdamW is equally long for few examples and for all: "
+            "plain SGD on many small clients and Adam on the server learn more (docs/choosing.md)"
         )
     if _can_train_head_alone(setup):
         yield (
-            "a linear head on all blocks of the frozen base has learned more of images than lora, and takes a fraction "
-            "of its work: try --peft head2toe, too (docs/choosing.md)"
+            "a linear head on all blocks of the frozen base is often better than lora for images, at a fraction of the "
+            "work: try --peft head2toe, too (docs/choosing.md)"
         )
     if _has_many_classes(setup):
         yield (
-            f"there are {setup.facts.classes} classes: where some have far more rows than others, --head discriminant "
+            f"there are {setup.facts.classes} classes: if some have far more examples than others, --head discriminant "
             "starts higher than ridge, from the same sums (docs/choosing.md)"
         )
     if _has_unused_owners(setup.config):
         owner = parse_spec(setup.config.dataset).settings["owner"]
         yield (
-            f"the column {owner} says whose row it is, and the partition {setup.config.partition} does not go by it: "
-            "--partition natural --clients 0 makes a client of each owner"
+            f"the column {owner} names each example's owner, but the partition {setup.config.partition} does not use "
+            "it: --partition natural --clients 0 makes a client of each owner"
         )
     if _is_one_client(setup, statistics.clients):
         yield (
-            f"a round asks one client of {statistics.clients}, so that nothing is averaged: --cohort all asks all of "
-            "them"
+            f"a round asks one client of {statistics.clients}, so nothing is averaged: --cohort all asks all of them"
         )
     yield from advise_on_steps(setup, most)
 
@@ -73,7 +72,7 @@ def advise_on_steps(setup: Setup, most: int) -> Iterator[str]:
     if not summed and optimizer.share(most - 1) <= 0.5:
         told = "1 step" if most == 1 else f"{most} steps"
         yield (
-            f"warmup={optimizer.warmup} of --optimizer begins anew in each round, and a round has {told} at "
+            f"warmup={optimizer.warmup} of --optimizer starts again in each round, and a round has {told} at "
             f"most: none is taken at more than {optimizer.share(most - 1):.2f} of the learning rate"
         )
     for correction in setup.drift.corrections:

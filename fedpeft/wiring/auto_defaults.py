@@ -77,7 +77,7 @@ def resolve_auto(spec: RunSpec, targets: Targets = "classes") -> RunSpec:
 
     Args:
         spec: the run; if its PEFT method is still `auto`, the head stays `auto`.
-        targets: what the rows' labels are; classes for a data set that has not been read.
+        targets: what the rows' labels are; classes for a dataset that has not been read.
     """
     if spec.head is None and spec.method is not None:
         spec = spec.change(head=_choose_head(spec, spec.method, targets))
@@ -89,7 +89,7 @@ def resolve_auto(spec: RunSpec, targets: Targets = "classes") -> RunSpec:
 
 
 def resolve_partition(spec: RunSpec, targets: Targets) -> RunSpec:
-    """Return the run with the user's partition, or the data set's own, or the usual one for its labels."""
+    """Return the run with the user's partition, or the dataset's own, or the usual one for its labels."""
     if spec.partitioner is not None:
         return spec
     usual = USUAL if targets in ("classes", "numbers") else "iid"

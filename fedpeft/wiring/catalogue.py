@@ -165,7 +165,7 @@ def build_part(config: RunConfig, name: str) -> Any:
 
 
 ALL: tuple[Family[Any], ...] = (*(family for families in FAMILIES.values() for family in families), TASKS)
-"""Every family. Tasks have no flag: the data set names its task."""
+"""Every family. Tasks have no flag: the dataset names its task."""
 
 
 def use(given: Iterable[str | Mapping[str, Any]], beside: Path | None = None) -> None:
@@ -215,7 +215,7 @@ def find_used_parts(config: RunConfig, **more: str) -> dict[str, plugins.Plugin]
 
     Args:
         config: the settings.
-        more: resolved values: `task`, and `model` if the data set names it.
+        more: resolved values: `task`, and `model` if the dataset names it.
 
     Raises:
         ConfigError: a plugin can't be loaded.

@@ -34,7 +34,7 @@ class DatasetInfo:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, clients: int, judged: bool) -> DatasetInfo:
-        """Return the information about a data set on `clients` clients."""
+        """Return the information about a dataset on `clients` clients."""
         names, model = dataset.label_names, dataset.default_model
         return cls(dataset.kind, dataset.task, names, model, clients, judged, dataset.tasks, dataset.template)
 

@@ -33,7 +33,7 @@ def check_evaluate(setup: Setup, asked: Evaluate) -> None:
         )
     if setup.task.targets:
         what = "predicts numbers" if setup.task.targets == "numbers" else "is a classifier"
-        raise ConfigError(f"FP1355 evaluate needs a language model, and this run {what}; leave it out of --measure")
+        raise ConfigError(f"FP1355 evaluate needs a language model, but this run {what}; leave it out of --measure")
     if setup.personal:
         raise ConfigError(
             f"FP1356 evaluate asks the global model, and with {setup.config.strategy} each client has its own model; "
@@ -42,7 +42,7 @@ def check_evaluate(setup: Setup, asked: Evaluate) -> None:
     parse_metrics(asked.metrics)
     if not asked.questions and not setup.task.asks:
         raise ConfigError(
-            f"FP1357 evaluate needs questions, and rows of {setup.facts.task} contain none; give "
+            f"FP1357 evaluate needs questions, and examples of {setup.facts.task} contain none; give "
             "evaluate(questions='FILE.jsonl'), or leave it out of --measure"
         )
 

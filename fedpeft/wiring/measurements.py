@@ -47,7 +47,7 @@ class Measurements:
         return self.get(Validation) or Validation()
 
     @property
-    def simulated(self) -> tuple[str, ...]:
+    def simulation_only(self) -> tuple[str, ...]:
         """The names of those that need examples that only a simulation has."""
         return tuple(part.name for part in self.parts if part.simulated)
 
@@ -59,7 +59,7 @@ class Measurements:
         """
         for part in self.parts:
             refused = [name for name in list_overrides(part, Measurement) if name not in DISCLOSED]
-            if setup.protected and refused and not is_built_in(part):
+            if setup.is_protected and refused and not is_built_in(part):
                 raise PrivacyError(
                     f"FP7127 the measurement {part.name} overrides {', '.join(refused)}; under --privacy "
                     f"{setup.config.privacy} a measurement of your own may override {', '.join(DISCLOSED)} only, so "
@@ -77,7 +77,7 @@ class Measurements:
         In a run with privacy, a measurement of a user's own does not receive the dataset, which contains the clients'
         examples.
         """
-        hidden = replace(run, dataset=None) if run.setup.protected else run
+        hidden = replace(run, dataset=None) if run.setup.is_protected else run
         return {part.name: part.begin(run if is_built_in(part) else hidden) for part in self.parts}
 
 
@@ -144,7 +144,7 @@ class Findings:
             if is_built_in(part):
                 section = part.compute(whole, answers)
             else:
-                given: Any = whole.disclose() if self.setup.protected else whole
+                given: Any = whole.disclose() if self.setup.is_protected else whole
                 section = compute_section(part.name, partial(part.compute, given, answers), self.say)
             if section is not None and part.in_quality and is_built_in(part):
                 self.quality |= section
@@ -163,7 +163,7 @@ def parse_measure(text: str) -> Measurements:
     parts = tuple(MEASUREMENTS.build(spec) for spec in split_outside_parentheses(text, "+"))
     names = [part.name for part in parts]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"FP1006 {text!r} names {', '.join(sorted(twice))} twice; once is enough")
+        raise ConfigError(f"FP1006 {text!r} names {', '.join(sorted(twice))} twice; name it once")
     return Measurements(parts)
 
 

@@ -95,8 +95,8 @@ def note_unused_training(setup: Setup, federation: Exposure) -> Setup:
         return setup
     flags = " and ".join(f"--{name.replace('_', '-')}" for name in named)
     note = (
-        f"{flags} {'is' if len(named) == 1 else 'are'} of no use: training would not be heard above the noise, so the "
-        f"start of the head has the whole budget; {mechanism.name}(start={HALF:g}, ...) trains all the same"
+        f"{flags} {'is' if len(named) == 1 else 'are'} of no use: training would not rise above the noise, so the "
+        f"start of the head has the whole budget; {mechanism.name}(start={HALF:g}, ...) trains nevertheless"
     )
     return dataclasses.replace(setup, notes=(*setup.notes, note))
 
@@ -173,10 +173,10 @@ def _create_noise_error(setup: Setup, heard: int) -> ConfigError:
     """Return the error for a run whose noise drowns the adapter and that has no head to train instead."""
     config = setup.config
     return ConfigError(
-        f"FP1375 under --privacy {config.privacy} the noise drowns adapters of more than {heard:,} trained numbers; "
-        f"{config.peft} has {setup.trained_entries[1]:,}, and {setup.facts.task} has no head to train alone. Take a "
-        "larger epsilon, more rows or a smaller adapter (--peft 'lora(rank=1, layers=1)'), or name --learning-rate, "
-        "--optimizer, --local-work and --batch-size yourself"
+        f"FP1375 under --privacy {config.privacy} the noise drowns adapters of more than {heard:,} trained "
+        f"numbers; {config.peft} has {setup.trained_entries[1]:,}, and {setup.facts.task} has no head to train "
+        "alone. Take a larger epsilon, more examples or a smaller adapter (--peft 'lora(rank=1, layers=1)'), "
+        "or name --learning-rate, --optimizer, --local-work and --batch-size yourself"
     )
 
 
@@ -196,13 +196,13 @@ def _check_planned(setup: Setup, plain: bool, not_whitened: str) -> None:
         raise ConfigError(
             f"FP1376 --server-optimizer {config.server_optimizer} sets the length of its steps itself, so local "
             f"training can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, "
-            "--local-work and --batch-size yourself, or take momentum or leave it out"
+            "--local-work and --batch-size yourself, or use momentum or leave it out"
         )
     if setup.method.reads == ALL_BLOCKS and not_whitened:  # plain steps swing across what all rows have in common
         raise ConfigError(
             f"FP1377 local training of {setup.method.name} can't be planned from --privacy {config.privacy}: "
-            f"{not_whitened}, or take --peft linear_probe, or name --learning-rate, --optimizer, --local-work and "
-            "--batch-size yourself"
+            f"{not_whitened}, or use --peft linear_probe, or name --learning-rate, --optimizer, --local-work "
+            "and --batch-size yourself"
         )
 
 
@@ -223,12 +223,12 @@ def _read(federation: Exposure, setup: Setup, mechanism: Mechanism) -> Exposure:
 def _explain_no_whitening(setup: Setup, mechanism: Mechanism) -> str:
     """Return why features are not whitened, and what to do."""
     if not can_plan_whitening(mechanism):
-        return "its features would have to be whitened; take --privacy distributed_dp(unit=rows)"
+        return "its features would have to be whitened; use --privacy distributed_dp(unit=rows)"
     if not trains_head_alone(setup.strategy, setup.layout):
-        return "plans are for a head that is trained alone; take --peft head2toe without an adapter"
+        return "plans are for a head that is trained alone; use --peft head2toe without an adapter"
     return (
-        f"its features would have to be whitened, and --head {setup.config.head} does not tell how; take --head "
-        "private_ridge where rows have one class each"
+        f"its features would have to be whitened, and --head {setup.config.head} does not measure how; use --head "
+        "private_ridge if each example has one class"
     )
 
 

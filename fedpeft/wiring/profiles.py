@@ -187,8 +187,8 @@ def choose_ranks(tables: Sequence[ProfileTable], form: AdapterShape | None) -> l
         raise ConfigError("FP1378 ranks are those of LoRA factors, or lengths of prompts; use the peft method lora")
     if len({(t.memory, t.link, t.rows) for t in tables}) == 1:
         raise ConfigError(
-            "FP1379 ranks=auto goes by memory, link and rows, which are equal in all tables; state them, or leave "
-            "ranks out"
+            "FP1379 ranks=auto chooses ranks by memory, link and rows, which are equal in all tables; state "
+            "them, or leave ranks out"
         )
     shares = [1.0] * len(tables)
     for name in ("memory", "link", "rows"):

@@ -1,7 +1,7 @@
 """`--quick`: a preview of federated training in about a minute. Its numbers are those of a sample: do not report them.
 
-An adapter gains little on few examples: with 1,000 reviews, no round beats the start. So the default data set keeps all
-its training examples and has fewer rounds (`experiments/quick`). Other data sets can be of any size and are cut.
+An adapter gains little on few examples: with 1,000 reviews, no round beats the start. So the default dataset keeps all
+its training examples and has fewer rounds (`experiments/quick`). Other datasets can be of any size and are cut.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ TOKENS = 64
 """The most tokens of a text."""
 
 ROUNDS, ROWS, TEST_ROWS = 4, 1000, 500
-"""The most rounds, training examples and test examples of a data set."""
+"""The most rounds, training examples and test examples of a dataset."""
 
 DEFAULT_ROUNDS, DEFAULT_TEST_ROWS = 6, 2000
-"""The most rounds and test examples of the default data set."""
+"""The most rounds and test examples of the default dataset."""
 
 ROWS_PER_CLIENT, USUAL_CLIENTS = 160, 100
 """Its most training examples per client, so that few clients do not train for long. 100 clients share all 15,077."""

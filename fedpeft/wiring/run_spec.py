@@ -41,8 +41,8 @@ class RunSpec:
 
     Attributes:
         config: the settings as numbers and texts.
-        dataset: the data set.
-        partitioner: how the data set is split over clients; None: `auto`.
+        dataset: the dataset.
+        partitioner: how the dataset is split over clients; None: `auto`.
         sampler: the choice of clients by what is known of them; None: cohorts are drawn.
         method: the PEFT method; None: `auto`.
         head: the start of the head; None: `auto`.

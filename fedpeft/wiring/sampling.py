@@ -53,8 +53,8 @@ def compute_cohort_size(setting: Size, clients: int) -> int:
     if isinstance(setting, int) and 1 <= setting <= clients:
         return setting
     raise ConfigError(
-        f"FP1506 cohort={setting} is neither a fraction of the clients (above 0.0, at most 1.0), nor a whole number "
-        f"from 1 to the number of clients ({clients}), nor auto, nor all, nor a sampler such as eafl(0.1)"
+        f"FP1506 cohort={setting} is not legal; give a fraction of the clients (above 0.0, at most 1.0), a "
+        f"whole number from 1 to the number of clients ({clients}), auto, all, or a sampler such as eafl(0.1)"
     )
 
 

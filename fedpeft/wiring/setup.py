@@ -57,7 +57,7 @@ class Setup(RunSpec):
         method: the PEFT method at the size of the largest client.
         head: the start of the head.
         facts: what is known of the data.
-        task: the task of the data set.
+        task: the task of the dataset.
         model_directory: folder of the frozen base.
         peft: the text of `method`.
         layout: the trainable tensors.
@@ -166,7 +166,7 @@ class Setup(RunSpec):
         return Schedule(self.config.learning_rate, rounds, own.schedule, own.floor, repeats=tasks is not None)
 
     @property
-    def protected(self) -> bool:
+    def is_protected(self) -> bool:
         """Whether the run has a privacy mechanism or a secure sum."""
         return self.mechanism is not None or self.secure_sum is not None
 
@@ -226,7 +226,7 @@ class Setup(RunSpec):
 
     @property
     def model_name(self) -> str:
-        """Name of the base model: the user's, or the data set's default."""
+        """Name of the base model: the user's, or the dataset's default."""
         return self.facts.default_model if self.config.model == "auto" else self.config.model
 
     @cached_property
@@ -285,7 +285,9 @@ class Setup(RunSpec):
         cut = getattr(examples, "cut", 0)
         if not cut:
             return []
-        return [f"{cut:,} of {len(examples):,} rows are longer than {self.tokens} tokens and cut there; see --tokens"]
+        return [
+            f"{cut:,} of {len(examples):,} examples are longer than {self.tokens} tokens and truncated; see --tokens"
+        ]
 
 
 def load_adapted_model(
@@ -343,8 +345,8 @@ def _set_task_schedule(spec: RunSpec, tasks: TaskSequence | None) -> RunSpec:
         return spec
     if tasks is None:
         raise ConfigError(
-            f"FP1295 {name_of(type(strategy))} is a rule for tasks that come one after the other: take --dataset "
-            "'tasks(a, b)', or 'tasks(a, classes=2)', or another strategy"
+            f"FP1295 {name_of(type(strategy))} is for continual learning, so it needs tasks that arrive one "
+            "after another; give --dataset 'tasks(a, b)' or 'tasks(a, classes=2)', or choose another strategy"
         )
     schedule: dict[str, Any] = {
         "tasks": tasks.schedule.tasks,
@@ -355,6 +357,7 @@ def _set_task_schedule(spec: RunSpec, tasks: TaskSequence | None) -> RunSpec:
         given = getattr(strategy, setting)
         if given not in (0, value):
             raise ConfigError(
-                f"FP1296 {spec.config.strategy} names {setting}={given}, and the data set has {value}; leave it out"
+                f"FP1296 {spec.config.strategy} names {setting}={given}, but the dataset has {value}; leave "
+                f"{setting} out"
             )
     return spec.change(strategy=format_part(replace(strategy, **schedule)))

@@ -61,7 +61,7 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
     ]
     if validation.public and not private:
         raise ConfigError(
-            "FP1389 validation(public=True) has a meaning only with --privacy; give that, too, or leave it out"
+            "FP1389 validation(public=True) has an effect only with --privacy; give --privacy, too, or leave public out"
         )
     hidden = private and not validation.public
     if asked and hidden:
@@ -90,8 +90,8 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
         guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
     elif guard.lowers and noise_stays:
         raise ConfigError(
-            f"FP1393 safeguard={config.safeguard} lowers the learning rate after an undone step, and the noise of "
-            f"{config.privacy} stays the same and would drown smaller updates; take undo(rate=1)"
+            f"FP1393 safeguard={config.safeguard} lowers the learning rate after an undone step, and the noise "
+            f"of {config.privacy} stays the same and would drown smaller updates; use undo(rate=1)"
         )
     if validation.patience and validation.keep == "last":
         raise ConfigError(

@@ -25,7 +25,9 @@ class Validation(Measurement):
         choices=KEPT,
     )
     patience: int = setting(0, "evaluations without a better state after which the run ends; 0: all rounds", low=0)
-    public: bool = setting(False, "under privacy: these rows are public, may decide, and be fitted on")
+    public: bool = setting(
+        False, "under privacy: the validation examples are public, may choose the kept state and be fitted on"
+    )
     score_last: bool = setting(False, "also score the last state on the test examples if a better one is kept")
 
 

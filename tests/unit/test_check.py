@@ -124,7 +124,7 @@ def test_few_clients_have_whole_numbers_below_them():
     ("arguments", "words"),
     [
         (["no/such.csv"], ("FP3012", "no/such.csv")),
-        (["nowhere"], ("FP1231", "data set 'nowhere")),
+        (["nowhere"], ("FP1231", "dataset 'nowhere")),
         (["my.jsonl", "--picture", "a.txt"], ("FP1044", "--picture a.txt", ".svg")),
         (["my.jsonl", "--clients", "-1"], ("FP1227", "clients", "-1")),
         (["my.jsonl", "--seed", "-1"], ("FP1227", "seed", "-1")),

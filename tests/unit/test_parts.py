@@ -58,7 +58,7 @@ def test_a_text_with_dots_is_told_to_stand_in_quotes():
         ("lora)8(", "; its parentheses don't balance"),
         ("topk(0.1) quantize(4)", ""),
         ("int8/rans", ""),
-        ("lora(rank 8)", "; a value with a space, or other signs than letters, digits and _, stands in quotes"),
+        ("lora(rank 8)", "; a value with a space, or signs other than letters, digits and _, needs quotes"),
     ],
 )
 def test_what_is_not_a_spec_is_told_what_is_wrong_with_it(text, words):
@@ -139,8 +139,8 @@ def test_pipelines_split_outside_of_parentheses_only():
 @pytest.mark.parametrize(
     ("family", "text", "words"),
     [
-        (strategies, "fedavg", ("FP1230", "is the strategy fedit")),
-        (strategies, "FedAvg", ("FP1230", "is the strategy fedit")),
+        (strategies, "fedavg", ("FP1230", "is called fedit")),
+        (strategies, "FedAvg", ("FP1230", "is called fedit")),
         (strategies, "fedprox", ("FP1230", "--drift")),
         (strategies, "florist", ("FP1230", "flexlora(energy=0.9)")),
         (strategies, "la_lora", ("FP1230", "--drift la_lora")),

@@ -340,11 +340,11 @@ def test_objects_are_parts_within_their_context_only(rule):
 @pytest.mark.parametrize(
     ("group", "part", "family", "words"),
     [
-        ("strategies", "Step", strategies, "is not made from fedpeft.aggregation.strategy.Strategy"),
-        ("codecs", "HalfMean", codecs, "is not made from fedpeft.communication.steps.Step"),
+        ("strategies", "Step", strategies, "is not a subclass of fedpeft.aggregation.strategy.Strategy"),
+        ("codecs", "HalfMean", codecs, "is not a subclass of fedpeft.communication.steps.Step"),
         ("datasets", "HalfMean", DATASETS, "has no load"),
         ("models", "HalfMean", MODELS, "has no origin, no license, no resolve"),
-        ("peft_methods", "HalfMean", PEFT_METHODS, "is not made from fedpeft.peft.method.PeftMethod"),
+        ("peft_methods", "HalfMean", PEFT_METHODS, "is not a subclass of fedpeft.peft.method.PeftMethod"),
     ],
 )
 def test_a_part_in_another_group_is_one_sentence(package, group, part, family, words):

@@ -11,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from fedpeft.models.pretrained.smollm2 import TESTED
+
 ROOT = Path(__file__).parent.parent.parent
 LOCK_FILE = ROOT / "requirements.lock"
 LOCK = LOCK_FILE.read_text(encoding="utf-8").splitlines() if LOCK_FILE.exists() else ["not made yet"]
@@ -49,3 +51,7 @@ def test_a_lock_is_names_versions_and_hashes_of_pip_s_report():
     assert line == f"some-thing==1.0 --hash=sha256:{'a' * 64}"
     with pytest.raises(SystemExit, match=r"some-thing 1.0 comes without a SHA-256"):
         format_lock(report())
+
+
+def test_the_remedy_for_smollm2_names_the_locked_version():
+    assert locked()["transformers"] == TESTED

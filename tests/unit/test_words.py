@@ -91,6 +91,11 @@ def test_the_mean_sentence_of_a_page_is_limited(words) -> None:
     assert find_rules(words, sentence.capitalize() * 3) == ["mean sentence"]
 
 
+def test_a_page_begins_with_its_answer(words) -> None:
+    assert find_rules(words, "# Bytes\n\nHow do you send fewer bytes? Use a codec.\n") == ["question first"]
+    assert find_rules(words, "# Bytes\n\nUse a codec. Which one fits your task?\n") == []
+
+
 def test_a_first_page_must_be_easy_to_read(words) -> None:
     text = "Institutional considerations necessitate comprehensive organizational documentation. " * 3
     assert [finding.rule for finding in words.check_page("README.md", text)] == ["reading ease"]

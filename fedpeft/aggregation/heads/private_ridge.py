@@ -38,7 +38,7 @@ class PrivateRidge(HeadStart):
     Its moments also whiten the features, on which `distributed_dp(whiten=True)` trains the head.
     """
 
-    dimensions: int = setting(128, "of the random projection, at most the features' own", low=1)
+    dimensions: int = setting(128, "dimensions of the random projection, at most those of the features", low=1)
     strength: float = setting(0.01, "regularization, in units of the mean squared feature", above=0)
     damping: float = setting(0.3, "further regularization, in units of the noise's largest eigenvalue", low=0)
     scale: float = setting(8.0, "factor from regression values to logits", above=0)

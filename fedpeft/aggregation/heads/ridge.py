@@ -37,7 +37,7 @@ class Ridge(SecondMoments):
 
     strength: float | None = setting(
         None,
-        "regularization, in units of the mean squared feature; none: 0.001, or of few rows by cross-validation",
+        "regularization, in units of the mean squared feature; none: 0.001, or by cross-validation for few examples",
         above=0,
     )
     scale: float = setting(8.0, "factor from regression values to logits", above=0)

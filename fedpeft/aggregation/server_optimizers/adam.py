@@ -23,7 +23,7 @@ class Adam(AdaptiveServerOptimizer):
     """Coordinate-wise steps from running moments."""
 
     beta2: float = setting(0.99, "share of the last v that is kept", low=0, below=1)
-    corrected: bool = setting(False, "take the noise that the server adds (user_dp) out of v")
+    corrected: bool = setting(False, "subtract the noise that the server adds (user_dp) from v")
     floor: float = setting(0.1, "corrected: least of v, relative to the noise in it", above=0, high=100)
 
     def second_moment(self, v: Tensor, d: Tensor) -> Tensor:

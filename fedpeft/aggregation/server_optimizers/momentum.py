@@ -11,7 +11,7 @@ from fedpeft.peft.adapter import State
 class Momentum(ServerOptimizer):
     """A running sum of the mean updates."""
 
-    learning_rate: float = setting(1.0, "eta", above=0)
+    learning_rate: float = setting(1.0, "eta, the length of a step", above=0)
     beta: float = setting(0.9, "share of the last momentum that is kept", low=0, below=1)
 
     @property

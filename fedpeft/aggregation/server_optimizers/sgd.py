@@ -12,7 +12,7 @@ from fedpeft.peft.adapter import State
 class SGD(ServerOptimizer):
     """A step along the mean update."""
 
-    learning_rate: float = setting(1.0, "eta", above=0)
+    learning_rate: float = setting(1.0, "eta, the length of a step", above=0)
 
     keeps_state: ClassVar[bool] = False
 

@@ -89,7 +89,7 @@ class Grid(Quantizer):
         step = _read_step(parameters)
         version = parameters.read_varint("reference version", MAX_VERSION)
         if context.position:
-            raise PayloadError("FP6031 the payload has a transform in front of its step grid")
+            raise PayloadError("FP6031 the payload has a transform before its step grid")
         held = context.read_reference(version, parameters, int(cut.sizes.sum())) if version else None
         relative = np.zeros(len(cut.sizes), np.uint8)
         if weighted:

@@ -60,7 +60,7 @@ class FlowerTune:
         path=True,
     )
     track: str = setting("general_nlp", "track, which decides the columns of the prompt", choices=tuple(TRACKS))
-    clients: int = setting(20, "number of shards that the rows are cut into", low=1, high=100_000)
+    clients: int = setting(20, "number of shards that the examples are split into", low=1, high=100_000)
     shuffle: int = setting(42, "seed of the shuffling; not the run's seed", low=0)
     end: bool = setting(False, "also learn the model's end-of-text token after each answer")
     test: str | None = setting(None, "file of test examples with the same columns; None: hold some out", path=True)
@@ -116,7 +116,7 @@ def assign_clients(rows: int, clients: int, seed: int) -> NDArray[np.int64]:
         DataError: there are fewer rows than clients.
     """
     if rows < clients:
-        raise DataError(f"FP3033 {clients} clients can't share {rows} rows; give fewer clients")
+        raise DataError(f"FP3033 {clients} clients can't share {rows} examples; give fewer clients")
     client = np.empty(rows, np.int64)
     for k, shard in enumerate(np.array_split(np.random.default_rng(seed).permutation(rows), clients)):
         client[shard] = k

@@ -135,7 +135,7 @@ class Office:
 
     rows: int = setting(40, "training examples of each type", low=2, high=200)
     test_rows: int = setting(8, "test examples of each type", low=1, high=100)
-    seed: int = setting(0, "seed of the rows; not the run's seed", low=0)
+    seed: int = setting(0, "seed of the examples; not the run's seed", low=0)
 
     suited_partition: ClassVar[str] = "natural"
 

@@ -107,7 +107,7 @@ class Reviews:
                     (test if held else train).extend((*row, owner) for row in documents[where])
                     votes += [parse_votes(given, domain) for given in said[where]] if held else []
         if not train or not test:
-            raise DataError(f"FP3042 no text has a mean rating beyond {self.margin:g}; take a smaller margin")
+            raise DataError(f"FP3042 no text has a mean rating beyond {self.margin:g}; choose a smaller margin")
         both, raters = (build_rows(train), build_rows(test)), build_raters(votes)
         return Dataset("reviews", "text", "classification", *both, LABELS, "minilm", raters=raters)
 

@@ -24,7 +24,10 @@ class Quantity:
     argument: ClassVar[str] = "alpha"
 
     alpha: float = setting(
-        0.5, "concentration of the sizes: 100 is nearly equal, 0.1 gives a few clients most rows", low=1e-3, high=1e6
+        0.5,
+        "concentration of the sizes: 100 is nearly equal, 0.1 gives a few clients most examples",
+        low=1e-3,
+        high=1e6,
     )
 
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:

@@ -23,8 +23,8 @@ def check_question(instruction: Instruction) -> None:
     """
     if instruction.asks and (question := parse_question(instruction.asks)).of_model:
         raise PayloadError(
-            f"FP6085 the server asks {question.text}, which is answered with sums over the rows that a client trains "
-            "on and belongs to simulations"
+            f"FP6085 the server asks {question.text}, which is answered with sums over the examples that a "
+            "client trains on and belongs to simulations"
         )
 
 
@@ -37,7 +37,9 @@ def check_evaluation(instruction: Instruction, mechanism: Mechanism | None) -> N
         PrivacyError: names the mechanism.
     """
     if instruction.kind == "evaluate" and mechanism is not None and mechanism.silent:
-        raise PrivacyError(f"FP7013 the server asks for losses on its rows, which {mechanism.name} does not protect")
+        raise PrivacyError(
+            f"FP7013 the server asks for losses on its examples, which {mechanism.name} does not protect"
+        )
 
 
 def measure_energy(instruction: Instruction, work: Callable[[Instruction], Report]) -> Report:

@@ -197,7 +197,7 @@ def parse_device(text: str) -> str:
         if kind == "cpu":
             return "cpu"
         if kind == "cuda":
-            raise RunError(f"FP5019 there is no {text} here; take --device {next(iter(gpus), 'cpu')}")
+            raise RunError(f"FP5019 there is no {text} here; use --device {next(iter(gpus), 'cpu')}")
     raise RunError(f"FP5020 there is no device {text!r}; legal: cpu, {', '.join(gpus) or 'cuda:N'}")
 
 
@@ -240,12 +240,13 @@ def fit_to_memory(
     if not choice.fits:
         observer.say(
             f"[bold yellow]warning[/] {free / 1e9:.1f} GB of memory are free on {device}, and this model "
-            f"needs about {choice.need / 1e9:.1f}, even with {precision or dtype} and {choice.batch_size} rows a step"
+            f"needs about {choice.need / 1e9:.1f}, even with {precision or dtype} and {choice.batch_size} examples "
+            "per step"
         )
     elif choice.precision or choice.batch_size < config.batch_size:
         observer.say(
             f"[bold]memory[/]  {free / 1e9:.1f} GB are free on {device}: a base in "
-            f"{precision or dtype}, {choice.batch_size} rows a step"
+            f"{precision or dtype}, {choice.batch_size} examples per step"
         )
     elif slow:
         observer.say(f"[bold]precision[/]  {device} has no bf16 arithmetic: a base in fp32")

@@ -184,17 +184,18 @@ class EdgeClient:
         told = self.description
         if cache.hash_files(self.setup.model_directory, cached_rows.TOKENIZER_FILES) != told.tokenizer_hash:
             raise ModelError(
-                f"FP4014 the tokenizer in {self.setup.model_directory} is not the server's: texts would be cut into "
-                "other tokens; take the same model, with --model FOLDER"
+                f"FP4014 the tokenizer in {self.setup.model_directory} is not the server's: it would split "
+                "texts into other tokens; use the same model, with --model FOLDER"
             )
         if work.model_key != told.weights_hash:
             raise ModelError(
-                f"FP4015 the weights in {self.setup.model_directory} are not the server's: updates would not fit; "
-                "take the same model, with --model FOLDER"
+                f"FP4015 the weights in {self.setup.model_directory} are not the server's, so updates would not "
+                "fit; use the same model, with --model FOLDER"
             )
         if self.setup.tokens != told.tokens:
             raise ModelError(
-                f"FP4016 the server cuts texts to {told.tokens} tokens, the model here reads {self.setup.tokens}"
+                f"FP4016 the server cuts texts to {told.tokens} tokens, but the model here reads at most "
+                f"{self.setup.tokens}; ask whoever runs the server for smaller --tokens"
             )
 
     @property
@@ -316,7 +317,7 @@ class EdgeClient:
         for place, name in (
             (self.folder, "its state"),
             (self.ledgers, "its ledgers"),
-            (self.file, "its rows"),
+            (self.file, "its examples"),
             (self.setup.model_directory, "its model"),
             (get_cache_directory(), "its cache"),
             (Path.home(), "~"),

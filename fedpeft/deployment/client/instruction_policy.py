@@ -88,8 +88,8 @@ class InstructionPolicy:
                 )
             if (why := self._explain_uncompared(legal[name])) and digest != why:
                 raise RunError(
-                    f"FP5245 the server's record of {record.label} has {digest!r:.20} for the model of {name}, and by "
-                    f"the settings that is {why!r}: {UNCOMPARED[why]}"
+                    f"FP5245 the server's record of {record.label} has {digest!r:.20} as the digest of the "
+                    f"model of {name}, but by the settings it is {why!r}: {UNCOMPARED[why]}"
                 )
             if not why and not DIGEST.fullmatch(digest):
                 raise RunError(
@@ -169,8 +169,8 @@ class InstructionPolicy:
         private = {names[i] for i in instruction.private}
         if private != strategy.list_private(self.layout):
             raise PayloadError(
-                f"FP6177 the server says that {len(private)} tensors stay with clients, and the strategy keeps "
-                f"{len(strategy.list_private(self.layout))} others"
+                f"FP6177 the server asks for {len(private)} tensors that stay with clients, but the strategy "
+                f"keeps {len(strategy.list_private(self.layout))} others"
             )
         trained = {names[i] for i in instruction.trained} or set(names)
         if instruction.kind == "train" and trained != strategy.list_trained(self.layout, instruction.round):

@@ -110,7 +110,7 @@ def join(options: JoinOptions, edge_options: EdgeOptions, console: Console) -> N
         patience = Patience(options.give_up, observer)
         observer.wait(f"connecting to {link.address}")
         description = wait_for_description(link, patience)
-        observer.enter("loading rows and model")
+        observer.enter("loading examples and model")
         state = options.state.expanduser()
         folder = get_client_folder(state, description.run, link.name)
         with lock_state_folder(folder):
@@ -120,7 +120,8 @@ def join(options: JoinOptions, edge_options: EdgeOptions, console: Console) -> N
             precision = edge_options.precision or edge.config.dtype
             model = escape(edge.setup.model_directory.name)
             observer.say(
-                f"[bold]{link.name}[/]  {len(edge.rows)} rows, {model} in {precision} on {escape(str(edge.hardware))}"
+                f"[bold]{link.name}[/]  {len(edge.rows)} examples, {model} in {precision} on "
+                f"{escape(str(edge.hardware))}"
             )
             _say_privacy(edge, observer)
             transcript = open_transcript(edge, link)
@@ -186,7 +187,7 @@ def _say_privacy(edge: EdgeClient, observer: ConsoleObserver) -> None:
                 "whoever has the authority's key could invent clients and read the updates among them"
             )
     elif mechanism is None:
-        observer.say("[bold]privacy[/] updates are not protected: they can tell something of your rows")
+        observer.say("[bold]privacy[/] updates are not protected, so they can reveal something about your examples")
     elif edge.protection is None:
         observer.say(f"[bold]privacy[/] {mechanism.name}: the server is trusted to clip updates and to add the noise")
     if edge.protection is not None:
@@ -208,7 +209,7 @@ def _format_answer(instruction: Instruction, report: Report, silent: bool) -> st
         return f"{called}: {escape(report.error)}"
     if instruction.step:
         return f"{called}: {format_bytes(report.bytes)}"
-    rows = "" if silent else f"{report.rows} rows, "
+    rows = "" if silent else f"{report.rows} examples, "
     loss = f"loss {report.loss:.3f}, " if report.loss else ""  # 0: not measured, or it must not leave this machine
     return f"{called}: {rows}{loss}{format_bytes(report.bytes)}, {format_duration(report.seconds)}"
 
@@ -252,7 +253,8 @@ def take_part(
                 observer.say(
                     f"privacy: epsilon {own.compute_epsilon():.3g} at dp_delta {own.delta:.2g} per "
                     f"{own.mechanism.privacy_unit}, from {own.ledger.releases(OWN)} releases; the ledger is "
-                    f"{own.ledger.path}; with all other runs on these rows epsilon {own.lifetime.spent(own.delta):.3g}"
+                    f"{own.ledger.path}; with all other runs on these examples epsilon "
+                    f"{own.lifetime.spent(own.delta):.3g}"
                 )
             return
         except LostError as error:

@@ -57,12 +57,13 @@ def make_client_protection(
         return None
     if given.test_noise and options.max_epsilon is not None:
         raise PrivacyError(
-            "FP7018 this federation asks for test_noise, which protects nobody: --max-epsilon can't be kept"
+            "FP7018 this federation asks for test_noise, which protects nobody, so --max-epsilon can't be "
+            "kept; leave it out, or join a federation without test_noise"
         )
     if given.raw_metrics and options.max_epsilon is not None:
         raise PrivacyError(
-            "FP7019 this federation asks for raw_metrics, losses on your rows that no epsilon counts: --max-epsilon "
-            "can't be kept; leave it out if you trust the server with them"
+            "FP7019 this federation asks for raw_metrics, losses on your examples, which no epsilon covers: "
+            "--max-epsilon can't be kept; leave it out if you trust the server with them"
         )
     exposure = _exposure(setup, told, rows)
     units = given.units(exposure)

@@ -104,14 +104,14 @@ def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
     for field in dataclasses.fields(RunConfig):
         value = getattr(told, field.name)
         given = f"the server's settings set {field.name}={value!r:.80}"
-        simulated = field.name == "measure" and measured.simulated
+        simulated = field.name == "measure" and measured.simulation_only
         if simulated or (field.name in REFUSED and value != field.default):
             raise RunError(
                 f"FP5097 {given}, which belongs to simulations: a client with its own examples does not do it; ask "
                 "whoever runs the server to leave it out"
             )
         if field.name in AT_MOST and value > AT_MOST[field.name]:
-            raise RunError(f"FP5098 {given}, and a client takes {AT_MOST[field.name]} at most")
+            raise RunError(f"FP5098 {given}, but a client accepts {AT_MOST[field.name]} at most")
     if secure is not None:
         secure.check_lies()
     if isinstance(mechanism, Mechanism):

@@ -29,7 +29,7 @@ def get_client_folder(state: Path, run: str, name: str) -> Path:
     """
     if not RUN.fullmatch(run):
         raise RunError(
-            f"FP5036 the server calls its federation {run!r:.80}; legal are 16 of the digits 0 to 9 and a to f"
+            f"FP5036 the server names its federation {run!r:.80}; a legal name has 16 digits of 0 to 9 and a to f"
         )
     return state / run / name
 
@@ -53,8 +53,8 @@ def lock_state_folder(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise RunError(
-            f"FP5037 another process is this client already, with its state in {folder}; end it, or join with another "
-            "certificate and other rows"
+            f"FP5037 another process already runs this client, with its state in {folder}; end that process, or "
+            "join with another certificate and other examples"
         ) from None
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         reason = error.strerror if isinstance(error, OSError) else error

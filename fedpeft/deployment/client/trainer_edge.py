@@ -83,8 +83,8 @@ class TrainerEdge:
         _check_adapter(self.layout, model, self.config.peft)
         if changes_steps(self.parts.strategy):
             raise RunError(
-                f"FP5112 with {self.config.strategy} clients leave a part of what they hold alone, and a Trainer's "
-                "steps are its own; ask for another strategy, such as fedit"
+                f"FP5112 with {self.config.strategy} clients keep a part of the adapter unchanged, which a "
+                "Trainer does not do; ask for another strategy, such as fedit"
             )
         self.policy = InstructionPolicy(self.layout, self.parts, self.config.seed, self.parts.strategy.mixed_ranks)
         self._check_weights(trainer.model)
@@ -105,8 +105,8 @@ class TrainerEdge:
             start = method.start(reference, self.config.seed)
             if any(tensor.isnan().any() for tensor in start.values()):
                 raise RunError(
-                    f"FP5113 the server encodes the model against its seeded start, which a trainer can't make of "
-                    f"{self.config.peft}; ask for --downlink fp32"
+                    "FP5113 the server encodes the model against its seeded start, which a Trainer can't "
+                    f"compute for {self.config.peft}; ask for --downlink fp32"
                 )
             start = parts.strategy.start(start, self.layout, self.config.seed)
         return ClientPlan(
@@ -128,11 +128,13 @@ class TrainerEdge:
         """Compare the base's files with the server's, if the base was loaded from a folder."""
         folder = find_local_folder(str(getattr(model.config, "_name_or_path", "") or "?"))
         if folder is None:
-            self.observer.say("[bold]base[/]    was loaded from no folder: that it is the server's is not checked")
+            self.observer.say(
+                "[bold]base[/]    was not loaded from a folder, so nothing checks that it is the server's"
+            )
         elif cache.hash_files(folder, ("*.safetensors", "config.json")) != self.description.weights_hash:
             raise ModelError(
-                f"FP4017 the weights in {folder} are not the server's: updates would not fit; let the script load the "
-                "same"
+                f"FP4017 the weights in {folder} are not the server's, so updates would not fit; load the same "
+                "weights in the script"
             )
 
     @property
@@ -183,13 +185,13 @@ def _check_parts(description: v2.Description, parts: RunSpec) -> tuple[PeftMetho
     """
     if description.task != "causal_lm":
         raise RunError(
-            f"FP5114 the federation is one of {description.task.partition('(')[0]}; a Trainer can join those of causal "
-            "language models"
+            f"FP5114 the federation trains {description.task.partition('(')[0]}; a Trainer can join only "
+            "federations of causal language models"
         )
     if parts.drift.corrections:
         raise RunError(
-            f"FP5115 the federation corrects clients' gradients (--drift {parts.config.drift}), and a Trainer's "
-            "steps are its own; ask for a run without --drift"
+            f"FP5115 the federation corrects clients' gradients (--drift {parts.config.drift}), which a Trainer "
+            "does not do; ask for a run without --drift"
         )
     mechanism, secure = parts.mechanism, parts.secure_sum
     if secure is not None:
@@ -199,8 +201,8 @@ def _check_parts(description: v2.Description, parts: RunSpec) -> tuple[PeftMetho
         )
     if mechanism is not None and mechanism.protects and mechanism.noises_updates:
         raise PrivacyError(
-            f"FP7026 the federation's {mechanism.name} protects rows on the client, which a Trainer does not do; join "
-            "with python -m fedpeft.join, or ask for user_dp"
+            f"FP7026 the federation's {mechanism.name} protects examples on the client, which a Trainer does "
+            "not do; join with python -m fedpeft.join, or ask for user_dp"
         )
     if parts.method is None or parts.head is None:
         raise RunError("FP5253 the server's settings name no PEFT method; ask whoever runs the server for --peft lora")

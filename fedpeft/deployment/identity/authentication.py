@@ -32,7 +32,7 @@ def create_dropped_error(reason: str) -> RefusedError:
     """Return the refusal of a client that the server has dropped."""
     return RefusedError(
         grpc.StatusCode.PERMISSION_DENIED,
-        f"this client has been dropped: {reason}; where the cause has been mended, whoever runs the server takes it "
+        f"this client has been dropped: {reason}; after the cause is fixed, whoever runs the server can take it "
         "back with --readmit",
     )
 

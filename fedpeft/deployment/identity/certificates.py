@@ -78,9 +78,9 @@ def check_authority(authority: x509.Certificate) -> None:
     """
     if datetime.now(UTC) > authority.not_valid_after_utc:
         raise RunError(
-            f"FP5021 the authority in ca.pem has expired on {authority.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and "
+            f"FP5021 the authority in ca.pem expired on {authority.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and "
             "all certificates with it; whoever runs the server makes a new one in a new folder (python -m "
-            "fedpeft.certs --folder NEW --server HOST --clients NAMES) and hands each client its folder anew"
+            "fedpeft.certs --folder NEW --server HOST --clients NAMES) and gives each client its new folder"
         )
 
 
@@ -128,8 +128,9 @@ class RevocationList:
         self._authority = x509.load_pem_x509_certificate(authority)
         if not file.exists():
             raise RunError(
-                f"FP5023 the list of revoked certificates {file} is missing, so they would be accepted again; bring it "
-                "back from a copy, or make a new authority and new certificates with python -m fedpeft.certs"
+                f"FP5023 the list of revoked certificates {file} is missing, so the server would accept them "
+                "again; restore it from a backup, or make a new authority and new certificates with python -m "
+                "fedpeft.certs"
             )
         self._serials = frozenset(entry.serial_number for entry in _list_of(file, self._authority))
         self._stamp: tuple[int, int] | None = None
@@ -142,7 +143,8 @@ class RevocationList:
             return serial in self._serials
         except OSError as error:
             raise RunError(
-                f"FP5024 the list of revoked certificates {self._file} can't be read: {error.strerror}"
+                f"FP5024 the list of revoked certificates {self._file} can't be read: {error.strerror}; "
+                "restore it from a backup"
             ) from None
         if (stamp := (status.st_mtime_ns, status.st_size)) != self._stamp:
             self._serials = frozenset(entry.serial_number for entry in _list_of(self._file, self._authority))
@@ -153,14 +155,19 @@ class RevocationList:
 def _list_of(file: Path, authority: x509.Certificate) -> x509.CertificateRevocationList:
     key = authority.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise RunError("FP5025 python -m fedpeft.certs has not made ca.pem; take the one that it makes")
+        raise RunError("FP5025 ca.pem was not made by python -m fedpeft.certs; use a ca.pem that it made")
     try:
         found = x509.load_pem_x509_crl(read(file))
         valid = found.is_signature_valid(key)
     except (OSError, ValueError) as error:
-        raise RunError(f"FP5024 the list of revoked certificates {file} can't be read: {error}") from None
+        raise RunError(
+            f"FP5024 the list of revoked certificates {file} can't be read: {error}; restore it from a backup"
+        ) from None
     if not valid:
-        raise RunError(f"FP5026 the list of revoked certificates {file} is not signed by the authority in ca.pem")
+        raise RunError(
+            f"FP5026 the list of revoked certificates {file} is not signed by the authority in ca.pem; restore both "
+            "from one backup"
+        )
     return found
 
 
@@ -189,9 +196,9 @@ class Authority:
         signed = (self.folder / "server.pem").exists() or any(self.folder.glob("clients/*/client.pem"))
         if signed or self._has_revocation_list():
             raise RunError(
-                f"FP5027 {self.folder} holds certificates, and not the key of their authority: bring ca.key back from "
-                "where it is kept, since a new authority would make all of them worthless and forget which are "
-                "revoked; or begin anew in another --folder"
+                f"FP5027 {self.folder} holds certificates but not ca.key, their authority's key; restore "
+                "ca.key, or start again in another --folder (a new authority would invalidate all certificates "
+                "and forget which are revoked)"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +237,7 @@ class Authority:
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
             raise RunError(f"FP5029 the authority in {self.folder} can't be read: {error}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise RunError(f"FP5030 ca.key in {self.folder} is not the key of ca.pem; bring both back from one copy")
+            raise RunError(f"FP5030 ca.key in {self.folder} is not the key of ca.pem; restore both from one backup")
         return certificate, key
 
     def is_torn(self, client: str = "") -> bool:
@@ -257,7 +264,7 @@ class Authority:
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except (OSError, ValueError, x509.ExtensionNotFound) as error:
             raise RunError(
-                f"FP5031 the server's certificate {file} can't be read: {error}; remove it to make one"
+                f"FP5031 the server's certificate {file} can't be read: {error}; remove it to make a new one"
             ) from None
         return [str(name.value) for name in names]
 
@@ -289,9 +296,11 @@ class Authority:
         try:
             certificate = x509.load_pem_x509_certificate(read(file))
         except (OSError, ValueError) as error:
-            raise RunError(f"FP5033 the certificate {file} can't be read: {error}; remove it to make one") from None
+            raise RunError(
+                f"FP5033 the certificate {file} can't be read: {error}; remove it to make a new one"
+            ) from None
         if datetime.now(UTC) > certificate.not_valid_after_utc:
-            return f"has expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+            return f"expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
         if not name:
             return ""
         authority, _ = self._load_own()

@@ -15,7 +15,7 @@ from fedpeft.deployment.identity.certificates import check_authority, name_in
 from fedpeft.errors import RunError
 from fedpeft.machine.files import read
 
-MADE = "take the files of one folder that python -m fedpeft.certs has made"
+MADE = "use the files of one folder that python -m fedpeft.certs made"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Credentials:
         except Exception as error:
             raise RunError(
                 f"FP5053 the {role}'s certificate is not one that the authority in ca.pem has signed "
-                f"({type(error).__name__}); take both from one run of python -m fedpeft.certs"
+                f"({type(error).__name__}); use both from one run of python -m fedpeft.certs"
             ) from None
         if own == authority:
             raise RunError(
@@ -104,7 +104,7 @@ def check_time(own: x509.Certificate, role: str) -> None:
                 "over its folder"
             )
         raise RunError(
-            f"FP5056 the {role}'s certificate has expired on {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; {renew}"
+            f"FP5056 the {role}'s certificate expired on {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; {renew}"
         )
     if now < own.not_valid_before_utc:
         raise RunError(

@@ -92,8 +92,8 @@ class Roster:
                 raise TypeError("it names no run")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
-                f"FP5075 the list of clients {file} can't be read ({error}); bring it back from a copy, or start a new "
-                "run"
+                f"FP5075 the list of clients {file} can't be read ({error}); restore it from a backup, or start "
+                "a new run"
             ) from None
         self._stored = True
 

@@ -76,8 +76,8 @@ class PinnedRoster:
         certificate = x509.load_pem_x509_certificate(own.certificate)
         if fingerprint(certificate.public_bytes(Encoding.DER)) not in self.members.values():
             raise ConfigError(
-                f"FP1124 the roster does not hold your own certificate ({name_in(certificate)}): it was written before "
-                "that was made, or for others; ask for a new one"
+                f"FP1124 the roster lacks your own certificate ({name_in(certificate)}); it is older than the "
+                "certificate, or for other clients, so ask for a new roster"
             )
 
     @classmethod
@@ -106,7 +106,8 @@ class PinnedRoster:
         digits = expected.lower().replace(" ", "").replace(":", "")
         if expected and (len(digits) < SHORTEST_HASH or not made.hash.startswith(digits)):
             raise ConfigError(
-                f"FP1127 the roster {file} has the hash {made.hash}, not {expected} (of which {SHORTEST_HASH} digits "
-                "or more are compared): it is not the one that you were told of; ask who has told you"
+                f"FP1127 the roster {file} has the hash {made.hash}, not {expected} (of which {SHORTEST_HASH} "
+                "digits or more are compared): it is not the roster that --roster-hash names; ask whoever gave "
+                "you the hash"
             )
         return made

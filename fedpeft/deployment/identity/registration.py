@@ -27,7 +27,7 @@ def decode_terms(registration: v2.Registration) -> DeclaredTerms:
     """
     if not registration.HasField("terms"):
         raise RunError(
-            "FP5081 this federation's clients protect their updates themselves, and this one does not declare how"
+            "FP5081 the clients of this federation protect their own updates, but this client does not declare how"
         )
     told = registration.terms
     start = told.start if told.HasField("start") else None

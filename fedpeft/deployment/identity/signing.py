@@ -76,7 +76,7 @@ class Signer:
             RunError: the certificate is outside its validity, so no client would ever accept the statement.
         """
         if why := self.describe_objection():
-            raise RunError(f"FP5105 {why}, and go on with python -m fedpeft.serve --resume RUN")
+            raise RunError(f"FP5105 {why}, and continue with python -m fedpeft.serve --resume RUN")
         return SignedStatement(
             content, self._key.sign(_build_message(kind, content), ec.ECDSA(hashes.SHA256())), self._certificate
         )
@@ -122,7 +122,8 @@ class Verifier:
         if not begin.timestamp() <= time <= end.timestamp():
             raise RunError(
                 f"FP5109 a round was signed at {datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M} UTC, when the "
-                f"server's certificate was not valid (from {begin:%Y-%m-%d} to {end:%Y-%m-%d}); are the clocks right?"
+                f"server's certificate was not valid (from {begin:%Y-%m-%d} to {end:%Y-%m-%d}); check the "
+                "clocks of both machines"
             )
 
     def _load_key(self, der: bytes) -> tuple[ec.EllipticCurvePublicKey, datetime, datetime]:

@@ -60,15 +60,16 @@ class ServersRows:
         kind, asked = parse_spec(source.task).name, check_task(options)
         if asked and kind != parse_spec(asked).name:
             raise ConfigError(
-                f"FP1144 --task {options.task!r} is not what {source.name} holds, which is {kind}; name the labels of "
-                "the clients' own rows, with --labels a,b,c or --label-column 'a + b', or leave --task out"
+                f"FP1144 --task {options.task!r} does not fit the task of {source.name}, which is {kind}; name "
+                "the labels of the clients' own examples, with --labels a,b,c or --label-column 'a + b', or "
+                "leave --task out"
             )
         if kind not in TOLD:
             compares = isinstance(TASKS.build(source.task), ComparesExamples)
             what = "pairs that are compared" if compares else f"rows of {kind}"
             raise ConfigError(
                 f"FP1501 {source.name} holds {what}; clients of a server join with texts, pairs of texts, "
-                "conversations or pictures of classes, or with tagged words"
+                "conversations, images with classes, or tagged words"
             )
         form = Clients(
             task=asked or source.task,
@@ -140,7 +141,7 @@ def choose_form(config: RunConfig, options: ServeOptions) -> Clients | None:
     form = Clients(**check_settings("the form of the clients' rows", Clients, settings))
     if form.learns not in TOLD:
         raise ConfigError(
-            f"FP1147 clients of a server can't join with rows of {form.learns!r}; legal are {', '.join(TOLD)}"
+            f"FP1147 clients of a server can't join with examples of {form.learns!r}; legal are {', '.join(TOLD)}"
         )
     if form.template is not None and form.template.endswith(SUFFIX):
         read_template(form.template)  # before a model is loaded
@@ -179,14 +180,14 @@ def _choose_side(source: Dataset, options: ServeOptions) -> int:
         own = min(np.asarray(source.train.inputs).shape[1:3])
         if options.side not in (0, own):
             raise ConfigError(
-                f"FP1149 --side {options.side} is not that of the pictures of {source.name}, which is {own}; leave it "
-                "out, or name the classes alone, with --labels a,b,c"
+                f"FP1149 --side {options.side} differs from the image size of {source.name}, which is {own}; "
+                "leave it out, or name the classes alone, with --labels a,b,c"
             )
         return int(own)
     if options.side:
         raise ConfigError(
-            f"FP1150 --side {options.side} applies to pictures, and {source.name} contains texts; name the classes of "
-            "the clients' pictures, with --labels a,b,c"
+            f"FP1150 --side {options.side} applies to images, and {source.name} contains texts; name the "
+            "classes of the clients' images, with --labels a,b,c"
         )
     return 0
 
@@ -204,8 +205,8 @@ def _choose_template(source: Dataset, dataset: str, options: ServeOptions) -> st
     own = getattr(DATASETS.build(dataset), "template", None) or source.template or (CHAT if messages else "")
     if own and options.template not in ("", own):
         raise ConfigError(
-            f"FP1151 --template {options.template} is not that of {source.name}, which is {own}: clients would write "
-            "their rows otherwise than the server; leave it out"
+            f"FP1151 --template {options.template} differs from the template of {source.name}, which is {own}, "
+            "so clients and server would format examples differently; leave --template out"
         )
     if own or options.template:
         return str(own or options.template)

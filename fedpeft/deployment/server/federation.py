@@ -118,7 +118,7 @@ class Federation:
         groups = load_groups(config.ranks, config.clients, folder)
         clients = count_clients(config.clients, groups)
         if clients < 1:
-            raise ConfigError("FP1120 a server needs to know how many clients there may be: --clients N, at least 1")
+            raise ConfigError("FP1120 a server needs the number of places for clients; give --clients N, at least 1")
         self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority, doorkeeper.revoked or ())
         self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
         self.rows = ServersRows.load(config, options)
@@ -138,7 +138,8 @@ class Federation:
         self.begun = setup.measured.begin(NewRun(setup, lambda: self.rows.validation, None, observer.say))
         if options.wait_for > setup.clients:
             raise ConfigError(
-                f"FP1121 wait_for={options.wait_for} is more than the {setup.clients} clients there may be"
+                f"FP1121 --wait-for {options.wait_for} exceeds the number of places, {setup.clients}; give a "
+                "smaller --wait-for or a larger --clients"
             )
         self.sampler = create_served_population(setup)
         if setup.secure_sum is not None:
@@ -232,8 +233,9 @@ class Federation:
             raise RunError("FP5069 a client needs at least one example")
         if registration.rows > self.options.most_rows:
             raise RunError(
-                f"FP5070 this client has {registration.rows} rows, and the server takes at most "
-                f"{self.options.most_rows} of one client; give it fewer rows, or the server a larger --most-rows"
+                f"FP5070 this client has {registration.rows} examples, but the server accepts at most "
+                f"{self.options.most_rows} per client; give fewer examples, or ask whoever runs the server for "
+                "a larger --most-rows"
             )
         if registration.rank and self.setup.secure_sum is not None:
             raise RunError("FP5071 a sum under masks needs the same rank at all clients; leave out --rank")
@@ -244,7 +246,7 @@ class Federation:
             self.setup.strategy.check(self.setup.layout, forms)
             check_decay(self.setup.training.optimizer, self.setup.strategy, self.setup.layout, forms)
         except ConfigError as error:
-            raise RunError(f"FP5073 rank {registration.rank} does not fit: {error}") from None
+            raise RunError(f"FP5073 rank {registration.rank} does not fit this federation: {error}") from None
         book = self.protection
         if book is None or isinstance(book.accounts, CommonAccounts):
             return None
@@ -301,7 +303,7 @@ class Federation:
                 raise StoppedError
             if not announced and time.monotonic() - waiting_since > 1:
                 self.observer.phase(
-                    f"waiting for clients: {len(here)} of {places} are connected; it takes {wanted} to go on", 0
+                    f"waiting for clients: {len(here)} of {places} are connected; {wanted} needed to continue", 0
                 )
                 announced = True
             with self.gateway.arrivals:

@@ -115,7 +115,9 @@ class Operation:
             kind = MetricsServer6 if ":" in host else MetricsServer
             server = make_server(host, port, prometheus_client.make_wsgi_app(registry), kind, MetricsHandler)
         except OSError as error:
-            raise RunError(f"FP5078 metrics can't be served at {host}:{port}: {error.strerror}") from None
+            raise RunError(
+                f"FP5078 metrics can't be served at {host}:{port}: {error.strerror}; choose another port with --metrics"
+            ) from None
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()
         return server, thread
@@ -134,7 +136,9 @@ class Operation:
         try:
             server.add_insecure_port(address)
         except RuntimeError as error:
-            raise RunError(f"FP5079 health checks can't be served at {address}: {error}") from None
+            raise RunError(
+                f"FP5079 health checks can't be served at {address}: {error}; choose another port with --health"
+            ) from None
         server.start()
         return server
 

@@ -68,8 +68,9 @@ def count_known_rows(setup: Setup, client_rows: int, held_out: float) -> int:
     of_one = max(1, round(rows / setup.clients))
     if of_one > MOST_CLIENT_ROWS:
         raise ConfigError(
-            f"FP1143 {mechanism.name}(rows={rows}) are {of_one:,} examples for each of {setup.clients} clients, "
-            f"and a client takes {MOST_CLIENT_ROWS:,} in a step; give --privacy fewer rows, or more --clients"
+            f"FP1143 {mechanism.name}(rows={rows}) means {of_one:,} examples for each of {setup.clients} "
+            f"clients, but a client processes at most {MOST_CLIENT_ROWS:,} in a step; give a smaller rows= in "
+            "--privacy, or more --clients"
         )
     return of_one
 
@@ -158,7 +159,9 @@ def plan_for_all(setup: Setup, rows: int, groups: Sequence[ProfileTable], head: 
     made = replace(made, mechanism=shared, config=config)
     each = taken.noises_updates  # otherwise the ledger reports it
     return (
-        _add_note(made, f"for clients of {rows} rows {describe_spending(shared, federation, noise)}") if each else made
+        _add_note(made, f"for clients of {rows} examples {describe_spending(shared, federation, noise)}")
+        if each
+        else made
     )
 
 

@@ -130,7 +130,7 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
         events = Events(folder / "serve.jsonl", observer.event)
         if signer and (said := describe_exposure(Path(options.certs) / "server.key")):
             observer.say(f"[bold yellow]warning[/] {escape(said)}")
-        observer.enter("loading rows and model")
+        observer.enter("loading examples and model")
         federation = Federation(config, folder, observer, options, doorkeeper, events, signer)
         observer.watch(federation)
         if live is not None:
@@ -194,7 +194,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     observer.say(f"[bold]listen[/]  port {gateway.port}, run {federation.roster.run}")
     if not federation.announcements.is_signed:
         observer.say(
-            "[bold]rounds[/]  are chained by hashes and, without TLS, not signed: nobody can prove who said what"
+            "[bold]rounds[/]  are chained by hashes and, without TLS, not signed: nobody can prove who sent what"
         )
     gateway.events.emit("listening", port=gateway.port, run=federation.roster.run)
     server = federation.server(records)

@@ -33,7 +33,7 @@ def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
     config, mechanism, secure = spec.config, spec.mechanism, spec.secure_sum
     if spec.attack is not None:
         raise ConfigError("FP1128 attack belongs to simulations: real clients keep their examples; leave it out")
-    for name in spec.measured.simulated:
+    for name in spec.measured.simulation_only:
         raise ConfigError(
             f"FP1129 {name} belongs to simulations: real clients keep their examples; leave it out of --measure"
         )
@@ -44,13 +44,15 @@ def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
         )
     if isinstance(spec.strategy, AsksClients):
         raise ConfigError(
-            f"FP1131 {config.strategy} asks clients for sums over the examples that they train on, which real clients "
-            "don't answer; take fedit or rolora"
+            f"FP1131 {config.strategy} asks clients for sums over the examples that they train on, which real "
+            "clients don't answer; use fedit or rolora"
         )
     if config.grid != "cohort":
         raise ConfigError("FP1132 grid sets where simulated clients run, and these are real; leave it out")
     if spec.method is not None and (needs := spec.method.own_machine):
-        raise ConfigError(f"FP1133 --peft {config.peft} {needs}, and real clients are on others; take bottleneck")
+        raise ConfigError(
+            f"FP1133 --peft {config.peft} {needs}, and real clients run on other machines; use bottleneck"
+        )
     if secure is not None:
         secure.check_lies()
         if options.held_out:
@@ -64,8 +66,8 @@ def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
         mechanism.check_remote()
     if not mechanism.protects:
         raise ConfigError(
-            f"FP1134 --privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; leave "
-            "it out, or take dp_sgd, local_dp or user_dp"
+            f"FP1134 --privacy {mechanism.name} protects nobody: it is the reference of studies in simulations; "
+            "leave it out, or use dp_sgd, local_dp or user_dp"
         )
     if mechanism.audit:
         raise ConfigError(
@@ -95,9 +97,9 @@ def check_task(options: ServeOptions) -> str:
     kind = options.task.partition("(")[0].strip()
     if kind not in NAMED:
         raise ConfigError(
-            f"FP1499 --task {options.task!r} is not a task that --task names; legal are 'regression(mean=50, "
-            "deviation=10)', multi_label, token_labels, seq2seq, causal_lm, instruction and dpo; for classification "
-            "give --labels or --dataset"
+            f"FP1499 --task {options.task!r} is unknown; legal are 'regression(mean=50, deviation=10)', "
+            "multi_label, token_labels, seq2seq, causal_lm, instruction and dpo; for classification give "
+            "--labels or --dataset"
         )
     task = TASKS.build(options.task)
     if not task.targets and options.labels and kind != TOKEN_LABELS:
@@ -122,9 +124,9 @@ def check_asked(setup: Setup) -> None:
     """
     if setup.secure_sum is not None and setup.measured.asks_clients(setup):
         raise PrivacyError(
-            "FP7023 calibration on clients' examples takes several sums of one model, and a real client takes part in "
-            f"one a round under {setup.secure_sum.name}; take calibration(rows=server) with --eval-data, or leave it "
-            "out of --measure"
+            "FP7023 calibration on clients' examples takes several sums of one model, and a real client takes "
+            f"part in one a round under {setup.secure_sum.name}; use calibration(rows=server) with --eval-data, "
+            "or leave it out of --measure"
         )
 
 
@@ -142,14 +144,15 @@ def create_client_profiles(setup: Setup) -> Profiles:
             own = setup.layout.get_form(form.rank)
             if not math.isclose(own.alpha, form.alpha, rel_tol=1e-9):
                 raise ConfigError(
-                    f"FP1500 a profile has rank {form.rank} and alpha {form.alpha:g}; a real client takes no other "
-                    f"alpha than its settings give for that rank, {own.alpha:g}: leave alpha out of the profile"
+                    f"FP1500 a profile has rank {form.rank} and alpha {form.alpha:g}; a real client uses the "
+                    f"alpha that its settings give for that rank, {own.alpha:g}: leave alpha out of the profile"
                 )
             profile = dataclasses.replace(profile, form=own)
         if setup.secure_sum is not None and (profile.steps, profile.base, profile.adapter) != (0, "", "fp32"):
             raise PrivacyError(
-                f"FP7121 under {setup.secure_sum.name} all clients do the same, so that none stands out in the sum; "
-                "leave local_steps, base and adapter out of the profiles (clients may join with --precision)"
+                f"FP7121 under {setup.secure_sum.name} all clients do the same, so no client stands out in the "
+                "sum; leave local_steps, base and adapter out of the profiles (clients may join with "
+                "--precision)"
             )
         made.append((profile, count))
     if setup.secure_sum is not None:
@@ -163,7 +166,7 @@ def create_client_profiles(setup: Setup) -> Profiles:
         if why:
             raise PrivacyError(
                 f"FP7123 under {setup.secure_sum.name} clients compare the model that they are sent, and here "
-                f"{UNCOMPARED[why]}; take --downlink fp32, small, medium or tiny"
+                f"{UNCOMPARED[why]}; use --downlink fp32, small, medium or tiny"
             )
     return Profiles(made)
 
@@ -176,6 +179,6 @@ def check_tasks(tasks: TaskSequence | None) -> None:
     """
     if tasks is not None:
         raise ConfigError(
-            "FP1140 a sequence of tasks belongs to simulations: a real client's examples don't name their task; give "
-            "--dataset one dataset"
+            "FP1140 continual learning belongs to simulations, because a real client's examples don't name "
+            "their task; give --dataset one dataset"
         )

@@ -145,7 +145,7 @@ def parse_record(cls: type[T], content: bytes) -> T:
         RunError: the content is not a legal record.
     """
     if len(content) > RECORD_LIMIT:
-        raise RunError(f"FP5082 a record of the server has {len(content)} bytes; legal are {RECORD_LIMIT}")
+        raise RunError(f"FP5082 a record of the server has {len(content)} bytes; at most {RECORD_LIMIT} are legal")
     try:
         fields = json.loads(content)
         names = {f.name for f in dataclasses.fields(cls)}
@@ -158,7 +158,10 @@ def parse_record(cls: type[T], content: bytes) -> T:
     except (ValueError, RecursionError) as error:
         raise RunError(f"FP5083 the server sent a record that can't be read: {error}") from None
     if made.to_bytes() != content:
-        raise RunError("FP5084 the server sent a record that is not written as this version writes it")
+        raise RunError(
+            "FP5084 the server sent a record in another form than this version writes; use the server's version of "
+            "fedpeft"
+        )
     return made
 
 
@@ -269,18 +272,18 @@ class Chain:
     def _check_link(self, record: RoundRecord) -> None:
         said = f"the server's record {record.sequence} ({record.label})"
         if record.run != self.run:
-            raise RunError(f"FP5085 {said} is of another federation, {record.run}")
+            raise RunError(f"FP5085 {said} belongs to another federation, {record.run}")
         if record.sequence > len(self.records):
             raise RunError(f"FP5086 {said} leaves a gap: the last one known here is {len(self.records) - 1}")
         if record.sequence < len(self.records):
             raise RunError(f"FP5087 {said} is a rollback: {len(self.records)} are known here already")
         if record.previous != self.head:
             raise RunError(
-                f"FP5088 {said} is a fork: it does not follow the record before it. The server has told others another "
-                "history, or was set back to an older copy of its folder"
+                f"FP5088 {said} is a fork: it does not follow the record before it. The server sent others "
+                "another history, or was reset to an older copy of its folder"
             )
         if record.settings != self.settings:
-            raise RunError(f"FP5089 {said} is about other settings than those that the server has told")
+            raise RunError(f"FP5089 {said} is about other settings than the server announced")
 
     def _check_order(self, record: RoundRecord) -> None:
         said = f"the server's record {record.sequence} ({record.label})"
@@ -293,4 +296,4 @@ class Chain:
             raise RunError(f"FP5091 {said} is a rollback: round {self.round} has been trained in")
         before = self._phases.get(record.phase)
         if before is not None and before.round == record.round and not before.is_consistent(record):
-            raise RunError(f"FP5092 {said} has another content than record {before.sequence}, of the same round")
+            raise RunError(f"FP5092 {said} differs from record {before.sequence}, of the same round")

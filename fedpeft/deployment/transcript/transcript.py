@@ -77,9 +77,7 @@ class Transcript:
                 else:
                     self._note(parse_record(TaskRecord, statement.content))
             except RunError as error:
-                raise RunError(
-                    f"FP5116 what the server told this client before, in {file}, does not fit: {error}"
-                ) from None
+                raise RunError(f"FP5116 the server's earlier records in {file}, are not valid: {error}") from None
 
     def __len__(self) -> int:
         """Return the number of known records."""
@@ -112,7 +110,7 @@ class Transcript:
         """
         if not statement.content:
             raise RunError(
-                "FP5118 the server sent a task without a statement about it; a server of this version makes one"
+                "FP5118 the server sent a task without a statement about it; ask whoever runs the server to update it"
             )
         told = parse_record(TaskRecord, statement.content)
         self._check_signature(TASK, statement, told.time)
@@ -121,7 +119,7 @@ class Transcript:
                 f"FP5119 the server's statement is about a task of {told.client!r} in {told.run!r}, not of this client"
             )
         if told.digest != compute_instruction_digest(instruction):
-            raise RunError("FP5120 the server sent another task than the one that it has made a statement about")
+            raise RunError("FP5120 the server sent a task that differs from its statement")
         self._check_own(told, instruction)
         repeated = not instruction.step and self._is_last_training(told)
         record = self._record_of(told, SUM_STEPS if instruction.step else 1, repeated)
@@ -146,7 +144,8 @@ class Transcript:
         name = self._policy.format_state_name(instruction)
         if name not in record.states:
             raise RunError(
-                f"FP5123 the server sent a model of {name} in {record.label}, and has recorded none of that form"
+                f"FP5123 the server sent a model of {name} in {record.label}, and has recorded none of that "
+                "adapter shape"
             )
         digest = record.states[name]
         if digest in UNCOMPARED:
@@ -157,13 +156,11 @@ class Transcript:
         """Refuse a statement that does not show the client's own fields as they are, or a client's second id."""
         if told.own != select_own_fields(instruction):
             raise RunError(
-                "FP5248 the server's statement about a task does not show the form and the steps that it asks for"
+                "FP5248 the server's statement about a task lacks the adapter shape and the steps that it asks for"
             )
         before = self._tasks[-1].own["client"] if self._tasks and self._tasks[-1].own else instruction.client
         if before != instruction.client:
-            raise RunError(
-                f"FP5249 the server calls this client {instruction.client}, and has called it {before} before"
-            )
+            raise RunError(f"FP5249 the server names this client {instruction.client}, but named it {before} before")
 
     def _check_room(self, kind: str, statement: SignedStatement) -> None:
         if self._bytes + len(encode_line(kind, statement)) > MOST_BYTES:

@@ -119,7 +119,7 @@ class Admission:
             content = await asyncio.wait_for(anext(aiter(messages), None), MESSAGE_SECONDS)
         except TimeoutError:
             raise RefusedError(
-                grpc.StatusCode.DEADLINE_EXCEEDED, f"the call has said nothing for {MESSAGE_SECONDS:g} s"
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"the call was silent for {MESSAGE_SECONDS:g} s"
             ) from None
         finally:
             self._waiting[counted] -= 1

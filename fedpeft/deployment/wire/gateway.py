@@ -136,7 +136,7 @@ class Gateway:
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise RunError(
-                f"FP5074 the server can't listen at {address} ({error}); is the port taken? see --listen"
+                f"FP5074 the server can't listen at {address} ({error}); choose another port with --listen"
             ) from None
         await self._server.start()
         self.roster.since = time.monotonic()
@@ -328,7 +328,7 @@ class Gateway:
         if incoming.fields["round"] != asked.round:
             raise PayloadError(f"FP6088 it answered a task of round {asked.round} for round {incoming.fields['round']}")
         if (rows := incoming.fields.get("rows", 0)) > session.registration.rows:
-            raise PayloadError(f"FP6089 it reports {rows} rows, and has joined with {session.registration.rows}")
+            raise PayloadError(f"FP6089 it reports {rows} examples, but joined with {session.registration.rows}")
         async for part in messages:
             session.received_bytes += compute_wire_size(part)
             incoming.add(part.chunk)
@@ -352,7 +352,7 @@ class Gateway:
             return None
         session.repeats += 1
         if session.repeats > REPEATS:
-            raise PayloadError("FP6090 it keeps sending reports that nobody has asked for")
+            raise PayloadError("FP6090 it keeps sending reports that the server did not ask for")
         if task in session.finished:
             return v2.Receipt.KNOWN if session.finished[task] else v2.Receipt.LATE
         if task not in self._tasks:

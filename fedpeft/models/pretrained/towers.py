@@ -53,7 +53,7 @@ def _fill(target: Path, folders: dict[str, Path], hashes: dict[str, str]) -> Non
     if "patch_size" not in configs["image"] or "vocab_size" not in configs["text"]:
         raise ModelError(
             f"FP4037 towers needs an encoder of images and one of texts, and got {folders['image']} and "
-            f"{folders['text']}; take image=dinov2_small and text=minilm"
+            f"{folders['text']}; use image=dinov2_small and text=minilm"
         )
     for tower, folder in folders.items():
         (target / tower).mkdir()

@@ -95,7 +95,7 @@ class Captions(CausalLM):
             ModelError: the model does not have two towers.
         """
         if not isinstance(rows.inputs, np.ndarray) or rows.texts is None:
-            raise DataError("FP3167 captions needs images with texts: take --dataset scenes or fashion_texts")
+            raise DataError("FP3167 captions needs images with texts; use --dataset scenes or fashion_texts")
         lacking = int((~rows.inputs.reshape(len(rows), -1).any(1) | ~np.array([bool(t) for t in rows.texts])).sum())
         if lacking:
             raise DataError(
@@ -135,12 +135,12 @@ class Captions(CausalLM):
         configs: Any = getattr(model.base, "peft_config", {})
         if any(config.is_prompt_learning for config in configs.values()):
             raise ConfigError(
-                "FP1215 captions already puts an image before the text, so prompts can't be used; take --peft lora, or "
-                "linear_probe"
+                "FP1215 captions already puts an image before the text, so prompts can't be used; use --peft "
+                "lora, or linear_probe"
             )
         if all(parameter.requires_grad for parameter in model.base.parameters()):
             raise ConfigError(
-                "FP1216 captions keeps the language model's weights frozen; take --peft lora, or linear_probe"
+                "FP1216 captions keeps the language model's weights frozen; use --peft lora, or linear_probe"
             )
 
     def compute_regression_data(self, model: FederatedModel, batch: Batch) -> tuple[Tensor, Tensor]:

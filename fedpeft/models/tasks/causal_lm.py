@@ -115,8 +115,8 @@ def check_causal(model_directory: Path) -> None:
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
-            f"FP4043 the model in {model_directory} has the type {kind!r}, which has no causal language model; take "
-            "one such as smollm2"
+            f"FP4043 the model in {model_directory} has the type {kind!r}, which has no causal language model; "
+            "choose one such as smollm2"
             + (", or pairs of texts: file(path=..., text=COLUMN, target=COLUMN)" if config.is_encoder_decoder else "")
         )
     decoder = getattr(config, "is_decoder", False) or config.is_encoder_decoder  # the latter's decoder is used
@@ -137,15 +137,15 @@ def _check_window(config: Any, dtype: torch.dtype) -> None:
     written_out = getattr(config, "_attn_implementation", None) == "eager"
     if dtype == torch.float64 and written_out and window and window < config.max_position_embeddings:
         raise ModelError(
-            f"FP4044 {config.model_type} has attention windows of {window} tokens, with which padded examples become "
-            "NaN in fp64; take --dtype fp32 or bf16"
+            f"FP4044 {config.model_type} has attention windows of {window} tokens, with which padded examples "
+            "become NaN in fp64; use --dtype fp32 or bf16"
         )
 
 
 def _create_not_causal_error(model_directory: Path, kind: str) -> ModelError:
     return ModelError(
-        f"FP4045 the model in {model_directory} ({kind}) is not a causal language model, since its predictions depend "
-        "on later tokens; take one such as smollm2, or examples with labels and classification"
+        f"FP4045 the model in {model_directory} ({kind}) is not a causal language model, since its predictions "
+        "depend on later tokens; choose one such as smollm2, or examples with labels and classification"
     )
 
 
@@ -170,7 +170,8 @@ class CausalLM(Task):
         """
         if isinstance(rows.inputs, np.ndarray):
             raise DataError(
-                "FP3169 causal language modeling needs texts, and this dataset contains images; take a dataset of texts"
+                "FP3169 causal language modeling needs texts, and this dataset contains images; choose a "
+                "dataset of texts"
             )
         cut = tokenize_texts(rows.inputs, None, model_directory, max_tokens)
         full = take_texts(rows.inputs, np.flatnonzero(cut.lengths == max_tokens))

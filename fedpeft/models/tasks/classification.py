@@ -118,8 +118,8 @@ class RowTask(Task):
         """
         if self.targets != "classes" and (getattr(model, "copies", 1) != 1 or model.objective is not None):
             raise ConfigError(
-                f"FP1217 this PEFT method mixes probabilities of classes, and {name_of(type(self))} has none; take "
-                "--peft lora"
+                f"FP1217 this PEFT method mixes probabilities of classes, and {name_of(type(self))} has none; "
+                "use --peft lora"
             )
 
 

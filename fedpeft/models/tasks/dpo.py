@@ -35,7 +35,7 @@ class DPO(Instruction):
 
     metric = "accuracy"
     per_example: ClassVar[bool] = False
-    per_example_missing: ClassVar[str] = "reads two sequences for each row"
+    per_example_missing: ClassVar[str] = "reads two sequences for each example"
     reference: ClassVar[bool] = True
     starts_above: ClassVar[bool] = False  # an example is two sequences
 
@@ -50,8 +50,8 @@ class DPO(Instruction):
         check_adapters_come_off(model, "dpo")
         if model.objective is not None:
             raise ConfigError(
-                "FP1218 this adapter changes the loss of single sequences, and dpo compares two; take --peft lora, or "
-                "adamix(consistency=0)"
+                "FP1218 this adapter changes the loss of single sequences, and dpo compares two; use --peft "
+                "lora, or adamix(consistency=0)"
             )
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:

@@ -35,7 +35,7 @@ class Regression(RowTask):
 
     mean: float = setting(0.0, "mean of the labels; the model's output 0 stands for it", low=-1e30, high=1e30)
     deviation: float = setting(1.0, "standard deviation of the labels, the unit of the outputs", above=0, high=1e30)
-    known: bool = setting(False, "whether both were known beforehand and reveal nothing about the examples")
+    known: bool = setting(False, "whether mean and deviation are public and reveal nothing about the examples")
 
     metric = "skill"
     targets: ClassVar[Targets] = "numbers"

@@ -84,7 +84,7 @@ class Seq2Seq(CausalLM):
         """
         if isinstance(rows.inputs, np.ndarray):
             raise DataError(
-                "FP3172 seq2seq needs pairs of texts, and this dataset contains images; take a dataset of text pairs"
+                "FP3172 seq2seq needs pairs of texts, and this dataset contains images; choose a dataset of text pairs"
             )
         tokenizer = load_tokenizer(model_directory)
         padding = get_padding_id(tokenizer)
@@ -120,7 +120,7 @@ class Seq2Seq(CausalLM):
         """
         configs: Any = getattr(model.base, "peft_config", {})
         if any(config.is_prompt_learning for config in configs.values()):
-            raise ConfigError("FP1219 seq2seq does not support prompts, since it has two texts; take --peft lora")
+            raise ConfigError("FP1219 seq2seq does not support prompts, since it has two texts; use --peft lora")
 
     def losses(self, logits: Tensor, batch: Batch) -> RowLosses:
         """Compute the cross-entropy summed over an answer's tokens."""
@@ -140,7 +140,7 @@ def check_seq2seq(model_directory: Path) -> None:
     if type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not config.is_encoder_decoder:
         raise ModelError(
             f"FP4046 the model in {model_directory} has the type {kind!r}, which is not an encoder with a decoder; "
-            "take T5, BART or a relative, or for a causal language model instruction data: prompt and completion"
+            "choose T5, BART or a relative; a causal language model needs instruction data: prompt and completion"
         )
     if getattr(config, "decoder_start_token_id", None) is None:
         raise ModelError(

@@ -61,8 +61,8 @@ class TokenLabels(Task):
         """
         if getattr(model, "copies", 1) != 1 or model.objective is not None:
             raise ConfigError(
-                "FP1220 this PEFT method mixes predictions of whole examples, and token_labels predicts words; take "
-                "--peft lora"
+                "FP1220 this PEFT method mixes predictions of whole examples, and token_labels predicts words; "
+                "use --peft lora"
             )
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:

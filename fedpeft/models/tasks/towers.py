@@ -55,7 +55,7 @@ class Towers(PairTask):
             ModelError: the model does not have two towers.
         """
         if not isinstance(rows.inputs, np.ndarray) or rows.texts is None:
-            raise DataError("FP3173 towers needs images with texts: take --dataset scenes or fashion_texts")
+            raise DataError("FP3173 towers needs images with texts; use --dataset scenes or fashion_texts")
         folders = find_tower_folders(model_directory)
         images = rows.inputs
         held = np.stack([images.reshape(len(rows), -1).any(1), [bool(text) for text in rows.texts]], 1)
@@ -96,7 +96,7 @@ class Towers(PairTask):
         super().check(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         if not trained:
-            raise ConfigError("FP1221 nothing is trained; set connector=linear, or take --peft lora")
+            raise ConfigError("FP1221 nothing is trained; set connector=linear, or use --peft lora")
         inner = unwrap(model.base)
         generator, device = torch.Generator().manual_seed(0), trained[0].device
         batch = {
@@ -109,7 +109,7 @@ class Towers(PairTask):
         unread = sum(gradient is None for gradient in gradients)
         if unread:
             raise ConfigError(
-                f"FP1222 neither tower reads {unread} of {len(trained)} trained tensors; take --peft lora or bottleneck"
+                f"FP1222 neither tower reads {unread} of {len(trained)} trained tensors; use --peft lora or bottleneck"
             )
 
 

@@ -162,7 +162,7 @@ class AdaMix(PeftMethod):
         ends = find_feedforward_ends(model.base, self.layers)
         if not ends:
             raise ModelError(
-                f"FP4057 adamix finds no feed-forward sublayers in {type(model.base).__name__}; take lora or ia3"
+                f"FP4057 adamix finds no feed-forward sublayers in {type(model.base).__name__}; use lora or ia3"
             )
         for path in ends:
             layer: Any = model.base.get_submodule(path)

@@ -184,8 +184,8 @@ class AdapterFusion(PeftMethod):
             by_module = self._load_run(folder, base)
             if adapters and by_module.keys() != adapters.keys():
                 raise ConfigError(
-                    f"FP1243 {folder} has adapters behind other layers than {self.folders[0]}; name runs with equal "
-                    "layers="
+                    f"FP1243 {folder} has adapters after other layers than {self.folders[0]}; name runs with "
+                    "equal layers="
                 )
             for module, tensors in by_module.items():
                 adapters.setdefault(module, []).append(tensors)
@@ -202,7 +202,7 @@ class AdapterFusion(PeftMethod):
             method = PEFT_METHODS.build(described["method"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"FP1244 {folder} contains no finished run of bottleneck, and adapter_fusion combines such runs"
+                f"FP1244 {folder} contains no finished run of bottleneck; name folders of finished runs of bottleneck"
             ) from error
         if not isinstance(method, BottleneckAdapters):
             raise ConfigError(f"FP1245 {folder} is a run of {method.name}; adapter_fusion combines runs of bottleneck")
@@ -214,8 +214,8 @@ class AdapterFusion(PeftMethod):
         by_module = group_by_module(tensors, "down.weight", "down.bias", "up.weight", "up.bias")
         if not has_same_marks(described.get("base", {}), record_marks(base, by_module)):
             raise ConfigError(
-                f"FP1247 the adapters in {folder} were trained on another base model than this run's; take the same "
-                "--model"
+                f"FP1247 the adapters in {folder} were trained on another base model than this run's; use the "
+                "same --model"
             )
         return by_module
 
@@ -283,14 +283,14 @@ def _wrap_layer(base: nn.Module, path: str, adapters: Sequence[State]) -> Any:
         layer: Any = base.get_submodule(path)
     except AttributeError:
         raise ModelError(
-            f"FP4058 {type(base).__name__} has no layer {path}, which the finished adapters follow; take the base of "
-            "the finished runs"
+            f"FP4058 {type(base).__name__} has no layer {path}, which the finished adapters follow; use the "
+            "base of the finished runs"
         ) from None
     widths = {each["up.weight"].shape[0] for each in adapters}
     if widths != {layer.out_features}:
         raise ModelError(
-            f"FP4059 the finished adapters behind {path} have the widths {sorted(widths)}, and the layer's width is "
-            f"{layer.out_features}; take the base of the finished runs"
+            f"FP4059 the finished adapters after {path} have the widths {sorted(widths)}, and the layer's width "
+            f"is {layer.out_features}; use the base of the finished runs"
         )
     return layer
 

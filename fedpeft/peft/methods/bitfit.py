@@ -89,7 +89,7 @@ class BitFit(PeftMethod):
             and name.replace(".base_layer", "").rpartition(".")[2] not in KEY_PROJECTIONS
         ]
         if not paths:
-            raise ModelError(f"FP4060 {type(model.base).__name__} has no biases for bitfit to train; take ia3 or lora")
+            raise ModelError(f"FP4060 {type(model.base).__name__} has no biases for bitfit to train; use ia3 or lora")
         for name in paths:
             replace(model.base, name, Biased(model.base.get_submodule(name), get_adapter_dtype(dtype)))
 

@@ -84,7 +84,7 @@ def create_tap(base: nn.Module, end: str, place: str) -> Tap | None:
     for name, layer in base.get_submodule(block).named_modules():
         if f".{name}".replace(".base_layer", "").endswith(FEEDFORWARD_START):
             return Tap(layer)
-    raise ModelError(f"FP4061 bottleneck finds no start of the feed-forward sublayer in {block}; take place=pfeiffer")
+    raise ModelError(f"FP4061 bottleneck finds no start of the feed-forward sublayer in {block}; use place=pfeiffer")
 
 
 class Bottleneck(nn.Module):
@@ -173,7 +173,7 @@ class BottleneckAdapters(PeftMethod):
         if not ends or (self.place == "houlsby" and not attention) or (self.place == "parallel" and not starts):
             raise ModelError(
                 f"FP4062 bottleneck finds no sublayers for place={self.place} in {type(model.base).__name__}; "
-                "take lora or ia3"
+                "use lora or ia3"
             )
         for path in [*(attention if self.place == "houlsby" else []), *ends]:
             layer: Any = model.base.get_submodule(path)

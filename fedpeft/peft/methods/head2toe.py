@@ -44,7 +44,7 @@ class Head2Toe(LinearProbe):
         """
         head = getattr(model, "head", None)
         if not isinstance(head, nn.Linear):
-            raise ModelError("FP4063 head2toe trains the head of a classifier, which this task lacks; take lora")
+            raise ModelError("FP4063 head2toe trains the head of a classifier, which this task lacks; use lora")
         _widen_head(model)
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:

@@ -40,7 +40,7 @@ class LinearProbe(PeftMethod):
             ModelError: the task has no head.
         """
         if not find_trainable(model):
-            raise ModelError("FP4065 linear_probe trains the head of a classifier, which this task lacks; take lora")
+            raise ModelError("FP4065 linear_probe trains the head of a classifier, which this task lacks; use lora")
 
     def merge_adapter(self, model: FederatedModel) -> nn.Module:
         """Return the base."""

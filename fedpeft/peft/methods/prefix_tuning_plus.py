@@ -78,7 +78,7 @@ def _get_shape(base: nn.Module, module: nn.Module) -> tuple[int, int]:
     config: Any = base.config
     width = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
     if query is None or not (width or getattr(config, "num_attention_heads", None)):
-        raise ModelError(f"FP4066 prefix_tuning_plus finds no attention heads in {type(base).__name__}; take lora")
+        raise ModelError(f"FP4066 prefix_tuning_plus finds no attention heads in {type(base).__name__}; use lora")
     inner: Any = get_innermost(query)
     return int(inner.out_features), int(width or config.hidden_size // config.num_attention_heads)
 

@@ -126,7 +126,7 @@ class PromptEnsemble(PeftMethod):
     def _put(self, model: FederatedModel, dtype: torch.dtype, clients: int) -> None:
         if not isinstance(model, Classifier):
             raise ModelError(
-                f"FP4067 {self.name} averages probabilities of classes, which this task lacks; take prompt_tuning"
+                f"FP4067 {self.name} averages probabilities of classes, which this task lacks; use prompt_tuning"
             )
         check_takes_prompts(model.base, self.name)
         shape = (self.prompts * self.length, model.base.config.hidden_size)  # type: ignore[union-attr]

@@ -235,8 +235,8 @@ class QuantumPeft(PeftMethod):
         for side, size in zip(SIDES, (layer.out_features, layer.in_features), strict=True):
             if self.rank > size:
                 raise ModelError(
-                    f"FP4068 rank={self.rank} of {self.name} exceeds the width {size} of {path}; "
-                    f"take a rank of at most {size}"
+                    f"FP4068 rank={self.rank} of {self.name} exceeds the width {size} of {path}; choose a rank "
+                    f"of at most {size}"
                 )
             columns = self._create_columns(size)
             generator = seeds.create_torch_generator(self.angle_seed, f"quantum {path} {side}")

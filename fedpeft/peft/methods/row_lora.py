@@ -53,7 +53,7 @@ class TwoLoras(NamedWeights):
 class RowLora(PeftMethod):
     """A client's own LoRA and that of all other clients, mixed by a gate."""
 
-    rank: int = setting(8, "rank of each of the two", low=1, high=1024)
+    rank: int = setting(8, "rank of each of the two adapters", low=1, high=1024)
     alpha: float = setting(32.0, "numerator of the scale alpha / rank", above=0)
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
     layers: int | tuple[int, ...] | None = declare_layers()

@@ -30,7 +30,7 @@ class WhitenedProbe(LinearProbe):
     """No adapter: the head on frozen features of images, whitened by drawn images."""
 
     of_pictures: ClassVar[bool] = True
-    reads: ClassVar[str] = "whitened by drawn pictures"
+    reads: ClassVar[str] = "whitened by drawn images"
     saved_as: ClassVar[str] = "linear_probe"
 
     def as_saved(self, model: FederatedModel, state: State) -> State:
@@ -49,7 +49,7 @@ class WhitenedProbe(LinearProbe):
             ModelError: the task has no linear head, or the base does not read images.
         """
         if not isinstance(getattr(model, "head", None), nn.Linear):
-            raise ModelError("FP4069 whitened_probe trains the head of a classifier, which this task lacks; take lora")
+            raise ModelError("FP4069 whitened_probe trains the head of a classifier, which this task lacks; use lora")
         self.read(model.base)
 
     def stack_into(self, model: FederatedModel, tensors: Sequence[TensorSpec], clients: int) -> None:

@@ -209,11 +209,12 @@ class DistributedDP(SumMechanism):
         if self.unit == "rows" and exposure.method.privacy == "refused":
             method = name_of(type(exposure.method))
             raise PrivacyError(
-                f"FP7060 {self.name} can't compute gradients per example for the PEFT method {method}; take lora"
+                f"FP7060 {self.name} can't compute gradients per example for the PEFT method {method}; use lora"
             )
         if self.unit == "rows" and isinstance(exposure.strategy, SelectsUpdate):
             raise PrivacyError(
-                f"FP7061 {name} lets clients choose what they submit, and sums of gradients are sent whole"
+                f"FP7061 {name} lets clients choose which tensors they send, but clients of "
+                f"{self.name}(unit=rows) send whole sums of gradients; use fedit"
             )
 
     def assume_colluding(self, share: float) -> Self:

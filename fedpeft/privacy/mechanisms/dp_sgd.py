@@ -87,7 +87,7 @@ class DPSGD(Mechanism):
         super().check(exposure)
         if exposure.method.privacy == "refused":
             name = name_of(type(exposure.method))
-            raise PrivacyError(f"FP7065 dp_sgd has no gradients per example for the PEFT method {name}; take lora")
+            raise PrivacyError(f"FP7065 dp_sgd has no gradients per example for the PEFT method {name}; use lora")
 
     def units(self, exposure: Exposure) -> int:
         """Return the number of examples in the largest shard."""

@@ -33,7 +33,7 @@ class NoProtection(Mechanism):
             PrivacyError: epsilon or noise_multiplier is given.
         """
         if self.epsilon is not None or self.noise_multiplier is not None:
-            raise PrivacyError("FP7066 privacy none has no epsilon and no noise; take dp_sgd, user_dp or local_dp")
+            raise PrivacyError("FP7066 privacy none has no epsilon and no noise; use dp_sgd, user_dp or local_dp")
 
     def units(self, exposure: Exposure) -> int:
         """Return the number of clients."""

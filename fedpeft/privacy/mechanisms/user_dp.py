@@ -246,7 +246,8 @@ class UserDP(Mechanism):
         self.relation.check(self._separation(exposure))
         if self.turns and self.quantile:
             raise PrivacyError(
-                "FP7070 user_dp's quantile needs the sampling of independent noise; leave one of them out"
+                f"FP7070 quantile needs cohorts that are drawn at random, but with noise={self.noise} clients "
+                "take turns; leave quantile or noise out of user_dp"
             )
         if self.turns and not _is_steady(strategy, exposure.layout):
             steady = [n for n in sums if _is_steady(strategies.build(n), exposure.layout)]
@@ -348,7 +349,7 @@ def _is_steady(strategy: Strategy, layout: Layout) -> bool:
 def _format_choices(names: Sequence[str]) -> str:
     """Return an advice that lists what to take, from at least one name."""
     *others, last = names
-    return f"take {', '.join(others)} or {last}" if others else f"take {last}"
+    return f"use {', '.join(others)} or {last}" if others else f"use {last}"
 
 
 part = UserDP

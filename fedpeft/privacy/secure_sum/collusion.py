@@ -40,7 +40,7 @@ def count_tolerated(terms: Terms) -> int:
 
 
 def explain_excess(terms: Terms, clients: int, collude: float) -> str:
-    """Return a sentence if the assumed share of colluding clients can read a client; else an empty text.
+    """Return a clause if the assumed share of colluding clients can read a client; else an empty text.
 
     Args:
         terms: the terms of the sum.
@@ -52,6 +52,6 @@ def explain_excess(terms: Terms, clients: int, collude: float) -> str:
         return ""
     return (
         f"collude={collude:g} assumes {colluding} colluding clients in a secure sum of {clients}, which tolerates "
-        f"{tolerated} ({terms.needed_shares} of {terms.neighbor_count} neighbors give a secret): they could read "
-        "single clients; lower collude, or raise threshold or the number of neighbors"
+        f"{tolerated} ({terms.needed_shares} of {terms.neighbor_count} neighbors give a secret), so they could read "
+        "single clients"
     )

@@ -198,7 +198,9 @@ class Total:
         low, high = (0.0, math.inf) if possible is None else (possible.low - tolerance, possible.high + tolerance)
         if not (weight > 0 and low <= weight <= high):
             if possible is None or possible.instead is None:
-                raise PayloadError(f"FP6182 the sum has weight {weight:g}, which no training leads to: a client lies")
+                raise PayloadError(
+                    f"FP6182 the sum has weight {weight:g}, which no honest training can produce: a client lies"
+                )
             weight = possible.instead
         rows = float(self.clients) if possible is None or not possible.by_rows else weight
         counted = abs(self.rows - weight) <= tolerance if possible is not None and possible.by_rows else self.rows > 0

@@ -162,7 +162,7 @@ class Coordinator:
         shares = read_shares(content)
         for peer, (which, _) in shares.items():
             if peer not in self._list_sharing(client) or which != (SEED if peer in survivors else MASK):
-                raise PayloadError(f"FP6114 client {client} sends a share of client {peer} that was not asked for")
+                raise PayloadError(f"FP6114 client {client} sends a share of client {peer} that nobody requested")
         for peer, (which, share) in shares.items():
             self._shares.setdefault((peer, which), {})[client] = share
 

@@ -220,7 +220,7 @@ class Member:
     def _begin_step(self, step: int) -> None:
         if self.steps != step - 1:
             raise PayloadError(
-                f"FP6132 step {step} of a secure sum is asked for after step {self.steps}; each is taken once"
+                f"FP6132 step {step} of a secure sum was requested after step {self.steps}; each is taken once"
             )
         self.steps = step
 

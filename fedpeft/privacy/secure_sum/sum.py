@@ -74,7 +74,7 @@ class SecureSum:
         """
         for clients in range(FEWEST, largest + 1) if self.assumed_colluding else ():
             if excess := explain_excess(self.terms(clients), clients, self.assumed_colluding):
-                raise PrivacyError(excess)
+                raise PrivacyError(f"FP7130 {excess}; lower collude, or raise threshold or the number of neighbors")
 
     @property
     def name(self) -> str:

@@ -53,13 +53,14 @@ class Banded(ServerNoise):
         """
         if separation < 2:
             raise PrivacyError(
-                "FP7082 noise=banded needs rounds between a client's turns, but a cohort of more than half of the "
-                "clients returns in the next round; take a smaller --cohort, or leave noise out"
+                "FP7082 noise=banded needs rounds between a client's turns, but a cohort of more than half of "
+                "the clients returns in the next round; choose a smaller --cohort, or leave noise out"
             )
         if self.bands > separation:
             raise PrivacyError(
-                f"FP7083 bands={self.bands} needs clients that return after {self.bands} rounds at the earliest, but "
-                f"they return after {separation}; take bands={separation} at most, or a smaller --cohort"
+                f"FP7083 bands={self.bands} needs clients that return after {self.bands} rounds at the "
+                f"earliest, but they return after {separation}; use bands={separation} at most, or a smaller "
+                "--cohort"
             )
 
     def factor(self, rounds: int, separation: int) -> np.ndarray:

@@ -109,7 +109,7 @@ def serve_dashboard(live: LiveState, port: int) -> Iterator[str]:
         listening = socket.create_server((HOST, port))
     except OSError as error:
         raise RunError(
-            f"FP5165 the dashboard can't be served at {HOST}:{port}: {error.strerror}; take another port"
+            f"FP5165 the dashboard can't be served at {HOST}:{port}: {error.strerror}; choose another port"
         ) from None
     config = uvicorn.Config(
         create_application(live), log_config=None, access_log=False, server_header=False, limit_concurrency=AT_ONCE,

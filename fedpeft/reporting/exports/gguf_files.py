@@ -203,16 +203,16 @@ def _check_base(architecture: Architecture) -> None:
     config = architecture.config
     if architecture.kind not in BASES:
         raise ModelError(
-            f"FP4077 the weights of {architecture.kind!r} can't be converted to GGUF here; legal: {', '.join(BASES)}; "
-            "take llama.cpp's own converter for the base, and this command for the adapter"
+            f"FP4077 the weights of {architecture.kind!r} can't be converted to GGUF here; legal: "
+            f"{', '.join(BASES)}; use llama.cpp's own converter for the base, and this command for the adapter"
         )
     if (scaling := _get_rope_parameters(config).get("rope_type", "default")) != "default":
         raise ModelError(
-            f"FP4078 the rotary embedding is scaled ({scaling}), which can't be written; take llama.cpp's converter"
+            f"FP4078 the rotary embedding is scaled ({scaling}), which can't be written; use llama.cpp's converter"
         )
     if getattr(config, "use_sliding_window", False):
         raise ModelError(
-            "FP4079 the model has sliding-window attention, which can't be written; take llama.cpp's converter"
+            "FP4079 the model has sliding-window attention, which can't be written; use llama.cpp's converter"
         )
 
 

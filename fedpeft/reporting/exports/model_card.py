@@ -39,7 +39,7 @@ def _describe_loading(run: FinishedRun, whole: bool) -> str:
     if isinstance(run.task, ComparesExamples) and run.is_image_model:
         return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
     if isinstance(run.task, DescribesImages):
-        return "`python -m fedpeft.predict RUN PICTURE`, or `fedpeft.open_run(RUN).model()`"
+        return "`python -m fedpeft.predict RUN IMAGE`, or `fedpeft.open_run(RUN).model()`"
     pairs = run.task.translates
     language = "AutoModelForSeq2SeqLM" if pairs else "AutoModelForCausalLM"
     auto = "AutoModel" if run.labels is not None or isinstance(run.task, ComparesExamples) else language
@@ -49,7 +49,7 @@ def _describe_loading(run: FinishedRun, whole: bool) -> str:
         return '`transformers.pipeline("text-generation", FOLDER)`'
     if whole and run.is_image_model and create_processor(run) is not None:
         return (
-            '`transformers.pipeline("image-classification", FOLDER, trust_remote_code=True)(PICTURE)`, after a look '
+            '`transformers.pipeline("image-classification", FOLDER, trust_remote_code=True)(IMAGE)`, after a look '
             "into `modeling_mean_pooled.py`, `image_processing_squares.py` and `square_pictures.py`, which it runs"
         )
     if whole and run.is_image_model:
@@ -60,11 +60,11 @@ def _describe_loading(run: FinishedRun, whole: bool) -> str:
             "after a look into `modeling_mean_pooled.py`, which it runs"
         )
     if (run.files / "method.json").is_file():
-        asked = "PICTURE" if run.is_image_model else '"text"'
+        asked = "IMAGE" if run.is_image_model else '"text"'
         return f"`python -m fedpeft.predict RUN {asked}`; the `peft` library does not have this method"
     held, beside = _format_quantization_argument(run), _describe_base(run)
     if beside and not held:
-        beside += ", which transformers does not make as it was: `fedpeft.open_run(RUN).model()` does"
+        beside += ", which transformers can't rebuild: `fedpeft.open_run(RUN).model()` does"
     base = f"{auto}.from_pretrained(BASE, dtype=torch.float32{held})"
     return f'`peft.PeftModel.from_pretrained({base}, "adapter")`{beside}'
 
@@ -144,10 +144,10 @@ def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
         f"`{config.strategy}`",
         "seed": config.seed,
         "bytes": f"{traffic} in all (`{config.codec}`)",
-        "privacy": "none: the updates were not noised, and the adapter may tell of the rows it was trained on"
+        "privacy": "none: the updates were not noised, and the adapter may reveal its training examples"
         if epsilon is None
         else f"epsilon {epsilon:.3g} at delta {summary['dp_delta']:.1g}",
-        measure.replace("_", " "): "not measured: the server had no rows"
+        measure.replace("_", " "): "not measured: the server had no examples"
         if quality is None
         else f"{format_measure(quality, digits)} ({summary.get('accuracy_of') or 'test rows'})",
         "frozen base, linear probe": None if probe is None else f"{probe:.4f}",
@@ -165,7 +165,7 @@ def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
             format_front_matter(run, whole, gguf),
             f"# {title} from federated fine-tuning",
             "",
-            "Made by fedpeft: many clients trained it on rows that stayed with them.",
+            "Made by fedpeft: many clients trained it on examples that stayed with them.",
             "",
             "| | |",
             "|---|---|",
@@ -187,7 +187,7 @@ def _describe_readout(run: FinishedRun, head: str) -> str:
         )
     said = {
         "numbers": f"The number ({', '.join(run.labels or [])}, in its own unit) is that of",
-        "labels": "Each label is said where its logit is above 0, by",
+        "labels": "A label is predicted if its logit is above 0, by",
     }.get(run.task.targets, "The class is that of")
     blocks = run.method.reads == ALL_BLOCKS
     states = "hidden states of all blocks, each brought to length 1" if blocks else "last hidden states"
@@ -197,16 +197,17 @@ def _describe_readout(run: FinishedRun, head: str) -> str:
 
 
 def _describe_image_input(run: FinishedRun) -> str:
-    """Return how a picture becomes the model's input."""
+    """Return how an image becomes the model's input."""
     fed = create_processor(run)
     if fed is None:
         return ""
     side, pixels = fed.side, fed.size["height"]
     return (
-        f"\nA picture is turned as its camera says, scaled to a square of {side} pixels a side, the middle cut out, "
-        f"and brought to {pixels} x {pixels} pixels, normalised as ImageNet: `model_input(square(PICTURE, {side})[None]"
+        f"\nAn image is rotated as its camera recorded it, scaled to a square of {side} pixels per side (its middle), "
+        f"brought to {pixels} x {pixels} pixels, and normalized as for ImageNet: "
+        f"`model_input(square(IMAGE, {side})[None]"
         f", {pixels})` of `square_pictures.py` (in fedpeft: `fedpeft.data.square_pictures`). `transformers.pipeline` "
-        "makes grey pictures of 16 bits white before that; bring them to 8 bits first, by dividing by 257.\n"
+        "turns gray images of 16 bits white; divide them by 257 first, which gives 8 bits.\n"
     )
 
 

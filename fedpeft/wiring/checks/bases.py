@@ -18,8 +18,8 @@ def check_bases(profiles: Sequence[Profile], dtype: str, method: PeftMethod) -> 
             check_available(precision)
             if not method.few_bits:
                 raise ConfigError(
-                    f"FP1298 {method.name} reads or trains the base's own weights, which a base in {precision} does "
-                    "not have; leave it out of the profiles, or take --peft lora"
+                    f"FP1298 {method.name} reads or trains the base's own weights, which a base in {precision} "
+                    "does not have; leave base= out of the profiles, or use --peft lora"
                 )
     if dtype == "fp64" and bases - {""}:
         raise ConfigError("FP1299 an fp64 run is for exact comparisons; leave base out of its profiles")

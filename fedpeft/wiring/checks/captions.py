@@ -23,8 +23,8 @@ def check_captions(setup: Setup) -> None:
     head = setup.head
     if head.exchanges and not head.predicts_targets:
         raise ConfigError(
-            f"FP1300 head={setup.config.head} makes logits of classes, and a connector makes embeddings of images; "
-            f"take --head '{START}' or zero"
+            f"FP1300 head={setup.config.head} computes logits of classes, and a connector computes embeddings "
+            f"of images; use --head '{START}' or zero"
         )
     if isinstance(setup.strategy, TaskStrategy) and setup.strategy.makes_head:
-        raise ConfigError(f"FP1301 {setup.config.strategy} needs class labels, which captions lack; take fedit")
+        raise ConfigError(f"FP1301 {setup.config.strategy} needs class labels, which captions lack; use fedit")

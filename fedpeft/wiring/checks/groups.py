@@ -23,13 +23,13 @@ def check_groups(setup: Setup) -> None:
     name, uplink, mechanism = name_of(type(setup.strategy)), setup.uplink, setup.mechanism
     if setup.secure_sum is not None:
         raise PrivacyError(
-            f"FP7087 {name} finds its groups in single clients' updates, and {setup.secure_sum.name} hides these; "
-            "take fedit"
+            f"FP7087 {name} finds its groups in single clients' updates, and {setup.secure_sum.name} hides "
+            "these; use fedit"
         )
     if mechanism is not None and mechanism.protects:
         raise PrivacyError(
-            f"FP7088 {name} sends each client a model that discloses single other clients' updates, and no mechanism "
-            "accounts for that; take fedit"
+            f"FP7088 {name} sends each client a model that discloses single other clients' updates, and no "
+            "mechanism accounts for that; use fedit"
         )
     if not setup.downlink.lossless:
         raise ConfigError(
@@ -38,6 +38,6 @@ def check_groups(setup: Setup) -> None:
         )
     if uplink.has_memory:
         raise ConfigError(
-            f"FP1305 {name} moves clients between states, and a memory of dropped parts belongs to one state; use "
-            f"--codec {str(uplink.remove_memory())!r}"
+            f"FP1305 {name} moves clients between states, and error feedback belongs to one state; use --codec "
+            f"{str(uplink.remove_memory())!r}"
         )

@@ -26,7 +26,7 @@ def check_pairs(setup: Setup) -> None:
         )
     if setup.mechanism is not None and setup.mechanism.audit:
         raise PrivacyError(
-            "FP7089 audits score single examples, and pairs are scored among all; leave audit out of --privacy"
+            "FP7089 audits score single examples, but a pair is scored against all others; leave audit out of --privacy"
         )
 
 
@@ -35,13 +35,13 @@ def check_reference(setup: Setup) -> None:
     name, private = setup.facts.task.partition("(")[0], setup.mechanism is not None and setup.mechanism.per_example
     if private and not setup.task.per_example:
         raise PrivacyError(
-            f"FP7090 {name} {setup.task.per_example_missing}, so dp_sgd can't compute an example's gradient; take "
-            "user_dp or local_dp, which protect a client's whole update"
+            f"FP7090 {name} {setup.task.per_example_missing}, so dp_sgd can't compute an example's gradient; "
+            "use user_dp or local_dp, which protect a client's whole update"
         )
     strategy = setup.strategy
     if setup.task.reference and strategy.fills_base:
         raise ConfigError(
-            f"FP1308 {name} compares with the unchanged base, and {setup.config.strategy} changes the base; take "
+            f"FP1308 {name} compares with the unchanged base, and {setup.config.strategy} changes the base; use "
             "flexlora"
         )
 
@@ -62,10 +62,10 @@ def check_changed_loss(setup: Setup) -> None:
         if setup.strategy.counts_owned and isinstance(setup.method, DrawsParts):
             raise ConfigError(
                 "FP1310 owned_mean counts the experts that adamix draws in two passes per step, and "
-                f"{correction.name} adds passes; take --strategy fedit, or leave it out of --drift"
+                f"{correction.name} adds passes; use --strategy fedit, or leave it out of --drift"
             )
         if setup.mechanism is not None and setup.mechanism.per_example:
             raise PrivacyError(
-                f"FP7091 {correction.name} has its own loss, for which {setup.mechanism.name} computes no gradients "
-                "per example; leave it out of --drift, or take user_dp"
+                f"FP7091 {correction.name} has its own loss, for which {setup.mechanism.name} computes no "
+                "gradients per example; leave it out of --drift, or use user_dp"
             )

@@ -31,7 +31,7 @@ def _check_sampler(setup: Setup) -> None:
     if setup.measured.get(EnergySettings) is None and (by_energy or any(profile.battery_wh for profile in profiles)):
         what = f"the sampler {name}" if by_energy else "a client's battery"
         raise ConfigError(f"FP1321 {what} needs the energy of clients; add energy(watts=...) to --measure")
-    if rule is not None and setup.protected:
+    if rule is not None and setup.is_protected:
         raise PrivacyError(
             f"FP7096 {name} chooses clients by their properties, and privacy needs clients that are drawn uniformly; "
             "give --cohort a number or a fraction"

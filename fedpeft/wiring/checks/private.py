@@ -26,8 +26,8 @@ def check_server_noise(setup: Setup) -> None:
     """Refuse a server optimizer that takes out noise where the server adds none."""
     if setup.optimizer.needs_noise and not isinstance(setup.mechanism, AddsServerNoise):
         raise ConfigError(
-            f"FP1322 --server-optimizer {setup.config.server_optimizer} removes noise that the server adds, and the "
-            "server adds none here; leave corrected out, or take --privacy user_dp"
+            f"FP1322 --server-optimizer {setup.config.server_optimizer} removes noise that the server adds, and "
+            "the server adds none here; leave corrected out, or use --privacy user_dp"
         )
 
 
@@ -40,12 +40,12 @@ def check_secure_sum(secure: SecureSum, setup: Setup) -> None:
     config, name, strategy = setup.config, secure.name, setup.strategy
     if setup.factor_view:
         raise PrivacyError(
-            f"FP7099 {config.peft} is aggregated by weight changes, and {name} needs a plain sum; take the PEFT "
+            f"FP7099 {config.peft} is aggregated by weight changes, and {name} needs a plain sum; use the PEFT "
             "method lora"
         )
     if not (is_sum_of_clients(type(strategy)) and is_shared_sum(strategy, setup.layout)):
         *others, last = [n for n in list_shared_sums(setup.layout) if is_sum_of_clients(strategies.part(n))]
-        take = f"take {', '.join(others)} or {last}" if others else f"take {last}"
+        take = f"use {', '.join(others)} or {last}" if others else f"use {last}"
         raise PrivacyError(
             f"FP7100 {name} shows the server only the sum of the updates, and {name_of(type(strategy))} needs more "
             f"than that sum; {take}"
@@ -68,19 +68,19 @@ def check_mechanism(mechanism: Mechanism, setup: Setup) -> None:
     config = setup.config
     if isinstance(setup.strategy, Buffered):
         raise ConfigError(
-            f"FP1323 {config.strategy} has no rounds with a cohort, which privacy accounting needs; take fedit"
+            f"FP1323 {config.strategy} has no rounds with a cohort, which privacy accounting needs; use fedit"
         )
     if mechanism.per_example and isinstance(setup.training.optimizer, ProbesLosses):
         raise ConfigError(
-            f"FP1518 {config.privacy} clips the gradient of each example, and {config.optimizer} computes none; take "
-            "--optimizer adamw, or protect updates with user_dp or local_dp"
+            f"FP1518 {config.privacy} clips the gradient of each example, and {config.optimizer} computes none; "
+            "use --optimizer adamw, or protect updates with user_dp or local_dp"
         )
     if isinstance(mechanism, SumMechanism) and mechanism.per_example:
         _check_sums_of_gradients(mechanism, setup)
     if setup.factor_view and not mechanism.noises_updates:
         raise ConfigError(
-            f"FP1324 {config.peft} is aggregated by weight changes, and {mechanism.name} bounds a plain sum; take the "
-            "PEFT method lora, or dp_sgd"
+            f"FP1324 {config.peft} is aggregated by weight changes, and {mechanism.name} bounds a plain sum; "
+            "use the PEFT method lora, or dp_sgd"
         )
 
 
@@ -95,14 +95,14 @@ def _check_sums_of_gradients(mechanism: Mechanism, setup: Setup) -> None:
         )
     if is_whitened(mechanism) and not setup.whitened_directions:
         raise ConfigError(
-            "FP1326 whiten=True needs a head that is trained alone from a start that measures how features vary, and "
-            f"this run has --peft {config.peft} and --head {config.head}; take --peft linear_probe --head "
-            "private_ridge, if rows have one class each"
+            "FP1326 whiten=True needs a head that is trained alone from a start that measures how features "
+            f"vary, and this run has --peft {config.peft} and --head {config.head}; use --peft linear_probe "
+            "--head private_ridge, if each example has one class"
         )
     if setup.method.regularised:
         raise ConfigError(
-            f"FP1327 {setup.method.name} adds a penalty in local steps, and {mechanism.name}(unit=rows) has no local "
-            "steps; take --peft lora or bottleneck"
+            f"FP1327 {setup.method.name} adds a penalty in local steps, and {mechanism.name}(unit=rows) has no "
+            "local steps; use --peft lora or bottleneck"
         )
     if setup.drift.corrections:
         raise ConfigError(
@@ -123,13 +123,13 @@ def check_private_run(mechanism: Mechanism, setup: Setup) -> None:
     config, head, uplink = setup.config, setup.head, setup.uplink
     if setup.strategy.weighting == "rows":
         raise PrivacyError(
-            "FP7104 weighting=rows would tell how many rows each client has, and let one client count for many; leave "
-            "it out (it is uniform under --privacy)"
+            "FP7104 weighting=rows would reveal how many examples each client has, and let one client count "
+            "for many; leave it out (it is uniform under --privacy)"
         )
     if head.exchanges and not head.bounded:
         raise PrivacyError(
-            f"FP7105 head={config.head} sends sums over the clients' rows that {mechanism.name} does not protect; use "
-            "--head zero, private_centroids or private_ridge"
+            f"FP7105 head={config.head} sends sums over the clients' examples that {mechanism.name} does not "
+            "protect; use --head zero, private_centroids or private_ridge"
         )
     for correction in setup.drift.corrections:
         if isinstance(correction, ExchangedCorrection):
@@ -151,10 +151,10 @@ def check_private_run(mechanism: Mechanism, setup: Setup) -> None:
     if isinstance(setup.strategy, PersonalModel) and mechanism.per_example:
         raise PrivacyError(
             f"FP7109 {name_of(type(setup.strategy))} trains a second model on the same examples, which "
-            f"{mechanism.name} does not account for; take user_dp, or another strategy"
+            f"{mechanism.name} does not account for; use user_dp, or another strategy"
         )
     if setup.personal and mechanism.silent:
         raise PrivacyError(
             f"FP7110 {config.strategy} is evaluated by clients on their own examples, and these metrics are not "
-            f"protected; take another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"
+            f"protected; choose another strategy, or allow it with {mechanism.name}(raw_metrics=True, ...)"
         )

@@ -27,8 +27,8 @@ def check_ranks(setup: Setup) -> None:
     strategy, uplink, forms = setup.strategy, setup.uplink, [profile.form for profile in list_distinct(setup.profiles)]
     if uplink.has_memory and isinstance(strategy, RankSchedule):
         raise ConfigError(
-            f"FP1329 {type(strategy).__name__} changes clients' ranks each round, and a memory of dropped parts "
-            f"belongs to the previous ranks; use --codec {str(uplink.remove_memory())!r}"
+            f"FP1329 {type(strategy).__name__} changes clients' ranks each round, and error feedback belongs to "
+            f"the previous ranks; use --codec {str(uplink.remove_memory())!r}"
         )
     if isinstance(strategy, RankSchedule) and not setup.downlink.lossless:
         raise ConfigError(

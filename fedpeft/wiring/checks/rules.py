@@ -27,13 +27,13 @@ def check_method(method: PeftMethod, strategy: Strategy, forms: Sequence[Adapter
     strategy_name = name_of(type(strategy))
     if method.strategies and strategy_name not in method.strategies:
         raise ConfigError(
-            f"FP1332 {strategy_name} does not preserve the joint meaning of the parameters of {method.name}; take "
-            f"--strategy {' or '.join(method.strategies)}"
+            f"FP1332 {strategy_name} does not preserve the joint meaning of the parameters of {method.name}; "
+            f"use --strategy {' or '.join(method.strategies)}"
         )
     if strategy.fills_base and not method.residual:
         raise ConfigError(
-            f"FP1333 {strategy_name} puts what the factors can't hold into the base, which {method.name} does not "
-            "allow; take flexlora"
+            f"FP1333 {strategy_name} puts what the factors can't hold into the base, which {method.name} does "
+            "not allow; use flexlora"
         )
     if not method.mixed_sizes and len({*forms, method.form}) > 1:
         raise ConfigError(f"FP1334 {method.name} has one size for all clients; leave ranks and alphas out")
@@ -49,8 +49,9 @@ def check_server(strategy: Strategy, optimizer: ServerOptimizer) -> None:
     plain = not optimizer.keeps_state and optimizer.pace == Pace()
     if isinstance(strategy, RoundStrategy) and not plain:
         raise ConfigError(
-            f"FP1335 {name} computes the next factors itself, so there is no mean update that a server optimizer could "
-            "step along; leave --server-optimizer at sgd with learning rate 1, or take a linear strategy such as fedit"
+            f"FP1335 {name} computes the next factors itself, so there is no mean update that a server "
+            "optimizer could step along; leave --server-optimizer at sgd with learning rate 1, or use a linear "
+            "strategy such as fedit"
         )
     if isinstance(strategy, CountsClients) and not plain:
         raise ConfigError(
@@ -73,8 +74,8 @@ def check_memory(strategy: Strategy, uplink: Uplink) -> None:
     """Refuse a memory that would lose its meaning from round to round, or ConfigError says what to take instead."""
     if uplink.has_memory and strategy.new_factors:
         raise ConfigError(
-            f"FP1338 {type(strategy).__name__} makes new factors each round, and a memory of dropped parts belongs to "
-            f"the old ones; use --codec {str(uplink.remove_memory())!r}"
+            f"FP1338 {type(strategy).__name__} makes new factors each round, and error feedback belongs to the "
+            f"old ones; use --codec {str(uplink.remove_memory())!r}"
         )
 
 
@@ -84,8 +85,9 @@ def check_needs(correction: Correction, strategy: Strategy, layout: Layout) -> N
     for ending in correction.needs:
         if not any(name.endswith(ending) for name in trained):
             raise ConfigError(
-                f"FP1339 {correction.name} acts on tensors called ...{ending}, and clients train none in every round; "
-                "leave it out, or take --peft lora with a strategy that trains both factors, such as fedit"
+                f"FP1339 {correction.name} acts on tensors called ...{ending}, and clients train none in every "
+                "round; leave it out, or use --peft lora with a strategy that trains both factors, such as "
+                "fedit"
             )
     frozen = strategy.list_frozen(layout) if isinstance(strategy, FreezesTensors) else frozenset()
     if isinstance(correction, ExchangedCorrection) and not trained - strategy.list_private(layout) - frozen:
@@ -103,16 +105,16 @@ def check_label_shift(task: Task, name: str, head: HeadStart, mechanism: Mechani
         PrivacyError: a row would change the loss of a client's other rows.
     """
     if task.targets != "classes":
-        has = {"numbers": "numbers have", "labels": "rows with several labels have"}
-        what = has.get(task.targets, f"rows of {name_of(type(task))} have")
-        raise ConfigError(f"FP1341 label_shift corrects for the shares of classes, and {what} none; leave it out")
+        has = {"numbers": "numbers have", "labels": "examples with several labels have"}
+        what = has.get(task.targets, f"examples of {name_of(type(task))} have")
+        raise ConfigError(f"FP1341 label_shift corrects for the shares of classes, but {what} none; leave it out")
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(
-            f"FP7111 label_shift makes the loss of each row depend on the labels of a client's other rows, which "
-            f"{mechanism.name} does not cover; leave it out"
+            "FP7111 label_shift makes the loss of each example depend on the labels of a client's other "
+            f"examples, which {mechanism.name} does not cover; leave it out"
         )
     if not head.exchanges or head.bounded:
         raise ConfigError(
-            f"FP1342 label_shift needs the shares of classes among all rows, and head={name} does not ask clients for "
-            "them; take --head ridge, discriminant or centroids, or leave it out"
+            f"FP1342 label_shift needs the shares of classes among all examples, and head={name} does not ask "
+            "clients for them; use --head ridge, discriminant or centroids, or leave it out"
         )

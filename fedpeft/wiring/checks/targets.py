@@ -27,8 +27,9 @@ def check_targets(setup: Setup) -> None:
         raise ConfigError(f"FP1343 {who}: metric must be the name of its main metric, got {task.metric!r:.80}")
     if task.targets and not isinstance(task, RowTask):
         raise ConfigError(
-            f"FP1344 {who} has {task.targets} of whole rows (targets) but does not subclass "
-            f"{RowTask.__module__}.RowTask, which reads and scores such rows; subclass it, or leave targets out"
+            f"FP1344 {who} has {task.targets} of whole examples (targets) but does not subclass "
+            f"{RowTask.__module__}.RowTask, which reads and scores such examples; subclass it, or leave targets "
+            "out"
         )
     if task.targets not in ("numbers", "labels"):
         return

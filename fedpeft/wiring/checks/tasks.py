@@ -24,16 +24,15 @@ def check_tasks(setup: Setup) -> None:
     name = name_of(type(rule))
     if isinstance(rule, AsksClients) and (mechanism is not None or setup.secure_sum is not None):
         raise PrivacyError(
-            f"FP7113 {name} asks single clients for sums over their examples, which --privacy does not cover; take "
-            "fedit"
+            f"FP7113 {name} asks single clients for sums over their examples, which --privacy does not cover; use fedit"
         )
     if setup.facts.tasks is None:
         return
     _check_rule(setup)
     if setup.personal:
         raise ConfigError(
-            f"FP1346 with {name} each client has its own model, and continual learning is scored on the global model; "
-            "take a strategy that shares all tensors, such as fedit"
+            f"FP1346 with {name} each client has its own model, and continual learning is scored on the global "
+            "model; choose a strategy that shares all tensors, such as fedit"
         )
     if setup.drift.needs_shares:
         raise ConfigError(
@@ -42,8 +41,8 @@ def check_tasks(setup: Setup) -> None:
         )
     if mechanism is not None and mechanism.per_example:
         raise PrivacyError(
-            f"FP7114 {mechanism.name} needs the same examples of a client in every round, and continual learning "
-            "changes them; take user_dp, which protects all examples of a client"
+            f"FP7114 {mechanism.name} needs the same examples of a client in every round, but continual "
+            "learning changes them; use user_dp, which protects all examples of a client"
         )
 
 
@@ -66,5 +65,5 @@ def _check_rule(setup: Setup) -> None:
             )
     if setup.factor_view:
         raise ConfigError(
-            f"FP1351 {name} gives each task its own ranks, and {setup.method.name} has no ranks; take lora"
+            f"FP1351 {name} gives each task its own ranks, and {setup.method.name} has no ranks; use lora"
         )

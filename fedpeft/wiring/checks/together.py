@@ -45,8 +45,8 @@ def check(setup: Setup) -> None:
     check_reference(setup)
     if setup.facts.classes and not setup.task.targets and setup.head.exchanges:
         raise ConfigError(
-            f"FP1352 head={config.head} starts from features of whole rows, and this task labels each word; take "
-            "--head zero"
+            f"FP1352 head={config.head} starts from one label per example, which the task {setup.facts.task} "
+            "lacks; use --head zero"
         )
     if isinstance(setup.task, ComparesExamples):
         check_pairs(setup)

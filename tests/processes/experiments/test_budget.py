@@ -51,7 +51,7 @@ def test_the_parts_of_a_run_add_up_to_its_time(run):
     budget = Budget.read(run)
     assert sum(budget.parts.values()) == pytest.approx(budget.seconds)
     assert {"loading the model", "rounds: training", "all else"} <= set(budget.parts)
-    assert any(part.endswith("its temperature, on the validation rows") for part in budget.parts)
+    assert any(part.endswith("its temperature, on the validation examples") for part in budget.parts)
 
 
 @pytest.mark.slow

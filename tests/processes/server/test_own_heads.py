@@ -120,7 +120,7 @@ def file(tmp_path):
         ("--head nan", ("FP1021", "nan", "head.bias")),
         ("--head no_bias", ("FP1018", "no_bias", "head.bias")),
         ("--head more", ("FP1019", "more", "head.more")),
-        ("--head other", ("FP1015", "other", "more", "(3,)", "nothing of it")),
+        ("--head other", ("FP1015", "other", "more", "(3,)", "none")),
         ("--head infinite", ("FP1017", "infinite", "counts")),
         ("--codec beyond", ("FP1068", "beyond", "0", "300", "256")),
     ],

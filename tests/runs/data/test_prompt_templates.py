@@ -205,7 +205,7 @@ def test_a_run_on_prompts_counts_what_is_cut_and_answers_in_its_template(columns
     assert main(words) == 0
     said = " ".join(capsys.readouterr().out.split())
     long = sum(len(json.loads(row)["answer"].split()) == 60 for row in load_dataset(words[1]).train.inputs)
-    assert f"{long} of 28 rows are longer than 32 tokens and cut there" in said
+    assert f"{long} of 28 examples are longer than 32 tokens and truncated" in said
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["task"] == "instruction"
     from fedpeft.predict import main as predict
 

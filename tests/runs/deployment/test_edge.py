@@ -209,7 +209,7 @@ def test_the_server_reads_nothing_of_the_machine_in_an_error(federation, monkeyp
     edge.observer = SimpleNamespace(say=here.append)
     for error, told in (
         (RunError(f"{edge.folder / 'clients'} can't be written"), "FP5000 its state/clients can't be written"),
-        (RunError(f"{edge.ledgers} and {edge.file}"), "FP5000 its ledgers and its rows"),
+        (RunError(f"{edge.ledgers} and {edge.file}"), "FP5000 its ledgers and its examples"),
         (RunError(f"{edge.setup.model_directory} or {get_cache_directory()}"), "FP5000 its model or its cache"),
         (RunError(f"{Path.home() / 'x'}"), "FP5000 ~/x"),
         (RuntimeError(f"a library has not found {edge.file}"), FAILED),

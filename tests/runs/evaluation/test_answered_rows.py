@@ -182,7 +182,10 @@ def test_a_silence_before_the_first_row_is_told_once():
     said["no"] += 1
     beat()
     beat()
-    assert console.file.getvalue().splitlines() == ["...     reading the rows and the model", "...     3 rows answered"]
+    assert console.file.getvalue().splitlines() == [
+        "...     reading the examples and the model",
+        "...     3 rows answered",
+    ]
 
 
 def test_a_table_of_a_spreadsheet_is_detected_and_reported_or_told_the_flag(tmp_path, capsys):

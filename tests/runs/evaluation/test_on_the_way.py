@@ -97,7 +97,7 @@ def test_who_can_t_be_asked_is_told_so(task, measure, settings, words):
 def test_without_rows_a_server_needs_a_file():
     with refuses("FP1358"):
         parse_measure("evaluate").begin(
-            NewRun(SimpleNamespace(protected=False), lambda: Rows([], None, None), None, print)
+            NewRun(SimpleNamespace(is_protected=False), lambda: Rows([], None, None), None, print)
         )
 
 

@@ -209,7 +209,7 @@ def test_a_federation_learns_what_people_prefer(chat_model, file, tmp_path, grid
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--privacy=dp_sgd(epsilon=8)"], ("FP7090", "dpo reads two sequences for each row")),
+        (["--privacy=dp_sgd(epsilon=8)"], ("FP7090", "dpo reads two sequences for each example")),
         (["--peft=prompt_tuning"], ("FP1204", "dpo")),
         (["--peft=full"], ("FP1204", "dpo")),
         (["--strategy=fedex_lora"], ("FP1308", "dpo", "fedex_lora")),

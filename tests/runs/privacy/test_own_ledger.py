@@ -261,8 +261,8 @@ def test_a_client_refuses_what_its_mechanism_does_not_cover(federation):
     edge = made.server.edges[0]
     before = (made.folder / "edge-0" / LEDGER).read_bytes()
     for changed, says in (
-        ({"kind": "prepare", "round": 0}, ("FP7034", "sums over its rows")),
-        ({"kind": "evaluate"}, ("FP7034", "losses on its rows")),
+        ({"kind": "prepare", "round": 0}, ("FP7034", "sums over its examples")),
+        ({"kind": "evaluate"}, ("FP7034", "losses on its examples")),
         ({"kind": "trian"}, ("FP7034", "something called 'trian")),
         ({"kind": "trian", "attempt": 7, "learning_rate": 1e-3}, ("FP7034", "something called 'trian")),
         ({"round": 0}, ("FP7033",)),

@@ -127,7 +127,7 @@ def test_nothing_is_fitted_on_rows_that_are_not_said_to_be_public(tmp_path, publ
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["temperature"] != 1) == public
     assert (SHARES in load_file(folder / "adapter" / OWN_TENSORS)) == public
-    assert any("scores on validation and test rows" in item for item in summary["privacy"]["not_covered"])
+    assert any("scores on validation and test examples" in item for item in summary["privacy"]["not_covered"])
 
 
 def test_classes_that_nobody_has_named_are_said_not_to_be_covered(tmp_path):

@@ -89,7 +89,7 @@ def test_it_is_said_what_few_steps_never_come_to(most, drift, words):
 def test_steps_at_the_server_are_advised_where_many_clients_take_one_each(more, advised, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(advice, "MANY", 8)
     assert main([*RUN, *more, "--output", str(tmp_path / "run")]) == 0
-    assert ("plain steps at many small clients" in " ".join(capsys.readouterr().out.split())) is advised
+    assert ("plain SGD on many small clients" in " ".join(capsys.readouterr().out.split())) is advised
 
 
 @pytest.mark.fast
@@ -102,7 +102,7 @@ def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partitio
         task = SimpleNamespace(targets="classes")
         setup = SimpleNamespace(**{**vars(spec), "facts": kind, "method": method, "task": task})
         told = " ".join(advice.advise(setup, statistics, 100))
-        assert ("the column shop says whose row it is" in told) is (said and owners)
+        assert ("the column shop names each example's owner" in told) is (said and owners)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_another_head_is_advised_for_many_classes(most, more, advised, tmp_path,
     monkeypatch.setattr(advice, "MANY_CLASSES", most)
     assert main([*RUN, *more, "--output", str(tmp_path / "run")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert ("there are 4 classes: where some have far more rows" in said) is advised
+    assert ("there are 4 classes: if some have far more examples" in said) is advised
 
 
 def test_a_head_on_all_blocks_is_left_alone_where_classes_are_many(tmp_path, capsys, monkeypatch):

@@ -33,7 +33,7 @@ def test_a_card_says_how_rows_lie_in_words(tmp_path):
     assert export([run, "--output", str(out)]) == 0
     text = (out / "README.md").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("| partition |")]
-    assert line.startswith("| partition | 4 clients, rows ")
+    assert line.startswith("| partition | 4 clients, examples ")
     assert "(min/median/max), label skew " in line
     assert "label entropy" not in text
     assert "resampled" not in text

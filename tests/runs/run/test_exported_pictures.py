@@ -69,8 +69,8 @@ def test_the_pipeline_of_an_exported_classifier_says_what_predict_says(method, s
             pixels = fed(picture, return_tensors="np")["pixel_values"]
         assert np.array_equal(pixels, run.load_pictures([str(file)]).pixels)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert 'pipeline("image-classification", FOLDER, trust_remote_code=True)(PICTURE)' in card
-    assert f"a square of {side} pixels a side" in card
+    assert 'pipeline("image-classification", FOLDER, trust_remote_code=True)(IMAGE)' in card
+    assert f"a square of {side} pixels per side" in card
     assert f"{48 if side == 72 else 32} x " in card
 
 
@@ -117,5 +117,5 @@ def test_an_adapter_s_card_says_how_a_picture_is_fed(finished_run, tmp_path):
     data = f"file(path={str(tmp_path / 'pictures')!r}, side=40)"
     run = finished_run(**SETTINGS, dataset=data, peft="head2toe")
     said = format_card(FinishedRun.read(run), merged=False)
-    assert "`python -m fedpeft.predict RUN PICTURE`" in said
-    assert re.search(r"model_input\(square\(PICTURE, 40\)\[None\], 16\)", said)
+    assert "`python -m fedpeft.predict RUN IMAGE`" in said
+    assert re.search(r"model_input\(square\(IMAGE, 40\)\[None\], 16\)", said)

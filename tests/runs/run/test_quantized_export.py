@@ -64,11 +64,11 @@ def test_the_command_of_the_card_gives_what_the_run_was_scored_with(card_of, tmp
 def test_a_base_in_int8_is_no_other_library_s(card_of):
     _, card = card_of("qlora(rank=4, bits=8)")
     assert "BitsAndBytesConfig" not in card
-    assert "scored beside a base in int8, which transformers does not make as it was: `fedpeft.open_run" in card
+    assert "scored beside a base in int8, which transformers can't rebuild: `fedpeft.open_run" in card
 
 
 def test_nor_is_one_of_whose_layers_transformers_keeps_some_as_they_are(card_of):
     """T5's `wo` stays in fp32 there."""
     _, card = card_of("qlora(rank=4)", dataset="tiny_seq2seq", model="tiny_seq2seq(kind=t5)")
     assert "BitsAndBytesConfig" not in card
-    assert "beside a base in nf4, which transformers does not make as it was: `fedpeft.open_run" in card
+    assert "beside a base in nf4, which transformers can't rebuild: `fedpeft.open_run" in card

@@ -65,7 +65,7 @@ def test_configuration_and_summary_say_it(run):
 def test_the_summary_says_where_the_time_went(run):
     summary = json.loads((run / "summary.json").read_text())
     phases = summary["phases"]
-    assert {"loading libraries", "reading the rows", "loading the model", "rounds"} <= set(phases)
+    assert {"loading libraries", "reading the examples", "loading the model", "rounds"} <= set(phases)
     assert sum(phases.values()) <= summary["seconds"]
     assert sum(phases.values()) >= 0.9 * summary["seconds"]
 

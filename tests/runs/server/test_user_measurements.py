@@ -198,7 +198,7 @@ class Pretender(Measurement):
 @pytest.mark.parametrize("step", ["ask", "test_questions"])
 def test_a_step_after_training_that_fails_costs_the_section_alone(step):
     said = []
-    setup = SimpleNamespace(measured=Measurements((Fragile(step),)), protected=False)
+    setup = SimpleNamespace(measured=Measurements((Fragile(step),)), is_protected=False)
     findings = Findings(setup, {}, said.append)
     findings.ask(None)
     assert findings.list_questions(1.0) == []

@@ -66,7 +66,7 @@ def test_a_run_of_pairs_goes_on_where_it_was_interrupted_and_says_how_well_pairs
         (
             {"privacy": "dp_sgd(epsilon=8)"},
             PrivacyError,
-            ("FP7090", "retrieval compares a row with the others of its batch"),
+            ("FP7090", "retrieval compares an example with the others of its batch"),
         ),
         ({"measure": "forgetting(dataset=tiny)"}, ConfigError, ("FP1315",)),
         ({"dataset": "tiny", "measure": "clones"}, ConfigError, ("FP1314",)),

@@ -79,7 +79,7 @@ def test_a_probe_whose_process_is_killed_is_fitted_here(tmp_path, monkeypatch):
         assert observer.told.wait(300)
         assert not probed.has_failed
         assert probed.wait_for_result()[0] == fit_linear_probe(*parts).accuracy
-    assert "ended from outside" in observer.lines[1]
+    assert "another program ended its process" in observer.lines[1]
 
 
 @pytest.mark.slow

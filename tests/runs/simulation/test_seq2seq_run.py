@@ -74,7 +74,7 @@ def test_a_user_s_walk(kind, peft, tmp_path):
                    "--cohort", "all", "--rounds", "2", "--tokens", "5", "--partition", "iid", "--dtype", "fp32",
                    "--workers", "1",
                    "--measure", "evaluate(new_tokens=6, metrics='exact_match')", "--output", run)  # fmt: skip
-    assert "rows are longer than 5 tokens and cut there" in told
+    assert "examples are longer than 5 tokens and truncated" in told
     assert "test perplexity" in told
     assert "  perplexity " in told
     assert json.loads((run / "summary.json").read_text())["task"] == "seq2seq"

@@ -110,7 +110,7 @@ BEYOND = [("collude=0.7", 10), ("collude=0.5", 10), ("collude=0.35", 100), ("col
 def test_a_share_beyond_it_is_refused_in_one_sentence(settings, clients):
     """The last one: 100 of 1,000 collude, and the server makes them neighbors of whom it wants to read."""
     sums = MECHANISMS.build(f"distributed_dp(epsilon=8, {settings})").sums()
-    with refuses("FP7000", settings.split(",")[0]) as error:
+    with refuses("FP7130", settings.split(",")[0]) as error:
         sums.check_colluding(clients)
     assert "\n" not in str(error.value)
 
@@ -129,7 +129,7 @@ def test_a_client_refuses_sums_that_its_own_share_could_read(tmp_path, collude, 
     told = Announcement(bytes(16), announced, 10, BESIDE, 1.0).to_bytes()
     report = client.answer(Instruction("sum", 1, 0, b"", step=1, said=told))
     assert bool(report.error) == refused
-    assert not refused or has_error(report.error, "FP6000", f"collude={collude:g}", announced)
+    assert not refused or has_error(report.error, "FP6194", f"collude={collude:g}", announced)
 
 
 def test_a_higher_threshold_allows_more():

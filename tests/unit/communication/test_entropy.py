@@ -23,7 +23,7 @@ def test_entropy_coding_round_trips_within_its_bound(kinds):
         draw = np.random.default_rng(seed).geometric(0.3, count) - 1
         streams.append(Symbols(np.minimum(draw, alphabet - 1).astype(np.min_scalar_type(alphabet)), alphabet))
     data = encode_symbols(streams)
-    expected = [s.expected for s in streams]
+    expected = [s.expectation for s in streams]
     assert len(data) <= encode_bound(expected)
     reader = Reader(data)
     for stream, back in zip(streams, decode_symbols(reader, expected), strict=True):
@@ -40,7 +40,7 @@ def test_garbage_in_place_of_coded_words_is_noticed():
         damaged = bytearray(data)
         damaged[at] ^= 0x10
         try:
-            (back,) = decode_symbols(Reader(bytes(damaged)), [stream.expected])
+            (back,) = decode_symbols(Reader(bytes(damaged)), [stream.expectation])
             assert (back < 13).all()
         except PayloadError:
             refused += 1

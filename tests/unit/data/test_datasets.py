@@ -227,7 +227,7 @@ def test_label_names_are_sorted_numbers_by_value() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("20newsgroup", ("FP1231", "data set '20newsgroup", "did you mean '20newsgroups")),
+        ("20newsgroup", ("FP1231", "dataset '20newsgroup", "did you mean '20newsgroups")),
         ("tiny:x", ("FP1235", "x")),
         ("file", ("FP1226", "path")),
         ("file()", ("FP1226", "path")),
@@ -237,7 +237,7 @@ def test_label_names_are_sorted_numbers_by_value() -> None:
         ("rows.xlsx", ("FP1085", "rows.xlsx")),
         ("my/rows", ("FP1085", "file:my/rows", "hf:my/rows")),
         ("tasks('rows.csv', tiny)", ("FP1085", "rows.csv")),
-        ("tasks(file:a.csv, file:b.csv)", ("FP1420", "other signs than letters, digits and _, stands in quotes")),
+        ("tasks(file:a.csv, file:b.csv)", ("FP1420", "signs other than letters, digits and _, needs quotes")),
         ("tiny(classes=1)", ("FP1227", "classes", "at least 2")),
         ("tiny(rows='many')", ("FP1227", "rows", "int")),
     ],

@@ -252,7 +252,7 @@ def test_statistics_of_a_partition_worked_by_hand() -> None:
     assert (statistics.rows_min, statistics.rows_median, statistics.rows_max) == (2, 2.0, 4)
     assert statistics.label_distance == pytest.approx((0.5 + 0.5 + 0) / 3)
     assert statistics.label_entropy == pytest.approx((0 + 0 + 1) / 3)
-    assert "3 clients, rows 2 / 2 / 4" in str(statistics)
+    assert "3 clients, examples 2 / 2 / 4" in str(statistics)
     assert partition.statistics(None, rows=10).unused_rows == 2
     assert partition.statistics(None).label_distance is None
 

@@ -46,7 +46,7 @@ def test_the_statistics_are_of_some_clients_and_say_that_rows_are_shared():
     assert (found.clients, found.rows_min, found.rows_max, found.unused_rows) == (50_000, 100, 100, 0)
     assert found.resampled
     assert found.label_distance == pytest.approx(0.08, abs=0.02)  # the mean of 5 binomial shares of 100 draws
-    assert "share rows" in str(found)
+    assert "share examples" in str(found)
     assert not PARTITIONS.build("iid").split(ROWS, 5, 0).statistics(ROWS.labels).resampled
 
 

@@ -301,7 +301,7 @@ def test_who_asks_for_a_certificate_that_nobody_accepts_any_more_hears_of_it(mad
     assert main(["--folder", str(made), "--revoke", "edge-2", "--clients", "edge-1,edge-2,old"]) == 0
     said = capsys.readouterr().out
     assert f"kept       {made}/clients/edge-2, but it is revoked: --renew makes a new one" in said
-    assert f"kept       {made}/clients/old, but it has expired on" in said
+    assert f"kept       {made}/clients/old, but it expired on" in said
     assert main(["--folder", str(made), "--clients", "edge-2,old", "--renew"]) == 0
     capsys.readouterr()
     assert main(["--folder", str(made), "--clients", "edge-2,old"]) == 0

@@ -94,7 +94,7 @@ def test_who_is_waited_for_is_said_in_full_and_bytes_are_kept(tmp_path):
     federation = Federation(config, tmp_path, observer, ServeOptions(), Doorkeeper(None), events)
     with pytest.raises(StoppedError):
         federation.wait_for_present()
-    assert said == ["waiting for clients: 0 of 2 are connected; it takes 1 to go on"]
+    assert said == ["waiting for clients: 0 of 2 are connected; 1 needed to continue"]
     session = federation.gateway._sessions.setdefault("edge-1", Session(federation.roster.find("edge-1")))
     session.received_bytes += 10
     federation.close()

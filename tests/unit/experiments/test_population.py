@@ -11,7 +11,7 @@ from fedpeft.errors import ConfigError
 
 
 def test_a_cost_is_read_from_a_run_s_records(tmp_path):
-    phases = {"loading libraries": 3.0, "reading the rows": 1.0, "rounds": 50.0, "score": 4.0}
+    phases = {"loading libraries": 3.0, "reading the examples": 1.0, "rounds": 50.0, "score": 4.0}
     (tmp_path / "summary.json").write_text(
         json.dumps({"clients": 1000, "phases": phases, "peak_memory_bytes": 5_000_000})
     )

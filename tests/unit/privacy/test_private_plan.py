@@ -262,7 +262,8 @@ def test_no_training_is_said_with_what_would_be_heard(tmp_path):
     engine = make_engine(mechanism, federation, tmp_path, "", 0)
     assert "no round of training is planned" in engine.describe_plan()
     assert (
-        f"at most {mechanism.count_trainable_entries(federation):,} trained numbers are heard" in engine.describe_plan()
+        f"at most {mechanism.count_trainable_entries(federation):,} trained numbers rise above the noise"
+        in engine.describe_plan()
     )
 
 

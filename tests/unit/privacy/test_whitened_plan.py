@@ -66,13 +66,13 @@ def test_more_rounds_lead_no_farther(tmp_path):
 
 @pytest.mark.parametrize(("said", "words"), [
     ({"head": "private_centroids"},
-     ("FP1377", "--privacy", "--head private_centroids does not tell how; take --head private_ridge", "--peft")),
+     ("FP1377", "--privacy", "--head private_centroids does not measure how; use --head private_ridge", "--peft")),
     ({"peft": "lora(rank=2, layers=1) + head2toe"},
-     ("FP1377", "--privacy", "take --peft head2toe without an adapter", "--peft")),
+     ("FP1377", "--privacy", "use --peft head2toe without an adapter", "--peft")),
     ({"privacy": ONE_NOISE.replace("8,", "8, unit=clients,")},
-     ("FP1377", "--privacy", "take --privacy distributed_dp(unit=rows)", "--peft")),
+     ("FP1377", "--privacy", "use --privacy distributed_dp(unit=rows)", "--peft")),
     ({"privacy": "dp_sgd(epsilon=8, start=0.5)"},
-     ("FP1377", "--privacy", "take --privacy distributed_dp(unit=rows)", "--peft")),
+     ("FP1377", "--privacy", "use --privacy distributed_dp(unit=rows)", "--peft")),
 ])  # fmt: skip
 def test_without_whitening_nothing_is_planned_for_all_blocks(said, words, tmp_path):
     with refuses(*words):

@@ -143,7 +143,7 @@ def test_laplace_takes_any_method_of_matrices_that_their_layers_describe(method,
     setup = SimpleNamespace(
         measured=parse_measure("laplace"), facts=SimpleNamespace(task="classification", kind="text", tasks=None),
         layout=Layout(tensors), method=method, profiles=[Profile(None)], strategy=strategies.build("fedit"),
-        mechanism=None, secure_sum=None, protected=False, personal=False, sampler=None,
+        mechanism=None, secure_sum=None, is_protected=False, personal=False, sampler=None,
         config=SimpleNamespace(cohort="all", strategy="fedit"),
     )  # fmt: skip
     if legal:

@@ -30,7 +30,7 @@ def test_a_difference_within_the_error_of_few_examples_is_not_called_one(rows, i
     # two standard errors are 10.5, 5.2 and 4.3 points
     assert ("above" in describe(targets={"rows": rows})) is is_clear
     assert (
-        f"cannot be told from that of the frozen base model's linear probe, 81.0%, on {rows} test"
+        f"can't be distinguished from that of the frozen base model's linear probe, 81.0%, on {rows} test"
         in (describe(targets={"rows": rows}))
     ) is not is_clear
 

@@ -279,7 +279,7 @@ def test_a_study_goes_on_in_the_precision_that_it_was_begun_in(tmp_path: Path, c
     assert [dict(result.point) for result in place.done.values()] == [dict(made.plan_runs()[1].point)]
     assert {run.config.dtype for run in place.planned} == {there}
     assert main([str(path), "--dry-run"]) == 0
-    assert f"precision: {there}, as of the results that are there" in " ".join(capsys.readouterr().out.split())
+    assert f"precision: {there}, as in the existing results" in " ".join(capsys.readouterr().out.split())
     file.append(finished(made, 2))  # and one of this machine's
     with refuses("FP5220"):
         Workplace(made, tmp_path)
