@@ -31,7 +31,8 @@ from fedpeft.communication.uplink import Uplink
 from fedpeft.data.partition import Shards, split_held_out
 from fedpeft.data.task_sequence import ClientTasks
 from fedpeft.errors import PayloadError
-from fedpeft.machine.hardware import count_usable_cores, map_in_threads
+from fedpeft.machine.cores import count_usable_cores
+from fedpeft.machine.hardware import map_in_threads
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.guard import ClientPrivacy
 

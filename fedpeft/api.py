@@ -112,7 +112,7 @@ class Run:
         Raises:
             FedpeftError: an input is nothing that the model reads, or the run's files are missing.
         """
-        from fedpeft.predict import predict_answers
+        from fedpeft.evaluate.prediction import predict_answers
 
         with _restore_process_state(), plugins.use_parts(self.parts):
             silence_libraries()
@@ -173,17 +173,32 @@ class Run:
         return sent
 
 
-def open_run(folder: str | Path) -> Run:
+def open_run(folder: str | Path, **objects: Any) -> Run:
     """Return the finished run in a folder; warn of a plugin that has changed since.
 
+    Args:
+        folder: the run's folder.
+        objects: settings that the run was given as objects, such as `dataset=frame` or `strategy=MyRule(tau=0.9)`. The
+            folder does not contain them, and `evaluate`, `predict` and `model` may need them.
+
     Raises:
-        RunError: there is none, or it is not finished.
+        RunError: there is none, it is not finished, or it was given another object.
+        ConfigError: a setting is unknown, or its value is neither a text nor a part.
+        DataError: the dataset can't be used.
     """
-    with plugins.use_parts({}):
+    parts: dict[str, dict[str, type]] = {}
+    with plugins.use_parts({}), _use_objects(objects, parts) as texts:
+        given = build_config({name: texts[name] for name in objects}, "open_run")
         found = FinishedRun.read(Path(folder))
+    for name in objects:
+        now, was = getattr(given, name), getattr(found.config, name)
+        if now != was:
+            raise RunError(
+                f"FP5254 {folder} is a run of {name}={was}, but open_run was given {now}; give it the object of the run"
+            )
     for note in plugins.take_notes():
         warnings.warn(note, stacklevel=2)
-    return Run(found.folder, found.config, found.summary)
+    return Run(found.folder, found.config, found.summary, parts)
 
 
 def run_simulation(
@@ -213,30 +228,42 @@ def run_simulation(
     Raises:
         FedpeftError: what the user can mend, in one sentence.
     """
-    values: dict[str, Any] = dict(settings)
     parts: dict[str, dict[str, type]] = {}
-    for name, value in values.items():
-        _check_given(name, value)
-    if (
-        "dataset" in values
-        and not isinstance(values["dataset"], str)
-        and not _is_known(_get_families("dataset"), type(values["dataset"]))
-    ):
-        values = _add_rows(values, parts)
-    objects = {name: value for name, value in values.items() if _list_objects(name, value)}
     with _restore_process_state(), plugins.use_parts({}):  # what is named here is forgotten afterwards
         catalogue.use([plugin] if isinstance(plugin, str) else plugin)
-        for name, value in objects.items():
-            for part in _list_objects(name, value):
-                _add(_get_families(name), part, parts)
-        with plugins.use_parts(parts):
-            catalogue.use(())
-            values |= {
-                name: _get_separator(name).join(format_part(part) for part in _list_objects(name, value))
-                for name, value in objects.items()
-            }
+        with _use_objects(settings, parts) as values:
             made = _run(config, values, output, resume, tokenizer, on_round, Console(quiet=not progress))
     return dataclasses.replace(made, parts=parts)  # which its model needs, too
+
+
+@contextmanager
+def _use_objects(settings: Mapping[str, Any], parts: dict[str, dict[str, type]]) -> Iterator[dict[str, Any]]:
+    """Yield the settings with texts in place of objects, whose classes are parts within the context.
+
+    Args:
+        settings: values by name.
+        parts: receives the classes, by group and name.
+
+    Raises:
+        ConfigError: a value is neither a text nor a part.
+        DataError: a dataset can't be used.
+    """
+    values: dict[str, Any] = dict(settings)
+    for name, value in values.items():
+        _check_given(name, value)
+    dataset = values.get("dataset", "")
+    if not isinstance(dataset, str) and not _is_known(_get_families("dataset"), type(dataset)):
+        values = _add_rows(values, parts)
+    objects = {name: _list_objects(name, value) for name, value in values.items()}
+    for name, several in objects.items():
+        for part in several:
+            _add(_get_families(name), part, parts)
+    with plugins.use_parts(parts):
+        catalogue.use(())
+        texts = {
+            name: _get_separator(name).join(map(format_part, several)) for name, several in objects.items() if several
+        }
+        yield values | texts
 
 
 def _run(

@@ -14,15 +14,10 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft.aggregation.shared_sums import is_sum_of_clients
-from fedpeft.aggregation.strategy import Strategy, strategies
-from fedpeft.communication.codec import PRESETS
-from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
-from fedpeft.models.answers.metric import METRICS
-from fedpeft.models.task import TASKS
 from fedpeft.parts import Bounds, name_of, plugins
+from fedpeft.parts.families import METRICS, PRECISION_RULES, PRESETS, TASKS, strategies
 from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.wiring import catalogue
 from fedpeft.wiring.config import RunConfig
@@ -81,8 +76,10 @@ def build_overview(flags: list[str]) -> Table:
     return table
 
 
-def _sum_of_clients(strategy: type[Strategy]) -> str:
+def _sum_of_clients(strategy: type) -> str:
     """Return whether the rule works with sums that hide single updates, in a word."""
+    from fedpeft.aggregation.shared_sums import is_sum_of_clients
+
     return "yes" if is_sum_of_clients(strategy) else "no"
 
 
@@ -93,7 +90,7 @@ def show(flag: str, cls: type, console: Console) -> None:
     text = (inspect.getdoc(module) if origin is None else None) or inspect.getdoc(cls) or ""
     console.print(f"[bold]--{flag} {name_of(cls)}[/]\n")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if issubclass(cls, Strategy):
+    if flag == "strategy":
         console.print(f"\nsum of clients (as --privacy secure_sum needs it): {_sum_of_clients(cls)}", highlight=False)
     if origin is not None:
         console.print(f"\nfrom {origin}", markup=False, highlight=False, soft_wrap=True)

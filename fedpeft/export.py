@@ -20,15 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import tyro
 
-from fedpeft.data.examples import Batch
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import find_links, raise_write_errors
 from fedpeft.machine.terminal import Console
-from fedpeft.models.task import FederatedModel
-from fedpeft.peft import saved_adapter
 from fedpeft.reporting.command import (
     run_tool,
     start_command,
@@ -40,6 +36,8 @@ from fedpeft.reporting.run_folder import make_folder, refuse_file
 from fedpeft.wiring.config import read_config
 
 if TYPE_CHECKING:
+    from fedpeft.data.examples import Batch
+    from fedpeft.models.task import FederatedModel
     from fedpeft.reporting.finished_run import FinishedRun
 
 TOLERANCE = 1e-5
@@ -95,6 +93,7 @@ def export(run: Path, output: Path, merge: bool, console: Console, gguf: bool = 
     Raises:
         FedpeftError: there is no finished run, or its method can't be merged exactly.
     """
+    from fedpeft.peft import saved_adapter
     from fedpeft.reporting.exports.model_card import describe_loading, format_card
     from fedpeft.reporting.exports.transformers_folder import write
     from fedpeft.reporting.finished_run import FinishedRun
@@ -171,6 +170,8 @@ def make_empty_folder(output: Path) -> None:
 
 def _merge_adapter(finished_run: FinishedRun, console: Console) -> FederatedModel:
     """Return the model with its adapter merged into the base."""
+    import torch
+
     from fedpeft.reporting.finished_run import sample_batch
 
     base = finished_run.base()
@@ -196,6 +197,8 @@ def _merge_adapter(finished_run: FinishedRun, console: Console) -> FederatedMode
 
 def _measure_latency(model: FederatedModel, batch: Batch) -> float:
     """Median seconds of a forward pass."""
+    import torch
+
     found = []
     with torch.inference_mode():
         for _ in range(PASSES + 3):
@@ -211,6 +214,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     Raises:
         FedpeftError: there is no such run or client, or its clients have no adapters of their own.
     """
+    from fedpeft.peft import saved_adapter
     from fedpeft.reporting.final_score import save
     from fedpeft.simulation.simulation import Simulation
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.markup import escape
@@ -24,10 +24,11 @@ from fedpeft.parts import suggest_legal
 from fedpeft.parts.spec import split_outside_parentheses
 from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.reporting.run_folder import SEARCHS_JOURNAL
-from fedpeft.study.page import STUDYS_PAGE, PageSection, write_report
-from fedpeft.study.result_folders import ResultFolders
-from fedpeft.study.results import Result, select_latest
-from fedpeft.study.sections import Section, assign_points, create_study_section, get_runs_baseline
+
+if TYPE_CHECKING:
+    from fedpeft.study.result_folders import ResultFolders
+    from fedpeft.study.results import Result
+    from fedpeft.study.sections import Section
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ def create_sections(found: ResultFolders, command: Command) -> list[Section]:
     Raises:
         ConfigError: the baseline names no axis or value that is there.
     """
+    from fedpeft.study.results import select_latest
+    from fedpeft.study.sections import Section, assign_points, create_study_section, get_runs_baseline
+
     baseline = parse_baseline(command.baseline)
     targets = parse_targets(command.targets)
     made = []
@@ -134,6 +138,8 @@ def _check_output(page: Path) -> None:
     Raises:
         ConfigError: it is none, or a study's or search's.
     """
+    from fedpeft.study.page import STUDYS_PAGE
+
     if page.suffix != ".html":
         raise ConfigError(f"FP1290 --output must be a page, NAME.html, got {page}")
     if page.name == STUDYS_PAGE and page.with_name("results.jsonl").is_file():
@@ -152,6 +158,9 @@ def report(command: Command, console: Console) -> None:
     Raises:
         FedpeftError: nothing usable was given, or a setting is wrong; nothing is written then.
     """
+    from fedpeft.study.page import PageSection, write_report
+    from fedpeft.study.result_folders import ResultFolders
+
     _check_output(command.output)
     if command.margin is not None and not 0 < command.margin < math.inf:
         raise ConfigError(f"FP1293 --margin must be a finite number of points above 0, got {command.margin:g}")

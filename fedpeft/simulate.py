@@ -16,13 +16,22 @@ from rich.markup import escape
 
 from fedpeft.errors import ConfigError
 from fedpeft.machine import activation_cache_limit
+from fedpeft.machine.cores import count_usable_cores
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
+from fedpeft.machine.processes import get_forkserver
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import plugins
+from fedpeft.parts.families import GRIDS
 from fedpeft.reporting import help_page
 from fedpeft.reporting.command import parse_run_flags, run_command, start_command
-from fedpeft.reporting.console import ConsoleObserver, format_model_line, say_privacy, silence_libraries
+from fedpeft.reporting.console import (
+    ConsoleObserver,
+    format_model_line,
+    say_privacy,
+    set_library_variables,
+    silence_libraries,
+)
 from fedpeft.reporting.dashboard.server import show_dashboard
 from fedpeft.reporting.observer import RoundResult, compute_perplexity
 from fedpeft.reporting.phases import SILENCE
@@ -146,6 +155,9 @@ def simulate(  # noqa: PLR0913
         ConsoleObserver(console, on_round=on_round, silence=SILENCE, live=live) as observer,
     ):
         observer.phase("loading libraries", 1)
+        set_library_variables()
+        if grid is None and _needs_processes(config):
+            get_forkserver()  # which imports the libraries while this process does, and reads the rows
         silence_libraries()
         from fedpeft.simulation.simulation import Simulation
         from fedpeft.wiring import catalogue
@@ -184,6 +196,12 @@ def simulate(  # noqa: PLR0913
     with raise_write_errors(folder / "rounds.svg"):
         plot_rounds(folder / "rounds.svg", records.read("rounds.jsonl"), summary.to_dict())
     return summary
+
+
+def _needs_processes(config: RunConfig) -> bool:
+    """Return whether the run needs worker processes on this machine; GPUs, which can reduce them, are not counted."""
+    workers = config.workers or count_usable_cores()
+    return workers > 1 and GRIDS.build(config.grid).cluster is None
 
 
 SCORED = "scoring the saved adapter on the test set (fp32)"
@@ -236,7 +254,7 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
     secret, lines = simulation.protection is not None, records.read("rounds.jsonl")
     disclosed = setup, kept, lines, rows.dataset.test, score
     findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation))
-    last = _score_last_state(simulation, progress) or score
+    last = score if progress.kept_round == progress.round else _score_last_state(simulation, progress)
     probe = begun.wait_for_result()
     quality = Quality(
         metric=setup.task.metric,
@@ -265,15 +283,18 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
     )
 
 
-def _choose_scores(own: OwnRows | None, score: FinalScore, last: FinalScore) -> dict[str, Any]:
-    """Return the scores of the global model on the test examples, or of each client's `own` model on its own."""
+def _choose_scores(own: OwnRows | None, score: FinalScore, last: FinalScore | None) -> dict[str, Any]:
+    """Return the scores of the global model on the test examples, or of each client's `own` model on its own.
+
+    Without a score of the `last` state, its fields are None.
+    """
     if own is None:
         return {
             "accuracy": score.accuracy,
             "accuracy_of": TEST_ROWS,
             "loss": score.loss,
-            "last_accuracy": last.accuracy,
-            "last_loss": last.loss,
+            "last_accuracy": last.accuracy if last else None,
+            "last_loss": last.loss if last else None,
         }
     return {
         "accuracy": own.accuracy,
@@ -305,10 +326,10 @@ def _run_attacks(simulation: Simulation) -> dict[str, Any]:
 
 
 def _score_last_state(simulation: Simulation, progress: ServerState) -> FinalScore | None:
-    """Return the score of the last state; None: the last state is the kept one."""
+    """Save and score the last state beside a better one that is kept; return None unless a setting asks for it."""
     from fedpeft.reporting.final_score import save
 
-    if progress.kept_round == progress.round:
+    if not simulation.setup.measured.validation.score_last:
         return None
     folder = simulation.folder / "last"
     folder.mkdir(exist_ok=True)

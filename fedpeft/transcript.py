@@ -10,14 +10,6 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft.deployment.identity.signing import Verifier
-from fedpeft.deployment.transcript.comparison import (
-    count_own_differences,
-    count_uncompared_states,
-    find_first_difference,
-    pair_records,
-    read_transcript,
-)
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting.command import run_tool, start_command
@@ -46,6 +38,15 @@ def compare(command: Command, console: Console) -> bool:
     Raises:
         FedpeftError: a file is not a transcript, or was changed.
     """
+    from fedpeft.deployment.identity.signing import Verifier
+    from fedpeft.deployment.transcript.comparison import (
+        count_own_differences,
+        count_uncompared_states,
+        find_first_difference,
+        pair_records,
+        read_transcript,
+    )
+
     verifier = None
     if command.certificate is not None:
         try:

@@ -14,7 +14,7 @@ from experiments.gpu.clock import empty_cache, measure_cost, time_interleaved
 from experiments.gpu.kit import Kit, Row
 from experiments.gpu.shapes import MINILM, Shape
 from experiments.gpu.training import BATCHED, PLAIN, SEQUENTIAL, Load, compute_distance, create_trainer
-from fedpeft.machine.hardware import count_usable_cores
+from fedpeft.machine.cores import count_usable_cores
 
 PASS = 16_384
 """Tokens per pass of many clients, in the curve over tokens per client and step."""

@@ -16,7 +16,6 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft.attack.suite import ATTACKS, attack_settings
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
@@ -72,6 +71,8 @@ def _load_defaults(command: Command) -> Command:
 
 
 def _run_attacks(command: Command, console: Console) -> int:
+    from fedpeft.attack.suite import ATTACKS, attack_settings
+
     config = build_config(vars(command.run), "the command line")
     options = ServeOptions(**check_settings("the command line", ServeOptions, vars(command.serve)))
     check_settings("the command line", EdgeOptions, {"fewest": command.fewest})

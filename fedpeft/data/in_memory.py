@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
-from fedpeft.data import user_rows
+import numpy as np
+from numpy.typing import NDArray
+
 from fedpeft.data.cached_rows import hash_rows
-from fedpeft.data.datasets.hf import HF
+from fedpeft.data.datasets.file import File
+from fedpeft.data.image_folders import FILE_NAME
+from fedpeft.data.owner_columns import OWNERS
+from fedpeft.data.record_files import Record, RecordTable, TablePlace, read_dataset_rows
+from fedpeft.data.record_folders import SPLITS, Splits
 from fedpeft.data.rows import Dataset
+from fedpeft.data.square_pictures import crop_to_square
+from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
 from fedpeft.errors import DataError
 from fedpeft.parts import setting
 
 NAME = "in_memory"
-TEST_FRACTION = 0.2
-"""Share of the examples held out for test, stratified as for a file, if there is no test set."""
+TEXT, LABEL = "text", "label"
+"""Columns of texts and labels; the other columns are those of the part `file`."""
+
+RENAME = "dataset.rename_column(COLUMN, 'ROLE')"
+"""How a user names a column of the `datasets` library; pandas has `rename`."""
 
 
 def convert_to_dataset(given: Any) -> Dataset:
@@ -26,10 +39,12 @@ def convert_to_dataset(given: Any) -> Dataset:
     These values are legal:
 
     - a `Dataset`, or a part that loads one;
-    - a `datasets.Dataset` or `DatasetDict` with the columns text and label, and the splits train and test;
-    - a pandas `DataFrame` with these columns;
-    - a sequence of mappings, one per example, with text and perhaps label and owner;
+    - a `datasets.Dataset`, a pandas `DataFrame`, or a sequence of mappings, one per example;
+    - a `datasets.DatasetDict`, or a mapping, from train and perhaps validation and test to one of these;
     - a sequence of (texts, labels) pairs, one per client.
+
+    Columns are those of the part `file`: text and label, a column of owners, or instruction data. A `datasets.Dataset`
+    may have a column of images instead of texts.
 
     Raises:
         DataError: the value has none of these types, or its examples can't be used.
@@ -39,22 +54,154 @@ def convert_to_dataset(given: Any) -> Dataset:
     if dataclasses.is_dataclass(given) and not isinstance(given, type) and hasattr(given, "load"):
         loaded: Dataset = given.load()
         return loaded
-    if type(given).__module__.partition(".")[0] == "datasets":
-        splits = given if isinstance(given, Mapping) else {"train": given}
-        has_labels = "label" in next(iter(splits.values())).column_names
-        source = HF(name=NAME, label="label" if has_labels else None, test="test" if "test" in splits else None)
-        return source.build_dataset(splits)
+    splits, unused = _find_splits(given)
+    tables = splits.convert(lambda split: _create_table(*split))
+    first, images = tables.train.first, splits.convert(lambda split: _find_image_column(*split))
+    part = File(path=NAME)
+    if images.train is None and LABEL not in first and part.choose_reading(first) is None:
+        _check_no_label(first)
+        part = dataclasses.replace(part, label=None)
+    pixels = None if images.train is None else _create_image_reader(splits, images, part.side)
+    made = part.build_dataset(NAME, tables, RENAME, pixels)
+    return dataclasses.replace(made, notes=(*made.notes, *unused))
+
+
+Split = tuple[str, Any]
+"""A split's name in messages, and its examples in one of the legal types."""
+
+
+def _find_splits(given: Any) -> tuple[Splits[Split], tuple[str, ...]]:
+    """Return the splits, and a line about those that no run uses.
+
+    Raises:
+        DataError: there is no training split, or two are called so.
+    """
+    if not isinstance(given, Mapping):
+        return Splits(("dataset", given)), ()
+    called = {split: [name for name in names if name in given] for split, names in SPLITS.items()}
+    if twice := next((names for names in called.values() if len(names) > 1), None):
+        raise DataError(f"FP3196 dataset has more than one {twice[0]} split: {', '.join(twice)}; keep one")
+    if not called["train"]:
+        raise DataError(
+            f"FP3197 dataset has no split called train; it has: {', '.join(map(str, given)) or 'none'}; rename the "
+            "training split to train"
+        )
+    found = {split: (f"dataset[{names[0]!r}]", given[names[0]]) for split, names in called.items() if names}
+    unused = [str(name) for name in given if not any(name in names for names in called.values())]
+    return Splits(**found), (f"splits that no run uses: {', '.join(unused)}",) if unused else ()
+
+
+def _create_table(name: str, given: Any) -> RecordTable:
+    """Return the records of a split.
+
+    Raises:
+        DataError: the split has no legal type, or is streamed.
+    """
+    if _is_of_library(given, "IterableDataset") or _is_of_library(given, "IterableDatasetDict"):
+        raise DataError(
+            f"FP3198 {name} is streamed, but clients need all examples; load it without streaming=True, or take some: "
+            "datasets.Dataset.from_list(list(dataset.take(1000)))"
+        )
+    if _is_of_library(given, "Dataset"):
+        return RecordTable(name, partial(_read_dataset, name, given))
     if type(given).__name__ == "DataFrame" and hasattr(given, "to_dict"):
-        given = given.to_dict("records")
-    if isinstance(given, Sequence) and not isinstance(given, str) and len(given):
+        return RecordTable(name, partial(_read_frame, given))
+    if isinstance(given, Sequence) and not isinstance(given, str):
         if all(isinstance(row, Mapping) for row in given):
-            return _build_dataset(list(given))
+            return RecordTable(name, lambda: ((f"row {number}", dict(row)) for number, row in enumerate(given)))
         if all(isinstance(client, tuple) and len(client) == 2 for client in given):
-            return _build_dataset(_build_records(given))
+            records = _build_records(given)
+            return RecordTable(name, lambda: ((f"row {number}", row) for number, row in enumerate(records)))
     raise DataError(
-        "FP3060 dataset must be a text, a Dataset, a datasets.Dataset, a pandas DataFrame or mappings with text and "
-        f"label, or a pair (texts, labels) for each client; got {type(given).__name__}"
+        f"FP3060 {name} must be a text, a Dataset, a datasets.Dataset, a pandas DataFrame or mappings with text and "
+        "label, a mapping from train and test to these, or a pair (texts, labels) for each client; got "
+        f"{type(given).__name__}"
     )
+
+
+def _is_of_library(given: Any, name: str) -> bool:
+    """Return whether a value is an instance of the class `name` of the `datasets` library, without importing it."""
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(given, getattr(library, name, ()))
+
+
+def _read_dataset(name: str, given: Any) -> Iterator[Record]:
+    """Yield the rows of a `datasets.Dataset`, counted from 0; an image is named by its row."""
+    column = _find_image_column(name, given)
+    table = given.with_format(None)
+    table = table if column is None else table.remove_columns(column)
+    if column is not None and not table.column_names:  # the library iterates over no column not at all
+        yield from (
+            (TablePlace(f"row {number}"), {FILE_NAME: f"row {number} of {name}"}) for number in range(len(given))
+        )
+        return
+    for number, (place, record) in enumerate(read_dataset_rows(name, table, first_row=0)):
+        yield place, record if column is None else record | {FILE_NAME: f"row {number} of {name}"}
+
+
+def _read_frame(frame: Any) -> Iterator[Record]:
+    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return ((TablePlace(f"row {number}"), record) for number, record in enumerate(records))
+
+
+def _check_no_label(first: Mapping[str, Any]) -> None:
+    """Reject examples with a column beside the text that may hold labels under another name.
+
+    Raises:
+        DataError: there is such a column.
+    """
+    others = [str(column) for column in first if column != TEXT and str(column).strip().lower() not in OWNERS]
+    if TEXT in first and others:
+        raise DataError(
+            f"FP3199 dataset has no column {LABEL!r}, but {', '.join(others)}; rename the column of labels: "
+            f"{RENAME.replace('ROLE', LABEL)}, or drop these columns to train a language model on the texts"
+        )
+
+
+def _find_image_column(name: str, given: Any) -> str | None:
+    """Return the column of images if the examples are images; None: they are texts.
+
+    Raises:
+        DataError: there are several such columns.
+    """
+    features = given.features if _is_of_library(given, "Dataset") else {}
+    columns = [column for column, feature in features.items() if type(feature).__name__ == "Image"]
+    if not columns or TEXT in features:
+        return None
+    if len(columns) > 1:
+        raise DataError(f"FP3200 {name} has several columns of images: {', '.join(columns)}; keep one")
+    return str(columns[0])
+
+
+def _create_image_reader(
+    splits: Splits[Split], columns: Splits[str | None], side: int
+) -> Callable[[list[str]], NDArray[np.uint8]]:
+    """Return a function that reads images, named as by `_read_dataset`, as uint8 (images, side, side, 3)."""
+    places: dict[str, tuple[Any, str, int]] = {}
+    for split, column in (
+        (splits.train, columns.train),
+        (splits.validation, columns.validation),
+        (splits.test, columns.test),
+    ):
+        if split is not None:
+            name, table = split
+            if column is None:
+                raise DataError(f"FP3201 {name} has no column of images, but the training examples have one")
+            places |= {f"row {number} of {name}": (table, column, number) for number in range(len(table))}
+
+    def read(names: list[str]) -> NDArray[np.uint8]:
+        made = np.empty((len(names), side, side, 3), np.uint8)
+        for i, name in enumerate(names):
+            table, column, number = places[name]
+            try:
+                made[i] = crop_to_square(table.with_format(None)[number][column], side)
+            except (OSError, ValueError, SyntaxError, AttributeError) as error:  # a missing image is None
+                raise DataError(
+                    f"FP3059 {name} can't be read as an image: {' '.join(str(error).split())[:200]}"
+                ) from None
+        return made
+
+    return read
 
 
 def _build_records(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]]) -> list[dict[str, Any]]:
@@ -70,13 +217,6 @@ def _build_records(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]])
     return rows
 
 
-def _build_dataset(rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> Dataset:
-    label, owner = (name if name in rows[0] else None for name in ("label", "owner"))
-    places = ((f"row {number}", row) for number, row in enumerate(rows))
-    table = user_rows.read("the given rows", places, user_rows.Names("text", label, owner))
-    return user_rows.build_dataset(NAME, table, None, TEST_FRACTION, 0)
-
-
 def create_part(dataset: Dataset) -> tuple[type, str]:
     """Return a dataset part that holds `dataset`, and its specification, which contains a hash of the examples."""
 
@@ -85,6 +225,7 @@ def create_part(dataset: Dataset) -> tuple[type, str]:
         """Examples that a Python program passed."""
 
         rows: str = setting(dataclasses.MISSING, "hash of the examples")
+        suited_head: ClassVar[str | None] = "zero" if dataset.task == TOKEN_LABELS else None
 
         def load(self) -> Dataset:
             """Return those examples."""

@@ -27,13 +27,14 @@ OWNERS = (
 """Names of columns that are used as owners, in any case."""
 
 
-def find_owner(record: Mapping[str, Any], used: Collection[str], source: str) -> str | None:
+def find_owner(record: Mapping[str, Any], used: Collection[str], source: str, *, is_setting: bool = True) -> str | None:
     """Return the column of owners, or None if no column has one of the names.
 
     Args:
         record: the first record.
         used: columns with another role, such as the text and the label.
         source: what messages call the rows.
+        is_setting: whether a user can name the column with the setting `owner`.
 
     Raises:
         DataError: several columns have such names.
@@ -45,8 +46,8 @@ def find_owner(record: Mapping[str, Any], used: Collection[str], source: str) ->
     ]
     if len(columns) > 1:
         settings = " or ".join(f"owner={column}" for column in columns)
+        remedy = f"write {settings}, or owner=None for none" if is_setting else "keep one of them, or none"
         raise DataError(
-            f"FP3181 {source} has several columns that may hold the owners of rows: {', '.join(columns)}; write "
-            f"{settings}, or owner=None for none"
+            f"FP3181 {source} has several columns that may hold the owners of rows: {', '.join(columns)}; {remedy}"
         )
     return columns[0] if columns else None

@@ -12,8 +12,9 @@ import importlib.util
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -23,6 +24,27 @@ from fedpeft.errors import ConfigError, DataError, FedpeftError
 
 Record = tuple[str, dict[str, Any]]
 """Place of a record in its file, such as "line 3", and its values by column."""
+
+
+@dataclass(frozen=True)
+class RecordTable:
+    """The records of one split.
+
+    Attributes:
+        name: its name in messages.
+        read: yields all records from the first one on.
+        owner: the column of owners that the reader adds; None: the reader adds none.
+    """
+
+    name: str
+    read: Callable[[], Iterator[Record]]
+    owner: str | None = None
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The first record; empty without records."""
+        _, record = next(self.read(), ("", {}))
+        return record
 
 
 class TablePlace(str):
@@ -370,14 +392,27 @@ def _read_saved(name: str, path: Path) -> Iterator[Record]:
     import datasets
 
     try:
-        rows = datasets.load_from_disk(str(path))
-        each = {c: getattr(f, "feature", f) for c, f in rows.features.items()}  # of lists
-        classes = {c: list(f.names) for c, f in each.items() if getattr(f, "names", None)}
-        for number, record in enumerate(rows, 1):
-            yield TablePlace(f"row {number}"), replace_class_numbers(record, classes, f"row {number} of {name}")
+        yield from read_dataset_rows(name, datasets.load_from_disk(str(path)), first_row=1)
     except FedpeftError:
         raise
     except Exception as error:  # the library may raise anything for foreign files
         raise DataError(
             f"FP3125 {name} can't be read as a saved dataset: {' '.join(str(error).split())[:200]}"
         ) from None
+
+
+def read_dataset_rows(name: str, table: Any, first_row: int) -> Iterator[Record]:
+    """Yield the rows of a `datasets.Dataset`, with the names of classes in place of their numbers.
+
+    Args:
+        name: the table's name in messages.
+        table: the `datasets.Dataset`.
+        first_row: the number of the first row in messages, 0 or 1.
+
+    Raises:
+        DataError: a label is not the number of a class.
+    """
+    each = {c: getattr(f, "feature", f) for c, f in table.features.items()}  # of lists
+    classes = {c: list(f.names) for c, f in each.items() if getattr(f, "names", None)}
+    for number, record in enumerate(table, first_row):
+        yield TablePlace(f"row {number}"), replace_class_numbers(record, classes, f"row {number} of {name}")

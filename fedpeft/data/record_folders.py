@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fedpeft.data.record_files import SUFFIXES, format_note, get_suffix, is_saved, locate_record, read_records
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.errors import DataError
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 SPLITS = {
     "train": ("train", "training"),
@@ -25,12 +28,18 @@ OWNER = "file"
 
 
 @dataclass(frozen=True)
-class Splits:
-    """Paths of a dataset's splits; None: there is no such split."""
+class Splits(Generic[T]):
+    """Paths, or records, of a dataset's splits; None: there is no such split."""
 
-    train: Path
-    validation: Path | None = None
-    test: Path | None = None
+    train: T
+    validation: T | None = None
+    test: T | None = None
+
+    def convert(self, function: Callable[[T], U]) -> Splits[U]:
+        """Return what `function` makes of each split that exists, in their order."""
+        train = function(self.train)
+        validation, test = (None if split is None else function(split) for split in (self.validation, self.test))
+        return Splits(train, validation, test)
 
 
 def get_stem(path: Path) -> str:
@@ -52,7 +61,7 @@ def _get_split_name(path: Path) -> str:
     return re.sub(r"-\d{5}-of-\d{5}$", "", get_stem(path).lower())
 
 
-def find_splits(path: Path) -> Splits:
+def find_splits(path: Path) -> Splits[Path]:
     """Return the splits in a folder that has a file or folder called train; otherwise, all of `path` is for training.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.incomplete_rows import CompleteRecords
+from fedpeft.data.incomplete_rows import REFUSE, CompleteRecords
 from fedpeft.data.instruction_columns import suggest_answer_columns
 from fedpeft.data.label_columns import (
     AND,
@@ -37,6 +37,10 @@ Records = Iterable[tuple[str, Mapping[str, Any]]]
 """Place of each record, such as "line 3", and its values by column."""
 
 
+SETTING = "ROLE=COLUMN"
+"""In `Names.ask`: a user names columns by settings."""
+
+
 @dataclass(frozen=True)
 class Names:
     """Columns of a user's data and how to read them.
@@ -45,7 +49,8 @@ class Names:
         text: column of texts.
         label: column of labels; None: causal language modeling.
         owner: column of owners; None: no row has one.
-        ask: how a user names a column, with ROLE for text, label or owner; empty: the names are fixed.
+        ask: how a user names a column, with ROLE for text, label or owner; empty: the names are fixed. With `SETTING`
+            in it, columns are named by settings.
         label_type: type of the labels, one of `fedpeft.data.label_columns.KINDS`.
         incomplete: treatment of incomplete rows, one of `fedpeft.data.incomplete_rows.INCOMPLETE`; empty: they are
             refused, and there is no setting to change that.
@@ -73,12 +78,13 @@ class Names:
 
     def complete(self, records: Records, source: str, needs: Mapping[str, str] | None = None) -> CompleteRecords:
         """Return the `records` of `source` that have values in all columns `needs`; None: in those of `Names.needs`."""
-        settable = self.label_type == "auto" and "ROLE=" in self.ask and AND not in (self.label or "")
+        settable = self.label_type == "auto" and SETTING in self.ask and AND not in (self.label or "")
         hint = "; label_type=labels accepts rows with several labels or none" if settable else ""
         reader = self.ask.partition("(")[0]
+        incomplete = "" if self.incomplete == REFUSE and SETTING not in self.ask else self.incomplete
         owner_hint = "; owner=None accepts rows without an owner" if self.finds_owner else ""
         needed = self.needs if needs is None else needs
-        return CompleteRecords(records, source, needed, self.incomplete, hint, reader, owner_hint)
+        return CompleteRecords(records, source, needed, incomplete, hint, reader, owner_hint)
 
 
 def get_text_column(dataset: str | Source) -> str:
@@ -194,11 +200,11 @@ def _get_value(record: Mapping[str, Any], column: str, role: str, lacks: str, as
     """Return a record's value of a column; messages call what lacks the column `lacks`."""
     if column not in record:
         hint = f"; name yours: {ask.replace('ROLE', role)}" if ask else ""
-        if role == "label" and "ROLE=" in ask:  # a setting, which may be None
+        if role == "label" and SETTING in ask:  # a setting, which may be None
             hint += "; if the rows have no labels, set label=None for language modeling"
-        if hint and "ROLE=" in ask and role != "owner":
+        if hint and SETTING in ask and role != "owner":
             hint += "; owner=COLUMN names the column of owners"
-        if role == "text" and "ROLE=" in ask:
+        if role == "text" and SETTING in ask:
             hint += suggest_answer_columns(map(str, record))
         raise DataError(
             f"FP3155 {lacks} has no column {column!r} for the {role}; {suggest_legal(column, map(str, record))}{hint}"

@@ -1,4 +1,4 @@
-"""Hardware of the machine: cores, GPUs, arithmetic and free memory, within the limits of a container."""
+"""Hardware of the machine: GPUs, arithmetic, threads and free memory, within the limits of a container."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import psutil
 import torch
 
-T = TypeVar("T")
+from fedpeft.machine.cores import CGROUP
 
-CGROUP = Path("/sys/fs/cgroup")
+T = TypeVar("T")
 
 
 def has_fast_bf16(device: str) -> bool:
@@ -43,23 +43,6 @@ def divide_gpus(jobs: int) -> list[str]:
 def get_gpu_name(device: str) -> str:
     """Return the driver's name of a GPU; return `device` if it is not a GPU of this machine."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") and list_accelerators() else device
-
-
-def count_usable_cores() -> int:
-    """Return the number of cores that this process, or its container, may use."""
-    found = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        found = min(found, len(os.sched_getaffinity(0)))
-    return max(1, min(found, count_container_cores(CGROUP)))
-
-
-def count_container_cores(folder: Path) -> int:
-    """Return the number of cores that a container (cgroup 2) may use, rounded up; huge without a limit."""
-    try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return -(-int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):  # "max": no limit
-        return 1 << 30
 
 
 def map_in_threads(threads: int, work: Callable[..., T], *each: Sequence[Any]) -> list[T]:

@@ -280,8 +280,8 @@ def explain_absence(group: str, name: str) -> str:
             return f"; the installed package {plugin.source} has one: add --plugin {plugin.source}"
     if any(f"{group}.{name}" in plugin.version.split(", ") for plugin in list_named() if plugin.source == IN_PYTHON):
         return (
-            "; the run was given it as an object in Python: give it again to fedpeft.run_simulation, or put its class "
-            "into a file and name that as plugin"
+            "; the run was given it as an object in Python: give it again to fedpeft.open_run, or to "
+            "fedpeft.run_simulation, or put its class into a file and name that as plugin"
         )
     return ""
 

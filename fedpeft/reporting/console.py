@@ -339,10 +339,15 @@ def create_summary_table(title: str, rows: list[tuple[str, Any]]) -> Table:
     return table
 
 
-def silence_libraries() -> None:
-    """Turn off progress bars, parallelism notes and deprecation warnings of the underlying libraries."""
+def set_library_variables() -> None:
+    """Set the environment variables by which libraries are quiet, in this process and in those that it starts."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # workers are forked from a process that never tokenizes
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def silence_libraries() -> None:
+    """Turn off progress bars, parallelism notes and deprecation warnings of the underlying libraries."""
+    set_library_variables()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about palettes and camera metadata

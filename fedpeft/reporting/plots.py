@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpeft.machine import files
 from fedpeft.reporting.observer import compute_perplexity
+from fedpeft.reporting.summary import TEST_ROWS, VALIDATION_ROWS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,8 +124,12 @@ def plot_run(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
 
 def _plot_accuracies(axis: Axes, measured: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
     numbers, accuracies = [r["round"] for r in measured], [100 * r["accuracy"] for r in measured]
-    axis.plot(numbers, accuracies, label="federated, validation rows", clip_on=False, **FEDERATED)
+    of = summary.get("accuracy_of") or TEST_ROWS
+    curve = "validation rows" if of in (TEST_ROWS, VALIDATION_ROWS) else of
+    axis.plot(numbers, accuracies, label=f"federated, {curve}", clip_on=False, **FEDERATED)
     for key, label, color, style in REFERENCES:
+        if key == "accuracy" and of != TEST_ROWS:
+            label = f"result, {of}"
         if summary.get(key) is not None:
             axis.axhline(100 * summary[key], color=color, linestyle=style, linewidth=1.2, label=label)
     axis.set_ylim(top=min(100.0, axis.get_ylim()[1]))

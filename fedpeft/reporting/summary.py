@@ -49,7 +49,7 @@ class Quality:
         worst_accuracy: mean of the worst tenth of the clients, on their own examples.
         shared_accuracy: of the global model, if `accuracy` is that of clients' own examples.
         accuracy_by_base: on a base in each precision that clients hold.
-        last_accuracy, last_loss: of the last round's state.
+        last_accuracy, last_loss: of the last round's state; None: another one is kept, and `score_last` is False.
         baseline_accuracy: of the linear probe of the frozen base.
         private_probe_accuracy: of one release with the whole privacy budget and no training.
         alone_accuracy: mean over clients that trained the same adapter alone.
@@ -313,7 +313,10 @@ def _list_result_lines(summary: Summary) -> list[Line]:
 def _list_baseline_lines(summary: Summary) -> list[Line]:
     """Return lines with baselines and further results."""
     quality = summary.quality
-    kept = f"round {quality.kept_round}" if quality.kept_round else "the start, no round was clearly better"
+    rounds = summary.costs.rounds
+    kept = (
+        f"round {quality.kept_round} of {rounds}" if quality.kept_round else "the start (no round was clearly better)"
+    )
     judged = "accuracy" if quality.metric == "perplexity" else quality.metric.replace("_", " ")
 
     def choose_measure(accuracy: float | None, loss: float | None) -> float | None:
@@ -327,11 +330,13 @@ def _list_baseline_lines(summary: Summary) -> list[Line]:
             "same adapter on the pooled data", choose_measure(quality.centralised_accuracy, quality.centralised_loss)
         ),
         *(
-            _format_number(
-                f"after the last round, {summary.costs.rounds} (kept: {kept})",
-                choose_measure(quality.last_accuracy, quality.last_loss),
-            )
-            if quality.kept_round != summary.costs.rounds
+            [
+                ("kept state", kept),
+                *_format_number(
+                    f"after the last round, {rounds}", choose_measure(quality.last_accuracy, quality.last_loss)
+                ),
+            ]
+            if quality.kept_round != rounds
             else []
         ),
         *_format_number("test loss" if quality.accuracy_of == TEST_ROWS else "loss", quality.loss),

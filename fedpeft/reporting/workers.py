@@ -27,7 +27,8 @@ from fedpeft.data.partition import Shards
 from fedpeft.data.task_sequence import ClientTasks
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
-from fedpeft.machine.hardware import count_usable_cores, get_gpu_name, list_accelerators
+from fedpeft.machine.cores import count_usable_cores
+from fedpeft.machine.hardware import get_gpu_name, list_accelerators
 from fedpeft.machine.shared_cache import VARIABLE
 from fedpeft.models import kernels
 from fedpeft.models.abilities import ComparesExamples

@@ -28,7 +28,7 @@ from rich.markup import escape
 from fedpeft.data.rows import Rows
 from fedpeft.machine import cache
 from fedpeft.machine.background_process import BackgroundProcess
-from fedpeft.machine.hardware import count_usable_cores
+from fedpeft.machine.cores import count_usable_cores
 from fedpeft.models import scoring
 from fedpeft.models.target_measures import measure_classes
 from fedpeft.models.task import Task

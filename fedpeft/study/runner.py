@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
-from fedpeft.machine.hardware import count_usable_cores, divide_gpus, list_accelerators
+from fedpeft.machine.cores import count_usable_cores
+from fedpeft.machine.hardware import divide_gpus, list_accelerators
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting.console import format_duration
 from fedpeft.reporting.observer import get_main_metric

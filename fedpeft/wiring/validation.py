@@ -28,6 +28,7 @@ class Validation(Measurement):
     public: bool = setting(
         False, "under privacy: the validation examples are public, may choose the kept state and be fitted on"
     )
+    score_last: bool = setting(False, "also score the last state on the test examples if a better one is kept")
 
 
 part = Validation

@@ -73,15 +73,54 @@ def test_a_run_predicts_and_evaluates(ended, capsys):
     assert table["accuracy"].between(0, 1).all()
 
 
-def test_a_pandas_frame_is_a_data_set(tmp_path):
+KINDS = {
+    "classification": ({}, "class"),
+    "language model": ({"dataset": "tiny_lm", "head": "auto"}, "text"),
+    "personal models": ({"strategy": "fedsa_lora"}, "class"),
+}
+"""Settings beside `TINY`, and what the model answers with."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_each_kind_has_history_adapter_answers_measures_and_a_plot(kind, tmp_path):
+    settings, answers = KINDS[kind]
+    run = fedpeft.run_simulation(**{**TINY, **settings, "rounds": 1}, output=tmp_path / "run")
+    assert list(run.history["round"])[-1] == 1
+    assert (run.adapter / "adapter_model.safetensors").is_file()
+    [answer] = run.predict("one two three", new_tokens=3)
+    assert isinstance(answer, str)
+    table = run.evaluate(rows=10, own="0" if kind == "personal models" else "")
+    assert {"base", "global"} <= set(table["model"]) if answers == "text" else "global" in set(table["model"])
+    assert "client 0" in set(table["model"]) or kind != "personal models"
+    figure = run.plot()
+    assert len(figure.axes) == 2
+    assert all(axis.lines for axis in figure.axes)
+    if kind == "personal models":
+        labels = [line.get_label() for line in figure.axes[0].lines]
+        assert labels[:2] == [f"{what}, mean over clients, own held-out rows" for what in ("federated", "result")]
+
+
+def test_a_run_is_opened_with_the_objects_that_it_was_given(tmp_path):
+    import datasets
     import pandas
 
-    from fedpeft.data.in_memory import convert_to_dataset
-
-    frame = pandas.DataFrame(ROWS)
-    assert convert_to_dataset(frame).train.inputs == convert_to_dataset(ROWS).train.inputs
-    with refuses("FP3060", "Series"):
-        convert_to_dataset(frame["text"])
+    frame = pandas.DataFrame(ROWS).assign(site=[f"s{i % 4}" for i in range(len(ROWS))])
+    given = {name: value for name, value in TINY.items() if name not in ("dataset", "clients", "progress")}
+    own = {"dataset": datasets.Dataset.from_pandas(frame).class_encode_column("label"), "strategy": Part(share=0.4)}
+    settings = {**given, "partition": "natural", "clients": 0, "model": "tiny", "rounds": 1, "progress": False}
+    run = fedpeft.run_simulation(**settings, **own, output=tmp_path / "run")
+    assert run.summary["clients"] == 4
+    plugins._state.named.clear()
+    with refuses("FP1231", "in_memory", "fedpeft.open_run"):
+        fedpeft.open_run(run.folder).evaluate()
+    again = fedpeft.open_run(run.folder, dataset=frame, strategy=Part(share=0.4))
+    assert again.evaluate().equals(run.evaluate())
+    with refuses("FP5254", run.folder, "strategy=Part(share=0.4)", "Part(share=0.25)"):
+        fedpeft.open_run(run.folder, strategy=Part(share=0.25))
+    with refuses("FP5254", run.folder, "dataset"):
+        fedpeft.open_run(run.folder, dataset=frame.head(60))
+    with refuses("FP1225", "open_run", "data", "did you mean 'dataset"):
+        fedpeft.open_run(run.folder, data=frame)
 
 
 def test_without_pandas_there_are_records(ended, monkeypatch):

@@ -20,7 +20,9 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fedpeft.errors import DataError
 from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.final_score import Scorer
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.reporting.summary import Costs, Quality, Summary, show
 from fedpeft.rounds.progress import Checkpoints
@@ -246,7 +248,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_one_sentence(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("kept", "said"), [(0, "(kept: the start, no round was clearly better)"), (1, "(kept: round 1)"), (2, "")]
+    ("kept", "said"), [(0, "the start (no round was clearly better)"), (1, "round 1 of 2"), (2, "")]
 )
 def test_a_summary_says_which_round_is_kept(finished, kept, said):
     folder, summary = finished
@@ -257,6 +259,39 @@ def test_a_summary_says_which_round_is_kept(finished, kept, said):
     text = shown.export_text()
     assert said in text
     assert ("after the last round, 2" in text) == ("0.1234" in text) == bool(said)
+
+
+def test_workers_import_the_libraries_while_the_rows_are_read(tmp_path, monkeypatch):
+    happened = []
+
+    def load(*_):
+        happened.append("rows")
+        raise DataError("FP3028 a file has no rows")
+
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    monkeypatch.setattr("fedpeft.simulate.get_forkserver", lambda: happened.append(dict(os.environ)))
+    monkeypatch.setattr("fedpeft.simulation.rows.SimulatedRows.load", load)
+    flags = [*as_flags(**SETTINGS), "--output", str(tmp_path / "run")]
+    assert main([*flags, "--workers", "2"]) == 2
+    environment, rows = happened
+    assert rows == "rows"
+    assert environment["HF_HUB_DISABLE_PROGRESS_BARS"] == "1", "the workers inherit the environment"
+    happened.clear()
+    assert main([*flags, "--workers", "1"]) == 2
+    monkeypatch.setattr("fedpeft.simulate.count_usable_cores", lambda: 1)
+    assert main([*flags, "--workers", "0"]) == 2
+    assert happened == ["rows", "rows"], "one worker is this process"
+
+
+@pytest.mark.parametrize(("more", "scores"), [("", 1), (", score_last=True", 2)])
+def test_a_run_is_scored_once_whichever_round_it_keeps(tmp_path, monkeypatch, more, scores):
+    asked, score = [], Scorer.score
+    monkeypatch.setattr(Scorer, "score", lambda self, *a, **k: asked.append(a[0]) or score(self, *a, **k))
+    monkeypatch.setattr("fedpeft.rounds.progress.ServerState.kept_round", 1)
+    summary = run(tmp_path / "run", "--rounds", "2", "--measure", f"validation(every=1{more})")
+    assert len(asked) == scores
+    assert (summary["last_accuracy"] is None) == (scores == 1)
+    assert (tmp_path / "run" / "last").is_dir() == (scores == 2)
 
 
 @pytest.mark.parametrize(("metric", "said"), [("skill", "mean skill"), ("perplexity", "mean accuracy")])

@@ -34,8 +34,9 @@ hospital. Without test examples, a seeded share of each class is held out. The d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,6 +47,7 @@ from fedpeft.data.instruction_columns import ColumnReading, choose_reading
 from fedpeft.data.label_columns import AND, KINDS
 from fedpeft.data.owner_columns import find_owner
 from fedpeft.data.prompt_templates import check_template
+from fedpeft.data.record_files import RecordTable
 from fedpeft.data.record_folders import OWNER, Splits, find_splits, format_notes, read_records_below
 from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
@@ -144,10 +146,10 @@ class File:
         try:
             splits = self._find_splits()
             pictures = has_pictures(splits.train)
-            _, first = next(self._read_records(splits.train, pictures), ("", {}))
+            reading = None if pictures else self.choose_reading(self._create_table(splits.train, pictures).first)
         except FedpeftError:  # `load` reports it
             return None
-        return "zero" if not pictures and choose_tag_reading(first, self.text, self.label, self.text) else None
+        return "zero" if reading is not None and reading.task == TOKEN_LABELS else None
 
     def load(self) -> Dataset:
         """Return the examples, checked.
@@ -156,59 +158,88 @@ class File:
             ConfigError: the file's ending is unknown, or the library that reads it is missing.
             DataError: it can't be read, or its rows can't be used; the message names the line.
         """
-        splits = self._find_splits()
-        pictures = has_pictures(splits.train)
-        _, first = next(self._read_records(splits.train, pictures), ("", {}))
-        instructions = (
-            None
-            if pictures
-            else choose_tag_reading(first, self.text, self.label, self.text)
-            or choose_reading(first, self.text, self.messages, self.template, self.answer, self.beta, self.target)
-        )
-        names = user_rows.Names(
-            FILE_NAME if pictures else self.text,
-            None if instructions else self.label,
-            self._find_owner(first, splits, instructions),
+        paths = self._find_splits()
+        pictures = has_pictures(paths.train)
+        for path in (paths.validation, paths.test):
+            if pictures and path is not None and not has_pictures(path):
+                raise ConfigError(
+                    f"FP1091 {path} contains no images, but the training examples are images; give a folder of images"
+                )
+        made = self.build_dataset(
+            Path(self.path).expanduser().name,
+            paths.convert(lambda path: self._create_table(path, pictures)),
             f"file(path={self.path!r}, ROLE=COLUMN)",
+            (lambda files: read_pixels(files, self.side)) if pictures else None,
+        )
+        return dataclasses.replace(made, notes=(*self._list_notes(paths), *made.notes))
+
+    def choose_reading(self, first: Mapping[str, Any]) -> ColumnReading | None:
+        """Return how to read data that start with the record `first`; None: each row has a text, and perhaps a label.
+
+        Raises:
+            ConfigError: settings contradict each other.
+        """
+        return choose_tag_reading(first, self.text, self.label, self.text) or choose_reading(
+            first, self.text, self.messages, self.template, self.answer, self.beta, self.target
+        )
+
+    def build_dataset(
+        self, name: str, splits: Splits[RecordTable], ask: str, pixels: Callable[[list[str]], Any] | None = None
+    ) -> Dataset:
+        """Return the dataset of records, wherever they come from; `path` plays no role.
+
+        Args:
+            name: name of the dataset.
+            splits: the records of each split; those of images name them in the column `FILE_NAME`.
+            ask: how a user names a column, see `fedpeft.data.user_rows.Names`.
+            pixels: returns the named images, uint8 (images, side, side, 3); None: the examples are texts.
+
+        Raises:
+            ConfigError: settings contradict each other.
+            DataError: the rows can't be used; the message names the row.
+        """
+        first = splits.train.first
+        reading = self.choose_reading(first) if pixels is None else None
+        names = user_rows.Names(
+            self.text if pixels is None else FILE_NAME,
+            None if reading else self.label,
+            self._find_owner(first, splits.train, reading, ask),
+            ask,
             self.label_type,
             self.incomplete,
             self._get_format(),
             self.owner == AUTO,
         )
-        train, validation, test = (
-            None if path is None else self._read_table(path, pictures, instructions, names)
-            for path in (splits.train, splits.validation, splits.test)
-        )
-        assert train is not None
+        tables = splits.convert(lambda table: self._read_table(table, reading, names))
         known = user_rows.KnownLabels.from_settings(self.mean, self.deviation, self.labels)
-        made = self._build_dataset(train, validation, test, known, instructions)
-        made = dataclasses.replace(made, notes=(*made.notes, *self._list_notes(splits, instructions, names)))
-        if instructions and instructions.task != TOKEN_LABELS:
-            model = NO_MODEL if instructions.task == "seq2seq" else made.default_model
-            task, template = instructions.task, instructions.template
-            return dataclasses.replace(made, task=task, template=template, default_model=model)
-        return user_rows.build_picture_dataset(made, lambda files: read_pixels(files, self.side)) if pictures else made
+        made = self._build_dataset(name, tables, known, reading)
+        made = dataclasses.replace(made, notes=(*made.notes, *self._list_choices(splits.train, reading, names)))
+        if reading and reading.task != TOKEN_LABELS:
+            model = NO_MODEL if reading.task == "seq2seq" else made.default_model
+            return dataclasses.replace(made, task=reading.task, template=reading.template, default_model=model)
+        return made if pixels is None else user_rows.build_picture_dataset(made, pixels)
 
     def _build_dataset(
         self,
-        train: user_rows.Table,
-        validation: user_rows.Table | None,
-        test: user_rows.Table | None,
+        name: str,
+        splits: Splits[user_rows.Table],
         known: user_rows.KnownLabels,
-        instructions: ColumnReading | None,
+        reading: ColumnReading | None,
     ) -> Dataset:
-        name, column = Path(self.path).expanduser().name, self.label or "label"
-        if instructions is None or instructions.task != TOKEN_LABELS:
-            return user_rows.build_dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
-        tables = [train, *(table for table in (validation, test) if table is not None)]
+        fraction, column = self.test_fraction, self.label or "label"
+
+        def build(splits: Splits[user_rows.Table], known: user_rows.KnownLabels) -> Dataset:
+            train, validation, test = splits.train, splits.validation, splits.test
+            return user_rows.build_dataset(name, train, test, fraction, self.seed, validation, known, column)
+
+        if reading is None or reading.task != TOKEN_LABELS:
+            return build(splits, known)
+        tables = [table for table in (splits.train, splits.validation, splits.test) if table is not None]
         texts, labels = convert_tags([table.texts for table in tables], name, known.names, "occur in training examples")
-        train, *others = (dataclasses.replace(t, texts=own) for t, own in zip(tables, texts, strict=True))
-        validation = None if validation is None else others.pop(0)
-        test = None if test is None else others.pop(0)
-        known = dataclasses.replace(known, names=None)
-        made = user_rows.build_dataset(name, train, test, self.test_fraction, self.seed, validation, known, column)
+        converted = iter(texts)
+        splits = splits.convert(lambda table: dataclasses.replace(table, texts=next(converted)))
         return dataclasses.replace(
-            made,
+            build(splits, dataclasses.replace(known, names=None)),
             task=TOKEN_LABELS,
             label_names=labels,
             default_model="minilm",
@@ -218,7 +249,9 @@ class File:
     def _get_format(self) -> TableFormat:
         return TableFormat(self.sep, self.encoding, self.decimal, f"file(path={self.path!r}, NAME=VALUE)")
 
-    def _find_owner(self, first: dict[str, Any], splits: Splits, instructions: ColumnReading | None) -> str | None:
+    def _find_owner(
+        self, first: dict[str, Any], train: RecordTable, reading: ColumnReading | None, ask: str
+    ) -> str | None:
         """Return the column of owners: the given one, that of one file per client, or one with a usual name.
 
         Raises:
@@ -226,38 +259,29 @@ class File:
         """
         if self.owner != AUTO:
             return self.owner
-        if OWNER in first and splits.train.is_dir():
-            return OWNER
+        if train.owner in first:
+            return train.owner
         columns = (self.text, self.label, self.target, self.answer, self.messages, FILE_NAME)
-        columns = (*columns, *(instructions.needs.values() if instructions else ()))
+        columns = (*columns, *(reading.needs.values() if reading else ()))
         used = [name for column in columns if column is not None for name in (column, *column.split(AND))]
-        return find_owner(first, used, str(splits.train))
+        return find_owner(first, used, train.name, is_setting=user_rows.SETTING in ask)
 
-    def _read_records(self, path: Path, pictures: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-        return (
-            read_picture_records(path, self._get_format()) if pictures else read_records_below(path, self._get_format())
-        )
+    def _create_table(self, path: Path, pictures: bool) -> RecordTable:
+        read = partial(read_picture_records if pictures else read_records_below, path, self._get_format())
+        return RecordTable(str(path), read, OWNER if path.is_dir() else None)
 
-    def _read_table(
-        self, path: Path, pictures: bool, instructions: ColumnReading | None, names: user_rows.Names
-    ) -> user_rows.Table:
-        """Return the table of one split."""
-        if pictures and not has_pictures(path):
-            raise ConfigError(
-                f"FP1091 {path} contains no images, but the training examples are images; give a folder of images"
-            )
-        if self.owner == AUTO and names.owner is not None:  # test examples may have no owner
-            _, first = next(self._read_records(path, pictures), ("", {}))
-            names = names if names.owner in first else dataclasses.replace(names, owner=None)
-        found = self._read_records(path, pictures)
-        if not instructions:
-            return user_rows.read(str(path), found, names)
+    def _read_table(self, table: RecordTable, reading: ColumnReading | None, names: user_rows.Names) -> user_rows.Table:
+        """Return the checked columns of one split."""
+        if self.owner == AUTO and names.owner is not None and names.owner not in table.first:
+            names = dataclasses.replace(names, owner=None)  # test examples may have no owner
+        if not reading:
+            return user_rows.read(table.name, table.read(), names)
         owner = {} if names.owner is None else {"owner": names.owner}
-        complete = names.complete(found, str(path), {**instructions.needs, **owner})
-        table = user_rows.read(str(path), instructions.packed(complete, str(path)), names)
-        return dataclasses.replace(table, left_out=complete.note)
+        complete = names.complete(table.read(), table.name, {**reading.needs, **owner})
+        made = user_rows.read(table.name, reading.packed(complete, table.name), names)
+        return dataclasses.replace(made, left_out=complete.note)
 
-    def _find_splits(self) -> Splits:
+    def _find_splits(self) -> Splits[Path]:
         """Return the paths of the splits; the settings take precedence over what the folder contains."""
         found = find_splits(Path(self.path).expanduser())
         given = {
@@ -267,28 +291,30 @@ class File:
         }
         return dataclasses.replace(found, **given)
 
-    def _list_notes(
-        self, splits: Splits, instructions: ColumnReading | None, names: user_rows.Names
-    ) -> tuple[str, ...]:
-        """Return one line for each choice that was made automatically."""
-        notes = [
-            note
-            for path in (splits.train, splits.validation, splits.test)
-            if path is not None
-            for note in format_notes(path, names.form)
-        ]
-        if instructions and not (self.messages or self.template or self.target):
-            notes.append(f"taken as {instructions.said}")
+    def _list_notes(self, splits: Splits[Path]) -> tuple[str, ...]:
+        """Return one line for each unusual format, and for splits that were found in a folder."""
+        paths = [path for path in (splits.train, splits.validation, splits.test) if path is not None]
+        notes = [note for path in paths for note in format_notes(path, self._get_format())]
         if splits.train != Path(self.path).expanduser():
-            parts = [path.name for path in (splits.train, splits.validation, splits.test) if path is not None]
-            notes.append(f"rows of {', '.join(parts)} in {self.path}")
-        if self.owner == AUTO and names.owner not in (None, OWNER):
+            notes.append(f"rows of {', '.join(path.name for path in paths)} in {self.path}")
+        return tuple(notes)
+
+    def _list_choices(
+        self, train: RecordTable, reading: ColumnReading | None, names: user_rows.Names
+    ) -> tuple[str, ...]:
+        """Return one line for each choice of columns that was made automatically."""
+        notes = []
+        if reading and not (self.messages or self.template or self.target):
+            notes.append(f"taken as {reading.said}")
+        if self.owner == AUTO and names.owner is not None:
             notes.append(
-                f"clients from column {names.owner!r} (owner=None: from none): --partition natural --clients 0 makes a "
-                "client of each owner"
+                "each file is a client's: --partition natural --clients 0 gives each client its own"
+                if names.owner == train.owner
+                else f"clients from column {names.owner!r} (owner=None: from none): --partition natural --clients 0 "
+                "makes a client of each owner"
+                if user_rows.SETTING in names.ask
+                else f"clients from column {names.owner!r}: partition='natural', clients=0 makes a client of each owner"
             )
-        if self.owner == AUTO and names.owner == OWNER:
-            notes.append("each file is a client's: --partition natural --clients 0 gives each client its own")
         return tuple(notes)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedpeft.__main__ import COMMANDS
-from fedpeft.machine import files, growing_array, hardware
+from fedpeft.machine import cores, files, growing_array
 
 LACKING = ("posix_fallocate", "sched_getaffinity", "fdatasync")
 """Functions of `os` that macOS lacks and a run uses elsewhere."""
@@ -48,7 +48,7 @@ def test_large_arrays_lie_in_files_there_too(tmp_path, monkeypatch, macos):
 
 @pytest.mark.fast
 def test_cores_are_counted_without_an_affinity(macos):
-    assert hardware.count_usable_cores() >= 1
+    assert cores.count_usable_cores() >= 1
 
 
 def with_site(folder, text):

@@ -293,7 +293,7 @@ def test_the_best_state_is_saved_and_scored_beside_the_last_and_patience_ends_th
                 tmp_path / "run",
                 **{**HARMFUL, "rounds": 9},
                 safeguard="none",
-                measure="validation(every=1, patience=2)",
+                measure="validation(every=1, patience=2, score_last=True)",
             )
         )
         == 0

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTModel, pipeline
 
+from fedpeft.evaluate.prediction import compute_outputs, compute_probabilities
 from fedpeft.export import main as export
 from fedpeft.models.task import TASKS
-from fedpeft.predict import compute_outputs, compute_probabilities
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from tests.finished import as_flags

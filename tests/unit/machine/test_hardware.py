@@ -6,14 +6,8 @@ import os
 
 import pytest
 
-from fedpeft.machine.hardware import (
-    count_container_cores,
-    count_usable_cores,
-    divide_gpus,
-    get_container_memory,
-    get_free_memory,
-    list_accelerators,
-)
+from fedpeft.machine.cores import count_container_cores, count_usable_cores
+from fedpeft.machine.hardware import divide_gpus, get_container_memory, get_free_memory, list_accelerators
 
 
 def test_a_container_s_limit_counts(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fedpeft.clients.attack import ATTACKS
 
+from fedpeft.__main__ import COMMANDS
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.parts.declarations import UnreadableError, read
 from fedpeft.parts.families import PRESETS
@@ -52,6 +53,8 @@ OF_COMMANDS = {
               ("study.toml",), ("axis.toml",), ("no_such.toml",)],
     "tune.__main__": [("search.toml", "--workers", "0"), ("search.toml", "--trials", "-1"),
              ("search.toml", "--plugin", "no_such"), ("search.toml",), ("no_such.toml",)],
+    "predict": [("run", "text", "--abstain", "2"), ("run", "text", "--new-tokens", "0"), ("run",),
+                ("run", "text", "--output", "a.csv"), ("run", "text", "--data", "a.csv", "--output", "b.csv")],
     "join": [("--server", "http://a", "--data", "a.csv"),
              *(("--server", "localhost:1", "--data", "a.csv", *words) for words in (
                  ("--give-up", "-1"), ("--rank", "-1"), ("--precision", "fp8"), ("--fewest", "2"), ("--collude", "1"),
@@ -94,6 +97,32 @@ def test_no_heavy_library_is_imported_before_a_wrong_flag_is_refused(command, tm
     if command == "serve":  # which describes its clients' rows
         cases = [case for case in cases if case != ("--dataset", "rows.csv")]
     assert refuse_all(command, cases, tmp_path) == cases
+
+
+HELP = """
+import contextlib, importlib, io, os, sys
+from importlib.util import find_spec
+from fedpeft.__main__ import COMMANDS
+
+for name in COMMANDS:
+    if os.fork():
+        os.wait()
+        continue
+    package = find_spec(f"fedpeft.{name}").submodule_search_locations is not None
+    sys.argv = [name, "--help"]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as page:
+        importlib.import_module(f"fedpeft.{name}" + (".__main__" if package else "")).main()
+    assert "usage" in page.getvalue().lower(), name
+    print([name, *sorted({"torch", "transformers", "peft", "flwr"} & set(sys.modules))], flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_page_of_help_comes_before_the_libraries():
+    run = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=300)
+    shown = [ast.literal_eval(line) for line in run.stdout.splitlines()]
+    assert [name for name, *_ in shown] == list(COMMANDS), run.stderr
+    assert {name for name, *heavy in shown if heavy} <= {"audit"}, "its settings are beside the code of canaries"
 
 
 def test_the_table_has_every_flag_of_parts():

@@ -1,0 +1,27 @@
+"""Cores of the machine, within the limits of a container; without torch, so that it is known before torch is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def count_usable_cores() -> int:
+    """Return the number of cores that this process, or its container, may use."""
+    found = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        found = min(found, len(os.sched_getaffinity(0)))
+    return max(1, min(found, count_container_cores(CGROUP)))
+
+
+def count_container_cores(folder: Path) -> int:
+    """Return the number of cores that a container (cgroup 2) may use, rounded up; huge without a limit."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # "max": no limit
+        return 1 << 30
