@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedpeft.errors import FedpeftError
     from fedpeft.hugging_face import patch
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = ["FedpeftError", "Run", "RunConfig", "open_run", "patch", "run_simulation", "run_study"]
 """What is promised to stay; imported on first use, so that `import fedpeft` is light."""
@@ -25,8 +25,9 @@ _PLACES = {"FedpeftError": "fedpeft.errors", "RunConfig": "fedpeft.config", "pat
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses a package for GPUs
 
-if loading.is_command():
+if (_command := loading.find_command()) is not None:
     loading.refuse_windows()
+    loading.refuse_missing_extra(_command)
     loading.handle_signals()
 
 _here = Path(__file__).resolve().parent

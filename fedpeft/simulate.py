@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from fedpeft import plugins
 from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, require_extra
 from fedpeft.machine import activation_cache_limit
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
@@ -137,6 +137,7 @@ def simulate(  # noqa: PLR0913
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
     """
+    require_extra("flwr", "simulate", "a simulation")
     started = time.perf_counter()
     with (
         activation_cache_limit.keep_states(),

@@ -23,7 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.config import RunConfig, build_config, read_toml
+from fedpeft.config import RunConfig, build_config, check_format, read_toml
 from fedpeft.data.rows import get_test_source
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
@@ -220,6 +220,7 @@ def read_run(folder: Path) -> Result:
     if not (folder / "config.toml").is_file():
         raise RunError(f"FP5135 {folder} holds no run: there is no config.toml in it")
     config = read_toml(folder / "config.toml")
+    check_format(config, folder / "config.toml")
     records_of_plugins = config.pop("plugin", [])
     if not (folder / "summary.json").is_file():
         raise RunError(describe_unfinished(folder))

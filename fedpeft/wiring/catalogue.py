@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from fedpeft import plugins
-from fedpeft.config import RunConfig
+from fedpeft.config import FORMAT, RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.families import (
     ATTACKS,
@@ -240,7 +240,11 @@ def format_toml(config: RunConfig, parts: Mapping[str, plugins.Plugin] | None = 
     records = [
         record for plugin in find_used_plugins(config) if (record := _record(plugin, parts))["parts"] or parts is None
     ]
-    return config.to_toml() + ("\n" + tomli_w.dumps({"plugin": records}) if records else "")
+    return (
+        tomli_w.dumps({"format": FORMAT})
+        + config.to_toml()
+        + ("\n" + tomli_w.dumps({"plugin": records}) if records else "")
+    )
 
 
 def format_setup_toml(setup: Setup) -> str:
