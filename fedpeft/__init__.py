@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedpeft.errors import FedpeftError
     from fedpeft.wiring.config import RunConfig
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = ["FedpeftError", "Run", "RunConfig", "open_run", "patch", "run_simulation", "run_study"]
 """What is promised to stay; imported on first use, so that `import fedpeft` is light."""
@@ -29,8 +29,9 @@ _PLACES = {
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses a package for GPUs
 
-if startup.is_command():
+if (_command := startup.find_command()) is not None:
     startup.refuse_windows()
+    startup.refuse_missing_extra(_command)
     startup.handle_signals()
 
 _here = Path(__file__).resolve().parent

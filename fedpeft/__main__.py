@@ -60,6 +60,7 @@ def main() -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         return _refuse_unknown(name)
+    startup.refuse_missing_extra(name)
     spec = find_spec(f"fedpeft.{name}")
     module = f"fedpeft.{name}" + (".__main__" if spec and spec.submodule_search_locations is not None else "")
     sys.argv = [f"fedpeft {name}", *rest]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.markup import escape
 
-from fedpeft.errors import ConfigError
+from fedpeft.errors import ConfigError, require_extra
 from fedpeft.machine import activation_cache_limit
 from fedpeft.machine.cores import count_usable_cores
 from fedpeft.machine.files import raise_write_errors
@@ -146,6 +146,7 @@ def simulate(  # noqa: PLR0913
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
     """
+    require_extra("flwr", "simulate", "a simulation")
     started = time.perf_counter()
     with (
         activation_cache_limit.keep_states(),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from flwr.app import Message
 
 from fedpeft.communication.flower_grid import OwnGrid, get_node_id
-from fedpeft.communication.messages import read_instruction, write_record
+from fedpeft.communication.flower_messages import read_instruction, write_record
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.client.edge import EdgeClient
 from fedpeft.deployment.client.shared_settings import compute_settings_digest

@@ -69,7 +69,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _handle(message: Message, context: Context) -> Message:
-    from fedpeft.communication.messages import Report, read_instruction, write_record
+    from fedpeft.communication.flower_messages import read_instruction, write_record
+    from fedpeft.communication.messages import Report
     from fedpeft.errors import FedpeftError
     from fedpeft.flower.parts import check_same_parts
     from fedpeft.flower.settings import read_config

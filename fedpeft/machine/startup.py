@@ -1,4 +1,6 @@
-"""Behavior of a command before its libraries are loaded: it refuses Windows and ends on Ctrl-C with one line.
+"""Behavior of a command before its libraries are loaded.
+
+It refuses Windows, names the extra whose packages it lacks, and ends on Ctrl-C with one line.
 
 Nothing is under way then that could be left half done, so the process ends at once; an exception would be lost in
 destructors and in code of libraries that has no place for it.
@@ -10,6 +12,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import pairwise
 from types import FrameType
 from typing import Any, NoReturn
@@ -20,15 +23,28 @@ INTERRUPTED = 130
 USE_WSL = "fedpeft runs on Linux and macOS; on Windows, use it inside WSL (https://learn.microsoft.com/windows/wsl)"
 """Sentence for users of Windows: fedpeft needs the file locks, limits and processes of POSIX."""
 
+COMMAND_EXTRAS = {
+    **dict.fromkeys(("audit", "describe", "evaluate", "flowertune", "report", "simulate", "study", "tune"), "simulate"),
+    **dict.fromkeys(("attack", "serve"), "server"),
+}
+"""The optional dependencies of commands. The other commands need only what a client needs."""
+
+EXTRA_MODULES = {"simulate": "flwr", "server": "grpc_health"}
+"""A module by which one sees whether an extra is installed."""
+
 _SIGNALS: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """The signals that end a command, each with Python's own handler."""
 
 
-def is_command() -> bool:
-    """Return whether Python is looking for the module of `python -m fedpeft` or `python -m fedpeft.COMMAND`."""
-    words = sys.orig_argv
-    named = [module for flag, module in pairwise(words) if flag == "-m"][:1]
-    return sys.argv[:1] == ["-m"] and [module.partition(".")[0] for module in named] == ["fedpeft"]
+def find_command() -> str | None:
+    """Return COMMAND if Python is looking for the module of `python -m fedpeft.COMMAND`.
+
+    Returns:
+        The name of the command; "" for `python -m fedpeft`; None for any other process.
+    """
+    named = next((module for flag, module in pairwise(sys.orig_argv) if flag == "-m"), "")
+    package, _, command = named.partition(".")
+    return command if sys.argv[:1] == ["-m"] and package == "fedpeft" else None
 
 
 def refuse_windows() -> None:
@@ -39,6 +55,21 @@ def refuse_windows() -> None:
     """
     if sys.platform == "win32":
         print(f"error: {USE_WSL}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def refuse_missing_extra(command: str) -> None:
+    """End a command whose optional dependencies are not installed with one sentence.
+
+    Raises:
+        SystemExit: they are missing; the exit code is that of a user's mistake.
+    """
+    extra = COMMAND_EXTRAS.get(command)
+    if extra and find_spec(EXTRA_MODULES[extra]) is None:
+        print(
+            f"error: {command} needs more packages than a client; install them with: pip install 'fedpeft[{extra}]'",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
 
 

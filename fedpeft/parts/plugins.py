@@ -55,6 +55,9 @@ GROUPS: Final = (
 _group_of_base: dict[str, str] = {}
 """The group of each base class, by its import path, filled by `register_base`."""
 
+FORMAT: Final = 1
+"""Number of the frozen format of plugins. A file may state it as `plugin_format = 1` (docs/api.md)."""
+
 VARIABLE: Final = "FEDPEFT_PLUGINS"
 IN_PYTHON: Final = "objects in Python"
 """The source of parts that were handed over as objects (`fedpeft.run_simulation(strategy=MyRule())`)."""
@@ -474,6 +477,11 @@ def _find_moved(version: str, parts: Iterable[str]) -> Plugin | None:
 def _load_file(source: Path, file: Path) -> Plugin:
     version = compute_digest(source)
     module = import_file(f"{MODULE}{version[:16]}", file, source)
+    if (number := getattr(module, "plugin_format", FORMAT)) != FORMAT:
+        raise ConfigError(
+            f"FP1522 the plugin {source} has plugin_format = {number!r:.20}, and this version of fedpeft loads "
+            f"{FORMAT}; install a version that loads it"
+        )
     parts = getattr(module, "parts", None)
     if parts is None and hasattr(module, "part"):
         parts = {_get_group(module.part, source): {source.stem: module.part}}

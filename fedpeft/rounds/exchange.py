@@ -11,7 +11,8 @@ from flwr.serverapp import Grid
 
 from fedpeft.communication.downlink import SentState
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, get_node_id
-from fedpeft.communication.messages import Instruction, Report, read_answer, write_record
+from fedpeft.communication.flower_messages import read_answer, write_record
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import Release
 from fedpeft.machine import seeds
 from fedpeft.privacy.secure_sum.roster import Membership

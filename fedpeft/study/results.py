@@ -35,7 +35,7 @@ from fedpeft.reporting.summary import OWN_ROWS, OWN_VALIDATION_ROWS, VALIDATION_
 from fedpeft.reporting.user_files import MadeOf, load_record, parse_record
 from fedpeft.study.line_types import EACH_ROUND, check_size, check_values
 from fedpeft.study.statistics import TestCounts
-from fedpeft.wiring.config import RunConfig, build_config, read_toml
+from fedpeft.wiring.config import RunConfig, build_config, check_format, read_toml
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 """The kept quantiles of the clients' accuracies."""
@@ -220,6 +220,7 @@ def read_run(folder: Path) -> Result:
     if not (folder / "config.toml").is_file():
         raise RunError(f"FP5135 {folder} holds no run: there is no config.toml in it")
     config = read_toml(folder / "config.toml")
+    check_format(config, folder / "config.toml")
     records_of_plugins = config.pop("plugin", [])
     if not (folder / "summary.json").is_file():
         raise RunError(describe_unfinished(folder))

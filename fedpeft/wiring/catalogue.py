@@ -38,7 +38,7 @@ from fedpeft.parts.families import (
     strategies,
 )  # fmt: skip
 from fedpeft.parts.spec import split_outside_parentheses
-from fedpeft.wiring.config import RunConfig
+from fedpeft.wiring.config import FORMAT, RunConfig
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.sampling import build_aware_sampler
 
@@ -239,7 +239,11 @@ def format_toml(config: RunConfig, parts: Mapping[str, plugins.Plugin] | None = 
     records = [
         record for plugin in find_used_plugins(config) if (record := _record(plugin, parts))["parts"] or parts is None
     ]
-    return config.to_toml() + ("\n" + tomli_w.dumps({"plugin": records}) if records else "")
+    return (
+        tomli_w.dumps({"format": FORMAT})
+        + config.to_toml()
+        + ("\n" + tomli_w.dumps({"plugin": records}) if records else "")
+    )
 
 
 def format_setup_toml(setup: Setup) -> str:

@@ -18,6 +18,9 @@ import tomli_w
 from fedpeft.errors import ConfigError
 from fedpeft.parts import check_settings, plugins, setting
 
+FORMAT: Final = 1
+"""Number of the frozen format of run folders, which their config.toml contains (docs/api.md)."""
+
 DTYPES = ("auto", "bf16", "fp32", "fp64")
 
 
@@ -167,8 +170,22 @@ def read_config(path: Path, goes_on: bool = True, of_run: bool = False) -> RunCo
             run began.
     """
     content = read_toml(path)
+    check_format(content, path)
     use_plugins(content, path, goes_on, of_run)
     return build_config(content, str(path))
+
+
+def check_format(content: dict[str, Any], path: Path) -> None:
+    """Take the key `format` out of the `content` of a run's config.toml, and check it. A user's file has none.
+
+    Raises:
+        ConfigError: a later version of fedpeft wrote it.
+    """
+    if (number := content.pop("format", FORMAT)) != FORMAT:
+        raise ConfigError(
+            f"FP1521 {path} has the format {number!r:.20}, and this version of fedpeft reads {FORMAT}; install the "
+            "version that wrote it"
+        )
 
 
 def use_plugins(content: dict[str, Any], path: Path, goes_on: bool = True, of_run: bool = False) -> None:

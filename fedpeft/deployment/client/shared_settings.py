@@ -15,6 +15,8 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any, Final
 
+import tomli_w
+
 from fedpeft.clients.drift import CORRECTIONS
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_work import LOCAL_WORK
@@ -72,6 +74,15 @@ def select_client_settings(setup: Setup) -> RunConfig:
     if setup.config.cohort == "auto":  # a client's ledger needs the number, whatever rule its version has
         told["cohort"] = compute_cohort_size("auto", setup.clients)
     return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": setup.peft})
+
+
+def format_client_settings(config: RunConfig) -> str:
+    """Return `TAKEN` as TOML, for clients.
+
+    An earlier client refuses a setting that it does not have. So a setting that joins `TAKEN` after version 0.3.0 is
+    written only if it differs from its default.
+    """
+    return tomli_w.dumps({name: getattr(config, name) for name in sorted(TAKEN)})
 
 
 def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912

@@ -24,7 +24,11 @@ from fedpeft import __version__
 from fedpeft.aggregation.abilities import Buffered
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
-from fedpeft.deployment.client.shared_settings import compute_settings_digest, select_client_settings
+from fedpeft.deployment.client.shared_settings import (
+    compute_settings_digest,
+    format_client_settings,
+    select_client_settings,
+)
 from fedpeft.deployment.compared_parts import list_part_digests
 from fedpeft.deployment.description import describe_template
 from fedpeft.deployment.identity.authentication import Doorkeeper
@@ -209,7 +213,7 @@ class Federation:
         return v2.Description(
             run=self.roster.run,
             software=__version__,
-            config=shared.to_toml(),
+            config=format_client_settings(shared),
             labels=setup.facts.label_names or (),
             task=setup.facts.task,
             text_column=text,

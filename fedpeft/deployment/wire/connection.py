@@ -21,7 +21,7 @@ from fedpeft.deployment.identity.credentials import Credentials, check_time
 from fedpeft.deployment.transcript.signed_log import UnwrittenError
 from fedpeft.deployment.transcript.transcript import Transcript
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.deployment.wire.channel import KEEPALIVE, NAME_KEY
+from fedpeft.deployment.wire.channel import KEEPALIVE, NAME_KEY, WIRE
 from fedpeft.deployment.wire.parcel import IncomingParcel, decode_statement, split_into_parts
 from fedpeft.deployment.wire.v2_pb2_grpc import FederationStub
 from fedpeft.errors import PayloadError, RunError
@@ -212,7 +212,7 @@ class Connection:
             LostError: the server is out of reach.
             RunError: it refuses this client.
         """
-        question = v2.Introduction(software=__version__)
+        question = v2.Introduction(software=__version__, wire=WIRE)
         try:
             told: v2.Description = self._stub.Describe(question, timeout=ANSWER_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:

@@ -16,7 +16,8 @@ from flwr.app import Message
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.flower_grid import OwnGrid, get_node_id
-from fedpeft.communication.messages import Report, read_instruction, write_record
+from fedpeft.communication.flower_messages import read_instruction, write_record
+from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.models.task import TASKS
 from fedpeft.peft.adapter import Layout, TensorSpec

@@ -8,7 +8,8 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, set_identity
-from fedpeft.communication.messages import Instruction, Report, read_instruction, read_report, write_record
+from fedpeft.communication.flower_messages import read_instruction, read_report, write_record
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.compared_parts import WHOLE_RUN, list_part_digests
 from fedpeft.flower import client_app, server_app
 from fedpeft.flower.grid import FlowerGrid
