@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 import ssl
 import tempfile
@@ -68,7 +69,13 @@ def _explain_error(error: grpc.RpcError) -> Exception:
         return RunError(f"FP5044 the server refuses this client: {details}")
     if code == grpc.StatusCode.ABORTED:
         return RunError(f"FP5045 another process uses this client's name: {details}")
-    return LostError(details or code.name.lower())
+    return LostError(shorten_details(details) or code.name.lower())
+
+
+def shorten_details(details: str) -> str:
+    """Return the cause in gRPC's description of a failed connection, its last part; other texts are unchanged."""
+    is_chain = details.startswith(("failed to connect to all addresses", "DNS resolution failed"))
+    return re.sub(r" \(\d+\)$", "", details.rpartition(": ")[2]) if is_chain else details
 
 
 def yield_waits() -> Iterator[float]:
