@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft.errors import ConfigError
@@ -113,6 +113,22 @@ class LocalOptimizer(ABC):
     def count_full_steps(self, steps: int) -> float:
         """Return how many steps at the full rate a round's first `steps` are worth: fewer under warm-up."""
         return sum(self.share(step) for step in range(steps))
+
+
+@runtime_checkable
+class CarriesMomentum(Protocol):
+    """Steps use a momentum, in the unit of a gradient, that corrections can set before a round and read after it.
+
+    M <- b M + (1 - b) g, so a constant added to M and to all gradients of a round stays added to M.
+    """
+
+    @abstractmethod
+    def write_momentum(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, momentum: Tensor) -> None:
+        """Set the momentum of a parameter, in its shape, before the first step."""
+
+    @abstractmethod
+    def read_momentum(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor:
+        """Return the momentum of a parameter, in its shape."""
 
 
 @runtime_checkable
