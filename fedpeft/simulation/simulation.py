@@ -18,7 +18,7 @@ from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.label_shift import mask_other_classes
-from fedpeft.clients.personal import PERSONAL
+from fedpeft.clients.personal import compose_model
 from fedpeft.clients.store import ClientStore, select_section
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.config import RunConfig
@@ -326,7 +326,7 @@ class Simulation:
         if isinstance(rule, GroupedStrategy):
             group = rule.find_group(client, progress.learned)
             state = rule.get_group_state(group, state, progress.learned, layout)
-        state = state | select_section(own, "private") | select_section(own, PERSONAL)
+        state = compose_model(state | select_section(own, "private"), own)
         return rule.prepare_start(state, layout) if isinstance(rule, PreparesStart) else state
 
     def close(self) -> None:
