@@ -128,8 +128,8 @@ class SequentialExecutor(Executor):
         if isinstance(rule, CarriesMomentum):
             last = {name: rule.read_momentum(optimizer, chosen[name]) for name in momentum}
             momentum = copy_leading_parts(last, job.received)
-        loss = float(torch.stack(losses).double().mean())
-        return Trained(job.client, trained, loss, len(losses), len(job.rows), momentum)
+        mean = float(torch.stack(losses).double().mean())
+        return Trained(job.client, trained, mean, len(losses), len(job.rows), momentum)
 
     def _iterate_steps(
         self, job: Job, chosen: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer

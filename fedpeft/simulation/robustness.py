@@ -141,8 +141,8 @@ def evaluate_trigger(
     return {
         "target": rows.dataset.label_names[attack.target] if rows.dataset.label_names else str(attack.target),
         "rows": len(others),
-        "success": found / len(others),
-        "without_trigger": before / len(others),
+        "success": found / max(1, len(others)),
+        "without_trigger": before / max(1, len(others)),
     }
 
 
