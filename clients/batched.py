@@ -261,7 +261,9 @@ def _write_momenta(
     momenta: Sequence[State],
 ) -> None:
     """Have each client's steps begin with its own momentum, if the optimizer has one; the same tensors for all."""
-    for name in momenta[0] if isinstance(rule, CarriesMomentum) else ():
+    if not isinstance(rule, CarriesMomentum):
+        return
+    for name in momenta[0]:
         stack = torch.zeros_like(parameters[name])
         for k, momentum in enumerate(momenta):
             view_leading_part(stack[k], momentum[name]).copy_(momentum[name])

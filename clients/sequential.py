@@ -103,8 +103,9 @@ class SequentialExecutor(Executor):
             chosen, job.learning_rate, job.compute_noise_variance
         )
         momentum, rule = job.choose_momentum(), job.training.optimizer
-        for name, first in momentum.items() if isinstance(rule, CarriesMomentum) else ():
-            rule.write_momentum(optimizer, chosen[name], expand_to_parameter(first, chosen[name]).to(chosen[name]))
+        if isinstance(rule, CarriesMomentum):
+            for name, first in momentum.items():
+                rule.write_momentum(optimizer, chosen[name], expand_to_parameter(first, chosen[name]).to(chosen[name]))
         pulls = job.collect_pulls(chosen)
         losses = []
         for step, loss in enumerate(self._iterate_steps(job, chosen, optimizer)):
