@@ -6,8 +6,8 @@ Muon steps do not converge to a stationary point. Hence control variates, as in 
     client   M <- (1 - a) M + a g,   X <- X - eta orthogonal(M - C_k + C),   then C_k <- M
     server   C <- C + (1 / N) sum_k (the change of C_k), over the clients of the round, of N in all
 
-M continues from the client's last round, where it was C_k. So M - C_k + C begins as C, and adding C - C_k to each
-gradient keeps it in place (`CarriesMomentum`): clients start from the server's mean momentum, which is the momentum
+M continues from the client's last round, where it was C_k, so M - C_k + C begins as C. Adding C - C_k to each gradient
+keeps the difference (`CarriesMomentum`). So clients start from the server's mean momentum, as in the momentum
 aggregation of the other FedMuon (Liu et al., arXiv 2510.27403), and move their gradients toward it.
 
     --optimizer "muon" --drift "fed_muon"
