@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft.errors import ConfigError
@@ -117,6 +117,22 @@ class MovesIdleEntries(Protocol):
 
     def moves_idle_entries(self) -> bool:
         """Return whether it does, with the optimizer's settings."""
+
+
+@runtime_checkable
+class CarriesMomentum(Protocol):
+    """Steps use a momentum, in the unit of a gradient, that corrections can set before a round and read after it.
+
+    M <- b M + (1 - b) g, so a constant added to M and to all gradients of a round stays added to M.
+    """
+
+    @abstractmethod
+    def write_momentum(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, momentum: Tensor) -> None:
+        """Set the momentum of a parameter, in its shape, before the first step."""
+
+    @abstractmethod
+    def read_momentum(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor:
+        """Return the momentum of a parameter, in its shape."""
 
 
 @runtime_checkable

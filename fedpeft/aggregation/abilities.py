@@ -49,6 +49,22 @@ class PersonalModel(Protocol):
 
 
 @runtime_checkable
+class MixesModels(Protocol):
+    """A client with a model of its own (`PersonalModel`) is evaluated with a mix of it and the global model."""
+
+    def get_information_rows(self) -> int:
+        """Return the most examples of a client that measure the information, at least 1."""
+
+    def choose_share(self, shared: State, own: State) -> float:
+        """Return the share of the global model in the mix, 0 to 1.
+
+        Args:
+            shared: diagonal of the Fisher information at the global model, by tensor, from the client's examples.
+            own: the same at the client's own model.
+        """
+
+
+@runtime_checkable
 class RankSchedule(Protocol):
     """The rule chooses in each round which ranks of the global factors a client trains.
 

@@ -128,7 +128,7 @@ class ErrorFeedback:
         Raises:
             PayloadError: see `decode`.
         """
-        received = decode(payload, shapes)
+        received = decode(payload, shapes, agreed=self.codec.steps)
         if self.kind != "ef21":
             return received, {}
         held = _select_fitting(memory or {}, shapes)

@@ -234,7 +234,7 @@ def _collect_statistics(
         try:
             check_report(report)
             shapes = setup.head.shapes(width, outputs, report.rows)
-            statistics = decode(report.payload, shapes)
+            statistics = decode(report.payload, shapes, agreed=setup.statistics.steps)
             check_statistics(statistics, shapes, report.rows)
             taken = convert_to_summands(setup.head, statistics)
             if setup.drift.needs_shares and (own := setup.head.class_counts(taken)).numel():

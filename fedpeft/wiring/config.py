@@ -69,8 +69,8 @@ class RunConfig:
     )
     drift: str = setting(
         "auto",
-        "corrections of client drift: fedprox(mu=0.01), scaffold, label_shift, la_lora, joined by +; auto: label_shift "
-        "if clients' classes differ much; empty: none",
+        "corrections of client drift: fedprox(mu=0.01), scaffold, label_shift, la_lora, fed_muon, joined by +; auto: "
+        "label_shift if clients' classes differ much; empty: none",
     )
     attack: str = setting("", "simulate hostile clients: sign_flip(fraction=0.1), label_flip, scaled_update, ...")
     batch_size: int = setting(4, "examples per local step", low=1)
