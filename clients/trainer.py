@@ -171,8 +171,11 @@ class TrainerExecutor(SequentialExecutor):
 class ScriptWork(LocalWork):
     """The trainer's own number of steps, on examples in its own order."""
 
-    walk = False
     least = 0
+
+    def continues_walk(self) -> bool:
+        """Return False: the examples are the trainer's."""
+        return False
 
     def steps_for(self, rows: int, batch_size: int) -> int:
         """Return 0: the trainer sets its number of steps."""

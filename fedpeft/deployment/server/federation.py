@@ -67,7 +67,7 @@ from fedpeft.reporting.observer import Metrics, RunObserver
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.workers import Machine, Workers, create_client_plan, create_work_plan
 from fedpeft.rounds.energy import EnergyTracker
-from fedpeft.rounds.evaluation import HELD_OUT
+from fedpeft.rounds.evaluation import HELD_OUT, Evaluate
 from fedpeft.rounds.exchange import JoinedClients, Transport
 from fedpeft.rounds.features import RunParts, ServerModel, attach_features, check_features
 from fedpeft.rounds.preparation import prepare
@@ -345,10 +345,9 @@ class Federation:
             drawn_from = dataclasses.replace(
                 drawn_from, asked=lambda round_number: book.ledger.count_rounds(round_number)
             )  # the ledger is open by then
+        evaluate: Evaluate | None = None if self.held_out else _evaluate_nothing
         if len(self.rows.validation):
             evaluate = self.workers.evaluate
-        else:
-            evaluate = None if self.held_out else _evaluate_nothing
         authority, revoked = self.roster.authority, self.roster.revoked
         certified = CertifiedRoster.of_server(authority, self.setup.clients, revoked) if authority else None
         transport = Transport(
