@@ -284,7 +284,7 @@ def test_a_run_records_its_plugins_and_asks_for_the_same(rule, tmp_path, monkeyp
 
     monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     rule.write_text(RULE + PARTS + "# changed\n")
-    with refuses("FP1266", "and it has changed"):
+    with refuses("FP1266", "but it has changed"):
         read_config(file)
     rule.unlink()
     with refuses("FP1265", "my_rules.py", "strategies.half_mean", "FP1263"):
