@@ -69,7 +69,7 @@ class FinishedRun:
 
     @cached_property
     def dataset(self) -> Source:
-        """The data set; nothing is read."""
+        """The dataset; nothing is read."""
         return DATASETS.build(self.config.dataset)
 
     @cached_property
@@ -83,7 +83,7 @@ class FinishedRun:
         return TASKS.build(self.summary["task"])
 
     def load_dataset(self) -> Dataset:
-        """Read the examples of the data set.
+        """Read the examples of the dataset.
 
         Raises:
             FedpeftError: they are gone, or can't be used.
