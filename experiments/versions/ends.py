@@ -125,7 +125,7 @@ def try_pins(pins: Sequence[str], folder: Path, tests: Sequence[str] = TESTS) ->
     python = "{}.{}".format(*sys.version_info)
     here = environment / "lib" / f"python{python}" / "site-packages"
     (here / "beneath.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
-    command = [interpreter, "-m", "pip", "install", "--quiet", "--no-compile", *pins]
+    command = [str(interpreter), "-m", "pip", "install", "--quiet", "--no-compile", *pins]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RunError(f"{' '.join(pins)} can't be installed: {' '.join(done.stderr.split())[:600]}")
@@ -135,7 +135,7 @@ def try_pins(pins: Sequence[str], folder: Path, tests: Sequence[str] = TESTS) ->
 
 def run_tests(interpreter: Path, tests: Sequence[str]) -> str:
     """Run tests with an environment's Python, and return their last line."""
-    command = [interpreter, "-m", "pytest", "-m", "not slow and not long", *tests]
+    command = [str(interpreter), "-m", "pytest", "-m", "not slow and not long", *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return get_last_words(done.stdout, done.stderr, done.returncode)
 

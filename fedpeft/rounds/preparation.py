@@ -323,8 +323,8 @@ def _find_part_with_statistics(setup: Setup) -> str:
 
 def _summed_shapes(setup: Setup, secure: SecureSum, asks: bool) -> dict[str, Shape]:
     if secure.noisy:
-        return get_noised_shapes(setup)
-    return get_statistics_shapes(setup) if asks else {}
+        return setup.noised_shapes
+    return setup.statistics_shapes if asks else {}
 
 
 def _read_statistics(setup: Setup, secure: SecureSum, masked: MaskedSum, total: Total, asks: bool) -> State:
@@ -349,19 +349,6 @@ def _first_clip(setup: Setup, secure: SecureSum, total: Total | None) -> float:
     else:
         rows, weight = round(total.rows / total.clients), total.weight / total.clients
     return secure.headroom * (secure.norm or _bound_update_norm(setup, rows)) * weight
-
-
-def get_statistics_shapes(setup: Setup) -> dict[str, Shape]:
-    """Return the shapes of the statistics that the head's start sums over clients."""
-    outputs, width = setup.start["head.weight"].shape
-    sent = setup.head.shapes(width, outputs, 1)
-    sums = convert_to_summands(setup.head, {name: torch.zeros(shape) for name, shape in sent.items()})
-    return {name: tuple(tensor.shape) for name, tensor in sums.items()}
-
-
-def get_noised_shapes(setup: Setup) -> dict[str, Shape]:
-    """Return the shapes of the statistics that receive noise before round 1."""
-    return {name: shape for name, shape in get_statistics_shapes(setup).items() if name != VARIANCE}
 
 
 def _bound_update_norm(setup: Setup, rows: int) -> float:

@@ -41,7 +41,7 @@ from fedpeft.rounds.energy import AwarePopulation, EnergyTracker
 from fedpeft.rounds.evaluation import HELD_OUT
 from fedpeft.rounds.exchange import Transport
 from fedpeft.rounds.features import RunParts, ServerModel, attach_features, check_features
-from fedpeft.rounds.preparation import get_noised_shapes, prepare
+from fedpeft.rounds.preparation import prepare
 from fedpeft.rounds.progress import Checkpoints, RunStore, ServerState
 from fedpeft.rounds.rounds import Server, never_stop
 from fedpeft.rounds.sampling import Population, Sampler, create_population
@@ -245,7 +245,7 @@ class Simulation:
             cohort=self.sampler.size,
             even=len(set(self.sampler.weights)) <= 1,
             start=setup.has_private_start,
-            start_entries=count_tensor_entries(get_noised_shapes(setup)) if setup.has_private_start else 0,
+            start_entries=count_tensor_entries(setup.noised_shapes) if setup.has_private_start else 0,
             trained=setup.trained_entries,
             whitened=setup.whitened_directions if is_whitened(setup.mechanism) else 0,
         )

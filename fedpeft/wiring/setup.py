@@ -11,14 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedpeft.aggregation.abilities import CountsClients
 from fedpeft.aggregation.exactness import LARGEST_TARGET
-from fedpeft.aggregation.head_start import DescribesVariation, HeadStart
+from fedpeft.aggregation.head_start import VARIANCE, DescribesVariation, HeadStart, convert_to_summands
 from fedpeft.aggregation.shared_sums import is_personal
 from fedpeft.aggregation.task_rules import TaskRanks, TaskStrategy
 from fedpeft.aggregation.update import check_made
 from fedpeft.clients.local_training import Schedule
 from fedpeft.communication.codec import Codec, parse_codec
+from fedpeft.communication.payload import Shape
 from fedpeft.communication.uplink import find_preset
 from fedpeft.data import cached_rows
 from fedpeft.data.rows import Rows
@@ -247,6 +250,19 @@ class Setup(RunSpec):
         if self.uplink.codec.lossless:
             return self.lossless
         return parse_codec(self.head.codec(find_preset(self.config.codec)))
+
+    @property
+    def statistics_shapes(self) -> dict[str, Shape]:
+        """Shapes of the statistics that the head's start sums over clients, by name."""
+        outputs, width = self.start["head.weight"].shape
+        sent = self.head.shapes(width, outputs, 1)
+        sums = convert_to_summands(self.head, {name: torch.zeros(shape) for name, shape in sent.items()})
+        return {name: tuple(tensor.shape) for name, tensor in sums.items()}
+
+    @property
+    def noised_shapes(self) -> dict[str, Shape]:
+        """Shapes of the statistics that receive noise before round 1, by name."""
+        return {name: shape for name, shape in self.statistics_shapes.items() if name != VARIANCE}
 
     @property
     def saved_peft(self) -> str:

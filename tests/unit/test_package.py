@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -34,6 +35,46 @@ def test_a_client_has_none_of_the_packages_of_the_extras():
               for text in EXTRAS[extra]} - {"fedpeft"}  # fmt: skip
     assert {"flwr", "matplotlib", "scikit-learn", "torchmetrics", "grpcio-health-checking"} <= others
     assert client & others == set()
+
+
+def list_imports(file):
+    """Return the modules that a file imports while it is loaded."""
+    waiting, found = [ast.parse(file.read_text(encoding="utf-8"))], []
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.Import):
+                found += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not (
+                isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            ):
+                waiting.append(node)
+    return found
+
+
+def find_file(module):
+    """Return the file of a module of fedpeft; None: the name is not a module."""
+    path = ROOT / re.sub(r"^fedpeft/(?=strategies|clients)", "", module.replace(".", "/"))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def test_no_import_of_a_client_leads_to_the_packages_of_the_extras():
+    """`tests/processes/deployment/test_light_client.py` shows the same of a client at work."""
+    waiting = dict.fromkeys(
+        ["fedpeft.join", "fedpeft.deployment.client.joining", "fedpeft.clients.preload"], "a client"
+    )
+    seen, wrong = {}, {}
+    others = {"flwr", "grpc_health", "matplotlib", "sklearn", "starlette", "torchmetrics", "uvicorn"}
+    while waiting:
+        module, importer = waiting.popitem()
+        seen[module] = importer
+        if module.partition(".")[0] in others:
+            wrong[module] = importer
+        if module.startswith("fedpeft") and (file := find_file(module)):
+            waiting |= {name: module for name in list_imports(file) if name not in seen}
+    assert wrong == {}
+    assert {"fedpeft.wiring.setup", "grpc", "torch", "scipy.linalg"} <= set(seen)
 
 
 @pytest.mark.parametrize("extra", sorted(set(EXTRAS) - {"dev", "docs"}))

@@ -20,7 +20,6 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.secure_sum.contribution import count_tensor_entries
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.rounds.preparation import get_noised_shapes
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.sampling import compute_cohort_size
 from fedpeft.wiring.setup import Setup
@@ -103,7 +102,7 @@ def _exposure(setup: Setup, told: RunConfig, rows: int) -> Exposure:
         cohort=cohort if summed else 1,
         even=True,
         start=setup.has_private_start,
-        start_entries=count_tensor_entries(get_noised_shapes(setup)) if setup.has_private_start and summed else 0,
+        start_entries=count_tensor_entries(setup.noised_shapes) if setup.has_private_start and summed else 0,
         trained=setup.trained_entries,
         whitened=setup.whitened_directions if is_whitened(setup.mechanism) else 0,
     )

@@ -22,7 +22,6 @@ from fedpeft.privacy.secure_sum.contribution import count_tensor_entries
 from fedpeft.privacy.spending import describe_spending
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.privacy.training_plans import PlansTraining
-from fedpeft.rounds.preparation import get_noised_shapes
 from fedpeft.rounds.sampling import Population, create_population
 from fedpeft.wiring.private_plan import can_plan, plan_training
 from fedpeft.wiring.profiles import ProfileTable, compute_chances
@@ -99,7 +98,7 @@ def compute_exposure(setup: Setup, rows: int) -> Exposure:
         cohort=sampler.size,
         even=len(set(sampler.weights)) <= 1,
         start=setup.has_private_start,
-        start_entries=count_tensor_entries(get_noised_shapes(setup)) if summed_start else 0,
+        start_entries=count_tensor_entries(setup.noised_shapes) if summed_start else 0,
         trained=setup.trained_entries,
         whitened=setup.whitened_directions if is_whitened(mechanism) else 0,
     )

@@ -7,7 +7,6 @@ from typing import Final
 
 from fedpeft.peft.adapter import Layout
 from fedpeft.privacy.secure_sum.words import bound_received_bytes
-from fedpeft.rounds.preparation import get_statistics_shapes
 from fedpeft.wiring.setup import Setup
 
 PER_PARAMETER: Final = 16
@@ -31,7 +30,7 @@ def compute_report_limit(setup: Setup, round_number: int, rows: int) -> int:
     sent = 0
     if round_number == 0 and setup.head.exchanges and "head.weight" in setup.start:
         outputs, width = setup.start["head.weight"].shape
-        shapes = get_statistics_shapes(setup) if setup.secure_sum else setup.head.shapes(width, outputs, rows)
+        shapes = setup.statistics_shapes if setup.secure_sum else setup.head.shapes(width, outputs, rows)
         sent = sum(math.prod(shape) for shape in shapes.values())
     return PER_PARAMETER * setup.layout.numel + PER_NUMBER * sent + BESIDE
 

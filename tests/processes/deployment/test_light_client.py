@@ -45,8 +45,9 @@ def test_what_is_hidden_cannot_be_imported(light):
 def test_a_light_client_takes_part_to_the_end(fleet, light, settings):
     made = fleet(**settings)
     server = made.serve()
-    clients = [made.join("a", variables=light), made.join("b"), made.join("c")]
-    assert [made.end(p) for p in (server, *clients)] == [0, 0, 0, 0], made.logs()
+    light_client, *clients = made.join("a", variables=light), made.join("b"), made.join("c")
+    assert made.end(light_client) == 0, made.logs()
+    assert [made.end(p) for p in (server, *clients)] == [0, 0, 0], made.logs()
     assert (made.folder / "run" / "adapter" / "head.safetensors").is_file()
     assert "failed" not in made.log("a")
 

@@ -38,3 +38,13 @@ def test_tests_that_fail_are_the_exit_code(monkeypatch, tmp_path, capsys):
     assert main(["--only", "lowest"]) == 1
     assert "1 failed" in capsys.readouterr().out
     assert '"end": "lowest"' in (tmp_path / "results.jsonl").read_text()
+
+
+def test_pinned_versions_are_tested_alone(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "experiments.versions.__main__.try_pins",
+        lambda pins, folder, tests: VersionEnd("pinned", "3.11", {"peft": pins[0][6:]}, f"{len(tests)} passed"),
+    )
+    assert main(["--pins", "peft==0.18.0", "--tests", "tests/unit/peft"]) == 0
+    assert "| peft | 0.18.0 |" in (shown := capsys.readouterr().out)
+    assert "| tests | 1 passed |" in shown
