@@ -20,7 +20,7 @@ from fedpeft.errors import FedpeftError
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("clients", "fedpeft", "strategies")
-LEFT_OUT = ("fedpeft/starter/", "fedpeft/conformance/test_")
+LEFT_OUT = ("fedpeft/init/starter/", "fedpeft/conformance/test_")
 """Prefixes of paths that are left out: a user's project, and tests."""
 GOLDEN, PAGE = Path("tests/golden/errors.txt"), Path("docs/errors.md")
 RETIRED = "(retired)"

@@ -1,4 +1,4 @@
-"""python .ci/lock.py: write requirements.lock, the core environment with a hash of every file that pip installs.
+"""python .ci/lock.py: write requirements.lock: clients, simulations and servers, with a hash of every file.
 
 pip resolves the requirements of `pyproject.toml` and reports what it would install; nothing is installed. The hashes
 belong to the files for this machine (its system, processor and Python), which the first line of the lock names.
@@ -19,12 +19,14 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 LOCK = ROOT / "requirements.lock"
+EXTRAS = ("simulate", "server")
 
 
 def read_dependencies() -> list[str]:
-    """Return the core's requirements from `pyproject.toml`."""
+    """Return the requirements of clients, simulations and servers from `pyproject.toml`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return list(project["dependencies"])
+    extras = [text for extra in EXTRAS for text in project["optional-dependencies"][extra]]
+    return [text for text in (*project["dependencies"], *extras) if not text.startswith("fedpeft[")]
 
 
 def resolve_dependencies(requirements: list[str]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """python .ci/sbom.py [FILE]: write a CycloneDX list of fedpeft and its installed dependencies.
 
-It contains fedpeft and all direct and indirect dependencies in the environment of this Python, with versions and
-licenses from the packages' own metadata. Other packages, such as development tools, are left out. The same environment
-gives the same file (default: sbom.cdx.json).
+It contains fedpeft and all direct and indirect dependencies of clients, simulations and servers in the environment of
+this Python, with versions and licenses from the packages' own metadata. Other packages, such as development tools, are
+left out. The same environment gives the same file (default: sbom.cdx.json).
 """
 
 from __future__ import annotations
@@ -18,12 +18,28 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = "fedpeft"
+EXTRAS = ("simulate", "server")
+"""Extras of `ROOT` that are listed if they are installed."""
 
 
 def list_requirements(package: Distribution) -> list[str]:
-    """Return the names of a package's requirements in this environment, without extras."""
-    found = (Requirement(text) for text in package.requires or ())
-    return sorted({canonicalize_name(r.name) for r in found if r.marker is None or r.marker.evaluate({"extra": ""})})
+    """Return the names of a package's requirements in this environment: without extras, but for `EXTRAS` of `ROOT`."""
+    names = set()
+    for requirement in map(Requirement, package.requires or ()):
+        name = canonicalize_name(requirement.name)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            names.add(name)
+        elif canonicalize_name(package.name) == ROOT != name and is_installed(name):
+            names |= {name for extra in EXTRAS if requirement.marker.evaluate({"extra": extra})}
+    return sorted(names)
+
+
+def is_installed(name: str) -> bool:
+    """Return whether there is a package of this name."""
+    try:
+        return bool(distribution(name))
+    except PackageNotFoundError:
+        return False
 
 
 def find_dependencies(root: str) -> dict[str, Distribution]:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedpeft import families
-from fedpeft.parts import Family
+from fedpeft.parts import Family, families
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "settings.txt"
 

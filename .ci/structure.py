@@ -1,4 +1,7 @@
-"""Print structural measures of the production code, from its syntax trees: python .ci/structure.py [TREE ...].
+"""Print structural measures of the production code, from its syntax trees.
+
+    python .ci/structure.py [TREE ...]     the measures, with a column for each tree
+    python .ci/structure.py --list         the overrides, complex functions and nested conditions of this tree
 
 A tree is a checkout; the default is this one. Two trees are printed side by side, so that changes can be compared.
 """
@@ -96,8 +99,8 @@ def count_loop_parameters(code: Code) -> int:
     return 0
 
 
-def count_single_overrides(code: Code) -> int:
-    """Count methods of base classes that exactly one subclass overrides."""
+def list_single_overrides(code: Code) -> list[str]:
+    """List methods of base classes that exactly one subclass overrides; a base class has at least three subclasses."""
     classes = {node.name: node for node in code.walk() if isinstance(node, ast.ClassDef)}
     bases = {
         name: {ast.unparse(base).split("[")[0] for base in node.bases} & set(classes) for name, node in classes.items()
@@ -110,14 +113,18 @@ def count_single_overrides(code: Code) -> int:
     def find_ancestors(name: str) -> set[str]:
         return set().union(*({base} | find_ancestors(base) for base in bases[name]))
 
-    overriders: dict[tuple[str, str], int] = defaultdict(int)
+    overriders: dict[tuple[str, str], list[str]] = defaultdict(list)
     subclasses: dict[str, int] = defaultdict(int)
     for name in classes:
         for ancestor in find_ancestors(name):
             subclasses[ancestor] += 1
             for method in methods[name] & methods[ancestor]:
-                overriders[ancestor, method] += 1
-    return sum(count == 1 and subclasses[owner] >= 3 for (owner, _), count in overriders.items())
+                overriders[ancestor, method].append(name)
+    return sorted(
+        f"{owner}.{method} ({names[0]})"
+        for (owner, method), names in overriders.items()
+        if len(names) == 1 and subclasses[owner] >= 3
+    )
 
 
 def compute_complexity(function: ast.AST) -> int:
@@ -134,9 +141,15 @@ def compute_complexity(function: ast.AST) -> int:
     return complexity
 
 
-def count_complex_functions(code: Code) -> int:
-    """Count functions with a cyclomatic complexity above 15."""
-    return sum(compute_complexity(node) > 15 for node in code.walk() if isinstance(node, FUNCTIONS))
+def list_complex_functions(code: Code) -> list[str]:
+    """List functions with a cyclomatic complexity above 15, the most complex first."""
+    found = [
+        (compute_complexity(node), f"{name}:{node.lineno} {node.name}")
+        for name, module in code.modules.items()
+        for node in ast.walk(module)
+        if isinstance(node, FUNCTIONS)
+    ]
+    return [f"{place} ({complexity})" for complexity, place in sorted(found, reverse=True) if complexity > 15]
 
 
 def count_comprehensions(code: Code) -> float:
@@ -151,20 +164,65 @@ def count_comprehensions(code: Code) -> float:
     return round(100 * sum(isinstance(node, COMPREHENSIONS) for node in code.walk()) / len(lines), 1)
 
 
-def count_nested_conditions(code: Code) -> int:
-    """Count conditional expressions inside conditional expressions."""
-    return sum(
-        isinstance(inner, ast.IfExp)
-        for outer in code.walk()
+def list_nested_conditions(code: Code) -> list[str]:
+    """List conditional expressions inside conditional expressions."""
+    return [
+        f"{name}:{outer.lineno} {ast.unparse(outer)}"
+        for name, module in code.modules.items()
+        for outer in ast.walk(module)
         if isinstance(outer, ast.IfExp)
         for inner in (outer.body, outer.orelse, outer.test)
-    )
+        if isinstance(inner, ast.IfExp)
+    ]
 
 
 def count_top_names(code: Code) -> int:
     """Count the modules and packages directly below `fedpeft`."""
     tops = {Path(name).parts[1].removesuffix(".py") for name in code.modules if name.startswith("fedpeft/")}
     return len(tops - {"__init__", "__main__"})
+
+
+def name_module(path: str) -> str:
+    """Return the import name of a module, given its path in a checkout; a package ends with `.__init__`."""
+    name = path.removesuffix(".py").replace("/", ".")
+    return name if name.startswith("fedpeft.") else f"fedpeft.{name}"
+
+
+def walk_imports(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield module and name of each import that runs with a module's own, so not of functions or for types alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ImportFrom):
+            yield from ((child.module or "", alias.name) for alias in child.names)
+        elif not isinstance(child, FUNCTIONS) and not (
+            isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        ):
+            yield from walk_imports(child)
+
+
+def find_imports(code: Code) -> dict[str, set[str]]:
+    """Return the modules that each module imports; names of packages stand for the modules that define them."""
+    modules = {name_module(path): module for path, module in code.modules.items()}
+    packages = {name.removesuffix(".__init__"): module for name, module in modules.items() if name.endswith("__init__")}
+    faces = {(package, name): source for package, module in packages.items() for source, name in walk_imports(module)}
+    imports: dict[str, set[str]] = {}
+    for module in modules.keys() - {f"{package}.__init__" for package in packages}:
+        lines = list(walk_imports(modules[module]))
+        places = {f"{source}.{name}" for source, name in lines} | {faces.get(line, line[0]) for line in lines}
+        imports[module] = places & modules.keys()
+    return imports
+
+
+def count_longest_chain(code: Code) -> int:
+    """Count the modules of the longest chain in which each module imports the next one."""
+    imports, lengths = find_imports(code), {}
+
+    def measure(name: str) -> int:
+        if name not in lengths:
+            lengths[name] = 0  # ends a circle
+            lengths[name] = 1 + max(map(measure, imports[name]), default=0)
+        return lengths[name]
+
+    return max(map(measure, imports))
 
 
 def count_participles(code: Code) -> int:
@@ -178,19 +236,32 @@ ROWS: dict[str, Callable[[Code], float]] = {
     "production files": lambda code: len(code.modules),
     "code tokens, in thousands": count_tokens,
     "names directly below fedpeft/": count_top_names,
+    "longest import chain": count_longest_chain,
     "round loop: `x.y is None`": count_loop_guards,
     "round loop: parameters of Server": count_loop_parameters,
     "all code: `x.y is None`": count_guards,
-    "base-class methods with one overrider": count_single_overrides,
-    "functions with complexity above 15": count_complex_functions,
+    "base-class methods with one overrider": lambda code: len(list_single_overrides(code)),
+    "functions with complexity above 15": lambda code: len(list_complex_functions(code)),
     "comprehensions per 100 code lines": count_comprehensions,
-    "nested conditional expressions": count_nested_conditions,
+    "nested conditional expressions": lambda code: len(list_nested_conditions(code)),
     "functions named by one participle": count_participles,
 }
 
 
+LISTS: dict[str, Callable[[Code], list[str]]] = {
+    "base-class methods with one overrider": list_single_overrides,
+    "functions with complexity above 15": list_complex_functions,
+    "nested conditional expressions": list_nested_conditions,
+}
+
+
 def main(trees: list[str]) -> None:
-    """Print a Markdown table with one column per tree."""
+    """Print a Markdown table with one column per tree, or with `--list` the places in this tree."""
+    if trees == ["--list"]:
+        code = Code(ROOT)
+        for name, list_places in LISTS.items():
+            print(f"{name}:", *list_places(code), sep="\n    ")
+        return
     codes = [Code(Path(tree)) for tree in trees or [str(ROOT)]]
     print("| counted by syntax tree | " + " | ".join(Path(tree).resolve().name for tree in trees or [str(ROOT)]) + " |")
     print("|---|" + "---:|" * len(codes))

@@ -1,20 +1,21 @@
 """Hostile clients, which measure how much a robust strategy is worth. For simulations only.
 
-An attack acts where a hostile client could: on the labels that it trains with, on the update that it hands in, and on
+An attack acts where a hostile client could: on the examples that it trains with, on the update that it hands in, and on
 the number of examples that it claims. The run's seed decides which clients are hostile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from fedpeft import seeds
-from fedpeft.families import ATTACKS as ATTACKS
+from fedpeft.machine import seeds
 from fedpeft.parts import setting
+from fedpeft.parts.families import ATTACKS as ATTACKS
 from fedpeft.peft.adapter import Layout, State
 
 
@@ -43,6 +44,22 @@ class ChangesLabels(Protocol):
 
     def relabel(self, labels: np.ndarray, classes: int) -> np.ndarray:
         """Return the labels (n,) that an attacker trains with in place of its own."""
+
+
+@runtime_checkable
+class PlantsTrigger(Protocol):
+    """Attackers train on some of their examples with a trigger, and label these with a target class."""
+
+    @property
+    def target(self) -> int:
+        """The class that the trigger leads to, from 0."""
+
+    @property
+    def share(self) -> float:
+        """Share of an attacker's examples of other classes that get the trigger, above 0 and at most 1."""
+
+    def plant(self, inputs: Sequence[str] | np.ndarray) -> Sequence[str] | np.ndarray:
+        """Return the inputs with the trigger: texts, or images uint8 (rows, height, width) with or without colors."""
 
 
 @runtime_checkable

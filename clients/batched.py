@@ -11,7 +11,7 @@ so it stays zero and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from fedpeft.clients.drift import Pull, compute_pull
 from fedpeft.clients.dropout import DropoutPlan, replace_dropout
 from fedpeft.clients.executor import Executor, Job, Trained, collect_penalties, copy_leading_parts, view_leading_part
-from fedpeft.clients.local_optimizer import ProbesLosses
+from fedpeft.clients.local_optimizer import CarriesMomentum, LocalOptimizer, ProbesLosses
 from fedpeft.clients.probing import directions, probe
 from fedpeft.clients.transfer import put
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
 from fedpeft.models.task import GROUPS, FederatedModel, RowLosses, Task, find_trainable
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.peft.method import PeftMethod
-from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
+from fedpeft.peft.stacked_layers import PacksTokens, StackedLayer, StackedLinear
 
 
 class BatchedExecutor(Executor):
@@ -83,7 +83,9 @@ class BatchedExecutor(Executor):
         """Return what lets the base work without padding; None: the base or an adapter can't."""
         inside = [m for m in self.model.base.modules() if isinstance(m, StackedLayer)]
         self._activate(1)
-        if not all(layer.packs for layer in inside) or not can_pack_tokens(self.model.base):
+        if not all(isinstance(layer, PacksTokens) and layer.packs for layer in inside) or not can_pack_tokens(
+            self.model.base
+        ):
             return None
         packed = PackedTokens(self.model.base)
         for layer in inside:
@@ -122,6 +124,8 @@ class BatchedExecutor(Executor):
         self._load(jobs)
         most = job.training.optimizer.max_norm
         optimizer, warmup = job.training.optimizer.create_optimizer(chosen, job.learning_rate)
+        momenta = [j.choose_momentum() for j in jobs]
+        _write_momenta(job.training.optimizer, optimizer, chosen, momenta)
         pulls = [j.collect_pulls({name: p[k] for name, p in chosen.items()}) for k, j in enumerate(jobs)]
         given = [j.offsets for j in jobs if j.offsets is not None]
         offsets = torch.stack(given) if given else None
@@ -138,7 +142,7 @@ class BatchedExecutor(Executor):
             of_step = partial(self._mean_losses, jobs[:active], step, rows, batch, real, shifts)
             optimizer.zero_grad(set_to_none=True)
             if isinstance(job.training.optimizer, ProbesLosses):
-                distance = job.training.optimizer.probes
+                distance = job.training.optimizer.get_probe_distance()
                 client_losses = self._probe_slopes(chosen, jobs[:active], step, distance, of_step)
             else:
                 client_losses = of_step(masks)
@@ -158,12 +162,13 @@ class BatchedExecutor(Executor):
                 losses[k].append(loss)
                 if len(plans[k]) == step + 1:
                     trained[k] = copy_leading_parts({n: p.detach()[k] for n, p in chosen.items()}, jobs[k].received)
+                    momenta[k] = _read_momentum(jobs[k], optimizer, chosen, k, momenta[k])
         self.dropout.stop()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         return [
-            Trained(j.client, state, float(torch.stack(loss).double().mean()), len(plan), len(j.rows))
-            for j, state, loss, plan in zip(jobs, trained, losses, plans, strict=True)
+            Trained(j.client, state, float(torch.stack(loss).double().mean()), len(plan), len(j.rows), momentum)
+            for j, state, loss, plan, momentum in zip(jobs, trained, losses, plans, momenta, strict=True)
         ]
 
     def _mean_losses(
@@ -249,6 +254,32 @@ class BatchedExecutor(Executor):
     def _scale(self, forms: Sequence[AdapterShape | None]) -> None:
         for layer in self.stacks:
             layer.set_forms(forms)
+
+
+def _write_momenta(
+    rule: LocalOptimizer,
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    momenta: Sequence[State],
+) -> None:
+    """Have each client's steps begin with its own momentum, if the optimizer has one; the same tensors for all."""
+    if not isinstance(rule, CarriesMomentum):
+        return
+    for name in momenta[0]:
+        stack = torch.zeros_like(parameters[name])
+        for k, momentum in enumerate(momenta):
+            view_leading_part(stack[k], momentum[name]).copy_(momentum[name])
+        rule.write_momentum(optimizer, parameters[name], stack)
+
+
+def _read_momentum(
+    job: Job, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], k: int, names: Iterable[str]
+) -> State:
+    """Return the momentum of the job in place `k` for some tensors; empty: the optimizer has none."""
+    rule = job.training.optimizer
+    if not isinstance(rule, CarriesMomentum):
+        return {}
+    return copy_leading_parts({n: rule.read_momentum(optimizer, parameters[n])[k] for n in names}, job.received)
 
 
 def assign_rows(real: Tensor, clients: int) -> Tensor:

@@ -8,9 +8,9 @@ from functools import partial
 from fedpeft.clients.stages import ClientRound, ClientStage
 from fedpeft.clients.store import add_label, select_section
 
-from fedpeft.aggregation.factors import select_leading_ranks
 from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.aggregation.strategy import Strategy
+from fedpeft.aggregation.update import select_leading_ranks
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import Arrivals, create_start
 from fedpeft.communication.messages import Instruction

@@ -18,7 +18,7 @@ from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.features import attach_features
 from fedpeft.clients.masking import MaskPlan
 from fedpeft.clients.own_bases import train_on_own_bases
-from fedpeft.clients.stages import ClientRound, ClientStage, TrainedRound
+from fedpeft.clients.stages import ChoosesRows, ClientRound, ClientStage, TrainedRound, TrainsAgain
 from fedpeft.clients.store import ClientStore, load_kept_state
 from fedpeft.clients.workbench import Workbench
 
@@ -95,6 +95,8 @@ class ClientSide:
         self.store = ClientStore(plan.store)
         features, self.reports = attach_features(bench, plan)
         self.stages = (*more, *features, self.reports)
+        self.choosing = [stage for stage in self.stages if isinstance(stage, ChoosesRows)]
+        self.training_again = [stage for stage in self.stages if isinstance(stage, TrainsAgain)]
         self.answers = {"prepare": self._prepare, "evaluate": self._evaluate, "train": self._train}
         self.answers |= self.reports.answers
 
@@ -132,7 +134,7 @@ class ClientSide:
         rows, apart = split_held_out(
             self.plan.partition.shard(client), self.plan.held_out, self.bench.plan.seed, client
         )
-        for stage in self.stages:
+        for stage in self.choosing:
             rows = stage.choose_rows(rows, client, round_number)
         return rows, apart
 
@@ -147,7 +149,7 @@ class ClientSide:
         rounds: Sequence[ClientRound] = [self._begin(instruction) for instruction in instructions]
         train = partial(train_on_own_bases, self.bench)
         results = train(rounds)
-        for stage in self.stages:
+        for stage in self.training_again:
             rounds = stage.second_pass(rounds, train)
         each = (time.perf_counter() - started) / max(1, sum(result.steps for result in results))
         threads = count_usable_cores() if self.reports.parallel and self.bench.plan.device != "cpu" else 1

@@ -1,4 +1,7 @@
-"""Kronecker factors of a model's LoRA matrices on a client's examples, as sums (`fedpeft.trust.kronecker`)."""
+"""Curvature of a model's loss on a client's examples.
+
+Kronecker factors of LoRA matrices, as sums (`fedpeft.trust.kronecker`), and the diagonal of the Fisher information.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from fedpeft.clients.executor import Executor, Job, view_leading_part
+from fedpeft.clients.transfer import move_tensor
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch
-from fedpeft.models.task import FederatedModel, get_canonical_name
+from fedpeft.machine import seeds
+from fedpeft.models.task import FederatedModel, find_trainable, get_canonical_name
 from fedpeft.peft.adapter import State
 from fedpeft.trust.kronecker import name_sums
 
@@ -79,6 +86,33 @@ def compute_kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> S
                 kept = select_tokens(g, mask)
                 sums[names[name][1]] += kept.T @ kept
     return sums
+
+
+def compute_fisher_diagonal(executor: Executor, job: Job, most: int) -> State:
+    """Return the mean square of the gradients of single examples, for the tensors that a job trains.
+
+    This is the diagonal of the empirical Fisher information: the labels are those of the examples, not drawn ones. The
+    loss of an example is its mean over what it predicts. Dropout rests.
+
+    Args:
+        executor: with a model whose parameters are those of one client.
+        job: the client's work, from the model that is measured.
+        most: the most examples, at least 1; of more, some are drawn.
+    """
+    executor.load(job.received, job.form)
+    parameters = {name: p for name, p in find_trainable(executor.model).items() if name in job.trained}
+    device = next(executor.model.parameters()).device
+    rows = seeds.create_generator(job.seed, "information", job.round, job.client).permutation(job.rows)[:most]
+    sums = {name: torch.zeros_like(job.received[name], dtype=torch.float64, device=device) for name in parameters}
+    for row in rows:
+        batch = {name: move_tensor(t, device) for name, t in executor.examples.batch(np.array([row])).items()}
+        with torch.enable_grad():
+            losses = executor.task.row_losses(executor.model, batch, job.offsets)
+            loss = losses.sums.sum() / losses.counts.sum().clamp(min=1)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        for total, gradient in zip(sums.values(), gradients, strict=True):
+            total += view_leading_part(gradient, total).double().square()
+    return {name: (total / max(1, len(rows))).cpu() for name, total in sums.items()}
 
 
 def select_tokens(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -24,10 +24,10 @@ from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode_whole
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.families import CORRECTIONS as CORRECTIONS
 from fedpeft.parts import format_part, name_of
+from fedpeft.parts.families import CORRECTIONS as CORRECTIONS
+from fedpeft.parts.spec import split_outside_parentheses
 from fedpeft.peft.adapter import AdapterShape, State
-from fedpeft.spec import split_outside_parentheses
 
 if TYPE_CHECKING:
     from fedpeft.clients.executor import Job, Trained
@@ -153,6 +153,41 @@ class ExchangedCorrection(Correction, KeepsState):
             clients: number of all clients, in a round or not.
         """
         return server
+
+
+class ControlVariates(ExchangedCorrection):
+    """Control variates c (the server's) and c_k (a client's), 0 at first: gradients move by c - c_k."""
+
+    def begin(self, job: Job, server: State, own: State) -> Pull:
+        """Return the pull c - c_k."""
+        correction = compute_control_difference(server, own)
+
+        def pull(name: str, value: Tensor) -> Tensor | None:
+            return correction.get(name)
+
+        return pull
+
+    def step(self, server: State, changes: Fold, clients: int) -> State:
+        """Return c + (1 / N) sum of the changes of c_k."""
+        share = changes.weight / clients
+        return server | {name: server[name] + share * change for name, change in changes.mean().items()}
+
+
+def compute_control_difference(server: State, own: State) -> State:
+    """Return c - c_k for the tensors of c; a missing c_k counts as 0."""
+    return {name: c - own[name] if name in own else c for name, c in server.items()}
+
+
+@runtime_checkable
+class StartsMomentum(Protocol):
+    """The local optimizer's momentum begins the round with a value of the correction's.
+
+    `Trained.momentum` has its last value. The optimizer must have the ability `CarriesMomentum`.
+    """
+
+    @abstractmethod
+    def choose_momentum(self, server: State, own: State) -> State:
+        """Return the first momentum of some tensors, in their shapes; see `Correction.begin`."""
 
 
 @runtime_checkable
@@ -299,7 +334,9 @@ class Drift:
                 )
             return {}
         labels = [c.name for c in self.corrections if isinstance(c, ExchangedCorrection)]
-        flat = decode_whole(payload, {f"{label}/{name}": shape for label in labels for name, shape in shapes.items()})
+        flat = decode_whole(
+            payload, {f"{label}/{name}": shape for label in labels for name, shape in shapes.items()}, agreed=()
+        )
         return unflatten_states(flat)
 
 

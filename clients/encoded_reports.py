@@ -11,13 +11,13 @@ from fedpeft.clients.stages import ClientRound, Reports, TrainedRound, is_summan
 from fedpeft.clients.store import add_label, select_section
 from fedpeft.clients.workbench import Workbench
 
-from fedpeft import seeds
 from fedpeft.aggregation.head_start import HeadStart, WeighsErrors
 from fedpeft.aggregation.strategy import Strategy, count_round_types
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import PayloadError
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.guard import Guard
 

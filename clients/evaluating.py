@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from fedpeft.clients.curvature import compute_kronecker_sums
 from fedpeft.clients.executor import EVALUATION_BATCH
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.clients.stages import ClientRound
 from fedpeft.clients.task_sums import compute_class_sums, compute_input_moments
-from fedpeft.clients.workbench import Workbench
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Report
@@ -20,6 +21,9 @@ from fedpeft.privacy.secure_sum.integers import LARGEST_NUMBER
 from fedpeft.trust.question import ROWS, Question, parse_question
 from fedpeft.trust.questions.class_sums import ClassSums
 from fedpeft.trust.questions.layer_inputs import LayerInputs
+
+if TYPE_CHECKING:
+    from fedpeft.clients.workbench import Workbench
 
 SUMS = "fp64"
 """Codec of sums. It is lossless, because a total would miss what rounding takes from its parts."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -21,17 +21,18 @@ from fedpeft.clients.drift import (
     Pull,
     ReducesNoise,
     SkipsSteps,
+    StartsMomentum,
     TurnsGradients,
 )
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.transfer import copy_to_cpu, move_tensor
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.aggregation.update import pad_ranks
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.data.examples import Batch, Examples, TokenRows, batch_by_length, round_up_length
 from fedpeft.data.packing import Place, find_places, pack_clients
+from fedpeft.machine import seeds
 from fedpeft.models.abilities import ComparesExamples, PacksExamples
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens
@@ -153,6 +154,15 @@ class Job:
             return []
         start = {name: view_leading_part(p.detach(), self.received[name]).clone() for name, p in parameters.items()}
         return [acting.begin(replace(self, received=start)) for acting in self.corrections]
+
+    def choose_momentum(self) -> State:
+        """Return the momentum that the local optimizer begins with, for some tensors; empty: it begins without one."""
+        acting = (acting for acting in self.corrections if isinstance(acting.correction, StartsMomentum))
+        return {
+            name: tensor
+            for a in acting
+            for name, tensor in cast(StartsMomentum, a.correction).choose_momentum(a.server, a.own).items()
+        }
 
     def find_still_tensors(self, names: Iterable[str], step: int) -> list[str]:
         """Return the names of the tensors that stand still in a `step`, from 0."""
@@ -285,13 +295,23 @@ def expand_to_parameter(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a job: trained tensors, mean loss over its steps, number of steps and of examples."""
+    """The result of a job.
+
+    Attributes:
+        client: id of the client.
+        state: the trained tensors.
+        loss: mean loss over the steps.
+        steps: number of steps.
+        rows: number of examples.
+        momentum: the optimizer's last momentum, for the tensors of `Job.choose_momentum`.
+    """
 
     client: int
     state: State
     loss: float
     steps: int
     rows: int
+    momentum: State = field(default_factory=dict)
 
 
 class Executor(ABC):

@@ -54,6 +54,6 @@ def attach_features(bench: Workbench, plan: ClientPlan) -> tuple[tuple[ClientSta
         DriftStage(plan.drift, plan.lossless),
         None if sampling is not None else WalkStage(bench),  # DP-SGD draws the examples of each step
         StrategyStage(strategy, work.layout, work.seed),
-        PersonalStage(strategy.get_personal_pull()) if isinstance(strategy, PersonalModel) else None,
+        PersonalStage(strategy, bench) if isinstance(strategy, PersonalModel) else None,
     )
     return tuple(stage for stage in offered if stage is not None), reports

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft.errors import ConfigError
-from fedpeft.families import LOCAL_OPTIMIZERS as LOCAL_OPTIMIZERS
 from fedpeft.parts import name_of, setting
+from fedpeft.parts.families import LOCAL_OPTIMIZERS as LOCAL_OPTIMIZERS
 
 Variance = Callable[[str], float]
 """Returns the noise variance in each entry of a parameter's gradient, given its canonical name."""
@@ -50,11 +50,6 @@ class LocalOptimizer(ABC):
 
     plain: ClassVar[bool] = False
     """Whether a step is the gradient times the learning rate, so that the gradient can be read off it."""
-
-    @property
-    def decays(self) -> bool:
-        """Whether a step also moves entries whose gradient is zero; by default not."""
-        return False
 
     @abstractmethod
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -117,9 +112,32 @@ class LocalOptimizer(ABC):
 
 
 @runtime_checkable
+class MovesIdleEntries(Protocol):
+    """A step can also move entries whose gradient is zero."""
+
+    def moves_idle_entries(self) -> bool:
+        """Return whether it does, with the optimizer's settings."""
+
+
+@runtime_checkable
+class CarriesMomentum(Protocol):
+    """Steps use a momentum, in the unit of a gradient, that corrections can set before a round and read after it.
+
+    M <- b M + (1 - b) g, so a constant added to M and to all gradients of a round stays added to M.
+    """
+
+    @abstractmethod
+    def write_momentum(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, momentum: Tensor) -> None:
+        """Set the momentum of a parameter, in its shape, before the first step."""
+
+    @abstractmethod
+    def read_momentum(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor:
+        """Return the momentum of a parameter, in its shape."""
+
+
+@runtime_checkable
 class ProbesLosses(Protocol):
     """A step uses the losses at two points instead of a gradient."""
 
-    @property
-    def probes(self) -> float:
-        """Distance of the two points from the parameters, in each entry, above 0."""
+    def get_probe_distance(self) -> float:
+        """Return the distance of the two points from the parameters, in each entry, above 0."""

@@ -32,7 +32,7 @@ class LocalTraining:
     @property
     def walks(self) -> bool:
         """Whether a client must remember how many steps it has made."""
-        return isinstance(self.work, WalksExamples) and self.work.walk
+        return isinstance(self.work, WalksExamples) and self.work.continues_walk()
 
     def steps_for(self, rows: int) -> int:
         """Return the local steps of a round on a shard of `rows` examples.
@@ -57,7 +57,7 @@ class LocalTraining:
         """Return the same training with `count` steps; 0: as it is."""
         if not count:
             return self
-        walk = self.work.walk if isinstance(self.work, WalksExamples) else True
+        walk = self.work.continues_walk() if isinstance(self.work, WalksExamples) else True
         return replace(self, work=LOCAL_WORK.build(f"steps(count={count}, walk={walk})"))
 
     def set_passes(self, count: float) -> LocalTraining:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol, runtime_checkable
 
-from fedpeft.families import LOCAL_WORK as LOCAL_WORK
+from fedpeft.parts.families import LOCAL_WORK as LOCAL_WORK
 
 
 class LocalWork(ABC):
@@ -27,6 +27,5 @@ class LocalWork(ABC):
 class WalksExamples(Protocol):
     """A round can continue where the client's last one stopped, so that all its examples take part."""
 
-    @property
-    def walk(self) -> bool:
-        """Whether it does; False: each round shuffles the examples anew."""
+    def continues_walk(self) -> bool:
+        """Return whether it does; False: each round shuffles the examples anew."""

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fedpeft.clients.evaluating import compute_contribution
-from fedpeft.clients.masking import Masking
 from fedpeft.clients.stages import Answer, ClientRound, Reports, TrainedRound, is_summand, refuse_form
 from fedpeft.clients.workbench import Workbench
 
-from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.head_start import HeadStart, convert_to_summands
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.errors import PrivacyError
 from fedpeft.peft.adapter import State
-from fedpeft.privacy.client_protection import VECTORS
 from fedpeft.privacy.guard import Guard
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
+from fedpeft.privacy.secure_sum.member import VECTORS
 from fedpeft.privacy.sum_mechanism import SumMechanism
+
+if TYPE_CHECKING:
+    from fedpeft.clients.masking import Masking
 
 
 class MaskedReports(Reports):
@@ -75,7 +77,7 @@ class MaskedReports(Reports):
 
         def contribute(announced: Announcement) -> Contribution:
             asked = announced.numbers > BESIDE or announced.size
-            sums = self.head.additive(measure()) if asked else {}
+            sums = convert_to_summands(self.head, measure()) if asked else {}
             mechanism = None if self.guard is None else self.guard.mechanism
             sums = mechanism.start_summand(sums) if isinstance(mechanism, SumMechanism) else sums
             return Contribution(self._get_weight(rows), rows, statistics=sums)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,8 +31,10 @@ from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import degree
 from fedpeft.privacy.secure_sum.notes import Notes
 from fedpeft.privacy.secure_sum.roster import Membership
-from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.secure_sum.sum import SecureSum
+
+if TYPE_CHECKING:
+    from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 
 FILE = "secure_sum.member"
 

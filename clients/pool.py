@@ -15,16 +15,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import Synchronized
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Job, Totals, Trained
 from fedpeft.clients.workbench import Workbench, WorkPlan
 
-from fedpeft import plugins
-from fedpeft.answers.exam import Exam, Said
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import RunError
@@ -37,8 +34,13 @@ from fedpeft.machine.processes import (
     ignore_interrupts,
     set_storage_variables,
 )
+from fedpeft.models.answers.exam import Exam, Said
+from fedpeft.parts import plugins
+from fedpeft.parts.plugins import Recipe
 from fedpeft.peft.adapter import State
-from fedpeft.plugins import Recipe
+
+if TYPE_CHECKING:
+    from fedpeft.clients.client import ClientPlan
 
 T = TypeVar("T")
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from fedpeft.clients.executor import Job
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.communication.codecs.scalars import direction
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import Layout, State
+
+if TYPE_CHECKING:
+    from fedpeft.clients.executor import Job
 
 
 def directions(job: Job, layout: Layout, step: int) -> State:

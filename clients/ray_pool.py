@@ -14,15 +14,16 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.pool import Pool, RemoteWorker, create_worker_error, pack_plans
 from fedpeft.clients.workbench import WorkPlan
 
-from fedpeft.errors import RunError, require_extra
-from fedpeft.machine.files import is_disk_full
+from fedpeft.errors import RunError, is_disk_full, require_extra
 from fedpeft.machine.processes import restore_sigterm
+
+if TYPE_CHECKING:
+    from fedpeft.clients.client import ClientPlan
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from fedpeft.clients.executor import (
     expand_to_parameter,
     view_leading_part,
 )
-from fedpeft.clients.local_optimizer import ProbesLosses
+from fedpeft.clients.local_optimizer import CarriesMomentum, ProbesLosses
 from fedpeft.clients.probing import directions, probe
 from fedpeft.clients.transfer import move_tensor, put
 from torch import Tensor, nn
@@ -102,6 +102,10 @@ class SequentialExecutor(Executor):
         optimizer, warmup = job.training.optimizer.create_optimizer(
             chosen, job.learning_rate, job.compute_noise_variance
         )
+        momentum, rule = job.choose_momentum(), job.training.optimizer
+        if isinstance(rule, CarriesMomentum):
+            for name, first in momentum.items():
+                rule.write_momentum(optimizer, chosen[name], expand_to_parameter(first, chosen[name]).to(chosen[name]))
         pulls = job.collect_pulls(chosen)
         losses = []
         for step, loss in enumerate(self._iterate_steps(job, chosen, optimizer)):
@@ -122,7 +126,11 @@ class SequentialExecutor(Executor):
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         trained = copy_leading_parts({name: p.detach() for name, p in chosen.items()}, job.received)
-        return Trained(job.client, trained, float(torch.stack(losses).double().mean()), len(losses), len(job.rows))
+        if isinstance(rule, CarriesMomentum):
+            last = {name: rule.read_momentum(optimizer, chosen[name]) for name in momentum}
+            momentum = copy_leading_parts(last, job.received)
+        mean = float(torch.stack(losses).double().mean())
+        return Trained(job.client, trained, mean, len(losses), len(job.rows), momentum)
 
     def _iterate_steps(
         self, job: Job, chosen: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
@@ -137,7 +145,12 @@ class SequentialExecutor(Executor):
                     n: expand_to_parameter(z, chosen[n]).to(chosen[n])
                     for n, z in directions(job, self.layout, step).items()
                 }
-                yield probe(chosen, along, job.training.optimizer.probes, partial(self._mean_loss, job, step, parts))
+                yield probe(
+                    chosen,
+                    along,
+                    job.training.optimizer.get_probe_distance(),
+                    partial(self._mean_loss, job, step, parts),
+                )
                 continue
             sums = counts = torch.zeros((), device=self.device)
             for part in parts:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -85,14 +85,6 @@ Answer = Callable[[Sequence[Instruction]], list[Report]]
 class ClientStage:
     """A feature of the client's half; every method does nothing by default."""
 
-    def choose_rows(self, rows: np.ndarray, client: int, round_number: int) -> np.ndarray:
-        """Return the examples that a client trains on in a round, as indices, given those that it may train on.
-
-        Raises:
-            DataError: there are none.
-        """
-        return rows
-
     def keeps(self, instruction: Instruction) -> bool:
         """Return whether the client has a state of its own from round to round."""
         return False
@@ -105,13 +97,29 @@ class ClientStage:
         """
         return client_round
 
-    def second_pass(self, rounds: Sequence[ClientRound], train: Train) -> Sequence[ClientRound]:
-        """Return the rounds after another training beside that of the global model, which is over."""
-        return rounds
-
     def finish(self, client_round: TrainedRound) -> TrainedRound:
         """Return the round with the feature's part of the update, of the report and of the client's state."""
         return client_round
+
+
+@runtime_checkable
+class ChoosesRows(Protocol):
+    """A stage that decides which examples a client trains on."""
+
+    def choose_rows(self, rows: np.ndarray, client: int, round_number: int) -> np.ndarray:
+        """Return the examples that a client trains on in a round, as indices, given those that it may train on.
+
+        Raises:
+            DataError: there are none.
+        """
+
+
+@runtime_checkable
+class TrainsAgain(Protocol):
+    """A stage that trains in a second pass."""
+
+    def second_pass(self, rounds: Sequence[ClientRound], train: Train) -> Sequence[ClientRound]:
+        """Return the rounds after another training beside that of the global model, which is over."""
 
 
 class Reports(ClientStage, ABC):

@@ -64,6 +64,9 @@ FILE = "states.sqlite"
 PATIENCE = 300.0
 """Seconds that a process waits for others that are writing."""
 
+FORMAT = 1
+"""Number of the file's frozen format, its `user_version` (docs/api.md)."""
+
 TABLE = """
 CREATE TABLE IF NOT EXISTS states (
     client INTEGER, round INTEGER, state BLOB NOT NULL, PRIMARY KEY (client, round)
@@ -101,7 +104,7 @@ class ClientStore:
                 files.make_private_folder(self.folder)
                 files.open_for_writing(self.file, "ab", private=True).close()
             with self._open_database() as database:
-                database.execute(TABLE)
+                _create_table(database)
                 if client in self._recorded:
                     database.execute(
                         "DELETE FROM states WHERE client = ? AND round NOT IN (?, ?, ?)",
@@ -147,7 +150,7 @@ class ClientStore:
                 return 0
             files.check_regular_file(self.file)
             with self._open_database() as database:
-                database.execute(TABLE)
+                _create_table(database)
                 query = "SELECT MAX(round) FROM states WHERE client = ? AND round < ?"
                 return int(database.execute(query, (client, before)).fetchone()[0] or 0)
         except (OSError, sqlite3.Error) as error:
@@ -182,5 +185,19 @@ class ClientStore:
         with closing(sqlite3.connect(self.file, PATIENCE)) as database:
             database.execute("PRAGMA journal_mode = TRUNCATE")  # unlike WAL it works on shared file systems, too
             database.execute("PRAGMA synchronous = FULL")
+            if (number := _get_format(database)) not in (0, FORMAT):
+                raise sqlite3.DatabaseError(f"it has the format {number}, and this version of fedpeft reads {FORMAT}")
             with database:
                 yield database
+
+
+def _get_format(database: sqlite3.Connection) -> int:
+    """Return the number of the file's format; 0: the file has no table yet."""
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _create_table(database: sqlite3.Connection) -> None:
+    """Create the table and mark the file with `FORMAT`, unless that is done."""
+    if not _get_format(database):
+        database.execute(TABLE)
+        database.execute(f"PRAGMA user_version = {FORMAT}")

@@ -21,9 +21,9 @@ from fedpeft.clients.local_work import LocalWork
 from fedpeft.clients.sequential import SequentialExecutor
 from torch import distributed
 
-from fedpeft import seeds
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.errors import ConfigError, PayloadError
+from fedpeft.machine import seeds
 from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 
@@ -171,8 +171,11 @@ class TrainerExecutor(SequentialExecutor):
 class ScriptWork(LocalWork):
     """The trainer's own number of steps, on examples in its own order."""
 
-    walk = False
     least = 0
+
+    def continues_walk(self) -> bool:
+        """Return False: the examples are the trainer's."""
+        return False
 
     def steps_for(self, rows: int, batch_size: int) -> int:
         """Return 0: the trainer sets its number of steps."""

@@ -28,7 +28,9 @@ class WalkStage(ClientStage):
     def begin(self, client_round: ClientRound) -> ClientRound:
         """Return the round with the number of earlier steps, also if this round itself does not walk."""
         before = client_round.state.get(STEPS)
-        walked = int(before) if before is not None else 0 if client_round.job.training.walks else None
+        if before is None and not client_round.job.training.walks:
+            return client_round
+        walked = 0 if before is None else int(before)
         return replace(client_round, job=replace(client_round.job, walked=walked))
 
     def finish(self, client_round: TrainedRound) -> TrainedRound:

@@ -21,7 +21,6 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from torch import nn
 
-from fedpeft import plugins
 from fedpeft.communication.base_residual import ResidualFiles
 from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.examples import Examples, RelabeledRows
@@ -32,6 +31,7 @@ from fedpeft.models.abilities import DescribesImages
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.determinism import compute_deterministically
 from fedpeft.models.determinism_check import check_repeats
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.frozen_blocks import ActivationCache, cut_below, get_sequences, start_from_store
 from fedpeft.models.kernels import Kernel, install_fast_linears
 from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
@@ -40,10 +40,11 @@ from fedpeft.models.quantized_base import Precision, quantize
 from fedpeft.models.scoring import move_batch
 from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
 from fedpeft.models.spread import spread_model
-from fedpeft.models.task import DTYPES, FederatedModel, Task
+from fedpeft.models.task import FederatedModel, Task
+from fedpeft.parts import plugins
+from fedpeft.parts.plugins import Recipe
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.peft.method import PeftMethod
-from fedpeft.plugins import Recipe
 
 KERNELS = "64"
 """Number of oneDNN kernels to keep. The default, 1024, costs scratch memory for each shape of a product."""

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.spec import add_settings
-from fedpeft.studies.results import Result, ResultsFile, select_latest
-from fedpeft.studies.study_file import read_study
+from fedpeft.parts.spec import add_settings
+from fedpeft.study.results import Result, ResultsFile, select_latest
+from fedpeft.study.study_file import read_study
 
 FOLDER = Path(__file__).parent
 

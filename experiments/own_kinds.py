@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import exit_on_error
-from fedpeft.answers.metrics.exact_match import ExactMatch
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import RunError
-from fedpeft.evaluation.contestants import BASE, GLOBAL
+from fedpeft.evaluate.contestants import BASE, GLOBAL
+from fedpeft.models.answers.metrics.exact_match import ExactMatch
 from fedpeft.reporting.finished_run import FinishedRun
 
 

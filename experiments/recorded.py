@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fedpeft.errors import RunError
-from fedpeft.studies.results import Result, ResultsFile
+from fedpeft.study.results import Result, ResultsFile
 
 
 def read_recorded(folder: Path, description: str | None) -> list[Result]:

@@ -8,26 +8,31 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft import loading
+from fedpeft.machine import startup
 
 if TYPE_CHECKING:
     from fedpeft.api import Run, open_run, run_simulation, run_study
-    from fedpeft.config import RunConfig
+    from fedpeft.deployment.client.hugging_face import patch
     from fedpeft.errors import FedpeftError
-    from fedpeft.hugging_face import patch
+    from fedpeft.wiring.config import RunConfig
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = ["FedpeftError", "Run", "RunConfig", "open_run", "patch", "run_simulation", "run_study"]
 """What is promised to stay; imported on first use, so that `import fedpeft` is light."""
 
-_PLACES = {"FedpeftError": "fedpeft.errors", "RunConfig": "fedpeft.config", "patch": "fedpeft.hugging_face"}
+_PLACES = {
+    "FedpeftError": "fedpeft.errors",
+    "RunConfig": "fedpeft.wiring.config",
+    "patch": "fedpeft.deployment.client.hugging_face",
+}
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it misses a package for GPUs
 
-if loading.is_command():
-    loading.refuse_windows()
-    loading.handle_signals()
+if (_command := startup.find_command()) is not None:
+    startup.refuse_windows()
+    startup.refuse_missing_extra(_command)
+    startup.handle_signals()
 
 _here = Path(__file__).resolve().parent
 if not (_here / "strategies").is_dir():  # a checkout: they stand beside fedpeft/; a wheel holds them inside it
@@ -42,7 +47,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if sys.platform == "win32":
-        raise ImportError(loading.USE_WSL)
+        raise ImportError(startup.USE_WSL)
     return getattr(import_module(_PLACES.get(name, "fedpeft.api")), name)
 
 

@@ -6,7 +6,8 @@ import runpy
 import sys
 from importlib.util import find_spec
 
-from fedpeft import __version__, loading
+from fedpeft import __version__
+from fedpeft.machine import startup
 
 COMMANDS = {
     "init": "create a project: example data, a run, a strategy of your own, and a test",
@@ -48,7 +49,7 @@ def format_overview() -> str:
 
 def main() -> int:
     """Run the named command; return its exit code, or 2 for an unknown command."""
-    loading.refuse_windows()
+    startup.refuse_windows()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(format_overview())
@@ -59,10 +60,11 @@ def main() -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         return _refuse_unknown(name)
+    startup.refuse_missing_extra(name)
     spec = find_spec(f"fedpeft.{name}")
     module = f"fedpeft.{name}" + (".__main__" if spec and spec.submodule_search_locations is not None else "")
     sys.argv = [f"fedpeft {name}", *rest]
-    loading.handle_signals()
+    startup.handle_signals()
     runpy.run_module(module, run_name="__main__", alter_sys=True)  # ends by SystemExit, as python -m does
     return 0
 

@@ -5,7 +5,7 @@
     run = fedpeft.run_simulation(clients=20, dataset="tiny", strategy="flexlora", rounds=5)
     run.accuracy, run.history, run.plot(), run.predict(["a text"])
 
-Settings are those of the commands, with `_` for `-` (`fedpeft.config.RunConfig`). Parts may be objects instead of
+Settings are those of the commands, with `_` for `-` (`fedpeft.RunConfig`). Parts may be objects instead of
 texts: `strategy=MyRule(tau=0.9)`, `codec=[Rotate(), Quantize(bits=4)]`, `server_optimizer=Averaged(of=Momentum())`.
 Nothing but progress is printed, and nothing
 global stays changed: threads, warnings, the environment and the libraries' verbosity are as before, and no process is
@@ -29,13 +29,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig, build_config, read_config
 from fedpeft.data.in_memory import NAME, convert_to_dataset, create_part
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
-from fedpeft.parts import Family, format_part, list_nested_parts, name_of
+from fedpeft.parts import Family, format_part, list_nested_parts, name_of, plugins
 from fedpeft.reporting.console import ConsoleObserver, silence_libraries
 from fedpeft.reporting.exports.hub import check_name, push
 from fedpeft.reporting.finished_run import FinishedRun
@@ -44,8 +42,9 @@ from fedpeft.reporting.plots import plot_run
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.run_folder import remove_on_error, resolve_settings
 from fedpeft.simulate import simulate
-from fedpeft.studies.results import Result
+from fedpeft.study.results import Result
 from fedpeft.wiring import catalogue
+from fedpeft.wiring.config import RunConfig, build_config, read_config
 
 OnRound = Callable[[RoundResult], bool | None]
 SUITS = "the model that suits the rows"
@@ -113,7 +112,7 @@ class Run:
         Raises:
             FedpeftError: an input is nothing that the model reads, or the run's files are missing.
         """
-        from fedpeft.evaluation.prediction import predict_answers
+        from fedpeft.evaluate.prediction import predict_answers
 
         with _restore_process_state(), plugins.use_parts(self.parts):
             silence_libraries()
@@ -134,7 +133,7 @@ class Run:
         Raises:
             FedpeftError: the run's examples or clients can't be used.
         """
-        from fedpeft.evaluation.evaluation import Evaluation, EvaluationRequest
+        from fedpeft.evaluate.evaluation import Evaluation, EvaluationRequest
 
         with _restore_process_state(), plugins.use_parts(self.parts), ConsoleObserver(Console(quiet=True)) as observer:
             silence_libraries()
@@ -219,7 +218,7 @@ def run_simulation(
         config: settings, or a TOML file of them; `settings` override them.
         output: the run's folder; None: a new one under runs/.
         resume: folder of an interrupted run to continue; objects that it was given have to be given again.
-        plugin: files, folders or installed packages with parts (`fedpeft.plugins`).
+        plugin: files, folders or installed packages with parts (`fedpeft.parts.plugins`).
         on_round: is told of each finished round; where it returns True, the run ends with that round.
         progress: whether to show how the run goes on.
         tokenizer: that of a `model` given as an object.
@@ -325,7 +324,7 @@ def run_study(
     Raises:
         FedpeftError: what the user can mend, in one sentence.
     """
-    from fedpeft import study as command
+    from fedpeft.study import __main__ as command
 
     asked = command.Command(Path(study), preset, None if output is None else Path(output), jobs)
     with _restore_process_state(), plugins.use_parts({}):

@@ -13,18 +13,18 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import AssetError, ConfigError, DataError
-from fedpeft.families import DATASETS, PARTITIONS
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
+from fedpeft.parts.families import DATASETS, PARTITIONS
+from fedpeft.parts.spec import Spec
 from fedpeft.reporting.command import (
     quote_argument,
     run_tool,
     start_command,
 )
-from fedpeft.spec import Spec
 from fedpeft.wiring import early_checks
+from fedpeft.wiring.config import RunConfig, build_config
 from fedpeft.wiring.sampling import compute_cohort_size
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ def partition_rows(command: Command, rows: Rows) -> tuple[str, Shards]:
 
     text = command.partition
     if text == "auto":
-        usual = "natural" if rows.owners is not None else "iid" if rows.classes is None else USUAL
+        usual = "iid" if rows.classes is None else USUAL
+        if rows.owners is not None:
+            usual = "natural"
         text = get_default_partition(find_dataset_text(command.data)) or usual
     clients = command.clients or (0 if text.startswith("natural") else min(int(DEFAULT.clients), len(rows)))
     return text, split(PARTITIONS.build(text), rows, clients, command.seed)
@@ -231,8 +233,7 @@ def count_labels(rows: Rows, classes: int) -> np.ndarray:
 
 def count_tags(rows: Rows, classes: int) -> np.ndarray:
     """Return how many words have each label, (classes,)."""
-    from fedpeft.data.examples import IGNORED
-    from fedpeft.data.tagged_words import parse_row
+    from fedpeft.data.tagged_words import IGNORED, parse_row
 
     tags = [tag for row in rows.inputs for tag in parse_row(row)[1] if tag != IGNORED]
     return np.bincount(np.array(tags, np.int64), minlength=classes)

@@ -14,14 +14,13 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
-from fedpeft.families import METRICS, PRECISION_RULES, PRESETS, TASKS, strategies
 from fedpeft.machine.terminal import Console
-from fedpeft.parts import Bounds, name_of
+from fedpeft.parts import Bounds, name_of, plugins
+from fedpeft.parts.families import METRICS, PRECISION_RULES, PRESETS, TASKS, strategies
 from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.wiring import catalogue
+from fedpeft.wiring.config import RunConfig
 
 FAMILIES = {**catalogue.FAMILIES, "task": (TASKS,), "metrics": (METRICS,)}
 """Which families a flag's parts are of: those of `simulate`, of `serve` and of `evaluate`."""

@@ -18,7 +18,9 @@ code is a part of the text, so logs, worker processes, messages and errors that 
     └── PrivacyError    FP7...  a privacy setting that would not protect, or a spent budget
 """
 
+import errno
 import importlib.util
+import os
 import re
 from typing import ClassVar, Final
 
@@ -99,3 +101,18 @@ def shorten_value(value: object) -> str:
     """Return a user's value as messages show it; long values are cut."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "Not enough disk space")
+"""Messages about a full disk; the last one comes from the library `datasets`."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error, or one of its causes, reports a full disk or quota, by its code or its message."""
+    came: BaseException | None = error
+    while came is not None:
+        full = isinstance(came, OSError) and came.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(words in str(came) for words in NO_ROOM):
+            return True
+        came = came.__cause__ or came.__context__
+    return False

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from fedpeft.config import read_config
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import find_links, raise_write_errors
 from fedpeft.machine.terminal import Console
@@ -34,6 +33,7 @@ from fedpeft.reporting.command import (
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.exports.hub import check_name, push
 from fedpeft.reporting.run_folder import make_folder, refuse_file
+from fedpeft.wiring.config import read_config
 
 if TYPE_CHECKING:
     from fedpeft.data.examples import Batch

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.markup import escape
 
-from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.terminal import Console
@@ -31,6 +30,7 @@ from fedpeft.reporting.run_folder import load_default_settings, resolve_settings
 from fedpeft.reporting.summary import show
 from fedpeft.simulate import simulate
 from fedpeft.wiring import early_checks
+from fedpeft.wiring.config import RunConfig, build_config
 
 if TYPE_CHECKING:
     from fedpeft.peft.adapter import Layout

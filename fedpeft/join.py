@@ -8,10 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from fedpeft import plugins
 from fedpeft.deployment.options import EdgeOptions, JoinOptions
 from fedpeft.machine.terminal import Console
-from fedpeft.parts import check_settings
+from fedpeft.parts import check_settings, plugins
 from fedpeft.reporting.command import parse_flags, run_tool, start_command
 
 

@@ -100,7 +100,7 @@ def predict(
     Raises:
         FedpeftError: a folder holds no finished run, what is asked is nothing that it reads, or the runs have no mean.
     """
-    from fedpeft.evaluation.prediction import answer, check_asked, predict_together
+    from fedpeft.evaluate.prediction import answer, check_asked, predict_together
     from fedpeft.reporting.finished_run import FinishedRun
 
     runs = [FinishedRun.read(folder) for folder in folders]
@@ -199,7 +199,7 @@ def _predict_rows(command: Command, console: Console) -> None:
     if command.output.exists():
         raise ConfigError(f"FP1285 {command.output} exists already; give --output a new name")
     from fedpeft.data.record_folders import format_notes
-    from fedpeft.evaluation.answered_rows import PREDICTED, answer_rows, write
+    from fedpeft.evaluate.answered_rows import PREDICTED, answer_rows, write
     from fedpeft.reporting.finished_run import FinishedRun
 
     silence_libraries()

@@ -21,14 +21,14 @@ from rich.markup import escape
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import suggest_legal
+from fedpeft.parts.spec import split_outside_parentheses
 from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.reporting.run_folder import SEARCHS_JOURNAL
-from fedpeft.spec import split_outside_parentheses
 
 if TYPE_CHECKING:
-    from fedpeft.studies.result_folders import ResultFolders
-    from fedpeft.studies.results import Result
-    from fedpeft.studies.sections import Section
+    from fedpeft.study.result_folders import ResultFolders
+    from fedpeft.study.results import Result
+    from fedpeft.study.sections import Section
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def create_sections(found: ResultFolders, command: Command) -> list[Section]:
     Raises:
         ConfigError: the baseline names no axis or value that is there.
     """
-    from fedpeft.studies.results import select_latest
-    from fedpeft.studies.sections import Section, assign_points, create_study_section, get_runs_baseline
+    from fedpeft.study.results import select_latest
+    from fedpeft.study.sections import Section, assign_points, create_study_section, get_runs_baseline
 
     baseline = parse_baseline(command.baseline)
     targets = parse_targets(command.targets)
@@ -138,7 +138,7 @@ def _check_output(page: Path) -> None:
     Raises:
         ConfigError: it is none, or a study's or search's.
     """
-    from fedpeft.studies.page import STUDYS_PAGE
+    from fedpeft.study.page import STUDYS_PAGE
 
     if page.suffix != ".html":
         raise ConfigError(f"FP1290 --output must be a page, NAME.html, got {page}")
@@ -158,8 +158,8 @@ def report(command: Command, console: Console) -> None:
     Raises:
         FedpeftError: nothing usable was given, or a setting is wrong; nothing is written then.
     """
-    from fedpeft.studies.page import PageSection, write_report
-    from fedpeft.studies.result_folders import ResultFolders
+    from fedpeft.study.page import PageSection, write_report
+    from fedpeft.study.result_folders import ResultFolders
 
     _check_output(command.output)
     if command.margin is not None and not 0 < command.margin < math.inf:

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import tyro
 from rich.markup import escape
 
-from fedpeft.config import RunConfig, build_config, read_toml
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError
 from fedpeft.machine import files
@@ -28,6 +27,7 @@ from fedpeft.reporting.run_folder import (
 )
 from fedpeft.reporting.summary import show
 from fedpeft.wiring import early_checks
+from fedpeft.wiring.config import RunConfig, build_config, read_toml
 
 ABOUT = """Serve a federation: real clients join, train on their own rows, and one adapter comes of it.
 python -m fedpeft.serve run.toml --clients 3 --listen 0.0.0.0:8470 --certs certs"""

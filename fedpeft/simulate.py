@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.markup import escape
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
-from fedpeft.errors import ConfigError
-from fedpeft.families import GRIDS
+from fedpeft.errors import ConfigError, require_extra
 from fedpeft.machine import activation_cache_limit
 from fedpeft.machine.cores import count_usable_cores
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.processes import get_forkserver
 from fedpeft.machine.terminal import Console
+from fedpeft.parts import plugins
+from fedpeft.parts.families import GRIDS
 from fedpeft.reporting import help_page
 from fedpeft.reporting.command import parse_run_flags, run_command, start_command
 from fedpeft.reporting.console import (
@@ -50,6 +49,7 @@ from fedpeft.reporting.run_folder import (
 )
 from fedpeft.reporting.summary import OWN_ROWS, TEST_ROWS, Costs, Quality, Summary, count_distinct_rows, show
 from fedpeft.reporting.trackers import TrackedRecords, check_trackers
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.quick import shorten_config
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def simulate(  # noqa: PLR0913
     Raises:
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
     """
+    require_extra("flwr", "simulate", "a simulation")
     started = time.perf_counter()
     with (
         activation_cache_limit.keep_states(),

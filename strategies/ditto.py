@@ -27,6 +27,7 @@ class Ditto(LinearStrategy):
     strength: float = setting(0.1, "lambda of the pull lambda/2 |v - w|^2 to the global model", low=0)
 
     needs_lora: ClassVar[bool] = False
+    preserves = ("all ranks",)
 
     def get_personal_pull(self) -> float:
         """Return lambda."""

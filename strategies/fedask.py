@@ -33,10 +33,10 @@ from torch import Tensor
 from fedpeft.aggregation.factors import compute_target, get_lora_form
 from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
+from fedpeft.machine.seeds import create_torch_generator
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, LoraPair, State
 from fedpeft.peft.low_rank import LowRank
-from fedpeft.seeds import create_torch_generator
 
 ROUNDING = 1e-9
 """A singular value below this share of the largest one is 0."""
@@ -51,6 +51,7 @@ class FedASK(MixedRankStrategy):
     power: int = setting(0, "passes over dW* that sharpen the sketch", low=0)
 
     new_factors: ClassVar[bool] = True
+    preserves = ("all ranks",)
 
     def list_trained(self, layout: Layout, round_number: int) -> frozenset[str]:
         """Return all names, without A's in the private form."""

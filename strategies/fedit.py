@@ -19,6 +19,7 @@ class FedIT(LinearStrategy):
     """The weighted mean of every trained tensor."""
 
     needs_lora: ClassVar[bool] = False
+    preserves = ("all ranks",)
 
 
 part = FedIT

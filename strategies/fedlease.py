@@ -34,7 +34,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
-from sklearn.metrics import silhouette_score
 
 from fedpeft.aggregation.grouped_rules import GroupedRound, GroupedStrategy
 from fedpeft.aggregation.update import Fold, Update
@@ -185,6 +184,8 @@ def cluster_clients(distance: NDArray[np.float64], most: int, clear: float) -> l
         most: largest number of clusters.
         clear: least silhouette of the best cut; below it, all clients are one cluster.
     """
+    from sklearn.metrics import silhouette_score  # the server's: clients don't have scikit-learn
+
     count = len(distance)
     best, labels = -np.inf, np.ones(count, dtype=int)
     if count > 2:

@@ -30,6 +30,7 @@ class FedPer(LinearStrategy):
 
     needs_lora: ClassVar[bool] = False
     arrives_whole: ClassVar[bool] = False
+    preserves = ("all ranks",)
 
     def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse a name that no module has, and settings that share no tensor.

@@ -47,6 +47,7 @@ class FedRPCA(GatherStrategy):
 
     mixed_ranks: ClassVar[bool] = True
     arrives_whole: ClassVar[bool] = False
+    preserves = ("all ranks",)
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:
         """Return both factors, each after its own step."""

@@ -21,6 +21,7 @@ class FedSALoRA(LinearStrategy):
     """The mean of A; all other trained tensors are private."""
 
     arrives_whole = False
+    preserves = ("all ranks",)
 
     share_head: bool = setting(False, "also average the head instead of keeping one per client (paper: private)")
 

@@ -29,6 +29,7 @@ class FedSVD(FFALoRA):
     every: int = setting(1, "rounds between two refactorings (paper: 1)", low=1)
 
     new_factors: ClassVar[bool] = True
+    preserves = ("all ranks",)
 
     def finish(self, before: State, after: State, layout: Layout, round_number: int) -> State:
         """Refactor each layer's B A as U S and V^T."""

@@ -16,11 +16,11 @@ Use it if the mean must be exact at half of the bytes, for example under noise o
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregation.factors import get_lora_form, select_leading_ranks
+from fedpeft.aggregation.factors import get_lora_form
 from fedpeft.aggregation.missing_ranks import declare_missing_ranks
 from fedpeft.aggregation.strategy import LinearStrategy
-from fedpeft.aggregation.update import Update, pad_ranks
-from fedpeft.peft.adapter import AdapterShape, Layout, Role, State
+from fedpeft.aggregation.update import Update, pad_ranks, select_leading_ranks
+from fedpeft.peft.adapter import AdapterShape, JointMeaning, Layout, Role, State
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class FFALoRA(LinearStrategy):
 
     mixed_ranks: ClassVar[bool] = True
     adds_deltas: ClassVar[bool] = True
+    preserves: ClassVar[tuple[JointMeaning, ...]] = ("product", "all ranks")
 
     def get_trained_factor(self, round_number: int) -> Role:
         """Return the factor that a round trains; the other one is frozen and the same at all clients."""

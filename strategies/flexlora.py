@@ -28,7 +28,7 @@ from fedpeft.aggregation.factors import compute_best_factors, compute_target
 from fedpeft.aggregation.missing_ranks import MixedRankStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import Layout, LoraPair, State
+from fedpeft.peft.adapter import JointMeaning, Layout, LoraPair, State
 from fedpeft.peft.low_rank import METHODS, LowRank
 
 
@@ -45,6 +45,7 @@ class FlexLoRA(MixedRankStrategy):
     )
 
     new_factors: ClassVar[bool] = True
+    preserves: ClassVar[tuple[JointMeaning, ...]] = ("product", "singular values")
 
     @property
     def fills_base(self) -> bool:

@@ -21,8 +21,8 @@ from torch import Tensor
 from fedpeft.aggregation.factors import compute_target
 from fedpeft.aggregation.strategy import GatherStrategy
 from fedpeft.aggregation.update import Cohort, Gathered
+from fedpeft.machine.seeds import create_torch_generator
 from fedpeft.peft.adapter import Layout, LoraPair, State
-from fedpeft.seeds import create_torch_generator
 
 
 @dataclass(frozen=True)

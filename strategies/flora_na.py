@@ -39,6 +39,8 @@ from fedpeft.peft.low_rank import compute_gram_matrix
 class FLoRANA(MixedRankStrategy):
     """Weighted sums of A and of B whose product is nearest to dW*."""
 
+    preserves = ("all ranks",)
+
     passes: int = setting(10, "how often the server solves for the weights of B and then of A", low=1)
     ridge: float = setting(
         1e-3, "pull of each solution to the weights before, relative to the mean eigenvalue of the problem", low=0

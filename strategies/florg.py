@@ -45,6 +45,7 @@ class FLoRG(RoundStrategy):
     needs_lora: ClassVar[bool] = False
     new_factors: ClassVar[bool] = True
     arrives_whole: ClassVar[bool] = False
+    preserves = ("Gram matrix",)
 
     def check(self, layout: Layout, forms: Iterable[AdapterShape | None]) -> None:
         """Refuse a method without G, and different sizes.

@@ -22,9 +22,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.factors import draw_ranks, get_lora_form, select_leading_ranks
+from fedpeft.aggregation.factors import draw_ranks, get_lora_form
 from fedpeft.aggregation.strategy import LinearStrategy
-from fedpeft.aggregation.update import Update
+from fedpeft.aggregation.update import Update, select_leading_ranks
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 

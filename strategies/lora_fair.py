@@ -31,6 +31,8 @@ from fedpeft.peft.adapter import Layout, LoraPair, State
 class LoRAFair(MixedRankStrategy):
     """The mean of A, and the mean of B with a ridge correction."""
 
+    preserves = ("all ranks",)
+
     ridge: float = setting(0.01, "lambda as a share of the mean eigenvalue of A A^T (paper: penalty 0.01)", above=0)
 
     def gather(self, pair: LoraPair, state: State, layout: Layout, cohort: Cohort) -> Gathered:

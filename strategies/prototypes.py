@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedpeft.aggregation.abilities import Moment
-from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.head_start import HEADS, convert_to_summands
 from fedpeft.aggregation.task_rules import TaskBoundary, TaskStrategy
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
@@ -63,7 +63,7 @@ class Prototypes(TaskStrategy):
         """Return the state with the head of all classes met so far, and the sums of finished tasks."""
         classes, width = boundary.layout.shapes["head.weight"]
         head: Any = HEADS.build(self.head)
-        now = head.additive(boundary.sums)
+        now = convert_to_summands(head, boundary.sums)
         before = {name.removeprefix(FINISHED): t for name, t in boundary.memory.items() if name.startswith(FINISHED)}
         total = {name: tensor + before[name] if name in before else tensor for name, tensor in now.items()}
         solved = head.solve(total, width, classes)

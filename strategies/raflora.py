@@ -28,6 +28,8 @@ from .flexlora import FlexLoRA
 class RaFLoRA(FlexLoRA):
     """FlexLoRA on a sum in which every rank has the weights of its owners."""
 
+    preserves = ()
+
     def __post_init__(self) -> None:
         """Refuse the setting `missing_ranks`.
 

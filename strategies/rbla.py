@@ -29,6 +29,7 @@ class RBLA(LinearStrategy):
     """The mean of each rank's factors over the clients that own the rank."""
 
     mixed_ranks: ClassVar[bool] = True
+    preserves = ("all ranks",)
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
         """Return the delta in the unit of the global scale, with zeros in the ranks that the client lacks."""

@@ -9,8 +9,8 @@ import hypothesis
 import pytest
 import torch
 
-from fedpeft import plugins
 from fedpeft.conformance.conftest import small_bases_are_read_once, tiny  # noqa: F401
+from fedpeft.parts import plugins
 from tests.keys import keys_of
 from tests.tiers import FAST, REST, compute_tenth, describe_coverage, has_fast_tests, is_in_tenth, strip_tier
 

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from fedpeft.certs import main as make_certificates
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_validation
 from fedpeft.rounds.progress import Checkpoints
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 
 NAMES = ("a", "b", "c")
@@ -55,12 +55,15 @@ class Fleet:
             rows = [{"text": train.inputs[i], "label": data.label_names[train.labels[i]]} for i in partition.shard(k)]
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def _start(self, module: str, log: str, *words: str) -> subprocess.Popen[str]:
+    def _start(
+        self, module: str, log: str, *words: str, variables: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         limited = ["sh", "-c", f'ulimit {self.ulimit} && exec "$@"', "sh"] if self.ulimit else []
         with open(self.folder / log, "a") as output:
             process = subprocess.Popen(
                 [*limited, sys.executable, "-m", module, *words],
-                cwd=self.folder, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, text=True,
+                cwd=self.folder, env=ENVIRONMENT | (variables or {}), stdout=output,
+                stderr=subprocess.STDOUT, text=True,
             )  # fmt: skip
         self.processes.append(process)
         return process
@@ -74,10 +77,13 @@ class Fleet:
         self.wait(lambda: self.log("serve").count("listen") > before, process)
         return process
 
-    def join(self, name: str, *words: str, port: int = 0) -> subprocess.Popen[str]:
+    def join(
+        self, name: str, *words: str, port: int = 0, variables: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         return self._start(
             "fedpeft.join", f"{name}.log", "--server", f"127.0.0.1:{port or self.port}", "--data", f"{name}.jsonl",
             "--certs", f"certs/clients/{name}", "--state", "state", "--threads", "1", *words,
+            variables=variables,
         )  # fmt: skip
 
     def log(self, name: str) -> str:

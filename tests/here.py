@@ -8,8 +8,7 @@ from dataclasses import replace
 from flwr.app import Message
 
 from fedpeft.communication.flower_grid import OwnGrid, get_node_id
-from fedpeft.communication.messages import read_instruction, write_record
-from fedpeft.config import RunConfig
+from fedpeft.communication.flower_messages import read_instruction, write_record
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.client.edge import EdgeClient
 from fedpeft.deployment.client.shared_settings import compute_settings_digest
@@ -23,6 +22,7 @@ from fedpeft.deployment.transcript.transcript import FILE as TRANSCRIPT
 from fedpeft.deployment.transcript.transcript import Transcript, compute_record_limit
 from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.reporting.records import Records
+from fedpeft.wiring.config import RunConfig
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
         "head": "zero", "local_work": "steps(2)", "peft": "lora(rank=2, layers=1)", "dtype": "fp32",

@@ -25,5 +25,9 @@ class Steps(LocalWork):
         """Return `count`, whatever the number of examples."""
         return self.count
 
+    def continues_walk(self) -> bool:
+        """Return the setting `walk`."""
+        return self.walk
+
 
 part = Steps

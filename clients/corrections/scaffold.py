@@ -12,19 +12,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from fedpeft.clients.drift import ExchangedCorrection, Pull
+from fedpeft.clients.drift import ControlVariates, compute_control_difference
 from fedpeft.clients.executor import Job, Trained
 from fedpeft.clients.local_training import LocalTraining
-from torch import Tensor
 
 from fedpeft.aggregation.strategy import Strategy
-from fedpeft.aggregation.update import Fold
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import AdapterShape, State
 
 
 @dataclass(frozen=True)
-class Scaffold(ExchangedCorrection):
+class Scaffold(ControlVariates):
     """Control variates c (the server's) and c_k (a client's), 0 at first."""
 
     def check(self, strategy: Strategy, training: LocalTraining, forms: Collection[AdapterShape | None]) -> None:
@@ -39,15 +37,6 @@ class Scaffold(ExchangedCorrection):
                 "FP1001 scaffold reads gradients off the clients' plain SGD steps; use --optimizer sgd without max_norm"
             )
 
-    def begin(self, job: Job, server: State, own: State) -> Pull:
-        """Return the pull c - c_k."""
-        correction = compute_control_difference(server, own)
-
-        def pull(name: str, value: Tensor) -> Tensor | None:
-            return correction.get(name)
-
-        return pull
-
     def after(self, job: Job, result: Trained, server: State, own: State) -> State:
         """Return the next c_k: the mean gradient of the round without the correction."""
         variate, optimizer = {}, job.training.optimizer
@@ -61,16 +50,6 @@ class Scaffold(ExchangedCorrection):
             else:
                 variate[name] = own.get(name, correction.new_zeros(correction.shape))
         return variate
-
-    def step(self, server: State, changes: Fold, clients: int) -> State:
-        """Return c + (1 / N) sum of the changes of c_k."""
-        share = changes.weight / clients
-        return server | {name: server[name] + share * change for name, change in changes.mean().items()}
-
-
-def compute_control_difference(server: State, own: State) -> State:
-    """Return c - c_k for the tensors of c; a missing c_k counts as 0."""
-    return {name: c - own[name] if name in own else c for name, c in server.items()}
 
 
 part = Scaffold

@@ -17,9 +17,8 @@ class AdamW(LocalOptimizer):
 
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0)
 
-    @property
-    def decays(self) -> bool:
-        """Whether weight decay is on."""
+    def moves_idle_entries(self) -> bool:
+        """Return whether weight decay is on."""
         return self.weight_decay > 0
 
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

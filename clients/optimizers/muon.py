@@ -13,10 +13,8 @@ The factor 0.2 sqrt(max(m, n)) gives entries about the size of AdamW's steps (Li
 rates carry over. Padded ranks are zero in M, stay zero, and change nothing: clients of mixed ranks train as if alone.
 All other tensors, such as the head, take AdamW steps, as is usual with Muon. Momentum and moments are new each round.
 
-This is the local step of both FedMuon papers, without what they add against drift. The first sends momenta and mixes
-the last global step into each local one; the second keeps control variates. Combine Muon with `--drift fedprox`, which
-acts on the gradient before it enters the momentum. We read the first paper as an abstract and a third party's
-equations, the second as an abstract and its introduction.
+This is the local step of both FedMuon papers. `--drift fed_muon` adds what the second one does against drift; its
+docstring states what is known of both.
 """
 
 from __future__ import annotations
@@ -123,6 +121,15 @@ class Muon(LocalOptimizer):
                 "FP1515 muon orthogonalizes LoRA's factors, but this run trains none; use --optimizer adamw, "
                 "or --peft lora"
             )
+
+    def write_momentum(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, momentum: Tensor) -> None:
+        """Set M of a factor, given (1 - b) M."""
+        optimizer.state[parameter]["M"] = momentum / (1 - self.momentum)
+
+    def read_momentum(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor:
+        """Return (1 - b) M of a factor, the exponential mean of its gradients."""
+        momentum: Tensor = (1 - self.momentum) * optimizer.state[parameter]["M"]
+        return momentum
 
 
 part = Muon

@@ -5,7 +5,8 @@ Sources: Malladi et al., MeZO, arXiv 2305.17333; in federations Li et al., DeCom
     g_t = (L(x + e z_t) - L(x - e z_t)) / 2 e,   x <- x - lr g_t z_t,   z_t random signs from a seed that the server has
 
 Both losses are of the step's batch. Signs have the mean and the variance of the papers' Gaussian directions. Blocks
-keep nothing for a backward pass, so memory is that of an evaluation.
+keep nothing for a backward pass, so memory is that of an evaluation. With LoRA in all blocks of MiniLM and steps of 16
+texts of 128 tokens, a round adds 122 MB to the loaded model, and 566 MB with AdamW (`experiments/memory/steps.py`).
 
 The update of a round is a sum of the directions. With `--codec "scalars(steps=T) | cast(dtype=fp32)"` its T
 coefficients travel, 4 bytes a step, however large the adapter is; the server draws the directions itself. That is exact
@@ -39,9 +40,8 @@ class ZerothOrder(LocalOptimizer):
 
     plain: ClassVar[bool] = True
 
-    @property
-    def probes(self) -> float:
-        """The setting `distance`."""
+    def get_probe_distance(self) -> float:
+        """Return the setting `distance`."""
         return self.distance
 
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

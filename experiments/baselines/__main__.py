@@ -17,11 +17,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from experiments import exit_on_error
-from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting.console import ConsoleObserver, silence_libraries
 from fedpeft.simulation.probe import choose_strength, run_base_probe
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 TFIDF_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 """Candidates for scikit-learn's C on TF-IDF features."""

@@ -25,7 +25,7 @@ from experiments.claims.verdicts import (
     decide_verdict,
     open_factor,
 )
-from fedpeft.studies.statistics import LEVEL
+from fedpeft.study.statistics import LEVEL
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "claims.md"
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.claims.verdicts import Evidence
-from fedpeft.studies.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Uncertainty
+from fedpeft.study.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Uncertainty
 
 BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from experiments.claims.verdicts import Evidence
 from fedpeft.errors import RunError
-from fedpeft.studies.result_folders import match_to_study
-from fedpeft.studies.results import Result, ResultsFile, select_latest
-from fedpeft.studies.sections import Method, Section, create_study_section
-from fedpeft.studies.statistics import POINTS, pair_runs
-from fedpeft.studies.study_file import read_study
+from fedpeft.study.result_folders import match_to_study
+from fedpeft.study.results import Result, ResultsFile, select_latest
+from fedpeft.study.sections import Method, Section, create_study_section
+from fedpeft.study.statistics import POINTS, pair_runs
+from fedpeft.study.study_file import read_study
 
 HERE = Path(__file__).parent
 STUDIES = HERE.parent

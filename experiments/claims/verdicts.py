@@ -1,7 +1,7 @@
 """Verdicts on claims: a paired difference, its interval, and a p-value corrected within a family.
 
 A claim is about two methods of a study that share everything else. Its p-value comes from a paired t-test over seeds
-and test examples at once (`fedpeft.studies.statistics`). The test is two-sided, since the verdict can be that a claim
+and test examples at once (`fedpeft.study.statistics`). The test is two-sided, since the verdict can be that a claim
 holds or that it fails. A claim that a method is better is tested against a difference of zero. A claim that it is no
 worse is tested against a loss of `margin` points. Within a family, Holm's correction multiplies the smallest p-value by
 the number of claims, the next by one less, and never lets the values fall.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedpeft.studies.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Array, Uncertainty, compute_uncertainty
+from fedpeft.study.statistics import LEVEL, SEEDS_FOR_A_CLAIM, Array, Uncertainty, compute_uncertainty
 
 MOST_SEEDS = 100
 """Most seeds that `count_needed_seeds` tries; if more are needed, it returns None."""
@@ -29,7 +29,7 @@ class Evidence:
     Attributes:
         by_seed: float64 (seeds,).
         by_row: float64 (examples,), with the same mean; empty if only totals are known.
-        rest: residual variance (`fedpeft.studies.statistics.PairedDifferences`).
+        rest: residual variance (`fedpeft.study.statistics.PairedDifferences`).
     """
 
     by_seed: Array

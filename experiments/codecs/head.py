@@ -22,15 +22,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from experiments import exit_on_error
+from fedpeft.aggregation.head_start import convert_to_summands
 from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
 from fedpeft.peft.adapter import State
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 MOMENTS = ("fp32", "bf16", "quantize(bits=8, rounding=dither) | rans", "quantize(bits=6, rounding=dither) | rans")
 FACTORS = (
@@ -86,7 +87,7 @@ def solve_head(
         payload = codec.encode(sent, seed=client, weights=head.importance(sent))
         size += len(payload)
         arrived = decode(payload, head.shapes(width, data.classes, len(data.shards[client])))
-        total.add(head.additive(arrived), 1.0)
+        total.add(convert_to_summands(head, arrived), 1.0)
     found = head.solve(total.sums, width, data.classes)
     x = data.features[data.validation].double()
     return size, x @ found["head.weight"].T.double() + found["head.bias"].double()

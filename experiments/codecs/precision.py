@@ -26,10 +26,10 @@ from experiments import exit_on_error
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.precision_rule import PRECISION_RULES, Situation
-from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
 from fedpeft.peft.adapter import State
 from fedpeft.simulate import simulate
+from fedpeft.wiring.config import RunConfig
 
 COHORT = 10
 CODECS = (

@@ -26,11 +26,11 @@ import torch
 from experiments import exit_on_error
 from fedpeft.communication.downlink import Arrivals, Downlink
 from fedpeft.communication.uplink import Uplink
-from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 PARTS: dict[str, tuple[type, str]] = {
     "client, decode": (Arrivals, "of"),

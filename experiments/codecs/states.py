@@ -19,13 +19,13 @@ from experiments import exit_on_error
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import compute_balanced_weights
-from fedpeft.config import read_config
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.peft.adapter import State, subtract_states
 from fedpeft.reporting.console import ConsoleObserver, silence_libraries
 from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import read_config
 
 GRIDS = (
     ("grid(bits=1.5, dead=0.2)", False),

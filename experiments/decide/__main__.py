@@ -27,7 +27,7 @@ from experiments.decide.registry import (
     compute_rung,
     read_registry,
 )
-from fedpeft.studies.statistics import POINTS
+from fedpeft.study.statistics import POINTS
 
 PAGE = HERE / "DESIGN.md"
 

@@ -17,9 +17,9 @@ import numpy as np
 from experiments.claims.records import STUDIES, Point, find_method, load_section
 from experiments.claims.verdicts import Evidence
 from fedpeft.errors import RunError
-from fedpeft.studies.sections import Method
-from fedpeft.studies.statistics import pair_runs
-from fedpeft.studies.study_file import Study, read_study
+from fedpeft.study.sections import Method
+from fedpeft.study.statistics import pair_runs
+from fedpeft.study.study_file import Study, read_study
 
 HERE = Path(__file__).parent
 

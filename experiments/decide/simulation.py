@@ -23,7 +23,7 @@ from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
 from experiments.claims.decisions import ALPHA, BETTER, EQUIVALENT, WORSE, PValues, compute_tests, correct, decide
 from experiments.claims.verdicts import Evidence
-from fedpeft.studies.statistics import POINTS, Array, TestCounts, pair_runs
+from fedpeft.study.statistics import POINTS, Array, TestCounts, pair_runs
 
 EFFECTS = {"seed": 0.05, "example": 0.8, "arm and seed": 0.04, "arm and example": 0.3}
 """Standard deviations, in units of the scatter of a single prediction; about those of the pilots."""

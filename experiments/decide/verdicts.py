@@ -19,9 +19,9 @@ from experiments.claims.records import find_method, load_section
 from experiments.claims.verdicts import Evidence
 from experiments.decide.registry import NATS, RegisteredClaim, Task, read_registry
 from fedpeft.errors import RunError
-from fedpeft.studies.results import Result, unpack
-from fedpeft.studies.sections import Method, Section
-from fedpeft.studies.statistics import LEVEL, POINTS, TestCounts, pair_runs
+from fedpeft.study.results import Result, unpack
+from fedpeft.study.sections import Method, Section
+from fedpeft.study.statistics import LEVEL, POINTS, TestCounts, pair_runs
 
 
 @dataclass(frozen=True)

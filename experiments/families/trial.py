@@ -20,7 +20,8 @@ from fedpeft.clients.sequential import SequentialExecutor
 from experiments.families.checkpoints import TOKENS, Family
 from fedpeft.data.rows import DATASETS, Rows
 from fedpeft.errors import FedpeftError
-from fedpeft.models.task import DTYPES, TASKS, Task
+from fedpeft.models.dtypes import DTYPES
+from fedpeft.models.task import TASKS, Task
 from fedpeft.models.tasks.seq2seq import Seq2Seq
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import Layout, State

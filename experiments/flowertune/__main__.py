@@ -17,7 +17,7 @@ from rich.table import Table
 from experiments import exit_on_error
 from experiments.flowertune.settings import Settings, SideResult
 from experiments.flowertune.sides import run_side
-from fedpeft.studies.statistics import compute_half_width
+from fedpeft.study.statistics import compute_half_width
 
 
 @dataclasses.dataclass(frozen=True)

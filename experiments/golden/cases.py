@@ -22,9 +22,9 @@ from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.downlink import DOWNLINKS
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
+from fedpeft.parts.spec import add_settings
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.spec import add_settings
 
 Kind = Literal["simulation", "real clients", "resumed"]
 

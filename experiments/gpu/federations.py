@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from experiments.gpu.kit import Kit, Row
-from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import State
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.reporting.records import Records
 from fedpeft.rounds.progress import ServerState
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 
 class StoppingObserver:

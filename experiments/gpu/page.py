@@ -10,7 +10,7 @@ from typing import Any
 from experiments.gpu.kit import Step
 from experiments.gpu.record import Outcome, Record
 from experiments.gpu.steps import CURVE, TOGETHER
-from fedpeft.studies.drawing import COLORS, MARKERS, draw_panels
+from fedpeft.study.drawing import COLORS, MARKERS, draw_panels
 
 STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#1b1b1b}"

@@ -20,12 +20,13 @@ from torch import nn
 from torch.nn import functional
 
 from experiments.gpu.shapes import Shape
-from fedpeft import seeds
 from fedpeft.data.examples import Examples
 from fedpeft.data.tokens import build_token_rows
+from fedpeft.machine import seeds
 from fedpeft.models.determinism import compute_deterministically
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.quantized_base import quantize
-from fedpeft.models.task import DTYPES, TASKS, find_trainable
+from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.peft.adapter import State, compute_norm
 from fedpeft.peft.family import PEFT_METHODS
 

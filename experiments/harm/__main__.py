@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from experiments import exit_on_error
 from experiments.recorded import read_recorded
-from fedpeft.studies.results import Result, ResultsFile
-from fedpeft.studies.statistics import compute_half_width
+from fedpeft.study.results import Result, ResultsFile
+from fedpeft.study.statistics import compute_half_width
 
 HERE = Path(__file__).parent
 

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from experiments import exit_on_error
-from fedpeft.studies.results import Result, ResultsFile
+from fedpeft.study.results import Result, ResultsFile
 
 HERE = Path(__file__).parent
 FILES = (HERE / "results.jsonl", HERE / "adapters" / "results.jsonl")

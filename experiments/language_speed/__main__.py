@@ -87,7 +87,7 @@ def create_ways(settings: Settings, say: Callable[[str], object]) -> dict[str, W
     from fedpeft.data.examples import round_up_length
     from fedpeft.data.packing import pack_clients
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import DTYPES
+    from fedpeft.models.dtypes import DTYPES
     from fedpeft.models.tasks.causal_lm import CausalLM
     from fedpeft.peft.family import PEFT_METHODS
 
@@ -150,7 +150,7 @@ def compute_whole_loss(model: Any, batch: Any) -> Any:
     """Compute the loss as earlier versions did: logits of all positions in fp32, and their argmax."""
     from torch.nn import functional
 
-    from fedpeft.data.examples import IGNORED
+    from fedpeft.data.tagged_words import IGNORED
     from fedpeft.models.task import RowLosses
 
     logits, labels = model(batch), batch["labels"][:, 1:]
@@ -164,7 +164,7 @@ def create_output_steps(model: Any, labels: Any, dtype: Any) -> dict[str, Step]:
     from torch import Tensor
     from torch.nn import functional
 
-    from fedpeft.data.examples import IGNORED
+    from fedpeft.data.tagged_words import IGNORED
     from fedpeft.models.token_losses import OutputLayer, compute_token_losses
 
     output = OutputLayer.from_base(model.base)

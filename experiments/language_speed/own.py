@@ -30,7 +30,7 @@ def create_client_step(model: str, dtype: str, rows: Any, again: bool = False, p
     from fedpeft.models import kernels
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.checkpointing import checkpoint_blocks
-    from fedpeft.models.task import DTYPES
+    from fedpeft.models.dtypes import DTYPES
     from fedpeft.models.tasks.causal_lm import CausalLM
     from fedpeft.peft.family import PEFT_METHODS
 

@@ -23,7 +23,7 @@ def load_adapted(model: str, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import DTYPES
+    from fedpeft.models.dtypes import DTYPES
 
     base = AutoModelForCausalLM.from_pretrained(resolve_model(model), dtype=DTYPES[dtype], trust_remote_code=False)
     config = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

@@ -12,9 +12,9 @@ import tyro
 
 from experiments.peft_methods.costs import Costs, measure
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.studies.results import Result, ResultsFile, resolve_config, select_latest
-from fedpeft.studies.study_file import read_study
-from fedpeft.studies.tables import format_with_deviation
+from fedpeft.study.results import Result, ResultsFile, resolve_config, select_latest
+from fedpeft.study.study_file import read_study
+from fedpeft.study.tables import format_with_deviation
 
 FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"

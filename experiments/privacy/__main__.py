@@ -24,7 +24,8 @@ from fedpeft.clients.private import PrivateExecutor
 from experiments import exit_on_error
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import DTYPES, TASKS
+from fedpeft.models.dtypes import DTYPES
+from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PrivacyRoute
 from fedpeft.privacy.noise import RunKey

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedpeft.config import RunConfig
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 
 from experiments import exit_on_error
 from experiments.recorded import read_recorded
-from fedpeft.studies.results import Result
-from fedpeft.studies.statistics import LEVEL, compute_half_width
+from fedpeft.study.results import Result
+from fedpeft.study.statistics import LEVEL, compute_half_width
 
 
 def format_line(task: str, budget: str, runs: list[Result]) -> str:

@@ -18,7 +18,13 @@ from fedpeft.aggregation.abilities import AsksClients, PersonalModel, RankSchedu
 from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.shared_sums import is_plain_sum, is_sum_of_clients
-from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, Strategy, strategies
+from fedpeft.aggregation.strategy import (
+    GatherStrategy,
+    LinearStrategy,
+    Strategy,
+    list_preserving_strategies,
+    strategies,
+)
 from fedpeft.errors import FedpeftError
 from fedpeft.models.task import TASKS
 from fedpeft.peft.abilities import ViewedAsFactors
@@ -186,7 +192,8 @@ def _format_names(taken: list[str]) -> str:
 
 def _build_method_row(name: str, part: type[PeftMethod]) -> tuple[str, ...]:
     said = (part.mixed_sizes, part.batched, part.privacy != "refused", part.merges, part.in_peft, part.composes)
-    return (f"`{name}`", ", ".join(part.strategies) or "see above", *map(_format_bool, said))
+    taken = ", ".join(list_preserving_strategies(part.joint_meaning)) if part.joint_meaning else "see above"
+    return (f"`{name}`", taken, *map(_format_bool, said))
 
 
 def _describe_subject(name: str) -> str:

@@ -14,12 +14,12 @@ import tyro
 
 from fedpeft.__main__ import COMMANDS
 from fedpeft.audit.canaries import CanaryAudit
-from fedpeft.config import GROUPS, RunConfig
 from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
 from fedpeft.describe import format_range
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.reporting.summary import Costs, Quality
 from fedpeft.rounds.acceptance import ClientResult
+from fedpeft.wiring.config import GROUPS, RunConfig
 
 OPTIONS_OF: Mapping[str, tuple[type, ...]] = {
     "serve": (ServeOptions,),

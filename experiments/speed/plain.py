@@ -18,7 +18,8 @@ from torch.nn import functional
 from experiments.speed.sides import Round, Variant, answer
 from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.examples import Examples
-from fedpeft.models.task import DTYPES, find_trainable
+from fedpeft.models.dtypes import DTYPES
+from fedpeft.models.task import find_trainable
 from fedpeft.peft.adapter import State
 
 if TYPE_CHECKING:

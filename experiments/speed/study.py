@@ -20,10 +20,10 @@ from experiments.speed.own import plan_of
 from experiments.speed.plain import PlainClient
 from experiments.speed.sides import Framework, Round, Side, Variant
 from experiments.speed.workload import Case, Workload, count_operations, create_workload
-from fedpeft.config import RunConfig
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.kernels import measure_gemm_rates
-from fedpeft.models.task import DTYPES
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.sampling import compute_cohort_size
 

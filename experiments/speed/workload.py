@@ -15,13 +15,13 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.speed.plain import PlainClient
-from fedpeft import seeds
-from fedpeft.config import RunConfig
 from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.partition import Partition
+from fedpeft.machine import seeds
 from fedpeft.models.layers import find_blocks
 from fedpeft.peft.adapter import State, compute_norm
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 
 @dataclass(frozen=True)

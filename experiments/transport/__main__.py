@@ -24,7 +24,8 @@ import tyro
 from experiments.transport.fleet import DOWN, UP, split_into_chunks
 from fedpeft import __version__
 from fedpeft.communication.flower_grid import get_node_id
-from fedpeft.communication.messages import Instruction, write_record
+from fedpeft.communication.flower_messages import write_record
+from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.identity.authentication import Doorkeeper
 from fedpeft.deployment.identity.certificates import Authority, RevocationList
 from fedpeft.deployment.identity.credentials import Credentials

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from experiments import exit_on_error
-from fedpeft.studies.results import ResultsFile
-from fedpeft.studies.statistics import LEVEL, POINTS, compute_half_width
+from fedpeft.study.results import ResultsFile
+from fedpeft.study.statistics import LEVEL, POINTS, compute_half_width
 
 RESULTS = Path(__file__).parent / "robustness" / "results.jsonl"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import tomli_w
 
-from fedpeft.config import RunConfig, read_config
 from fedpeft.errors import RunError
 from fedpeft.reporting.command import run_command
-from fedpeft.tuning.report import BEST
+from fedpeft.tune.report import BEST
+from fedpeft.wiring.config import RunConfig, read_config
 
 HERE = Path(__file__).parent
 

@@ -3,9 +3,11 @@
     python -m experiments.versions --resolve            only print the versions at the ends
     python -m experiments.versions                      install each into an environment, and test
     python -m experiments.versions --only lowest --python 3.13
+    python -m experiments.versions --pins transformers==5.0.0 peft==0.19.0 --tests tests/unit/models
 
-An environment includes the CUDA build of torch, several GB, unless UV_INDEX selects another index. The result of each
-end is a line of results.jsonl beside this file.
+With `--pins`, the other packages are those of the present environment, which takes seconds to prepare: it shows how far
+a range can go. Otherwise, an environment includes the CUDA build of torch, several GB, unless UV_INDEX selects another
+index. The result of each end is a line of results.jsonl beside this file.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from experiments.versions.ends import (
     resolve_end,
     select_own_versions,
     try_end,
+    try_pins,
 )
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -55,14 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--resolve", action="store_true", help="only print the versions at the ends")
     parser.add_argument("--folder", type=Path, help="folder that keeps the environments; by default they are removed")
-    parser.add_argument("tests", nargs="*", default=list(TESTS), help="test files")
+    parser.add_argument("--pins", nargs="+", help="test these versions of single packages instead")
+    parser.add_argument("--tests", nargs="+", default=list(TESTS), help="test files")
     options = parser.parse_args(arguments)
     names = [options.only] if options.only else list(ENDS)
     ends = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
+        if options.pins:
+            ends.append(try_pins(options.pins, folder.absolute(), options.tests))
+        for name in names if not options.pins else ():
             if options.resolve:
                 ends.append(VersionEnd(name, options.python, select_own_versions(resolve_end(name, options.python))))
                 continue

@@ -7,6 +7,7 @@ requirement, and the newest of their own requirements. `highest` takes what a ne
 from __future__ import annotations
 
 import re
+import site
 import subprocess
 import sys
 import tomllib
@@ -21,7 +22,7 @@ from fedpeft.errors import RunError
 
 ROOT = Path(__file__).parent.parent.parent
 ENDS = {"lowest": "lowest-direct", "newest": "highest"}
-EXTRAS = ("test", "serve", "quantized", "frames", "tune")
+EXTRAS = ("server", "test", "serve", "quantized", "frames", "tune")
 """Extras that the tests need beside the core."""
 
 BESIDE = ("hypothesis", "rouge-score", "seqeval")
@@ -40,7 +41,7 @@ class VersionEnd:
     """The result of one end.
 
     Attributes:
-        end: "lowest" or "newest".
+        end: "lowest", "newest" or "pinned".
         python: Python version of the environment.
         versions: versions of the direct requirements.
         said: the last line of the tests; empty if they did not run.
@@ -53,9 +54,12 @@ class VersionEnd:
 
 
 def list_requirements() -> list[str]:
-    """Return the names of the core's direct requirements."""
+    """Return the names of the direct requirements of clients, simulations and servers."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [canonicalize_name(Requirement(text).name) for text in project["dependencies"]]
+    extras = project["optional-dependencies"]
+    texts = [*project["dependencies"], *extras["simulate"], *extras["server"]]
+    names = dict.fromkeys(canonicalize_name(Requirement(text).name) for text in texts)
+    return [name for name in names if name != project["name"]]
 
 
 def resolve_end(end: str, python: str) -> str:
@@ -104,12 +108,36 @@ def try_end(end: str, python: str, folder: Path, tests: Sequence[str] = TESTS) -
     interpreter = environment / "bin" / "python"
     run_uv(["pip", "install", "--quiet", "--python", str(interpreter), "-r", str(file), *BESIDE], failure)
     run_uv(["pip", "install", "--quiet", "--python", str(interpreter), "--no-deps", str(ROOT)], failure)
-    done = subprocess.run(
-        [interpreter, "-m", "pytest", "-m", "not slow and not long", *tests], cwd=ROOT, capture_output=True, text=True
-    )
-    return VersionEnd(
-        end, python, select_own_versions(requirements), get_last_words(done.stdout, done.stderr, done.returncode)
-    )
+    return VersionEnd(end, python, select_own_versions(requirements), run_tests(interpreter, tests))
+
+
+def try_pins(pins: Sequence[str], folder: Path, tests: Sequence[str] = TESTS) -> VersionEnd:
+    """Install single packages over this environment, such as `peft==0.19.0`, and run the tests there.
+
+    All other packages are those of this environment, unless the pinned ones need other versions.
+
+    Raises:
+        RunError: they can't be installed.
+    """
+    environment = folder / "pinned"
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
+    interpreter = environment / "bin" / "python"
+    python = "{}.{}".format(*sys.version_info)
+    here = environment / "lib" / f"python{python}" / "site-packages"
+    (here / "beneath.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
+    command = [interpreter, "-m", "pip", "install", "--quiet", "--no-compile", *pins]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RunError(f"{' '.join(pins)} can't be installed: {' '.join(done.stderr.split())[:600]}")
+    versions = {name: version for name, _, version in (pin.partition("==") for pin in pins)}
+    return VersionEnd("pinned", python, versions, run_tests(interpreter, tests))
+
+
+def run_tests(interpreter: Path, tests: Sequence[str]) -> str:
+    """Run tests with an environment's Python, and return their last line."""
+    command = [interpreter, "-m", "pytest", "-m", "not slow and not long", *tests]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return get_last_words(done.stdout, done.stderr, done.returncode)
 
 
 def get_last_words(stdout: str, stderr: str, code: int) -> str:

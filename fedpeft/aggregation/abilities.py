@@ -11,7 +11,6 @@ from typing import Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.aggregation.strategy import Aggregate, Read, Strategy
 from fedpeft.aggregation.update import Update
@@ -47,6 +46,22 @@ class PersonalModel(Protocol):
 
     def get_personal_pull(self) -> float:
         """Return lambda of the pull lambda/2 |v - w|^2 to the global model, at least 0."""
+
+
+@runtime_checkable
+class MixesModels(Protocol):
+    """A client with a model of its own (`PersonalModel`) is evaluated with a mix of it and the global model."""
+
+    def get_information_rows(self) -> int:
+        """Return the most examples of a client that measure the information, at least 1."""
+
+    def choose_share(self, shared: State, own: State) -> float:
+        """Return the share of the global model in the mix, 0 to 1.
+
+        Args:
+            shared: diagonal of the Fisher information at the global model, by tensor, from the client's examples.
+            own: the same at the client's own model.
+        """
 
 
 @runtime_checkable
@@ -149,8 +164,3 @@ def choose_ranks(
     if not isinstance(strategy, RankSchedule):
         return ()
     return strategy.choose_ranks(layout, form, seed, round_number, client)
-
-
-def is_personal(strategy: Strategy, layout: Layout) -> bool:
-    """Return whether clients' models differ: tensors or models stay with them, or groups have states of their own."""
-    return bool(strategy.list_private(layout)) or isinstance(strategy, PersonalModel | GroupedStrategy)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedpeft import seeds
 from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, pad_ranks
 from fedpeft.errors import ConfigError
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import AdapterShape, Layout, LoraPair, Role, State
 from fedpeft.peft.low_rank import LowRank, TruncatedSVD, compute_truncated_svd, stack
 
@@ -23,24 +23,6 @@ def get_lora_form(layout: Layout) -> AdapterShape:
             "FP1012 this rule is defined for LoRA factors only; use the peft method lora, or strategy fedit"
         )
     return layout.form
-
-
-def select_leading_ranks(state: State, layout: Layout, form: AdapterShape | None, carrier: Role = "lora_B") -> State:
-    """Return a copy of `state` with the first r ranks of all factors, and the first r positions of prompts.
-
-    The factor of the role `carrier` is multiplied by s / s_k. So the client's effective weight s_k B_k A_k is that of
-    the global adapter's leading ranks, whatever its alpha.
-    """
-    if form is None or layout.form is None or form == layout.form:
-        return {name: tensor.clone() for name, tensor in state.items()}
-    sent = {name: state[name].clone() for name in state}
-    for t in layout.tensors:
-        if t.role in ("lora_A", "lora_B"):
-            rows = state[t.name][: form.rank] if t.role == "lora_A" else state[t.name][:, : form.rank]
-            sent[t.name] = rows * (layout.form.scale / form.scale) if t.role == carrier else rows.clone()
-        elif t.role == "prompt":
-            sent[t.name] = state[t.name][: form.rank].clone()
-    return sent
 
 
 def move_ranks_to_front(state: State, layout: Layout, ranks: tuple[int, ...]) -> State:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.errors import ConfigError
-from fedpeft.families import HEADS as HEADS
 from fedpeft.parts import name_of
+from fedpeft.parts.families import HEADS as HEADS
 from fedpeft.peft.adapter import State
 
 VARIANCE = "variance"
@@ -44,11 +44,6 @@ class HeadStart(ABC):
 
     codecs: ClassVar[Mapping[str, str]] = {"": "bf16"}
     """Codec of the statistics in runs with lossy updates, by the preset of the updates; "": all other presets."""
-
-    @property
-    def predicts_targets(self) -> bool:
-        """Whether the head's outputs are the regression values themselves, and not logits of classes."""
-        return False
 
     def codec(self, preset: str) -> str:
         """Return the codec of the statistics in a run whose updates are encoded by `preset`; "": by no preset."""
@@ -83,10 +78,6 @@ class HeadStart(ABC):
             classes: number of outputs.
         """
 
-    def additive(self, statistics: State) -> State:
-        """Convert a client's statistics to tensors that add up over clients; by default they do."""
-        return statistics
-
     def class_counts(self, total: State) -> Tensor:
         """Return the examples per class, (classes,), from the sums over all clients; by default empty: unknown."""
         return torch.zeros(0)
@@ -94,6 +85,23 @@ class HeadStart(ABC):
     @abstractmethod
     def solve(self, total: State, width: int, classes: int) -> State:
         """Compute `head.weight` (classes, width) and `head.bias` (classes,), fp64, from the sums over all clients."""
+
+
+@runtime_checkable
+class ConvertsStatistics(Protocol):
+    """A client's statistics add up over clients only after a conversion."""
+
+    def additive(self, statistics: State) -> State:
+        """Convert a client's statistics to tensors that add up over clients."""
+
+
+@runtime_checkable
+class PredictsTargets(Protocol):
+    """The head's outputs can be the regression values themselves, and not logits of classes."""
+
+    @property
+    def predicts_targets(self) -> bool:
+        """Whether they are, with the head's settings."""
 
 
 @runtime_checkable
@@ -121,6 +129,11 @@ class DescribesVariation(Protocol):
 
     def compute_whitening(self, total: State, width: int) -> Whitening:
         """Compute the map that makes features vary alike in these directions, from the sums over all clients."""
+
+
+def convert_to_summands(head: HeadStart, statistics: State) -> State:
+    """Return a client's statistics as tensors that add up over clients."""
+    return head.additive(statistics) if isinstance(head, ConvertsStatistics) else statistics
 
 
 def require_variation(head: HeadStart) -> DescribesVariation:

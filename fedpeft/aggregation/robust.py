@@ -41,6 +41,7 @@ class RobustStrategy(GatherStrategy):
 
     mixed_ranks: ClassVar[bool] = True
     new_factors: ClassVar[bool] = True
+    preserves = ("all ranks",)
 
     @property
     def fills_base(self) -> bool:

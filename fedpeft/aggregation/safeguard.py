@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.families import SAFEGUARDS as SAFEGUARDS
+from fedpeft.parts.families import SAFEGUARDS as SAFEGUARDS
 
 
 @dataclass(frozen=True)

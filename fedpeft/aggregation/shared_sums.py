@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fedpeft.aggregation.abilities import AsksClients, Buffered, PersonalModel
+from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.aggregation.strategy import LinearStrategy, Strategy, strategies
 from fedpeft.errors import ConfigError
-from fedpeft.parts import name_of
+from fedpeft.parts import list_overrides, name_of
 from fedpeft.peft.adapter import Layout
 
 
@@ -16,6 +17,13 @@ def is_plain_sum(rule: type[Strategy]) -> bool:
         and rule.fold is LinearStrategy.fold
         and rule.pseudo_gradient is LinearStrategy.pseudo_gradient
     )
+
+
+def is_plain_mean(strategy: Strategy) -> bool:
+    """Return whether a rule is the weighted mean of updates, for any PEFT method, and does nothing else."""
+    if not isinstance(strategy, LinearStrategy) or strategy.needs_lora or isinstance(strategy, strategies.abilities):
+        return False
+    return not (list_overrides(strategy, Strategy) or list_overrides(strategy, LinearStrategy))
 
 
 def is_sum_of_clients(rule: type[Strategy]) -> bool:
@@ -45,3 +53,8 @@ def list_shared_sums(layout: Layout) -> list[str]:
     return [
         name_of(type(s)) for s in rules if not isinstance(s, PersonalModel | AsksClients) and is_shared_sum(s, layout)
     ]
+
+
+def is_personal(strategy: Strategy, layout: Layout) -> bool:
+    """Return whether clients' models differ: tensors or models stay with them, or groups have states of their own."""
+    return bool(strategy.list_private(layout)) or isinstance(strategy, PersonalModel | GroupedStrategy)

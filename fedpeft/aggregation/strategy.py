@@ -22,12 +22,19 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedpeft.aggregation.factors import select_leading_ranks
-from fedpeft.aggregation.update import Cohort, Fold, Gathered, Update, compute_weighted_sum, normalize_weights
+from fedpeft.aggregation.update import (
+    Cohort,
+    Fold,
+    Gathered,
+    Update,
+    compute_weighted_sum,
+    normalize_weights,
+    select_leading_ranks,
+)
 from fedpeft.errors import ConfigError
-from fedpeft.families import strategies as strategies
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import AdapterShape, Layout, LoraPair, State, TensorSpec
+from fedpeft.parts.families import strategies as strategies
+from fedpeft.peft.adapter import AdapterShape, JointMeaning, Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import LowRank
 
 WEIGHTINGS = ("auto", "rows", "uniform")
@@ -55,6 +62,9 @@ class Strategy:
 
     needs_lora: ClassVar[bool] = True
     """Whether the rule is only defined for LoRA factors; False: any PEFT method."""
+
+    preserves: ClassVar[tuple[JointMeaning, ...]] = ()
+    """The joint meanings of tensors that hold after a round; PEFT methods declare what they need."""
 
     @property
     def fills_base(self) -> bool:
@@ -211,6 +221,11 @@ class GatherStrategy(RoundStrategy):
             cohort = Cohort(read(tuple(t.name for t in specs)), shares, round_number, seed)
             after |= {t.name: self.gather_plain(t, state, cohort) for t in specs}
         return Aggregate(self.finish(state, after, layout, round_number), residuals)
+
+
+def list_preserving_strategies(meaning: JointMeaning) -> list[str]:
+    """Return the names of the strategies that preserve a joint meaning of tensors."""
+    return [name for name in strategies.names if meaning in strategies.part(name).preserves]
 
 
 def count_round_types(strategy: Strategy, layout: Layout) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
-from fedpeft.peft.adapter import AdapterShape, State
-from fedpeft.peft.low_rank import LowRank
+from fedpeft.peft.adapter import AdapterShape, Layout, Role, State
+
+if TYPE_CHECKING:
+    from fedpeft.peft.low_rank import LowRank
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,24 @@ def normalize_weights(weights: Sequence[float]) -> tuple[float, ...]:
         raise ConfigError("FP1032 a gather rule needs at least one update, and every update a weight above 0")
     total = sum(weights)
     return tuple(w / total for w in weights)
+
+
+def select_leading_ranks(state: State, layout: Layout, form: AdapterShape | None, carrier: Role = "lora_B") -> State:
+    """Return a copy of `state` with the first r ranks of all factors, and the first r positions of prompts.
+
+    The factor of the role `carrier` is multiplied by s / s_k. So the client's effective weight s_k B_k A_k is that of
+    the global adapter's leading ranks, whatever its alpha.
+    """
+    if form is None or layout.form is None or form == layout.form:
+        return {name: tensor.clone() for name, tensor in state.items()}
+    sent = {name: state[name].clone() for name in state}
+    for t in layout.tensors:
+        if t.role in ("lora_A", "lora_B"):
+            rows = state[t.name][: form.rank] if t.role == "lora_A" else state[t.name][:, : form.rank]
+            sent[t.name] = rows * (layout.form.scale / form.scale) if t.role == carrier else rows.clone()
+        elif t.role == "prompt":
+            sent[t.name] = state[t.name][: form.rank].clone()
+    return sent
 
 
 def pad_ranks(tensor: Tensor, like: Tensor) -> Tensor:

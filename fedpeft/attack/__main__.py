@@ -16,7 +16,6 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from fedpeft.config import RunConfig, build_config
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
@@ -24,6 +23,7 @@ from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.reporting import help_page
 from fedpeft.reporting.command import parse_run_flags, run_tool, start_command
 from fedpeft.reporting.run_folder import load_default_settings
+from fedpeft.wiring.config import RunConfig, build_config
 
 ABOUT = """Attack a server's settings: hostile servers and clients on this machine, and what each of them learned.
 python -m fedpeft.attack run.toml --privacy secure_sum"""

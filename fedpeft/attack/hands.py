@@ -5,24 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from fedpeft.attack.stage import AttackStage
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.errors import PayloadError
 from fedpeft.machine.files import read
+from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
 from fedpeft.privacy.secure_sum.certificates import CertifiedRoster, Identity
 from fedpeft.privacy.secure_sum.contribution import Total
 from fedpeft.privacy.secure_sum.coordinator import VoidError
-from fedpeft.privacy.secure_sum.member import Member
+from fedpeft.privacy.secure_sum.member import Member, format_key_message
+from fedpeft.privacy.secure_sum.neighbours import Terms
+from fedpeft.privacy.secure_sum.roster import signature
 from fedpeft.rounds.masked_sum import MaskedSum
+
+if TYPE_CHECKING:
+    from fedpeft.attack.stage import AttackStage
+
+LOW_ORDER: Final = (bytes(32), (1).to_bytes(32, "little"), (2**255 - 20).to_bytes(32, "little"),
+                    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"))  # fmt: skip
+"""Points of orders 4, 1, 2 and 8 on Curve25519: their products with any key are zero (RFC 7748, section 7)."""
 
 
 @dataclass(frozen=True)
@@ -135,3 +144,9 @@ def take_over_round(stage: AttackStage, round_number: int, clients: int, work: C
         return attack_sum
 
     stage.replace(MaskedSum, "compute_total", change)
+
+
+def sign_keys(terms: Terms, client: int, own: Credentials, keys: words.Keys) -> words.Keys:
+    """Return keys with a client's true signature over them."""
+    key: Any = load_pem_private_key(own.key, None)
+    return replace(keys, signature=signature(key, format_key_message(terms, client, keys)))

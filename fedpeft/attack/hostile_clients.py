@@ -8,17 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from fedpeft.attack.in_sums import LOW_ORDER, sign_keys
+from fedpeft.attack.hands import LOW_ORDER, sign_keys
 from fedpeft.attack.lies import create_lie
-from fedpeft.attack.stage import Answer, AttackStage, Outcome
+from fedpeft.attack.outcome import Outcome
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.client.edge import EdgeClient
 from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.privacy.secure_sum import shamir, words
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import Contribution
+
+if TYPE_CHECKING:
+    from fedpeft.attack.stage import Answer, AttackStage
 
 LIAR: Final = 3
 """Id of the hostile client."""

@@ -8,33 +8,27 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fedpeft.attack.colluding import Shares, SplitView, remove_masks
-from fedpeft.attack.hands import RemoteMember, SumAttacker, take_over_round
-from fedpeft.attack.stage import VICTIM, AttackStage, Outcome
+from fedpeft.attack.hands import LOW_ORDER, RemoteMember, SumAttacker, take_over_round
+from fedpeft.attack.outcome import VICTIM, Outcome
 from fedpeft.communication.messages import Instruction
-from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.server.grid import StoppedError
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.collusion import count_tolerated
 from fedpeft.privacy.secure_sum.contribution import Total
 from fedpeft.privacy.secure_sum.coordinator import VoidError
 from fedpeft.privacy.secure_sum.masks import unpack
-from fedpeft.privacy.secure_sum.member import format_key_message
-from fedpeft.privacy.secure_sum.neighbours import Terms
-from fedpeft.privacy.secure_sum.roster import signature
 from fedpeft.rounds.masked_sum import MaskedSum
+
+if TYPE_CHECKING:
+    from fedpeft.attack.stage import AttackStage
 
 ANNOUNCED: Final = 5
 """Number of clients that the attacker announces."""
-
-LOW_ORDER: Final = (bytes(32), (1).to_bytes(32, "little"), (2**255 - 20).to_bytes(32, "little"),
-                    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"))  # fmt: skip
-"""Points of orders 4, 1, 2 and 8 on Curve25519: their products with any key are zero (RFC 7748, section 7)."""
 
 
 def reading_along(stage: AttackStage) -> Outcome:
@@ -141,12 +135,6 @@ def low_order_keys(stage: AttackStage) -> Outcome:
 
     take_over_round(stage, 1, ANNOUNCED, work)
     return stage.run()
-
-
-def sign_keys(terms: Terms, client: int, own: Credentials, keys: words.Keys) -> words.Keys:
-    """Return keys with a client's true signature over them."""
-    key: Any = load_pem_private_key(own.key, None)
-    return replace(keys, signature=signature(key, format_key_message(terms, client, keys)))
 
 
 # --------------------------------------------------------------------------------------------------- repeated requests

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from fedpeft.attack.stage import Change
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
 from fedpeft.privacy.secure_sum.integers import NUMBER_BITS, UNIT, Integers
 from fedpeft.privacy.secure_sum.sum import SecureSum
+
+if TYPE_CHECKING:
+    from fedpeft.attack.stage import Change
 
 HUGE = 2.0**27
 Number = Callable[[float, int], float]

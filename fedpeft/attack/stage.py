@@ -21,8 +21,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from fedpeft.attack.outcome import Outcome
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.client import joining
 from fedpeft.deployment.client.edge import EdgeClient
@@ -40,13 +40,7 @@ from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.contribution import Contribution, Total
 from fedpeft.privacy.secure_sum.sum import SecureSum, sums_in
 from fedpeft.reporting.records import Records
-from fedpeft.rounds.progress import ServerState
-
-ALIKE: Final = 0.99
-"""Smallest correlation with a client's update at which the update counts as read."""
-
-VICTIM: Final = 0
-"""Id of the client whose update an attacker wants; ids follow the order of names."""
+from fedpeft.wiring.config import RunConfig
 
 SECONDS: Final = 180.0
 """Longest duration of an attack."""
@@ -60,34 +54,6 @@ Answer = Callable[[EdgeClient, Instruction, Callable[[Instruction], Report]], Re
 
 Change = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes the attacker's method from the honest one."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of one attack.
-
-    Attributes:
-        read: by client, the largest correlation of a vector that the attacker holds with the client's update.
-        sums: number of sums that the server formed in training rounds.
-        reports: number of updates that arrived without masks.
-        refusals: first reason why each honest client, or the server, refused, by its name.
-        rounds: number of completed training rounds, and how many of them moved the model.
-        lines: lines that the server printed for its user.
-        progress: the server's final state; None: it was stopped.
-    """
-
-    read: dict[str, float]
-    sums: int
-    reports: int
-    refusals: dict[str, str]
-    rounds: tuple[int, int]
-    lines: list[str]
-    progress: ServerState | None
-
-    @property
-    def victims(self) -> list[str]:
-        """Clients whose updates were read."""
-        return [name for name, alike in self.read.items() if alike >= ALIKE]
 
 
 class LineObserver:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 from fedpeft.attack import hostile_clients, in_sums, unequal_instructions
-from fedpeft.attack.stage import AttackStage, Outcome
-from fedpeft.config import RunConfig
+from fedpeft.attack.outcome import Outcome
+from fedpeft.attack.stage import AttackStage
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.sum import parse_privacy, sums_in
+from fedpeft.wiring.config import RunConfig
 
 Aim = Literal["an update", "the rounds"]
 

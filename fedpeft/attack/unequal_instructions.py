@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedpeft.attack.stage import VICTIM, AttackStage, Outcome
+from fedpeft.attack.outcome import VICTIM, Outcome
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import Release, compute_digest, format_form
@@ -24,6 +24,9 @@ from fedpeft.deployment.wire.session import Session
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.rounds.dispatch import Broadcast
+
+if TYPE_CHECKING:
+    from fedpeft.attack.stage import AttackStage
 
 Sent = Callable[[Broadcast, Instruction], Instruction]
 Recorded = Callable[[Broadcast, Release], Release]

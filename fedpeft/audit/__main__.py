@@ -50,10 +50,10 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
         FedpeftError: a folder does not contain a finished run.
     """
     from fedpeft.audit.membership import attack_membership
-    from fedpeft.config import read_config
     from fedpeft.reporting.console import ConsoleObserver
     from fedpeft.reporting.run_folder import refuse_servers_run
     from fedpeft.simulation.simulation import Simulation
+    from fedpeft.wiring.config import read_config
 
     rows = []
     for folder in runs:

@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedpeft import seeds
 from fedpeft.aggregation.abilities import SelectsUpdate
 from fedpeft.aggregation.aggregator import create_aggregator
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
@@ -45,6 +44,7 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.machine import seeds
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec, subtract_states
 from fedpeft.peft.family import PEFT_METHODS

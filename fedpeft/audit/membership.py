@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedpeft import seeds
 from fedpeft.data.cached_rows import load_cached_examples
+from fedpeft.machine import seeds
 from fedpeft.models import scoring
 from fedpeft.models.quantized_base import quantize
 from fedpeft.peft import saved_adapter

@@ -43,10 +43,10 @@ from fedpeft.communication.vectors import (
     flatten_weights,
 )
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.families import PRESETS as PRESETS
-from fedpeft.families import split_steps
+from fedpeft.parts.families import PRESETS as PRESETS
+from fedpeft.parts.families import split_steps
+from fedpeft.parts.spec import Spec, parse_spec
 from fedpeft.peft.adapter import State
-from fedpeft.spec import Spec, parse_spec
 
 HEADER_SIZE: Final = 64
 """Approximate bytes of a header with four steps, which a step with a budget sets aside."""
@@ -223,9 +223,9 @@ def make_codec(steps: Sequence[Step]) -> Codec:
         ConfigError: the order of the steps can't work, a gain would act on factors of a product, or a grid on the
             result of a transform.
     """
-    completed = list(steps)
+    completed, transforms = list(steps), [s for s in steps if isinstance(s, Transform)]
     if not any(isinstance(s, Quantizer) for s in completed):
-        completed.insert(sum(isinstance(s, Transform) for s in completed), codecs.build(Spec("cast", {})))
+        completed.insert(len(transforms), codecs.build(Spec("cast", {})))
     if not any(isinstance(s, Packer) for s in completed):
         completed.insert(sum(isinstance(s, TensorStep) for s in completed), codecs.build(Spec("pack", {})))
     check_order([type(s) for s in completed])
@@ -234,12 +234,11 @@ def make_codec(steps: Sequence[Step]) -> Codec:
         next(s for s in completed if isinstance(s, Packer)),
         tuple(s for s in completed if isinstance(s, ByteStep)),
     )
-    chains = any(isinstance(s, Quantizer) and s.chains for s in completed)
-    if chains and any(isinstance(s, Transform) for s in completed):
+    if transforms and any(isinstance(s, Quantizer) and s.chains for s in completed):
         raise ConfigError(
             f"FP1051 {codec}: grid quantizes the state itself, so no transform may precede it; remove the transform"
         )
-    if codec.gain != "none" and not all(s.proportional for s in completed if isinstance(s, Transform)):
+    if codec.gain != "none" and not all(s.proportional for s in transforms):
         raise ConfigError(
             f"FP1052 {codec}: gain would scale both factors of a product; leave out gain, or the low-rank step "
             "before it"

@@ -36,32 +36,40 @@ CRASHES: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, 
 """Errors that a payload may cause if a check is missing; they become a `PayloadError`, not a crash."""
 
 
-def decode(payload: bytes, shapes: Mapping[str, Shape], *, references: Mapping[int, State] | None = None) -> State:
+def decode(
+    payload: bytes,
+    shapes: Mapping[str, Shape],
+    *,
+    references: Mapping[int, State] | None = None,
+    agreed: Sequence[Step] | None = None,
+) -> State:
     """Decode the state in a payload, for an adapter of these `shapes`; tensors keep the dtypes of the sender.
 
     Args:
         payload: bytes from a peer, possibly hostile.
         shapes: the tensors that the payload may contain; all of them, unless it declares a subset.
         references: states that both ends hold, by version, for payloads made with a `delta` step.
+        agreed: the steps of the codec that the sender was told to use, which limit costly steps; None: there is no such
+            limit.
 
     Raises:
         PayloadError: the payload is not what `Codec.encode` makes for such an adapter.
     """
     try:
-        return _decode(payload, shapes, references or {})
+        return _decode(payload, shapes, references or {}, agreed)
     except FedpeftError:
         raise
     except CRASHES as error:
         raise PayloadError(f"FP6040 the payload is not valid ({type(error).__name__}: {error})") from error
 
 
-def decode_whole(payload: bytes, shapes: Mapping[str, Shape]) -> State:
+def decode_whole(payload: bytes, shapes: Mapping[str, Shape], agreed: Sequence[Step] | None = None) -> State:
     """Decode a payload as `decode` does, and check that no tensor is missing.
 
     Raises:
         PayloadError: the payload is not valid, or tensors are missing.
     """
-    return check_whole(decode(payload, shapes), shapes)
+    return check_whole(decode(payload, shapes, agreed=agreed), shapes)
 
 
 def check_whole(state: State, shapes: Mapping[str, Shape]) -> State:
@@ -75,7 +83,9 @@ def check_whole(state: State, shapes: Mapping[str, Shape]) -> State:
     return state
 
 
-def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int, State]) -> State:
+def _decode(
+    payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int, State], agreed: Sequence[Step] | None
+) -> State:
     header, data = read_payload(payload, shapes)
     ordered = sorted(shapes)
     names = ordered if header.sent is None else [n for n, sent in zip(ordered, header.sent, strict=True) if sent]
@@ -93,7 +103,7 @@ def _decode(payload: bytes, shapes: Mapping[str, Shape], references: Mapping[int
     for position, (step, (name, settings)) in enumerate(zip(classes, header.steps, strict=True)):
         reader = Reader(settings, f"the payload's step {name}")
         if issubclass(step, TensorStep):
-            context = Context(header.seed or 0, position, dtype, parameters, references=reference)
+            context = Context(header.seed or 0, position, dtype, parameters, references=reference, agreed=agreed)
             counts.append(count_total(segments))
             plans.append(step.plan(reader, segments, context))
             segments = plans[-1].shapes

@@ -69,7 +69,8 @@ def parse_downlink(text: str, codec: str, lossless: str) -> Codec:
         )
     if made.gain != "none":
         raise ConfigError(
-            f"FP1060 --downlink {text!r}: gain corrects the mean of many updates, but there is one state; leave it out"
+            f"FP1060 --downlink {text!r}: gain corrects the mean of many updates, but there is one state; leave "
+            "gain out"
         )
     return made
 

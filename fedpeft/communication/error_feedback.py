@@ -22,10 +22,10 @@ from fedpeft.communication.codec import Codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError
-from fedpeft.families import MEMORIES
 from fedpeft.parts import check_settings, setting
+from fedpeft.parts.families import MEMORIES
+from fedpeft.parts.spec import Spec
 from fedpeft.peft.adapter import State
-from fedpeft.spec import Spec
 
 Kind = Literal["none", "ef14", "ef21"]
 
@@ -128,7 +128,7 @@ class ErrorFeedback:
         Raises:
             PayloadError: see `decode`.
         """
-        received = decode(payload, shapes)
+        received = decode(payload, shapes, agreed=self.codec.steps)
         if self.kind != "ef21":
             return received, {}
         held = _select_fitting(memory or {}, shapes)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.families import PRECISION_RULES as PRECISION_RULES
+from fedpeft.parts.families import PRECISION_RULES as PRECISION_RULES
 
 Bits = dict[int, float]
 """Bits per parameter, by client."""

@@ -13,8 +13,8 @@ from fedpeft.communication.payload import MAX_STEPS, Array, Reader, Shape, compu
 from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.communication.vectors import count_segment_entries
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.families import codecs as codecs
 from fedpeft.parts import format_part, name_of
+from fedpeft.parts.families import codecs as codecs
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Context:
         reference: for the encoder: version and values of the state that a `delta` step subtracts.
         references: for the decoder: returns the values of a version, for the tensors sent.
         turn: for the encoder: increases from round to round, and from client to client.
+        agreed: for the decoder: the steps of the codec that the sender was told to use; None: it may use any.
     """
 
     seed: int
@@ -90,6 +91,7 @@ class Context:
     reference: tuple[int, Array] | None = None
     references: Callable[[int], Array | None] = lambda version: None
     turn: int = 0
+    agreed: Sequence[Step] | None = None
 
     def read_reference(self, version: int, parameters: Reader, count: int) -> Array:
         """Return the decoder's values (count,) of a state that both ends hold, after a check of their checksum.

@@ -22,10 +22,10 @@ from fedpeft.communication.error_feedback import ErrorFeedback, create_no_feedba
 from fedpeft.communication.payload import Shape
 from fedpeft.communication.precision_rule import PrecisionRule, Situation
 from fedpeft.errors import ConfigError
-from fedpeft.families import MEMORIES, PRECISION_RULES, PRESETS, split_steps
 from fedpeft.parts import format_part
+from fedpeft.parts.families import MEMORIES, PRECISION_RULES, PRESETS, split_steps
+from fedpeft.parts.spec import parse_spec, split_outside_parentheses
 from fedpeft.peft.adapter import Layout, State
-from fedpeft.spec import parse_spec, split_outside_parentheses
 
 
 @dataclass(frozen=True)

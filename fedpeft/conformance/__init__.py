@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fedpeft import plugins
-from fedpeft.parts import Family
+from fedpeft.parts import Family, plugins
 
 
 def list_tested_parts(family: Family[Any]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def check(command: Command) -> int:
     Raises:
         FedpeftError: pytest is not installed, or the plugin does not exist or has no parts.
     """
-    from fedpeft import plugins
+    from fedpeft.parts import plugins
     from fedpeft.wiring import catalogue
 
     if importlib.util.find_spec("pytest") is None:

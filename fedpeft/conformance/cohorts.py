@@ -14,8 +14,8 @@ from fedpeft.aggregation.abilities import SelectsUpdate, choose_ranks
 from fedpeft.aggregation.factors import move_ranks_to_front
 from fedpeft.aggregation.strategy import Aggregate, LinearStrategy, RoundStrategy, Strategy
 from fedpeft.aggregation.update import Fold, Update, check_made
+from fedpeft.machine.seeds import create_torch_generator
 from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
-from fedpeft.seeds import create_torch_generator
 
 
 def create_lora_layout(

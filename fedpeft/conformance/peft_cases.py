@@ -23,8 +23,9 @@ from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.conformance import list_tested_parts
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
+from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
 from fedpeft.models.quantized_base import quantize
-from fedpeft.models.task import DTYPES, TASKS, find_trainable, get_adapter_dtype
+from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.family import PEFT_METHODS
@@ -72,8 +73,8 @@ MORE = [
 NAMES = list_tested_parts(PEFT_METHODS)
 OWN = PEFT_METHODS.own_names == NAMES
 SPECS = [*(SMALL.get(name, name) for name in NAMES), *(MORE if OWN else [])]
-RULE = {"vera": "rolora", "adalora": "flexlora", "lora_gram": "florg"}
-"""Strategy of each method for which a plain mean is wrong."""
+RULE = {"product": "rolora", "singular values": "flexlora", "Gram matrix": "florg"}
+"""Strategy for each joint meaning for which a plain mean is wrong."""
 
 SHARDS = [np.arange(0, 20), np.arange(20, 50), np.arange(50, 57)]
 
@@ -160,7 +161,7 @@ class Case:
     @property
     def strategy(self) -> Strategy:
         """Strategy whose mean is right for the method."""
-        return strategies.build(RULE.get(self.method.name, "fedit"))
+        return strategies.build(RULE.get(self.method.joint_meaning, "fedit"))
 
 
 each_method = pytest.mark.parametrize("spec", SPECS)

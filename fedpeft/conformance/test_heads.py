@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedpeft.aggregation.head_start import HEADS, VARIANCE, HidesClasses, WeighsErrors, check_solved
+from fedpeft.aggregation.head_start import (
+    HEADS,
+    VARIANCE,
+    HidesClasses,
+    WeighsErrors,
+    check_solved,
+    convert_to_summands,
+)
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.conformance import list_tested_parts
@@ -36,7 +43,7 @@ def sum_statistics(head, of):
     """Return the sums of the clients' statistics."""
     total = {}
     for features, labels in of:
-        for name, tensor in head.additive(head.statistics(features, labels, CLASSES)).items():
+        for name, tensor in convert_to_summands(head, head.statistics(features, labels, CLASSES)).items():
             total[name] = total.get(name, 0) + tensor.double()
     return total
 

@@ -24,9 +24,10 @@ from fedpeft.conformance.peft_cases import (
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
+from fedpeft.models.dtypes import get_adapter_dtype
 from fedpeft.models.layers import find_linear_layers
 from fedpeft.models.quantized_base import PRECISIONS, quantize, round_to_quantized
-from fedpeft.models.task import TASKS, find_trainable, get_adapter_dtype
+from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.wiring.checks.rules import check_method

@@ -90,7 +90,7 @@ def test_aggregation_is_the_weighted_mean_of_what_it_should_be(spec, tiny, tmp_p
 @pytest.mark.parametrize(
     ("method", "strategy", "words"),
     [
-        ("vera", "fedit", "use --strategy rolora or ffa_lora or flexlora"),
+        ("vera", "fedit", "use --strategy ffa_lora or flexlora or rolora"),
         ("adalora", "fedit", "use --strategy flexlora"),
         ("dora", "flora", "does not allow"),
     ],

@@ -16,15 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.machine import growing_array
 from fedpeft.machine.mapped_files import leave
 
 Batch = dict[str, Tensor]
 """Arguments of the model's forward pass, and `labels`: classes (B,), or tokens (B, T) with -100 for none."""
-
-IGNORED = -100
-"""The label of a token that does not count."""
-
 
 LENGTH_STEP = 16
 """Batches are padded to a multiple of this many tokens.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpeft.spec import parse_spec
+from fedpeft.parts.spec import parse_spec
 
 
 def is_captioning(task: str) -> bool:

@@ -62,16 +62,16 @@ class CompleteRecords:
         columns = tuple(self.needs.values())
         for place, record in self.records:
             self._rows += 1
-            if (self.incomplete == DROP or not self._left_out) and _has_words(record, columns):
-                yield place, record  # the usual case
-                continue
-            needed = {role: [c] if c in record else c.split(AND) for role, c in self.needs.items()}
-            if not self._can_lack(place) and any(column not in record for own in needed.values() for column in own):
-                yield place, record  # its reader reports the missing column
-            elif lacked := [(r, c) for r, own in needed.items() for c in own if _is_missing(record.get(c), r)]:
-                self._columns = self._columns or ", ".join(map(str, record))
-                self._count(place, lacked)
-            elif not self._left_out or self.incomplete == DROP:
+            if not _has_words(record, columns):  # rare
+                needed = [(role, c) for role, column in self.needs.items() for c in _split_column(column, record)]
+                if not self._can_lack(place) and not record.keys() >= {column for _, column in needed}:
+                    yield place, record  # its reader reports the missing column
+                    continue
+                if lacked := [(role, column) for role, column in needed if _is_missing(record.get(column), role)]:
+                    self._columns = self._columns or ", ".join(map(str, record))
+                    self._count(place, lacked)
+                    continue
+            if self.incomplete == DROP or not self._left_out:
                 yield place, record
         if self._left_out and self.incomplete != DROP:
             one = self._lacked.total() == 1
@@ -113,11 +113,16 @@ class CompleteRecords:
         """Return how many rows lack which column, and where."""
         told: list[str] = []
         for (role, column), count in self._lacked.most_common():
-            have = "has" if count == 1 else "have"
-            rows = "" if told else " row" if count == 1 else " rows"
+            rows, have = ("row", "has") if count == 1 else ("rows", "have")
+            number = f"{count:,}" if told else f"{count:,} {rows}"  # the first clause names rows for all
             where = _format_places(self._places[role, column], count)
-            told.append(f"{count:,}{rows} {have} {LACKS[role]} in the column {column!r} ({where})")
+            told.append(f"{number} {have} {LACKS[role]} in the column {column!r} ({where})")
         return ", ".join(told)
+
+
+def _split_column(column: str, record: Mapping[str, Any]) -> list[str]:
+    """Return a column of the record, or the several columns that "a + b" names."""
+    return [column] if column in record else column.split(AND)
 
 
 def _has_words(record: Mapping[str, Any], columns: tuple[str, ...]) -> bool:

@@ -91,10 +91,11 @@ def choose_reading(
         )
     if target is not None:
         return read_pairs(text, target, text, template)
-    if messages is None and template is None and text not in first and {INPUT, TARGET} <= first.keys():
-        return read_pairs(INPUT, TARGET, text)
-    if messages is None and template is None and text in first:
-        return None
+    if messages is None and template is None:
+        if text in first:
+            return None
+        if {INPUT, TARGET} <= first.keys():
+            return read_pairs(INPUT, TARGET, text)
     if set(SIDES) <= first.keys() and text not in first:
         return ColumnReading(
             f"preferences of the columns {f'{PROMPT!r}, ' if PROMPT in first else ''}'chosen' and 'rejected' in "

@@ -14,10 +14,10 @@ from scipy.special import entr  # type: ignore[import-untyped, unused-ignore]
 
 from fedpeft.data.rows import Rows
 from fedpeft.errors import DataError
-from fedpeft.families import PARTITIONS as PARTITIONS
 from fedpeft.machine import growing_array
+from fedpeft.machine.seeds import create_generator
 from fedpeft.parts import name_of
-from fedpeft.seeds import create_generator
+from fedpeft.parts.families import PARTITIONS as PARTITIONS
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,10 @@ class Partition(Shards):
     def statistics(self, labels: NDArray[np.int64] | None, rows: int | None = None) -> PartitionStatistics:
         """Return sizes and label skew; see `Shards.statistics`."""
         sizes = self.sizes
-        total = len(labels) if labels is not None else len(self.indices) if rows is None else rows
+        total = len(self.indices) if rows is None else rows
         evenness = distance = None
         if labels is not None:
+            total = len(labels)
             client_of_index = np.repeat(np.arange(len(self)), sizes)
             classes = int(labels.max()) + 1
             cells = client_of_index * classes + labels[self.indices]

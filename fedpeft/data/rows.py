@@ -9,14 +9,14 @@ from typing import Any, Literal, Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft import plugins
 from fedpeft.data.tagged_words import check_tags
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import join_texts, take_texts
 from fedpeft.errors import ConfigError, DataError
-from fedpeft.families import DATASETS as DATASETS
 from fedpeft.machine import growing_array
-from fedpeft.spec import parse_spec
+from fedpeft.parts import plugins
+from fedpeft.parts.families import DATASETS as DATASETS
+from fedpeft.parts.spec import parse_spec
 
 Kind = Literal["text", "image"]
 Inputs = Sequence[str] | NDArray[np.generic]
@@ -57,8 +57,10 @@ class Rows:
                 raise DataError(
                     f"FP3132 {name} are a {type(column).__name__}, but must be a NumPy array; np.array converts them"
                 )
-            shape = None if column is None else column.shape[:1] if name == "labels" else column.shape
-            if column is not None and shape != (len(self.inputs),):
+            if column is None:
+                continue
+            shape = column.shape[:1] if name == "labels" else column.shape
+            if shape != (len(self.inputs),):
                 raise DataError(f"FP3133 {len(self.inputs)} inputs but {name} of shape {column.shape}")
 
     def __len__(self) -> int:
@@ -70,7 +72,9 @@ class Rows:
         """Type of the labels: "classes", "numbers", "labels" (any of several per example), or "" without labels."""
         if self.labels is None:
             return ""
-        return "labels" if self.labels.ndim != 1 else "numbers" if self.labels.dtype.kind == "f" else "classes"
+        if self.labels.ndim != 1:
+            return "labels"
+        return "numbers" if self.labels.dtype.kind == "f" else "classes"
 
     @property
     def classes(self) -> NDArray[np.int64] | None:
@@ -337,13 +341,13 @@ def get_default_head(text: str) -> str | None:
     return getattr(DATASETS.build(text), "suited_head", None)
 
 
-def get_template(text: str) -> str | None:
-    """Return the prompt template that the dataset's settings select; None: none.
+def get_template(dataset: str | Source) -> str | None:
+    """Return the prompt template that the settings of a dataset, or of its text, select; None: none.
 
     Raises:
         ConfigError: unknown name or setting.
     """
-    return getattr(DATASETS.build(text), "template", None)
+    return getattr(DATASETS.build(dataset), "template", None)
 
 
 def get_test_source(text: str) -> str:

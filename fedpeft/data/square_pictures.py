@@ -37,7 +37,9 @@ def convert_to_eight_bits(picture: Any) -> Any:
 
     values = np.asarray(picture).astype(np.float64)  # PIL would cut them at 255
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    white = WHITE if picture.mode != "F" else 1 if high <= 1 else 255
+    white = WHITE
+    if picture.mode == "F":
+        white = 1 if high <= 1 else 255
     if not (low >= 0 and high <= white):  # a NaN is neither
         legal = "0 to 1 or 0 to 255" if picture.mode == "F" else "0 to 65,535"
         raise ValueError(

@@ -6,8 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from fedpeft.data.examples import IGNORED
 from fedpeft.errors import DataError
+
+IGNORED = -100
+"""The label of a token that does not count."""
 
 
 def parse_row(row: Any) -> tuple[list[str], list[int]]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft import seeds
 from fedpeft.errors import ConfigError
+from fedpeft.machine import seeds
 
 COMPETE = ("task", "seen", "all")
 """Classes that a client's loss compares: those of its task, of all tasks so far, or of all tasks."""

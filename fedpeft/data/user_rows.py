@@ -25,13 +25,13 @@ from fedpeft.data.label_columns import (
     sort_labels,
 )
 from fedpeft.data.record_files import name_incomplete_part
-from fedpeft.data.rows import DATASETS, Dataset, Rows, split_test
+from fedpeft.data.rows import DATASETS, Dataset, Rows, Source, split_test
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError, shorten_value
 from fedpeft.machine import growing_array
 from fedpeft.parts import suggest_legal
-from fedpeft.spec import Spec
+from fedpeft.parts.spec import Spec
 
 Records = Iterable[tuple[str, Mapping[str, Any]]]
 """Place of each record, such as "line 3", and its values by column."""
@@ -87,13 +87,13 @@ class Names:
         return CompleteRecords(records, source, needed, incomplete, hint, reader, owner_hint)
 
 
-def get_text_column(text: str) -> str:
-    """Return the default text column of the dataset that `text` describes.
+def get_text_column(dataset: str | Source) -> str:
+    """Return the default text column of a dataset, or of the one that a text describes.
 
     Raises:
         ConfigError: unknown name or setting; or datasets with different columns.
     """
-    return str(getattr(DATASETS.build(text), "text", "text"))
+    return str(getattr(DATASETS.build(dataset), "text", "text"))
 
 
 @dataclass(frozen=True)
@@ -416,7 +416,6 @@ def build_labeled_rows(
     if targets == "numbers":
         for note in table.labels.notes:
             say(note)
-    if targets == "numbers":
         return Rows(table.texts, build_array(table.labels)), tuple(names or (str(label),))
     if targets == "labels":
         known = tuple(names or collect_label_names(table.labels, path))

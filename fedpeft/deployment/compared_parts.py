@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
 from fedpeft.parts import Family
-from fedpeft.plugins import GROUPS, Plugin, explain_absence
+from fedpeft.parts.plugins import GROUPS, Plugin, explain_absence
 from fedpeft.wiring.catalogue import ALL, find_used_parts
+from fedpeft.wiring.config import RunConfig
 
 MOST: Final = 100
 """Most parts from outside that a server may name."""

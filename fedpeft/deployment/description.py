@@ -14,7 +14,7 @@ from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.models.task import TASKS
-from fedpeft.spec import parse_spec
+from fedpeft.parts.spec import parse_spec
 
 TOLD: Final = {
     "classification": (2, 10**6),

@@ -10,9 +10,9 @@ from fedpeft.data.client_rows import LABEL, LARGEST, TEXT
 from fedpeft.data.prompt_templates import check_readable, read_template
 from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
 from fedpeft.deployment.addresses import parse_address
-from fedpeft.families import TASKS
 from fedpeft.models.precisions import BASES
 from fedpeft.parts import setting
+from fedpeft.parts.families import TASKS
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 
 OWN_TEST = "dataset"

@@ -18,8 +18,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 if TYPE_CHECKING:
-    from fedpeft.config import RunConfig
     from fedpeft.reporting.workers import Workers
+    from fedpeft.wiring.config import RunConfig
 
 STATE = Path("~/.local/state/fedpeft/flower")
 """Folder of clients' own state between rounds, by run."""
@@ -37,9 +37,9 @@ class _Silent:
 @functools.cache
 def _get_workers(config: RunConfig, run: int) -> Workers:
     """Return the single worker of this configuration's simulation, with its activation cache computed."""
-    from fedpeft.config import build_config
     from fedpeft.reporting.console import silence_libraries
     from fedpeft.simulation.simulation import Simulation
+    from fedpeft.wiring.config import build_config
 
     silence_libraries()
     folder = STATE.expanduser() / str(run)
@@ -69,11 +69,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _handle(message: Message, context: Context) -> Message:
-    from fedpeft import plugins
-    from fedpeft.communication.messages import Report, read_instruction, write_record
+    from fedpeft.communication.flower_messages import read_instruction, write_record
+    from fedpeft.communication.messages import Report
     from fedpeft.errors import FedpeftError
     from fedpeft.flower.parts import check_same_parts
     from fedpeft.flower.settings import read_config
+    from fedpeft.parts import plugins
 
     asked = read_instruction(message)
     plugins.ignore_installed()

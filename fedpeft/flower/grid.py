@@ -15,7 +15,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedpeft.communication.flower_grid import FIRST_CLIENT, get_node_id
-from fedpeft.communication.messages import Report, read_instruction, write_record
+from fedpeft.communication.flower_messages import read_instruction, write_record
+from fedpeft.communication.messages import Report
 from fedpeft.flower.parts import add_parts
 
 POLL_SECONDS = 0.2

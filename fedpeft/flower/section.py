@@ -12,10 +12,10 @@ from pathlib import Path
 
 import tomli_w
 
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.machine.files import raise_write_errors, replace
 from fedpeft.reporting.command import run_command
+from fedpeft.wiring.config import RunConfig
 
 HEADER = "[tool.flwr.app.config]\n"
 

@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.config import RunConfig, build_config
 from fedpeft.errors import ConfigError
 from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.wiring.config import RunConfig, build_config
 
 OWN_KEYS = ("output", "nodes")
 """Keys of the run config that are not settings of a run: its folder, and how many nodes to wait for."""

@@ -38,7 +38,6 @@ from flwr.server.strategy import Strategy as OlderStrategy
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy as MessageStrategy
 
-from fedpeft import seeds
 from fedpeft.aggregation.server_optimizer import OptimizerState
 from fedpeft.aggregation.strategy import Aggregate, Read, RoundStrategy
 from fedpeft.errors import ConfigError, RunError
@@ -52,6 +51,7 @@ from fedpeft.flower.their_calls import (
     initialize_strategy,
     raise_as_rule_error,
 )
+from fedpeft.machine import seeds
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
 

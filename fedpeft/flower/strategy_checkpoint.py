@@ -10,7 +10,7 @@ import functools
 import json
 import random
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import cloudpickle
@@ -113,29 +113,39 @@ def _write_array(value: np.ndarray[Any, Any], tensors: State) -> int:
         raise _StrangeError(f"an array of {value.dtype}") from None
 
 
-def _write_value(value: Any, tensors: State) -> Any:  # noqa: PLR0912
+def _write_record(record: Mapping[str, Any], tensors: State) -> Any:
+    return _write_value(dict(record), tensors)
+
+
+WRITERS: tuple[tuple[str, type, Callable[[Any, State], Any]], ...] = (
+    ("array", np.ndarray, _write_array),
+    ("number", np.generic, lambda value, tensors: _write_array(np.asarray(value), tensors)),
+    ("tensor", torch.Tensor, lambda value, tensors: _put(value.cpu(), tensors)),
+    ("bytes", bytes, lambda value, tensors: _write_array(np.frombuffer(value, np.uint8), tensors)),
+    (
+        "parameters",
+        Parameters,
+        lambda value, tensors: [[_write_value(t, tensors) for t in value.tensors], value.tensor_type],
+    ),
+    (
+        "arrays",
+        ArrayRecord,
+        lambda value, tensors: [[name, _write_array(array.numpy(), tensors)] for name, array in value.items()],
+    ),
+    ("generator", np.random.Generator, lambda value, tensors: _write_value(value.bit_generator.state, tensors)),
+    ("random", random.Random, lambda value, tensors: _write_value(value.getstate(), tensors)),
+    *((kind, record, _write_record) for kind, record in RECORDS.items()),
+)
+"""How values are written: the kind, the class of the values, and a function that returns their content as JSON."""
+
+
+def _write_value(value: Any, tensors: State) -> Any:
     """Return a value as JSON: a plain one as it is, others as [kind, content]."""
     if value is None or type(value) in PLAIN:  # an exact type: a member of a text enumeration would return as a text
         return value
-    if isinstance(value, np.ndarray):
-        return ["array", _write_array(value, tensors)]
-    if isinstance(value, np.generic):
-        return ["number", _write_array(np.asarray(value), tensors)]
-    if isinstance(value, torch.Tensor):
-        return ["tensor", _put(value.cpu(), tensors)]
-    if isinstance(value, bytes):
-        return ["bytes", _write_array(np.frombuffer(value, np.uint8), tensors)]
-    if isinstance(value, Parameters):
-        return ["parameters", [[_write_value(t, tensors) for t in value.tensors], value.tensor_type]]
-    if isinstance(value, ArrayRecord):
-        return ["arrays", [[name, _write_array(array.numpy(), tensors)] for name, array in value.items()]]
-    if isinstance(value, np.random.Generator):
-        return ["generator", _write_value(value.bit_generator.state, tensors)]
-    if isinstance(value, random.Random):
-        return ["random", _write_value(value.getstate(), tensors)]
-    for kind, record in RECORDS.items():
-        if isinstance(value, record):
-            return [kind, _write_value(dict(value), tensors)]
+    for kind, cls, write in WRITERS:
+        if isinstance(value, cls):
+            return [kind, write(value, tensors)]
     if type(value) in (list, tuple, set):
         return [type(value).__name__, [_write_value(item, tensors) for item in value]]
     if type(value) is dict:

@@ -1,1 +1,1 @@
-"""Services of the machine: hardware, memory, caches and downloads."""
+"""Services of the machine: hardware, memory, caches, downloads and random numbers."""

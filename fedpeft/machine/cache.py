@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from fedpeft.errors import AssetError
+from fedpeft.errors import AssetError, is_disk_full
 from fedpeft.machine import files
 from fedpeft.machine.mapped_files import iterate_pieces
 from fedpeft.machine.shared_cache import get_shared_cache
@@ -60,7 +60,7 @@ def load_arrays(kind: str, name: str, compute: Callable[[], Mapping[str, np.ndar
         try:
             made = compute()
         except OSError as error:  # may come from a user's code, not from the cache's disk
-            if files.is_disk_full(error):
+            if is_disk_full(error):
                 raise
             raise _ComputingError(error) from error
         for label, array in made.items():
@@ -109,8 +109,8 @@ def get_cache_directory() -> Path:
         AssetError: the directory can't be created.
     """
     chosen = os.environ.get("FEDPEFT_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME")
-    path = Path(chosen) if chosen else Path(shared, "fedpeft") if shared else Path("~/.cache/fedpeft")
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = Path(chosen) if chosen else Path(shared, "fedpeft")
     try:
         path = path.expanduser().absolute()
         path.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def get_cached_folder(name: str, fill: Callable[[Path], None], room: int = 0, pr
             "process, or wait"
         ) from None
     except OSError as error:
-        if files.is_disk_full(error):
+        if is_disk_full(error):
             raise create_disk_error(name) from None
         raise AssetError(f"FP2015 can't write {name} to the cache {cache}: {error}") from None
     return final
@@ -213,7 +213,7 @@ def check_disk_space(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if files.is_disk_full(error):
+        if is_disk_full(error):
             raise create_disk_error(name) from None
         raise
 

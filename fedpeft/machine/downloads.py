@@ -28,9 +28,8 @@ from typing import IO
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from fedpeft.errors import AssetError
+from fedpeft.errors import NO_ROOM, AssetError
 from fedpeft.machine.cache import create_disk_error, get_cached_folder
-from fedpeft.machine.files import NO_ROOM
 from fedpeft.machine.terminal import Console
 
 

@@ -38,7 +38,9 @@ class Counter:
         """Return the joules since this counter was created."""
         now = self.read()
         step = now - self._last
-        self._total += step if step >= 0 else step + self.turn if self.turn else 0.0
+        if step < 0:
+            step = step + self.turn if self.turn else 0.0
+        self._total += step
         self._last = now
         return self._total
 

@@ -202,18 +202,3 @@ def raise_write_errors(what: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk by the latter
         raise RunError(f"FP5102 {what} can't be written: {error}") from error
-
-
-NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "Not enough disk space")
-"""Messages about a full disk; the last one comes from the library `datasets`."""
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error, or one of its causes, reports a full disk or quota, by its code or its message."""
-    came: BaseException | None = error
-    while came is not None:
-        full = isinstance(came, OSError) and came.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or any(words in str(came) for words in NO_ROOM):
-            return True
-        came = came.__cause__ or came.__context__
-    return False

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fedpeft.errors import AssetError, require_extra
-from fedpeft.machine.files import is_disk_full
+from fedpeft.errors import AssetError, is_disk_full, require_extra
 
 VARIABLE = "FEDPEFT_SHARED_CACHE"
 

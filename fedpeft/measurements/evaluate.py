@@ -16,7 +16,7 @@ from fedpeft.parts import setting
 from fedpeft.wiring.measurement import Measurement, NewRun
 
 if TYPE_CHECKING:
-    from fedpeft.answers.exam import Exam
+    from fedpeft.models.answers.exam import Exam
     from fedpeft.rounds.features import RunParts
     from fedpeft.rounds.hooks import RoundHook
     from fedpeft.wiring.setup import Setup

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.errors import ConfigError
-from fedpeft.families import DATASETS
 from fedpeft.models.abilities import ComparesExamples, DescribesImages
 from fedpeft.parts import setting
+from fedpeft.parts.families import DATASETS
 from fedpeft.wiring.measurement import Measurement, NewRun, ScoredRun
 
 if TYPE_CHECKING:

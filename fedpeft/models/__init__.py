@@ -1,1 +1,1 @@
-"""The frozen base and what it is asked."""
+"""Base models, tasks, and questions to language models."""

@@ -24,6 +24,15 @@ class ComparesExamples(Protocol):
 
 
 @runtime_checkable
+class StandardizesLabels(Protocol):
+    """The model predicts labels in units of their deviation from their mean."""
+
+    @property
+    def known(self) -> bool:
+        """Whether both were known beforehand and reveal nothing about the examples."""
+
+
+@runtime_checkable
 class PacksExamples(Protocol):
     """Several examples may share a sequence."""
 

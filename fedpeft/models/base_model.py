@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from fedpeft.data.model_config import load_model_config
-from fedpeft.errors import AssetError, ConfigError
-from fedpeft.families import MODELS as MODELS
+from fedpeft.errors import AssetError, ConfigError, is_disk_full
 from fedpeft.machine.cache import create_hub_disk_error
-from fedpeft.machine.files import is_disk_full
 from fedpeft.parts import suggest_legal
-from fedpeft.spec import Spec, parse_spec
+from fedpeft.parts.families import MODELS as MODELS
+from fedpeft.parts.spec import Spec, parse_spec
 
 
 class BaseModel(Protocol):

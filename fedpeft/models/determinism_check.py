@@ -13,7 +13,7 @@ from fedpeft.data.examples import Examples
 from fedpeft.errors import ModelError
 from fedpeft.models.frozen_blocks import AGREEMENT
 from fedpeft.models.layers import get_reader
-from fedpeft.plugin_files import hash_own_code
+from fedpeft.parts.plugin_files import hash_own_code
 
 ROWS = 4
 """Number of examples that are passed twice."""

@@ -13,8 +13,8 @@ from torch import nn
 
 from fedpeft.data.images import check_vision, get_vision_config
 from fedpeft.data.model_config import load_model_config
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.readout import get_width
-from fedpeft.models.task import get_wide_dtype
 
 
 def from_pretrained(directory: str, **options: Any) -> tuple[Any, dict[str, Any]]:

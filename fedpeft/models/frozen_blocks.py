@@ -25,8 +25,8 @@ from torch import Tensor, float64, nn
 from fedpeft.data.examples import Batch, Examples, PairRows, batch_by_length
 from fedpeft.errors import AssetError, ModelError
 from fedpeft.machine import activation_cache_limit, files
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.layers import find_blocks, get_reader
-from fedpeft.models.task import get_wide_dtype
 
 TILE = 32
 """Number of examples that are computed together."""

@@ -27,9 +27,6 @@ from fedpeft.models.t5_feedforward import replace_feedforward
 Read = Callable[[nn.Module, Batch], Tensor]
 """A function from a base and a batch to the hidden states or logits that a task reads, (B, T, width)."""
 
-Say = Callable[[str], None]
-"""A function that shows a user one sentence about a checkpoint."""
-
 TRIED_TOKENS = 4
 """Tokens of the example that a base is tested on; so few take less time than loading the weights."""
 
@@ -37,12 +34,13 @@ SHOWN = 4
 """Largest number of weights that a message names."""
 
 
-def ignore_message(_: str) -> None:
-    """Ignore a message about a checkpoint that was shown before."""
-
-
 def load_base(
-    load: Callable[..., Any], directory: Path, dtype: torch.dtype, read: Read, say: Say = ignore_message, **options: Any
+    load: Callable[..., Any],
+    directory: Path,
+    dtype: torch.dtype,
+    read: Read,
+    say: Callable[[str], None],
+    **options: Any,
 ) -> nn.Module:
     """Load a base through a transformers Auto class, frozen and in evaluation mode.
 

@@ -18,6 +18,7 @@ from fedpeft.data.images import PATCHES, convert_images
 from fedpeft.errors import ModelError
 from fedpeft.models import encoders
 from fedpeft.models.loading import load_base
+from fedpeft.models.task import ignore_message
 from fedpeft.models.tasks.classification import compute_hidden_states
 
 ROWS = 32
@@ -41,7 +42,7 @@ def compute_patch_features(images: np.ndarray, folder: Path, side: int = PATCHES
     Raises:
         ModelError: the encoder is not a vision transformer of patches.
     """
-    encoder = load_base(encoders.from_pretrained, folder, torch.float32, compute_hidden_states)
+    encoder = load_base(encoders.from_pretrained, folder, torch.float32, compute_hidden_states, ignore_message)
     pixels, tokens = convert_images(images, folder)
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     features = np.empty((len(pixels), side * side, width), np.float32)

@@ -21,25 +21,17 @@ from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples
 from fedpeft.data.rows import Rows
-from fedpeft.families import TASKS as TASKS
-from fedpeft.models.loading import Say, ignore_message
+from fedpeft.parts.families import TASKS as TASKS
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
-"""Precisions of the frozen base and the activations. Adapters and heads are held in fp32 (fp64 beside fp64)."""
-
-
-def get_adapter_dtype(dtype: str) -> torch.dtype:
-    """Return the dtype of trainable parameters."""
-    return torch.float64 if dtype == "fp64" else torch.float32
-
-
-def get_wide_dtype(beside: torch.dtype) -> torch.dtype:
-    """Return the dtype of trained tensors, or sums, beside tensors of this dtype: fp64 beside fp64, else fp32."""
-    return torch.float64 if beside == torch.float64 else torch.float32
-
+Say = Callable[[str], None]
+"""A function that shows a user one sentence about a checkpoint."""
 
 GROUPS = "groups"
 """Name of the client of each example in a batch that clients share, (B,); -1 for padding."""
+
+
+def ignore_message(_: str) -> None:
+    """Ignore a message about a checkpoint that was shown before."""
 
 
 @dataclass(frozen=True)

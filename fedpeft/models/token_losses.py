@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedpeft.data.examples import IGNORED, Batch
+from fedpeft.data.examples import Batch
+from fedpeft.data.tagged_words import IGNORED
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.quantized_base import QuantizedLinear
-from fedpeft.models.task import get_wide_dtype
 
 CHUNK = {"cpu": 2**23, "cuda": 2**27}
 """Number of logits in a chunk, by device; on a CPU about as many as fit into its caches."""

@@ -6,15 +6,17 @@ A method has an ability if it defines the members; it need not inherit the proto
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from fedpeft.data.examples import Examples
-from fedpeft.models.task import FederatedModel
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.peft.factor_view import FactorView
 from fedpeft.peft.low_rank import LowRank
+
+if TYPE_CHECKING:
+    from fedpeft.models.task import FederatedModel
 
 WeightChanges = Callable[[State, AdapterShape | None], dict[str, Tensor]]
 """A function from a state and a client's shape (None: the method's own) to changes of the base's weights.

@@ -24,6 +24,15 @@ Role = Literal["lora_A", "lora_B", "head", "prompt", "plain"]
 without a bilinear partner, such as a bias, a scaling vector or a weight.
 """
 
+JointMeaning = Literal["product", "singular values", "Gram matrix", "all ranks"]
+"""What several tensors of a layer mean together.
+
+- product: of two factors; the product of their means is not the mean product.
+- singular values: three factors are a singular value decomposition.
+- Gram matrix: a matrix G stands for G^T G.
+- all ranks: each rank of a product holds a part of the base's weight, so none may be dropped.
+"""
+
 
 @dataclass(frozen=True)
 class TensorSpec:

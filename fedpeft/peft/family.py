@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedpeft.errors import ConfigError
-from fedpeft.families import PEFT_METHODS as PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS as PEFT_METHODS
+from fedpeft.parts.spec import Spec, parse_spec
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.method import PeftMethod
-from fedpeft.spec import Spec, parse_spec
 
 
 def resize_method(text: str, method: PeftMethod, forms: Sequence[AdapterShape | None]) -> str:

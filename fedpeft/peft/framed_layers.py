@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import Layers, find_target_layers, replace
-from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod

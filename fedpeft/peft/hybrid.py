@@ -17,8 +17,9 @@ from typing import ClassVar
 from torch import nn
 
 from fedpeft.errors import ConfigError
+from fedpeft.models.dtypes import get_adapter_dtype
 from fedpeft.models.layers import replace
-from fedpeft.models.task import FederatedModel, get_adapter_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.peft.adapter import AdapterShape, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
 
@@ -79,8 +80,8 @@ class Hybrid(PeftMethod):
     @property
     def privacy(self) -> PrivacyRoute:  # type: ignore[override]
         """The fastest route to gradients per example that all parts support."""
-        routes = {part.privacy for part in self.parts}
-        return "refused" if "refused" in routes else "vmap" if "vmap" in routes else "hooks"
+        slowest_first: tuple[PrivacyRoute, ...] = ("refused", "vmap", "hooks")
+        return min((part.privacy for part in self.parts), key=slowest_first.index)
 
     @property
     def tensors(self) -> tuple[str, ...]:  # type: ignore[override]

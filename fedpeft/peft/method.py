@@ -16,14 +16,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.errors import ModelError
+from fedpeft.machine import seeds
+from fedpeft.models.dtypes import get_adapter_dtype
 from fedpeft.models.layers import replace
 from fedpeft.models.quantized_base import Precision
-from fedpeft.models.task import FederatedModel, find_trainable, get_adapter_dtype
+from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.parts import name_of
 from fedpeft.peft.abilities import SavedAsOther
-from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, JointMeaning, Layout, Role, State, TensorSpec
 from fedpeft.peft.stacked_layers import StackedLayer
 
 PrivacyRoute = Literal["hooks", "vmap", "refused"]
@@ -60,8 +61,11 @@ class PeftMethod:
     roles: ClassVar[Mapping[str, Role]] = {}
     """Roles of these tensors by name ending; of the others: plain."""
 
-    strategies: ClassVar[tuple[str, ...]] = ()
-    """The strategies that are correct for the method; empty: all whose own check accepts its layout."""
+    needs_one_of: ClassVar[tuple[str, ...]] = ("config", "attach")
+    """Methods of which each PEFT method defines at least one."""
+
+    joint_meaning: ClassVar[JointMeaning | Literal[""]] = ""
+    """What tensors mean together, which a strategy must preserve (`Strategy.preserves`); empty: each means itself."""
 
     mixed_sizes: ClassVar[bool] = False
     """Whether clients may hold different sizes (`form`)."""
@@ -177,11 +181,17 @@ class PeftMethod:
         """Adjust `base` after the `peft` library has put its layers into it; by default, do nothing."""
 
     def layout(self, model: FederatedModel) -> Layout:
-        """Return the layout of the trainable tensors of a model that this method is attached to."""
+        """Return the layout of the trainable tensors of a model that this method is attached to.
+
+        A vector that is a factor counts as a matrix of rank 1: (1, n) as A, (n, 1) as B.
+        """
         specs = []
         for name, parameter in find_trainable(model).items():
             role, module = self.role(name)
-            specs.append(TensorSpec(name, tuple(parameter.shape), role, module))
+            shape = tuple(parameter.shape)
+            if len(shape) == 1 and role in ("lora_A", "lora_B"):
+                shape = (1, *shape) if role == "lora_A" else (*shape, 1)
+            specs.append(TensorSpec(name, shape, role, module))
         return Layout(tuple(specs), self.form)
 
     def role(self, name: str) -> tuple[Role, str]:

@@ -8,14 +8,16 @@ Inputs are (K * b, T, d): the examples of client 0 first, then those of client 1
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from fedpeft.models.layers import get_innermost
-from fedpeft.models.packed_tokens import PackedTokens
 from fedpeft.peft.adapter import AdapterShape
+
+if TYPE_CHECKING:
+    from fedpeft.models.packed_tokens import PackedTokens
 
 
 class StackedLayer(nn.Module):
@@ -28,11 +30,6 @@ class StackedLayer(nn.Module):
 
     active: int
     packed: PackedTokens | None = None
-
-    @property
-    def packs(self) -> bool:
-        """Whether the layer accepts input without padding."""
-        return False
 
     def __init__(self, clients: int) -> None:
         """Create the layer for `clients` clients, all active."""
@@ -49,6 +46,15 @@ class StackedLayer(nn.Module):
     def select_active(self, parameter: Tensor, like: Tensor) -> Tensor:
         """Return the active clients' part of a stacked parameter in the dtype of `like`."""
         return parameter[: self.active].to(like.dtype)
+
+
+@runtime_checkable
+class PacksTokens(Protocol):
+    """A layer that can accept input without padding."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether it does."""
 
 
 class ScaledLayer(StackedLayer):

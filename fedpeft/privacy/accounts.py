@@ -19,7 +19,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedpeft.errors import RunError
 from fedpeft.privacy.accountant import Event, Events, is_within, merge_events
@@ -27,8 +27,10 @@ from fedpeft.privacy.declared_terms import LEAST_DELTA, DeclaredTerms
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION, Charges, Ledger
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.noise_sources import NoiseLevels
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
+
+if TYPE_CHECKING:
+    from fedpeft.privacy.noise_sources import NoiseLevels
 
 
 class Limit(NamedTuple):

@@ -55,6 +55,7 @@ from fedpeft.privacy.ledger import terms_in
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.noise_sources import DrawnNoise, NoiseLevels, NoiseShares, check_mechanism, settle_levels
+from fedpeft.privacy.secure_sum.member import VECTORS
 from fedpeft.privacy.sum_mechanism import SumMechanism
 
 ANSWER = "answer"
@@ -62,9 +63,6 @@ ANSWER = "answer"
 
 OWN = 0
 """The only account."""
-
-VECTORS = 3
-"""The step of a sum in which examples are read."""
 
 FAILED = "training failed here; the client's own log contains the reason"
 """The error that the server receives if a library fails: the library's own message might reveal examples or paths."""

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
@@ -38,9 +38,11 @@ from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.noise import RunKey, make_key
 from fedpeft.privacy.noise_sources import REPORTED, DrawnNoise, NoiseShares, NoiseSource, settle_levels
 from fedpeft.privacy.privacy_limits import LABELS, list_uncovered
-from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.spending import describe_spending
 from fedpeft.privacy.sum_mechanism import SumMechanism
+
+if TYPE_CHECKING:
+    from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 
 LEDGER = "ledger.jsonl"
 KEY = "privacy.key"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.whitening import BIAS, WEIGHT
 from fedpeft.peft.adapter import Layout
-from fedpeft.peft.method import PeftMethod
+
+if TYPE_CHECKING:
+    from fedpeft.peft.method import PeftMethod
 
 
 @dataclass(frozen=True)

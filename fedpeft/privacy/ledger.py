@@ -62,7 +62,7 @@ class Ledger:
         self._lines: list[Mapping[str, Any]] = []
         header = {"version": VERSION, **terms}
         if path.exists() and not path.is_file():
-            raise PrivacyError(f"FP7041 the privacy ledger {path} is not a file; put it back, or start a new run")
+            raise PrivacyError(f"FP7041 the privacy ledger {path} is not a file; restore it, or start a new run")
         if not path.exists() or not self._read(header):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write(header)

@@ -25,11 +25,11 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
-from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.sum_mechanism import SumMechanism
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
+    from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 
 REPORTED = "client "
 """Start of the fingerprints of charges that clients have reported."""

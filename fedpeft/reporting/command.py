@@ -34,12 +34,13 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 from rich.markup import escape
 
-from fedpeft import loading, plugins
-from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
-from fedpeft.loading import INTERRUPTED
+from fedpeft.machine import startup
+from fedpeft.machine.startup import INTERRUPTED
 from fedpeft.machine.terminal import Console
+from fedpeft.parts import plugins
 from fedpeft.reporting import help_page
+from fedpeft.wiring.config import RunConfig
 
 C = TypeVar("C")
 
@@ -149,7 +150,7 @@ def run_command(work: Callable[[], int | None], interrupted: Callable[[], str] =
         work: does the work, and also reads the arguments, so that wrong arguments are mistakes like any other.
         interrupted: returns the message after Ctrl-C.
     """
-    loading.restore_signals()
+    startup.restore_signals()
     try:
         try:
             return work() or 0
@@ -191,7 +192,7 @@ def handle_interrupts() -> Iterator[None]:
 
     Afterward everything is written, and another interrupt would only show where Python ends.
     """
-    loading.restore_signals()
+    startup.restore_signals()
     press = create_interrupt_handler()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background ignores it
         signal.signal(signal.SIGINT, press)

@@ -26,12 +26,13 @@ from fedpeft.models import scoring
 from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.base_model import get_origin
 from fedpeft.models.calibration import calibrate, fit_temperature
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.frozen_blocks import cut_below, start_from_store
 from fedpeft.models.pooled_rows import PooledRows, create_pass_through
 from fedpeft.models.quantized_base import quantize
 from fedpeft.models.ranking import PairSides
 from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
-from fedpeft.models.task import DTYPES, FederatedModel
+from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.abilities import FitsWhenFinished, SavedAsLora, SavedAsOther
 from fedpeft.peft.adapter import State

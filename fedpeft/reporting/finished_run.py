@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpeft.config import RunConfig, read_config
 from fedpeft.data.examples import Batch, ImageRows, make_up_batch
 from fedpeft.data.image_folders import read_pixels
 from fedpeft.data.images import convert_images, get_vision_config
 from fedpeft.data.model_config import load_model_config
-from fedpeft.data.rows import DATASETS, get_template, load_dataset
+from fedpeft.data.rows import DATASETS, Dataset, Source, get_template, load_source
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.abilities import ComparesExamples, DescribesImages, count_extra_tokens
@@ -31,6 +30,7 @@ from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 from fedpeft.reporting.run_folder import describe_unfinished, resume_command
 from fedpeft.reporting.user_files import find_changed_file, find_own_files, load_record
+from fedpeft.wiring.config import RunConfig, read_config
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,12 @@ class FinishedRun:
             raise RunError(f"FP5168 {folder}/summary.json is damaged; {resume_command(folder)} writes it again")
         return cls(folder, config, summary)
 
-    @property
+    @cached_property
+    def dataset(self) -> Source:
+        """The data set; nothing is read."""
+        return DATASETS.build(self.config.dataset)
+
+    @cached_property
     def method(self) -> PeftMethod:
         """The PEFT method."""
         return PEFT_METHODS.build(self.config.peft)
@@ -76,6 +81,14 @@ class FinishedRun:
     def task(self) -> Task:
         """The task of the model."""
         return TASKS.build(self.summary["task"])
+
+    def load_dataset(self) -> Dataset:
+        """Read the examples of the data set.
+
+        Raises:
+            FedpeftError: they are gone, or can't be used.
+        """
+        return load_source(self.dataset, self.config.dataset)
 
     @property
     def temperature(self) -> float:
@@ -91,10 +104,10 @@ class FinishedRun:
         that still exists.
         """
         with suppress(FedpeftError):
-            if named := get_template(self.config.dataset):
+            if named := get_template(self.dataset):
                 return named
             if "template" not in self.summary and (self.task.asks or self.task.translates):
-                return load_dataset(self.config.dataset).template
+                return self.load_dataset().template
         found = self.summary.get("template")
         return found if isinstance(found, str) else None
 
@@ -133,7 +146,7 @@ class FinishedRun:
     @cached_property
     def model_name(self) -> str:
         """The base model in the configuration, or the dataset's own."""
-        return load_dataset(self.config.dataset).default_model if self.config.model == "auto" else self.config.model
+        return self.load_dataset().default_model if self.config.model == "auto" else self.config.model
 
     @cached_property
     def model_directory(self) -> Path:
@@ -168,8 +181,8 @@ class FinishedRun:
         Raises:
             FedpeftError: the dataset has no such setting, and can't be loaded.
         """
-        said = getattr(DATASETS.build(self.config.dataset), "side", None)
-        return said if isinstance(said, int) else int(load_dataset(self.config.dataset).test.inputs.shape[1])  # type: ignore[union-attr]
+        said = getattr(self.dataset, "side", None)
+        return said if isinstance(said, int) else int(self.load_dataset().test.inputs.shape[1])  # type: ignore[union-attr]
 
     def load_pictures(self, files: list[str]) -> ImageRows:
         """Load pictures of files as the run's model received them in training; labels are zeros.

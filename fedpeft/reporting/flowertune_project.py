@@ -15,12 +15,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fedpeft.config import RunConfig, build_config, read_toml
 from fedpeft.data.datasets.flowertune import TRACKS
 from fedpeft.data.model_config import load_model_config
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.parts import suggest_legal
+from fedpeft.wiring.config import RunConfig, build_config, read_toml
 
 POSITIVE = {
     "model.lora.peft-lora-r": int,
@@ -195,7 +195,9 @@ class FlowerTuneProject:
             )
         targets = v.get("model.lora.target-modules") or _find_default_targets(v["model.name"])
         where = "all" if targets == "all-linear" else repr(tuple(t.strip() for t in targets.split(",") if t.strip()))
-        name = "dora" if dora else "qlora" if bits else "lora"
+        name = "qlora" if bits else "lora"
+        if dora:
+            name = "dora"
         return (
             f"{name}(rank={v['model.lora.peft-lora-r']}, alpha={v['model.lora.peft-lora-alpha']}, targets={where}, "
             f"layers=0, dropout={v['model.lora.peft-lora-dropout']}{', bits=8' if bits == 8 else ''})"

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from fedpeft.config import GROUPS, RunConfig
+from fedpeft.wiring.config import GROUPS, RunConfig
 
 WIDTH, COLUMN = 120, 36
 """Characters of a line, and the column in which meanings begin."""

@@ -84,6 +84,8 @@ class RoundResult:
         joules: energy of the clients; None: not measured.
         grams: grams of CO2 of the clients; None: not measured.
         measured_joules: energy that the server's machine has used in the round; None: not measured.
+        trigger_success: share of the validation examples of other classes that an attack's trigger leads to the target
+            class; None: not measured.
     """
 
     round: int
@@ -108,6 +110,7 @@ class RoundResult:
     joules: float | None = None
     grams: float | None = None
     measured_joules: float | None = None
+    trigger_success: float | None = None
 
     def hide_cohort(self, expected: int) -> RoundResult:
         """Return the public part of a round with a secret cohort, which has `expected` clients on average.

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedpeft.data.partition import Shards
 from fedpeft.data.rows import Rows
+from fedpeft.errors import require_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,7 @@ def draw(
     unit: str = "tokens",
 ) -> None:
     """Draw lengths (rows,) in `unit`, if they are known, and the partition of `rows` to `path` (SVG, PNG or PDF)."""
+    require_extra("matplotlib", "simulate", "a figure")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpeft.errors import require_extra
 from fedpeft.machine import files
 from fedpeft.reporting.observer import compute_perplexity
 from fedpeft.reporting.summary import TEST_ROWS, VALIDATION_ROWS
@@ -91,7 +92,11 @@ def plot_run(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
     Args:
         rounds: the lines of rounds.jsonl.
         summary: the content of summary.json, from which known references come.
+
+    Raises:
+        AssetError: matplotlib is not installed.
     """
+    require_extra("matplotlib", "simulate", "a figure")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -16,10 +16,17 @@ from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.json_values import convert_to_plain
 
 LINES = ("rounds.jsonl", "clients.jsonl", "disagreement.jsonl", "tasks.jsonl", "evaluations.jsonl", "hooks.jsonl")
-CONFIDENTIAL = ("clients.jsonl", "clients.npz", "disagreement.jsonl", "hooks.jsonl", "made_of.json")
+CONFIDENTIAL = (
+    "clients.jsonl",
+    "clients.npz",
+    "disagreement.jsonl",
+    "hooks.jsonl",
+    "made_of.json",
+    "predictions.npz",
+)
 """Files with mode 0600 in runs with privacy or real clients.
 
-They contain who took part, or with which examples, which epsilon does not cover.
+They contain who took part, with which examples, or the model's scores on single examples, which epsilon does not cover.
 """
 
 
@@ -74,7 +81,8 @@ class Records:
                 entry = None
             if not isinstance(entry, dict):
                 raise RunError(
-                    f"FP5191 line {number} of {path} is damaged: it is not a JSON object; remove it, or start a new run"
+                    f"FP5191 line {number} of {path} is damaged: it is not a JSON object; remove that line, or "
+                    "start a new run"
                 )
             found.append(entry)
         return found

@@ -16,12 +16,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fedpeft.config import RunConfig, build_config, read_config
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.families import DATASETS, HOOKS, MEASUREMENTS
 from fedpeft.parts import Family
-from fedpeft.spec import split_outside_parentheses
+from fedpeft.parts.families import DATASETS, HOOKS, MEASUREMENTS
+from fedpeft.parts.spec import split_outside_parentheses
 from fedpeft.wiring import early_checks
+from fedpeft.wiring.config import RunConfig, build_config, read_config
 
 
 def load_default_settings(file: Path | None, resume: Path | None) -> RunConfig:

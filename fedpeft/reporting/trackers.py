@@ -165,6 +165,7 @@ class TrackedRecords(Records):
         if not self._begun:
             self._begun = True
             settings = tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8"))
+            del settings["format"]
             self._call("begin", self.folder, settings)
         self._call(method, *values)
 

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.config import RunConfig
 from fedpeft.errors import RunError
 from fedpeft.machine import cache, files
 from fedpeft.models.base_model import find_local_folder
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.run_folder import replace_paths
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.profiles import PROFILES
 
 RECORD = "made_of.json"
@@ -120,7 +120,7 @@ def load_record(folder: Path) -> MadeOf:
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"FP5188 {path} is damaged ({error}); put it back, or remove it") from error
+        raise RunError(f"FP5188 {path} is damaged ({error}); restore the file, or remove it") from error
 
 
 def parse_record(plain: Iterable[Any]) -> MadeOf:

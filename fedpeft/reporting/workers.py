@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedpeft.answers.exam import Exam, Said
-from fedpeft.answers.generation import BATCH
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.drift import ChangesLoss
 from fedpeft.clients.executor import Totals
@@ -34,8 +32,10 @@ from fedpeft.machine.hardware import get_gpu_name, list_accelerators
 from fedpeft.machine.shared_cache import VARIABLE
 from fedpeft.models import kernels
 from fedpeft.models.abilities import ComparesExamples
+from fedpeft.models.answers.exam import Exam, Said
+from fedpeft.models.answers.generation import BATCH
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.shared_tiles import fetch_missing_tiles
-from fedpeft.models.task import DTYPES
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy
@@ -163,6 +163,12 @@ def _check_spread(setup: Setup, workers: int, gpus: Sequence[str]) -> None:
         )
 
 
+def _can_batch(setup: Setup, machine: Machine) -> bool:
+    """Return whether many clients can train in one pass. The gain of bases in few bits is only measured on GPUs."""
+    every_part = setup.method.batched and setup.task.batched and not setup.training.optimizer.rows_per_pass
+    return every_part and bool(machine.gpus or not setup.method.base_precision)
+
+
 def create_work_plan(
     setup: Setup,
     machine: Machine,
@@ -184,12 +190,13 @@ def create_work_plan(
     config = setup.config
     per_example = setup.mechanism is not None and setup.mechanism.per_example
     traced = per_example and setup.method.privacy == "vmap"
-    reusing = setup.grid.executor == "batched" and not traced  # methods without a batched form, too
-    reusing = reusing and not setup.grid.spreads
-    batched = reusing and not per_example and setup.method.batched and not setup.training.optimizer.rows_per_pass
-    batched = batched and setup.task.batched
-    if setup.method.base_precision and not machine.gpus:  # whose gain on a CPU is not measured yet
-        batched = False
+    # Methods without a batched form reuse blocks, too.
+    reusing = setup.grid.executor == "batched" and not traced and not setup.grid.spreads
+    executor = "sequential"
+    if per_example:
+        executor = "private"
+    elif reusing and _can_batch(setup, machine):
+        executor = "batched"
     lengths = load_cached_examples(data_key).lengths
     tokens = float(lengths.mean()) if len(lengths) else setup.tokens
     together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS
@@ -203,11 +210,11 @@ def create_work_plan(
         classes=setup.facts.classes,
         layout=setup.layout,
         dtype=config.dtype,
-        executor="private" if per_example else "batched" if batched else "sequential",
+        executor=executor,
         clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
         depth=count_cached_blocks(setup, lengths, holders) if reusing else 0,
         pooled=reusing and is_pooled(setup) and not any(isinstance(c, ChangesLoss) for c in setup.drift.corrections),
-        kernel=machine.kernel if batched else "native",
+        kernel=machine.kernel if executor == "batched" else "native",
         threads=1,
         device=machine.devices[0],
         training=setup.training,

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedpeft import seeds
 from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.communication.downlink import Downlink, Package, SentState
 from fedpeft.communication.messages import Instruction, Kind
 from fedpeft.communication.precision_rule import Situation
 from fedpeft.communication.release import Release, compute_common_digest, compute_digest
 from fedpeft.communication.round_plan import RoundPlan
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import AdapterShape, State
-from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.traffic import Traffic
-from fedpeft.wiring.setup import Setup
+
+if TYPE_CHECKING:
+    from fedpeft.rounds.progress import ServerState
+    from fedpeft.wiring.setup import Setup
 
 NO_STEPS: Mapping[int, int] = MappingProxyType({})
 

@@ -8,7 +8,7 @@ clients.jsonl, which a resumed run reads again.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -292,6 +292,12 @@ class EnergyHook(RoundHook):
             )
 
 
+def _add_known(lines: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    """Return the sum of a field over the lines that have it; None: no line has."""
+    known = [line[name] for line in lines if line.get(name) is not None]
+    return sum(known) if known else None
+
+
 def summarize_energy(
     clients: Iterable[Mapping[str, Any]], rounds: Iterable[Mapping[str, Any]], pue: float
 ) -> dict[str, Any] | None:
@@ -303,19 +309,19 @@ def summarize_energy(
     counted = [line for line in clients if line.get("joules") or line.get("rejected") == DROPPED]
     if not counted:
         return None
-    kinds = ("train", "idle", "up", "down")
-    joules = {kind: sum((line.get("joules") or {}).get(kind, 0.0) for line in counted) for kind in kinds}
-    each: dict[int, float] = {}
+    joules = dict.fromkeys(("train", "idle", "up", "down"), 0.0)
+    each: dict[int, float] = defaultdict(float)
     for line in counted:
-        each[line["client"]] = each.get(line["client"], 0.0) + sum((line.get("joules") or {}).values())
+        used = line.get("joules") or {}
+        each[line["client"]] += sum(used.values())
+        for kind in joules:
+            joules[kind] += used.get(kind, 0.0)
     told = list(rounds)
-    grams = [line["grams"] for line in told if line.get("grams") is not None]
-    measured = [line["measured_joules"] for line in told if line.get("measured_joules") is not None]
     return {
         "joules": sum(joules.values()),
         **joules,
-        "grams": sum(grams) if grams else None,
-        "measured": sum(measured) if measured else None,
+        "grams": _add_known(told, "grams"),
+        "measured": _add_known(told, "measured_joules"),
         "pue": pue,
         "dropped": sum(line.get("rejected") == DROPPED for line in counted),
         "clients": {str(client): round(used, 1) for client, used in sorted(each.items())[:MOST_CLIENTS]},

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.answers.exam import Exam, Said
+from fedpeft.models.answers.exam import Exam, Said
 from fedpeft.peft.adapter import State
 from fedpeft.rounds.hooks import RoundHook
 from fedpeft.rounds.progress import ServerState

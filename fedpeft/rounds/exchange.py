@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from fedpeft import seeds
 from fedpeft.communication.downlink import SentState
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, get_node_id
-from fedpeft.communication.messages import Instruction, Report, read_answer, write_record
+from fedpeft.communication.flower_messages import read_answer, write_record
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.release import Release
+from fedpeft.machine import seeds
 from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.rounds.in_flight import InFlight
 from fedpeft.rounds.report_buffer import ReportBuffer

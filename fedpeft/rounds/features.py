@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedpeft.answers.exam import Exam, Said
+from fedpeft.models.answers.exam import Exam, Said
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.engine import PrivacyEngine
 from fedpeft.reporting.observer import Observer, announce_validation
@@ -28,12 +28,14 @@ class ServerModel:
         validation_loss: returns the loss by which the safeguard judges steps.
         score_task: scores one of several tasks.
         answer: answers questions by a global state on the base of a version.
+        score_trigger: returns the success of an attack's trigger on a global state, 0 to 1; None: it can't be measured.
     """
 
     evaluate: evaluation.Evaluate | None = None
     validation_loss: safeguard.ValidationLoss | None = None
     score_task: tasks.Score | None = None
     answer: Callable[[Exam, State, int], list[Said]] | None = None
+    score_trigger: Callable[[State, int], float | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,18 @@ aggregator hands it on to the next hook.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, runtime_checkable
 
 from fedpeft.aggregation.aggregator import Aggregator
 from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.rounds.progress import ServerState
-from fedpeft.rounds.round_log import RoundLog, StartLog
+
+if TYPE_CHECKING:
+    from fedpeft.rounds.round_log import RoundLog, StartLog
+
+RECORD: Final = "hooks.jsonl"
+"""Record file of the hooks' lines."""
 
 
 class EndOfRun(Exception):  # noqa: N818 - not an error
@@ -65,9 +70,6 @@ class RoundHook:
         """Return an aggregator that wraps or replaces `inner`."""
         return inner
 
-    def note_report(self, report: Report) -> None:
-        """Take note of a report, as soon as it has arrived; it may be refused later."""
-
     def after_step(self, before: ServerState, after: ServerState, log: RoundLog) -> ServerState:
         """Return the state after the step from `before` to `after`; the hook may undo the step."""
         return after
@@ -85,3 +87,11 @@ class RoundHook:
         The loop calls it after the run, with the last state.
         """
         return None
+
+
+@runtime_checkable
+class NotesReports(Protocol):
+    """A hook that sees each report, valid or not; it has this ability if it defines the method."""
+
+    def note_report(self, report: Report) -> None:
+        """Take note of a report, as soon as it has arrived; it may be refused later."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from rich.markup import escape
@@ -27,21 +28,21 @@ from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.collusion import explain_excess
 from fedpeft.privacy.secure_sum.contribution import ANY_LOSS, Losses, Total, Weights
 from fedpeft.privacy.secure_sum.coordinator import Coordinator, VoidError
+from fedpeft.privacy.secure_sum.member import VECTORS
 from fedpeft.privacy.secure_sum.neighbours import graph
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.rounds.acceptance import ClientResult
-from fedpeft.rounds.dispatch import Broadcast
-from fedpeft.rounds.exchange import Transport
 from fedpeft.rounds.sum_journal import OpenSum, Step
 from fedpeft.rounds.traffic import Traffic
-from fedpeft.wiring.setup import Setup
+
+if TYPE_CHECKING:
+    from fedpeft.rounds.dispatch import Broadcast
+    from fedpeft.rounds.exchange import Transport
+    from fedpeft.wiring.setup import Setup
 
 WEIGHTS = "summed weights"
 """Key in the checkpoint of what the sum before round 1 tells: the clients' total weight, and their number."""
-
-VECTORS = 3
-"""Number of the step in which clients send their vectors."""
 
 
 class MaskedSum:

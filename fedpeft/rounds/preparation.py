@@ -8,13 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.markup import escape
 from torch import Tensor
 
-from fedpeft.aggregation.head_start import VARIANCE, HidesClasses, check_solved, require_variation
+from fedpeft.aggregation.head_start import (
+    VARIANCE,
+    HidesClasses,
+    check_solved,
+    convert_to_summands,
+    require_variation,
+)
 from fedpeft.aggregation.update import Fold
 from fedpeft.clients.drift import SHARES
 from fedpeft.clients.label_shift import check_counts, compute_class_shares, find_label_skew
@@ -41,7 +47,9 @@ from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.round_log import StartLog
 from fedpeft.rounds.sampling import select_measured_clients
 from fedpeft.rounds.traffic import Counters
-from fedpeft.wiring.setup import Setup
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.setup import Setup
 
 
 def prepare(
@@ -226,9 +234,9 @@ def _collect_statistics(
         try:
             check_report(report)
             shapes = setup.head.shapes(width, outputs, report.rows)
-            statistics = decode(report.payload, shapes)
+            statistics = decode(report.payload, shapes, agreed=setup.statistics.steps)
             check_statistics(statistics, shapes, report.rows)
-            taken = setup.head.additive(statistics)
+            taken = convert_to_summands(setup.head, statistics)
             if setup.drift.needs_shares and (own := setup.head.class_counts(taken)).numel():
                 check_counts(own, report.rows)
                 counts.append(own)
@@ -335,9 +343,11 @@ def _first_clip(setup: Setup, secure: SecureSum, total: Total | None) -> float:
     """
     if secure.noisy:
         return 1.0
-    batch = setup.config.batch_size
-    rows = batch if total is None else round(total.rows / total.clients)
-    weight = total.weight / total.clients if total is not None else batch if setup.by_rows else 1.0
+    if total is None:
+        rows = setup.config.batch_size
+        weight = float(rows) if setup.by_rows else 1.0
+    else:
+        rows, weight = round(total.rows / total.clients), total.weight / total.clients
     return secure.headroom * (secure.norm or _bound_update_norm(setup, rows)) * weight
 
 
@@ -345,7 +355,7 @@ def get_statistics_shapes(setup: Setup) -> dict[str, Shape]:
     """Return the shapes of the statistics that the head's start sums over clients."""
     outputs, width = setup.start["head.weight"].shape
     sent = setup.head.shapes(width, outputs, 1)
-    sums = setup.head.additive({name: torch.zeros(shape) for name, shape in sent.items()})
+    sums = convert_to_summands(setup.head, {name: torch.zeros(shape) for name, shape in sent.items()})
     return {name: tuple(tensor.shape) for name, tensor in sums.items()}
 
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,10 +31,12 @@ from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.reporting.records import Records
-from fedpeft.rounds.acceptance import ReportReceiver
 from fedpeft.rounds.best_state import BestState
 from fedpeft.rounds.in_flight import InFlight
 from fedpeft.rounds.traffic import Counters
+
+if TYPE_CHECKING:
+    from fedpeft.rounds.acceptance import ReportReceiver
 
 VERSION = 5
 

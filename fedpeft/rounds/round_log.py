@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.aggregation.aggregator import AggregationResult
 from fedpeft.communication.downlink import SentState
@@ -13,7 +13,9 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.reporting.observer import Metrics, RoundResult
 from fedpeft.rounds.acceptance import ReportReceiver
 from fedpeft.rounds.clock import Clock
-from fedpeft.rounds.dispatch import Broadcast
+
+if TYPE_CHECKING:
+    from fedpeft.rounds.dispatch import Broadcast
 
 
 @dataclass

@@ -28,7 +28,7 @@ from fedpeft.rounds.collectors import UpdateCollector
 from fedpeft.rounds.dispatch import Broadcast
 from fedpeft.rounds.evaluation import OwnRows, ask_own_rows
 from fedpeft.rounds.exchange import Transport
-from fedpeft.rounds.hooks import EndOfRun, RoundHook
+from fedpeft.rounds.hooks import EndOfRun, NotesReports, RoundHook
 from fedpeft.rounds.progress import RunStore, ServerState
 from fedpeft.rounds.questions import Questions, select_kept_state
 from fedpeft.rounds.results import create_round_result
@@ -76,6 +76,7 @@ class Server:
         """Hold the parts of the run, and find the collector among the hooks."""
         self.setup, self.transport, self.sampler, self.store = setup, transport, sampler, store
         self.observer, self.hooks, self.prepare, self.stopping = observer, hooks, prepare, stopping
+        self.noting = [hook for hook in hooks if isinstance(hook, NotesReports)]
         (self.collector,) = (hook for hook in hooks if isinstance(hook, UpdateCollector))
 
     def run(self) -> ServerState:
@@ -175,7 +176,7 @@ class Server:
 
     def note_report(self, report: Report) -> None:
         """Have the hooks take note of a report."""
-        for hook in self.hooks:
+        for hook in self.noting:
             hook.note_report(report)
 
     def complete(self, state: ServerState) -> ServerState:

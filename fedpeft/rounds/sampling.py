@@ -10,8 +10,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft import seeds
 from fedpeft.errors import PrivacyError
+from fedpeft.machine import seeds
 from fedpeft.privacy.mechanism import CohortForm, Mechanism
 
 FEW = 10_000

@@ -14,18 +14,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
-from fedpeft import seeds
 from fedpeft.aggregation.abilities import Buffered
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.machine import seeds
 from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.reporting.phrases import count_of
 from fedpeft.rounds.dispatch import Broadcast
 from fedpeft.rounds.exchange import Transport
-from fedpeft.rounds.hooks import EndOfRun, RoundHook
+from fedpeft.rounds.hooks import RECORD, EndOfRun, RoundHook
 from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.round_log import RoundLog
-from fedpeft.rounds.user_hook import RECORD
 from fedpeft.wiring.setup import Setup
 
 SHARES: Final = (1.0, 0.75, 0.5, 0.375, 0.25)
@@ -176,7 +175,7 @@ def check(setup: Setup) -> None:
     if isinstance(setup.strategy, Buffered):
         raise ConfigError(
             f"FP1514 {setup.config.strategy} waits for updates of clients that other rounds have asked, and "
-            "--budget-megabytes plans whole rounds; leave it out, or choose another strategy"
+            "--budget-megabytes plans whole rounds; leave --budget-megabytes out, or choose another strategy"
         )
 
 

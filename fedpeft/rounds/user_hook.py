@@ -17,15 +17,12 @@ from fedpeft.machine.json_values import check_json
 from fedpeft.parts import list_overrides, name_of
 from fedpeft.peft.adapter import State
 from fedpeft.reporting.observer import RoundResult
-from fedpeft.rounds.hooks import RoundHook
+from fedpeft.rounds.hooks import RECORD, NotesReports, RoundHook
 
 if TYPE_CHECKING:
     from fedpeft.rounds.progress import ServerState
     from fedpeft.rounds.round_log import RoundLog
     from fedpeft.wiring.setup import Setup
-
-RECORD: Final = "hooks.jsonl"
-"""Record file of the hooks' lines."""
 
 DISCLOSED: Final = ("check", "open", "get_checkpoint", "fingerprint", "ends", "measure", "section")
 """Methods that a user's hook may override under `--privacy`. The others see or change what privacy protects."""
@@ -76,6 +73,8 @@ def check_user_hook(hook: UserHook, setup: Setup) -> None:
         ConfigError: from the hook's own `check`.
     """
     privacy, overrides = setup.config.privacy, list_overrides(hook, RoundHook)
+    if isinstance(hook, NotesReports):
+        overrides.append("note_report")
     if setup.is_protected:
         if refused := [name for name in overrides if name not in DISCLOSED]:
             raise PrivacyError(

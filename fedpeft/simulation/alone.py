@@ -18,6 +18,7 @@ import numpy as np
 
 from fedpeft.aggregation.abilities import choose_ranks
 from fedpeft.aggregation.factors import place_ranks
+from fedpeft.aggregation.head_start import convert_to_summands
 from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker, get_result
@@ -50,7 +51,7 @@ def start_alone(simulation: Simulation, client: int) -> State:
     [report] = get_result(simulation.workers.pool.submit(Worker.handle, [asked]))
     classes, width = state["head.weight"].shape
     statistics = decode(report.payload, setup.head.shapes(width, classes, report.rows))
-    sums = {name: tensor.double() for name, tensor in setup.head.additive(statistics).items()}
+    sums = {name: tensor.double() for name, tensor in convert_to_summands(setup.head, statistics).items()}
     head = setup.head.solve(sums, width, classes)
     return state | {name: tensor.to(state[name].dtype) for name, tensor in head.items()}
 

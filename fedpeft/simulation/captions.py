@@ -1,6 +1,6 @@
 """Captions of a run's test images: what the saved adapter generates, and how much of it is right.
 
-`exact_match` and, if its library is installed, `rouge_l` are the metrics of answers (`fedpeft.answers.metrics`).
+`exact_match` and, if its library is installed, `rouge_l` are the metrics of answers (`fedpeft.models.answers.metrics`).
 Captions of drawn scenes have one form. For them the measures include the share of right colors, shapes (two in each
 caption) and relations. `form` is the share of captions that have this form at all; in all others everything counts as
 wrong. By guessing, a quarter of colors and shapes and half of the relations are right.
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedpeft.answers.captioning import caption_images
-from fedpeft.answers.metric import METRICS
 from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.examples import DescribedRows
 from fedpeft.data.scenes import parse_caption
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import AssetError
 from fedpeft.models.abilities import DescribesImages
+from fedpeft.models.answers.captioning import caption_images
+from fedpeft.models.answers.metric import METRICS
 from fedpeft.models.quantized_base import quantize
 from fedpeft.peft import saved_adapter
 from fedpeft.reporting.records import Records

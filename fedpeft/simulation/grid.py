@@ -15,7 +15,8 @@ from flwr.app import Message
 
 from fedpeft.clients.pool import Pool, Worker, get_result
 from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, get_node_id
-from fedpeft.communication.messages import Report, read_instruction, write_record
+from fedpeft.communication.flower_messages import read_instruction, write_record
+from fedpeft.communication.messages import Report
 from fedpeft.simulation.schedule import cut
 
 

@@ -1,4 +1,4 @@
-"""Hostile clients of a simulation: they run the real client code, but spoil their labels or their updates."""
+"""Hostile clients of a simulation: they run the real client code, but spoil their examples or their updates."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft import seeds
-from fedpeft.clients.attack import Attack, ChangesLabels, ClaimsRows
+from fedpeft.clients.attack import Attack, ChangesLabels, ClaimsRows, PlantsTrigger
 from fedpeft.clients.client import ClientPlan, ClientSide
 from fedpeft.clients.stages import ClientStage, TrainedRound
 from fedpeft.clients.workbench import Workbench
+from fedpeft.data.rows import Rows, join_rows
 from fedpeft.errors import ConfigError
+from fedpeft.machine import seeds
 from fedpeft.parts import format_part, name_of
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.simulation.rows import SimulatedRows
@@ -24,9 +25,61 @@ def compute_attacked_labels(attack: Attack, rows: SimulatedRows, seed: int) -> N
     Raises:
         ConfigError: the attack needs labels that the dataset lacks.
     """
-    text = format_part(attack)
     if not isinstance(attack, ChangesLabels):
         return None
+    _check_examples(attack, rows)
+    assert rows.all.labels is not None
+    labels: NDArray[np.int64] = rows.all.labels.copy()
+    for client in attack.attackers(len(rows.partition), seed):
+        shard = rows.partition.shard(client)
+        labels[shard] = _check_labels(attack, attack.relabel(labels[shard], rows.dataset.classes), len(shard), rows)
+    return labels
+
+
+def plant_triggers(attack: Attack | None, rows: SimulatedRows, seed: int) -> tuple[Rows, NDArray[np.int64]]:
+    """Return all examples as the workers read them, and the indices of those that show whether a trigger works.
+
+    Some examples of hostile clients carry the trigger and the target class. Behind all examples follow copies of the
+    validation examples of other classes, with both, so that the accuracy on them is the attack's success. An attack
+    without a trigger changes nothing, and there are no such copies.
+
+    Raises:
+        ConfigError: the dataset has no such class, or clients share their examples.
+    """
+    everything = rows.all
+    if not isinstance(attack, PlantsTrigger):
+        return everything, np.zeros(0, np.int64)
+    _check_examples(attack, rows)
+    target, classes, labels = attack.target, rows.dataset.classes, everything.labels
+    assert labels is not None
+    if target >= classes:
+        raise ConfigError(
+            f"FP1525 {format_part(attack)} names the class {target}, and {rows.dataset.name} has 0 to {classes - 1}; "
+            "set target to one of them"
+        )
+    poisoned = [np.zeros(0, np.int64)]
+    for client in sorted(attack.attackers(len(rows.partition), seed)):
+        shard = rows.partition.shard(client)
+        others = shard[labels[shard] != target]
+        drawn = seeds.create_generator(seed, "trigger", client).permutation(len(others))
+        poisoned.append(others[drawn[: round(attack.share * len(others))]])
+    held = rows.validation[labels[rows.validation] != target]
+    chosen = np.concatenate([*poisoned, held])
+    marked = Rows(attack.plant(everything.take(chosen).inputs), np.full(len(chosen), target, labels.dtype))
+    first, count = len(everything), len(chosen) - len(held)
+    order = np.arange(first + len(held))
+    order[chosen[:count]] = first + np.arange(count)
+    order[first:] += count
+    return join_rows(Rows(everything.inputs, labels), marked).take(order), np.arange(first, len(order))
+
+
+def _check_examples(attack: Attack, rows: SimulatedRows) -> None:
+    """Refuse examples whose classes attackers can't change.
+
+    Raises:
+        ConfigError: the examples have no classes, clients share them, or clients compare the classes of a task.
+    """
+    text = format_part(attack)
     if rows.all.labels is None or rows.all.targets != "classes" or not rows.dataset.classes:
         raise ConfigError(f"FP1412 {text} changes classes, and {rows.dataset.name} has none; use sign_flip")
     if rows.partition.resampled:
@@ -36,11 +89,6 @@ def compute_attacked_labels(attack: Attack, rows: SimulatedRows, seed: int) -> N
             f"FP1414 {text} takes labels of any class, and clients compare those of their task; use tasks(..., "
             "compete=all), or sign_flip"
         )
-    labels: NDArray[np.int64] = rows.all.labels.copy()
-    for client in attack.attackers(len(rows.partition), seed):
-        shard = rows.partition.shard(client)
-        labels[shard] = _check_labels(attack, attack.relabel(labels[shard], rows.dataset.classes), len(shard), rows)
-    return labels
 
 
 def _check_labels(attack: Attack, made: NDArray[np.int64], count: int, rows: SimulatedRows) -> NDArray[np.int64]:

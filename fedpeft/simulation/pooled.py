@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from fedpeft import seeds
 from fedpeft.aggregation.abilities import Buffered
 from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker, get_result
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import State
 from fedpeft.reporting.final_score import FinalScore, save
 from fedpeft.rounds.progress import ServerState

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fedpeft import seeds
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.data.code_clones import clone, find_own_names
 from fedpeft.data.rows import Rows, limit_rows
 from fedpeft.data.text_pairs import SIDES, get_side, pack_pair
 from fedpeft.errors import DataError
+from fedpeft.machine import seeds
 from fedpeft.models.quantized_base import quantize
 from fedpeft.models.ranking import PairSides, rank_documents, rank_queries
 from fedpeft.models.scoring import score_together

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedpeft import seeds
+from fedpeft.clients.attack import PlantsTrigger
 from fedpeft.data.examples import Examples
-from fedpeft.data.rows import Rows, limit_rows
+from fedpeft.data.rows import Inputs, Rows, limit_rows
 from fedpeft.data.tokens import load_tokenizer
+from fedpeft.machine import seeds
 from fedpeft.models.client_accuracy import compute_client_accuracies, compute_worst_tenth
 from fedpeft.models.quantized_base import quantize
 from fedpeft.models.scoring import compute_logits, score_batches
@@ -109,11 +110,45 @@ def _summarize_draws(
     }
 
 
-def evaluate_robustness(asked: Robustness, setup: Setup, rows: SimulatedRows, folder: Path) -> dict[str, Any]:
-    """Return the robustness section of summary.json, for the model in `folder` in fp32."""
+def load_finished_model(setup: Setup, folder: Path) -> FederatedModel:
+    """Return the model of the finished run in `folder`, in fp32."""
     base = setup.task.base(setup.model_directory, torch.float32)
     quantize(base, setup.method.base_precision)
-    model = saved_adapter.load(folder, setup.task, base, setup.facts.classes)
+    return saved_adapter.load(folder, setup.task, base, setup.facts.classes)
+
+
+def evaluate_trigger(
+    attack: PlantsTrigger, setup: Setup, rows: SimulatedRows, most: int, folder: Path
+) -> dict[str, Any]:
+    """Return the backdoor section of summary.json, for the model in `folder` in fp32.
+
+    Args:
+        attack: the attack with the trigger.
+        setup: the parts of the run.
+        rows: the examples.
+        most: the most test examples; 0: all.
+        folder: the run's folder.
+    """
+    test = limit_rows(rows.dataset.test, most)
+    others = test.take(np.flatnonzero(np.asarray(test.labels) != attack.target))
+    model = load_finished_model(setup, folder)
+
+    def count(inputs: Inputs) -> int:
+        examples = setup.task.tokenise(Rows(inputs, others.labels), setup.model_directory, setup.tokens)
+        return int((predict_classes(model, examples) == attack.target).sum())
+
+    found, before = count(attack.plant(others.inputs)), count(others.inputs)
+    return {
+        "target": rows.dataset.label_names[attack.target] if rows.dataset.label_names else str(attack.target),
+        "rows": len(others),
+        "success": found / max(1, len(others)),
+        "without_trigger": before / max(1, len(others)),
+    }
+
+
+def evaluate_robustness(asked: Robustness, setup: Setup, rows: SimulatedRows, folder: Path) -> dict[str, Any]:
+    """Return the robustness section of summary.json, for the model in `folder` in fp32."""
+    model = load_finished_model(setup, folder)
     test = limit_rows(rows.dataset.test, asked.rows)
     train = np.asarray(rows.train.labels)
     shards = (train[rows.partition.shard(client)] for client in range(setup.clients))

@@ -8,11 +8,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft import seeds
 from fedpeft.data.partition import Partition, Partitioner, PartitionStatistics, Shards, split
 from fedpeft.data.rows import Dataset, Rows, join_rows, load_source, split_off_validation
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import DataError
+from fedpeft.machine import seeds
 from fedpeft.models.task import TASKS
 from fedpeft.wiring.auto_defaults import resolve_partition
 from fedpeft.wiring.dataset_info import DatasetInfo

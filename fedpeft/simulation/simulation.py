@@ -18,17 +18,16 @@ from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.clients.client import ClientPlan
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.label_shift import mask_other_classes
-from fedpeft.clients.personal import PERSONAL
+from fedpeft.clients.personal import compose_model
 from fedpeft.clients.store import ClientStore, select_section
 from fedpeft.clients.workbench import WorkPlan
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics, Shards, select_training_shards, split_held_out
 from fedpeft.errors import ConfigError, PrivacyError, RunError
 from fedpeft.machine.memory import release
 from fedpeft.models import scoring
 from fedpeft.models.tasks.classification import RowTask
+from fedpeft.parts.plugin_files import hash_own_code
 from fedpeft.peft.adapter import State
-from fedpeft.plugin_files import hash_own_code
 from fedpeft.privacy.abilities import is_whitened
 from fedpeft.privacy.engine import KEY, PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
@@ -47,8 +46,9 @@ from fedpeft.rounds.progress import Checkpoints, RunStore, ServerState
 from fedpeft.rounds.rounds import Server, never_stop
 from fedpeft.rounds.sampling import Population, Sampler, create_population
 from fedpeft.simulation.grid import CohortGrid
-from fedpeft.simulation.hostile import HostilePlan, compute_attacked_labels
+from fedpeft.simulation.hostile import HostilePlan, compute_attacked_labels, plant_triggers
 from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.measurement import NewRun
 from fedpeft.wiring.private_plan import note_unused_training, plan_training, restore_start_share
@@ -155,8 +155,9 @@ class Simulation:
         return create_population(self.clients, size, compute_chances(setup.profiles), setup.mechanism)
 
     def _create_work_plan(self, machine: Machine) -> WorkPlan:
-        data_key = self.setup.tokenize_rows(self.rows.all, self.setup.tokens)
         attack = self.setup.attack
+        examples, self._triggered = plant_triggers(attack, self.rows, self.config.seed)
+        data_key = self.setup.tokenize_rows(examples, self.setup.tokens)
         labels = None if attack is None else compute_attacked_labels(attack, self.rows, self.config.seed)
         plan = create_work_plan(self.setup, machine, data_key, self.folder, labels, self.clients)
         return replace(plan, clients_per_pass=min(plan.clients_per_pass, self.sampler.size))  # no unused places
@@ -265,7 +266,9 @@ class Simulation:
             grid = CohortGrid(workers.pool, self._sizes, workers.work.clients_per_pass, self._count_steps)
         setup, observer = self.setup, self.observer
         transport, store = Transport(grid, observer.client_done), RunStore.from_records(records)
-        model = ServerModel(workers.evaluate, workers.compute_validation_loss, self._score_task, workers.examine)
+        model = ServerModel(
+            workers.evaluate, workers.compute_validation_loss, self._score_task, workers.examine, self._score_trigger
+        )
         run = RunParts(setup, transport, store, observer, model, self.begun, self.protection, self.book)
         start = partial(prepare, setup, transport, self.fixed, self.protection, observer.say)
         return Server(setup, transport, self._chooser, store, observer, attach_features(run), start, stopping)
@@ -278,6 +281,10 @@ class Simulation:
         own = rows.validation[rows.held.tasks == task]
         offsets = mask_other_classes(sequence.classes[task], self.setup.facts.classes) if known else None
         return self.workers.score(state, version, own, offsets)
+
+    def _score_trigger(self, state: State, version: int) -> float | None:
+        """Return the share of validation examples of other classes that the trigger leads to the target; None: none."""
+        return self.workers.score(state, version, self._triggered).accuracy if len(self._triggered) else None
 
     @property
     def _chooser(self) -> Sampler:
@@ -327,7 +334,7 @@ class Simulation:
         if isinstance(rule, GroupedStrategy):
             group = rule.find_group(client, progress.learned)
             state = rule.get_group_state(group, state, progress.learned, layout)
-        state = state | select_section(own, "private") | select_section(own, PERSONAL)
+        state = compose_model(state | select_section(own, "private"), own)
         return rule.prepare_start(state, layout) if isinstance(rule, PreparesStart) else state
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedpeft.data.examples import IGNORED
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.errors import AssetError, require_extra
 from fedpeft.models.quantized_base import quantize
 from fedpeft.models.scoring import move_batch, score_batches

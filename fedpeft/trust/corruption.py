@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.families import CORRUPTIONS as CORRUPTIONS
 from fedpeft.parts import name_of
+from fedpeft.parts.families import CORRUPTIONS as CORRUPTIONS
 
 Images = NDArray[np.uint8]
 
@@ -24,6 +24,9 @@ class Corruption:
 
     kind: ClassVar[str] = "text"
     """Kind of input: "text" or "image"."""
+
+    needs_one_of: ClassVar[tuple[str, ...]] = ("corrupt_text", "corrupt_images")
+    """Methods of which each corruption defines at least one."""
 
     strengths: ClassVar[tuple[float, ...]] = (0.05, 0.1, 0.2)
     """Strengths from weak to strong; for texts the probability that a word is changed."""

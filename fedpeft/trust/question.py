@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.families import QUESTIONS as QUESTIONS
 from fedpeft.parts import format_part
-from fedpeft.spec import parse_spec
+from fedpeft.parts.families import QUESTIONS as QUESTIONS
+from fedpeft.parts.spec import parse_spec
 
 State = dict[str, Tensor]
 

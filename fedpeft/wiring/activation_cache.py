@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedpeft.clients.drift import ChangesLoss
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.frozen_blocks import can_start_at
 from fedpeft.models.layers import find_lowest_block
 from fedpeft.models.readout import AllBlocks
-from fedpeft.models.task import DTYPES, Task
+from fedpeft.models.task import Task
 from fedpeft.peft.adapter import Layout
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.clients.drift import SkipsSteps
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.errors import FedpeftError
 from fedpeft.models.readout import ALL_BLOCKS
+from fedpeft.parts.spec import parse_spec
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.spec import parse_spec
 from fedpeft.wiring.auto_defaults import ADAPTER, FAR_APART, can_train_head_alone
 from fedpeft.wiring.checks.rules import check_label_shift, check_server
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.setup import Setup
 
 MANY_CLASSES = 20

@@ -7,22 +7,24 @@ the run stays the same on another machine, when it is continued, and when it is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from fedpeft.aggregation.abilities import is_personal
 from fedpeft.aggregation.head_start import HeadStart
+from fedpeft.aggregation.shared_sums import is_personal, is_plain_mean
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.task_rules import TaskStrategy
 from fedpeft.data.partition import USUAL
 from fedpeft.machine.hardware import has_fast_bf16, list_accelerators
 from fedpeft.models.task import Targets
-from fedpeft.parts import name_of
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.abilities import can_plan_whitening
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.profiles import ProfileTable
-from fedpeft.wiring.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.run_spec import RunSpec
 
 ADAPTER = "lora"
 """The default PEFT method."""
@@ -49,7 +51,7 @@ def choose_method(spec: RunSpec, facts: DatasetInfo, groups: Sequence[ProfileTab
 def can_train_head_alone(spec: RunSpec, facts: DatasetInfo, groups: Sequence[ProfileTable]) -> bool:
     """Return whether images have classes and no setting is about adapters."""
     classes_of_images = facts.kind == "image" and facts.task == "classification" and facts.tasks is None
-    plain = name_of(type(spec.strategy)) == "fedit" and not (spec.config.privacy or spec.attack)
+    plain = is_plain_mean(spec.strategy) and not (spec.config.privacy or spec.attack)
     alike = not spec.config.ranks and not any(table.rank or table.alpha for table in groups)
     no_factors = not any(correction.needs for correction in spec.drift.corrections)
     return classes_of_images and plain and alike and no_factors

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
-from fedpeft.families import (
+from fedpeft.models.base_model import check_model
+from fedpeft.parts import Family, plugins
+from fedpeft.parts.families import (
     ATTACKS,
     CORRECTIONS,
     DATASETS,
@@ -37,9 +37,8 @@ from fedpeft.families import (
     codecs,
     strategies,
 )  # fmt: skip
-from fedpeft.models.base_model import check_model
-from fedpeft.parts import Family
-from fedpeft.spec import split_outside_parentheses
+from fedpeft.parts.spec import split_outside_parentheses
+from fedpeft.wiring.config import FORMAT, RunConfig
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.sampling import build_aware_sampler
 
@@ -240,7 +239,11 @@ def format_toml(config: RunConfig, parts: Mapping[str, plugins.Plugin] | None = 
     records = [
         record for plugin in find_used_plugins(config) if (record := _record(plugin, parts))["parts"] or parts is None
     ]
-    return config.to_toml() + ("\n" + tomli_w.dumps({"plugin": records}) if records else "")
+    return (
+        tomli_w.dumps({"format": FORMAT})
+        + config.to_toml()
+        + ("\n" + tomli_w.dumps({"plugin": records}) if records else "")
+    )
 
 
 def format_setup_toml(setup: Setup) -> str:

@@ -6,11 +6,11 @@ Nothing here imports torch, so a user reads about a mistake within a second. Lat
 
 from __future__ import annotations
 
-from fedpeft.config import RunConfig
-from fedpeft.families import SUMS, codecs
+from fedpeft.parts.families import SUMS, codecs
+from fedpeft.parts.spec import parse_spec
 from fedpeft.privacy.secure_sum.cohorts import check_cohort
-from fedpeft.spec import parse_spec
 from fedpeft.wiring.catalogue import FLAGS
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.profiles import check_counts, count_clients, load_groups
 from fedpeft.wiring.sampling import compute_cohort_size
 

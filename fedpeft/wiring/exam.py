@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedpeft.answers.exam import Exam, select_fitting
-from fedpeft.answers.metric import parse_metrics
-from fedpeft.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.data.rows import Rows, limit_rows
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models.abilities import DescribesImages
+from fedpeft.models.answers.exam import Exam, select_fitting
+from fedpeft.models.answers.metric import parse_metrics
+from fedpeft.models.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedpeft.families import GRIDS as GRIDS
 from fedpeft.parts import setting
+from fedpeft.parts.families import GRIDS as GRIDS
 
 EXECUTORS = ("batched", "sequential")
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, runtime_checkable
 
-from fedpeft.families import MEASUREMENTS as MEASUREMENTS
 from fedpeft.parts import name_of
+from fedpeft.parts.families import MEASUREMENTS as MEASUREMENTS
 from fedpeft.wiring.section_lines import section_lines
 
 if TYPE_CHECKING:
@@ -142,10 +142,6 @@ class Measurement:
         """Return whether clients answer questions about held-out examples, which they do not train on."""
         return False
 
-    def begin(self, run: NewRun) -> Any:
-        """Load what the measurement needs, before training; what cannot be loaded is refused here."""
-        return None
-
     def attach(self, run: RunParts) -> RoundHook | None:
         """Return the measurement's hook in the round loop; None: it has none."""
         return None
@@ -174,3 +170,11 @@ class Measurement:
         Only built-in measurements are asked. The section of a user's own has a line for each number.
         """
         return section_lines({name_of(cls): section})
+
+
+@runtime_checkable
+class LoadsInputs(Protocol):
+    """A measurement that loads something before training; it has this ability if it defines the method."""
+
+    def begin(self, run: NewRun) -> Any:
+        """Load what the measurement needs; what cannot be loaded is refused here."""

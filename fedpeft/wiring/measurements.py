@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import format_part, list_overrides
-from fedpeft.spec import split_outside_parentheses
-from fedpeft.wiring.measurement import DISCLOSED, MEASUREMENTS, Measurement, NewRun, ScoredRun, TrainedRun
+from fedpeft.parts.spec import split_outside_parentheses
+from fedpeft.wiring.measurement import DISCLOSED, MEASUREMENTS, LoadsInputs, Measurement, NewRun, ScoredRun, TrainedRun
 from fedpeft.wiring.section_lines import compute_section, guard, section_lines
 from fedpeft.wiring.validation import Validation
 
@@ -78,7 +78,11 @@ class Measurements:
         examples.
         """
         hidden = replace(run, dataset=None) if run.setup.is_protected else run
-        return {part.name: part.begin(run if is_built_in(part) else hidden) for part in self.parts}
+        return {
+            part.name: part.begin(run if is_built_in(part) else hidden)
+            for part in self.parts
+            if isinstance(part, LoadsInputs)
+        }
 
 
 def is_built_in(part: Measurement) -> bool:

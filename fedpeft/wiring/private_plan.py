@@ -16,7 +16,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError
 from fedpeft.models.feature_length import measure_feature_length
 from fedpeft.models.readout import ALL_BLOCKS
@@ -30,6 +29,7 @@ from fedpeft.privacy.mechanism import HALF, Mechanism
 from fedpeft.privacy.training_plans import PlansTraining
 from fedpeft.wiring.auto_defaults import ADAPTER
 from fedpeft.wiring.checks.together import check
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.profiles import ProfileTable
 from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup

@@ -229,7 +229,7 @@ def read_tables(file: Path) -> list[ProfileTable]:
     Raises:
         ConfigError: it can't be read, or holds anything but [[profile]] tables.
     """
-    from fedpeft.config import read_toml
+    from fedpeft.wiring.config import read_toml
 
     content = read_toml(file)
     tables = content.pop("profile", [])

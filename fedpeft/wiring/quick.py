@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedpeft.config import RunConfig
-from fedpeft.spec import format_value
+from fedpeft.parts.spec import format_value
+from fedpeft.wiring.config import RunConfig
 
 TOKENS = 64
 """The most tokens of a text."""

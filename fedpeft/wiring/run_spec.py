@@ -20,13 +20,13 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.communication.downlink import parse_downlink
 from fedpeft.communication.uplink import Uplink, parse_uplink
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import Partitioner
 from fedpeft.data.rows import Source
 from fedpeft.peft.method import PeftMethod
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import SecureSum, sums_under
 from fedpeft.wiring.catalogue import build_part
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.grid import SimulationGrid
 from fedpeft.wiring.measurements import Measurements
 from fedpeft.wiring.sampling import AwareSampler, compute_cohort_size

@@ -13,11 +13,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft import seeds
 from fedpeft.errors import ConfigError
-from fedpeft.families import SAMPLERS as SAMPLERS
+from fedpeft.machine import seeds
 from fedpeft.parts import setting
-from fedpeft.spec import parse_spec
+from fedpeft.parts.families import SAMPLERS as SAMPLERS
+from fedpeft.parts.spec import parse_spec
 
 Size = int | float | str
 

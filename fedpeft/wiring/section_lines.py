@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from rich.markup import escape
 
 from fedpeft.machine.json_values import check_json
-from fedpeft.plugin_files import describe_error
+from fedpeft.parts.plugin_files import describe_error
 
 T = TypeVar("T")
 

@@ -11,15 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedpeft.aggregation.abilities import CountsClients, is_personal
+from fedpeft.aggregation.abilities import CountsClients
 from fedpeft.aggregation.exactness import LARGEST_TARGET
 from fedpeft.aggregation.head_start import DescribesVariation, HeadStart
+from fedpeft.aggregation.shared_sums import is_personal
 from fedpeft.aggregation.task_rules import TaskRanks, TaskStrategy
 from fedpeft.aggregation.update import check_made
 from fedpeft.clients.local_training import Schedule
 from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.communication.uplink import find_preset
-from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.rows import Rows
 from fedpeft.data.task_sequence import TaskSequence
@@ -27,22 +27,23 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
 from fedpeft.models.abilities import ComparesExamples, count_extra_tokens
 from fedpeft.models.base_model import count_readable_tokens, resolve_model
+from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
 from fedpeft.models.layers import get_innermost, unwrap
-from fedpeft.models.loading import Say, ignore_message
 from fedpeft.models.quantized_base import quantize
 from fedpeft.models.readout import get_width
-from fedpeft.models.task import DTYPES, TASKS, FederatedModel, Task, get_adapter_dtype
+from fedpeft.models.task import TASKS, FederatedModel, Say, Task, ignore_message
 from fedpeft.parts import format_part, name_of
+from fedpeft.parts.plugin_files import hash_own_code
 from fedpeft.peft.abilities import ChangesWeights, SavedAsOther, ViewedAsFactors, WeightChanges
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import FactorView
 from fedpeft.peft.family import PEFT_METHODS, resize_method
 from fedpeft.peft.method import PeftMethod, create_start
-from fedpeft.plugin_files import hash_own_code
 from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.wiring.activation_cache import count_frozen_blocks
 from fedpeft.wiring.auto_defaults import choose_drift, choose_method, resolve_auto
 from fedpeft.wiring.checks.together import check
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.profiles import AUTO, Profile, ProfileTable, choose_ranks, create_profiles, list_distinct
 from fedpeft.wiring.run_spec import RunSpec
@@ -71,7 +72,7 @@ class Setup(RunSpec):
         frozen_blocks: index of the lowest block with an adapter; 0 if a pass can't start there.
         readable: the most tokens of a text that the model reads, in whole steps of padding.
         notes: remarks about the base for the user.
-        code: what identifies the user's own code that computes the base (`fedpeft.plugin_files.hash_own_code`).
+        code: what identifies the user's own code that computes the base (`fedpeft.parts.plugin_files.hash_own_code`).
     """
 
     method: PeftMethod

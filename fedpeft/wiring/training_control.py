@@ -11,10 +11,13 @@ With `auto`, they decide as much as is right:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.safeguard import SAFEGUARDS, Safeguard
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.wiring.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from fedpeft.wiring.run_spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -49,41 +52,39 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
     """
     config, validation, guard, mechanism = spec.config, spec.measured.validation, spec.safeguard, spec.mechanism
     private = mechanism is not None and mechanism.protects
+    hidden = private and not validation.public
     noise_stays = private and mechanism is not None and not mechanism.per_example  # however small updates are
-    asked = [
-        flag
-        for flag, given in (
-            (f"safeguard={config.safeguard}", guard is not None and guard.watches),
-            ("validation(keep=best)", validation.keep == "best"),
-            (f"validation(patience={validation.patience})", validation.patience > 0),
-        )
-        if given
-    ]
+    deciding = {
+        f"safeguard={config.safeguard}": guard is not None and guard.watches,
+        "validation(keep=best)": validation.keep == "best",
+        f"validation(patience={validation.patience})": validation.patience > 0,
+    }
+    asked = next((flag for flag, is_given in deciding.items() if is_given), "")
     if validation.public and not private:
         raise ConfigError(
             "FP1389 validation(public=True) has an effect only with --privacy; give --privacy, too, or leave public out"
         )
-    hidden = private and not validation.public
-    if asked and hidden:
-        raise PrivacyError(
-            f"FP7116 {asked[0]} would let validation examples decide, which epsilon does not cover; leave it out, or "
-            "declare them public with --measure 'validation(public=True)'"
-        )
-    if asked and personal:
-        raise ConfigError(
-            f"FP1390 {asked[0]} needs one global model, and with {config.strategy} each client has its own model, "
-            "which the server can neither judge nor restore; leave it out"
-        )
-    if asked and not rows:
-        raise ConfigError(
-            f"FP1391 {asked[0]} needs validation examples at the server; give --eval-data without --held-out, or leave "
-            "it out"
-        )
-    if asked and tasks:
-        raise ConfigError(
-            f"FP1392 {asked[0]} would let examples of later tasks decide; leave it out: in continual learning all "
-            "steps count, and the last state is the result"
-        )
+    if asked:
+        if hidden:
+            raise PrivacyError(
+                f"FP7116 {asked} would let validation examples decide, which epsilon does not cover; leave it out, or "
+                "declare them public with --measure 'validation(public=True)'"
+            )
+        if personal:
+            raise ConfigError(
+                f"FP1390 {asked} needs one global model, and with {config.strategy} each client has its own model, "
+                "which the server can neither judge nor restore; leave it out"
+            )
+        if not rows:
+            raise ConfigError(
+                f"FP1391 {asked} needs validation examples at the server; give --eval-data without --held-out, or "
+                "leave it out"
+            )
+        if tasks:
+            raise ConfigError(
+                f"FP1392 {asked} would let examples of later tasks decide; leave it out: in continual learning all "
+                "steps count, and the last state is the result"
+            )
     if hidden or personal or not rows or tasks:
         return TrainingControl(fits=not hidden)
     if guard is None:

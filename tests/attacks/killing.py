@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
-from fedpeft import simulate, study
+from fedpeft import simulate
+from fedpeft.study import __main__ as study
 
 COMMANDS = {"simulate": simulate.main, "study": study.main}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from fedpeft.config import RunConfig
+from fedpeft.wiring.config import RunConfig
 
 SEED = int(os.environ.get("FEDPEFT_ATTACK_SEED", "0"))
 SHARE = float(os.environ.get("FEDPEFT_ATTACK_SHARE", "1"))

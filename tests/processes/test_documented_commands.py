@@ -24,6 +24,7 @@ import psutil
 import pytest
 
 from fedpeft.machine.cache import get_cache_directory
+from tests.hiding import hide
 from tests.unit.test_documented_commands import DOCUMENTS, EXTRAS, NOT_RUN, OVERRIDES, ROOT, blocks
 
 COMPANIONS = {
@@ -32,22 +33,10 @@ COMPANIONS = {
 }
 """Documents that write one client's command for all: who joins by the same words with its own folder."""
 
-HIDE = '''
-import os, sys
-from importlib.machinery import PathFinder
-
-class Hiding(PathFinder):
-    """Finds nothing of what the text has not asked for."""
-
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name.partition(".")[0] in os.environ["HIDDEN_PACKAGES"].split(","):
-            return None
-        return super().find_spec(name, path, target)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
-'''
-MODULES = {"prometheus-client": "prometheus_client", "mlflow-skinny": "mlflow"}
+MODULES = {
+    "grpcio-health-checking": "grpc_health", "mlflow-skinny": "mlflow", "prometheus-client": "prometheus_client",
+    "scikit-learn": "sklearn",
+}  # fmt: skip
 
 
 def packages(extra: str) -> set[str]:
@@ -60,6 +49,8 @@ def packages(extra: str) -> set[str]:
 
 
 OPTIONAL = set().union(*(packages(extra) for extra in EXTRAS if extra not in ("dev", "all")))
+BEGUN = {"simulate", "server"}
+"""The extras that the first line of README.md and docs/index.md installs, before all other pages."""
 
 
 def as_run(command: str) -> str:
@@ -83,7 +74,7 @@ class Reader:
     document: str
     folder: Path
     environment: dict[str, str]
-    extras: set[str] = field(default_factory=set)
+    extras: set[str] = field(default_factory=BEGUN.copy)
     server: subprocess.Popen | None = None
     servers: int = 0
 
@@ -153,7 +144,8 @@ class Reader:
 
     def start(self, command: str, more: Mapping[str, str] = {}) -> subprocess.Popen:
         known = set().union(*(packages(extra) for extra in self.extras))
-        environment = {**self.environment, **more, "HIDDEN_PACKAGES": ",".join(sorted(OPTIONAL - known))}
+        hidden = hide(self.folder.parent / "hiding", OPTIONAL - known, str(self.folder))
+        environment = {**self.environment, **more, **hidden}
         command = command.replace("8470", environment["PORT"])
         output = (self.folder / "said.log").open("a")
         output.write(f"\n$ {command}\n")
@@ -177,17 +169,14 @@ class Reader:
 @pytest.fixture
 def reader(request, tmp_path):
     document = request.param
-    folder, hiding, home = tmp_path / "fedpeft", tmp_path / "hiding", tmp_path / "home"
+    folder, home = tmp_path / "fedpeft", tmp_path / "home"
     unwanted = shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "runs", "build", "dist", ".venv")
     shutil.copytree(ROOT, folder, ignore=unwanted)
-    hiding.mkdir()
     home.mkdir()
-    (hiding / "sitecustomize.py").write_text(HIDE)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{hiding}:{folder}",
         "HOME": str(home),
         "FLWR_HOME": str(home / "flwr"),
         "FEDPEFT_CACHE": str(get_cache_directory()),

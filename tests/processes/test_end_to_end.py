@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from fedpeft.simulate import main as simulate
-from fedpeft.study import main as study
+from fedpeft.study.__main__ import main as study
 from tests.fleet import distance
 from tests.mortal import start_killed_run, started
 from tests.runs.test_simulate import TINY, same

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from fedpeft import plugins
-from fedpeft.config import read_config
 from fedpeft.data.rows import load_dataset
-from fedpeft.init import STARTER, main
+from fedpeft.init.__main__ import STARTER, main
+from fedpeft.parts import plugins
+from fedpeft.wiring.config import read_config
 from tests.refusals import has_error
 
 

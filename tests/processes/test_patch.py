@@ -22,7 +22,6 @@ import fedpeft
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
-from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.client.shared_settings import TAKEN
 from fedpeft.deployment.client.trainer_edge import TrainerEdge
@@ -30,6 +29,7 @@ from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ModelError, PrivacyError, RunError
 from fedpeft.machine import cache
 from fedpeft.models.base_model import resolve_model
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import has_error, pattern_of, refuses
 
 SCRIPT = Path(__file__).parent.parent.parent / "docs" / "trainer.py"

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.run_folder import SERVERS_OPTIONS, resume_command
 from fedpeft.serve import main as serve
-from fedpeft.studies.results import read_run
+from fedpeft.study.results import read_run
+from fedpeft.wiring.config import RunConfig
 from tests.fleet import Fleet
 from tests.refusals import has_error, refuses
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fedpeft
-from fedpeft import plugins
+from fedpeft.parts import plugins
 from tests.refusals import refuses
 from tests.unit.test_api import ROWS, TINY, Part
 

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import tomli_w
 
-from fedpeft import plugins
 from fedpeft.api import open_run
-from fedpeft.config import RunConfig, read_config
 from fedpeft.data.rows import Rows
 from fedpeft.deployment.compared_parts import compute_plugin_digest
 from fedpeft.export import main as export
 from fedpeft.models.task import TASKS
+from fedpeft.parts import plugins
+from fedpeft.parts.plugin_files import MODULE, compute_digest, hash_own_code, shorten_version
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.plugin_files import MODULE, compute_digest, hash_own_code, shorten_version
 from fedpeft.predict import main as predict
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from fedpeft.simulate import parse
 from fedpeft.wiring import catalogue
+from fedpeft.wiring.config import RunConfig, read_config
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup

@@ -13,13 +13,13 @@ from fedpeft.clients.local_training import Schedule
 from safetensors.torch import load_file
 
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.config import build_config
 from fedpeft.data.made_words import WORDS
 from fedpeft.flowertune import main
 from fedpeft.models.base_model import resolve_model
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.flowertune_project import TEMPLATES, FlowerTuneProject, compute_fingerprint
 from fedpeft.wiring.catalogue import build_part
+from fedpeft.wiring.config import build_config
 from tests.refusals import has_error, refuses
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "flowertune"

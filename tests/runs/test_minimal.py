@@ -7,10 +7,10 @@ import csv
 
 import numpy as np
 
-from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from fedpeft.simulate import main as simulate
+from fedpeft.wiring.config import RunConfig
 from tests.minimal_run import MINIMAL, SETTINGS, compute_distance, load_minimal
 
 

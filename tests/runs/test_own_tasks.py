@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fedpeft import plugins
-from fedpeft.evaluate import main as evaluate
+from fedpeft.evaluate.__main__ import main as evaluate
+from fedpeft.parts import plugins
 from fedpeft.simulate import main as simulate
 
 

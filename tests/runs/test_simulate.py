@@ -20,7 +20,6 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedpeft.config import RunConfig, build_config, read_toml
 from fedpeft.errors import DataError
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.final_score import Scorer
@@ -29,6 +28,7 @@ from fedpeft.reporting.summary import Costs, Quality, Summary, show
 from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main, simulate
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig, read_config
 from tests.finished import as_flags
 from tests.refusals import has_error
 
@@ -83,7 +83,7 @@ def test_a_run_leaves_the_files_of_the_contract(finished):
         assert r["uplink_bytes"] == sum(c["uplink_bytes"] for c in own)
         assert r["downlink_bytes"] == sum(c["downlink_bytes"] for c in own)
     assert 4 <= summary["uplink_bytes_per_parameter"] < 4.01
-    assert build_config(read_toml(folder / "config.toml"), "config.toml").clients == 8
+    assert read_config(folder / "config.toml").clients == 8
 
 
 def test_the_reported_accuracy_is_that_of_the_saved_files(finished):
@@ -114,7 +114,7 @@ def test_the_reported_accuracy_is_that_of_the_saved_files(finished):
 
 def test_the_score_reuses_the_frozen_part_where_the_disk_has_room_for_it(tmp_path, monkeypatch):
     run(tmp_path / "run", "--peft", "lora(rank=2, layers=1)")
-    config = build_config(read_toml(tmp_path / "run" / "config.toml"), "config.toml")
+    config = read_config(tmp_path / "run" / "config.toml")
 
     def scored(cache):
         monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / cache))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpeft.config import RunConfig
 from fedpeft.models.calibration import calibrate
-from fedpeft.studies.results import QUANTILES, Result, ResultsFile, pack
-from fedpeft.studies.sections import Section
+from fedpeft.study.results import QUANTILES, Result, ResultsFile, pack
+from fedpeft.study.sections import Section
+from fedpeft.wiring.config import RunConfig
 
 ROWS = 400
 

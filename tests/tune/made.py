@@ -12,15 +12,15 @@ from typing import Any
 
 from rich.console import Console
 
-from fedpeft.config import read_config
+from fedpeft.parts.spec import parse_spec
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.reporting.records import Records
-from fedpeft.spec import parse_spec
-from fedpeft.studies.process import Start
-from fedpeft.tuning import store
-from fedpeft.tuning.runner import Conductor, SearchFolder
-from fedpeft.tuning.search_file import Search, read_search
-from fedpeft.tuning.trial import NOT_PASSED, Reporter, TrialPruned
+from fedpeft.study.process import Start
+from fedpeft.tune import store
+from fedpeft.tune.runner import Conductor, SearchFolder
+from fedpeft.tune.search_file import Search, read_search
+from fedpeft.tune.trial import NOT_PASSED, Reporter, TrialPruned
+from fedpeft.wiring.config import read_config
 
 HEAD = 'trials = 12\nstartup = 4\nreduction = 2\npruner = "{pruner}"\n'
 BASE = '[base]\nrounds = 4\ndataset = "tiny"\nmodel = "tiny"\ntokens = 32\nclients = 6\ncohort = 3\n'

@@ -12,11 +12,11 @@ from fedpeft.aggregation.server_optimizers.averaged import Averaged
 from fedpeft.aggregation.server_optimizers.momentum import Momentum
 from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.api import _check_class
-from fedpeft.config import build_config
 from fedpeft.data.datasets.sample import Sample
 from fedpeft.data.datasets.tasks import Tasks
 from fedpeft.data.in_memory import convert_to_dataset
-from fedpeft.families import (
+from fedpeft.parts import setting
+from fedpeft.parts.families import (
     ATTACKS,
     CORRECTIONS,
     DATASETS,
@@ -35,8 +35,8 @@ from fedpeft.families import (
     codecs,
     strategies,
 )
-from fedpeft.parts import setting
 from fedpeft.wiring.catalogue import FLAGS, find_flag
+from fedpeft.wiring.config import build_config
 from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "clients": 4, "cohort": "all", "rounds": 2, "dtype": "fp32", "workers": 1, "tokens": 32,

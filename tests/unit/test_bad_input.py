@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.config import RunConfig, read_toml
 from fedpeft.data.record_files import read_records
 from fedpeft.data.user_rows import Names, read
 from fedpeft.reporting.run_folder import load_default_settings, refuse_file, resolve_settings
 from fedpeft.simulate import main, parse
+from fedpeft.wiring.config import RunConfig, read_toml
 from tests.refusals import has_error, refuses
 
 TINY = {"--dataset": "tiny", "--clients": "6", "--cohort": "3", "--rounds": "1", "--dtype": "fp32", "--workers": "1"}

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from fedpeft import describe, evaluate
-from fedpeft.config import RunConfig
+from fedpeft import describe
 from fedpeft.deployment.options import ServeOptions
+from fedpeft.evaluate import __main__ as evaluate
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import has_error
 
 

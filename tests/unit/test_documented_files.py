@@ -4,11 +4,11 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from fedpeft.config import read_config
 from fedpeft.models.scoring import Scores
-from fedpeft.studies import study_file
-from fedpeft.studies.study_file import read_study
-from fedpeft.tuning.search_file import read_search
+from fedpeft.study import study_file
+from fedpeft.study.study_file import read_study
+from fedpeft.tune.search_file import read_search
+from fedpeft.wiring.config import read_config
 from fedpeft.wiring.profiles import read_tables
 
 ROOT = Path(__file__).parents[2]

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
 from fedpeft.data.rows import Rows, load_dataset
 from fedpeft.models import scoring
 from fedpeft.models.task import Task
 from fedpeft.models.tasks.classification import Classification
+from fedpeft.parts import plugins
 from fedpeft.reporting.command import MISTAKE
 from fedpeft.simulate import main as simulate
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import has_error, refuses
 
 

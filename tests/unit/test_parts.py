@@ -9,8 +9,8 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
 from fedpeft.parts import Family, check_settings, setting
+from fedpeft.parts.spec import Spec, parse_spec, split_outside_parentheses
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.spec import Spec, parse_spec, split_outside_parentheses
 from tests.refusals import refuses
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft import plugins
 from fedpeft.errors import ConfigError
-from fedpeft.plugin_files import MODULE, import_file
+from fedpeft.parts import plugins
+from fedpeft.parts.plugin_files import MODULE, import_file
 from tests.refusals import refuses
 
 

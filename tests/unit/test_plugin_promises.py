@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from fedpeft.clients.local_optimizer import LocalOptimizer
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LocalWork
 
-from fedpeft import plugin_promises, plugins
 from fedpeft.aggregation.abilities import Buffered
 from fedpeft.aggregation.aggregator import LinearAggregator
 from fedpeft.aggregation.head_start import compute_statistics
 from fedpeft.aggregation.heads.zero import Zero
+from fedpeft.aggregation.robust import ReweighingStrategy
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.shared_sums import is_plain_sum
 from fedpeft.aggregation.strategy import (
@@ -45,14 +46,29 @@ from fedpeft.conformance.cohorts import (
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import DATASETS, load_dataset
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.families import ATTACKS
+from fedpeft.parts import plugin_promises, plugins
+from fedpeft.parts.families import (
+    ATTACKS,
+    CORRECTIONS,
+    CORRUPTIONS,
+    HEADS,
+    HOOKS,
+    LOCAL_OPTIMIZERS,
+    LOCAL_WORK,
+    PEFT_METHODS,
+    QUESTIONS,
+    SERVER_OPTIMIZERS,
+    TASKS,
+)
+from fedpeft.parts.plugin_promises import hold, is_of_type
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, create_start
-from fedpeft.plugin_promises import hold, is_of_type
+from fedpeft.peft.methods.lora import Lora
 from fedpeft.privacy.abilities import AddsServerNoise
-from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.reporting.command import MISTAKE, run_command
+from fedpeft.rounds.user_hook import UserHook
 from fedpeft.simulation.hostile import compute_attacked_labels
 from fedpeft.wiring.catalogue import ALL
 from fedpeft.wiring.measurement import Measurement
@@ -134,13 +150,105 @@ def rule(**members):
             ("FP1258", "missing a required argument: 'share"),
         ),
         ({"contribution": 3}, ("FP1255", "contribution", "3")),
-        ({"fills_base": lambda self: True}, ("FP1254", "property", "fills_base")),
+        ({"fills_base": lambda self: True}, ("FP1254", "fills_base", "@property")),
         ({"choose_ranks": lambda self, layout: ()}, ("FP1258", "choose_ranks", "(self, layout)")),
     ],
 )
 def test_a_method_that_can_not_be_called_as_it_will_be_is_told_before_a_run(members, words):
     with refuses(*words):
         hold(rule(**members), Strategy, "mine", strategies.abilities)
+
+
+FAMILIES = (
+    *(strategies, HEADS, SERVER_OPTIMIZERS, TASKS, PEFT_METHODS, MECHANISMS, QUESTIONS),
+    *(LOCAL_OPTIMIZERS, LOCAL_WORK, CORRECTIONS, HOOKS),
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.group)
+def test_the_table_of_old_names_names_members_that_a_part_can_override(family):
+    renamed = plugin_promises.RENAMED[family.kind.__name__]
+    parts = [family.part(name) for name in family.own_names]
+    classes = {base for cls in (family.kind, *family.abilities, *parts) for base in cls.__mro__}
+    members = {name for cls in classes for name in (*vars(cls), *getattr(cls, "__annotations__", {}))}
+    assert set(renamed.values()) <= members
+    settings = {field.name for part in parts for field in dataclasses.fields(part)}
+    assert not renamed.keys() & (members - settings) - {"reweigh"}  # a base class of some rules has it
+    assert len(plugin_promises.RENAMED) == len(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("family", "base", "members", "old", "new"),
+    [
+        (strategies, LinearStrategy, {"private": lambda self, layout: frozenset()}, "private", "list_private"),
+        (strategies, LinearStrategy, {"asynchronous": property(lambda self: 3)}, "asynchronous", "get_buffer_size"),
+        (MECHANISMS, Mechanism, {"hides": "client"}, "hides", "privacy_unit"),
+        (PEFT_METHODS, Lora, {"strategies": ("flexlora",)}, "strategies", "joint_meaning"),
+        (LOCAL_WORK, LocalWork, {"walk": property(lambda self: True)}, "walk", "continues_walk"),
+        (HOOKS, UserHook, {"reported": lambda self, report: None}, "reported", "note_report"),
+    ],
+)
+def test_a_member_with_an_old_name_is_refused_with_both_names(family, base, members, old, new):
+    with refuses("FP1526", "mine", f"defines {old},", f"called {new} "):
+        hold(rule(base=base, **members), family.kind, "mine", family.abilities)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {
+            "private": lambda self, layout: (),
+            "list_private": lambda self, layout: frozenset(),
+        },  # a helper of the new one
+        {"ranks": 4, "__annotations__": {"ranks": int}},  # a setting
+    ],
+)
+def test_a_part_that_has_been_ported_may_use_old_names(members):
+    hold(rule(**members), Strategy, "mine", strategies.abilities)
+
+
+def test_a_robust_rule_may_weigh_updates_anew():
+    members = {"coefficients": lambda self, shares, geometry: shares, "reweigh": lambda self, shares, geometry: shares}
+    hold(rule(base=ReweighingStrategy, **members), Strategy, "mine", strategies.abilities)
+    with refuses("FP1526", "reweigh", "compute_shares"):
+        hold(rule(base=GatherStrategy, reweigh=members["reweigh"]), Strategy, "mine", strategies.abilities)
+
+
+@pytest.mark.parametrize(
+    ("family", "base", "members", "words"),
+    [
+        (strategies, LinearStrategy, {"choose_ranks": lambda self, layout: ()}, ("FP1258", "RankSchedule")),
+        (CORRECTIONS, Correction, {"after": 3, "__annotations__": {"after": int}}, ("FP1255", "after", "KeepsState")),
+        (CORRECTIONS, Correction, {"__annotations__": {"direction": str}}, ("FP1255", "direction", "TurnsGradients")),
+    ],
+)
+def test_a_helper_or_setting_with_the_name_of_an_ability_is_refused_with_the_ability(family, base, members, words):
+    with refuses(*words):
+        hold(rule(base=base, **members), family.kind, "mine", family.abilities)
+
+
+def test_a_setting_called_walk_is_no_walk():
+    work = rule(base=LocalWork, walk=True, __annotations__={"walk": bool}, steps_for=lambda self, rows, size: 1)
+    hold(work, LocalWork, "mine", LOCAL_WORK.abilities)
+    assert not LocalTraining(work=work()).walks
+    assert LocalTraining(work=LOCAL_WORK.build("steps(3)")).walks
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [(PEFT_METHODS, ("config", "attach")), (CORRUPTIONS, ("corrupt_text", "corrupt_images"))],
+)
+def test_a_part_without_any_of_its_main_methods_is_refused(family, words):
+    with refuses("FP1527", "mine", *words):
+        hold(rule(base=family.kind), family.kind, "mine", family.abilities)
+    hold(rule(base=family.kind, **{words[1]: getattr(Outline, words[1])}), family.kind, "mine", family.abilities)
+
+
+class Outline:
+    def attach(self, model, dtype): ...
+
+    def corrupt_images(self, images, strength, random):
+        return images
 
 
 def test_a_rule_has_an_ability_if_it_defines_the_method():
@@ -153,7 +261,7 @@ def test_a_rule_has_an_ability_if_it_defines_the_method():
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (lambda cls, section: {}, ("FP1254", "classmethod", "lines")),
+        (lambda cls, section: {}, ("FP1254", "lines", "@classmethod")),
         (classmethod(lambda cls: {}), ("FP1258", "lines", "(cls)")),
     ],
 )

@@ -8,24 +8,24 @@ from types import SimpleNamespace
 import pytest
 from fedpeft.clients.drift import parse_drift
 
-from fedpeft import describe, plugin_files, plugins
+from fedpeft import describe
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication import decoding
 from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.precision_rule import PRECISION_RULES
 from fedpeft.communication.steps import codecs
-from fedpeft.config import RunConfig, build_config, read_config
 from fedpeft.data.rows import DATASETS
 from fedpeft.deployment.client.shared_settings import parse_shared_settings
-from fedpeft.families import MEMORIES
 from fedpeft.models.base_model import MODELS
-from fedpeft.parts import format_part
+from fedpeft.parts import format_part, plugin_files, plugins
+from fedpeft.parts.families import MEMORIES
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.command import MISTAKE, run_command
-from fedpeft.studies.results import Result
-from fedpeft.studies.runner import Workplace
-from fedpeft.studies.study_file import read_study
+from fedpeft.study.results import Result
+from fedpeft.study.runner import Workplace
+from fedpeft.study.study_file import read_study
 from fedpeft.wiring import catalogue
+from fedpeft.wiring.config import RunConfig, build_config, read_config
 from tests.refusals import has_error, refuses
 
 RULE = '''
@@ -284,7 +284,7 @@ def test_a_run_records_its_plugins_and_asks_for_the_same(rule, tmp_path, monkeyp
 
     monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     rule.write_text(RULE + PARTS + "# changed\n")
-    with refuses("FP1266", "and it has changed"):
+    with refuses("FP1266", "but it has changed"):
         read_config(file)
     rule.unlink()
     with refuses("FP1265", "my_rules.py", "strategies.half_mean", "FP1263"):

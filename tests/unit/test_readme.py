@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft import plugins
+from fedpeft.parts import plugins
 from fedpeft.simulate import parse
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,7 +56,10 @@ OTHERS = [c for c in COMMANDS if c.startswith("python -m") and c not in SIMULATI
 
 
 def test_the_first_command_is_the_preview():
-    assert lines(PAGES[0])[:2] == ["pip install -e .", "python -m fedpeft.simulate --clients 100 --quick"]
+    assert lines(PAGES[0])[:2] == [
+        "pip install -e '.[simulate,server]'",
+        "python -m fedpeft.simulate --clients 100 --quick",
+    ]
 
 
 def test_the_next_are_the_tests_as_they_are_run_for_every_change():

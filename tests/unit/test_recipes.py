@@ -12,8 +12,8 @@ import pytest
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import root_mean_squared_error
 
-from fedpeft.config import read_config
 from fedpeft.data.rows import load_dataset
+from fedpeft.wiring.config import read_config
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.toml"))

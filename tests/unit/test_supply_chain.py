@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 LOCK_FILE = ROOT / "requirements.lock"
 LOCK = LOCK_FILE.read_text(encoding="utf-8").splitlines() if LOCK_FILE.exists() else ["not made yet"]
 LINE = re.compile(r"([a-z0-9.-]+)==([^ ]+) --hash=sha256:[0-9a-f]{64}")
-CORE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+CORE = runpy.run_path(str(ROOT / ".ci" / "lock.py"))["read_dependencies"]()
 
 
 def locked():

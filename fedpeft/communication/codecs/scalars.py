@@ -85,9 +85,11 @@ class Scalars(Transform):
 
     @classmethod
     def plan(cls, parameters: Reader, shapes: tuple[Shape, ...], context: Context) -> Plan:
-        """Read the number of directions; the plan sums them."""
-        entries = count_total(shapes)
-        count = parameters.read_varint("number of directions", min(MOST, entries))
+        """Read the number of directions, at most that of the agreed codec; the plan sums them."""
+        entries, most = count_total(shapes), MOST
+        if context.agreed is not None:  # drawing them takes time, so a peer may not choose how many
+            most = max((step.steps for step in context.agreed if isinstance(step, cls)), default=0)
+        count = parameters.read_varint("number of directions", min(most, entries))
 
         def undo(values: Array, symbols: Sequence[Array]) -> Array:
             result = np.zeros(entries, np.float64)

@@ -30,7 +30,7 @@ from fedpeft.data.text_to_text import INPUT, TARGET, read_pair_rows
 from fedpeft.data.user_rows import Names, build_labeled_rows, read
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
-from fedpeft.spec import parse_spec
+from fedpeft.parts.spec import parse_spec
 
 ANSWER = "output"
 """Default column of the answers if a template writes the prompts."""
@@ -111,7 +111,9 @@ class Clients:
         """Name of the default base model for this task."""
         if self.side:
             return "dinov2_small"
-        return "smollm2" if self.learns in LANGUAGE else NO_MODEL if self.learns == "seq2seq" else "minilm"
+        if self.learns in LANGUAGE:
+            return "smollm2"
+        return NO_MODEL if self.learns == "seq2seq" else "minilm"
 
     @property
     def suited_head(self) -> str | None:

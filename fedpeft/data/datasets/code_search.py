@@ -24,8 +24,8 @@ from fedpeft.data.python_functions import Definition, SourceFile, compute_finger
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.text_pairs import pack_pair
 from fedpeft.errors import DataError
-from fedpeft.families import TASKS
 from fedpeft.parts import setting
+from fedpeft.parts.families import TASKS
 
 WORDS = (4, 60)
 """Fewest and most words of a query; a longer one is cut."""

@@ -14,8 +14,8 @@ import numpy as np
 from fedpeft.data.datasets.fashion_mnist import CLASSES, FashionMnist
 from fedpeft.data.images_with_texts import choose_model, choose_start
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.families import TASKS
 from fedpeft.parts import setting
+from fedpeft.parts.families import TASKS
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ def add_sentences(rows: Rows) -> Rows:
 
 def write_sentence(name: str) -> str:
     """Return the sentence for a class name."""
-    article = "" if name == "trouser" else "an " if name[0] in "aeiou" else "a "
-    return f"a photo of {article}{'trousers' if name == 'trouser' else name}"
+    if name == "trouser":
+        return "a photo of trousers"
+    article = "an" if name[0] in "aeiou" else "a"
+    return f"a photo of {article} {name}"
 
 
 part = FashionTexts

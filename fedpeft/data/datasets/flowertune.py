@@ -30,9 +30,8 @@ from numpy.typing import NDArray
 from fedpeft.data.prompt_templates import PromptTemplate
 from fedpeft.data.record_files import DELIMITERS, JSON_LINES, read_records
 from fedpeft.data.rows import Dataset, Rows, split_validation
-from fedpeft.errors import AssetError, DataError
+from fedpeft.errors import AssetError, DataError, is_disk_full
 from fedpeft.machine.cache import create_hub_disk_error
-from fedpeft.machine.files import is_disk_full
 from fedpeft.parts import setting
 
 TRACKS = {

@@ -20,9 +20,8 @@ from fedpeft.data.prompt_templates import check_template
 from fedpeft.data.record_files import TablePlace
 from fedpeft.data.rows import NO_MODEL, Dataset
 from fedpeft.data.text_to_text import pack_targets
-from fedpeft.errors import AssetError, ConfigError, DataError
+from fedpeft.errors import AssetError, ConfigError, DataError, is_disk_full
 from fedpeft.machine.cache import create_hub_disk_error
-from fedpeft.machine.files import is_disk_full
 from fedpeft.parts import setting, suggest_legal
 
 

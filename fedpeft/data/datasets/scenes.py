@@ -19,8 +19,8 @@ from fedpeft.data.images_with_texts import choose_model, choose_start
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.scenes import SIDE, Scene, draw_scene, split_scenes
 from fedpeft.errors import ConfigError
-from fedpeft.families import TASKS
 from fedpeft.parts import setting
+from fedpeft.parts.families import TASKS
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.text_pairs import pack_pair
-from fedpeft.families import TASKS
 from fedpeft.parts import setting
+from fedpeft.parts.families import TASKS
 
 OWNERS = 12
 

@@ -17,10 +17,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft import seeds
 from fedpeft.data.partition import Partition, fill_empty_clients, require_rows
 from fedpeft.data.rows import BINS, Rows, assign_quantile_bins
 from fedpeft.errors import DataError
+from fedpeft.machine import seeds
 from fedpeft.parts import setting
 
 

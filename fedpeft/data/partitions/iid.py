@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft import seeds
 from fedpeft.data.partition import Partition, require_rows
 from fedpeft.data.rows import Rows
+from fedpeft.machine import seeds
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft import seeds
 from fedpeft.data.partition import Partition
 from fedpeft.data.rows import Rows
 from fedpeft.errors import DataError
-from fedpeft.machine import growing_array
+from fedpeft.machine import growing_array, seeds
 from fedpeft.parts import setting
 
 

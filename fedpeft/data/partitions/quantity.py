@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft import seeds
 from fedpeft.data.partition import Partition, require_rows
 from fedpeft.data.rows import Rows
+from fedpeft.machine import seeds
 from fedpeft.parts import setting
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft import seeds
 from fedpeft.data.partition import Partition, PartitionStatistics, Shards
 from fedpeft.data.rows import Rows
 from fedpeft.errors import DataError
+from fedpeft.machine import seeds
 from fedpeft.parts import setting
 
 LOOKED_AT = 1000

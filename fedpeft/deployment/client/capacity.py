@@ -105,9 +105,9 @@ class ModelSize:
         numbers = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
         if config is not whole:
             numbers = {name: n for name, n in numbers.items() if name.startswith(IMAGES)} or numbers
-        encoder_alone = getattr(config, "is_encoder_decoder", False) and not answers
-        dropped = {name for name in numbers if encoder_alone and DECODER.match(name)}
-        kept = {name: n for name, n in numbers.items() if name not in dropped}
+        kept = numbers
+        if getattr(config, "is_encoder_decoder", False) and not answers:
+            kept = {name: n for name, n in numbers.items() if not DECODER.match(name)}
         linear = sum(n for name, n in kept.items() if len(shapes[name]) == 2 and IN_A_BLOCK.search(name))
         return cls(linear, sum(kept.values()) - linear, **made, dropped=sum(numbers.values()) - sum(kept.values()))
 

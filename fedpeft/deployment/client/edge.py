@@ -23,7 +23,6 @@ from fedpeft.clients.store import ClientStore
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.config import build_config
 from fedpeft.data import cached_rows
 from fedpeft.data.datasets.clients import read_first_record
 from fedpeft.data.label_columns import AND
@@ -55,6 +54,7 @@ from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.reporting.observer import RunObserver
 from fedpeft.reporting.workers import Machine, Workers, create_client_plan, create_work_plan
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import build_config
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.run_spec import RunSpec, parse_run
 from fedpeft.wiring.setup import Setup
@@ -98,9 +98,9 @@ def build_settings(description: v2.Description, options: EdgeOptions) -> RunSpec
         chosen["model"] = options.model
     if options.batch_size and has_common_batch_size(spec):
         raise ConfigError(
-            f"FP1118 --batch-size {options.batch_size} would scale this client's updates: under {config.privacy} all "
-            f"clients divide by the federation's {config.batch_size}, and rate sets how many examples join a step; "
-            "leave it out"
+            f"FP1118 --batch-size {options.batch_size} would scale this client's updates: under "
+            f"{config.privacy} all clients divide by the federation's {config.batch_size}, and rate sets how "
+            "many examples join a step; leave --batch-size out"
         )
     if options.batch_size:
         chosen["batch_size"] = options.batch_size
@@ -239,8 +239,8 @@ class EdgeClient:
         """
         if credentials is None:
             raise PrivacyError(
-                f"FP7014 {self.config.privacy} needs certificates: without TLS anyone who forwards a message could "
-                "pose as any client and take the masks off; leave --insecure out"
+                f"FP7014 {self.config.privacy} needs certificates: without TLS anyone who forwards a message "
+                "could pose as any client and remove the masks; leave --insecure out"
             )
         own, pinned = credentials, frozenset(self.roster.members.values()) if self.roster else None
         limits = self.options.fewest, self.options.collude

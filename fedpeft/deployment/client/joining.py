@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -12,7 +13,6 @@ from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.client.edge import EdgeClient, check_machine
 from fedpeft.deployment.client.shared_settings import compute_settings_digest
 from fedpeft.deployment.client.state_folder import get_client_folder, get_ledger_folder, lock_state_folder
-from fedpeft.deployment.client.trainer_edge import TrainerEdge
 from fedpeft.deployment.identity.certificates import check_name, name_of
 from fedpeft.deployment.identity.credentials import Credentials, describe_exposure
 from fedpeft.deployment.identity.signing import Verifier
@@ -27,6 +27,9 @@ from fedpeft.privacy.client_protection import OWN
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.reporting.console import ConsoleObserver, format_bytes, format_duration, silence_libraries
 from fedpeft.reporting.phases import SILENCE
+
+if TYPE_CHECKING:
+    from fedpeft.deployment.client.trainer_edge import TrainerEdge
 
 
 def link_of(options: JoinOptions) -> Link:

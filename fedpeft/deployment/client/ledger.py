@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.abilities import is_whitened
@@ -22,6 +21,7 @@ from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.secure_sum.contribution import count_tensor_entries
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.rounds.preparation import get_noised_shapes
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.sampling import compute_cohort_size
 from fedpeft.wiring.setup import Setup
 
@@ -55,16 +55,17 @@ def make_client_protection(
                 "be kept; leave it out if you trust the server, or ask for dp_sgd, local_dp or distributed_dp"
             )
         return None
-    if given.test_noise and options.max_epsilon is not None:
-        raise PrivacyError(
-            "FP7018 this federation asks for test_noise, which protects nobody, so --max-epsilon can't be "
-            "kept; leave it out, or join a federation without test_noise"
-        )
-    if given.raw_metrics and options.max_epsilon is not None:
-        raise PrivacyError(
-            "FP7019 this federation asks for raw_metrics, losses on your examples, which no epsilon covers: "
-            "--max-epsilon can't be kept; leave it out if you trust the server with them"
-        )
+    if options.max_epsilon is not None:
+        if given.test_noise:
+            raise PrivacyError(
+                "FP7018 this federation asks for test_noise, which protects nobody, so --max-epsilon can't be "
+                "kept; leave it out, or join a federation without test_noise"
+            )
+        if given.raw_metrics:
+            raise PrivacyError(
+                "FP7019 this federation asks for raw_metrics, losses on your examples, which no epsilon covers, so "
+                "--max-epsilon can't be kept; leave it out if you trust the server with them"
+            )
     exposure = _exposure(setup, told, rows)
     units = given.units(exposure)
     if given.privacy_unit == "training row" and units < rows:

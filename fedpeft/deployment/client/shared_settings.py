@@ -15,19 +15,21 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any, Final
 
+import tomli_w
+
 from fedpeft.clients.drift import CORRECTIONS
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_work import LOCAL_WORK
-from fedpeft.config import RunConfig, build_config
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family
+from fedpeft.parts.spec import parse_spec, split_outside_parentheses
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
-from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy, sums_in
+from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy, sums_under
 from fedpeft.privacy.server_noise import SERVER_NOISES
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.spec import parse_spec, split_outside_parentheses
+from fedpeft.wiring.config import RunConfig, build_config
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.sampling import compute_cohort_size
 from fedpeft.wiring.setup import Setup
@@ -74,6 +76,15 @@ def select_client_settings(setup: Setup) -> RunConfig:
     return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": setup.peft})
 
 
+def format_client_settings(config: RunConfig) -> str:
+    """Return `TAKEN` as TOML, for clients.
+
+    An earlier client refuses a setting that it does not have. So a setting that joins `TAKEN` after version 0.3.0 is
+    written only if it differs from its default.
+    """
+    return tomli_w.dumps({name: getattr(config, name) for name in sorted(TAKEN)})
+
+
 def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
     """Return the settings that a client shares with its server, from the server's `text` (TOML); others are defaults.
 
@@ -87,8 +98,8 @@ def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
             told = dataclasses.replace(told, drift="")
         if told.privacy:
             _check_known(told.privacy)
-        mechanism, secure = (parse_privacy(told.privacy) if told.privacy else None), sums_in(told.privacy)
-        measured = parse_measure(told.measure)
+        private = parse_privacy(told.privacy) if told.privacy else None
+        secure, measured = sums_under(private), parse_measure(told.measure)
         for name, family in KNOWN.items():
             for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
                 family.load_part(parse_spec(part).name)
@@ -101,27 +112,29 @@ def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
         raise RunError("FP5095 the server's settings name a sampler as its cohort, which belongs to simulations")
     if isinstance(told.clients, str):
         raise RunError("FP5096 the server's settings name a file of clients, and a client needs their number")
-    for field in dataclasses.fields(RunConfig):
-        value = getattr(told, field.name)
-        given = f"the server's settings set {field.name}={value!r:.80}"
-        simulated = field.name == "measure" and measured.simulation_only
-        if simulated or (field.name in REFUSED and value != field.default):
+    defaults = RunConfig()
+    for name in (*sorted(REFUSED), *(["measure"] if measured.simulation_only else [])):
+        value = getattr(told, name)
+        if value != getattr(defaults, name):
             raise RunError(
-                f"FP5097 {given}, which belongs to simulations: a client with its own examples does not do it; ask "
-                "whoever runs the server to leave it out"
+                f"FP5097 the server's settings set {name}={value!r:.80}, which belongs to simulations: a client with "
+                "its own examples does not do it; ask whoever runs the server to leave it out"
             )
-        if field.name in AT_MOST and value > AT_MOST[field.name]:
-            raise RunError(f"FP5098 {given}, but a client accepts {AT_MOST[field.name]} at most")
+    for name, most in AT_MOST.items():
+        if (value := getattr(told, name)) > most:
+            raise RunError(
+                f"FP5098 the server's settings set {name}={value!r:.80}, but a client accepts {most} at most"
+            )
     if secure is not None:
         secure.check_lies()
-    if isinstance(mechanism, Mechanism):
-        if mechanism.audit or not mechanism.protects:
+    if isinstance(private, Mechanism):
+        if private.audit or not private.protects:
             raise RunError(
                 f"FP5099 the server's settings set privacy={told.privacy!r:.80}, which belongs to simulations; ask "
                 "whoever runs the server for dp_sgd, local_dp, user_dp, distributed_dp or secure_sum"
             )
-        if isinstance(mechanism, SumMechanism):
-            mechanism.check_remote()
+        if isinstance(private, SumMechanism):
+            private.check_remote()
     return RunConfig(**{name: getattr(told, name) for name in TAKEN})
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpeft.config import RunConfig
 from fedpeft.data.client_rows import LABEL, TEXT
 from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
 from fedpeft.data.label_columns import AND, parse_names
 from fedpeft.data.prompt_templates import CHAT, SUFFIX, read_template
-from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset, split_off_validation
+from fedpeft.data.rows import DATASETS, Dataset, Rows, Source, get_template, load_source, split_off_validation
 from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
 from fedpeft.data.user_rows import DescribedDataset
 from fedpeft.deployment.description import TOLD
@@ -24,7 +23,9 @@ from fedpeft.errors import ConfigError
 from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.task import TASKS
 from fedpeft.parts import check_settings, format_part
-from fedpeft.spec import parse_spec
+from fedpeft.parts.spec import parse_spec
+from fedpeft.wiring.config import RunConfig
+from fedpeft.wiring.run_spec import RunSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +37,15 @@ class ServersRows:
     form: Clients
 
     @classmethod
-    def load(cls, config: RunConfig, options: ServeOptions) -> ServersRows:
+    def load(cls, spec: RunSpec, options: ServeOptions) -> ServersRows:
         """Load the task and the examples that the options name.
 
         Raises:
             FedpeftError: class names or examples can't be used.
         """
-        form = choose_form(config, options)
+        form = choose_form(spec.dataset, options)
         if form is None:
-            return cls._from_dataset(config, options)
+            return cls._from_dataset(spec, options)
         names, targets = form.names, TASKS.build(form.task).targets
         rows = form.create_empty_rows(targets, names)
         if options.eval_data:
@@ -53,9 +54,9 @@ class ServersRows:
         return cls._from_rows("clients' own rows", form, names, rows)
 
     @classmethod
-    def _from_dataset(cls, config: RunConfig, options: ServeOptions) -> ServersRows:
+    def _from_dataset(cls, spec: RunSpec, options: ServeOptions) -> ServersRows:
         """Return the task and the server's examples for clients whose examples are like the configured dataset's."""
-        source = load_dataset(config.dataset)
+        source = load_source(spec.dataset, spec.config.dataset)
         check_tasks(source.tasks)
         kind, asked = parse_spec(source.task).name, check_task(options)
         if asked and kind != parse_spec(asked).name:
@@ -76,7 +77,7 @@ class ServersRows:
             text=options.text_column,
             label=options.label_column,
             side=_choose_side(source, options),
-            template=_choose_template(source, config.dataset, options),
+            template=_choose_template(source, get_template(spec.dataset), options),
         )
         targets = TASKS.build(form.task).targets
         rows = (
@@ -109,14 +110,13 @@ class ServersRows:
         return cls(dataset, rows, form)
 
 
-def choose_form(config: RunConfig, options: ServeOptions) -> Clients | None:
+def choose_form(of_data: Source, options: ServeOptions) -> Clients | None:
     """Return the format of the clients' examples from `clients(...)` and the options; None: the dataset's own.
 
     Raises:
         ConfigError: options contradict each other, or no option names the classes.
         DataError: the prompt template can't be read.
     """
-    of_data = DATASETS.build(config.dataset)
     told = of_data if isinstance(of_data, Clients) else None
     task = check_task(options)
     targets = TASKS.build(task).targets if task else "classes"
@@ -131,14 +131,16 @@ def choose_form(config: RunConfig, options: ServeOptions) -> Clients | None:
     }
     given = {name: value for name, value in given.items() if value}
     tells_names = "labels" in given or targets == "numbers" or (targets == "labels" and AND in options.label_column)
-    if told is None and (options.eval_data == OWN_TEST or not (tells_names or options.eval_data or _is_unnamed(task))):
-        return None
-    if told is not None and options.eval_data == OWN_TEST:
+    if told is None:
+        if options.eval_data == OWN_TEST or not (tells_names or options.eval_data or _is_unnamed(task)):
+            return None
+    elif options.eval_data == OWN_TEST:
         raise ConfigError(
             "FP1146 clients(...) has no examples that the server could use; give --eval-data a file, or leave it out"
         )
-    settings = {**(vars(told) if told else {}), **given}
-    form = Clients(**check_settings("the form of the clients' rows", Clients, settings))
+    else:
+        given = vars(told) | given
+    form = Clients(**check_settings("the form of the clients' rows", Clients, given))
     if form.learns not in TOLD:
         raise ConfigError(
             f"FP1147 clients of a server can't join with examples of {form.learns!r}; legal are {', '.join(TOLD)}"
@@ -163,7 +165,7 @@ def add_form(config: RunConfig, options: ServeOptions) -> RunConfig:
     Raises:
         ConfigError: options contradict each other.
     """
-    form = choose_form(config, options)
+    form = choose_form(DATASETS.build(config.dataset), options)
     if form is None:
         return config
     model = (config.model == "auto" and form.default_model) or config.model
@@ -192,8 +194,10 @@ def _choose_side(source: Dataset, options: ServeOptions) -> int:
     return 0
 
 
-def _choose_template(source: Dataset, dataset: str, options: ServeOptions) -> str | None:
+def _choose_template(source: Dataset, named: str | None, options: ServeOptions) -> str | None:
     """Return the template of a dataset's conversations, or the one asked for; None: it has none, or uses the model's.
+
+    `named` is the template that the dataset's settings name.
 
     Raises:
         ConfigError: no template is given, and the model's own can't write these examples; or another one is given.
@@ -202,7 +206,7 @@ def _choose_template(source: Dataset, dataset: str, options: ServeOptions) -> st
         return options.template or None
     row = json.loads(str(source.test.inputs[0]))
     messages = isinstance(row.get("chosen") if isinstance(row, dict) and "chosen" in row else row, list)
-    own = getattr(DATASETS.build(dataset), "template", None) or source.template or (CHAT if messages else "")
+    own = named or source.template or (CHAT if messages else "")
     if own and options.template not in ("", own):
         raise ConfigError(
             f"FP1151 --template {options.template} differs from the template of {source.name}, which is {own}, "

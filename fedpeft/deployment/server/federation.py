@@ -22,10 +22,13 @@ from rich.markup import escape
 
 from fedpeft import __version__
 from fedpeft.aggregation.abilities import Buffered
-from fedpeft.config import RunConfig
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
-from fedpeft.deployment.client.shared_settings import compute_settings_digest, select_client_settings
+from fedpeft.deployment.client.shared_settings import (
+    compute_settings_digest,
+    format_client_settings,
+    select_client_settings,
+)
 from fedpeft.deployment.compared_parts import list_part_digests
 from fedpeft.deployment.description import describe_template
 from fedpeft.deployment.identity.authentication import Doorkeeper
@@ -64,7 +67,7 @@ from fedpeft.reporting.observer import Metrics, RunObserver
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.workers import Machine, Workers, create_client_plan, create_work_plan
 from fedpeft.rounds.energy import EnergyTracker
-from fedpeft.rounds.evaluation import HELD_OUT
+from fedpeft.rounds.evaluation import HELD_OUT, Evaluate
 from fedpeft.rounds.exchange import JoinedClients, Transport
 from fedpeft.rounds.features import RunParts, ServerModel, attach_features, check_features
 from fedpeft.rounds.preparation import prepare
@@ -73,6 +76,7 @@ from fedpeft.rounds.rounds import Server
 from fedpeft.rounds.sampling import DealtCohorts, FixedSize, ReachableClients
 from fedpeft.rounds.sum_journal import SumJournal
 from fedpeft.wiring.checks.ranks import check_decay
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.measurement import NewRun
@@ -121,7 +125,7 @@ class Federation:
             raise ConfigError("FP1120 a server needs the number of places for clients; give --clients N, at least 1")
         self.roster = Roster(folder / ROSTER, clients, doorkeeper.authority, doorkeeper.revoked or ())
         self._readmit([name.strip() for name in options.readmit.split(",") if name.strip()], events)
-        self.rows = ServersRows.load(config, options)
+        self.rows = ServersRows.load(spec, options)
         # If clients' examples are the judges, the server validates nothing, and the last state is kept.
         judged = len(self.rows.validation) > 0 and not options.held_out
         facts = DatasetInfo.from_dataset(self.rows.dataset, clients, judged)
@@ -209,7 +213,7 @@ class Federation:
         return v2.Description(
             run=self.roster.run,
             software=__version__,
-            config=shared.to_toml(),
+            config=format_client_settings(shared),
             labels=setup.facts.label_names or (),
             task=setup.facts.task,
             text_column=text,
@@ -341,7 +345,9 @@ class Federation:
             drawn_from = dataclasses.replace(
                 drawn_from, asked=lambda round_number: book.ledger.count_rounds(round_number)
             )  # the ledger is open by then
-        evaluate = self.workers.evaluate if len(self.rows.validation) else None if self.held_out else _evaluate_nothing
+        evaluate: Evaluate | None = None if self.held_out else _evaluate_nothing
+        if len(self.rows.validation):
+            evaluate = self.workers.evaluate
         authority, revoked = self.roster.authority, self.roster.revoked
         certified = CertifiedRoster.of_server(authority, self.setup.clients, revoked) if authority else None
         transport = Transport(

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, get_node_id
-from fedpeft.communication.messages import NOT_JOINED, Report, read_instruction, write_record
+from fedpeft.communication.flower_messages import read_instruction, write_record
+from fedpeft.communication.messages import NOT_JOINED, Report
 from fedpeft.deployment.wire.gateway import Gateway
 
 WAKE_SECONDS = 0.5

@@ -17,8 +17,6 @@ import grpc
 import tomli_w
 from rich.markup import escape
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
 from fedpeft.data.prompt_templates import SUFFIX
 from fedpeft.deployment.addresses import is_loopback, parse_address
 from fedpeft.deployment.identity.authentication import Doorkeeper
@@ -34,6 +32,7 @@ from fedpeft.deployment.wire.tls_failures import Handshakes
 from fedpeft.errors import ConfigError
 from fedpeft.machine.memory import PeakMemory
 from fedpeft.machine.terminal import Console
+from fedpeft.parts import plugins
 from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.reporting import user_files
 from fedpeft.reporting.console import (
@@ -60,6 +59,7 @@ from fedpeft.rounds.best_state import summarize_validation
 from fedpeft.rounds.evaluation import OwnRows
 from fedpeft.wiring import catalogue
 from fedpeft.wiring.advice import advise_on_steps
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.measurement import ScoredRun, TrainedRun
 from fedpeft.wiring.measurements import Findings
 
@@ -92,8 +92,9 @@ def load_security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None,
     if options.insecure or options.insecure_anywhere:
         if not options.insecure_anywhere and not is_loopback(options.listen):
             raise ConfigError(
-                f"FP1403 without TLS anyone who reaches {options.listen} could join or read along: listen at "
-                "127.0.0.1, make certificates with python -m fedpeft.certs, or give --insecure-anywhere"
+                f"FP1403 without TLS anyone who reaches {options.listen} could join, or read all messages; "
+                "listen at 127.0.0.1, make certificates with python -m fedpeft.certs, or give "
+                "--insecure-anywhere"
             )
         return None, Doorkeeper(None), None
     folder = Path(options.certs)
@@ -114,8 +115,8 @@ def serve(config: RunConfig, options: ServeOptions, folder: Path, resume: bool, 
     credentials, doorkeeper, signer = load_security(options)
     if signer is None and sums_in(config.privacy) is not None:
         raise ConfigError(
-            f"FP1404 --privacy {config.privacy} needs certificates: without TLS anyone who forwards a message could "
-            "pose as any client and take the masks off; leave --insecure out"
+            f"FP1404 --privacy {config.privacy} needs certificates: without TLS anyone who forwards a message "
+            "could pose as any client and remove the masks; leave --insecure out"
         )
     started = time.perf_counter()
     make_folder(folder)

@@ -16,8 +16,8 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.regression import Regression
 from fedpeft.parts import format_part
+from fedpeft.parts.spec import parse_spec
 from fedpeft.privacy.sum_mechanism import SumMechanism
-from fedpeft.spec import parse_spec
 from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.profiles import Profiles
 from fedpeft.wiring.run_spec import RunSpec

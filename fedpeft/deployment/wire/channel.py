@@ -10,6 +10,9 @@ NAME_KEY: Final = "fedpeft-name"
 SERVICE: Final = "fedpeft.v2.Federation"
 """The name of a server's gRPC service, also in health checks."""
 
+WIRE: Final = 2
+"""Version of the protocol, which `SERVICE` names, too. It is frozen since 0.3.0 (docs/api.md)."""
+
 CHUNK: Final = 512 * 1024
 """Bytes of payload in one message."""
 

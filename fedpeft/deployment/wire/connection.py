@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 import ssl
 import tempfile
@@ -21,7 +22,7 @@ from fedpeft.deployment.identity.credentials import Credentials, check_time
 from fedpeft.deployment.transcript.signed_log import UnwrittenError
 from fedpeft.deployment.transcript.transcript import Transcript
 from fedpeft.deployment.wire import v2_pb2 as v2
-from fedpeft.deployment.wire.channel import KEEPALIVE, NAME_KEY
+from fedpeft.deployment.wire.channel import KEEPALIVE, NAME_KEY, WIRE
 from fedpeft.deployment.wire.parcel import IncomingParcel, decode_statement, split_into_parts
 from fedpeft.deployment.wire.v2_pb2_grpc import FederationStub
 from fedpeft.errors import PayloadError, RunError
@@ -68,7 +69,13 @@ def _explain_error(error: grpc.RpcError) -> Exception:
         return RunError(f"FP5044 the server refuses this client: {details}")
     if code == grpc.StatusCode.ABORTED:
         return RunError(f"FP5045 another process uses this client's name: {details}")
-    return LostError(details or code.name.lower())
+    return LostError(shorten_details(details) or code.name.lower())
+
+
+def shorten_details(details: str) -> str:
+    """Return the cause in gRPC's description of a failed connection, its last part; other texts are unchanged."""
+    is_chain = details.startswith(("failed to connect to all addresses", "DNS resolution failed"))
+    return re.sub(r" \(\d+\)$", "", details.rpartition(": ")[2]) if is_chain else details
 
 
 def yield_waits() -> Iterator[float]:
@@ -212,7 +219,7 @@ class Connection:
             LostError: the server is out of reach.
             RunError: it refuses this client.
         """
-        question = v2.Introduction(software=__version__)
+        question = v2.Introduction(software=__version__, wire=WIRE)
         try:
             told: v2.Description = self._stub.Describe(question, timeout=ANSWER_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:

@@ -25,7 +25,7 @@ from fedpeft.deployment.server.event_log import Events
 from fedpeft.deployment.transcript.announcements import Announcements
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.admission import Admission
-from fedpeft.deployment.wire.channel import NAME_KEY, SERVER_OPTIONS, SERVICE
+from fedpeft.deployment.wire.channel import NAME_KEY, SERVER_OPTIONS, SERVICE, WIRE
 from fedpeft.deployment.wire.descriptors import reserve_connections
 from fedpeft.deployment.wire.event_loop import EventLoop
 from fedpeft.deployment.wire.parcel import IncomingParcel, compute_wire_size, encode_statement, split_into_parts
@@ -227,11 +227,11 @@ class Gateway:
         """Return the federation's description to a client."""
         async with self.admission.serve_call(context) as name:
             request = await self.admission.read_message(name, messages, v2.Introduction)
-            if request.software != self.description.software:
+            if request.wire != WIRE:
                 raise RefusedError(
                     grpc.StatusCode.FAILED_PRECONDITION,
-                    f"the server runs fedpeft {self.description.software}, the client {request.software[:20]}; "
-                    "install the same version",
+                    f"the server runs fedpeft {self.description.software} with version {WIRE} of the wire, the client "
+                    f"runs {request.software[:20]} with version {request.wire}; install the server's version",
                 )
             self._enter(name)
             return self.description

@@ -45,8 +45,9 @@ def split_into_parts(
 ) -> Iterator[v2.Part]:
     """Yield the messages of an instruction or a report on `task`, with the server's statement about it."""
     header = v2.Header(task=task, statement=encode_statement(statement) if statement else None)
+    defaults = {field.name: field.default for field in dataclasses.fields(content)}
     for name, value in vars(content).items():
-        if name not in PAYLOADS:
+        if name not in PAYLOADS and value != defaults[name]:  # a peer may be older than a field that is not used
             header.fields[name].CopyFrom(_encode_value(value))
     payloads = {name: getattr(content, name, b"") for name in PAYLOADS}
     header.payloads.extend(v2.Payload(name=name, size=len(data)) for name, data in payloads.items() if data)

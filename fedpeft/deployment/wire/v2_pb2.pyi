@@ -8,10 +8,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Introduction(_message.Message):
-    __slots__ = ("software",)
+    __slots__ = ("software", "wire")
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    WIRE_FIELD_NUMBER: _ClassVar[int]
     software: str
-    def __init__(self, software: _Optional[str] = ...) -> None: ...
+    wire: int
+    def __init__(self, software: _Optional[str] = ..., wire: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
     __slots__ = ("run", "software", "config", "labels", "task", "text_column", "label_column", "tokenizer_hash", "weights_hash", "tokens", "held_out", "parts", "side", "template")

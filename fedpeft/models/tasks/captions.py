@@ -26,16 +26,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpeft.data.examples import IGNORED, Batch, DescribedRows, Examples
+from fedpeft.data.examples import Batch, DescribedRows, Examples
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import Rows
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.data.tokens import build_token_rows, get_padding_id, load_tokenizer
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.models import connector
-from fedpeft.models.loading import Say, ignore_message
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.patch_features import SIDES, compute_patch_features
-from fedpeft.models.task import FederatedModel, get_wide_dtype
-from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel
+from fedpeft.models.task import FederatedModel, Say, ignore_message
+from fedpeft.models.tasks.causal_lm import LanguageModel, TokenTask
 from fedpeft.models.token_losses import find_language_model
 from fedpeft.models.two_towers import find_tower_folders
 from fedpeft.parts import setting
@@ -69,7 +70,7 @@ class Captioner(LanguageModel):
 
 
 @dataclass(frozen=True)
-class Captions(CausalLM):
+class Captions(TokenTask):
     """Prediction of an image's caption."""
 
     batched: ClassVar[bool] = False

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fedpeft.data.examples import IGNORED, Batch, Examples, make_up_batch
+from fedpeft.data.examples import Batch, Examples, make_up_batch
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import Rows
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.data.text_column import take_texts
 from fedpeft.data.tokens import tokenize_texts
 from fedpeft.errors import DataError, ModelError
-from fedpeft.models.loading import Say, ignore_message, is_reading_ahead, load_base
-from fedpeft.models.task import FederatedModel, RowLosses, Task
+from fedpeft.models.loading import is_reading_ahead, load_base
+from fedpeft.models.task import FederatedModel, RowLosses, Say, Task, ignore_message
 from fedpeft.models.token_losses import (
     AGREEMENT,
     OutputLayer,
@@ -157,26 +158,10 @@ def sum_losses(logits: Tensor, labels: Tensor, counted: Tensor) -> RowLosses:
 
 
 @dataclass(frozen=True)
-class CausalLM(Task):
-    """Prediction of next tokens."""
+class TokenTask(Task):
+    """Prediction of tokens by a language model, from whatever comes before them."""
 
     metric = "perplexity"
-
-    def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
-        """Convert texts to token ids, which are their own labels.
-
-        Raises:
-            DataError: the examples are images.
-        """
-        if isinstance(rows.inputs, np.ndarray):
-            raise DataError(
-                "FP3169 causal language modeling needs texts, and this dataset contains images; choose a "
-                "dataset of texts"
-            )
-        cut = tokenize_texts(rows.inputs, None, model_directory, max_tokens)
-        full = take_texts(rows.inputs, np.flatnonzero(cut.lengths == max_tokens))
-        whole = tokenize_texts(full, None, model_directory, max_tokens + 1)
-        return replace(cut, cut=int((whole.lengths > max_tokens).sum()))
 
     def base(self, model_directory: Path, dtype: torch.dtype, say: Say = ignore_message, **options: Any) -> nn.Module:
         """Load the language model with its output layer.
@@ -205,6 +190,26 @@ class CausalLM(Task):
         """Compute the losses; if the output layer is frozen, without the logits of all positions."""
         losses = model.row_losses(batch) if isinstance(model, LanguageModel) else None
         return super().row_losses(model, batch, offsets) if losses is None else losses
+
+
+@dataclass(frozen=True)
+class CausalLM(TokenTask):
+    """Prediction of next tokens."""
+
+    def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:
+        """Convert texts to token ids, which are their own labels.
+
+        Raises:
+            DataError: the examples are images.
+        """
+        if isinstance(rows.inputs, np.ndarray):
+            raise DataError(
+                "FP3169 causal language modeling needs texts, and this dataset contains images; take a dataset of texts"
+            )
+        cut = tokenize_texts(rows.inputs, None, model_directory, max_tokens)
+        full = take_texts(rows.inputs, np.flatnonzero(cut.lengths == max_tokens))
+        whole = tokenize_texts(full, None, model_directory, max_tokens + 1)
+        return replace(cut, cut=int((whole.lengths > max_tokens).sum()))
 
     def packs(self, model: FederatedModel) -> bool:
         """Return whether two made-up examples have the same logits in one sequence as in two."""

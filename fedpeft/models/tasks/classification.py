@@ -22,9 +22,9 @@ from fedpeft.data.tokens import tokenize_texts
 from fedpeft.errors import ConfigError
 from fedpeft.models import encoders
 from fedpeft.models.frozen_blocks import pool
-from fedpeft.models.loading import Say, ignore_message, load_base
+from fedpeft.models.loading import load_base
 from fedpeft.models.target_measures import measure_classes
-from fedpeft.models.task import FederatedModel, RowLosses, Targets, Task
+from fedpeft.models.task import FederatedModel, RowLosses, Say, Targets, Task, ignore_message
 from fedpeft.parts import name_of
 
 

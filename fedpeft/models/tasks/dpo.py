@@ -25,20 +25,23 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models.adapters_off import check_adapters_come_off, disable_adapters
 from fedpeft.models.task import FederatedModel, RowLosses
-from fedpeft.models.tasks.instruction import Instruction, tokenize_answers
+from fedpeft.models.tasks.causal_lm import TokenTask
+from fedpeft.models.tasks.instruction import declare_beyond, tokenize_answers
 from fedpeft.parts import setting
 
 
 @dataclass(frozen=True)
-class DPO(Instruction):
+class DPO(TokenTask):
     """Prediction of the preferred of two answers."""
 
     metric = "accuracy"
+    asks: ClassVar[bool] = True
     per_example: ClassVar[bool] = False
     per_example_missing: ClassVar[str] = "reads two sequences for each example"
     reference: ClassVar[bool] = True
     starts_above: ClassVar[bool] = False  # an example is two sequences
 
+    beyond: str = declare_beyond()
     beta: float = setting(0.1, "penalty for departing from the base's answers", above=0.0, high=100.0)
 
     def check(self, model: FederatedModel) -> None:

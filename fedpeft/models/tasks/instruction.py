@@ -23,15 +23,20 @@ from fedpeft.models.tasks.causal_lm import CausalLM
 from fedpeft.parts import setting
 
 
-@dataclass(frozen=True)
-class Instruction(CausalLM):
-    """Prediction of the assistant's next tokens."""
-
-    beyond: str = setting(
+def declare_beyond() -> Any:
+    """Return the setting for answers that begin beyond the cut."""
+    return setting(
         "refused",
         "examples whose answer begins beyond the cut: refused, or unlearned: kept, but not learned from",
         choices=("refused", "unlearned"),
     )
+
+
+@dataclass(frozen=True)
+class Instruction(CausalLM):
+    """Prediction of the assistant's next tokens."""
+
+    beyond: str = declare_beyond()
     asks: ClassVar[bool] = True
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:

@@ -26,9 +26,9 @@ from fedpeft.data.tokens import tokenize_texts
 from fedpeft.errors import DataError
 from fedpeft.models import encoders
 from fedpeft.models.frozen_blocks import pool
-from fedpeft.models.loading import Say, ignore_message, load_base
+from fedpeft.models.loading import load_base
 from fedpeft.models.pair_task import PairTask
-from fedpeft.models.task import GROUPS, FederatedModel
+from fedpeft.models.task import GROUPS, FederatedModel, Say, ignore_message
 from fedpeft.models.tasks.classification import compute_hidden_states
 
 NO_INPUT = ("labels", GROUPS)

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpeft.data.examples import IGNORED, AnsweredRows, Batch, Examples
+from fedpeft.data.examples import AnsweredRows, Batch, Examples
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import Rows
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.data.text_to_text import cut_source, parse_pair, tokenize_source, tokenize_target
 from fedpeft.data.tokens import TokenSpool, get_padding_id, load_tokenizer
 from fedpeft.errors import ConfigError, DataError, ModelError
-from fedpeft.models.loading import Say, ignore_message, load_base
-from fedpeft.models.task import FederatedModel, RowLosses
-from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel, sum_losses
+from fedpeft.models.loading import load_base
+from fedpeft.models.task import FederatedModel, RowLosses, Say, ignore_message
+from fedpeft.models.tasks.causal_lm import LanguageModel, TokenTask, sum_losses
 from fedpeft.models.token_losses import find_language_model
 
 
@@ -69,7 +70,7 @@ class Seq2SeqModel(LanguageModel):
 
 
 @dataclass(frozen=True)
-class Seq2Seq(CausalLM):
+class Seq2Seq(TokenTask):
     """Prediction of the text that answers another."""
 
     asks: ClassVar[bool] = True

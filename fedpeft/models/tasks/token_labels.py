@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fedpeft.data.examples import IGNORED, Batch, Examples
+from fedpeft.data.examples import Batch, Examples
 from fedpeft.data.images import check_reads_texts
 from fedpeft.data.rows import Rows
-from fedpeft.data.tagged_words import parse_row
+from fedpeft.data.tagged_words import IGNORED, parse_row
 from fedpeft.data.tokens import build_tagged_rows, get_padding_id, load_tokenizer
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models import encoders
-from fedpeft.models.loading import Say, ignore_message, load_base
-from fedpeft.models.task import FederatedModel, RowLosses, Task
+from fedpeft.models.loading import load_base
+from fedpeft.models.task import FederatedModel, RowLosses, Say, Task, ignore_message
 from fedpeft.models.tasks.classification import Classifier, compute_hidden_states
 
 

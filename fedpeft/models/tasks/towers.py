@@ -29,10 +29,11 @@ from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import tokenize_texts
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.models import encoders
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.layers import unwrap
-from fedpeft.models.loading import Say, ignore_message, load_base
+from fedpeft.models.loading import load_base
 from fedpeft.models.pair_task import PairTask
-from fedpeft.models.task import FederatedModel, get_wide_dtype
+from fedpeft.models.task import FederatedModel, Say, ignore_message
 from fedpeft.models.tasks.classification import compute_hidden_states
 from fedpeft.models.two_towers import CONNECTORS, HELD, Connector, TowersModel, TwoTowers, find_tower_folders
 from fedpeft.parts import setting

@@ -26,7 +26,7 @@ from fedpeft.models.layers import declare_layers, find_target_layers
 from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
-from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, JointMeaning, Layout, State, TensorSpec
 from fedpeft.peft.factor_view import FactorView
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, draw_uniform
@@ -45,7 +45,7 @@ class AdaLora(PeftMethod):
     targets: str | tuple[str, ...] = setting("all", "linear layers by the end of their name, or all")
     layers: int | tuple[int, ...] | None = declare_layers()
 
-    strategies: ClassVar[tuple[str, ...]] = ("flexlora",)
+    joint_meaning: ClassVar[JointMeaning] = "singular values"
     merges: ClassVar[bool] = True
     few_bits: ClassVar[bool] = False
     tensors: ClassVar[tuple[str, ...]] = (A, B, E)

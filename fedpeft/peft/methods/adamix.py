@@ -35,12 +35,13 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.data.examples import Batch
 from fedpeft.errors import ModelError
+from fedpeft.machine import seeds
 from fedpeft.models.checkpointing import remember
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import declare_layers, replace
-from fedpeft.models.task import FederatedModel, RowLosses, Task, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State, TensorSpec
 from fedpeft.peft.method import ROUTES, PeftMethod, PrivacyRoute

@@ -32,11 +32,12 @@ import torch.nn.functional as functional
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.errors import ConfigError, ModelError
+from fedpeft.machine import seeds
 from fedpeft.machine.files import check_regular_file, parse_json
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import replace
-from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_canonical_name, get_wide_dtype
+from fedpeft.models.task import FederatedModel, get_canonical_name
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, Pulls

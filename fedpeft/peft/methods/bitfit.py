@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import KEY_PROJECTIONS, choose_blocks, declare_layers, get_innermost, replace
-from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer
 

@@ -22,8 +22,9 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import Layers, declare_layers, find_by_endings, replace
-from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute, draw_uniform

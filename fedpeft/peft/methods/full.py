@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.models.task import FederatedModel, get_adapter_dtype
+from fedpeft.models.dtypes import get_adapter_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.peft.method import PeftMethod
 
 

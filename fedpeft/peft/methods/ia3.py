@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.layers import declare_layers, find_by_endings, find_target_layers, get_innermost
-from fedpeft.models.task import get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft import seeds
+from fedpeft.machine import seeds
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost
 from fedpeft.models.quantized_base import get_weight_dtype
-from fedpeft.models.task import FederatedModel, find_trainable, get_wide_dtype
+from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import AdapterShape, Role, State
 from fedpeft.peft.method import PeftMethod, PrivacyRoute

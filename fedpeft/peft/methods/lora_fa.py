@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft import seeds
+from fedpeft.machine import seeds
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.layers import get_innermost
-from fedpeft.models.task import FederatedModel, find_trainable, get_wide_dtype
+from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Role, State
 from fedpeft.peft.methods.lora import Lora

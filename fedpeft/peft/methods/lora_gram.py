@@ -25,7 +25,7 @@ from fedpeft.models.layers import declare_layers
 from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
-from fedpeft.peft.adapter import State
+from fedpeft.peft.adapter import JointMeaning, State
 from fedpeft.peft.framed_layers import FramedLayer, FramedMethod, StackedFramedLayer
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import draw_uniform
@@ -72,7 +72,7 @@ class LoraGram(FramedMethod):
 
     layer: ClassVar[type[FramedLayer]] = GramLora
     stacked: ClassVar[type[StackedFramedLayer]] = StackedGramLora
-    strategies: ClassVar[tuple[str, ...]] = ("florg",)
+    joint_meaning: ClassVar[JointMeaning] = "Gram matrix"
     tensors: ClassVar[tuple[str, ...]] = ("lora_G.weight",)
 
     @property

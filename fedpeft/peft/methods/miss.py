@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost
 from fedpeft.models.quantized_base import get_weight_dtype
-from fedpeft.models.task import get_wide_dtype
 from fedpeft.parts import setting
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer

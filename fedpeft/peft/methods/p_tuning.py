@@ -57,8 +57,9 @@ class PTuning(PeftMethod):
         state = super().start(model, seed)
         for name in state:
             if name in self.tensors:
-                weight = state[name].ndim == 2
-                bound = 0.0 if not weight else 1.0 if "embedding" in name else state[name].shape[1] ** -0.5
+                bound = 0.0
+                if state[name].ndim == 2:
+                    bound = 1.0 if "embedding" in name else state[name].shape[1] ** -0.5
                 draw_uniform(state, name, seed, bound)
         return state
 

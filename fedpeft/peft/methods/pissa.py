@@ -37,9 +37,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedpeft.models.dtypes import get_wide_dtype
 from fedpeft.models.layers import get_innermost
-from fedpeft.models.task import FederatedModel, get_canonical_name, get_wide_dtype
-from fedpeft.peft.adapter import State
+from fedpeft.models.task import FederatedModel, get_canonical_name
+from fedpeft.peft.adapter import JointMeaning, State
 from fedpeft.peft.framed_layers import compute_frame
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod
@@ -103,10 +104,7 @@ class Pissa(Lora):
     """Low-rank factors that start as the leading part of the frozen weights."""
 
     in_peft: ClassVar[bool] = False
-    strategies: ClassVar[tuple[str, ...]] = (
-        *("fedit", "ditto", "fedper", "fedsa_lora", "ffa_lora", "rolora", "fedsvd"),
-        *("lora_fair", "flora_na", "fedrpca", "rbla", "fedask", "krum", "median", "trimmed_mean", "norm_bound"),
-    )
+    joint_meaning: ClassVar[JointMeaning] = "all ranks"
     mixed_sizes: ClassVar[bool] = False
     residual: ClassVar[bool] = False
     composes: ClassVar[bool] = False

@@ -27,11 +27,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.data.examples import MADE_UP_TOKENS, make_up_batch
+from fedpeft.machine import seeds
 from fedpeft.models import attention
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import KEY_PROJECTIONS, declare_layers, get_innermost
-from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_canonical_name, get_wide_dtype
+from fedpeft.models.task import FederatedModel, get_canonical_name
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import AdapterShape, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod, draw_uniform

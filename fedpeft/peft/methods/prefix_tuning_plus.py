@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ModelError
 from fedpeft.models.attention import prepare_attention_modules
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import QUERY_PROJECTIONS, declare_layers, get_innermost
-from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.peft.adapter import TensorSpec
 from fedpeft.peft.method import PeftMethod
 from fedpeft.peft.stacked_layers import StackedLayer

@@ -30,10 +30,11 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.data.examples import Batch, Examples, batch_by_length
 from fedpeft.errors import ModelError
-from fedpeft.models.task import FederatedModel, RowLosses, Task, get_adapter_dtype, get_wide_dtype
+from fedpeft.machine import seeds
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.models.tasks.classification import Classifier
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State, TensorSpec

@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft import seeds
-from fedpeft.models.task import FederatedModel, get_wide_dtype
+from fedpeft.machine import seeds
+from fedpeft.models.dtypes import get_wide_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import AdapterShape, Role, State, TensorSpec
 from fedpeft.peft.method import PeftMethod

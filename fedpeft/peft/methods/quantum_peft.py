@@ -31,10 +31,11 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fedpeft import seeds
 from fedpeft.errors import ModelError
+from fedpeft.machine import seeds
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost, replace
-from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
 from fedpeft.peft.adapter import State

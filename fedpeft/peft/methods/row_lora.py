@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import declare_layers, find_target_layers, get_innermost, replace
-from fedpeft.models.task import FederatedModel, get_adapter_dtype, get_wide_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State
 from fedpeft.peft.method import PeftMethod, draw_uniform

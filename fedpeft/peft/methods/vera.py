@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from fedpeft.models.dtypes import get_adapter_dtype
 from fedpeft.models.layers import declare_layers, find_target_layers
-from fedpeft.models.task import FederatedModel, get_adapter_dtype
+from fedpeft.models.task import FederatedModel
 from fedpeft.parts import setting
 from fedpeft.peft.abilities import WeightChanges
-from fedpeft.peft.adapter import AdapterShape, Layout, Role, State, TensorSpec
+from fedpeft.peft.adapter import AdapterShape, JointMeaning, Role, State
 from fedpeft.peft.method import PeftMethod
 
 D, B = "vera_lambda_d", "vera_lambda_b"
@@ -37,7 +38,7 @@ class Vera(PeftMethod):
     layers: int | tuple[int, ...] | None = declare_layers()
     projection_seed: int = setting(0, "seed of the random matrices; part of the model, not the run's seed", low=0)
 
-    strategies: ClassVar[tuple[str, ...]] = ("rolora", "ffa_lora", "flexlora")
+    joint_meaning: ClassVar[JointMeaning] = "product"
     merges: ClassVar[bool] = True
     tensors: ClassVar[tuple[str, ...]] = (D, B)
     roles: ClassVar[Mapping[str, Role]] = {D: "lora_A", B: "lora_B"}
@@ -66,11 +67,6 @@ class Vera(PeftMethod):
                 if projection is not None and "default" in projection:
                     projection.update({"default": projection["default"].to(get_adapter_dtype(dtype))})
 
-    def layout(self, model: FederatedModel) -> Layout:
-        """Return the layout with the vectors as matrices (1, R) and (out, 1)."""
-        specs = [TensorSpec(t.name, _get_matrix_shape(t), t.role, t.module) for t in super().layout(model).tensors]
-        return Layout(tuple(specs), self.form)
-
     def start(self, model: FederatedModel, seed: int) -> State:
         """Return d = 0.1 and b = 0."""
         shapes = self.layout(model).shapes
@@ -93,12 +89,6 @@ class Vera(PeftMethod):
             return differences
 
         return changes
-
-
-def _get_matrix_shape(spec: TensorSpec) -> tuple[int, ...]:
-    if spec.role == "lora_A":
-        return (1, *spec.shape)
-    return (*spec.shape, 1) if spec.role == "lora_B" else spec.shape
 
 
 part = Vera

@@ -190,7 +190,7 @@ class DistributedDP(SumMechanism):
             raise PrivacyError(f"FP7055 {self.name} needs the same chance for all clients; leave out participation")
         if self.audit or self.raw_metrics:
             what = "audit" if self.audit else "raw_metrics"
-            raise PrivacyError(f"FP7056 {self.name} releases only a noisy sum, which allows no {what}; leave it out")
+            raise PrivacyError(f"FP7056 {self.name} releases only a noisy sum, which allows no {what}; leave that out")
         if self.whiten and self.unit != "rows":
             raise PrivacyError(
                 f"FP7057 whiten applies to gradients of examples; leave it out of {self.name}, or give it unit=rows"

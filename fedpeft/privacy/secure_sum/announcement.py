@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import numpy as np
 
-from fedpeft import seeds
 from fedpeft.errors import PayloadError
+from fedpeft.machine import seeds
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.integers import Integers
 from fedpeft.privacy.secure_sum.neighbours import Terms, degree
-from fedpeft.privacy.secure_sum.sum import SecureSum
+
+if TYPE_CHECKING:
+    from fedpeft.privacy.secure_sum.sum import SecureSum
 
 STATISTICS_BITS: Final = 32
 """Bits of the modulus before round 1, whose numbers must be exact and are summed only once."""

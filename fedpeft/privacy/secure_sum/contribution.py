@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
-from fedpeft import seeds
 from fedpeft.communication.payload import Shape, count_entries
 from fedpeft.errors import PayloadError
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
 from fedpeft.privacy.secure_sum.integers import UNIT, levels
-from fedpeft.privacy.secure_sum.sum import SecureSum
+
+if TYPE_CHECKING:
+    from fedpeft.privacy.secure_sum.sum import SecureSum
 
 BESIDE: Final = 4
 """Numbers in every sum: weights, examples, examples x loss, and norms of the weighted updates, in units of C."""

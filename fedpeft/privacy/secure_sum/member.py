@@ -43,6 +43,9 @@ from fedpeft.privacy.secure_sum.words import (
     write_shares,
 )
 
+VECTORS = 3
+"""Number of the step in which clients read examples and send their vectors."""
+
 NONCE = bytes(12)
 """A constant nonce: every sealed message has its own key, for one sum and one direction between two members."""
 

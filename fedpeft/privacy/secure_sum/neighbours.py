@@ -15,7 +15,7 @@ from math import floor
 
 import numpy as np
 
-from fedpeft import seeds
+from fedpeft.machine import seeds
 
 
 @dataclass(frozen=True)

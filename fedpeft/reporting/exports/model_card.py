@@ -11,7 +11,7 @@ from fedpeft.data.partition import PartitionStatistics
 from fedpeft.data.rows import DATASETS
 from fedpeft.models.abilities import ComparesExamples, DescribesImages
 from fedpeft.models.readout import ALL_BLOCKS
-from fedpeft.plugin_files import hash_own_code
+from fedpeft.parts.plugin_files import hash_own_code
 from fedpeft.reporting.console import format_bytes, format_measure
 from fedpeft.reporting.exports.transformers_folder import create_processor
 from fedpeft.reporting.finished_run import FinishedRun
@@ -40,33 +40,37 @@ def _describe_loading(run: FinishedRun, whole: bool) -> str:
         return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
     if isinstance(run.task, DescribesImages):
         return "`python -m fedpeft.predict RUN IMAGE`, or `fedpeft.open_run(RUN).model()`"
-    pairs = run.task.translates
-    language = "AutoModelForSeq2SeqLM" if pairs else "AutoModelForCausalLM"
-    auto = "AutoModel" if run.labels is not None or isinstance(run.task, ComparesExamples) else language
-    if whole and pairs:
-        return "`transformers.AutoModelForSeq2SeqLM.from_pretrained(FOLDER)`"
-    if whole and run.labels is None:
-        return '`transformers.pipeline("text-generation", FOLDER)`'
-    if whole and run.is_image_model and create_processor(run) is not None:
-        return (
-            '`transformers.pipeline("image-classification", FOLDER, trust_remote_code=True)(IMAGE)`, after a look '
-            "into `modeling_mean_pooled.py`, `image_processing_squares.py` and `square_pictures.py`, which it runs"
-        )
-    if whole and run.is_image_model:
-        return "`transformers.AutoModelForImageClassification.from_pretrained(FOLDER, trust_remote_code=True)`"
     if whole:
-        return (
-            '`transformers.pipeline("text-classification", FOLDER, trust_remote_code=True)(TEXT, truncation=True)`, '
-            "after a look into `modeling_mean_pooled.py`, which it runs"
-        )
+        return _describe_whole_model(run)
     if (run.files / "method.json").is_file():
         asked = "IMAGE" if run.is_image_model else '"text"'
         return f"`python -m fedpeft.predict RUN {asked}`; the `peft` library does not have this method"
     held, beside = _format_quantization_argument(run), _describe_base(run)
     if beside and not held:
         beside += ", which transformers can't rebuild: `fedpeft.open_run(RUN).model()` does"
+    auto = "AutoModelForSeq2SeqLM" if run.task.translates else "AutoModelForCausalLM"
+    if run.labels is not None or isinstance(run.task, ComparesExamples):
+        auto = "AutoModel"
     base = f"{auto}.from_pretrained(BASE, dtype=torch.float32{held})"
     return f'`peft.PeftModel.from_pretrained({base}, "adapter")`{beside}'
+
+
+def _describe_whole_model(run: FinishedRun) -> str:
+    if run.task.translates:
+        return "`transformers.AutoModelForSeq2SeqLM.from_pretrained(FOLDER)`"
+    if run.labels is None:
+        return '`transformers.pipeline("text-generation", FOLDER)`'
+    if not run.is_image_model:
+        return (
+            '`transformers.pipeline("text-classification", FOLDER, trust_remote_code=True)(TEXT, truncation=True)`, '
+            "after a look into `modeling_mean_pooled.py`, which it runs"
+        )
+    if create_processor(run) is None:
+        return "`transformers.AutoModelForImageClassification.from_pretrained(FOLDER, trust_remote_code=True)`"
+    return (
+        '`transformers.pipeline("image-classification", FOLDER, trust_remote_code=True)(PICTURE)`, after a look '
+        "into `modeling_mean_pooled.py`, `image_processing_squares.py` and `square_pictures.py`, which it runs"
+    )
 
 
 def _describe_base(run: FinishedRun) -> str:
@@ -92,18 +96,32 @@ def format_front_matter(run: FinishedRun, whole: bool, gguf: bool = False) -> st
     """Return the part of the card that a hub parses, as YAML between lines of dashes."""
     from huggingface_hub import ModelCardData
 
-    in_peft = not whole and not (run.files / "method.json").is_file()
-    kind = "text2text-generation" if run.task.translates else "text-generation"
-    kind = f"{'image' if run.is_image_model else 'text'}-classification" if run.labels is not None else kind
-    compares, describes = isinstance(run.task, ComparesExamples), isinstance(run.task, DescribesImages)
     data: Any = ModelCardData(
         base_model=_find_hub_name(run.origin.name),
         license=run.origin.license or None,
-        library_name=None if gguf else "transformers" if whole else "peft" if in_peft else "fedpeft",
-        pipeline_tag="feature-extraction" if compares else "image-to-text" if describes else kind,
+        library_name=None if gguf else _find_library(run, whole),
+        pipeline_tag=_find_pipeline(run),
         tags=["fedpeft", "federated-learning", run.method.name],
     )
     return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _find_library(run: FinishedRun, whole: bool) -> str:
+    """Return the library that loads the files."""
+    if whole:
+        return "transformers"
+    return "fedpeft" if (run.files / "method.json").is_file() else "peft"
+
+
+def _find_pipeline(run: FinishedRun) -> str:
+    """Return the hub's name for what the model does."""
+    if isinstance(run.task, ComparesExamples):
+        return "feature-extraction"
+    if isinstance(run.task, DescribesImages):
+        return "image-to-text"
+    if run.labels is not None:
+        return "image-classification" if run.is_image_model else "text-classification"
+    return "text2text-generation" if run.task.translates else "text-generation"
 
 
 def _find_hub_name(name: str) -> str | None:
@@ -128,8 +146,9 @@ def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
     """
     summary, config, method = run.summary, run.config, run.method
     whole = merged or method.whole_model
-    measure, digits = (run.task.metric, 4) if run.task.metric != "perplexity" else ("perplexity", 3)
-    quality = summary.get("perplexity" if measure == "perplexity" else "accuracy")
+    measure = run.task.metric
+    field, digits = ("perplexity", 3) if measure == "perplexity" else ("accuracy", 4)
+    quality = summary.get(field)
     partition = summary.get("partition") or {}
     epsilon = summary.get("epsilon")
     probe = summary.get("baseline_accuracy")

@@ -18,7 +18,7 @@ from fedpeft.models.abilities import ConvertsHead
 from fedpeft.models.layers import find_blocks
 from fedpeft.models.readout import AllBlocks, get_plain_base
 from fedpeft.models.task import FederatedModel, Targets, Task
-from fedpeft.plugin_files import hash_own_code
+from fedpeft.parts.plugin_files import hash_own_code
 from fedpeft.reporting.finished_run import FinishedRun
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedpeft.aggregation.head_start import PredictsTargets
 from fedpeft.aggregation.task_rules import TaskStrategy
 from fedpeft.errors import ConfigError
 
@@ -21,7 +22,7 @@ def check_captions(setup: Setup) -> None:
         ConfigError: says what, and what to do.
     """
     head = setup.head
-    if head.exchanges and not head.predicts_targets:
+    if head.exchanges and not (isinstance(head, PredictsTargets) and head.predicts_targets):
         raise ConfigError(
             f"FP1300 head={setup.config.head} computes logits of classes, and a connector computes embeddings "
             f"of images; use --head '{START}' or zero"

@@ -21,8 +21,8 @@ def check_pairs(setup: Setup) -> None:
         )
     if setup.training.optimizer.rows_per_pass:
         raise ConfigError(
-            "FP1307 rows_per_pass would compare the rows of each pass alone; leave it out of the optimizer, or give a "
-            "smaller --batch-size"
+            "FP1307 rows_per_pass would compare only the examples of each pass; leave it out of the optimizer, "
+            "or give a smaller --batch-size"
         )
     if setup.mechanism is not None and setup.mechanism.audit:
         raise PrivacyError(

@@ -14,11 +14,11 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import format_part, name_of
 from fedpeft.privacy.abilities import AddsServerNoise, is_whitened
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.wiring.profiles import list_distinct
 
 if TYPE_CHECKING:
+    from fedpeft.privacy.secure_sum.sum import SecureSum
     from fedpeft.wiring.setup import Setup
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.abilities import RankSchedule
 from fedpeft.aggregation.owned_ranks import get_held_form
+from fedpeft.clients.local_optimizer import MovesIdleEntries
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
 from fedpeft.wiring.profiles import list_distinct
@@ -46,8 +47,10 @@ def check_decay(
     Raises:
         ConfigError: says where to leave it out.
     """
+    if not (isinstance(optimizer, MovesIdleEntries) and optimizer.moves_idle_entries()):
+        return
     held = ((get_held_form(strategy, layout, form), form) for form in forms)
-    if optimizer.decays and any(whole and form and whole.rank > form.rank for whole, form in held):
+    if any(whole and form and whole.rank > form.rank for whole, form in held):
         raise ConfigError(
             f"FP1331 weight_decay would shrink ranks that {name_of(type(strategy))} leaves untrained on clients; "
             "leave it out of --optimizer"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fedpeft.aggregation.abilities import CountsClients, FreezesTensors
 from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.aggregation.server_optimizer import Pace, ServerOptimizer
-from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
+from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy, list_preserving_strategies
 from fedpeft.clients.drift import Correction, ExchangedCorrection
 from fedpeft.communication.uplink import Uplink
 from fedpeft.errors import ConfigError, PrivacyError
@@ -24,11 +24,11 @@ def check_method(method: PeftMethod, strategy: Strategy, forms: Sequence[Adapter
     Raises:
         ConfigError: which, and what to take instead.
     """
-    strategy_name = name_of(type(strategy))
-    if method.strategies and strategy_name not in method.strategies:
+    strategy_name, meaning = name_of(type(strategy)), method.joint_meaning
+    if meaning and meaning not in strategy.preserves:
         raise ConfigError(
-            f"FP1332 {strategy_name} does not preserve the joint meaning of the parameters of {method.name}; "
-            f"use --strategy {' or '.join(method.strategies)}"
+            f"FP1332 {strategy_name} does not preserve the joint meaning of the parameters of {method.name} "
+            f"({meaning}); use --strategy {' or '.join(list_preserving_strategies(meaning))}"
         )
     if strategy.fills_base and not method.residual:
         raise ConfigError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.models.abilities import StandardizesLabels
 from fedpeft.models.tasks.classification import RowTask
-from fedpeft.models.tasks.regression import Regression
 from fedpeft.parts import name_of
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def check_targets(setup: Setup) -> None:
         )
     if task.targets not in ("numbers", "labels"):
         return
-    if isinstance(task, Regression) and not task.known and mechanism is not None and mechanism.protects:
+    if isinstance(task, StandardizesLabels) and not task.known and mechanism is not None and mechanism.protects:
         raise PrivacyError(
             f"FP7112 the mean and deviation of the labels are sums over the examples, which {mechanism.name} does not "
             "protect; give public values, such as file(..., mean=50, deviation=10)"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft import seeds
+from fedpeft.machine import seeds
 from fedpeft.parts import setting
 from fedpeft.wiring.sampling import AwareSampler, View, draw_clients, find_able_clients
 

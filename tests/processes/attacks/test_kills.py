@@ -12,9 +12,9 @@ import re
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.simulate import main as simulate
+from fedpeft.wiring.config import RunConfig
 from tests.attacks.killing import Killer, timed
 from tests.attacks.scale import SEED, SETUPS, SMALL, configuration, scaled
 from tests.fleet import NAMES, apart, havoc

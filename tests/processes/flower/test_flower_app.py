@@ -16,9 +16,9 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedpeft.communication.flower_grid import OwnGrid
-from fedpeft.config import RunConfig
 from fedpeft.flower import client_app, server_app
 from fedpeft.simulate import main as simulate
+from fedpeft.wiring.config import RunConfig
 from tests.fleet import distance
 
 ROOT = Path(__file__).parent.parent.parent.parent

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import fedpeft
-from fedpeft import __main__, loading
+from fedpeft import __main__
+from fedpeft.machine import startup
 from fedpeft.reporting.command import handle_interrupts, run_command
 
 ROOT = Path(fedpeft.__file__).parent.parent
@@ -67,11 +68,11 @@ def test_a_command_that_has_begun_says_itself_how_it_ends(number, capsys):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        loading.handle_signals()
+        startup.handle_signals()
         with handle_interrupts():
             assert run_command(lambda: signal.raise_signal(number), lambda: "continue so") == 130
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        loading.handle_signals()
+        startup.handle_signals()
         assert run_command(lambda: signal.getsignal(signal.SIGINT) is not signal.default_int_handler) == 0
     finally:
         for changed, what in before.items():

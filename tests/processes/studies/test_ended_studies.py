@@ -12,8 +12,8 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from fedpeft.studies.runner import count_finished_rounds
-from fedpeft.study import main
+from fedpeft.study.__main__ import main
+from fedpeft.study.runner import count_finished_rounds
 from tests.refusals import has_error
 from tests.unit.studies.test_study import BASE, study_file
 

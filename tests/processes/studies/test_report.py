@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.studies.page import PageSection, render_page
+from fedpeft.study.page import PageSection, render_page
 from tests.browser import CHROMIUM, WIDER, browser, in_a_browser
 from tests.studies.made import made_result, made_study, section, write_study
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from fedpeft.config import read_toml
+from fedpeft.wiring.config import read_toml
 
 PACKAGE = Path(__file__).with_name("rules")
 pytestmark = pytest.mark.slow

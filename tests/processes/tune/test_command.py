@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from fedpeft import simulate
-from fedpeft.config import read_config
 from fedpeft.reporting.finished_run import FinishedRun
-from fedpeft.studies.results import read_run
-from fedpeft.tune import Command
+from fedpeft.study.results import read_run
+from fedpeft.tune.__main__ import Command
+from fedpeft.wiring.config import read_config
 from tests.refusals import refuses
 from tests.runs.tune.test_command import RATES, TINY
 from tests.unit.tune.test_command import written

@@ -15,7 +15,6 @@ from rich.console import Console
 from fedpeft.aggregation.safeguard import SafeguardState
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.config import RunConfig
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.workers import Workers
@@ -23,6 +22,7 @@ from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main
 from fedpeft.simulation.alone import train_one_alone
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 3, "workers": 1, "seed": 3,

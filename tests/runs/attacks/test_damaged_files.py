@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft import certs, describe, export, predict, report, serve, simulate, study
+from fedpeft import certs, describe, export, predict, report, serve, simulate
 from fedpeft.audit import __main__ as audit
 from fedpeft.certs import main as make_certificates
 from fedpeft.deployment.identity.certificates import RevocationList
@@ -24,6 +24,7 @@ from fedpeft.deployment.identity.members import Roster
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.join import main as join
 from fedpeft.rounds.progress import Checkpoints
+from fedpeft.study import __main__ as study
 from tests.attacks.damage import DAMAGES, damaged, files_in
 from tests.attacks.scale import SEED, configuration, scaled
 from tests.conftest import SilentObserver

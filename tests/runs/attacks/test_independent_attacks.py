@@ -20,7 +20,6 @@ from PIL import Image
 
 from fedpeft.api import open_run
 from fedpeft.communication.messages import Instruction
-from fedpeft.config import RunConfig, read_config
 from fedpeft.data.image_folders import read_pixels
 from fedpeft.deployment.client.shared_settings import parse_shared_settings
 from fedpeft.deployment.identity.certificates import Authority
@@ -41,6 +40,7 @@ from fedpeft.report import main as report
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from fedpeft.transcript import main as transcript
+from fedpeft.wiring.config import RunConfig, read_config
 from tests.conftest import SilentObserver
 from tests.here import Federation
 from tests.refusals import has_error, refuses

@@ -16,11 +16,11 @@ import tomli_w
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import PAYLOADS, Instruction, Report
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.edge import EdgeClient
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError
+from fedpeft.wiring.config import RunConfig
 from tests.attacks.scale import SEED, scaled
 from tests.conftest import SilentObserver
 from tests.here import Federation

@@ -12,10 +12,10 @@ from fedpeft.attack import hostile_clients, in_sums, unequal_instructions
 from fedpeft.attack.__main__ import main
 from fedpeft.attack.stage import AttackStage
 from fedpeft.attack.suite import ATTACKS, attack_settings, reduce_settings
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.instruction_policy import InstructionPolicy
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.privacy.secure_sum.sum import sums_in
+from fedpeft.wiring.config import RunConfig
 
 COMMON = {"head": "zero", "peft": "lora(rank=2, layers=1)", "dtype": "fp32"}
 SETTINGS = {

@@ -12,12 +12,12 @@ from fedpeft.clients.pool import Worker
 from fedpeft.clients.store import ClientStore, select_section
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.parts import Family
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.unit.clients.test_drift import Dynamic
 
 TINY = {"dataset": "tiny", "clients": 3, "cohort": "all", "rounds": 3, "dtype": "fp64", "workers": 1, "tokens": 32,

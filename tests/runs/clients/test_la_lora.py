@@ -8,10 +8,10 @@ from fedpeft.clients.corrections.la_lora import smooth_rows
 from fedpeft.clients.private import PrivateExecutor
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 TINY = {
     "dataset": "tiny",

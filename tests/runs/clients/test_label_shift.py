@@ -8,12 +8,12 @@ import pytest
 import torch
 from fedpeft.clients.drift import SHARES
 
-from fedpeft import plugins
 from fedpeft.aggregation.heads.ridge import Ridge
-from fedpeft.config import RunConfig
+from fedpeft.parts import plugins
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 from tests.unit.clients.test_label_shift import QUIET, TINY
 

@@ -10,8 +10,8 @@ import pytest
 from fedpeft.clients.pool import Pool, Worker, get_result
 
 from fedpeft.api import run_simulation
-from fedpeft.config import RunConfig
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.unit.clients.test_pool import TINY
 
 

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 
 from fedpeft.data.cached_rows import TOKENIZER_FILES
 from fedpeft.data.conversations import pack_conversation, tokenize_row
-from fedpeft.data.examples import IGNORED
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.errors import DataError, ModelError
 from fedpeft.machine.cache import hash_files
 from fedpeft.models.base_model import resolve_model

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from fedpeft.answers.questions import QuestionForm
 from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.conversations import format_question, tokenize_row
-from fedpeft.data.examples import IGNORED
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.prompt_templates import PromptTemplate
 from fedpeft.data.rows import load_dataset
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.errors import ConfigError, DataError
+from fedpeft.models.answers.questions import QuestionForm
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.simulate import main

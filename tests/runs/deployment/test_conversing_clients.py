@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.data.made_words import WORDS
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server.examples import add_form
+from fedpeft.wiring.config import RunConfig
 from tests.chat import with_template
 from tests.here import Federation
 from tests.refusals import refuses

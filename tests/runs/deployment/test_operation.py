@@ -16,7 +16,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.identity.authentication import Doorkeeper
 from fedpeft.deployment.identity.members import Member
 from fedpeft.deployment.options import ServeOptions
@@ -31,6 +30,7 @@ from fedpeft.deployment.server.monitoring import (
 )
 from fedpeft.reporting.console import ServeObserver
 from fedpeft.reporting.observer import RoundResult
+from fedpeft.wiring.config import RunConfig
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fedpeft.data.rows import join_rows, load_dataset
-from fedpeft.evaluation import answered_rows
+from fedpeft.evaluate import answered_rows
 from fedpeft.predict import main as predict
 from fedpeft.reporting.finished_run import FinishedRun
 from tests.refusals import has_error

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from fedpeft.evaluation import answered_rows
-from fedpeft.evaluation.answered_rows import answer_rows
-from fedpeft.evaluation.prediction import compute_outputs, compute_probabilities
+from fedpeft.evaluate import answered_rows
+from fedpeft.evaluate.answered_rows import answer_rows
+from fedpeft.evaluate.prediction import compute_outputs, compute_probabilities
 from fedpeft.predict import create_heartbeat, main
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from fedpeft.data.made_words import WORDS
-from fedpeft.evaluate import main
-from fedpeft.evaluation.lm_eval import EvaluatedModel
+from fedpeft.evaluate.__main__ import main
+from fedpeft.evaluate.lm_eval import EvaluatedModel
 from fedpeft.reporting.finished_run import FinishedRun
 from tests.refusals import has_error
 

@@ -9,17 +9,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedpeft.answers.exam import Exam, select_fitting
-from fedpeft.answers.questions import QuestionForm, parse_question, read_questions
-from fedpeft.config import RunConfig
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.evaluate import main as evaluate
+from fedpeft.evaluate.__main__ import main as evaluate
+from fedpeft.models.answers.exam import Exam, select_fitting
+from fedpeft.models.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.reporting.run_folder import resolve_paths
 from fedpeft.simulate import main
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.measurement import NewRun
 from fedpeft.wiring.measurements import parse_measure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from fedpeft.studies.process import Program, Starter
+from fedpeft.study.process import Program, Starter
 
 
 def ignores_interrupts(process: int) -> bool:

@@ -17,12 +17,14 @@ from fedpeft.clients.sequential import SequentialExecutor
 from torch.nn import functional
 
 from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
-from fedpeft.data.examples import IGNORED, PairRows
+from fedpeft.data.examples import PairRows
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.models.adapters_off import disable_adapters
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import DTYPES, TASKS, find_trainable, get_adapter_dtype
+from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
+from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.models.tasks.dpo import compute_preference_losses
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.simulate import main

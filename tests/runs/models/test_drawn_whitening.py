@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.drawn_whitening import compute_whitening
 from fedpeft.simulate import main as simulate
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup

@@ -41,7 +41,7 @@ from fedpeft.models.base_model import count_readable_tokens, resolve_model
 from fedpeft.models.encoders import from_pretrained
 from fedpeft.models.loading import load_base
 from fedpeft.models.readout import get_width
-from fedpeft.models.task import TASKS
+from fedpeft.models.task import TASKS, ignore_message
 from fedpeft.models.tasks.classification import compute_hidden_states
 from fedpeft.simulate import main
 from tests.refusals import has_error, refuses
@@ -199,7 +199,7 @@ def test_a_model_of_one_s_own_gives_a_vector_for_each_token(changes, words):
         return changes(compute_hidden_states(model, row))
 
     with refuses(*words):
-        load_base(from_pretrained, resolve_model("tiny"), torch.float32, read)
+        load_base(from_pretrained, resolve_model("tiny"), torch.float32, read, ignore_message)
 
 
 @pytest.mark.fast

@@ -8,12 +8,12 @@ import torch
 from rich.console import Console
 from transformers import BertConfig, BertModel
 
-from fedpeft.config import RunConfig
 from fedpeft.data.examples import TokenRows
 from fedpeft.machine.shared_cache import VARIABLE, get_shared_cache
 from fedpeft.models.frozen_blocks import ActivationCache
 from fedpeft.models.shared_tiles import fetch_missing_tiles, offer
 from fedpeft.simulate import simulate
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 

@@ -11,23 +11,25 @@ import torch
 from rich.console import Console
 from torch.nn import functional
 
-from fedpeft import evaluate, export, plugins, predict
-from fedpeft.config import RunConfig
+from fedpeft import export, predict
 from fedpeft.data import cached_rows
 from fedpeft.data.datasets.code_names import LABELS, build_row
-from fedpeft.data.examples import IGNORED, TaggedRows
+from fedpeft.data.examples import TaggedRows
 from fedpeft.data.rows import Dataset, Rows
-from fedpeft.data.tagged_words import check_tags, parse_row
+from fedpeft.data.tagged_words import IGNORED, check_tags, parse_row
 from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.evaluate import __main__ as evaluate
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized_base import QuantizedLinear
 from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.token_labels import align_tags
+from fedpeft.parts import plugins
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.simulation.span_scores import compute_span_scores, is_iob2, measure_spans
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import has_error, pattern_of, refuses
 
 SOURCE = """def scaled(values, by=2):

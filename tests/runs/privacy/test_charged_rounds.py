@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpeft.config import RunConfig
 from fedpeft.privacy.accountant import epsilon
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.ledger import POPULATION, Ledger
@@ -20,6 +19,7 @@ from fedpeft.rounds.exchange import Transport
 from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.rounds import Server
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.privacy.small_runs import QUIET, TINY, StopError, trained
 from tests.refusals import refuses
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from fedpeft.aggregation.safeguard import SafeguardState
 from fedpeft.aggregation.safeguards.undo import Undo
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.config import RunConfig
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.masks import unpack
 from fedpeft.privacy.secure_sum.member import Member
@@ -26,8 +25,9 @@ from fedpeft.rounds.progress import Checkpoints, ServerState
 from fedpeft.rounds.rounds import Server
 from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
-from fedpeft.studies.measures import BY_KEY
-from fedpeft.studies.results import read_run
+from fedpeft.study.measures import BY_KEY
+from fedpeft.study.results import read_run
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 5, "rounds": 2, "workers": 1, "seed": 3,

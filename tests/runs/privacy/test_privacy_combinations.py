@@ -7,7 +7,6 @@ import torch
 from rich.console import Console
 
 from fedpeft.aggregation.strategy import LinearStrategy, strategies
-from fedpeft.config import RunConfig
 from fedpeft.errors import FedpeftError
 from fedpeft.peft.adapter import Layout, State, compute_norm
 from fedpeft.privacy.ledger import POPULATION
@@ -15,6 +14,7 @@ from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 TINY = {"dataset": "tiny(rows=120)", "tokens": 16, "clients": 3, "cohort": "all", "rounds": 1, "workers": 1, "seed": 3,
         "head": "zero", "local_work": "steps(1)", "dtype": "fp32", "measure": "validation(every=100)"}  # fmt: skip

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedpeft.config import RunConfig
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy.mechanisms import dp_sgd
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.privacy.small_runs import QUIET
 from tests.unit.privacy.test_private_plan import TINY, made
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.config import RunConfig
 from fedpeft.peft.methods.prompt_ensemble import SHARES
 from fedpeft.peft.saved_adapter import OWN_TENSORS
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
-from fedpeft.studies.results import read_run
+from fedpeft.study.results import read_run
+from fedpeft.wiring.config import RunConfig
 from tests.privacy.small_runs import QUIET, TINY, trained
 from tests.refusals import refuses
 

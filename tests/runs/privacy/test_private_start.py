@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from fedpeft.aggregation.heads.private_centroids import PrivateCentroids
-from fedpeft.config import RunConfig
 from fedpeft.privacy.accountant import Event, epsilon, noise_for
 from fedpeft.privacy.client_protection import OWN
 from fedpeft.privacy.engine import LEDGER
@@ -20,6 +19,7 @@ from fedpeft.reporting.records import Records
 from fedpeft.rounds import preparation
 from fedpeft.simulate import simulate
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import has_error, refuses
 from tests.unit.privacy.test_private_start import QUIET, TINY, own_book
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fedpeft.config import RunConfig
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.privacy.small_runs import QUIET, TINY, trained
 from tests.refusals import refuses
 

@@ -9,12 +9,12 @@ from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import PartitionStatistics
 from fedpeft.simulate import main
 from fedpeft.wiring import advice
 from fedpeft.wiring.advice import advise_on_steps
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 
 RUN = ["--dataset", "tiny", "--tokens", "16", "--clients", "8", "--rounds", "1", "--local-work", "steps(1)",

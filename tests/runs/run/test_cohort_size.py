@@ -5,10 +5,10 @@ import json
 import pytest
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 TINY = {"dataset": "tiny", "tokens": 16, "clients": 6, "rounds": 2, "workers": 1, "dtype": "fp32", "head": "zero",
         "peft": "lora(rank=2, layers=1)", "local_work": "steps(2)"}  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTModel, pipeline
 
-from fedpeft.evaluation.prediction import compute_outputs, compute_probabilities
+from fedpeft.evaluate.prediction import compute_outputs, compute_probabilities
 from fedpeft.export import main as export
 from fedpeft.models.task import TASKS
 from fedpeft.reporting.finished_run import FinishedRun

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.evaluate import main as evaluate
+from fedpeft.evaluate.__main__ import main as evaluate
 from fedpeft.reporting.user_files import RECORD
 from fedpeft.simulate import main as simulate
 from tests.refusals import has_error

@@ -8,8 +8,8 @@ import tomllib
 import pytest
 
 from experiments.quick.__main__ import START
-from fedpeft.config import RunConfig
 from fedpeft.simulate import main, parse
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.quick import shorten_config
 from tests.refusals import has_error
 

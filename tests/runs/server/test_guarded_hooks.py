@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedpeft import plugins
 from fedpeft.errors import PrivacyError
-from fedpeft.families import HOOKS
-from fedpeft.parts import setting
+from fedpeft.parts import plugins, setting
+from fedpeft.parts.families import HOOKS
 from fedpeft.rounds.features import check_features
+from fedpeft.rounds.hooks import RECORD
 from fedpeft.rounds.progress import Checkpoints, ServerState
 from fedpeft.rounds.traffic_budget import TrafficBudget
-from fedpeft.rounds.user_hook import DISCLOSED, RECORD, GuardedHook, UserHook, attach
+from fedpeft.rounds.user_hook import DISCLOSED, GuardedHook, UserHook, attach
 from fedpeft.wiring.catalogue import parse_hooks
 from tests.refusals import refuses
 from tests.runs.server.test_loop import LAST, ROUNDS, USER_DP, _charges, events, make_server, make_setup  # noqa: F401
@@ -76,6 +76,15 @@ class Chooser(UserHook):
 
 
 @dataclass(frozen=True)
+class Listener(UserHook):
+    """A hook that counts reports."""
+
+    def note_report(self, report):
+        """Count the report."""
+        self.memory["reports"] = self.memory.get("reports", 0) + 1
+
+
+@dataclass(frozen=True)
 class Wrong(UserHook):
     """A hook that gives a truth value where a text is due."""
 
@@ -86,9 +95,8 @@ class Wrong(UserHook):
 
 @pytest.fixture(autouse=True)
 def own():
-    with plugins.use_parts(
-        {"hooks": {"reader": Reader, "stopper": Stopper, "chooser": Chooser, "counting": Counting, "wrong": Wrong}}
-    ):
+    hooks = {"reader": Reader, "stopper": Stopper, "chooser": Chooser, "counting": Counting, "wrong": Wrong}
+    with plugins.use_parts({"hooks": hooks | {"listener": Listener}}):
         yield
 
 
@@ -98,10 +106,16 @@ def test_without_privacy_a_hook_may_change_the_cohort(tmp_path, events):  # noqa
     assert events.count("send train") == 1
 
 
+def test_a_hook_that_takes_note_of_reports_sees_each_of_them(tmp_path, events):  # noqa: F811
+    server = make_server(tmp_path, events, hook="listener", rounds=1, **LAST)
+    assert server.run().hooks["listener"]["reports"] == server.setup.clients
+
+
 @pytest.mark.parametrize("privacy", ["dp_sgd(epsilon=8)", "user_dp(epsilon=8)", "secure_sum"])
-def test_under_privacy_a_hook_that_changes_a_round_is_refused(privacy):
-    with refuses("FP7124", "chooser", "select", *DISCLOSED):
-        check_features(make_setup(hook="chooser", privacy=privacy))
+@pytest.mark.parametrize(("hook", "method"), [("chooser", "select"), ("listener", "note_report")])
+def test_under_privacy_a_hook_that_sees_or_changes_a_round_is_refused(privacy, hook, method):
+    with refuses("FP7124", hook, method, *DISCLOSED):
+        check_features(make_setup(hook=hook, privacy=privacy))
 
 
 def test_under_a_secret_cohort_a_hook_that_ends_the_run_is_refused():

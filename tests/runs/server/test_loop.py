@@ -16,9 +16,9 @@ from flwr.app import Message
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.flower_grid import OwnGrid, get_node_id
-from fedpeft.communication.messages import Report, read_instruction, write_record
+from fedpeft.communication.flower_messages import read_instruction, write_record
+from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
-from fedpeft.config import RunConfig
 from fedpeft.models.task import TASKS
 from fedpeft.peft.adapter import Layout, TensorSpec
 from fedpeft.peft.family import PEFT_METHODS
@@ -36,6 +36,7 @@ from fedpeft.rounds.preparation import prepare
 from fedpeft.rounds.private_rounds import PrivacyHook
 from fedpeft.rounds.progress import Checkpoints, RunStore, ServerState
 from fedpeft.rounds.rounds import Server
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.profiles import Profile
 from fedpeft.wiring.run_spec import parse_run

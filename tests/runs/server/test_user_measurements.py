@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.checkouts import REPOSITORY
-from fedpeft import plugins
 from fedpeft.measurements.laplace import Laplace
-from fedpeft.parts import setting
+from fedpeft.parts import plugins, setting
 from fedpeft.report import main as report
 from fedpeft.rounds.hooks import RoundHook
 from fedpeft.simulate import main as simulate

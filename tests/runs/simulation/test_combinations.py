@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.config import RunConfig
 from fedpeft.errors import ModelError
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.rounds.progress import ServerState
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.grid import EXECUTORS
 from tests.covering import cover, make_pairs
 from tests.runs.simulation.test_run_strategies import settings

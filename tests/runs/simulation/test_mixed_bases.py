@@ -16,11 +16,10 @@ from rich.console import Console
 from torch import nn
 
 from fedpeft.communication.base_residual import ResidualFiles
-from fedpeft.config import RunConfig
 from fedpeft.data.cached_rows import load_cached_examples
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.layers import find_linear_layers, replace
 from fedpeft.models.quantized_base import PRECISIONS, QuantizedLinear, quantize, round_to_quantized
-from fedpeft.models.task import DTYPES
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
 from fedpeft.reporting.console import ConsoleObserver
@@ -29,6 +28,7 @@ from fedpeft.reporting.records import Records
 from fedpeft.rounds.acceptance import ReportReceiver
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": "all", "rounds": 2, "workers": 1,
         "local_work": "steps(2)",

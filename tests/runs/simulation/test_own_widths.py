@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpeft import plugins
+from fedpeft.parts import plugins
 from fedpeft.simulate import main as simulate
 
 PARTS = '''

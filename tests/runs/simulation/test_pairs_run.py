@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, ModelError, PrivacyError
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.simulate import main, simulate
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import pattern_of, refuses
 
 PAIRS = {

@@ -8,12 +8,12 @@ import threading
 import pytest
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.machine import cache
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulate import simulate
 from fedpeft.simulation import probe
 from fedpeft.simulation.probe import fit_linear_probe
+from fedpeft.wiring.config import RunConfig
 from tests.unit.simulation.test_probe import begun
 
 

@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.final_score import save
 from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.setup import count_adapted_entries
 from tests.refusals import has_error
 
@@ -126,7 +126,7 @@ def test_the_fallback_is_said_once_and_wrong_rules_are_one_sentence(tmp_path, ca
     assert "".join(capfd.readouterr()).count("dora has no batched form") == 1
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"] > 0
     for peft, refused in {
-        "vera": ("FP1332", "--strategy rolora"),
+        "vera": ("FP1332", "--strategy ffa_lora or flexlora or rolora"),
         "bitfit(layers=9)": ("FP4026", "layers=9", 3),
         "prompt_tuning + bitfit": ("FP1239", "prompt_tuning"),
         "bitfit + bitfit": ("FP1240", "bitfit"),

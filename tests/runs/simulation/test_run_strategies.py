@@ -16,7 +16,6 @@ from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.base_residual import Residual, receive
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.uplink import Uplink
-from fedpeft.config import RunConfig
 from fedpeft.machine import activation_cache_limit
 from fedpeft.models.quantized_base import quantize
 from fedpeft.peft.adapter import AdapterShape, LoraPair
@@ -27,6 +26,7 @@ from fedpeft.reporting.records import Records
 from fedpeft.rounds.progress import Checkpoints
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import has_error
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,

@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from fedpeft.check import main as check
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_to_text import parse_pair
-from fedpeft.evaluate import main as evaluate
+from fedpeft.evaluate.__main__ import main as evaluate
 from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.predict import main as predict

@@ -15,9 +15,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from fedpeft.check import main as check
-from fedpeft.config import RunConfig
 from fedpeft.data.rows import Rows, load_dataset
-from fedpeft.evaluate import main as evaluate
+from fedpeft.evaluate.__main__ import main as evaluate
 from fedpeft.export import main as export
 from fedpeft.models.target_measures import measure_labels, measure_numbers
 from fedpeft.predict import main as predict
@@ -27,6 +26,7 @@ from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.targets import LABELS, prices, tagged
 
 TINY = {"tokens": 16, "clients": 3, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3, "dtype": "fp64",

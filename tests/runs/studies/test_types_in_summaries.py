@@ -9,7 +9,7 @@ import pytest
 
 from fedpeft.report import main
 from fedpeft.reporting.summary import Costs, Quality, Summary
-from fedpeft.studies.results import check_summary
+from fedpeft.study.results import check_summary
 from tests.refusals import has_error
 from tests.studies.made import made_result, write_study
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig, read_config
+from fedpeft.parts import plugins
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.rounds.energy import EnergyTracker
 from fedpeft.simulate import main, simulate
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig, read_config
 from fedpeft.wiring.sampling import AwareSampler
 from tests.unit.trust.test_energy import TABLES
 

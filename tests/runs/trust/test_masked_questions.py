@@ -6,7 +6,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.privacy.secure_sum.integers import LARGEST_NUMBER, UNIT
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
@@ -17,6 +16,7 @@ from fedpeft.trust.question import WORST_LOSS, Question
 from fedpeft.trust.questions.class_sums import ClassSums
 from fedpeft.trust.questions.likelihoods import Likelihoods
 from fedpeft.trust.questions.reliability import Reliability
+from fedpeft.wiring.config import RunConfig
 from tests.here import Federation
 from tests.refusals import refuses
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from fedpeft import simulate
-from fedpeft.config import RunConfig
 from fedpeft.reporting.records import Records
-from fedpeft.tune import main
+from fedpeft.tune.__main__ import main
+from fedpeft.wiring.config import RunConfig
 from tests.tune.made import BASE
 from tests.unit.tune.test_command import written
 

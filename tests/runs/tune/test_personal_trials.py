@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from fedpeft import simulate
-from fedpeft.config import RunConfig
 from fedpeft.reporting.summary import OWN_ROWS
-from fedpeft.studies.results import read_run
+from fedpeft.study.results import read_run
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 CONFIG = RunConfig(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.head_start import HEADS, convert_to_summands
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
@@ -29,7 +29,7 @@ def drawn(counts, apart, seed=0):
 def summed(head, features, labels, classes, shards):
     total = Fold()
     for rows in shards:
-        total.add(head.additive(head.statistics(features[rows], labels[rows], classes)), 1.0)
+        total.add(convert_to_summands(head, head.statistics(features[rows], labels[rows], classes)), 1.0)
     return head.solve(total.sums, WIDTH, classes)
 
 
@@ -122,7 +122,7 @@ def test_coarse_codes_of_many_clients_of_few_rows_leave_what_they_leave_of_ridge
             rows = np.arange(each * k, each * k + each)
             made = head.statistics(features[rows].float(), labels[rows], classes)
             payload = parse_codec(head.codec(preset)).encode(made, seed=k, weights=head.importance(made))
-            total.add(head.additive(decode(payload, head.shapes(width, classes, each))), 1.0)
+            total.add(convert_to_summands(head, decode(payload, head.shapes(width, classes, each))), 1.0)
         solved = head.solve(total.sums, width, classes)
         right[name] = float((logits(solved, features).argmax(1) == labels).double().mean())
     assert right["discriminant"] > right["ridge"] - 0.05 > 0.3, right

@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 
 from fedpeft.aggregation.bounded_rows import compute_noise_length
 from fedpeft.aggregation.cross_validation import STRENGTHS, choose_strength
-from fedpeft.aggregation.head_start import HEADS, check_solved
+from fedpeft.aggregation.head_start import HEADS, check_solved, convert_to_summands
 from fedpeft.aggregation.second_moments import encode_targets, solve_system
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
@@ -29,7 +29,7 @@ def data():
 def summed(head, features, labels, shards):
     total = Fold()
     for rows in shards:
-        total.add(head.additive(head.statistics(features[rows], labels[rows], CLASSES)), 1.0)
+        total.add(convert_to_summands(head, head.statistics(features[rows], labels[rows], CLASSES)), 1.0)
     return head.solve(total.sums, WIDTH, CLASSES)
 
 
@@ -90,8 +90,8 @@ def sent(head, features, labels, codec):
         rows = np.arange(20 * k, 20 * k + 20)
         made = head.statistics(features[rows].float(), labels[rows], CLASSES)
         payload = parse_codec(codec).encode(made, seed=k, weights=head.importance(made))
-        coarse.add(head.additive(decode(payload, head.shapes(width, CLASSES, 20))), 1.0)
-        exact.add(head.additive(made), 1.0)
+        coarse.add(convert_to_summands(head, decode(payload, head.shapes(width, CLASSES, 20))), 1.0)
+        exact.add(convert_to_summands(head, made), 1.0)
     return (head.solve(f.sums, width, CLASSES) for f in (coarse, exact))
 
 
@@ -183,7 +183,7 @@ def test_of_few_rows_the_strength_is_that_of_least_generalised_cross_validation(
     head = HEADS.build(f"ridge(send={send})").fit_to_targets(kind)
     outputs = 1 if kind == "numbers" else 3
     halves = slice(rows // 2), slice(rows // 2, rows)
-    of_halves = [head.additive(head.statistics(features[half], labels[half], outputs)) for half in halves]
+    of_halves = [convert_to_summands(head, head.statistics(features[half], labels[half], outputs)) for half in halves]
     total = {name: of_halves[0][name] + of_halves[1][name] for name in of_halves[0]}
     x, y = torch.nn.functional.pad(features, (0, 1), value=1.0), encode_targets(labels, outputs)
     scores = {}

@@ -7,9 +7,9 @@ the package's; the faulty ones are written out here.
 import pytest
 import torch
 
-from fedpeft.aggregation.factors import compute_effective_weight, compute_target, select_leading_ranks
+from fedpeft.aggregation.factors import compute_effective_weight, compute_target
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.aggregation.update import Cohort, normalize_weights
+from fedpeft.aggregation.update import Cohort, normalize_weights, select_leading_ranks
 from fedpeft.conformance.cohorts import (
     Client,
     create_lora_layout,

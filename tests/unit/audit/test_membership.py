@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fedpeft.audit.membership import _select_clients, compute_auc, measure_membership
-from fedpeft.config import RunConfig
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 
 def test_the_area_is_a_rank_statistic():

@@ -23,10 +23,11 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.machine import cache
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.checkpointing import checkpoint_blocks
+from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
 from fedpeft.models.frozen_blocks import ActivationCache, HiddenRows, can_start_at, cut_below
 from fedpeft.models.layers import find_lowest_block
 from fedpeft.models.pooled_rows import PooledRows, create_pass_through
-from fedpeft.models.task import DTYPES, TASKS, get_adapter_dtype
+from fedpeft.models.task import TASKS
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses

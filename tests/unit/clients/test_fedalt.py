@@ -8,10 +8,10 @@ from fedpeft.clients.rule_half import prepare_job
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold, Update
-from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.peft.methods.row_lora import TwoLoras
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 from tests.runs.simulation.test_run_strategies import settings
 

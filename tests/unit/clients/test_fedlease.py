@@ -14,11 +14,11 @@ from fedpeft.strategies.fedlease import CLUSTERS, cluster_clients, compute_dista
 from fedpeft.aggregation.grouped_rules import GroupedRound
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
-from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.peft.adapter import State
 from fedpeft.peft.methods.expert_lora import SHUT, ExpertLoras
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 from tests.runs.simulation.test_run_strategies import settings
 

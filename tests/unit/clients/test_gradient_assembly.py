@@ -13,7 +13,6 @@ from rich.console import Console
 
 from fedpeft.aggregation.factors import change, compute_effective_weight
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.config import RunConfig
 from fedpeft.conformance.cohorts import (
     Client,
     create_lora_layout,
@@ -24,6 +23,7 @@ from fedpeft.conformance.cohorts import (
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 FORM = AdapterShape(4, 8.0)

@@ -11,12 +11,12 @@ from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fedpeft.config import RunConfig
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.frozen_blocks import ActivationCache, HiddenRows, can_start_at, cut_below
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.wiring import activation_cache
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup

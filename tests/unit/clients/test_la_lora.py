@@ -9,9 +9,9 @@ from fedpeft.clients.corrections.la_lora import smooth_rows
 from fedpeft.clients.drift import parse_drift
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 from tests.runs.clients.test_la_lora import TINY
 

@@ -21,15 +21,15 @@ from fedpeft.clients.pool import Worker
 from rich.console import Console
 from torch.nn import functional
 
-from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.head_start import HEADS, convert_to_summands
 from fedpeft.communication.messages import Instruction
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, PayloadError, PrivacyError
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import pattern_of, refuses
 from tests.unit.clients.test_executors import build, jobs
 
@@ -75,10 +75,10 @@ def test_every_head_of_all_that_rows_tell_knows_how_many_rows_a_class_has():
     for name in HEADS.names:
         head = HEADS.build(name)
         if head.exchanges and not head.bounded:
-            counts = head.class_counts(head.additive(head.statistics(features, labels, 3)))
+            counts = head.class_counts(convert_to_summands(head, head.statistics(features, labels, 3)))
             assert torch.equal(counts.round().long(), torch.bincount(labels, minlength=3)), name
             compact = head.compact()
-            total = compact.additive(compact.statistics(features, labels, 3))
+            total = convert_to_summands(compact, compact.statistics(features, labels, 3))
             assert torch.allclose(compact.class_counts(total).double(), counts.double(), atol=1e-3), name
     assert torch.allclose(compute_class_shares(torch.tensor([3.0, 0.0, 6.0])), torch.tensor([0.3, 0.1, 0.6]))
 

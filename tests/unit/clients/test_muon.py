@@ -10,6 +10,8 @@ from fedpeft.conformance.peft_cases import Case, find_largest_difference
 from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import refuses
 
+GOLDEN = [0.696734161233, 0.7020705398, 0.708652334508]
+
 
 def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -27,6 +29,23 @@ def test_singular_values_come_near_1_and_vectors_stay(shape, size):
     left, _, right = torch.linalg.svd(momentum, full_matrices=False)
     core = left.mT @ found @ right.mT
     assert torch.allclose(core, torch.diag_embed(core.diagonal(dim1=-2, dim2=-1)), atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(3, 11), (11, 3), (6, 6)])
+def test_orthogonalization_is_five_times_the_polynomial_of_the_singular_values(shape):
+    """By an SVD: p(s) = 3.4445 s - 4.775 s^3 + 2.0315 s^5, from s over the Frobenius norm."""
+    momentum = drawn(*shape)
+    left, values, right = torch.linalg.svd(momentum, full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    assert torch.allclose(orthogonalize(momentum), left @ torch.diag(values) @ right, rtol=0, atol=1e-10)
+
+
+def test_orthogonalized_values_are_the_golden_ones():
+    """Of singular values 1, 0.1 and 0.01 in ratio: computed by hand in fp64, with numpy and no matrix."""
+    found = torch.linalg.svdvals(orthogonalize(torch.diag(torch.tensor([100.0, 10.0, 1.0], dtype=torch.float64))))
+    assert sorted(found.tolist()) == pytest.approx(GOLDEN, rel=1e-9)
 
 
 def test_ranks_of_zero_stay_zero_and_change_nothing():

@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.models.conv1d import replace_conv1d
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.frozen_blocks import ActivationCache, cut_below
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens, _has_attention_windows, can_pack_tokens
 from fedpeft.models.packing import STEP, Packing
-from fedpeft.models.task import DTYPES
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.stacked_products import Factors, add_low_rank, split_evenly

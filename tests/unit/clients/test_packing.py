@@ -15,11 +15,13 @@ from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
-from fedpeft.data.examples import IGNORED, TokenRows
+from fedpeft.data.examples import TokenRows
 from fedpeft.data.packing import find_places, pack_clients, pack_rows
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.data.tokens import build_token_rows
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import DTYPES, TASKS, get_adapter_dtype
+from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
+from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.causal_lm import LanguageModel
 from fedpeft.peft.family import PEFT_METHODS
 

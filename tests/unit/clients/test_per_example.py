@@ -24,7 +24,8 @@ from fedpeft.data.examples import LENGTH_STEP
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import DTYPES, TASKS, find_trainable, get_adapter_dtype
+from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
+from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.noise import RunKey

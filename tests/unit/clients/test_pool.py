@@ -14,9 +14,9 @@ from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.pool import RemoteWorker, Worker, get_result, pack_plans
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
+from fedpeft.parts import plugins
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 TINY = {"dataset": "tiny", "clients": 4, "tokens": 16, "dtype": "fp32", "workers": 1}

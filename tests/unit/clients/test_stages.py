@@ -34,7 +34,7 @@ from fedpeft.communication.uplink import parse_uplink
 from fedpeft.data.partition import Partition
 from fedpeft.data.task_sequence import ClientTasks, TaskSchedule, TaskSequence
 from fedpeft.errors import PayloadError, RunError
-from fedpeft.families import ATTACKS
+from fedpeft.parts.families import ATTACKS
 from fedpeft.peft.adapter import Layout, TensorSpec
 from fedpeft.privacy.guard import ClientPrivacy
 from fedpeft.privacy.mechanism import MECHANISMS

@@ -9,11 +9,13 @@ from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.probing import directions, probe
 from torch import nn
 
-from fedpeft import seeds
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.codecs.scalars import BLOCK, compute_gram, direction
 from fedpeft.communication.decoding import decode
+from fedpeft.communication.uplink import parse_uplink
 from fedpeft.conformance.peft_cases import Case, find_largest_difference
+from fedpeft.errors import PayloadError
+from fedpeft.machine import seeds
 from fedpeft.peft.adapter import AdapterShape
 
 ZEROTH = "zeroth_order(distance=1e-5)"
@@ -120,6 +122,19 @@ def test_of_other_updates_only_the_projection_arrives():
     )
     found = decode(payload, {"x": (50, 4)})["x"].double().numpy().ravel()
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("codec", ["scalars(steps=4) | cast(dtype=fp32)", "fp32"])
+def test_a_client_cannot_choose_how_many_directions_the_server_draws(codec):
+    """The run's codec bounds them: a payload of 256 directions is refused before any is drawn."""
+    x = {"x": drawn(500, 4).float()}
+    uplink, shapes = parse_uplink(codec), {"x": (500, 4)}
+    honest = uplink.codec.encode(x, seed=5)
+    assert uplink.receive(honest, shapes, {})[0].keys() == {"x"}
+    hostile = parse_codec("scalars(steps=256) | cast(dtype=fp32)").encode(x, seed=5)
+    with pytest.raises(PayloadError):
+        uplink.receive(hostile, shapes, {})
+    assert decode(hostile, shapes).keys() == {"x"}
 
 
 def test_it_starts_with_plain_steps():

@@ -7,9 +7,9 @@ import ast
 import numpy as np
 import pytest
 
-from fedpeft import seeds
 from fedpeft.data.code_clones import STEMS, clone, find_own_names, is_independent
 from fedpeft.data.datasets.code_search import drop_duplicates, find_documented
+from fedpeft.machine import seeds
 
 SOURCE = '''
 import os

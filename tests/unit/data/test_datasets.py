@@ -22,7 +22,7 @@ from fedpeft.data.rows import (
     split_validation,
 )
 from fedpeft.models.base_model import MODELS
-from fedpeft.spec import parse_spec
+from fedpeft.parts.spec import parse_spec
 from tests.refusals import refuses
 
 # name: task, kind, training rows, test rows, classes

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedpeft.check import Command, check
-from fedpeft.config import RunConfig
 from fedpeft.data.record_files import read_records
 from fedpeft.data.rows import load_dataset
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import refuses
 from tests.tagged import LABELS, sentences, write_conll, write_jsonl

@@ -19,6 +19,7 @@ from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.deployment.wire.channel import WIRE
 from fedpeft.deployment.wire.connection import LostError
 from fedpeft.errors import RunError
 from fedpeft.join import main as join
@@ -239,12 +240,22 @@ def test_more_clients_than_places_are_refused(door):
             next(connection.iterate_tasks(door.registration()))
 
 
-def test_another_version_and_another_federation_are_refused(door):
+def test_another_wire_and_another_federation_are_refused(door):
     with door.link("edge-1").open() as connection:
-        with pytest.raises(grpc.RpcError, match="install the same version"):
-            connection._stub.Describe(v2.Introduction(software="0.0"), metadata=connection._metadata, timeout=10)
+        for wire in (0, WIRE + 1):
+            with pytest.raises(grpc.RpcError, match=f"with version {wire}; install the server's version"):
+                _introduce(connection, v2.Introduction(software="0.0", wire=wire))
         with refuses("FP5044", "another federation"):
             next(connection.iterate_tasks(v2.Registration(run="other", rows=1)))
+
+
+def test_another_version_with_the_same_wire_is_welcome(door):
+    with door.link("edge-1").open() as connection:
+        assert _introduce(connection, v2.Introduction(software="0.99.0", wire=WIRE)).run == door.roster.run
+
+
+def _introduce(connection, introduction):
+    return connection._stub.Describe(introduction, metadata=connection._metadata, timeout=10)
 
 
 def test_without_tls_a_server_listens_on_this_machine_only(tmp_path, capsys):

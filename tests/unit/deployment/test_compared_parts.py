@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.shared_settings import compute_settings_digest
 from fedpeft.deployment.compared_parts import MOST, check_parts, list_part_digests
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.parts import plugins
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 from tests.runs.deployment.test_edge import told
 from tests.unit.deployment.test_edge import joins

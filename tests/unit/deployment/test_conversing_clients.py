@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
 from fedpeft.data.datasets.clients import Clients
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import Dataset, Rows, load_dataset
@@ -16,6 +14,9 @@ from fedpeft.deployment.description import build_form, check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.parts import plugins
+from fedpeft.wiring.config import RunConfig
+from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import refuses
 
 
@@ -60,23 +61,23 @@ class Written:
 def test_rows_of_a_data_set_are_the_server_s_own(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(FORMS["messages"](*talk(i))) + "\n" for i in range(40)))
-    found = ServersRows.load(RunConfig(dataset=f"file:{file}"), ServeOptions(eval_data="dataset"))
+    found = ServersRows.load(parse_run(RunConfig(dataset=f"file:{file}")), ServeOptions(eval_data="dataset"))
     assert (found.form.learns, found.form.template, found.dataset.default_model) == ("instruction", "chat", "smollm2")
     assert len(found.validation)
-    own = ServersRows.load(RunConfig(), ServeOptions(task="instruction", eval_data=str(file)))
+    own = ServersRows.load(parse_run(RunConfig()), ServeOptions(task="instruction", eval_data=str(file)))
     assert len(own.validation) == 40
     assert load_dataset(f"file:{file}").task == own.dataset.task
     alpaca = tmp_path / "alpaca.jsonl"
     alpaca.write_text("".join(json.dumps(FORMS["alpaca"](*talk(i))) + "\n" for i in range(40)))
     asked = ServeOptions(eval_data="dataset", template="alpaca")
     for options in (asked, ServeOptions(eval_data="dataset")):
-        assert ServersRows.load(RunConfig(dataset=f"file:{alpaca}"), options).form.template == "alpaca"
+        assert ServersRows.load(parse_run(RunConfig(dataset=f"file:{alpaca}")), options).form.template == "alpaca"
     with plugins.use_parts({"datasets": {"written": Written}}):
         with refuses("FP1152"):
-            ServersRows.load(RunConfig(dataset="written"), ServeOptions(eval_data="dataset"))
-        assert ServersRows.load(RunConfig(dataset="written"), asked).form.template == "alpaca"
+            ServersRows.load(parse_run(RunConfig(dataset="written")), ServeOptions(eval_data="dataset"))
+        assert ServersRows.load(parse_run(RunConfig(dataset="written")), asked).form.template == "alpaca"
     with refuses("FP1151", "--template alpaca", "rows.jsonl", "chat"):
-        ServersRows.load(RunConfig(dataset=f"file:{file}"), asked)
+        ServersRows.load(parse_run(RunConfig(dataset=f"file:{file}")), asked)
     with refuses("FP3107", "none.jinja"):
         add_form(RunConfig(), ServeOptions(task="instruction", template="none.jinja"))
 

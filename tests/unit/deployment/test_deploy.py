@@ -14,8 +14,8 @@ import pytest
 import tyro
 
 from fedpeft import certs, join, serve, simulate, transcript
-from fedpeft.config import RunConfig
 from fedpeft.flower.settings import OWN_KEYS, read_config
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 from tests.unit.test_readme import join_lines
 

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from fedpeft.communication.flower_grid import get_node_id
-from fedpeft.communication.messages import Instruction, Report, read_report, write_record
+from fedpeft.communication.flower_messages import read_report, write_record
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.identity.members import Roster
 from fedpeft.deployment.server.grid import GrpcGrid, StoppedError
 from fedpeft.deployment.wire.gateway import REPEATS

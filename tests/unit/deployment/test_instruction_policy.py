@@ -13,12 +13,12 @@ import pytest
 
 from fedpeft.communication.messages import ALIKE, LED_BY_RECORD, LOCAL, OF_SUM, OWN, Instruction
 from fedpeft.communication.release import compute_common_digest, compute_instruction_digest, select_own_fields
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.instruction_policy import SUMMED
 from fedpeft.deployment.client.shared_settings import compute_settings_digest
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.transcript.round_record import Chain, RoundRecord, TaskRecord
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.wiring.config import RunConfig
 from tests.deployment.signing_server import release, task
 from tests.here import TINY, Federation
 from tests.refusals import refuses

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.addresses import is_loopback, parse_address
 from fedpeft.deployment.identity.authentication import Doorkeeper
 from fedpeft.deployment.identity.members import Roster
@@ -23,6 +22,7 @@ from fedpeft.deployment.wire.session import Session
 from fedpeft.errors import RunError
 from fedpeft.reporting.console import ServeObserver
 from fedpeft.reporting.summary import _list_result_lines
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 

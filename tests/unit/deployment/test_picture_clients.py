@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.edge import check_machine
 from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
@@ -14,6 +13,8 @@ from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.wiring.config import RunConfig
+from fedpeft.wiring.run_spec import parse_run
 from tests.here import Federation
 from tests.refusals import pattern_of, refuses
 
@@ -45,22 +46,22 @@ class Pictures(Federation):
 
 
 def test_the_form_is_that_of_the_data_set_where_nobody_tells_it():
-    found = ServersRows.load(RunConfig(dataset="digits"), ServeOptions(eval_data="dataset"))
+    found = ServersRows.load(parse_run(RunConfig(dataset="digits")), ServeOptions(eval_data="dataset"))
     assert (found.dataset.kind, found.form.side, found.dataset.default_model) == ("image", 8, "dinov2_small")
     assert len(found.validation)
-    alone = ServersRows.load(RunConfig(dataset="digits"), ServeOptions())
+    alone = ServersRows.load(parse_run(RunConfig(dataset="digits")), ServeOptions())
     assert (alone.form.side, len(alone.validation), alone.dataset.label_names) == (8, 0, found.dataset.label_names)
     with refuses("FP1149", "--side 32", "digits", "8"):
-        ServersRows.load(RunConfig(dataset="digits"), ServeOptions(side=32))
+        ServersRows.load(parse_run(RunConfig(dataset="digits")), ServeOptions(side=32))
     with refuses("FP1150", "--side 32", "tiny"):
-        ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(side=32))
+        ServersRows.load(parse_run(RunConfig(dataset="tiny")), ServeOptions(side=32))
 
 
 def test_the_run_says_whose_rows_it_is_of(tmp_path):
     told = add_form(RunConfig(), ServeOptions(labels="across,down", side=16))
     assert (told.dataset, told.model) == ("clients(labels='across,down', side=16)", "dinov2_small")
     assert add_form(told, ServeOptions()) == told
-    again = ServersRows.load(told, ServeOptions())
+    again = ServersRows.load(parse_run(told), ServeOptions())
     assert (again.form.side, again.dataset.label_names) == (16, ("across", "down"))
     assert FinishedRun(tmp_path, told, {}).picture_side == 16
     assert add_form(RunConfig(dataset="digits"), ServeOptions(eval_data="dataset")).dataset == "digits"
@@ -76,7 +77,7 @@ def test_flags_change_what_a_form_of_before_says(tmp_path):
         ({"label_column": "way"}, "clients(labels='across,down', label=way, side=16)"),
     ):
         assert add_form(told, ServeOptions(**options)).dataset == form
-    assert ServersRows.load(told, ServeOptions(eval_data=folder)).dataset.label_names == ("across", "down")
+    assert ServersRows.load(parse_run(told), ServeOptions(eval_data=folder)).dataset.label_names == ("across", "down")
     for dataset, options, words in (
         (told.dataset, {"eval_data": "dataset"}, ("FP1146",)),
         ("clients", {}, ("FP1148",)),
@@ -85,7 +86,7 @@ def test_flags_change_what_a_form_of_before_says(tmp_path):
         ("clients(task=wings)", {"labels": "a,b"}, ("FP1147", "wings")),
     ):
         with refuses(*words):
-            ServersRows.load(RunConfig(dataset=dataset), ServeOptions(**options))
+            ServersRows.load(parse_run(RunConfig(dataset=dataset)), ServeOptions(**options))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_what_a_server_is_told_wrongly_is_one_sentence(options, error, words, tm
     if "eval_data" in given:
         given["eval_data"] = str(tmp_path / given["eval_data"])
     with pytest.raises(error, match=pattern_of(*words)):
-        ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**given))
+        ServersRows.load(parse_run(RunConfig(dataset="tiny")), ServeOptions(**given))
 
 
 def test_rows_of_another_kind_are_refused(tmp_path, observer):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 
 import pytest
 
-from fedpeft.config import RunConfig, build_config
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server.privacy_plan import UNPLANNED
 from fedpeft.parts import format_part
 from fedpeft.serve import parse
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring import catalogue
+from fedpeft.wiring.config import RunConfig, read_config
 from fedpeft.wiring.private_plan import LEFT
 from tests.here import TINY, Federation
 from tests.refusals import refuses
@@ -63,7 +62,7 @@ def test_a_server_that_is_started_again_stays_with_its_plan(tmp_path, observer):
     text, before = catalogue.format_setup_toml(made.server.setup), heard(made)
     assert before["batch_size"] == 45
     (tmp_path / "server" / "config.toml").write_text(text)
-    made.config = build_config(tomllib.loads(text), "config.toml")
+    made.config = read_config(tmp_path / "server" / "config.toml")
     made.start()
     assert told(made.server.setup.config) == before
     assert made.server.setup.mechanism.start == 0.5

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.shared_settings import parse_shared_settings
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server import federation as served
@@ -18,6 +17,7 @@ from fedpeft.deployment.wire.session import Session
 from fedpeft.join import main as join
 from fedpeft.rounds.sum_journal import SumJournal
 from fedpeft.serve import main as serve
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import has_error, refuses
 

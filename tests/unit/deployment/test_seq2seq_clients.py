@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_to_text import parse_pair
 from fedpeft.deployment.client.capacity import ModelSize
@@ -16,6 +15,8 @@ from fedpeft.deployment.server.examples import ServersRows
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.models.base_model import resolve_model
+from fedpeft.wiring.config import RunConfig
+from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import pattern_of, refuses
 
 PAIRS = ServeOptions(task="seq2seq", held_out=0.25)
@@ -27,14 +28,14 @@ def pairs(k: int, names=("input", "target")) -> list[dict[str, str]]:
 
 
 def test_a_server_needs_no_rows_and_takes_those_of_a_file(tmp_path):
-    found = ServersRows.load(RunConfig(dataset="tiny"), PAIRS)
+    found = ServersRows.load(parse_run(RunConfig(dataset="tiny")), PAIRS)
     assert (found.dataset.task, found.dataset.label_names, len(found.validation)) == ("seq2seq", None, 0)
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in pairs(0, ("a", "b"))))
     own = ServeOptions(task="seq2seq", text_column="a", label_column="b", eval_data=str(file))
-    found = ServersRows.load(RunConfig(dataset="tiny"), own)
+    found = ServersRows.load(parse_run(RunConfig(dataset="tiny")), own)
     assert (found.dataset.task, len(found.validation)) == ("seq2seq", 24)
-    of_data = ServersRows.load(RunConfig(dataset="tiny_seq2seq"), ServeOptions(eval_data="dataset"))
+    of_data = ServersRows.load(parse_run(RunConfig(dataset="tiny_seq2seq")), ServeOptions(eval_data="dataset"))
     assert of_data.dataset.task == "seq2seq"
     assert len(of_data.validation)
 
@@ -51,7 +52,7 @@ def test_what_a_server_is_told_wrongly_is_one_sentence(options, error, words, tm
     (tmp_path / "rows.jsonl").write_text('{"a": "x", "b": "y"}\n')
     given = {name: str(tmp_path / "rows.jsonl") if value == "FILE" else value for name, value in options.items()}
     with pytest.raises(error, match=pattern_of(*words)):
-        ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**given))
+        ServersRows.load(parse_run(RunConfig(dataset="tiny")), ServeOptions(**given))
 
 
 @pytest.mark.parametrize(

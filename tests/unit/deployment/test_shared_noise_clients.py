@@ -9,7 +9,6 @@ import pytest
 from fedpeft.clients.masking import Masking, MaskPlan
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.shared_settings import parse_shared_settings
 from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.deployment.identity.credentials import Credentials
@@ -23,6 +22,7 @@ from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from tests.conftest import SilentObserver
 from tests.here import Federation

@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client import capacity
 from fedpeft.deployment.client.edge import EdgeClient, build_settings
 from fedpeft.deployment.client.shared_settings import LEFT, REFUSED, TAKEN, parse_shared_settings
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from tests.conftest import SilentObserver
 from tests.refusals import refuses

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.edge import check_machine
 from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from tests.here import Federation
 from tests.refusals import refuses
@@ -21,12 +21,12 @@ WORDS = ServeOptions(task="token_labels", labels=",".join(LABELS), held_out=0.25
 
 def test_a_server_s_own_rows_and_settings(tmp_path):
     conll = write_conll(tmp_path / "own.conll", sentences(20))
-    found = ServersRows.load(RunConfig(), ServeOptions(task="token_labels", eval_data=str(conll)))
+    found = ServersRows.load(parse_run(RunConfig()), ServeOptions(task="token_labels", eval_data=str(conll)))
     assert (found.dataset.label_names, len(found.validation)) == (LABELS, 20)
     config = add_form(RunConfig(), WORDS)
     assert config.model == "minilm"
     assert resolve_auto(parse_run(RunConfig(dataset=config.dataset, peft="lora"))).config.head == "zero"
-    of_data = ServersRows.load(RunConfig(dataset=f"file:{conll}"), ServeOptions(eval_data="dataset"))
+    of_data = ServersRows.load(parse_run(RunConfig(dataset=f"file:{conll}")), ServeOptions(eval_data="dataset"))
     assert (of_data.form.task, of_data.dataset.label_names) == ("token_labels", LABELS)
 
 
@@ -40,7 +40,7 @@ def test_a_server_s_own_rows_and_settings(tmp_path):
 )
 def test_what_a_server_is_told_wrongly_is_one_sentence(options, words):
     with refuses(*words):
-        ServersRows.load(add_form(RunConfig(), ServeOptions(**options)), ServeOptions(**options))
+        ServersRows.load(parse_run(add_form(RunConfig(), ServeOptions(**options))), ServeOptions(**options))
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server.examples import ServersRows, add_form
 from fedpeft.errors import FedpeftError
+from fedpeft.wiring.config import RunConfig
+from fedpeft.wiring.run_spec import parse_run
 from tests.deployment.signing_server import joins  # noqa: F401
 from tests.here import Federation
 from tests.refusals import refuses
@@ -36,17 +37,17 @@ class Labelled(Federation):
 )
 def test_what_a_server_is_told_wrongly_is_one_sentence(options, words, tmp_path):
     with refuses(*words):
-        ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**options))
+        ServersRows.load(parse_run(RunConfig(dataset="tiny")), ServeOptions(**options))
 
 
 def test_a_server_s_own_rows_have_the_task_s_labels(tmp_path):
     given = {"task": PRICES.task, "label_column": "price", "eval_data": str(prices(tmp_path / "p.csv"))}
-    found = ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**given))
+    found = ServersRows.load(parse_run(RunConfig(dataset="tiny")), ServeOptions(**given))
     assert (len(found.validation), found.validation.targets) == (120, "numbers")
     with refuses("FP3161", "numbers to predict", "--task"):
-        ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**given | {"task": ""}))
+        ServersRows.load(parse_run(RunConfig(dataset="tiny")), ServeOptions(**given | {"task": ""}))
     many = {"task": "multi_label", "eval_data": str(tagged(tmp_path / "t.jsonl"))}
-    found = ServersRows.load(RunConfig(dataset="tiny"), ServeOptions(**many))
+    found = ServersRows.load(parse_run(RunConfig(dataset="tiny")), ServeOptions(**many))
     assert (found.dataset.label_names, found.validation.labels.shape) == (LABELS, (120, 3))
 
 
@@ -58,7 +59,9 @@ def test_a_server_s_own_rows_have_the_task_s_labels(tmp_path):
     ],
 )
 def test_a_column_s_name_may_have_a_comma(task, column, names):
-    found = ServersRows.load(add_form(RunConfig(), ServeOptions(task=task, label_column=column)), ServeOptions())
+    found = ServersRows.load(
+        parse_run(add_form(RunConfig(), ServeOptions(task=task, label_column=column))), ServeOptions()
+    )
     assert list(found.dataset.label_names) == names
 
 

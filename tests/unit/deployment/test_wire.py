@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.communication.messages import Instruction, Report
+from fedpeft.deployment.client.joining import Patience
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.channel import CHUNK
+from fedpeft.deployment.wire.connection import Link, LostError, shorten_details
 from fedpeft.deployment.wire.generate import GENERATED, generate
 from fedpeft.deployment.wire.parcel import IncomingParcel, compute_wire_size, split_into_parts
 from tests.refusals import refuses
@@ -27,6 +31,39 @@ def received(cls, limit, messages):
     for part in others:
         incoming.add(part.chunk)
     return incoming.task, incoming.get_content()
+
+
+@pytest.mark.parametrize(
+    ("details", "cause"),
+    [
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:8470: Failed to connect to remote "
+            "host: connect: Connection refused (111)",
+            "Connection refused",
+        ),
+        (
+            "DNS resolution failed for nowhere:8470: C-ares status is not ARES_SUCCESS qtype=A name=nowhere: Domain "
+            "name not found",
+            "Domain name not found",
+        ),
+        ("too many calls are waiting to send a message; retry later", None),
+        ("Socket closed", None),
+    ],
+)
+def test_a_failed_connection_is_described_by_its_cause(details, cause):
+    assert shorten_details(details) == (cause or details)
+
+
+def test_a_server_that_does_not_listen_yet_is_described_in_one_short_sentence():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = []
+    link = Link(f"127.0.0.1:{port}", "edge-1", None)
+    with link.open() as connection, pytest.raises(LostError) as lost:
+        connection.describe()
+    Patience(0.0, SimpleNamespace(say=said.append), iter([0.0])).wait_for_retry(link, lost.value)
+    assert said == [f"no connection to 127.0.0.1:{port} (Connection refused); again in 0.0 s"]
 
 
 def test_the_generated_code_is_that_of_the_proto(tmp_path):

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from fedpeft.answers.questions import QuestionForm, read_questions
 from fedpeft.data.conversations import pack_messages
 from fedpeft.data.prompt_templates import compute_fingerprint
+from fedpeft.models.answers.questions import QuestionForm, read_questions
 from tests.refusals import refuses
 
 SINGLE = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]

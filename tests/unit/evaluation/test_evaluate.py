@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from fedpeft.answers.generation import answer_prompts, generate_tokens
-from fedpeft.answers.likelihood import choose_answers
-from fedpeft.answers.metric import METRICS
-from fedpeft.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.data.conversations import tokenize_row
-from fedpeft.evaluate import select_evenly
-from fedpeft.evaluation.evaluation import QuestionAnswers
+from fedpeft.evaluate.__main__ import select_evenly
+from fedpeft.evaluate.evaluation import QuestionAnswers
+from fedpeft.models.answers.generation import answer_prompts, generate_tokens
+from fedpeft.models.answers.likelihood import choose_answers
+from fedpeft.models.answers.metric import METRICS
+from fedpeft.models.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer
 
 from fedpeft.data.made_words import WORDS
-from fedpeft.evaluation import flowertune
-from fedpeft.evaluation.flowertune import TRACKS, find_sentiment, is_choice_right, read
+from fedpeft.evaluate import flowertune
+from fedpeft.evaluate.flowertune import TRACKS, find_sentiment, is_choice_right, read
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from tests.refusals import refuses

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedpeft.evaluation import contestants
-from fedpeft.evaluation.contestants import Contestants
-from fedpeft.evaluation.evaluation import Evaluation, EvaluationRequest, EvaluationResult, QuestionAnswers
+from fedpeft.evaluate import contestants
+from fedpeft.evaluate.contestants import Contestants
+from fedpeft.evaluate.evaluation import Evaluation, EvaluationRequest, EvaluationResult, QuestionAnswers
 from fedpeft.machine import files
 from fedpeft.peft import saved_adapter
 from tests.refusals import refuses

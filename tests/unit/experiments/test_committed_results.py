@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.studies.runner import Workplace
-from fedpeft.studies.study_file import read_study
+from fedpeft.study.runner import Workplace
+from fedpeft.study.study_file import read_study
 
 ROOT = Path(__file__).parents[3]
 

@@ -36,11 +36,11 @@ from experiments.decide.simulation import TRUTHS, Pages
 from experiments.decide.verdicts import decide_all
 from experiments.learning_rates import find_tuned_tables, insert_rates
 from fedpeft.errors import RunError
-from fedpeft.spec import parse_spec, split_outside_parentheses
-from fedpeft.studies.results import FINISHED, Result, pack
-from fedpeft.studies.sections import Section
-from fedpeft.studies.statistics import Uncertainty
-from fedpeft.studies.study_file import SETTINGS, Study, read_study
+from fedpeft.parts.spec import parse_spec, split_outside_parentheses
+from fedpeft.study.results import FINISHED, Result, pack
+from fedpeft.study.sections import Section
+from fedpeft.study.statistics import Uncertainty
+from fedpeft.study.study_file import SETTINGS, Study, read_study
 from fedpeft.wiring.catalogue import FLAGS
 
 CLAIMS, TASKS = read_registry()

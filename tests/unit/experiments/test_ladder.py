@@ -15,11 +15,11 @@ from rich.console import Console
 from experiments.ladder import __main__ as command
 from experiments.ladder.rungs import Cell, compute_frozen_features, create_folds, sample, score_probe, score_surface
 from experiments.ladder.settings import TASKS, Task, create_natural, create_passes
-from fedpeft.config import build_config
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import build_config
 
 TINY = "tiny(rows=220, test_rows=80, classes=3)"
 SMALL = Task(

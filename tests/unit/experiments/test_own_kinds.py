@@ -8,10 +8,10 @@ import pytest
 
 from experiments import own_kinds
 from experiments.own_kinds import compute_lines
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import RunError
+from fedpeft.wiring.config import RunConfig
 
 ANSWERS = [
     {"right": ["A"], "said": {"base": "a", "global": "A", "client 0 alone": " A", "client 1 alone": "B"}},

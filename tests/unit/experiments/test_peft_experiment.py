@@ -10,11 +10,11 @@ import pytest
 from experiments.learning_rates import find_tuned_tables, insert_rates, rank_rates
 from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
-from fedpeft.config import read_config
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.studies.results import Result
-from fedpeft.studies.study_file import read_study
+from fedpeft.study.results import Result
+from fedpeft.study.study_file import read_study
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import read_config
 from fedpeft.wiring.run_spec import parse_run
 
 OF_STRATEGIES = {"lora_sb", "lora_gram", "row_lora", "expert_lora"}

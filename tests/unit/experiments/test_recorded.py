@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedpeft.studies.results import ResultsFile
+from fedpeft.study.results import ResultsFile
 
 PARTITIONS = ("dirichlet(alpha=0.5)", "dirichlet(alpha=0.1)", "dirichlet(alpha=0.05)")
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from experiments.tune.__main__ import SEEDS, format_study
-from fedpeft.config import RunConfig
-from fedpeft.studies.study_file import read_study
+from fedpeft.study.study_file import read_study
+from fedpeft.wiring.config import RunConfig
 
 
 def test_the_study_has_an_axis_of_what_differs_and_shares_the_rest(tmp_path):

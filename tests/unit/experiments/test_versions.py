@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
+import runpy
 
 from experiments.versions.__main__ import format_table, main
 from experiments.versions.ends import ROOT, VersionEnd, list_requirements, parse_versions, select_own_versions
 
-CORE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+CORE = runpy.run_path(str(ROOT / ".ci" / "lock.py"))["read_dependencies"]()
 RESOLVED = "cloudpickle==3.0.0\nHuggingface_Hub[cli]==1.0.0\nidna==3.10\n"
 
 

@@ -8,12 +8,13 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 
 from fedpeft.communication.flower_grid import OwnGrid, get_node_id
-from fedpeft.communication.messages import Instruction, Report, read_report, write_record
-from fedpeft.config import RunConfig
+from fedpeft.communication.flower_messages import read_report, write_record
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.errors import AssetError, ConfigError
 from fedpeft.flower import client_app, server_app
 from fedpeft.flower.grid import UNTAKEN, FlowerGrid
 from fedpeft.flower.settings import read_nodes
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 GONE = "Node Unavailable"

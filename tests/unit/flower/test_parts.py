@@ -7,14 +7,15 @@ from types import SimpleNamespace
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedpeft import plugins
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, set_identity
-from fedpeft.communication.messages import Instruction, Report, read_instruction, read_report, write_record
-from fedpeft.config import RunConfig
+from fedpeft.communication.flower_messages import read_instruction, read_report, write_record
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.deployment.compared_parts import WHOLE_RUN, list_part_digests
 from fedpeft.flower import client_app, server_app
 from fedpeft.flower.grid import FlowerGrid
 from fedpeft.flower.parts import RECORD, add_parts
+from fedpeft.parts import plugins
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import has_error
 from tests.unit.deployment.test_compared_parts import only, two_files
 

@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from fedpeft.evaluation.answered_rows import write
+from fedpeft.evaluate.answered_rows import write
 from fedpeft.machine.spreadsheet import escape_cell
 
 FORMULAS = ["=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1+1", "\r=1+1", "\n=1+1", "  =1+1", "=", "-",

@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForCausalLM
 
-from fedpeft.answers.captioning import caption_images, generate_captions
 from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.images import convert_images
 from fedpeft.data.rows import Rows, get_default_head, load_dataset
 from fedpeft.data.scenes import list_scenes, parse_caption
 from fedpeft.data.tokens import load_tokenizer
+from fedpeft.models.answers.captioning import caption_images, generate_captions
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import compute_patch_features
 from fedpeft.models.task import TASKS, find_trainable

@@ -11,7 +11,7 @@ from fedpeft.measurements.robustness import Robustness
 from fedpeft.models.client_accuracy import compute_client_accuracies, compute_worst_tenth
 from fedpeft.rounds.evaluation import summarize_own_rows
 from fedpeft.simulation.robustness import measure_corruptions
-from fedpeft.studies.results import compute_client_accuracy
+from fedpeft.study.results import compute_client_accuracy
 
 RIGHT, LABELS = np.array([True, True, False, False]), np.array([0, 0, 1, 1])
 

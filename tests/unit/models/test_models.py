@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from fedpeft import plugins
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import MODELS, find_local_folder, resolve_model
+from fedpeft.parts import plugins
 from tests.refusals import refuses
 
 FETCHED = ("minilm", "smollm2", "dinov2_small")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.frozen_blocks import can_start_at, cut_below
@@ -23,6 +22,7 @@ from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.forgetting import measure_forgetting
 from fedpeft.simulation.probe import begin_probe
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 CLASSES = {"tiny": "tiny", "tiny_vision": "digits"}

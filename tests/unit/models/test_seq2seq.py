@@ -15,17 +15,18 @@ from fedpeft.clients.executor import Job
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from fedpeft.answers.exam import Exam, select_fitting
-from fedpeft.answers.generation import answer_prompts, generate_tokens
-from fedpeft.answers.questions import Question, QuestionForm, parse_question
 from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
-from fedpeft.data.examples import IGNORED
 from fedpeft.data.rows import Rows, load_dataset
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.data.text_to_text import pack_pair, parse_pair, tokenize_target
+from fedpeft.models.answers.exam import Exam, select_fitting
+from fedpeft.models.answers.generation import answer_prompts, generate_tokens
+from fedpeft.models.answers.questions import Question, QuestionForm, parse_question
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.checkpointing import checkpoint_blocks
+from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.layers import choose_blocks, find_linear_layers, find_target_layers
-from fedpeft.models.task import DTYPES, TASKS, find_trainable
+from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.models.tasks.seq2seq import check_seq2seq
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.adamix import Mixture, compute_symmetric_divergence

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from fedpeft.aggregation.head_start import HEADS
+from fedpeft.aggregation.head_start import HEADS, convert_to_summands
 from fedpeft.aggregation.update import Fold
 from fedpeft.models.target_measures import measure_classes, measure_labels, measure_numbers
 from fedpeft.models.task import TASKS
@@ -127,7 +127,7 @@ WIDTH = 6
 def summed(head, features, labels, shards, outputs):
     total = Fold()
     for rows in shards:
-        total.add(head.additive(head.statistics(features[rows], labels[rows], outputs)), 1.0)
+        total.add(convert_to_summands(head, head.statistics(features[rows], labels[rows], outputs)), 1.0)
     return head.solve(total.sums, WIDTH, outputs)
 
 

@@ -15,10 +15,11 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from fedpeft.data.examples import IGNORED
+from fedpeft.data.tagged_words import IGNORED
 from fedpeft.models import token_losses as module
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import DTYPES, TASKS, RowLosses, find_trainable
+from fedpeft.models.dtypes import DTYPES
+from fedpeft.models.task import TASKS, RowLosses, find_trainable
 from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel
 from fedpeft.peft.family import PEFT_METHODS
 

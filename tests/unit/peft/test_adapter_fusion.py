@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from fedpeft.clients.sequential import SequentialExecutor
 
-from fedpeft.config import RunConfig
 from fedpeft.conformance.peft_cases import Case, create_finished_runs, create_model
 from fedpeft.deployment.client.shared_settings import parse_shared_settings
 from fedpeft.deployment.options import ServeOptions
@@ -18,6 +17,7 @@ from fedpeft.models.task import find_trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.adapter_fusion import Fusion, compute_identity_pull
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import refuses
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
-from fedpeft import seeds
 from fedpeft.data.examples import make_up_batch
+from fedpeft.machine import seeds
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
 

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from fedpeft.config import RunConfig
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms import user_dp
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.server_noise import compute_correlated_noise
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.privacy.small_runs import QUIET
 from tests.refusals import refuses
 from tests.unit.privacy.test_private_plan import exposure

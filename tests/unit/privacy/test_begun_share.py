@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.mechanisms import distributed_dp, user_dp
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring import catalogue
+from fedpeft.wiring.config import RunConfig
 from tests.privacy.small_runs import QUIET
 from tests.refusals import refuses
 

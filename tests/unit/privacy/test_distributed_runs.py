@@ -16,7 +16,6 @@ from scipy.stats import binom
 
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.audit.canaries import CanaryAudit, run
-from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, noise_for
@@ -31,6 +30,7 @@ from fedpeft.privacy.secure_sum.shared_noise import SharedNoise
 from fedpeft.privacy.skellam import Grid
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 from tests.unit.privacy.test_secure_sum import Sum
 

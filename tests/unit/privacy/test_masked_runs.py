@@ -7,12 +7,12 @@ from fedpeft.clients.masking import FILE
 from rich.console import Console
 
 from fedpeft.communication.messages import Instruction
-from fedpeft.config import RunConfig
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import has_error, refuses
 from tests.runs.privacy.test_masked_runs import TINY
 

@@ -13,7 +13,6 @@ from fedpeft.clients.local_training import Schedule
 
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.config import RunConfig
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy import training_plans
@@ -24,6 +23,7 @@ from fedpeft.privacy.mechanism import LEAST_SIGNAL, MECHANISMS
 from fedpeft.privacy.mechanisms import distributed_dp, dp_sgd
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.privacy.small_runs import QUIET
 from tests.refusals import refuses
 from tests.unit.privacy.test_user_dp import LAYOUT

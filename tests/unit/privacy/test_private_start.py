@@ -12,13 +12,13 @@ from rich.console import Console
 from scipy.stats import norm as normal
 
 from fedpeft.aggregation.heads.private_centroids import PrivateCentroids
-from fedpeft.config import RunConfig
 from fedpeft.errors import PrivacyError
 from fedpeft.privacy.accountant import Event, is_within, merge_events, noise_for
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.private_probe import score_private_probe
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import has_error, refuses
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 6, "cohort": 3, "rounds": 2, "workers": 1, "seed": 3,

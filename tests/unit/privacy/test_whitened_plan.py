@@ -2,10 +2,10 @@
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.privacy.mechanisms import distributed_dp
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 from tests.unit.privacy.test_private_plan import QUIET, TINY
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from fedpeft.answers.questions import QuestionForm
 from fedpeft.data.conversations import format_question
 from fedpeft.data.rows import load_dataset
+from fedpeft.models.answers.questions import QuestionForm
 from fedpeft.models.base_model import resolve_model
 from tests.refusals import refuses
 

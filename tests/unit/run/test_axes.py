@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedpeft.reporting.plots import plot_run
-from fedpeft.studies import curve_figures
+from fedpeft.study import curve_figures
 
 
 @pytest.mark.parametrize("accuracies", [(1.0, 1.0), (0.9, 1.0), (0.999, 0.9995), (0.4, 0.6)])

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedpeft import certs, check, evaluate, report, study, tune
+from fedpeft import certs, check, report
 from fedpeft.data.rows import Rows
-from fedpeft.evaluation.evaluation import EvaluationResult
+from fedpeft.evaluate import __main__ as evaluate
+from fedpeft.evaluate.evaluation import EvaluationResult
 from fedpeft.reporting.console import format_model_line
-from fedpeft.studies.results import ResultsFile
+from fedpeft.study import __main__ as study
+from fedpeft.study.results import ResultsFile
+from fedpeft.tune import __main__ as tune
 from tests.studies.made import made_result
 from tests.tune.made import TEXT
 

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from fedpeft.clients.drift import MasksExamples
+from fedpeft.strategies.rolora import RoLoRA
 
 from fedpeft.aggregation.abilities import RemembersRounds
 from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.aggregation.server_optimizers.momentum import Momentum
 from fedpeft.aggregation.server_optimizers.sgd import SGD
-from fedpeft.aggregation.strategy import strategies
-from fedpeft.families import ATTACKS, CORRECTIONS, HEADS, LOCAL_OPTIMIZERS, LOCAL_WORK, MECHANISMS, PEFT_METHODS, TASKS
+from fedpeft.aggregation.strategy import LinearStrategy, strategies
+from fedpeft.models.abilities import PacksExamples
+from fedpeft.parts.families import (
+    ATTACKS,
+    CORRECTIONS,
+    HEADS,
+    LOCAL_OPTIMIZERS,
+    LOCAL_WORK,
+    MECHANISMS,
+    PEFT_METHODS,
+    TASKS,
+)
 from fedpeft.peft.adapter import Layout, TensorSpec
 from fedpeft.peft.methods.dora import Dora
 from fedpeft.peft.methods.lora import Lora
 from fedpeft.peft.methods.qlora import QLora
+from fedpeft.wiring.auto_defaults import choose_method
 from fedpeft.wiring.checks.captions import check_captions
 from fedpeft.wiring.checks.measurements import check_measured
+from fedpeft.wiring.checks.rules import check_method
 from fedpeft.wiring.checks.tasks import check_tasks
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.profiles import Profile
+from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import refuses
 
 PACKAGE = Path(check_tasks.__code__.co_filename).parents[2]
@@ -123,6 +138,48 @@ def test_captions_take_any_head_whose_outputs_are_the_targets():
     check_captions(setup(Regression(scale=1.0)))
     with refuses("FP1300"):
         check_captions(setup(Regression(scale=8.0)))
+
+
+@dataclass(frozen=True)
+class OwnRoLoRA(RoLoRA):
+    """A user's rule that trains one factor a round."""
+
+
+@dataclass(frozen=True)
+class OwnMean(LinearStrategy):
+    """A user's plain mean."""
+
+    needs_lora = False
+
+
+@dataclass(frozen=True)
+class OwnShare(OwnMean):
+    """A user's rule that changes what a client contributes."""
+
+    def contribution(self, update, state, layout):
+        return update.delta
+
+
+def test_methods_whose_parameters_belong_together_take_any_rule_that_preserves_them():
+    vera = PEFT_METHODS.build("vera")
+    check_method(vera, OwnRoLoRA(), [vera.form])
+    with refuses("FP1332", "vera", "(product)", "ffa_lora or flexlora or rolora"):
+        check_method(vera, OwnMean(), [vera.form])
+
+
+@pytest.mark.parametrize(
+    ("rule", "method"),
+    [(OwnMean(), "head2toe"), (OwnShare(), "lora"), (strategies.build("ditto"), "lora"),
+     (strategies.build("fedbuff"), "lora"), (strategies.build("ffa_lora"), "lora")],
+)  # fmt: skip
+def test_pictures_train_a_head_alone_with_any_plain_mean(rule, method):
+    spec = replace(parse_run(RunConfig()), strategy=rule)
+    assert choose_method(spec, SimpleNamespace(kind="image", task="classification", tasks=None), []) == method
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "instruction", "captions", "dpo", "seq2seq"])
+def test_only_texts_of_one_sequence_share_a_sequence(task):
+    assert isinstance(TASKS.build(task), PacksExamples) == (task in ("causal_lm", "instruction"))
 
 
 PAIR = (TensorSpec("a.lora_A.weight", (2, 4), "lora_A", "a"), TensorSpec("a.lora_B.weight", (4, 2), "lora_B", "a"))

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.deployment.client.shared_settings import parse_shared_settings, select_client_settings
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.sampling import build_aware_sampler, compute_cohort_size
 from tests.refusals import refuses
 

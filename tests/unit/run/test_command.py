@@ -12,20 +12,20 @@ from fedpeft.errors import ConfigError
 from fedpeft.reporting.command import create_interrupt_handler, run_command
 
 COMMANDS = {  # one mistake that each finds without a run
-    "simulate": ["--clients", "0.5"],
-    "check": ["no.csv"],
-    "init": ["."],
-    "serve": ["--listen", "nowhere"],
-    "join": ["--server", "nowhere", "--data", "no.csv"],
-    "study": ["no.toml"],
-    "report": ["nowhere"],
-    "export": ["nowhere"],
-    "predict": ["nowhere"],
-    "describe": ["nothing"],
-    "certs": ["--server", "no host"],
-    "audit.__main__": [],
-    "transcript": ["no", "nothing"],
-    "conformance.__main__": ["no.py"],
+    "fedpeft.simulate": ["--clients", "0.5"],
+    "fedpeft.check": ["no.csv"],
+    "fedpeft.init.__main__": ["."],
+    "fedpeft.serve": ["--listen", "nowhere"],
+    "fedpeft.join": ["--server", "nowhere", "--data", "no.csv"],
+    "fedpeft.study.__main__": ["no.toml"],
+    "fedpeft.report": ["nowhere"],
+    "fedpeft.export": ["nowhere"],
+    "fedpeft.predict": ["nowhere"],
+    "fedpeft.describe": ["nothing"],
+    "fedpeft.certs": ["--server", "no host"],
+    "fedpeft.audit.__main__": [],
+    "fedpeft.transcript": ["no", "nothing"],
+    "fedpeft.conformance.__main__": ["no.py"],
 }
 
 
@@ -73,7 +73,7 @@ def test_what_is_nobody_s_mistake_is_not_hidden():
 def test_a_mistake_of_any_command_is_an_error_and_exit_code_2(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "something").touch()
-    assert importlib.import_module(f"fedpeft.{name}").main(COMMANDS[name]) == 2
+    assert importlib.import_module(name).main(COMMANDS[name]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -82,6 +82,6 @@ def test_a_mistake_of_any_command_is_an_error_and_exit_code_2(name, tmp_path, mo
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_ends_any_command_with_130(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    command = importlib.import_module(f"fedpeft.{name}")
+    command = importlib.import_module(name)
     monkeypatch.setattr(command.tyro, "cli", lambda *_, **__: raises(KeyboardInterrupt())())
     assert command.main([]) == 130

@@ -11,11 +11,11 @@ import pytest
 from fedpeft.clients.attack import ATTACKS
 
 from fedpeft.__main__ import COMMANDS
-from fedpeft.config import RunConfig
-from fedpeft.declarations import UnreadableError, read
 from fedpeft.errors import ConfigError, FedpeftError
-from fedpeft.families import PRESETS
+from fedpeft.parts.declarations import UnreadableError, read
+from fedpeft.parts.families import PRESETS
 from fedpeft.wiring import catalogue, early_checks
+from fedpeft.wiring.config import RunConfig
 
 HEAVY = ("torch", "transformers", "flwr", "grpc", "scipy", "datasets", "pandas", "pyarrow")
 
@@ -48,10 +48,10 @@ OF_COMMANDS = {
     "check": [("reviews", "--clients", "-1"), ("reviews", "--tokens", "3"), ("reviews", "--seed", "-1"),
               ("reviews", "--partition", "dirichlet(alpha=0)"), ("reviews", "--model", "no_such"),
               ("reviews", "--picture", "a.doc"), ("no_such",), ("no_such.csv",), ("file(path=a.csv, side=3)",)],
-    "study": [("study.toml", "--jobs", "-1"), ("study.toml", "--preset", "no_such"),
+    "study.__main__": [("study.toml", "--jobs", "-1"), ("study.toml", "--preset", "no_such"),
               ("study.toml", "--track", "no_such"), ("study.toml", "--plugin", "no_such"),
               ("study.toml",), ("axis.toml",), ("no_such.toml",)],
-    "tune": [("search.toml", "--workers", "0"), ("search.toml", "--trials", "-1"),
+    "tune.__main__": [("search.toml", "--workers", "0"), ("search.toml", "--trials", "-1"),
              ("search.toml", "--plugin", "no_such"), ("search.toml",), ("no_such.toml",)],
     "predict": [("run", "text", "--abstain", "2"), ("run", "text", "--new-tokens", "0"), ("run",),
                 ("run", "text", "--output", "a.csv"), ("run", "text", "--data", "a.csv", "--output", "b.csv")],
@@ -131,10 +131,10 @@ def test_the_table_has_every_flag_of_parts():
 
 COMPARED = """
 import dataclasses, sys
-from fedpeft.declarations import KEPT, read
-from fedpeft.parts import _get_hints
+from fedpeft.parts.declarations import KEPT, read
+from fedpeft.parts.part import _get_hints
+from fedpeft.parts.spec import make_importable
 from fedpeft.wiring.catalogue import FAMILIES
-from fedpeft.spec import make_importable
 
 families = [family for families in FAMILIES.values() for family in families]
 parts = [(family, name) for family in families for name in family.own_names]

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.reporting.help_page import GROUPS
 from fedpeft.serve import main as serve
 from fedpeft.simulate import main as simulate
+from fedpeft.wiring.config import RunConfig
 
 
 def test_each_setting_is_in_one_group():

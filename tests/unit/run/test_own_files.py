@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
-from fedpeft.parts import setting
+from fedpeft.parts import plugins, setting
 from fedpeft.reporting import user_files
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.run_folder import resolve_paths
 from fedpeft.reporting.user_files import RECORD, MadeOf, find_changed_file, load_record
 from fedpeft.rounds.user_hook import UserHook
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.profiles import PROFILES
 from tests.refusals import refuses
 from tests.run.swapped import rows, swap

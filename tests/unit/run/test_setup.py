@@ -6,12 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.data.partition import Partition
 from fedpeft.parts import Family, name_of
+from fedpeft.parts.spec import Spec
 from fedpeft.reporting.workers import create_client_plan
-from fedpeft.spec import Spec
 from fedpeft.wiring.auto_defaults import resolve_auto
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.setup import Setup

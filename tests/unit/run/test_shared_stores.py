@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from fedpeft.clients.workbench import Workbench
 
-from fedpeft.config import RunConfig
 from fedpeft.models.frozen_blocks import ActivationCache
 from fedpeft.reporting.workers import Machine, Workers
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 TINY = {

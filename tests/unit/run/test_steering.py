@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from fedpeft.aggregation.safeguards.undo import Undo
-from fedpeft.config import RunConfig
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from fedpeft.wiring.training_control import TrainingControl, build_training_control
 from tests.refusals import refuses

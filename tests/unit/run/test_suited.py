@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.config import RunConfig
 from fedpeft.wiring.auto_defaults import choose_method, resolve_auto
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.profiles import ProfileTable
 from fedpeft.wiring.run_spec import parse_run

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import fedpeft
-from fedpeft import __main__, plugins
+from fedpeft import __main__
+from fedpeft.parts import plugins
 from fedpeft.reporting.command import MISTAKE, name_program, parse_flags, run_tool
 from fedpeft.wiring.catalogue import FLAGS
 from tests.refusals import has_error

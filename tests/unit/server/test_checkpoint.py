@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -136,6 +137,13 @@ def test_numbers_per_client_come_back_in_order(tmp_path):
     progress = ServerState.read(file)
     assert {name: getattr(progress, name) for name in of_clients} == of_clients
     assert list(progress.rows) == [3, 1]
+
+
+def test_scores_of_single_examples_are_their_owner_s_alone_in_a_private_run(tmp_path):
+    for private, others in ((True, 0), (False, 0o044)):
+        Records(tmp_path, private).write_arrays("predictions.npz", correct=np.ones(3))
+        assert (tmp_path / "predictions.npz").stat().st_mode & 0o077 & ~others == 0
+        assert private is not bool((tmp_path / "predictions.npz").stat().st_mode & 0o044)
 
 
 def test_lines_that_are_their_owner_s_alone_are_told_so(tmp_path, monkeypatch):

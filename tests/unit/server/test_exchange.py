@@ -10,7 +10,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedpeft.audit.canaries import CanaryAudit, _Clients
 from fedpeft.communication.downlink import Package, SentState
 from fedpeft.communication.flower_grid import OwnGrid, get_node_id
-from fedpeft.communication.messages import Instruction, Report, read_instruction, write_record
+from fedpeft.communication.flower_messages import read_instruction, write_record
+from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.uplink import Uplink
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.rounds import report_buffer

@@ -10,10 +10,10 @@ import torch
 from fedpeft.clients.executor import Job
 from fedpeft.clients.pool import Worker
 
-from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 from fedpeft.simulation.alone import choose_clients, expand_to_global, start_alone, train_one_alone
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 from tests.runs.simulation.test_run_strategies import settings
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from fedpeft.clients.pool import Worker
 
-from fedpeft.config import RunConfig
 from fedpeft.simulation.pooled import RATES, find_best_pooled, train_on_pooled_rows
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.runs.simulation.test_run_strategies import settings
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.privacy.mechanism import MECHANISMS, CohortForm
 from fedpeft.reporting.console import ConsoleObserver
@@ -23,6 +22,7 @@ from fedpeft.rounds.sampling import (
 )
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.profiles import Profile, Profiles, ProfileTable, compute_chances, create_profiles, list_distinct
 from tests.refusals import has_error, refuses
 

@@ -5,11 +5,11 @@ import pytest
 from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
-from fedpeft.config import RunConfig
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation import probe
 from fedpeft.simulation.probe import FOLDS, BegunProbe, _fit_classes, _try_strengths, choose_strength, fit_linear_probe
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 
 
 def test_the_strongest_regularisation_within_one_standard_error_is_taken():

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.data.datasets.hf import HF
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_to_text import parse_pair
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
 
 TINY = {"dataset": "tiny_seq2seq(owners=3, rows=20)", "tokens": 16, "clients": 3, "cohort": "all", "rounds": 2,

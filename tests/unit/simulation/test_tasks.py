@@ -9,11 +9,11 @@ import torch
 from fedpeft.clients.label_shift import mask_other_classes
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.task_measures import compute_transfer
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import pattern_of, refuses
 
 DATA = "tasks('tiny(classes=6)', classes=2, late=1)"

@@ -11,10 +11,10 @@ import pytest
 from fedpeft.reporting import user_files
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.user_files import RECORD, find_own_files, load_record
-from fedpeft.studies.results import FAILED, FINISHED, Result, ResultsFile, read_run
-from fedpeft.studies.runner import RunProcess, Workplace
-from fedpeft.studies.study_file import PlannedRun, Study, read_study
-from fedpeft.study import main
+from fedpeft.study.__main__ import main
+from fedpeft.study.results import FAILED, FINISHED, Result, ResultsFile, read_run
+from fedpeft.study.runner import RunProcess, Workplace
+from fedpeft.study.study_file import PlannedRun, Study, read_study
 from tests.refusals import has_error, refuses
 from tests.run.swapped import rows, swap
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from fedpeft.reporting.user_files import OwnFile
-from fedpeft.studies.page import PageSection
-from fedpeft.studies.results import Result, select_latest
-from fedpeft.studies.sections import Section, assign_points, get_runs_baseline
+from fedpeft.study.page import PageSection
+from fedpeft.study.results import Result, select_latest
+from fedpeft.study.sections import Section, assign_points, get_runs_baseline
 from tests.studies.made import made_result
 
 

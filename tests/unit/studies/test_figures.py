@@ -12,11 +12,11 @@ import pytest
 from matplotlib.text import Text
 from scipy import stats
 
-from fedpeft.studies import figures as drawn_figures
-from fedpeft.studies.curve_figures import draw_curves
-from fedpeft.studies.curve_figures import draw_curves_apart as curves_apart
-from fedpeft.studies.dot_plots import draw_accuracy_against, draw_accuracy_rows
-from fedpeft.studies.drawing import (
+from fedpeft.study import figures as drawn_figures
+from fedpeft.study.curve_figures import draw_curves
+from fedpeft.study.curve_figures import draw_curves_apart as curves_apart
+from fedpeft.study.dot_plots import draw_accuracy_against, draw_accuracy_rows
+from fedpeft.study.drawing import (
     COLORS,
     GREY,
     PANEL_HEIGHT,
@@ -30,10 +30,10 @@ from fedpeft.studies.drawing import (
     name_points,
     set_log_scale_if_wide,
 )
-from fedpeft.studies.figures import draw_figures
-from fedpeft.studies.measures import get_round_seconds
-from fedpeft.studies.results import Result
-from fedpeft.studies.sections import Section
+from fedpeft.study.figures import draw_figures
+from fedpeft.study.measures import get_round_seconds
+from fedpeft.study.results import Result
+from fedpeft.study.sections import Section
 from tests.studies.made import made_result, made_study, section
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fedpeft.report import Command, create_sections
-from fedpeft.studies.result_folders import ResultFolders
-from fedpeft.studies.results import ResultsFile
-from fedpeft.studies.study_file import read_study
+from fedpeft.study.result_folders import ResultFolders
+from fedpeft.study.results import ResultsFile
+from fedpeft.study.study_file import read_study
 from tests.studies.made import made_result
 from tests.unit.studies.test_study import AXES, BASE
 

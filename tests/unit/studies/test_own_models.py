@@ -3,8 +3,8 @@
 import pytest
 
 from fedpeft.reporting.summary import OWN_ROWS
-from fedpeft.studies.page import PageSection
-from fedpeft.studies.sections import Section
+from fedpeft.study.page import PageSection
+from fedpeft.study.sections import Section
 from tests.studies.made import made_study, section
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fedpeft import plugins
-from fedpeft.config import RunConfig
+from fedpeft.parts import plugins
 from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from tests.unit.studies.test_study import BASE, study
 

@@ -12,11 +12,11 @@ import pytest
 
 from fedpeft.report import main
 from fedpeft.reporting.summary import OWN_ROWS
-from fedpeft.studies.measures import BY_KEY, build_curve, format_heading
-from fedpeft.studies.page import TABLE_BEGINS, TABLE_ENDS, PageSection, insert_tables, render_page
-from fedpeft.studies.results import Result, compute_client_accuracy, pack, unpack
-from fedpeft.studies.sections import Section
-from fedpeft.studies.tables import build_comparison_table, build_cost_table, build_methods_table, build_tables
+from fedpeft.study.measures import BY_KEY, build_curve, format_heading
+from fedpeft.study.page import TABLE_BEGINS, TABLE_ENDS, PageSection, insert_tables, render_page
+from fedpeft.study.results import Result, compute_client_accuracy, pack, unpack
+from fedpeft.study.sections import Section
+from fedpeft.study.tables import build_comparison_table, build_cost_table, build_methods_table, build_tables
 from tests.refusals import has_error
 from tests.studies.made import made_result, made_study, section, write_study
 

@@ -11,7 +11,7 @@ from scipy import stats
 from torchmetrics.classification import MulticlassCalibrationError
 
 from fedpeft.models.calibration import BINS, calibrate
-from fedpeft.studies.statistics import (
+from fedpeft.study.statistics import (
     TestCounts,
     compare,
     compute_half_width,

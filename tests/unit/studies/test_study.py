@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from fedpeft import simulate
-from fedpeft.studies.process import Program, Start
-from fedpeft.studies.result_folders import ResultFolders, match_to_study
-from fedpeft.studies.results import (
+from fedpeft.study.__main__ import load, main
+from fedpeft.study.process import Program, Start
+from fedpeft.study.result_folders import ResultFolders, match_to_study
+from fedpeft.study.results import (
     FAILED,
     FINISHED,
     Result,
@@ -23,9 +24,8 @@ from fedpeft.studies.results import (
     select_latest,
     unpack,
 )
-from fedpeft.studies.runner import RunProcess, Schedule, Workplace, count_fitting_jobs
-from fedpeft.studies.study_file import Study, read_study
-from fedpeft.study import load, main
+from fedpeft.study.runner import RunProcess, Schedule, Workplace, count_fitting_jobs
+from fedpeft.study.study_file import Study, read_study
 from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import has_error, refuses
 from tests.runs.deployment.test_full_disk import full_disk
@@ -376,8 +376,8 @@ def test_a_full_disk_leaves_what_was_asked_of_a_run_and_it_goes_on(tmp_path: Pat
 
 def test_runs_share_the_gpus_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many runs at a time as GPUs, each on the one that has the fewest."""
-    monkeypatch.setattr("fedpeft.studies.runner.list_accelerators", lambda: ["cuda:0", "cuda:1"])
-    monkeypatch.setattr("fedpeft.studies.runner.divide_gpus", lambda jobs: ["5", "7"])
+    monkeypatch.setattr("fedpeft.study.runner.list_accelerators", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr("fedpeft.study.runner.divide_gpus", lambda jobs: ["5", "7"])
     made = study(tmp_path, SEEDS + BASE + AXES)
     (tmp_path / "runs").mkdir()
     runs = made.plan_runs()

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import fedpeft
-from fedpeft.studies import runner
-from fedpeft.studies.results import FAILED, Result, ResultsFile
-from fedpeft.studies.study_file import read_study
+from fedpeft.study import runner
+from fedpeft.study.results import FAILED, Result, ResultsFile
+from fedpeft.study.study_file import read_study
 from tests.studies.made import made_result
 from tests.unit.studies.test_study import BASE, study_file
 

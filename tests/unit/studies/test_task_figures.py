@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from fedpeft.reporting.task_measures import compute_transfer
-from fedpeft.studies.figures import draw_figures
-from fedpeft.studies.measures import BY_KEY
-from fedpeft.studies.results import Result
-from fedpeft.studies.sections import Section
-from fedpeft.studies.task_figures import compute_mean_matrix
+from fedpeft.study.figures import draw_figures
+from fedpeft.study.measures import BY_KEY
+from fedpeft.study.results import Result
+from fedpeft.study.sections import Section
+from fedpeft.study.task_figures import compute_mean_matrix
 from tests.studies.made import made_result
 
 START = [0.3, 0.2]

@@ -9,13 +9,13 @@ import torch
 from fedpeft.clients.corrections.adversarial import Adversarial
 from rich.console import Console
 
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.activation_cache import count_cached_blocks
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import pattern_of
 
 

@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from fedpeft.communication.round_plan import RoundPlan
-from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.machine.energy import Meter, find_nvml_counters, find_rapl_counters
 from fedpeft.machine.json_values import convert_to_plain
@@ -19,6 +18,7 @@ from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.rounds.acceptance import ClientResult
 from fedpeft.rounds.energy import AwarePopulation, EnergyTracker
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.energy import EnergyModel
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.profiles import Profile

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fedpeft.reporting.trackers import _flatten_trust
-from fedpeft.studies.page import PageSection, render_page
-from fedpeft.studies.sections import Section
-from fedpeft.studies.tables import build_trust_table
-from fedpeft.studies.trust_figures import draw_trust_figures
+from fedpeft.study.page import PageSection, render_page
+from fedpeft.study.sections import Section
+from fedpeft.study.tables import build_trust_table
+from fedpeft.study.trust_figures import draw_trust_figures
 from fedpeft.trust.calibration import compare_answers, create_questions
 from fedpeft.trust.groups import find_groups, place_in_plane
 from fedpeft.wiring.measurements import trust_lines

@@ -10,15 +10,15 @@ import pytest
 from filelock import FileLock
 
 from fedpeft import simulate
-from fedpeft.config import RunConfig
 from fedpeft.reporting.command import format_command
 from fedpeft.reporting.summary import OWN_VALIDATION_ROWS
 from fedpeft.rounds.evaluation import OwnRows
 from fedpeft.simulation.trial_score import _build_quality
-from fedpeft.tune import main
-from fedpeft.tuning.alike import check_tokens
-from fedpeft.tuning.search_file import read_search
-from fedpeft.tuning.sizes import Sizes
+from fedpeft.tune.__main__ import main
+from fedpeft.tune.alike import check_tokens
+from fedpeft.tune.search_file import read_search
+from fedpeft.tune.sizes import Sizes
+from fedpeft.wiring.config import RunConfig
 from tests.refusals import has_error, refuses
 from tests.tune.made import TEXT
 

@@ -12,11 +12,11 @@ from rich.console import Console
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.hybrid import Hybrid
 from fedpeft.simulation.rows import SimulatedRows
-from fedpeft.tune import place_of
-from fedpeft.tuning import runner
-from fedpeft.tuning.hybrids import OFF, parse_hybrid_space
-from fedpeft.tuning.sampling import NEVER_TRAINED
-from fedpeft.tuning.sizes import Size, Sizes, check_smallest
+from fedpeft.tune import runner
+from fedpeft.tune.__main__ import place_of
+from fedpeft.tune.hybrids import OFF, parse_hybrid_space
+from fedpeft.tune.sampling import NEVER_TRAINED
+from fedpeft.tune.sizes import Size, Sizes, check_smallest
 from tests.refusals import refuses
 from tests.tune.made import BASE, InProcess, conducted, search_of
 

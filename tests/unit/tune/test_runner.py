@@ -11,17 +11,17 @@ import re
 import pytest
 from optuna.trial import TrialState
 
-from fedpeft import plugins
-from fedpeft.config import read_config
 from fedpeft.errors import RunError
+from fedpeft.parts import plugins
 from fedpeft.reporting import user_files
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.records import Records
-from fedpeft.studies.process import BEGINS, describe_failure
-from fedpeft.studies.results import read_run
-from fedpeft.tuning import runner, store
-from fedpeft.tuning.report import Report
-from fedpeft.tuning.runner import SearchFolder
+from fedpeft.study.process import BEGINS, describe_failure
+from fedpeft.study.results import read_run
+from fedpeft.tune import runner, store
+from fedpeft.tune.report import Report
+from fedpeft.tune.runner import SearchFolder
+from fedpeft.wiring.config import read_config
 from tests.refusals import refuses
 from tests.run.swapped import rows, swap
 from tests.runs.deployment.test_full_disk import full_disk
