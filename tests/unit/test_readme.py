@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -17,6 +19,8 @@ from fedpeft.simulate import parse
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+GAINING = [book for book in NOTEBOOKS if book.stem != "study"]
+"""Notebooks that end with a gain over the linear probe."""
 
 
 def join_lines(text: str) -> str:
@@ -116,10 +120,37 @@ def test_what_a_page_names_and_links_is_there(page):
         assert (page.parent / target).exists(), target
 
 
+def test_the_page_about_a_round_explains_each_function_of_the_example():
+    page = (ROOT / "docs" / "round.md").read_text(encoding="utf-8")
+    in_tables = re.findall(r"^\|.*\| `(\w+)` \|", page, re.MULTILINE)
+    tree = ast.parse((ROOT / "examples" / "minimal.py").read_text(encoding="utf-8"))
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert set(in_tables) <= defined
+    assert [name for name in sorted(defined) if f"`{name}`" not in page] == []
+
+
 def test_every_page_has_its_place_in_the_site():
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
     assert sorted(re.findall(r"[\w-]+\.md", nav)) == [page.name for page in PAGES[1:]]
     assert sorted(re.findall(r"notebooks/\w+\.ipynb", nav)) == [f"notebooks/{book.name}" for book in NOTEBOOKS]
+
+
+def list_last_numbers(book: dict) -> list[float]:
+    """Return the last number of each line that the last cell of a notebook shows."""
+    [output] = book["cells"][-1]["outputs"]
+    text = "".join(output["text"] if "text" in output else output["data"]["text/plain"])
+    numbers = [re.findall(r"-?\d+(?:\.\d+)?", line) for line in text.splitlines()]
+    return [float(found[-1]) for found in numbers if found]
+
+
+@pytest.mark.parametrize("book", GAINING, ids=lambda book: book.stem)
+def test_a_notebook_s_outputs_are_real_and_end_with_a_gain_over_the_probe(book):
+    cells = [cell for cell in json.loads(book.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not any(str(ROOT) in json.dumps(cell) for cell in cells), "a path of this machine"
+    gains = list_last_numbers(json.loads(book.read_text()))
+    assert gains
+    assert min(gains) >= 3, "percentage points"
 
 
 def test_the_site_has_no_link_that_leaves_it():
