@@ -72,8 +72,9 @@ def format_verification(measured: dict[str, dict[str, float]]) -> str:
 
 def extrapolate_hours(record: dict[str, Any]) -> float:
     """Return the hours of a round with FLIP's update in this codec: the last round's, in proportion to the size."""
-    seconds: float = record["rounds"][-1]["seconds"]
-    return seconds * FLIP_MEGABYTES * 1e6 / (4 * record["parameters"]) / 3600
+    hours = record["rounds"][-1]["seconds"] / 3600
+    megabytes = 4e-6 * record["parameters"]  # of an update in fp32
+    return float(hours * FLIP_MEGABYTES / megabytes)
 
 
 def format_table(records: list[dict[str, Any]]) -> str:

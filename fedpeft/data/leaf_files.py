@@ -87,7 +87,7 @@ def _is_image(x: Any) -> bool:
 
 
 def _encode_pixels(x: list[float]) -> str:
-    return np.rint(255 * np.array(x)).astype(np.uint8).tobytes().hex()
+    return bytes(np.rint(255 * np.array(x)).astype(np.uint8)).hex()
 
 
 def decode_pixels(texts: list[str]) -> NDArray[np.uint8]:
