@@ -14,6 +14,8 @@ Examples that are generated from lists of words:
 - rooms.csv: descriptions of rooms with a rent, a number, and two columns of 0 and 1: is it quiet, is it by the sea.
 - conversations.jsonl: sums and differences as questions and answers.
 - instructions.jsonl: the same in the columns of instruction data.
+- leaf/sent140: the sentences about things as tweets, in the files of LEAF. The shops are the users.
+- fedllm_bench/Fed-Aya: the sums and differences of three clients, in the file of FedLLM-Bench.
 
 Generated files show the formats and let you try the commands. They are too simple to measure a model's quality.
 """
@@ -137,6 +139,29 @@ def instructions(messages: list[list[dict[str, str]]]) -> list[dict[str, str]]:
     return [{"instruction": asked["content"], "input": "", "output": said["content"]} for asked, said in messages]
 
 
+def write_tweets(folder: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Write sentences as the files of LEAF's Sent140; a fifth of each user's are for test."""
+    users = sorted({shop for _, _, shop in rows})
+    tweets: dict[str, list[tuple[list[str], int]]] = {user: [] for user in users}
+    for number, (text, verdict, shop) in enumerate(rows):
+        fields = [str(number), "Mon Jan 01 00:00:00 UTC 2024", "NO_QUERY", shop, text]
+        tweets[shop].append((fields, int(verdict == "praise")))
+    for split in ("train", "test"):
+        parts = {user: made[:-12] if split == "train" else made[-12:] for user, made in tweets.items()}
+        user_data = {user: {"x": [x for x, _ in made], "y": [y for _, y in made]} for user, made in parts.items()}
+        content = {"users": users, "num_samples": [len(made) for made in parts.values()], "user_data": user_data}
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        (folder / split / f"all_data_niid_0_keep_0_{split}_8.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_clients(file: Path, messages: list[list[dict[str, str]]]) -> None:
+    """Write conversations with one question each as a file of FedLLM-Bench with three clients."""
+    records = [{"instruction": asked["content"], "response": said["content"]} for asked, said in messages]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {f"client_{k}": records[k::3] for k in range(3)}
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 MEASURES = ("age", "sex", "body mass index", "blood pressure", "cholesterol", "LDL", "HDL", "total to HDL",
             "log triglycerides", "glucose")  # fmt: skip
 """Names of scikit-learn's ten columns, in their order."""
@@ -164,6 +189,8 @@ def write_generated(folder: Path) -> None:
     (folder / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")
     lines = [json.dumps(row) + "\n" for row in instructions(made)]
     (folder / "instructions.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_tweets(folder / "leaf" / "sent140" / "data", shops(random.Random(1)))
+    write_clients(folder / "fedllm_bench" / "Fed-Aya" / "aya_3c.json", made[:60])
 
 
 def main(folder: Path = FOLDER) -> None:

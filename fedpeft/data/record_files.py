@@ -284,6 +284,27 @@ def _read_json(name: str, stream: TextIO) -> Iterator[Record]:
         yield f"row {number}", record
 
 
+def read_json_object(name: str) -> dict[str, Any]:
+    """Return the one JSON object of a .json file, plain or .gz, parsed as a whole.
+
+    Raises:
+        DataError: it can't be read, is not valid JSON, or holds something else.
+    """
+    path = Path(name).expanduser()
+    if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe would block
+        raise DataError(f"FP3210 {name} is a pipe or a device; give a .json file")
+    with _raise_data_errors(name, TableFormat(encoding="utf-8")), open_unpacked(path) as stream:
+        text = stream.read().decode("utf-8-sig")
+    try:
+        content = _parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"FP3038 {name} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        kind = "list, which --dataset file:PATH reads" if isinstance(content, list) else "single value"
+        raise DataError(f"FP3211 {name} must hold one JSON object, but holds a {kind}")
+    return content
+
+
 def require_package(package: str, what: str) -> None:
     """Raise ConfigError unless `package`, a dependency of an extra, is installed."""
     if importlib.util.find_spec(package) is None:

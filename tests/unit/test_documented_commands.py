@@ -39,6 +39,8 @@ OVERRIDES = [
     (r"^(.*tasks\(.*) --rounds 1 ", r"\1 --rounds 8 ", "docs/continual.md: each task has rounds of its own"),
     (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
+    (r"^(python -m fedpeft\.simulate .*fedllm_bench.*) --tokens 32(.*)$", r"\1 --tokens 64\2 --model tiny_lm",
+     "docs/data.md: the same, and answers begin behind the 32nd token"),
     (r'(distributed_dp(?!.*unit=clients).*) --local-work "steps\(2\)"', r"\1",
      "docs/deploy-sums.md: a round is one step there"),
     (r"(conversations.*) --tokens 32", r"\1 --tokens 64", "README: their answers begin behind the 32nd token"),
@@ -117,7 +119,10 @@ def make() -> SimpleNamespace:
 def test_the_example_files_are_what_their_script_makes(make: SimpleNamespace, tmp_path: Path) -> None:
     make.write_generated(tmp_path)
     make.write_diabetes(tmp_path)
-    for name in ("shops.csv", "rooms.csv", "diabetes.csv", "conversations.jsonl", "instructions.jsonl"):
+    names = ("shops.csv", "rooms.csv", "diabetes.csv", "conversations.jsonl", "instructions.jsonl")
+    layouts = [file.relative_to(tmp_path) for file in tmp_path.rglob("*.json")]
+    assert len(layouts) == 3
+    for name in (*names, *layouts):
         assert (tmp_path / name).read_bytes() == (ROOT / "examples" / name).read_bytes()
 
 

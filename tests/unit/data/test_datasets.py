@@ -54,9 +54,11 @@ def test_every_part_is_tried_here() -> None:
     assert set(DATASETS.names) == {
         *KNOWN,
         "clients",
+        "fedllm_bench",
         "file",
         "flowertune",
         "hf",
+        "leaf",
         "sample",
         "tasks",
     }  # the latter in files of their own
