@@ -180,7 +180,7 @@ def _merge_adapter(finished_run: FinishedRun, console: Console) -> FederatedMode
     batch = sample_batch(finished_run.model_directory)
     with torch.inference_mode():
         expected = model(batch)
-    times = {"base alone": _measure_latency(plain, batch), "with the adapter": _measure_latency(model, batch)}
+    times = {"base model": _measure_latency(plain, batch), "with the adapter": _measure_latency(model, batch)}
     model.base = finished_run.method.merge_adapter(model)
     with torch.inference_mode():
         difference = float((model(batch) - expected).abs().max())
@@ -190,7 +190,8 @@ def _merge_adapter(finished_run: FinishedRun, console: Console) -> FederatedMode
         )
     times["merged"] = _measure_latency(model, batch)
     shown = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in times.items())
-    said = f"merged: outputs differ by at most {difference:.1e}; a pass of 4 rows: {shown}"
+    said = f"The merged outputs differ from the adapter's by at most {difference:.1e}. "
+    said += f"Median time of a forward pass on {len(next(iter(batch.values())))} examples: {shown}."
     console.print(said, highlight=False, soft_wrap=True)
     return model
 
@@ -219,7 +220,7 @@ def export_client(run: Path, client: int, output: Path) -> None:
     from fedpeft.simulation.simulation import Simulation
 
     if not (run / "config.toml").is_file():
-        raise RunError(f"FP5135 {run} holds no run: there is no config.toml in it")
+        raise RunError(f"FP5135 {run} holds no run: there is no config.toml in it; give a run's folder, runs/NAME")
     refuse_links([run.resolve()])
     config = read_config(run / "config.toml", goes_on=False, of_run=True)
     tell_notes()

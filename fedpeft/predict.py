@@ -161,14 +161,25 @@ def _run_predict(command: Command, console: Console) -> None:
 
 
 def _split_words(words: tuple[str, ...]) -> tuple[list[Path], list[str]]:
-    """Return the runs and the inputs: the last word, or all picture files if the first run is on images."""
+    """Return the runs and the inputs: the last word, or all picture files if the first run is on images.
+
+    Raises:
+        ConfigError: a word between the first run and the text is not a run.
+        RunError: the first word is not a run.
+    """
     from fedpeft.reporting.finished_run import FinishedRun
 
     count = len(words) - 1
-    if count > 1 and FinishedRun.read(Path(words[0])).can_take_pictures:
-        count = next(
-            (i for i, word in enumerate(words) if not os.path.isfile(os.path.join(word, "config.toml"))), count
-        )
+    if count > 1:
+        reads_pictures = FinishedRun.read(Path(words[0])).can_take_pictures
+        runs = next((i for i, word in enumerate(words) if not os.path.isfile(os.path.join(word, "config.toml"))), count)
+        if runs < count and not reads_pictures:
+            raise ConfigError(
+                f"FP1528 {words[runs][:60]!r} is not a run's folder, and predict takes one text; put the text in "
+                "quotes, or give several texts as a file: python -m fedpeft.predict RUN --data FILE --output "
+                "ANSWERS.csv"
+            )
+        count = runs if reads_pictures else count
     return [Path(word) for word in words[:count]], list(words[count:])
 
 

@@ -6,12 +6,10 @@ named and skipped.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,40 +49,45 @@ class Command:
 
 
 def create_sections(found: ResultFolders, command: Command) -> list[Section]:
-    """One per study and preset, one for all runs on their own.
+    """Return one section per study, preset and data set, and one per data set of the single runs.
 
     Raises:
         ConfigError: the baseline names no axis or value that is there.
     """
     from fedpeft.study.results import select_latest
-    from fedpeft.study.sections import Section, assign_points, create_study_section, get_runs_baseline
+    from fedpeft.study.sections import (
+        Section,
+        create_runs_section,
+        create_study_section,
+        get_runs_baseline,
+        group_by_data,
+        name_data,
+        split_by_data,
+    )
 
     baseline = parse_baseline(command.baseline)
     targets = parse_targets(command.targets)
-    made = []
+    sections = []
     for (name, preset), results in found.results.items():
         study = found.studies.get((name, preset))
+        title = f"{name} ({preset})" if preset else name
         if study is not None:
-            section = create_study_section(study, results)
+            parts = split_by_data(create_study_section(study, results))
+        elif name:
+            parts = split_by_data(Section(title, "", results, get_runs_baseline(results)))
         else:
-            results = results if name else assign_points(select_latest(results))
-            alone = format_title(results[0]) if len(results) == 1 else "runs"
-            title = f"{name} ({preset})" if preset else name or alone
-            section = Section(title, "", results, get_runs_baseline(results))
+            groups = group_by_data(select_latest(results))
+            names = name_data(groups) if len(groups) > 1 else [""]
+            parts = [create_runs_section(group, data) for group, data in zip(groups, names, strict=True)]
         if baseline:
-            _check_baseline(section, baseline)
-            section = dataclasses.replace(section, baseline=baseline)
-        margin = section.margin if command.margin is None else command.margin
-        made.append(dataclasses.replace(section, margin=margin, targets=targets))
-    return made
-
-
-def format_title(run: Result) -> str:
-    """Return the title of a single run: its data, rule and method; for a file of rows, the file's name."""
-    config = {**run.config, **run.settled}
-    found = re.match(r"file(?::|\(path=['\"])([^'\"]+)", str(config.get("dataset", "")))
-    data = Path(found[1]).name if found else config.get("dataset")
-    return ", ".join(str(part) for part in (data, config.get("strategy"), config.get("peft")) if part)
+            _check_baseline(
+                title or "the section of single runs", [r for part in parts for r in part.results], baseline
+            )
+            parts = [replace(part, baseline=baseline) if _has_labels(part, baseline) else part for part in parts]
+        for part in parts:
+            margin = part.margin if command.margin is None else command.margin
+            sections.append(replace(part, margin=margin, targets=targets))
+    return sections
 
 
 def parse_baseline(text: str) -> dict[str, str]:
@@ -117,19 +120,21 @@ def parse_targets(text: str) -> tuple[float, ...]:
     return targets
 
 
-def _check_baseline(section: Section, baseline: Mapping[str, str]) -> None:
+def _check_baseline(title: str, results: Sequence[Result], baseline: Mapping[str, str]) -> None:
     for axis, label in baseline.items():
-        labels = {r.point[axis] for r in section.results if axis in r.point}
+        labels = {r.point[axis] for r in results if axis in r.point}
         if not labels:
-            axes = {a for r in section.results for a in r.point}
+            axes = {a for r in results for a in r.point}
             raise ConfigError(
-                f"FP1288 {section.title} has no axis {axis!r} for the baseline; "
+                f"FP1288 {title} has no axis {axis!r} for the baseline; "
                 f"{suggest_legal(axis, axes) if axes else 'its runs differ in nothing but the seed'}"
             )
         if label not in labels:
-            raise ConfigError(
-                f"FP1289 {section.title} has no {axis}={label} for the baseline; {suggest_legal(label, labels)}"
-            )
+            raise ConfigError(f"FP1289 {title} has no {axis}={label} for the baseline; {suggest_legal(label, labels)}")
+
+
+def _has_labels(section: Section, baseline: Mapping[str, str]) -> bool:
+    return all(any(r.point.get(axis) == label for r in section.results) for axis, label in baseline.items())
 
 
 def _check_output(page: Path) -> None:

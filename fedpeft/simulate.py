@@ -189,6 +189,8 @@ def simulate(  # noqa: PLR0913
             summary = _run(simulation, records, observer, tested)
         finally:
             simulation.close()
+        if summary.seconds is not None:  # the stored summary of a finished run
+            return summary
         seconds, peak, phases = time.perf_counter() - started, memory.bytes or None, observer.phases.seconds
         summary = replace(summary, seconds=seconds, resumed=resume, peak_memory_bytes=peak, phases=phases)
     records.write_json("summary.json", summary.to_dict())
@@ -240,6 +242,9 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
     progress = simulation.train(server)
     if begun.has_failed:
         begun.wait_for_result()  # raises why
+    if (stored := _find_stored_summary(simulation, progress)) is not None:
+        observer.say("[bold]note[/]    the run had finished: no round was left, so its scores are kept")
+        return stored
     kept, residual = progress.result
     save(setup, kept, simulation.folder, residual)
     own = server.evaluate_own_rows(progress) if setup.personal else None
@@ -279,9 +284,23 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
         partition=simulation.statistics.to_dict(),
         sampled=rows.dataset.sampled,
         hooks=server.sections(progress),
+        ended_early=server.early_end or None,
         trust=findings.sections or None,
         **measure_rows(simulation, score, probe, records),
     )
+
+
+def _find_stored_summary(simulation: Simulation, progress: ServerState) -> Summary | None:
+    """Return the summary in the run's folder if it is of this state and all scored files are there; otherwise None."""
+    stored, folder = Summary.read(simulation.folder), simulation.folder
+    if (
+        stored is None
+        or stored.costs.rounds != progress.round
+        or stored.quality.accuracy_of not in (TEST_ROWS, OWN_ROWS)
+    ):
+        return None
+    saved = "model" if simulation.setup.method.whole_model else "adapter"
+    return stored if (folder / saved).is_dir() and (folder / "predictions.npz").is_file() else None
 
 
 def _choose_scores(own: OwnRows | None, score: FinalScore, last: FinalScore | None) -> dict[str, Any]:

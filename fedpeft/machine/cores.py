@@ -18,6 +18,15 @@ def count_usable_cores() -> int:
     return max(1, min(found, count_container_cores(CGROUP)))
 
 
+def count_allowed_threads() -> int:
+    """Return the limit on torch's threads that the environment variable `OMP_NUM_THREADS` sets; 0 without a limit.
+
+    More threads than free cores wait for each other, so a user on a busy machine sets it.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
+
+
 def count_container_cores(folder: Path) -> int:
     """Return the number of cores that a container (cgroup 2) may use, rounded up; huge without a limit."""
     try:

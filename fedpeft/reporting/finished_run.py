@@ -55,7 +55,9 @@ class FinishedRun:
             RunError: there is no run, or it has not finished.
         """
         if not (folder / "config.toml").is_file():
-            raise RunError(f"FP5135 {folder} holds no run: there is no config.toml in it")
+            raise RunError(
+                f"FP5135 {folder} holds no run: there is no config.toml in it; give a run's folder, runs/NAME"
+            )
         config = read_config(folder / "config.toml", goes_on=False, of_run=True)
         try:
             summary = files.read_json(folder / "summary.json")

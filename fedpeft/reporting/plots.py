@@ -15,8 +15,8 @@ from fedpeft.reporting.summary import TEST_ROWS, VALIDATION_ROWS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FEDERATED: dict[str, Any] = {"color": "#0072B2", "marker": "o", "markersize": 3.5}
-CLIENTS: dict[str, Any] = {"color": "#CC79A7", "marker": "s", "markersize": 3.5, "linestyle": "--"}
+FEDERATED: dict[str, Any] = {"color": "#0072B2", "marker": "o", "markersize": 3.5, "clip_on": False}
+CLIENTS: dict[str, Any] = {"color": "#CC79A7", "marker": "s", "markersize": 3.5, "linestyle": "--", "clip_on": False}
 
 REFERENCES = (
     ("accuracy", "federated, test rows", "#0072B2", "-."),
@@ -110,7 +110,8 @@ def plot_run(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
             return drawn.getvalue()
 
     measured = [r for r in rounds if r["loss"] is not None]
-    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    limits: Any = {"axes.autolimit_mode": "round_numbers", "axes.xmargin": 0, "axes.ymargin": 0}
+    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, **limits}):
         figure = Shown(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         if summary["metric"] != "perplexity":
@@ -124,6 +125,7 @@ def plot_run(rounds: list[dict[str, Any]], summary: dict[str, Any]) -> Any:
             axis.set_xlabel("round")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axis.grid(alpha=0.25, linewidth=0.6)
+            axis.get_ylim()  # sets the limits now; outside this context they would not be round
     return figure
 
 
@@ -131,15 +133,19 @@ def _plot_accuracies(axis: Axes, measured: Sequence[Mapping[str, Any]], summary:
     numbers, accuracies = [r["round"] for r in measured], [100 * r["accuracy"] for r in measured]
     of = summary.get("accuracy_of") or TEST_ROWS
     curve = "validation rows" if of in (TEST_ROWS, VALIDATION_ROWS) else of
-    axis.plot(numbers, accuracies, label=f"federated, {curve}", clip_on=False, **FEDERATED)
+    axis.plot(numbers, accuracies, label=f"federated, {curve}", **FEDERATED)
     for key, label, color, style in REFERENCES:
         if key == "accuracy" and of != TEST_ROWS:
             label = f"result, {of}"
         if summary.get(key) is not None:
             axis.axhline(100 * summary[key], color=color, linestyle=style, linewidth=1.2, label=label)
-    axis.set_ylim(top=min(100.0, axis.get_ylim()[1]))
     axis.set_ylabel(f"{summary['metric'].replace('_', ' ')} (%)")
-    axis.legend(frameon=False, fontsize=8)
+    _draw_legend_above(axis)
+
+
+def _draw_legend_above(axis: Axes) -> None:
+    """Draw the legend above the axis, where it covers no data."""
+    axis.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _plot_losses(
@@ -149,4 +155,4 @@ def _plot_losses(
     numbers, losses = [r["round"] for r in trained], [r["train_loss"] for r in trained]
     axis.plot(numbers, losses, label="clients, during training", **CLIENTS)
     axis.set_ylabel(unit)
-    axis.legend(frameon=False, fontsize=8)
+    _draw_legend_above(axis)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from fedpeft.machine import files
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting.console import create_summary_table, format_bytes, format_duration, format_measure
 from fedpeft.reporting.observer import compute_perplexity
@@ -200,6 +201,7 @@ class Summary:
         phases: seconds of each phase of the command, in the order of their beginnings; None: not measured.
         trust: sections of `--measure`, by name (`docs/trust.md`); None: there are none.
         hooks: sections of hooks of the round loop, by name; None: there are none.
+        ended_early: why the run ended before its last round; None: it has not.
         tasks: results of a sequence of tasks (`fedpeft.reporting.task_measures`); None: there was one task.
         targets: test results on classes, numbers, or several labels per example, with those of the frozen base's probe.
             They are the share of each class that is found, errors and correlations, or F1 and average precision
@@ -225,10 +227,25 @@ class Summary:
     phases: Mapping[str, float] | None = None
     trust: Mapping[str, Any] | None = None
     hooks: Mapping[str, Mapping[str, Any]] | None = None
+    ended_early: str | None = None
     tasks: Mapping[str, Any] | None = None
     targets: Mapping[str, Any] | None = None
     spans: Mapping[str, Any] | None = None
     captions: Mapping[str, Any] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Summary | None:
+        """Return the summary in a run's folder; None: there is none with all keys, or it has no score."""
+        try:
+            plain = files.read_json(folder / "summary.json")
+            groups: dict[str, Any] = {
+                name: group(**{field.name: plain[field.name] for field in fields(group)})
+                for name, group in (("quality", Quality), ("costs", Costs))
+            }
+            own = {field.name: plain[field.name] for field in fields(cls) if field.name not in groups}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return None if None in (plain["accuracy"], plain["loss"]) else cls(**groups, **own)
 
     def to_dict(self) -> dict[str, Any]:
         """Return names and values, in one level."""

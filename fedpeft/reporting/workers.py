@@ -27,7 +27,7 @@ from fedpeft.data.partition import Shards
 from fedpeft.data.task_sequence import ClientTasks
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
-from fedpeft.machine.cores import count_usable_cores
+from fedpeft.machine.cores import count_allowed_threads, count_usable_cores
 from fedpeft.machine.hardware import get_gpu_name, list_accelerators
 from fedpeft.machine.shared_cache import VARIABLE
 from fedpeft.models import kernels
@@ -110,8 +110,9 @@ class Machine:
 
     @property
     def threads(self) -> int:
-        """The number of threads of this process, once the workers have ended."""
-        return count_usable_cores() if self.gpus else self.workers
+        """The number of threads of this process, once the workers have ended; at most `OMP_NUM_THREADS`."""
+        threads = count_usable_cores() if self.gpus else self.workers
+        return min(threads, count_allowed_threads() or threads)
 
     def pin(self, fixed: Mapping[str, Any], work: WorkPlan, folder: Path) -> dict[str, Any]:
         """Return the constants of the run, for checkpoints and the summary.

@@ -60,6 +60,9 @@ class Server:
         prepare: returns the state before round 1 and the log of its preparation, given a function that changes its plan
             and one that receives reports.
         stopping: called before each round; returns whether the run should end here. It can be resumed.
+
+    Attributes:
+        early_end: why the run has ended before its last round; empty: it has not.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Server:
         self.setup, self.transport, self.sampler, self.store = setup, transport, sampler, store
         self.observer, self.hooks, self.prepare, self.stopping = observer, hooks, prepare, stopping
         self.noting = [hook for hook in hooks if isinstance(hook, NotesReports)]
+        self.early_end = ""
         (self.collector,) = (hook for hook in hooks if isinstance(hook, UpdateCollector))
 
     def run(self) -> ServerState:
@@ -93,12 +97,13 @@ class Server:
             try:
                 plan = self.select(state)
             except EndOfRun as end:
-                self.observer.say(str(end))
+                self.end_early(str(end))
                 break
             self.observer.begin_part()
             state, log = self.round(plan, state)
             self.commit(state)
-            if self.observer.round_done(log.result):
+            if self.observer.round_done(log.result) and state.round < self.setup.rounds:
+                self.early_end = "the caller asked for it after this round"
                 break
         return state
 
@@ -143,9 +148,14 @@ class Server:
             return False
         for hook in self.hooks:
             if reason := hook.ends(state):
-                self.observer.say(reason)
+                self.end_early(reason)
                 return False
         return True
+
+    def end_early(self, reason: str) -> None:
+        """Keep the reason for summary.json, and tell the user."""
+        self.early_end = str(reason)
+        self.observer.say(reason)
 
     def select(self, state: ServerState) -> RoundPlan:
         """Draw the cohort of the next round; what it costs is charged before anything is sent.

@@ -35,6 +35,7 @@ def run_trial(simulation: Simulation, records: Records) -> Summary:
         partition=simulation.statistics.to_dict(),
         sampled=simulation.rows.dataset.sampled,
         hooks=server.sections(progress),
+        ended_early=server.early_end or None,
     )
 
 

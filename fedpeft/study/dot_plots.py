@@ -20,9 +20,10 @@ from fedpeft.study.drawing import (
     group_by_context,
     label_rows,
     name_points,
+    round_limits,
     set_log_scale_if_wide,
 )
-from fedpeft.study.measures import format_heading
+from fedpeft.study.measures import Measure, format_heading
 from fedpeft.study.sections import Method, Section
 from fedpeft.study.statistics import LEVEL, compute_half_width
 
@@ -39,18 +40,16 @@ REFERENCES = (
 The names stand above the first row that has the measure, ordered from left to right by value.
 """
 
-ROOM = 0.06
-"""Free space on either side of the accuracies, as a share of their span."""
 
-
-def draw_accuracy_against(section: Section, key: str, x: str, front: bool) -> str | None:
-    """Draw the test accuracy per method, and beside it the accuracy against a measure; two panels per context.
+def draw_score_against(section: Section, key: str, x: str, front: bool) -> str | None:
+    """Draw the main measure per method, and beside it the main measure against another one; two panels per context.
 
     `key` names the measure on the x axis, `x` is the axis label, and `front` marks the Pareto front. Returns SVG text,
     or None if no method has both measures.
     """
+    main = section.main_measure
     contexts = group_by_context(
-        [m for m in section.shown if m.compute_mean(key) is not None and m.compute_mean("accuracy") is not None]
+        [m for m in section.shown if m.compute_mean(key) is not None and m.compute_mean(main.key) is not None]
     )
     if not contexts:
         return None
@@ -61,11 +60,11 @@ def draw_accuracy_against(section: Section, key: str, x: str, front: bool) -> st
         for i, (context, methods) in enumerate(contexts.items()):
             rows, plane = axes[2 * i : 2 * i + 2]
             rows.set_title(context, pad=14)
-            draw_accuracy_rows(rows, methods, style)
-            draw_accuracy_plane(plane, methods, style, key, section.pareto if front else {})
-            rows.set_xlabel(format_heading("test accuracy (%)", section.results))
+            draw_score_rows(rows, methods, style, main)
+            draw_score_plane(plane, methods, style, (key, main), section.pareto if front else {})
+            rows.set_xlabel(format_heading(main.heading, section.results))
             plane.set_xlabel(x)
-            plane.set_ylabel(format_heading("test accuracy (%)", section.results))
+            plane.set_ylabel(format_heading(main.heading, section.results))
             set_log_scale_if_wide(plane)
         for i, methods in enumerate(contexts.values()):
             plane = axes[2 * i + 1]
@@ -73,14 +72,14 @@ def draw_accuracy_against(section: Section, key: str, x: str, front: bool) -> st
     return out.getvalue()
 
 
-def draw_accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle]) -> None:
+def draw_score_rows(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle], main: Measure) -> None:
     """Draw one row per method: each seed, and the mean with its 95 % interval over the seeds.
 
-    The `REFERENCES` are drawn as lines across the rows.
+    The `REFERENCES` of accuracies are drawn as lines across the rows.
     """
     for row, method in enumerate(methods):
         look = style[method.name]
-        values = np.array(method.get_values("accuracy"))
+        values = np.array(method.get_values(main.key))
         axis.plot(values, [row] * len(values), "|", color=look.color, markersize=6, alpha=0.6)
         width = compute_half_width(values, LEVEL, 2) if len(values) >= SEEDS_FOR_AN_INTERVAL else None
         axis.errorbar(
@@ -93,13 +92,11 @@ def draw_accuracy_rows(axis: Any, methods: Sequence[Method], style: dict[str, Me
             elinewidth=1.4,
             zorder=3,
         )
-    lines = draw_reference_lines(axis, methods)
+    lines = draw_reference_lines(axis, methods) if main.key == "accuracy" else []
     label_rows(axis, [m.name for m in methods])
-    seen = [value for method in methods for value in method.get_values("accuracy")] + lines
-    low, high = min(seen), max(seen)
-    room = ROOM * max(high - low, 1.0)
-    axis.set_xlim(low - room, high + room)
-    _cut_intervals(axis, methods, style)
+    seen = [value for method in methods for value in method.get_values(main.key)] + lines
+    axis.set_xlim(round_limits(seen, main.most))
+    _cut_intervals(axis, methods, style, main)
 
 
 def draw_reference_lines(axis: Any, methods: Sequence[Method]) -> list[float]:
@@ -120,14 +117,14 @@ def draw_reference_lines(axis: Any, methods: Sequence[Method]) -> list[float]:
     return positions
 
 
-def _cut_intervals(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle]) -> None:
+def _cut_intervals(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle], main: Measure) -> None:
     """Draw an arrow where an interval continues beyond the axis.
 
     With few seeds, an interval may be as wide as all accuracies together.
     """
     low, high = axis.get_xlim()
     for row, method in enumerate(methods):
-        values = np.array(method.get_values("accuracy"))
+        values = np.array(method.get_values(main.key))
         if len(values) < SEEDS_FOR_AN_INTERVAL:
             continue
         width, color = compute_half_width(values, LEVEL, 2), style[method.name].color
@@ -140,18 +137,27 @@ def _cut_intervals(axis: Any, methods: Sequence[Method], style: dict[str, Method
                 axis.plot(edge, row, marker, color=color, markersize=5, zorder=4)
 
 
-def draw_accuracy_plane(
-    axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle], key: str, pareto: dict[str, bool]
+def draw_score_plane(
+    axis: Any,
+    methods: Sequence[Method],
+    style: dict[str, MethodStyle],
+    measures: tuple[str, Measure],
+    pareto: dict[str, bool],
 ) -> None:
-    """Draw the means over the seeds as points, and the Pareto front as steps; points on it are filled."""
+    """Draw the means over the seeds as points, and the Pareto front as steps; points on it are filled.
+
+    `measures` are the key of the x axis and the main measure.
+    """
+    key, main = measures
     for method in methods:
         look = style[method.name]
         axis.plot(
             method.compute_mean(key),
-            method.compute_mean("accuracy"),
+            method.compute_mean(main.key),
             color=look.color,
             marker=look.marker if look.named else "o",
             markersize=7,
+            clip_on=False,
             markerfacecolor=PAPER if pareto and not pareto.get(method.label) else look.color,
             markeredgewidth=1.5,
             linestyle="none",
@@ -161,23 +167,23 @@ def draw_accuracy_plane(
         m.comparison_key for m in methods
     ):  # one front per comparison key: other keys are not comparable
         on_front = [m for m in methods if pareto.get(m.label) and m.comparison_key == judged]
-        points = sorted((m.compute_mean(key) or 0.0, m.compute_mean("accuracy") or 0.0) for m in on_front)
+        points = sorted((m.compute_mean(key) or 0.0, m.compute_mean(main.key) or 0.0) for m in on_front)
         if len(points) > 1:
             xs, ys = zip(*points, strict=True)
             axis.step(xs, ys, where="post", color=GREY, linewidth=1.1, linestyle="--", zorder=1)
-    axis.margins(0.14, 0.1)
+    axis.margins(0.14, 0.1, tight=False)
+    axis.autoscale_view()
+    axis.set_xlim(left=max(0.0, axis.get_xlim()[0]))
+    axis.set_ylim(top=min(main.most, axis.get_ylim()[1]))
 
 
 def _sort_by_importance(
     section: Section, methods: Sequence[Method], style: dict[str, MethodStyle], key: str
 ) -> list[NamedPoint]:
     """Return the methods as points to label: first those on the Pareto front, then those with a color."""
-    pareto = section.pareto
+    pareto, main = section.pareto, section.main_measure.key
     ordered = sorted(methods, key=lambda m: (not pareto.get(m.label), not style[m.name].named))
-    return [
-        NamedPoint(m.compute_mean(key) or 0.0, m.compute_mean("accuracy") or 0.0, m.name, style[m.name])
-        for m in ordered
-    ]
+    return [NamedPoint(m.compute_mean(key) or 0.0, m.compute_mean(main) or 0.0, m.name, style[m.name]) for m in ordered]
 
 
 def draw_time_and_memory(section: Section) -> str | None:
@@ -202,17 +208,19 @@ def draw_time_and_memory(section: Section) -> str | None:
 
 
 def _draw_cost_rows(axis: Any, methods: Sequence[Method], style: dict[str, MethodStyle], key: str) -> None:
+    ends = [0.0]
     for row, method in enumerate(methods):
         look = style[method.name]
-        mean = method.compute_mean(key)
+        mean, deviation = method.compute_mean(key), method.compute_deviation(key)
         if mean is not None:
+            ends.append(mean + deviation)
             axis.errorbar(
                 mean,
                 row,
-                xerr=method.compute_deviation(key),
+                xerr=deviation,
                 color=look.color,
                 marker=look.marker if look.named else "o",
                 markersize=6,
                 linestyle="none",
             )
-    axis.set_xlim(0, 1.05 * axis.get_xlim()[1])
+    axis.set_xlim(0, round_limits(ends)[1])

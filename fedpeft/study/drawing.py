@@ -64,6 +64,9 @@ STYLE = {
     "axes.spines.right": False,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
+    "axes.autolimit_mode": "round_numbers",
+    "axes.xmargin": 0.0,
+    "axes.ymargin": 0.0,
     "axes.grid": True,
     "grid.color": GREY,
     "grid.alpha": 0.3,
@@ -108,8 +111,11 @@ def _choose_important(section: Section) -> list[str]:
     baseline = {m.name for m in section.shown if section.find_reference(m) is m}
     pareto = section.pareto
     fronts = Counter(m.name for m in section.shown if pareto.get(m.label))
+    main = section.main_measure
+    scores = [(m.name, m.compute_mean(main.key)) for m in section.shown]
     best = {
-        name: max(m.compute_mean("accuracy") or 0.0 for m in section.shown if m.name == name) for name in section.names
+        name: max((main.sign * s for n, s in scores if n == name and s is not None), default=-math.inf)
+        for name in section.names
     }
     ordered = sorted(section.names, key=lambda name: (name not in baseline, -fronts[name], -best[name]))
     return ordered[: len(COLORS)]
@@ -292,10 +298,27 @@ def _annotate(axis: Any, point: NamedPoint, x: float, y: float) -> Any:
     return text
 
 
+ROOM = 0.04
+"""Free space on either side of the values before limits are rounded, as a share of their span."""
+
+TICKS = 8
+"""Most intervals between the ticks of an axis with fixed limits."""
+
+
+def round_limits(values: Sequence[float], most: float = math.inf) -> tuple[float, float]:
+    """Return round limits of an axis that contain all values with some room; `most` is the largest legal value."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = min(values), max(values)
+    room = ROOM * (high - low) or 0.5
+    ticks = MaxNLocator(TICKS, steps=[1, 2, 2.5, 5, 10]).tick_values(low - room, min(most, high + room))
+    return float(ticks[0]), float(ticks[-1])
+
+
 def set_log_scale_if_wide(axis: Any) -> None:
     """Make the x axis logarithmic, with plain numbers, if its values span more than a factor of `WIDE`.
 
-    On a linear axis, the small values would coincide.
+    On a linear axis, the small values would coincide. The limits are 1, 2 or 5 times a power of ten.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -306,3 +329,5 @@ def set_log_scale_if_wide(axis: Any) -> None:
         axis.xaxis.set_major_locator(LogLocator(subs=named))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
+        steps = [step * 10.0**power for power in range(-9, 19) for step in (1, 2, 5)]
+        axis.set_xlim(max(s for s in steps if s <= low), min(s for s in steps if s >= high))

@@ -14,7 +14,7 @@ from fedpeft.models.calibration import BINS
 from fedpeft.reporting.plots import plot_rounds
 from fedpeft.study import task_figures, trust_figures
 from fedpeft.study.curve_figures import BANDS, draw_curves, draw_curves_apart
-from fedpeft.study.dot_plots import draw_accuracy_against, draw_time_and_memory
+from fedpeft.study.dot_plots import draw_score_against, draw_time_and_memory
 from fedpeft.study.drawing import (
     COLORS,
     GREY,
@@ -85,6 +85,7 @@ def draw_client_spread(section: Section) -> str | None:
                     linewidth=1.4 if look.named else 0.9,
                     label=method.name if look.named else OTHERS,
                     zorder=look.order,
+                    clip_on=False,
                 )
             axis.set_xlabel("clients, worst first (%)")
         for axis in axes[::columns]:
@@ -139,7 +140,7 @@ def _draw_reliability(axis: Any, method: Method, look: MethodStyle) -> None:
         zorder=3,
         clip_on=False,
     )
-    axis.set(xlim=(0, 100), ylim=(0, 102))
+    axis.set(xlim=(0, 100), ylim=(0, 100))
 
 
 # ---------------------------------------------------------------------------------------------------------- all of them
@@ -149,7 +150,7 @@ GREYS = "The least important of many methods are gray; the tables contain their 
 AGAINST = (
     "Left: each seed (a stroke), the mean, and its 95 % interval over the seeds (Student's t; from three seeds on; an "
     "arrow marks an interval that continues beyond the axis). "
-    "Right: the means again; find a point without a label by its accuracy on the left. "
+    "Right: the means again; find a point without a label by its value on the left. "
 )
 
 APART = (
@@ -169,24 +170,26 @@ def draw_figures(section: Section) -> list[Figure]:
     """Return all figures that have content; for a single run, leave out comparisons."""
     if section.single_run is not None:
         return _draw_run_figures(section, section.single_run)
+    score = section.main_measure.heading.replace(" (%)", "").capitalize()
+    name = section.main_measure.key.capitalize()
     greys = (GREYS if len(section.names) > len(COLORS) else "") + section.own_rows_note
     figures = (
         (
             "accuracy_bytes",
-            "Accuracy and bytes",
-            f"Test accuracy and all bytes of the run, up and down. {AGAINST}Filled points are on the Pareto front "
-            f"(dashed steps). {greys}",
-            draw_accuracy_against(section, "total_bytes", "bytes of the run, up + down (MB)", True),
+            f"{name} and bytes",
+            f"{score} and all bytes of the run, up and down. {AGAINST}Filled points are on the Pareto front (dashed "
+            f"steps), which is computed per data set. {greys}",
+            draw_score_against(section, "total_bytes", "bytes of the run, up + down (MB)", True),
         ),
         (
             "accuracy_epsilon",
-            "Accuracy and privacy",
-            f"Test accuracy and the spent epsilon. {AGAINST}{greys}",
-            draw_accuracy_against(section, "epsilon", "epsilon (at the run's delta)", False),
+            f"{name} and privacy",
+            f"{score} and the spent epsilon. {AGAINST}{greys}",
+            draw_score_against(section, "epsilon", "epsilon (at the run's delta)", False),
         ),
         (
             "curves",
-            "Accuracy over rounds, bytes and time",
+            f"{name} over rounds, bytes and time",
             f"Validation examples, the global model after each round. With at most {BANDS} methods, a band is one "
             f"standard deviation over seeds. Round 0: after the preparation. Time is that of the rounds. {greys}",
             draw_curves(section),
@@ -219,13 +222,13 @@ def _draw_run_figures(section: Section, run: Result) -> list[Figure]:
     figures = (
         (
             "course",
-            "Accuracy and loss",
+            f"{section.main_measure.key.capitalize()} and loss",
             f"The global model on the validation examples after each round.{section.own_rows_note}",
             draw_course(section, run),
         ),
         (
             "curves",
-            "Accuracy over bytes and time",
+            f"{section.main_measure.key.capitalize()} over bytes and time",
             f"Bytes up and down; time of the rounds.{section.own_rows_note}",
             draw_curves(section),
         ),

@@ -16,13 +16,22 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a run, which tables show multiplied by `scale` and with `digits` decimals."""
+    """A number of a run, which tables show multiplied by `scale` and with `digits` decimals.
+
+    `sign` is -1 if a lower number is better.
+    """
 
     key: str
     heading: str
     value: Callable[[Result], float | None]
     scale: float = 1.0
     digits: int = 1
+    sign: int = 1
+
+    @property
+    def most(self) -> float:
+        """The largest legal value in the unit of the heading: 100 for percentages, otherwise infinity."""
+        return POINTS if self.scale == POINTS else math.inf
 
 
 def read_summary(key: str) -> Callable[[Result], float | None]:
@@ -158,7 +167,7 @@ def get_span_f1(result: Result) -> float | None:
 MEASURES = (
     Measure("accuracy", "test accuracy (%)", read_summary("accuracy"), POINTS, 2),
     Measure("shared_accuracy", "global model, test rows (%)", get_shared_accuracy, POINTS, 2),
-    Measure("perplexity", "test perplexity", read_summary("perplexity"), 1.0, 2),
+    Measure("perplexity", "test perplexity", read_summary("perplexity"), 1.0, 2, -1),
     Measure("loss", "test loss (nats)", read_summary("loss"), 1.0, 3),
     Measure("baseline_accuracy", "frozen linear probe (%)", read_summary("baseline_accuracy"), POINTS, 2),
     Measure("private_probe_accuracy", "private probe (%)", read_summary("private_probe_accuracy"), POINTS, 2),
@@ -225,60 +234,62 @@ MEASURES = (
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}
 
-QUALITY = (
-    "classwise",
-    "brier",
-    "risk_area",
-    "trigger_success",
-    "cancelled",
-    "accuracy",
-    "shared_accuracy",
-    "mrr",
-    "recall_at_10",
-    "mrr_reverse",
-    "mrr_frozen",
-    "mrr_words",
-    "clones",
-    "clones_frozen",
-    "clones_words",
-    "perplexity",
-    "loss",
-    "baseline_accuracy",
-    "private_probe_accuracy",
-    "alone_accuracy",
-    "centralised_accuracy",
-    "worst_accuracy",
-    "worst_tenth",
-    "calibration_error",
-    "calibration_error_scaled",
-    "forgotten",
-    "forgotten_nats",
-    "task_average",
-    "task_forgetting",
-    "task_known",
-    "task_lost",
-    "backward",
-    "forward",
-    "rmse",
-    "mae",
-    "r2",
-    "spearman",
-    "rmse_probe",
-    "micro_f1",
-    "macro_f1",
-    "average_precision",
-    "macro_f1_probe",
-    "spans",
-    "exact_match",
-    "rouge_l",
-    "form",
-    "colour",
-    "shape",
-    "relation",
-    "epsilon",
-    "total_bytes",
-)
-"""Measures of the first table; the others are costs, in the second."""
+TABLES = {
+    "perplexity": ("Test perplexity", ("perplexity",)),
+    "accuracy": (
+        "Test accuracy",
+        (
+            "accuracy",
+            "shared_accuracy",
+            "baseline_accuracy",
+            "private_probe_accuracy",
+            "alone_accuracy",
+            "centralised_accuracy",
+        ),
+    ),
+    "worst": ("Accuracy of the worst clients", ("worst_accuracy", "worst_tenth")),
+    "loss": ("Test loss", ("loss",)),
+    "calibration_error": ("Calibration error", ("calibration_error", "calibration_error_scaled", "classwise")),
+    "brier": ("Brier score", ("brier",)),
+    "risk_area": ("Risk and coverage", ("risk_area",)),
+    "rank": ("Mean reciprocal rank", ("mrr", "mrr_reverse", "mrr_frozen", "mrr_words")),
+    "recall": ("Recall at 10", ("recall_at_10",)),
+    "clones": ("Clones first", ("clones", "clones_frozen", "clones_words")),
+    "forgotten": ("Forgetting of a second task", ("forgotten", "forgotten_nats")),
+    "task_accuracy": ("Mean accuracy over tasks", ("task_average", "task_known")),
+    "task_forgetting": (
+        "Forgetting and transfer between tasks",
+        ("task_forgetting", "task_lost", "backward", "forward"),
+    ),
+    "rmse": ("Root mean squared error", ("rmse", "rmse_probe")),
+    "mae": ("Mean absolute error", ("mae",)),
+    "r2": ("Explained variance", ("r2",)),
+    "spearman": ("Rank correlation", ("spearman",)),
+    "f1": ("F1 over labels", ("micro_f1", "macro_f1", "macro_f1_probe")),
+    "average_precision": ("Mean average precision", ("average_precision",)),
+    "spans": ("F1 of spans", ("spans",)),
+    "captions": ("Captions", ("exact_match", "rouge_l", "form", "colour", "shape", "relation")),
+    "epsilon": ("Privacy budget", ("epsilon", "audit_epsilon")),
+    "membership": ("Membership inference", ("membership_auc",)),
+    "backdoor": ("Success of a backdoor", ("trigger_success",)),
+    "cancelled": ("Disagreement of clients", ("cancelled",)),
+    "energy": ("Energy", ("joules", "grams", "joules_per_point", "grams_per_point", "dropped")),
+    "resources": (
+        "Bytes, work, time, memory",
+        (
+            "uplink_bytes",
+            "downlink_bytes",
+            "total_bytes",
+            "bytes_per_parameter",
+            "local_steps",
+            "aggregation_error",
+            "server_seconds",
+            "round_seconds",
+            "peak_memory_bytes",
+        ),
+    ),
+}
+"""Title and measures of each table, by its name; the CSV file has the same name."""
 
 
 CALLED = {

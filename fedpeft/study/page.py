@@ -13,8 +13,16 @@ from fedpeft.errors import RunError
 from fedpeft.machine import files
 from fedpeft.study.drawing import BLUE, INK, PAPER
 from fedpeft.study.figures import Figure, draw_figures
+from fedpeft.study.outcomes import describe_section_outcome
 from fedpeft.study.results import Result
-from fedpeft.study.sections import Section, create_study_section, describe, format_total_time
+from fedpeft.study.sections import (
+    Section,
+    create_study_section,
+    describe,
+    describe_run,
+    format_total_time,
+    split_by_data,
+)
 from fedpeft.study.study_file import Study
 from fedpeft.study.tables import Table, build_tables
 
@@ -46,6 +54,9 @@ class PageSection:
             "id": f"section{number}",
             "title": section.title,
             "question": section.question,
+            "outcome": describe_section_outcome(section),
+            "is_preview": section.is_preview,
+            "early_ends": section.early_ends,
             "extent": describe_extent(section),
             "failed": [f"{describe(r.point) or 'run'}, seed {r.seed}: {r.reason}" for r in section.failed_runs],
             "hardware": section.hardware,
@@ -62,7 +73,8 @@ def describe_extent(section: Section) -> str:
     if section.single_run is not None:
         config, summary = section.single_run.config, section.single_run.summary or {}
         clients = summary.get("clients", config.get("clients"))
-        return f"{config.get('rounds')} rounds, {clients} clients, seed {section.single_run.seed}; {time}."
+        what = describe_run(section.single_run)
+        return f"{what}: {config.get('rounds')} rounds, {clients} clients, seed {section.single_run.seed}; {time}."
     finished, methods = sum(r.is_finished for r in section.results), len(section.methods)
     runs = f"{finished} finished {'run' if finished == 1 else 'runs'}, {len(section.failed_runs)} failed"
     return f"{runs}; {methods} {'method' if methods == 1 else 'methods'}; {time}."
@@ -126,16 +138,18 @@ def write_study_report(study: Study, results: Sequence[Result], folder: Path) ->
     Raises:
         RunError: a file can't be written.
     """
-    content = PageSection.from_section(create_study_section(study, results))
+    section = create_study_section(study, results)
+    parts = [PageSection.from_section(part) for part in split_by_data(section)]
     path = folder / STUDYS_PAGE
-    write_report(path, content.section.title, [content], [])
+    write_report(path, section.title, parts, [])
     try:
-        for figure in content.figures:
+        for figure in parts[0].figures:
             if figure.name in ("accuracy_bytes", "accuracy_epsilon"):
                 files.replace(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n".encode())
         readme = folder / "README.md"
         if readme.is_file():
-            files.replace(readme, insert_tables(readme.read_text(encoding="utf-8"), content.tables).encode())
+            tables = [t if len(parts) == 1 else t.prefix_title(p.section.title) for p in parts for t in p.tables]
+            files.replace(readme, insert_tables(readme.read_text(encoding="utf-8"), tables).encode())
     except OSError as error:
         raise RunError(f"FP5212 the report can't be written to {folder}: {error.strerror}") from error
     return path

@@ -34,7 +34,7 @@ class ResultFolders:
             elif (path / "results.jsonl").is_file():
                 self._add_study(path / "results.jsonl")
             elif (path / "config.toml").is_file():
-                run = read_run(path)
+                run = replace(read_run(path), folder=str(path.resolve()))
                 self.results.setdefault(("", ""), []).append(run)
             elif path.is_dir() and any(_has_results(p) for p in path.iterdir()):
                 for inside in sorted(p for p in path.iterdir() if _has_results(p)):

@@ -77,6 +77,7 @@ class Result:
         loss: packed loss per test example of a language model, in nats summed over its tokens; None for other models.
         calibration: see `fedpeft.models.calibration`; None for language modeling.
         client_accuracy: quantiles over clients and mean of the worst tenth; None if unknown or under privacy.
+        folder: the folder of a single run, which names it; empty in a line of a study.
     """
 
     config: Mapping[str, Any]
@@ -98,6 +99,7 @@ class Result:
     loss: Mapping[str, Any] | None = None
     calibration: Mapping[str, Any] | None = None
     client_accuracy: Mapping[str, Any] | None = None
+    folder: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -125,17 +127,48 @@ class Result:
         return bool((self.summary or {}).get("accuracy_of") == OWN_ROWS)
 
     @property
+    def metric(self) -> str | None:
+        """The main metric, which `accuracy` contains; None for a failed run."""
+        return (self.summary or {}).get("metric")
+
+    @property
+    def test_source(self) -> str:
+        """The data set without the settings that do not change its test examples."""
+        return get_test_source(str(self.config.get("dataset", "")))
+
+    @property
+    def data_digests(self) -> tuple[str, ...]:
+        """The digests of the user's own files with examples; empty if the run has no record of them."""
+        dataset = str(self.config.get("dataset", ""))
+        return tuple(record.sha256 for record in self.made_of[1:] if record.sha256 and record.file in dataset)
+
+    @property
+    def is_preview(self) -> bool:
+        """Whether the run used only a sample of the examples, as `--quick` does."""
+        return bool((self.summary or {}).get("sampled"))
+
+    @property
+    def early_end(self) -> str:
+        """A sentence on why the run ended before its last round; empty: it did not."""
+        summary, rounds = self.summary or {}, self.config.get("rounds")
+        done = summary.get("rounds")
+        if not isinstance(rounds, int) or not isinstance(done, int) or done >= rounds:
+            return ""
+        reason = summary.get("ended_early")
+        return f"ended after {done} of {rounds} rounds" + (f". Reason: {reason}" if reason else "")
+
+    @property
     def test_counts(self) -> TestCounts | None:
         """The counts per test example; None if they were not kept."""
         if self.correct is None:
             return None
         correct = unpack(self.correct)
         count = np.ones_like(correct) if self.count is None else unpack(self.count)
-        return TestCounts(correct, count, get_test_source(str(self.config.get("dataset", ""))))
+        return TestCounts(correct, count, self.test_source)
 
     def line(self) -> str:
         """Return the result as a JSON line without empty values."""
-        plain = {k: v for k, v in asdict(self).items() if v is not None and v != ()}
+        plain = {k: v for k, v in asdict(self).items() if v is not None and v != () and k != "folder"}
         return json.dumps(plain, allow_nan=False) + "\n"
 
 
@@ -218,7 +251,7 @@ def read_run(folder: Path) -> Result:
         RunError: the run is not finished, or a file is missing or broken. The message names the folder.
     """
     if not (folder / "config.toml").is_file():
-        raise RunError(f"FP5135 {folder} holds no run: there is no config.toml in it")
+        raise RunError(f"FP5135 {folder} holds no run: there is no config.toml in it; give a run's folder, runs/NAME")
     config = read_toml(folder / "config.toml")
     check_format(config, folder / "config.toml")
     records_of_plugins = config.pop("plugin", [])
@@ -378,7 +411,7 @@ def _parse_result(plain: Any) -> Result:
         check_summary(plain.get("summary"))
     several = {name: tuple(plain.get(name, ())) for name in ("rounds", "plugin")}
     several["made_of"] = parse_record(plain.get("made_of", ()))
-    return Result(**{**plain, **several, "config": dict(plain["config"])})
+    return Result(**{**plain, **several, "config": dict(plain["config"]), "folder": ""})
 
 
 def select_latest(results: list[Result]) -> list[Result]:

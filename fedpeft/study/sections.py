@@ -1,21 +1,25 @@
 """Runs that a report shows together, grouped into methods.
 
-A section is one study, or all single runs that were given. A method is a point of the grid: runs that differ only in
-their seed. Axes that the baseline names distinguish methods. The other axes are the context, such as a partition,
-within which methods are compared.
+A section contains the runs of a study, or the single runs that were given, on the test examples of one data set with
+one metric. A method is a point of the grid: runs that differ only in their seed. Axes that the baseline names
+distinguish methods. The other axes are the context, such as a partition, within which methods are compared. Methods of
+single runs are named after the runs' folders.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
-from fedpeft.data.rows import get_test_source
+from fedpeft.errors import ConfigError
+from fedpeft.parts.spec import parse_spec
 from fedpeft.reporting.console import format_duration
-from fedpeft.study.measures import BY_KEY
+from fedpeft.study.measures import BY_KEY, Measure
 from fedpeft.study.results import FILE, Result
+from fedpeft.study.run_names import name_groups
 from fedpeft.study.statistics import TestCounts, compute_mean_and_deviation, find_pareto_front
 from fedpeft.study.study_file import Study
 
@@ -70,8 +74,7 @@ class Method:
     def comparison_key(self) -> tuple[object, ...]:
         """The metric and the test examples; only methods with equal keys have comparable accuracies."""
         run = next(iter(self.runs.values()))
-        measure = (run.summary or {}).get("metric")
-        return self.own_rows, measure, get_test_source(str(run.config.get("dataset", "")))
+        return self.own_rows, run.metric, run.test_source
 
     @property
     def test_counts(self) -> dict[int, TestCounts]:
@@ -91,6 +94,7 @@ class Section:
         baseline: axis -> label; axes that it does not name are the context.
         margin: percentage points of "no worse by more than".
         targets: accuracies in percent for the cost tables; empty: chosen from the results.
+        names_of_runs: point -> name of its runs; points without one are named by their labels.
     """
 
     title: str
@@ -99,6 +103,7 @@ class Section:
     baseline: Mapping[str, str]
     margin: float = 1.0
     targets: tuple[float, ...] = ()
+    names_of_runs: Mapping[tuple[tuple[str, str], ...], str] = field(default_factory=dict)
 
     @cached_property
     def methods(self) -> list[Method]:
@@ -116,6 +121,7 @@ class Section:
         for point, runs in points.items():
             labels = {a: v for a, v in point if a in varying}
             name = describe({a: v for a, v in labels.items() if a in inside}) or "all runs"
+            name = self.names_of_runs.get(point, name)
             context = describe({a: v for a, v in labels.items() if a not in inside})
             finished = {r.seed: r for r in runs if r.is_finished}
             if any(r.own_rows for r in runs):
@@ -123,6 +129,34 @@ class Section:
             methods.append(Method(name, context, dict(point), finished, tuple(r for r in runs if not r.is_finished)))
         order = list(dict.fromkeys(m.context for m in methods))
         return sorted(methods, key=lambda m: order.index(m.context))
+
+    @property
+    def main_measure(self) -> Measure:
+        """The measure of the main table and figure: perplexity if the runs have it, otherwise the accuracy."""
+        return BY_KEY["perplexity" if any(r.metric == "perplexity" for r in self.results) else "accuracy"]
+
+    @property
+    def is_preview(self) -> bool:
+        """Whether every finished run used only a sample of the examples."""
+        finished = [r for r in self.results if r.is_finished]
+        return bool(finished) and all(r.is_preview for r in finished)
+
+    @property
+    def baseline_name(self) -> str:
+        """The name of the baseline: its run's name, or its labels."""
+        names = [m.name for m in self.shown if self.names_of_runs and self.find_reference(m) is m]
+        return names[0] if names else describe(self.baseline) or "the first method"
+
+    @property
+    def early_ends(self) -> list[str]:
+        """A sentence for each run that ended before its last round."""
+        several = len(self.results) > 1
+        return [
+            f"{method.label}, seed {seed}, {end}" if several else f"The run {end}"
+            for method in self.shown
+            for seed, run in method.runs.items()
+            if (end := run.early_end)
+        ]
 
     @property
     def shown(self) -> list[Method]:
@@ -189,18 +223,19 @@ class Section:
         """Whether each method, by label, is on the Pareto front of its context.
 
         A method is on the front if no other comparable method has at most its mean bytes and at least its mean
-        accuracy.
+        accuracy (or at most its mean perplexity).
         """
         fronts: dict[str, bool] = {}
+        main = self.main_measure
         for alike in dict.fromkeys((m.context, m.comparison_key) for m in self.shown):
             inside = [
                 (m.label, cost, value)
                 for m in self.shown
                 if (m.context, m.comparison_key) == alike
                 and (cost := m.compute_mean("total_bytes")) is not None
-                and (value := m.compute_mean("accuracy")) is not None
+                and (value := m.compute_mean(main.key)) is not None
             ]
-            front = find_pareto_front([c for _, c, _ in inside], [v for _, _, v in inside])
+            front = find_pareto_front([c for _, c, _ in inside], [main.sign * v for _, _, v in inside])
             fronts |= {label: on for (label, _, _), on in zip(inside, front, strict=True)}
         return fronts
 
@@ -221,6 +256,69 @@ def create_study_section(study: Study, results: Sequence[Result]) -> Section:
     return Section(title, study.question, ordered, study.baseline, study.margin)
 
 
+def split_by_data(section: Section) -> list[Section]:
+    """Return a section for each data set and metric, since runs on different test examples can't be compared."""
+    groups = group_by_data(section.results)
+    if len(groups) == 1:
+        return [section]
+    titles = [f"{section.title}: {name}" for name in name_data(groups)]
+    return [
+        dataclasses.replace(section, title=title, results=results)
+        for title, results in zip(titles, groups, strict=True)
+    ]
+
+
+def group_by_data(results: Sequence[Result]) -> list[list[Result]]:
+    """Group results by test examples and metric, in order of appearance.
+
+    A run with no record of its files, such as a private run, counts as one on the first known content. Failed runs have
+    no metric: they join the first group on their data set, or the first of all.
+    """
+    groups: dict[tuple[str, str | None, tuple[str, ...]], list[Result]] = {}
+    for result in sorted(results, key=lambda r: (not r.is_finished, not r.data_digests)):
+        alike = [key for key in groups if key[0] == result.test_source]
+        if result.is_finished:
+            digests = result.data_digests
+            alike = [key for key in alike if key[1] == result.metric and (key[2] == digests or not digests)]
+        else:
+            alike = alike or list(groups)
+        key = alike[0] if alike else (result.test_source, result.metric, result.data_digests)
+        groups.setdefault(key, []).append(result)
+    place = {id(result): i for i, result in enumerate(results)}
+    ordered = [sorted(group, key=lambda r: place[id(r)]) for group in groups.values()]
+    return sorted(ordered, key=lambda group: place[id(group[0])])
+
+
+def name_data(groups: Sequence[Sequence[Result]]) -> list[str]:
+    """Return a name for the data set of each group; the metric, or a number, distinguishes equal names."""
+    names = [format_data_name(str(group[0].config.get("dataset", ""))) for group in groups]
+    metrics = [(group[0].metric or "failed").replace("_", " ") for group in groups]
+    for texts in (metrics, [f"content {i}" for i in range(1, len(names) + 1)]):
+        pairs = list(zip(names, texts, strict=True))
+        differing = {name for name, text in pairs if any(n == name and t != text for n, t in pairs)}
+        names = [f"{name}, {text}" if name in differing else name for name, text in pairs]
+    return names
+
+
+def format_data_name(dataset: str) -> str:
+    """Return a short name of a data set: a file's name for a file, and a sample's source marked as a sample."""
+    try:
+        spec = parse_spec(dataset)
+    except ConfigError:
+        return dataset
+    if spec.name == "sample":
+        return f"{format_data_name(str(spec.settings.get('of', '')))} (sample)"
+    path = spec.settings.get("path") or spec.argument
+    return Path(str(path)).name if path else dataset
+
+
+def describe_run(run: Result) -> str:
+    """Return the data, rule and method of a run as text."""
+    config = {**run.config, **run.settled}
+    parts = (format_data_name(str(config.get("dataset") or "")), config.get("strategy"), config.get("peft"))
+    return ", ".join(str(part) for part in parts if part)
+
+
 def assign_points(results: Sequence[Result]) -> list[Result]:
     """Return single runs with points made of all differing settings and all files whose contents differ.
 
@@ -237,6 +335,18 @@ def assign_points(results: Sequence[Result]) -> list[Result]:
         )
         for r in results
     ]
+
+
+def create_runs_section(results: Sequence[Result], title: str = "") -> Section:
+    """Create a section of single runs on the same test examples, with methods named after the runs' folders."""
+    pointed = assign_points(results)
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for result in pointed:
+        if result.folder:
+            groups.setdefault(tuple(result.point.items()), []).append(result.folder)
+    names = dict(zip(groups, name_groups(list(groups.values())), strict=True))
+    title = ": ".join(part for part in (title, *(names.values() if len(results) == 1 else ())) if part)
+    return Section(title or "runs", "", pointed, get_runs_baseline(pointed), names_of_runs=names)
 
 
 def get_runs_baseline(results: Sequence[Result]) -> dict[str, str]:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedpeft.study.measures import MEASURES, QUALITY, CurvePoint, Measure, build_curve, format_heading
+from fedpeft.study.measures import BY_KEY, MEASURES, TABLES, CurvePoint, build_curve, format_heading
 from fedpeft.study.results import QUANTILES, Result
-from fedpeft.study.sections import Method, Section, describe
+from fedpeft.study.sections import Method, Section
 from fedpeft.study.statistics import POINTS, Comparison, compare, compute_mean_and_deviation
 from fedpeft.wiring.measurements import trust_lines
 from fedpeft.wiring.section_lines import section_lines
@@ -41,11 +41,17 @@ class Table:
 
     def select_single_run(self, note: str) -> Table:
         """Return the table with `note`, without the columns that distinguish methods and seeds."""
-        kept = [
-            i for i, heading in enumerate(self.headings) if heading not in ("method", "seeds", "seeds that reach it")
-        ]
+        return replace(self.drop_columns("method", "seeds", "seeds that reach it"), note=note)
+
+    def drop_columns(self, *headings: str) -> Table:
+        """Return the table without these shown columns; the CSV keeps them."""
+        kept = [i for i, heading in enumerate(self.headings) if heading not in headings]
         shown = tuple(tuple(row[i] for i in kept) for row in self.shown)
-        return replace(self, note=note, headings=tuple(self.headings[i] for i in kept), shown=shown)
+        return replace(self, headings=tuple(self.headings[i] for i in kept), shown=shown)
+
+    def prefix_title(self, section: str) -> Table:
+        """Return the table with the title of its section before its own."""
+        return replace(self, title=f"{section}: {self.title}")
 
     def to_markdown(self) -> str:
         """Return the shown text as a Markdown table."""
@@ -72,57 +78,59 @@ def format_with_deviation(values: Sequence[float], digits: int) -> str:
     return text if deviation is None else f"{text} ± {deviation:,.{digits}f}"
 
 
-def build_methods_table(section: Section) -> Table:
-    """Build the table of each method's quality and place on the Pareto front."""
-    pareto = section.pareto
-    return _build_measures_table(
-        section,
-        ("methods", "Methods"),
-        "Mean ± standard deviation over seeds. Test accuracy is of the saved adapter, in fp32. Pareto: no other method "
-        f"here has fewer bytes (up + down) and at least its mean accuracy.{section.own_rows_note}",
-        [m for m in MEASURES if m.key in QUALITY],
-        {"Pareto": {m.label: "yes" if pareto.get(m.label) else "" for m in section.methods}},
-    )
+NOTES = {
+    "accuracy": "Test accuracy is of the saved adapter, in fp32; baselines are measured on the same test examples.",
+    "perplexity": "Test perplexity is of the saved adapter, in fp32; lower is better.",
+    "resources": (
+        "Bytes are the lengths of the real payloads, before round 1 as well. Time is that of the rounds with their "
+        "evaluation, on the machine above; simultaneous runs slow each other."
+    ),
+}
+"""Notes below the tables of measures, by name."""
+
+PARETO_NOTE = "Pareto: no other method on this data set has fewer bytes (up + down) and at least as good a mean."
 
 
-def build_resources_table(section: Section) -> Table:
-    """Build the table of each method's bytes, work, time and memory."""
-    return _build_measures_table(
-        section,
-        ("resources", "Bytes, work, time, memory"),
-        "Mean ± standard deviation over seeds. Bytes are the lengths of the real payloads, before round 1 as well. "
-        "Time is that of the rounds with their evaluation, on the machine above; simultaneous runs slow each other.",
-        [m for m in MEASURES if m.key not in QUALITY],
-        {},
-    )
+def build_measures_table(section: Section, name: str) -> Table | None:
+    """Build a table of `TABLES`: mean and deviation of its measures, per method; None if no run has any.
 
-
-def _build_measures_table(
-    section: Section,
-    name_and_title: tuple[str, str],
-    note: str,
-    candidates: Sequence[Measure],
-    words: Mapping[str, Mapping[str, str]],
-) -> Table:
-    """Build a table of mean and deviation of each candidate measure that any run has.
-
-    `words` gives further columns of text, by heading and method.
+    The table of the main measure also has the bytes, and the place on the Pareto front.
     """
-    measures = [m for m in candidates if any(method.get_values(m.key) for method in section.shown)]
+    title, keys = TABLES[name]
+    measures = [BY_KEY[key] for key in keys if any(method.get_values(key) for method in section.shown)]
+    if not measures:
+        return None
+    is_main, pareto = section.main_measure in measures, section.pareto
+    measures += [BY_KEY["total_bytes"]] if is_main else []
     shown, data = [], []
     for method in section.methods:
         seeds = f"{len(method.runs)}" + (f" ({len(method.failed)} failed)" if method.failed else "")
         cells = [format_with_deviation(method.get_values(m.key), m.digits) for m in measures]
-        extra = {heading: by_method[method.label] for heading, by_method in words.items()}
-        shown.append((method.label, seeds, *cells, *extra.values()))
+        on_front = {"Pareto": "yes" if pareto.get(method.label) else ""} if is_main else {}
+        shown.append((method.label, seeds, *cells, *on_front.values()))
         row: dict[str, Any] = {"method": method.label, "seeds": len(method.runs), "failed": len(method.failed)}
         for m in measures:
             values = method.get_values(m.key)
             mean, deviation = compute_mean_and_deviation(values) if values else (None, None)
             row |= {f"{m.heading} mean": mean, f"{m.heading} sd": deviation}
-        data.append(row | extra)
-    headings = ("method", "seeds", *(m.heading for m in measures), *words)
-    return Table(*name_and_title, note, headings, tuple(shown), tuple(data))
+        data.append(row | on_front)
+    headings = ("method", "seeds", *(m.heading for m in measures), *(["Pareto"] if is_main else ()))
+    notes = ("Mean ± standard deviation over seeds.", NOTES.get(name, ""), PARETO_NOTE if is_main else "")
+    note = " ".join(filter(None, notes)) + (section.own_rows_note if is_main else "")
+    return Table(name, title, note, headings, tuple(shown), tuple(data))
+
+
+def build_settings_table(section: Section) -> Table | None:
+    """Build the table of the settings in which single runs differ; None if they are named by these settings."""
+    axes = list(dict.fromkeys(axis for method in section.methods for axis in method.point))
+    if not axes or not section.names_of_runs:
+        return None
+    rows = [
+        {"method": m.label, **{axis: m.point.get(axis, ABSENT) or "(empty)" for axis in axes}} for m in section.methods
+    ]
+    shown = tuple(tuple(row.values()) for row in rows)
+    note = "The settings of each run that the others do not share; runs that differ in their seed are one method."
+    return Table("settings", "Settings that differ", note, ("method", *axes), shown, tuple(rows))
 
 
 def build_result_table(section: Section) -> Table:
@@ -205,31 +213,36 @@ def build_comparison_table(section: Section) -> Table | None:
         data.append(_build_comparison_row(method, reference, comparison, work, section.margin))
     if not shown:
         return None
-    return Table(
-        "comparisons",
-        f"Compared with the baseline ({describe(section.baseline) or 'the first method'})",
+    note = (
         "Percentage points of test accuracy, method minus baseline, paired by test row and seed. The first interval "
         "(Student's t, 95 %) is over seeds, on these test rows; the second over test rows, with these seeds; the third "
         "over both, for other seeds on other rows, and no narrower than these. A sign is claimed only with at least 5 "
         "seeds and where the third leaves out zero. No worse by more than the margin: the one-sided 95 % bound, over "
         "both. What the data can't decide is not resolved. The intervals are not corrected for the number of "
-        f"comparisons. Work: steps x batch size, relative to the baseline.{section.own_rows_note}",
-        (
-            "method",
-            "baseline",
-            "seeds",
-            "difference (points)",
-            "95 % over seeds (points)",
-            "95 % over test rows (points)",
-            "95 % over both (points)",
-            "rows gained / lost",
-            "work",
-            "accuracy is",
-            f"no worse by more than {section.margin:g} {'point' if section.margin == 1 else 'points'}",
-        ),
+        f"comparisons. Work: steps x batch size, relative to the baseline.{section.own_rows_note}"
+    )
+    headings = (
+        "method",
+        "baseline",
+        "seeds",
+        "difference (points)",
+        "95 % over seeds (points)",
+        "95 % over test rows (points)",
+        "95 % over both (points)",
+        "rows gained / lost",
+        "work",
+        "accuracy is",
+        f"no worse by more than {section.margin:g} {'point' if section.margin == 1 else 'points'}",
+    )
+    table = Table(
+        "comparisons",
+        f"Compared with the baseline ({section.baseline_name})",
+        note,
+        headings,
         tuple(shown),
         tuple(data),
     )
+    return table if len({row[1] for row in shown}) > 1 else table.drop_columns("baseline")
 
 
 def _build_comparison_row(
@@ -420,10 +433,12 @@ def build_tables(section: Section) -> list[Table]:
             and clients.select_single_run("Accuracy (%) of the final global model on each client's mix of classes."),
         )
     else:
+        main, *measured = _order_tables(section)
         first_tables = (
-            build_methods_table(section),
+            build_measures_table(section, main),
             build_comparison_table(section),
-            build_resources_table(section),
+            build_settings_table(section),
+            *(build_measures_table(section, name) for name in measured),
             cost,
             clients,
         )
@@ -434,6 +449,11 @@ def build_tables(section: Section) -> list[Table]:
         build_calibration_table(section),
     )
     return [_rename_measures(section, t) for t in (*first_tables, *rest) if t is not None and t.data]
+
+
+def _order_tables(section: Section) -> list[str]:
+    """Return the names of the tables of measures, the table of the main measure first."""
+    return sorted(TABLES, key=lambda name: section.main_measure.key not in TABLES[name][1])
 
 
 def _rename_measures(section: Section, table: Table) -> Table:

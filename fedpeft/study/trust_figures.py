@@ -72,7 +72,7 @@ def draw_reliability(section: Section, run: Result) -> str | None:
             error, classwise = 100 * calibration[key]["error"], 100 * calibration[key]["classwise"]
             axis.set_title(f"{name}: error {error:.1f} %, class-wise {classwise:.1f} %")
             axis.set_xlabel("confidence (%)")
-            axis.set(xlim=(0, 100), ylim=(0, 102))
+            axis.set(xlim=(0, 100), ylim=(0, 100))
         axes[0].set_ylabel("accuracy (%)")
     return out.getvalue()
 
@@ -168,7 +168,7 @@ def draw_heat_map(section: Section, run: Result) -> str | None:
     with draw_panels(1, 1, out, f"{section.title}/trust-heat", height=height) as (figure, axes):
         axis = axes[0]
         drawn = axis.pcolormesh(values, cmap="PuOr", vmin=-1, vmax=1, edgecolors="none")
-        axis.invert_yaxis()
+        axis.set(xlim=(0, len(clients)), ylim=(len(modules), 0))
         axis.grid(visible=False)
         axis.set_yticks(np.arange(len(modules)) + 0.5, [shorten_name(module) for module in modules], fontsize=7)
         step = max(1, -(-len(clients) // NAMED_CLIENTS))

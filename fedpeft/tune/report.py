@@ -96,6 +96,7 @@ class Report:
             "id": f"section{number}",
             "title": self.search.name,
             "question": self.search.keys.question,
+            "outcome": f"Best: {self.best_trial}." if list_finished(self.study) else "",
             "extent": self.extent,
             "failed": failed,
             "hardware": [self.command] if self.command else [],

@@ -236,6 +236,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         refused=gateway.admission.refused,
         targets=note_undefined(score.measures or None, observer) if score else None,
         hooks=server.sections(progress),
+        ended_early=server.early_end or None,
         trust=findings.sections or None,
     )
 

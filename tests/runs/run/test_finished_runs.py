@@ -22,6 +22,7 @@ from fedpeft.models.calibration import calibrate, fit_temperature
 from fedpeft.models.readout import ALL_BLOCKS
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.predict import main as predict
+from fedpeft.reporting.final_score import Scorer
 from fedpeft.reporting.finished_run import FinishedRun, clone_modules, sample_batch
 from fedpeft.simulate import main as simulate
 from fedpeft.wiring.measurements import parse_measure
@@ -236,7 +237,8 @@ def test_a_merged_model_computes_the_same_or_is_refused(method, runs, tmp_path, 
         assert has_error(heard, "FP1170", "--merge")
         return
     assert code == 0
-    assert "outputs differ by at most" in heard
+    assert "The merged outputs differ from the adapter's by at most" in heard
+    assert "forward pass on 4 examples" in heard
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("of all blocks" in card) is (PEFT_METHODS.build(method).reads == ALL_BLOCKS)
     run = FinishedRun.read(runs[method])
@@ -282,6 +284,7 @@ def test_mistakes_are_one_sentence(runs, tmp_path, capfd):
     for command, arguments, words in (
         (predict, ["text only"], ("FP1281",)),
         (predict, [str(tmp_path / "nowhere"), "text"], ("FP5135", "nowhere")),
+        (predict, [str(runs["lora"]), "one text", "another"], ("FP1528", "'one text'", "--data FILE")),
         (predict, [str(unfinished), "text"], ("FP5182", "unfinished")),
         (export, [str(tmp_path / "nowhere")], ("FP5135", "nowhere")),
         (export, [str(unfinished)], ("FP5182", "unfinished")),
@@ -290,6 +293,21 @@ def test_mistakes_are_one_sentence(runs, tmp_path, capfd):
         heard = said(capfd)
         assert has_error(heard, *words)
         assert "Traceback" not in heard
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_scores(runs, tmp_path, monkeypatch, capfd):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["lora"], folder)
+    before = (folder / "summary.json").read_bytes()
+    with monkeypatch.context() as here:
+        here.setattr(Scorer, "score", None)
+        assert simulate(["--resume", str(folder)]) == 0
+    assert (folder / "summary.json").read_bytes() == before
+    assert "accuracy" in said(capfd)
+    (folder / "predictions.npz").unlink()
+    assert simulate(["--resume", str(folder)]) == 0
+    assert (folder / "predictions.npz").exists()
+    assert json.loads((folder / "summary.json").read_text())["resumed"]
 
 
 @pytest.mark.parametrize(

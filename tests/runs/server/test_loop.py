@@ -215,6 +215,7 @@ def test_a_run_whose_patience_is_over_draws_and_charges_nothing(tmp_path, events
     assert events.count("draw") == 1
     assert events[-1] == "told", "nothing happens after the round that ends the run"
     assert server.observer.sentences == ["no improvement in 1 evaluations: the run ends here"]
+    assert server.early_end == server.observer.sentences[0]
 
 
 def test_a_resumed_run_whose_patience_is_over_draws_nothing_either(tmp_path, events):

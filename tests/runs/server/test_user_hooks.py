@@ -46,6 +46,8 @@ def test_the_report_shows_the_section_of_a_hook(ended, tmp_path):
     page = tmp_path / "report.html"
     assert report([str(ended), "--output", str(page)]) == 0
     assert "budget: is spent" in page.read_text()
+    assert "The run ended after 1 of " in page.read_text()
+    assert "seconds is spent: the run ends after round 1" in page.read_text()
     assert "budget: is spent,yes" in (tmp_path / "report" / "hooks.csv").read_text()
 
 
@@ -58,7 +60,7 @@ def test_a_resumed_run_goes_on_with_what_the_hook_remembers(ended, tmp_path):
     assert simulate(["--resume", str(folder)]) == 0
     after = json.loads((folder / "summary.json").read_text())
     assert after["rounds"] == 1
-    assert after["hooks"] == before["hooks"]
+    assert (after["hooks"], after["ended_early"]) == (before["hooks"], before["ended_early"])
     assert len(read_lines(folder / "hooks.jsonl")) == 1
 
 

@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from fedpeft.machine.cores import count_container_cores, count_usable_cores
+from fedpeft.machine.cores import count_allowed_threads, count_container_cores, count_usable_cores
 from fedpeft.machine.hardware import divide_gpus, get_container_memory, get_free_memory, list_accelerators
+from fedpeft.reporting.workers import Machine
 
 
 def test_a_container_s_limit_counts(tmp_path):
@@ -18,6 +19,15 @@ def test_a_container_s_limit_counts(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     assert get_container_memory(tmp_path) == 800
     assert 0 < get_free_memory("cpu") < 1 << 60
+
+
+@pytest.mark.parametrize(
+    ("given", "limit", "threads"), [("1", 1, 1), ("2,1", 2, 2), ("8", 8, 4), ("", 0, 4), ("x", 0, 4)]
+)
+def test_a_run_scores_on_no_more_threads_than_its_user_allows(monkeypatch, given, limit, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert count_allowed_threads() == limit
+    assert Machine(("cpu",), 4, "native").threads == threads
 
 
 def test_a_container_s_cores_count(tmp_path):

@@ -15,7 +15,7 @@ from scipy import stats
 from fedpeft.study import figures as drawn_figures
 from fedpeft.study.curve_figures import draw_curves
 from fedpeft.study.curve_figures import draw_curves_apart as curves_apart
-from fedpeft.study.dot_plots import draw_accuracy_against, draw_accuracy_rows
+from fedpeft.study.dot_plots import draw_score_against, draw_score_rows
 from fedpeft.study.drawing import (
     COLORS,
     GREY,
@@ -28,6 +28,7 @@ from fedpeft.study.drawing import (
     draw_legend_below,
     draw_panels,
     name_points,
+    round_limits,
     set_log_scale_if_wide,
 )
 from fedpeft.study.figures import draw_figures
@@ -75,7 +76,7 @@ def test_legends_and_rows(count: int) -> None:
 @pytest.mark.medium
 def test_equal_results_give_equal_figures() -> None:
     made = section(made_study(3))
-    one, other = (draw_accuracy_against(made, "total_bytes", "bytes", front=True) for _ in range(2))
+    one, other = (draw_score_against(made, "total_bytes", "bytes", front=True) for _ in range(2))
     assert one == other
 
 
@@ -94,7 +95,7 @@ def test_what_matters_most_has_a_colour() -> None:
 def test_rows_show_the_interval_over_the_seeds_and_the_probe() -> None:
     made = section(made_study(5, ("iid",)))
     with draw_panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
-        draw_accuracy_rows(axis, made.shown, choose_looks(made))
+        draw_score_rows(axis, made.shown, choose_looks(made), made.main_measure)
         assert [t.get_text() for t in axis.get_yticklabels()] == [m.name for m in made.shown]
         assert axis.yaxis_inverted(), "the first method stands above"
         for row, (method, bars) in enumerate(zip(made.shown, axis.containers, strict=True)):
@@ -110,7 +111,7 @@ def test_rows_show_the_interval_over_the_seeds_and_the_probe() -> None:
 def test_two_seeds_have_no_interval() -> None:
     made = section(made_study(2, ("iid",)))
     with draw_panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
-        draw_accuracy_rows(axis, made.shown, choose_looks(made))
+        draw_score_rows(axis, made.shown, choose_looks(made), made.main_measure)
         assert not any(bars.has_xerr for bars in axis.containers)
 
 
@@ -122,14 +123,37 @@ def test_an_axis_holds_seeds_and_references_and_cuts_wide_intervals() -> None:
         result.summary["alone_accuracy"] = 0.25
     made = section(results)
     with draw_panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
-        draw_accuracy_rows(axis, made.shown, choose_looks(made))
+        draw_score_rows(axis, made.shown, choose_looks(made), made.main_measure)
         low, high = axis.get_xlim()
         seen = [v for m in made.shown for v in m.get_values("accuracy")]
-        assert 20 < low < 25, "the line of clients alone is the lowest"
-        assert max(seen) < high < max(seen) + 5
+        assert (low, high) == (20, 90), "round numbers around the line of clients alone and the best seed"
+        assert 25 < min(seen) < max(seen) < high
         arrows = [(line.get_marker(), line.get_ydata()[0]) for line in axis.lines if line.get_marker() in "<>"]
         assert sorted(arrows) == [("<", 0), (">", 0)], "the other method's interval is inside"
         assert [t.get_text() for t in axis.texts] == ["each client alone", "frozen probe"]
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ([67.3, 70.4], (67.0, 71.0)),
+        ([70.0], (69.4, 70.6)),
+        ([99.2, 100.0], (99.0, 100.0)),
+        ([-3.0, 41.0], (-10.0, 50.0)),
+    ],
+)
+def test_limits_are_round_numbers_around_the_values(values: list[float], limits: tuple[float, float]) -> None:
+    assert round_limits(values, 100.0) == pytest.approx(limits)
+
+
+def test_axes_that_fit_their_data_end_at_round_numbers() -> None:
+    with draw_panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+        axis.plot([0.3, 5.7], [61.3, 98.9])
+        assert (*axis.get_xlim(), *axis.get_ylim()) == pytest.approx((0, 6, 60, 100))
+    with draw_panels(1, 1, io.StringIO(), "salt") as (_, [axis]):
+        axis.plot([3.0, 170.0], [1, 2])
+        set_log_scale_if_wide(axis)
+        assert axis.get_xlim() == pytest.approx((2, 200))
 
 
 @pytest.mark.parametrize("kept", [False, True])

@@ -16,7 +16,7 @@ def test_accuracies_on_own_rows_are_marked_and_on_no_front_with_those_on_test_ro
         assert run.summary
         run.summary.update(accuracy=0.99, accuracy_of=OWN_ROWS, shared_accuracy=0.0)  # a global model may know nothing
     made = PageSection.from_section(section(results))
-    [methods] = [t for t in made.tables if t.name == "methods"]
+    [methods] = [t for t in made.tables if t.name == "accuracy"]
     [marked] = [row for row in methods.shown if row[0].startswith("bf16")]
     assert marked[0] == "bf16 (own rows)"
     assert marked[methods.headings.index("global model, test rows (%)")] == "0.00 ± 0.00"

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from fedpeft.report import main
+from fedpeft.reporting.plots import plot_run
 from fedpeft.reporting.summary import OWN_ROWS
 from fedpeft.study.measures import BY_KEY, build_curve, format_heading
 from fedpeft.study.page import TABLE_BEGINS, TABLE_ENDS, PageSection, insert_tables, render_page
 from fedpeft.study.results import Result, compute_client_accuracy, pack, unpack
-from fedpeft.study.sections import Section
-from fedpeft.study.tables import build_comparison_table, build_cost_table, build_methods_table, build_tables
+from fedpeft.study.sections import Section, describe_run
+from fedpeft.study.tables import build_comparison_table, build_cost_table, build_measures_table, build_tables
 from tests.refusals import has_error
 from tests.studies.made import made_result, made_study, section, write_study
 
@@ -33,14 +34,15 @@ def test_page_is_self_contained_and_csv_hold_the_same_numbers(tmp_path: Path) ->
     assert len(ids) == len(set(ids)), "markers and clips of two figures must not be mixed up"
     for words in ("sign, iid, seed 0: no luck", "Pareto", "calibration error", "not resolved", "accuracy (%)"):
         assert words in text
-    with open(tmp_path / "page" / "methods.csv") as file:
+    with open(tmp_path / "page" / "accuracy.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9
     assert float(rows[0]["test accuracy (%) mean"]) == pytest.approx(
         100 * np.mean([r.summary["accuracy"] for r in made_study()[:5] if r.summary])
     )
     assert {p.stem for p in (tmp_path / "page").glob("*.csv")} == {
-        "methods", "resources", "comparisons", "cost", "clients", "runs", "rounds", "calibration",
+        "accuracy", "loss", "worst", "calibration_error", "epsilon", "resources", "comparisons", "cost", "clients",
+        "runs", "rounds", "calibration",
     }  # fmt: skip
 
 
@@ -49,8 +51,8 @@ def test_page_is_self_contained_and_csv_hold_the_same_numbers(tmp_path: Path) ->
 def test_the_contents_lead_to_every_table_and_figure_and_a_title_stands_once(sections: int) -> None:
     made = [PageSection.from_section(section(made_study(1, ("iid",)))) for _ in range(sections)]
     text = render_page("made up" if sections == 1 else "two studies", made, [], "csv")
-    contents = text[text.index("<nav") : text.index("</nav>")]
-    targets = re.findall(r'href="#([^"]*)"', contents)
+    contents = re.findall("<nav.*?</nav>", text, re.DOTALL)
+    targets = re.findall(r'href="#([^"]*)"', "".join(contents))
     shown = [*[t for t in made[0].tables if t.headings], *made[0].figures]
     assert len(targets) == sections * (len(shown) + (sections > 1))
     ids = re.findall(r'<(?:section|h2|h3)[^>]* id="([^"]*)"', text)
@@ -78,7 +80,7 @@ def test_runs_that_are_judged_by_something_else_say_so_everywhere(metric: str, n
     results = [made_result({}, 3, 0.7, 8.0)] if lone else made_study(1, ("iid",))
     for run in results:
         if run.summary:
-            run.summary["metric"] = metric
+            run.summary.update(metric=metric, perplexity=3.5 if metric == "perplexity" else None)  # type: ignore[attr-defined]
     made = PageSection.from_section(Section("a run", "", results, {}) if lone else section(results))
     texts = [text for t in made.tables if t.headings for text in (t.title, t.note, *t.headings)]
     texts += [cell for t in made.tables if t.name == "result" for row in t.shown for cell in row]
@@ -102,14 +104,20 @@ def test_a_page_about_one_run_compares_nothing() -> None:
     assert dict(result.shown)["frozen linear probe (%)"] == "50.00"
 
 
-def test_a_run_in_its_folder_has_a_title(tmp_path: Path) -> None:
-    from fedpeft.report import format_title
-
+def test_a_run_is_described_by_its_data_rule_and_method() -> None:
     run = dataclasses.replace(made_result({}, 0, 0.7, 8.0), settled={"peft": "lora"})
-    assert format_title(run) == "reviews, fedit, lora"
+    assert describe_run(run) == "reviews, fedit, lora"
     for dataset in ("file:/home/me/shops.csv", "file(path='/home/me/shops.csv', text='comment')"):
         run.config["dataset"] = dataset
-        assert format_title(run) == "shops.csv, fedit, lora"
+        assert describe_run(run) == "shops.csv, fedit, lora"
+
+
+def test_the_axes_of_a_run_end_at_round_numbers() -> None:
+    rounds = [{"round": n, "accuracy": 0.613 + 0.1 * n, "loss": 1.07 - 0.3 * n, "train_loss": 0.9} for n in range(3)]
+    accuracies, losses = plot_run(rounds, {"metric": "accuracy"}).axes
+    assert accuracies.get_xlim() == (0, 2)
+    for limit in (*accuracies.get_ylim(), *(100 * limit for limit in losses.get_ylim())):
+        assert limit % 2.5 == pytest.approx(0, abs=1e-6) or limit % 2.5 == pytest.approx(2.5)
 
 
 def test_points_and_rounds_have_their_words() -> None:
@@ -228,7 +236,7 @@ def test_few_seeds_decide_nothing() -> None:
 
 
 def test_pareto_front_of_each_context() -> None:
-    on_front = {row["method"] for row in build_methods_table(section(made_study())).data if row["Pareto"]}
+    on_front = {row["method"] for row in build_measures_table(section(made_study()), "accuracy").data if row["Pareto"]}
     assert on_front == {f"{p}: {c}" for p in ("iid", "dirichlet(alpha=0.3)") for c in ("bf16", "quantize(bits=4)")}
 
 
@@ -239,7 +247,7 @@ def test_pareto_front_of_each_data_set_and_measure() -> None:
         for codec, megabytes in (("fp32", 4.0), ("bf16", 2.0)):
             results.append(made_result({"dataset": dataset, "codec": codec}, 0, skill, megabytes))
     made = Section("", "", results, {"dataset": "reviews", "codec": "fp32"})
-    assert {row["method"] for row in build_methods_table(made).data if row["Pareto"]} == {
+    assert {row["method"] for row in build_measures_table(made, "accuracy").data if row["Pareto"]} == {
         "reviews, bf16",
         "reuters_r8, bf16",
     }
@@ -283,7 +291,7 @@ def test_a_report_without_optional_data() -> None:
         Result(config={"codec": c, "seed": 0}, status="finished", seed=0, point={"codec": c}, summary={"accuracy": 0.5})
         for c in ("fp32", "bf16")
     ]
-    assert {t.name for t in build_tables(section(bare))} == {"methods", "resources", "runs"}
+    assert {t.name for t in build_tables(section(bare))} == {"accuracy", "runs"}
 
 
 def test_client_accuracy_weighs_classes_by_the_clients_shares() -> None:
