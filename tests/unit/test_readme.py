@@ -19,8 +19,6 @@ from fedpeft.simulate import parse
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-GAINING = [book for book in NOTEBOOKS if book.stem != "study"]
-"""Notebooks that end with a gain over the linear probe."""
 
 
 def join_lines(text: str) -> str:
@@ -143,7 +141,7 @@ def list_last_numbers(book: dict) -> list[float]:
     return [float(found[-1]) for found in numbers if found]
 
 
-@pytest.mark.parametrize("book", GAINING, ids=lambda book: book.stem)
+@pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda book: book.stem)
 def test_a_notebook_s_outputs_are_real_and_end_with_a_gain_over_the_probe(book):
     cells = [cell for cell in json.loads(book.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
