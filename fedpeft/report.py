@@ -49,7 +49,7 @@ class Command:
 
 
 def create_sections(found: ResultFolders, command: Command) -> list[Section]:
-    """Return one section per study, preset and data set, and one per data set of the single runs.
+    """Return one section per study, preset and dataset, and one per dataset of the single runs.
 
     Raises:
         ConfigError: the baseline names no axis or value that is there.

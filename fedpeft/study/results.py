@@ -133,7 +133,7 @@ class Result:
 
     @property
     def test_source(self) -> str:
-        """The data set without the settings that do not change its test examples."""
+        """The dataset without the settings that do not change its test examples."""
         return get_test_source(str(self.config.get("dataset", "")))
 
     @property

@@ -1,6 +1,6 @@
 """Runs that a report shows together, grouped into methods.
 
-A section contains the runs of a study, or the single runs that were given, on the test examples of one data set with
+A section contains the runs of a study, or the single runs that were given, on the test examples of one dataset with
 one metric. A method is a point of the grid: runs that differ only in their seed. Axes that the baseline names
 distinguish methods. The other axes are the context, such as a partition, within which methods are compared. Methods of
 single runs are named after the runs' folders.
@@ -257,7 +257,7 @@ def create_study_section(study: Study, results: Sequence[Result]) -> Section:
 
 
 def split_by_data(section: Section) -> list[Section]:
-    """Return a section for each data set and metric, since runs on different test examples can't be compared."""
+    """Return a section for each dataset and metric, since runs on different test examples can't be compared."""
     groups = group_by_data(section.results)
     if len(groups) == 1:
         return [section]
@@ -272,7 +272,7 @@ def group_by_data(results: Sequence[Result]) -> list[list[Result]]:
     """Group results by test examples and metric, in order of appearance.
 
     A run with no record of its files, such as a private run, counts as one on the first known content. Failed runs have
-    no metric: they join the first group on their data set, or the first of all.
+    no metric: they join the first group on their dataset, or the first of all.
     """
     groups: dict[tuple[str, str | None, tuple[str, ...]], list[Result]] = {}
     for result in sorted(results, key=lambda r: (not r.is_finished, not r.data_digests)):
@@ -290,7 +290,7 @@ def group_by_data(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def name_data(groups: Sequence[Sequence[Result]]) -> list[str]:
-    """Return a name for the data set of each group; the metric, or a number, distinguishes equal names."""
+    """Return a name for the dataset of each group; the metric, or a number, distinguishes equal names."""
     names = [format_data_name(str(group[0].config.get("dataset", ""))) for group in groups]
     metrics = [(group[0].metric or "failed").replace("_", " ") for group in groups]
     for texts in (metrics, [f"content {i}" for i in range(1, len(names) + 1)]):
@@ -301,7 +301,7 @@ def name_data(groups: Sequence[Sequence[Result]]) -> list[str]:
 
 
 def format_data_name(dataset: str) -> str:
-    """Return a short name of a data set: a file's name for a file, and a sample's source marked as a sample."""
+    """Return a short name of a dataset: a file's name for a file, and a sample's source marked as a sample."""
     try:
         spec = parse_spec(dataset)
     except ConfigError:
