@@ -89,3 +89,8 @@ def test_a_larger_update_is_extrapolated_in_proportion():
     """758 MB are 100 times an update of 1,895,000 numbers in fp32: 36 s become an hour."""
     record = {"rounds": [{"seconds": 99.0}, {"seconds": 36.0}], "parameters": 1_895_000}
     assert extrapolate_hours(record) == pytest.approx(1.0)
+
+
+def test_the_interrupted_run_has_the_adapter_of_the_whole_one():
+    adapters = {record["case"]: record["adapter_sha256"] for record in read_results()}
+    assert adapters["int8-interrupted"] == adapters["int8"]
