@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from experiments.slow_link.__main__ import CASES, read_results
+from experiments.slow_link.__main__ import CASES, README, extrapolate_hours, format_table, read_results
 from experiments.slow_link.bridge import Direction, Line
 from experiments.slow_link.federation import LLAMA_1B
 from experiments.slow_link.probes import compute_checksum
@@ -79,3 +79,18 @@ def test_recorded_cases_have_the_rounds_of_their_case():
     for record in read_results():
         assert record["parameters"] == LLAMA_1B.parameters
         assert [line["round"] for line in record["rounds"]] == list(range(1, rounds[record["case"]] + 1))
+
+
+def test_the_readme_has_the_recorded_results():
+    assert format_table(read_results()) in README.read_text(encoding="utf-8")
+
+
+def test_a_larger_update_is_extrapolated_in_proportion():
+    """758 MB are 100 times an update of 1,895,000 numbers in fp32: 36 s become an hour."""
+    record = {"rounds": [{"seconds": 99.0}, {"seconds": 36.0}], "parameters": 1_895_000}
+    assert extrapolate_hours(record) == pytest.approx(1.0)
+
+
+def test_the_interrupted_run_has_the_adapter_of_the_whole_one():
+    adapters = {record["case"]: record["adapter_sha256"] for record in read_results()}
+    assert adapters["int8-interrupted"] == adapters["int8"]
