@@ -17,7 +17,7 @@ from fedpeft.audit.canaries import CanaryAudit
 from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
 from fedpeft.describe import format_range
 from fedpeft.reporting.observer import RoundResult
-from fedpeft.reporting.summary import Costs, Quality
+from fedpeft.reporting.summary import Costs, Quality, Summary
 from fedpeft.rounds.acceptance import ClientResult
 from fedpeft.wiring.config import GROUPS, RunConfig
 
@@ -31,9 +31,12 @@ OPTIONS_OF: Mapping[str, tuple[type, ...]] = {
 RECORDS: Mapping[str, tuple[type, ...]] = {
     "rounds.jsonl": (RoundResult,),
     "clients.jsonl": (ClientResult,),
-    "summary.json": (Quality, Costs),
+    "summary.json": (Quality, Costs, Summary),
 }
 """Classes whose fields the lines of a run's records contain, by file."""
+
+GROUPS_OF_FIELDS = ("quality", "costs")
+"""Fields of `Summary` whose own fields summary.json contains instead."""
 
 
 def format_rows(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
@@ -73,7 +76,7 @@ def format_records() -> str:
         said = {name: text for kind in kinds for name, text in _parse_attributes(kind.__doc__ or "").items()}
         if not said:
             parts.append(_get_prose(kinds[0].__doc__ or "") + "\n")
-        fields = [field for kind in kinds for field in dataclasses.fields(kind)]
+        fields = [field for kind in kinds for field in dataclasses.fields(kind) if field.name not in GROUPS_OF_FIELDS]
         lines = [(f"`{f.name}`", f"`{f.type}`", said.get(f.name, "")) for f in fields]
         parts.append(format_rows(("key", "type", "meaning"), lines))
     return "\n".join(parts)

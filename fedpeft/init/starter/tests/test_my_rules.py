@@ -24,7 +24,7 @@ def test_half_of_each_update_counts() -> None:
 
 
 def test_a_run_goes_through(tmp_path: Path) -> None:
-    """One round on the project's own rows, with a tiny model."""
+    """One round on the project's own examples, with a tiny model."""
     run = fedpeft.run_simulation(
         dataset=f"file(path={str(PROJECT / 'data')!r}, owner='shop')",
         partition="natural",
