@@ -1,6 +1,6 @@
 """python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer.
 
-python -m fedpeft.predict RUN [RUN ...] PICTURE [PICTURE ...]: the answers of runs on images to files of pictures.
+python -m fedpeft.predict RUN [RUN ...] IMAGE [IMAGE ...]: the answers of runs on images to image files.
 
 python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv: the answers of a run with classes, labels or numbers to
 each row of a file, or to each picture of a folder or a table.

@@ -77,7 +77,7 @@ class LeafLayout:
 
 
 def _is_class(y: Any, classes: int) -> bool:
-    return isinstance(y, int | float) and not isinstance(y, bool) and y == int(y) and 0 <= y < classes
+    return isinstance(y, int | float) and not isinstance(y, bool) and 0 <= y < classes and y == int(y)
 
 
 def _is_image(x: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.incomplete_rows import REFUSE, CompleteRecords
+from fedpeft.data.incomplete_rows import CompleteRecords
 from fedpeft.data.instruction_columns import suggest_answer_columns
 from fedpeft.data.label_columns import (
     AND,
@@ -55,7 +55,7 @@ class Names:
         incomplete: treatment of incomplete rows, one of `fedpeft.data.incomplete_rows.INCOMPLETE`; empty: they are
             refused, and there is no setting to change that.
         form: format of text files, with the decimal sign of labels.
-        finds_owner: whether the owner's column was found by its name.
+        finds_owner: whether the owner's column was found by its name, so that owner=None ignores it.
     """
 
     text: str
@@ -81,10 +81,9 @@ class Names:
         settable = self.label_type == "auto" and SETTING in self.ask and AND not in (self.label or "")
         hint = "; label_type=labels accepts rows with several labels or none" if settable else ""
         reader = self.ask.partition("(")[0]
-        incomplete = "" if self.incomplete == REFUSE and SETTING not in self.ask else self.incomplete
         owner_hint = "; owner=None accepts rows without an owner" if self.finds_owner else ""
         needed = self.needs if needs is None else needs
-        return CompleteRecords(records, source, needed, incomplete, hint, reader, owner_hint)
+        return CompleteRecords(records, source, needed, self.incomplete, hint, reader, owner_hint)
 
 
 def get_text_column(dataset: str | Source) -> str:

@@ -106,7 +106,9 @@ def _refuse_gaps(cls: type, kind: type, who: str) -> None:
     """
     if inspect.isabstract(cls):
         lacking = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
-        raise ConfigError(f"FP1253 {who} lacks what {kind.__module__}.{kind.__qualname__} leaves to it: {lacking}")
+        raise ConfigError(
+            f"FP1253 {who} does not define what {kind.__module__}.{kind.__qualname__} requires: {lacking}"
+        )
     choices = getattr(kind, "needs_one_of", ())
     if choices and all(getattr(cls, name) is getattr(kind, name) for name in choices):
         raise ConfigError(f"FP1527 {who} defines neither {' nor '.join(choices)}; define one of them")

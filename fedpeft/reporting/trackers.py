@@ -165,7 +165,7 @@ class TrackedRecords(Records):
         if not self._begun:
             self._begun = True
             settings = tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8"))
-            del settings["format"]
+            settings.pop("format", None)  # a run of version 0.2.0 has none
             self._call("begin", self.folder, settings)
         self._call(method, *values)
 

@@ -178,7 +178,7 @@ def draw_figures(section: Section) -> list[Figure]:
             "accuracy_bytes",
             f"{name} and bytes",
             f"{score} and all bytes of the run, up and down. {AGAINST}Filled points are on the Pareto front (dashed "
-            f"steps), which is computed per data set. {greys}",
+            f"steps), which is computed per dataset. {greys}",
             draw_score_against(section, "total_bytes", "bytes of the run, up + down (MB)", True),
         ),
         (

@@ -88,7 +88,7 @@ NOTES = {
 }
 """Notes below the tables of measures, by name."""
 
-PARETO_NOTE = "Pareto: no other method on this data set has fewer bytes (up + down) and at least as good a mean."
+PARETO_NOTE = "Pareto: no other method on this dataset has fewer bytes (up + down) and at least as good a mean."
 
 
 def build_measures_table(section: Section, name: str) -> Table | None:

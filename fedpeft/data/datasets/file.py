@@ -200,15 +200,16 @@ class File:
         """
         first = splits.train.first
         reading = self.choose_reading(first) if pixels is None else None
+        settable = user_rows.SETTING in ask  # records in Python have no settings that a message could name
         names = user_rows.Names(
             self.text if pixels is None else FILE_NAME,
             None if reading else self.label,
             self._find_owner(first, splits.train, reading, ask),
             ask,
             self.label_type,
-            self.incomplete,
+            self.incomplete if settable else "",
             self._get_format(),
-            self.owner == AUTO,
+            settable and self.owner == AUTO,
         )
         tables = splits.convert(lambda table: self._read_table(table, reading, names))
         known = user_rows.KnownLabels.from_settings(self.mean, self.deviation, self.labels)

@@ -77,7 +77,7 @@ class Transcript:
                 else:
                     self._note(parse_record(TaskRecord, statement.content))
             except RunError as error:
-                raise RunError(f"FP5116 the server's earlier records in {file}, are not valid: {error}") from None
+                raise RunError(f"FP5116 the server's earlier records in {file} are not valid: {error}") from None
 
     def __len__(self) -> int:
         """Return the number of known records."""

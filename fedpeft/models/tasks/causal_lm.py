@@ -204,7 +204,8 @@ class CausalLM(TokenTask):
         """
         if isinstance(rows.inputs, np.ndarray):
             raise DataError(
-                "FP3169 causal language modeling needs texts, and this dataset contains images; take a dataset of texts"
+                "FP3169 causal language modeling needs texts, and this dataset contains images; choose a "
+                "dataset of texts"
             )
         cut = tokenize_texts(rows.inputs, None, model_directory, max_tokens)
         full = take_texts(rows.inputs, np.flatnonzero(cut.lengths == max_tokens))

@@ -68,7 +68,7 @@ def _describe_whole_model(run: FinishedRun) -> str:
     if create_processor(run) is None:
         return "`transformers.AutoModelForImageClassification.from_pretrained(FOLDER, trust_remote_code=True)`"
     return (
-        '`transformers.pipeline("image-classification", FOLDER, trust_remote_code=True)(PICTURE)`, after a look '
+        '`transformers.pipeline("image-classification", FOLDER, trust_remote_code=True)(IMAGE)`, after a look '
         "into `modeling_mean_pooled.py`, `image_processing_squares.py` and `square_pictures.py`, which it runs"
     )
 

@@ -48,7 +48,7 @@ def test_preferences_have_their_prompt_as_it_stands(tmp_path):
 def test_a_record_without_an_answer_is_refused_or_left_out(tmp_path):
     records = [{"instruction": WORDS[i], "response": "" if i == 4 else WORDS[i + 1]} for i in range(20)]
     file = write_clients(tmp_path / "it.json", records)
-    with refuses("FP3062", "record 2 of the client 'client_1'"):
+    with refuses("FP3062", "record 2 of the client 'client_1'", "fedllm_bench(..., incomplete=drop)"):
         load(file)
     assert len(load(file, incomplete="drop").train) == 15
 

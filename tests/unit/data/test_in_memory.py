@@ -73,17 +73,18 @@ def test_the_splits_of_a_dict_are_used():
         (pandas.DataFrame({"text": [], "label": []}), ("FP3028", "dataset")),
         ([], ("FP3028", "dataset")),
         (pandas.DataFrame([{**ROWS[0], "site": "a", "clinic": "b"}]), ("FP3181", "site, clinic", "keep one")),
+        (pandas.DataFrame([*ROWS, ROWS[0]]).assign(site=["a"] * 30 + [None]), ("FP3062", "1 row", "'site'", "row 30")),
         (pandas.DataFrame(ROWS)["text"], ("FP3060", "Series")),
         ({"train": 3}, ("FP3060", "dataset['train']", "int")),
     ],
-    ids=range(16),
+    ids=range(17),
 )  # fmt: skip
 def test_what_can_t_be_used_is_one_sentence(given, says):
     with refuses(*says) as caught:
         convert_to_dataset(given)
     sentence = str(caught.value)
     assert "\n" not in sentence
-    assert "incomplete=" not in sentence, "a setting that Python does not take"
+    assert not any(name in sentence for name in ("incomplete=", "owner=")), "settings that Python does not take"
 
 
 def test_texts_alone_are_for_a_language_model():

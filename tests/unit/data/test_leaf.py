@@ -117,6 +117,18 @@ BAD = {
         "FP3205",
         "example 1 of the user 'a'",
     ),
+    "a class that is no number": (
+        {"users": ["a"], "user_data": {"a": {"x": [["1", "d", "q", "a", "t"]] * 2, "y": [0, float("nan")]}}},
+        "FP3209",
+        "example 2 of the user 'a'",
+        "nan",
+    ),
+    "an infinite class": (
+        {"users": ["a"], "user_data": {"a": {"x": [["1", "d", "q", "a", "t"]], "y": [float("inf")]}}},
+        "FP3205",
+        "example 1 of the user 'a'",
+        "inf",
+    ),
     "a path out of the folder of images": (
         {"users": ["a"], "user_data": {"a": {"x": ["../1.jpg"], "y": [1]}}},
         "FP3205",

@@ -32,18 +32,19 @@ class Notebook:
         self.calls.append(("end", dict(values)))
 
 
-def record(folder: Path, *trackers: Any) -> TrackedRecords:
+def record(folder: Path, *trackers: Any, config: str = "format = 1\nrounds = 1\n") -> TrackedRecords:
     records = TrackedRecords(folder, list(trackers))
-    records.write("config.toml", "rounds = 1\n")
+    records.write("config.toml", config)
     records.append("rounds.jsonl", {"round": 1, "loss": 0.5, "train_loss": None})
     records.append("clients.jsonl", {"round": 1, "client": 3})
     records.write_json("summary.json", {"accuracy": 0.75, "versions": {}, "epsilon": None})
     return records
 
 
-def test_rounds_and_summary_are_sent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["format = 1\nrounds = 1\n", "rounds = 1\n"], ids=["format 1", "version 0.2.0"])
+def test_rounds_and_summary_are_sent(config: str, tmp_path: Path) -> None:
     notebook = Notebook()
-    record(tmp_path, notebook)
+    record(tmp_path, notebook, config=config)
     assert notebook.calls == [
         ("begin", tmp_path.name, {"rounds": 1}),
         ("measure", 1, {"round": 1.0, "loss": 0.5}),

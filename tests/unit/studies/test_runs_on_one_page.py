@@ -193,7 +193,7 @@ def test_the_main_figure_comes_before_every_table(count: int) -> None:
     text = render_page("page", made, [], "csv")
     assert text.index('class="outcome"') < text.index("<svg") < text.index("<table")
     assert made[0].figures[0].name == "accuracy_bytes"
-    assert "computed per data set" in made[0].figures[0].note
+    assert "computed per dataset" in made[0].figures[0].note
 
 
 def test_a_folder_is_no_part_of_a_line_of_results(tmp_path: Any) -> None:
