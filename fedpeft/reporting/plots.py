@@ -139,6 +139,7 @@ def _plot_accuracies(axis: Axes, measured: Sequence[Mapping[str, Any]], summary:
             label = f"result, {of}"
         if summary.get(key) is not None:
             axis.axhline(100 * summary[key], color=color, linestyle=style, linewidth=1.2, label=label)
+    axis.set_ylim(top=min(100.0, axis.get_ylim()[1]))
     axis.set_ylabel(f"{summary['metric'].replace('_', ' ')} (%)")
     _draw_legend_above(axis)
 

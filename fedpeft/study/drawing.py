@@ -312,7 +312,7 @@ def round_limits(values: Sequence[float], most: float = math.inf) -> tuple[float
     low, high = min(values), max(values)
     room = ROOM * (high - low) or 0.5
     ticks = MaxNLocator(TICKS, steps=[1, 2, 2.5, 5, 10]).tick_values(low - room, min(most, high + room))
-    return float(ticks[0]), float(ticks[-1])
+    return float(ticks[0]), min(most, float(ticks[-1]))
 
 
 def set_log_scale_if_wide(axis: Any) -> None:

@@ -307,7 +307,7 @@ def test_other_weights_are_refused_and_unknown_ones_told(base, tmp_path):
         edge(v2.Description(**_fields(told) | {"weights_hash": "other"}), trainer_like(base), tmp_path)
     trainer = trainer_like(base)
     trainer.model.get_base_model().config._name_or_path = ""
-    assert "not checked" in edge(told, trainer, tmp_path).observer.lines[0]
+    assert "nothing checks" in edge(told, trainer, tmp_path).observer.lines[0]
     classification = v2.Description(**_fields(told) | {"task": "classification", "labels": ["a", "b"]})
     with refuses("FP5114", "classification"):
         edge(classification, trainer_like(base), tmp_path)

@@ -71,7 +71,7 @@ def settings(rule, tmp_path, monkeypatch):
 @pytest.mark.fast
 def test_a_changed_plugin_is_noted_once_and_refused_only_where_its_run_goes_on(rule, settings):
     rule.write_text(RULE + PARTS + "# a comment\n")
-    with refuses("FP1266", "and it has changed"):
+    with refuses("FP1266", "but it has changed"):
         read_config(settings)
     assert read_config(settings, goes_on=False).strategy == "half_mean"
     [note] = plugins.take_notes()

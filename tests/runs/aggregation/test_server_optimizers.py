@@ -27,6 +27,8 @@ def test_what_is_asked_of_an_averaged_run_is_asked_of_the_average(tmp_path, monk
     saved = []
     monkeypatch.setattr(final_score, "save", lambda _setup, state, *_: saved.append(state))
     unscored = SimpleNamespace(score=lambda *_: None)
-    seen = SimpleNamespace(setup=simulation.setup, folder=simulation.folder, scorer=unscored)
+    scored = SimpleNamespace(validation=SimpleNamespace(score_last=True))
+    setup = replace(simulation.setup, measured=scored)
+    seen = SimpleNamespace(setup=setup, folder=simulation.folder, scorer=unscored)
     _score_last_state(seen, replace(progress, best=BestState(1, Metrics(1.0, 0.5), bare.adapter, {})))
     assert saved == [progress.reached_state]

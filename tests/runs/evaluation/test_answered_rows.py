@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from fedpeft.data.rows import DATASETS
 from fedpeft.evaluate import answered_rows
 from fedpeft.evaluate.answered_rows import answer_rows
 from fedpeft.evaluate.prediction import compute_outputs, compute_probabilities
@@ -98,7 +99,7 @@ def test_a_sample_and_tasks_read_the_texts_of_the_column_that_their_rows_had(tmp
     classes(tmp_path)
     own = f"file(path='{tmp_path / 'rows.csv'}', text=body)"
     (tmp_path / "new.csv").write_text("text,body\nx,\n")
-    run = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(dataset=of.format(own=own)))
+    run = SimpleNamespace(folder=tmp_path, dataset=DATASETS.build(of.format(own=own)))
     with refuses("FP3062", "1 row has an empty text in the column 'body"):
         answered_rows._prepare_texts(run, tmp_path / "new.csv", None)
 
@@ -108,7 +109,7 @@ def test_tasks_whose_texts_stand_in_several_columns_want_one_named(tmp_path):
     rows = tmp_path / "rows.csv"
     dataset = f"tasks({f'file(path={str(rows)!r}, text=body)'!r}, {f'file(path={str(rows)!r}, text=title)'!r})"
     rows.write_text("body,title\nx,y\n")
-    run = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(dataset=dataset))
+    run = SimpleNamespace(folder=tmp_path, dataset=DATASETS.build(dataset))
     with refuses("FP1096", "body, title", "--text"):
         answered_rows._prepare_texts(run, rows, None)
     assert answered_rows._prepare_texts(run, rows, "title")

@@ -214,7 +214,7 @@ def test_executors_agree(made_names, tmp_path):
 
 @pytest.mark.fast
 def test_label_shift_is_refused_by_the_rows_own_name(made_names, tmp_path):
-    with refuses("FP1341", "rows of token_labels have"):
+    with refuses("FP1341", "examples of token_labels have none"):
         simulation(tmp_path / "run", drift="label_shift")
 
 

@@ -21,7 +21,9 @@ def pasted(command: str) -> int:
     """Run a command line in this process; returns its exit code."""
     python, flag, module, *words = shlex.split(command)
     assert (python, flag) == ("python", "-m")
-    return importlib.import_module(module).main(words)
+    found = importlib.import_module(module)
+    command = importlib.import_module(f"{module}.__main__") if hasattr(found, "__path__") else found
+    return command.main(words)
 
 
 def lines_after(said: str, title: str) -> list[str]:

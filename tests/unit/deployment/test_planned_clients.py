@@ -54,7 +54,7 @@ def test_the_plan_is_that_of_a_simulation_of_such_clients(privacy, peft, tmp_pat
     mechanism = made.server.edges[0].setup.mechanism
     assert mechanism == dataclasses.replace(simulated.setup.mechanism, start=share)
     assert made.server.config.privacy == format_part(mechanism)
-    assert ("for clients of 180 rows" in said(made)) is ("user_dp" not in privacy)
+    assert ("for clients of 180 examples" in said(made)) is ("user_dp" not in privacy)
 
 
 def test_a_server_that_is_started_again_stays_with_its_plan(tmp_path, observer):
@@ -87,7 +87,7 @@ def test_a_federation_of_before_is_not_planned_anew(privacy, tmp_path, observer)
 def test_rows_that_are_held_out_are_not_trained_on(tmp_path, observer):
     given = TEXTS | {"privacy": "dp_sgd(epsilon=200, raw_metrics=True)"}
     made = Federation(tmp_path, observer, serve=ServeOptions(client_rows=200, held_out=0.1), **given)
-    assert "for clients of 180 rows" in said(made)
+    assert "for clients of 180 examples" in said(made)
     assert heard(made)["batch_size"] == 45
 
 

@@ -14,7 +14,7 @@ from fedpeft.evaluate.__main__ import select_evenly
 from fedpeft.evaluate.evaluation import QuestionAnswers
 from fedpeft.models.answers.generation import answer_prompts, generate_tokens
 from fedpeft.models.answers.likelihood import choose_answers
-from fedpeft.models.answers.metric import METRICS
+from fedpeft.models.answers.metric import METRICS, NeedsLibrary
 from fedpeft.models.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
@@ -81,7 +81,8 @@ def test_every_metric_is_between_nothing_and_the_same(name):
     if name == "rouge_l":
         pytest.importorskip("rouge_score")
     metric = METRICS.build(name)
-    metric.check()
+    if isinstance(metric, NeedsLibrary):
+        metric.check()
     assert metric.score("the green door", ["a red house", "the green door"]) == 1.0
     assert metric.score("seven", ["a red house"]) == 0.0
     assert metric.score("", ["a red house"]) == 0.0

@@ -40,7 +40,7 @@ def test_the_last_run_of_a_seed_counts_and_other_seeds_are_not_paired():
     assert format_difference(methods["fedrpca"], methods["fedit"]) == ""
 
 
-@pytest.mark.parametrize("preset", ["reviews", "mixed", "personal"])
+@pytest.mark.parametrize("preset", ["small", "mixed", "personal"])
 def test_each_comparison_has_an_older_rule_and_five_seeds(preset):
     study = read_study(FOLDER / "study.toml", preset)
     labels = [value.label for value in study.axes["method"]]
@@ -50,7 +50,7 @@ def test_each_comparison_has_an_older_rule_and_five_seeds(preset):
 
 
 def test_all_compared_methods_are_tuned_alike_on_another_seed():
-    compared, tuned = (read_study(FOLDER / "study.toml", preset) for preset in ("reviews", "tuning"))
+    compared, tuned = (read_study(FOLDER / "study.toml", preset) for preset in ("small", "tuning"))
     assert [v.label for v in compared.axes["method"]] == [v.label for v in tuned.axes["method"]]
     assert len(tuned.axes["learning_rate"]) == 5
     assert not set(tuned.seeds) & set(compared.seeds)

@@ -278,8 +278,8 @@ def test_the_first_round_of_the_real_sum_is_clipped_sum_and_noise_over_the_diago
         ("noise=banded(bands=5)", {}, ("FP7083", "4")),
         ("noise=banded", {"cohort": 21}, ("FP7082", "--cohort")),
         ("noise=banded, quantile=0.5", {}, ("FP7070",)),
-        ("noise=banded", {"strategy": "rolora"}, ("FP7071", "take fedit, ffa_lora, flasc or fslora")),
-        ("noise=banded", {"strategy": "fedsvd"}, ("FP7071", "take fedit, ffa_lora, flasc or fslora")),
+        ("noise=banded", {"strategy": "rolora"}, ("FP7071", "use fedit, ffa_lora, flasc or fslora")),
+        ("noise=banded", {"strategy": "fedsvd"}, ("FP7071", "use fedit, ffa_lora, flasc or fslora")),
     ],
 )
 def test_what_does_not_go_with_related_noise_is_one_sentence(text, given, words):

@@ -216,7 +216,7 @@ def test_cohorts_are_drawn_by_the_key(tmp_path):
         ({"privacy": "distributed_dp(noise_multiplier=1e-7)"}, ("FP7054",)),
         ({"privacy": "distributed_dp(epsilon=1e-3)", "rounds": 50}, ("FP7064", "0.001", "FP7084", "give bits=")),
         ({"privacy": "distributed_dp(epsilon=1, bits=8)"}, ("FP7064", "FP7084", "8", "give bits=")),
-        ({"privacy": "distributed_dp(epsilon=1)", "strategy": "krum"}, ("FP7100", "krum", "take")),
+        ({"privacy": "distributed_dp(epsilon=1)", "strategy": "krum"}, ("FP7100", "krum", "use fedit")),
         ({"privacy": "distributed_dp(epsilon=1)", "strategy": "flexlora"}, ("FP7100", "flexlora")),
         ({"privacy": "distributed_dp(epsilon=1)", "strategy": "flasc"}, ("FP7061",)),
         ({"privacy": "distributed_dp(epsilon=1)", "codec": "small"}, ("FP7101",)),

@@ -15,13 +15,13 @@ def test_no_accuracy_is_above_100_percent(accuracies):
     ]
     axis = plot_run(rounds, {"metric": "accuracy", "accuracy": accuracies[-1]}).axes[0]
     low, high = axis.get_ylim()
-    assert low < 100 * min(accuracies)
+    assert low <= 100 * min(accuracies)
     assert 100 * max(accuracies) <= high <= 100
 
 
 def test_curves_of_a_study_end_at_100_percent(monkeypatch):
     from types import SimpleNamespace
 
-    points = [(SimpleNamespace(accuracy=98.0), 0.5), (SimpleNamespace(accuracy=99.9), 0.4)]
+    points = [SimpleNamespace(score=98.0, deviation=0.5), SimpleNamespace(score=99.9, deviation=0.4)]
     monkeypatch.setattr(curve_figures, "compute_mean_curve", lambda method: points)
-    assert curve_figures._compute_limits([None])[1] == 100
+    assert curve_figures._compute_limits([None], 100.0)[1] == 100
