@@ -31,7 +31,7 @@ from torch import nn
 
 from fedpeft.data.in_memory import NAME, convert_to_dataset, create_part
 from fedpeft.data.rows import Dataset
-from fedpeft.errors import ConfigError, RunError
+from fedpeft.errors import ConfigError, RunError, require_extra
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import Family, format_part, list_nested_parts, name_of, plugins
 from fedpeft.reporting.console import ConsoleObserver, silence_libraries
@@ -131,8 +131,9 @@ class Run:
             One row per model with its measures: a pandas frame, or a list of dicts without pandas.
 
         Raises:
-            FedpeftError: the run's examples or clients can't be used.
+            FedpeftError: the run's examples or clients can't be used, or a package is missing.
         """
+        require_extra("flwr", "simulate", "an evaluation")
         from fedpeft.evaluate.evaluation import Evaluation, EvaluationRequest
 
         with _restore_process_state(), plugins.use_parts(self.parts), ConsoleObserver(Console(quiet=True)) as observer:
@@ -324,6 +325,7 @@ def run_study(
     Raises:
         FedpeftError: what the user can mend, in one sentence.
     """
+    require_extra("flwr", "simulate", "a study")
     from fedpeft.study import __main__ as command
 
     asked = command.Command(Path(study), preset, None if output is None else Path(output), jobs)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from fedpeft.errors import ConfigError, RunError
+from fedpeft.errors import ConfigError, RunError, require_extra
 from fedpeft.machine.files import find_links, raise_write_errors
 from fedpeft.machine.terminal import Console
 from fedpeft.reporting.command import (
@@ -213,8 +213,9 @@ def export_client(run: Path, client: int, output: Path) -> None:
     """Write `output`/adapter, a client's own.
 
     Raises:
-        FedpeftError: there is no such run or client, or its clients have no adapters of their own.
+        FedpeftError: a package is missing, there is no such run or client, or clients have no adapters of their own.
     """
+    require_extra("flwr", "simulate", "a client's own adapter")
     from fedpeft.peft import saved_adapter
     from fedpeft.reporting.final_score import save
     from fedpeft.simulation.simulation import Simulation

@@ -70,12 +70,26 @@ def test_a_command_that_needs_an_extra_names_it_in_one_sentence(light, command, 
     ]
 
 
-def test_from_python_a_missing_extra_is_one_sentence(light, tmp_path):
-    code = f"import fedpeft; fedpeft.run_simulation(dataset='tiny', output={str(tmp_path / 'run')!r}, progress=False)"
-    done = run(light, "-c", code)
-    assert done.stderr.splitlines()[-1].endswith(
-        "FP2008 a simulation needs the package flwr; install it with: pip install 'fedpeft[simulate]'"
-    )
+SENTENCE = "FP2008 {} needs the package flwr; install it with: pip install 'fedpeft[simulate]'"
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("fedpeft.run_simulation(dataset='tiny', progress=False)", "a simulation"),
+        ("fedpeft.run_study('study.toml')", "a study"),
+        ("fedpeft.Run(pathlib.Path('run'), fedpeft.RunConfig(), {}).evaluate()", "an evaluation"),
+    ],
+    ids=["simulation", "study", "evaluation"],
+)
+def test_from_python_a_missing_extra_is_one_sentence(light, code, what):
+    done = run(light, "-c", f"import fedpeft, pathlib; {code}")
+    assert done.stderr.splitlines()[-1].endswith(SENTENCE.format(what))
+
+
+def test_a_clients_own_adapter_names_the_extra_that_it_needs(light, tmp_path):
+    done = run(light, "-m", "fedpeft.export", str(tmp_path), "--client", "1", "--output", str(tmp_path / "own"))
+    assert (done.returncode, done.stderr.strip()) == (2, "error: " + SENTENCE.format("a client's own adapter"))
 
 
 def test_every_extra_is_found_by_a_module_of_its_own():
