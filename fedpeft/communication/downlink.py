@@ -139,7 +139,7 @@ def decode_arrival(
     Raises:
         PayloadError: see `fedpeft.communication.decoding.decode`.
     """
-    sent = decode(payload, shapes, references=held)
+    sent = decode(payload, shapes, references=held, agreed=codec.steps)
     if codec.lossless:
         return Arrival(sent, {})
     return Arrival({name: start[name] + moved for name, moved in sent.items()}, sent)

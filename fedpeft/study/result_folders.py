@@ -68,7 +68,8 @@ class ResultFolders:
                         "their labels to other settings"
                     )
                 matching = described
-            self.results.setdefault((name, preset), []).extend(matching)
+            if matching:
+                self.results.setdefault((name, preset), []).extend(matching)
 
 
 def match_to_study(study: Study, results: Sequence[Result]) -> list[Result]:

@@ -12,6 +12,7 @@ from torch import nn
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.codecs.scalars import BLOCK, compute_gram, direction
 from fedpeft.communication.decoding import decode
+from fedpeft.communication.downlink import decode_arrival
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.conformance.peft_cases import Case, find_largest_difference
 from fedpeft.errors import PayloadError
@@ -135,6 +136,14 @@ def test_a_client_cannot_choose_how_many_directions_the_server_draws(codec):
     with pytest.raises(PayloadError):
         uplink.receive(hostile, shapes, {})
     assert decode(hostile, shapes).keys() == {"x"}
+
+
+def test_a_server_cannot_choose_how_many_directions_a_client_draws():
+    x = {"x": drawn(500, 4).float()}
+    hostile, shapes = parse_codec("scalars(steps=256) | cast(dtype=fp32)").encode(x, seed=5), {"x": (500, 4)}
+    for codec in (parse_codec("fp32"), parse_codec("scalars(steps=4) | cast(dtype=fp32)")):
+        with pytest.raises(PayloadError):
+            decode_arrival(hostile, codec, shapes, x, {})
 
 
 def test_it_starts_with_plain_steps():
