@@ -26,7 +26,7 @@ for folder in ("fedpeft", "strategies", "clients", "experiments", "tests"):
         compile(file.read_text(encoding="utf-8"), str(file), "exec")
 """
 SETTINGS = """
-from fedpeft import families
+from fedpeft.parts import families
 from fedpeft.wiring.config import build_config
 config = build_config({"cohort": "0.5", "strategy": "krum(attackers=0.3)"}, "a test")
 print(config.to_toml().splitlines()[0], len(families.strategies.names) > 30, families.strategies.parse_text("fedit"))
