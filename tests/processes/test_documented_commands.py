@@ -33,6 +33,13 @@ COMPANIONS = {
 }
 """Documents that write one client's command for all: who joins by the same words with its own folder."""
 
+OWN_EXAMPLES = {
+    "rows.csv": ("good", "bad"),
+    "site-1.csv": ("match", "mismatch"),
+    "site-2.csv": ("match", "mismatch"),
+}
+"""The files of a client's own examples that documents name, with their labels."""
+
 MODULES = {
     "grpcio-health-checking": "grpc_health", "mlflow-skinny": "mlflow", "prometheus-client": "prometheus_client",
     "scikit-learn": "sklearn",
@@ -115,8 +122,10 @@ class Reader:
         """All clients, until the federation is finished; their states are kept as `a`, `b` and so on."""
         names = COMPANIONS.get(self.document, ()) if len(joins) == 1 else ()
         commands = [joins[0].replace("edge-1", name) for name in names] or joins
-        rows = [f"the thing {i} {opinion}" for i in range(140) for opinion in ("works well,good", "broke at once,bad")]
-        (self.folder / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n")  # "its own examples"
+        for file, (good, bad) in OWN_EXAMPLES.items():
+            opinions = (f"works well,{good}", f"broke at once,{bad}")
+            rows = [f"the thing {i} {opinion}" for i in range(140) for opinion in opinions]
+            (self.folder / file).write_text("\n".join(["text,label", *rows]) + "\n")
         started = [(self.start(as_run(command), self.machine_of(command)), command) for command in commands]
         for process, command in started:
             assert self.end(process, command) == 0
