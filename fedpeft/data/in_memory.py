@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -112,7 +112,8 @@ def _create_table(name: str, given: Any) -> RecordTable:
     if isinstance(given, Sequence) and not isinstance(given, str):
         if all(isinstance(row, Mapping) for row in given):
             return RecordTable(name, lambda: ((f"row {number}", dict(row)) for number, row in enumerate(given)))
-        if all(isinstance(client, tuple) and len(client) == 2 for client in given):
+        pairs = (pair if isinstance(pair, tuple) else () for pair in given)
+        if all(len(pair) == 2 and all(isinstance(column, Sized) for column in pair) for pair in pairs):
             records = _build_records(given)
             return RecordTable(name, lambda: ((f"row {number}", row) for number, row in enumerate(records)))
     raise DataError(

@@ -76,8 +76,9 @@ def test_the_splits_of_a_dict_are_used():
         (pandas.DataFrame([*ROWS, ROWS[0]]).assign(site=["a"] * 30 + [None]), ("FP3062", "1 row", "'site'", "row 30")),
         (pandas.DataFrame(ROWS)["text"], ("FP3060", "Series")),
         ({"train": 3}, ("FP3060", "dataset['train']", "int")),
+        ([(3, [1])], ("FP3060", "dataset", "list")),
     ],
-    ids=range(17),
+    ids=range(18),
 )  # fmt: skip
 def test_what_can_t_be_used_is_one_sentence(given, says):
     with refuses(*says) as caught:
