@@ -92,7 +92,7 @@ def compute_fisher_diagonal(executor: Executor, job: Job, most: int) -> State:
     """Return the mean square of the gradients of single examples, for the tensors that a job trains.
 
     This is the diagonal of the empirical Fisher information: the labels are those of the examples, not drawn ones. The
-    loss of an example is its mean over what it predicts. Dropout rests.
+    loss of an example is its mean over what it predicts. Dropout is off.
 
     Args:
         executor: with a model whose parameters are those of one client.

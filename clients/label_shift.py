@@ -149,6 +149,6 @@ class LabelShiftStage(ClientStage):
             return client_round
         if not classes:
             raise PayloadError("FP6003 the server sends class shares, and there are no classes")
-        shares = decode_whole(asked.told, {SHARES: (classes,)})[SHARES]
+        shares = decode_whole(asked.told, {SHARES: (classes,)}, agreed=())[SHARES]
         added = compute_offsets(self.bench.get_labels(client_round.job.rows), shares)
         return replace(client_round, job=replace(client_round.job, offsets=added))

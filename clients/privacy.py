@@ -93,4 +93,4 @@ class RowPrivacyStage(ClientStage):
             return None
         width = self.work.layout.shapes["head.weight"][1]
         directions = require_variation(self.head).whitened_directions(width)
-        return Whitening.from_state(decode_whole(asked.told, Whitening.shapes(directions)), width)
+        return Whitening.from_state(decode_whole(asked.told, Whitening.shapes(directions), agreed=()), width)

@@ -45,6 +45,7 @@ class Potara(LinearStrategy):
     damping: float = setting(0.1, "d, in units of the mean entry of both models' information", above=0)
 
     needs_lora: ClassVar[bool] = False
+    preserves = ("all ranks",)
 
     def get_personal_pull(self) -> float:
         """Return 0: the client's own model is trained alone."""

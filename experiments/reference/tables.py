@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from fedpeft.__main__ import COMMANDS
-from fedpeft.audit.canaries import CanaryAudit
+from fedpeft.audit.canary_audit import CanaryAudit
 from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
 from fedpeft.describe import format_range
 from fedpeft.reporting.observer import RoundResult

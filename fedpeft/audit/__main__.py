@@ -12,22 +12,24 @@ import math
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from fedpeft.audit.canaries import CanaryAudit, Verdict, run
-from fedpeft.audit.sums import SumVerdict, audit_sums
+from fedpeft.audit.canary_audit import CanaryAudit
 from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import check_settings
-from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.reporting.command import (
     run_tool,
     start_command,
     tell_notes,
 )
 from fedpeft.reporting.console import create_summary_table
+
+if TYPE_CHECKING:
+    from fedpeft.audit.canaries import Verdict
+    from fedpeft.audit.sums import SumVerdict
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,10 @@ def _run_audit(command: Command, console: Console) -> int:
         raise ConfigError(
             'FP1040 give --privacy "user_dp(noise_multiplier=4)" to audit, or the folders of finished runs'
         )
+    from fedpeft.audit.canaries import run
+    from fedpeft.audit.sums import audit_sums
+    from fedpeft.privacy.secure_sum.sum import sums_in
+
     audit = CanaryAudit(**check_settings("the audit", CanaryAudit, vars(command.audit)))
     if (secure := sums_in(audit.privacy)) is not None:  # secure sums hide the single updates that canaries need
         told = audit_sums(secure)

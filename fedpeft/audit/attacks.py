@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.aggregation.shared_sums import is_shared_sum
-from fedpeft.audit.canaries import FORM, CanaryAudit, create_layout, run
+from fedpeft.audit.canaries import FORM, create_layout, run
+from fedpeft.audit.canary_audit import CanaryAudit
 from fedpeft.privacy.accountant import Event, rdp_epsilon
 from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.privacy.server_noise import count_turns

@@ -34,6 +34,7 @@ from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import Strategy, strategies
 from fedpeft.audit.bounds import Bounds, compute_bounds
 from fedpeft.audit.canary import CanaryExecutor
+from fedpeft.audit.canary_audit import CanaryAudit
 from fedpeft.audit.cohorts import compute_size_epsilon, is_size_revealed
 from fedpeft.clients import releasing
 from fedpeft.clients.executor import Job, RowPrivacy
@@ -45,7 +46,6 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.machine import seeds
-from fedpeft.parts import setting
 from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec, subtract_states
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.abilities import RelatesNoise
@@ -71,20 +71,6 @@ ENTRIES = 16
 
 NEIGHBORS = 4
 """Number of examples that are left out of the sum, one at a time."""
-
-
-@dataclass(frozen=True)
-class CanaryAudit:
-    """Settings of an audit."""
-
-    privacy: str = setting("", "mechanism: user_dp(noise_multiplier=4), dp_sgd(...), local_dp(...)")
-    rounds: int = setting(10, "number of rounds", low=1)
-    rate: float = setting(1.0, "sampling rate q of clients or examples", above=0, high=1)
-    steps: int = setting(1, "local steps per round, for dp_sgd", low=1)
-    strategy: str = setting("fedit", "aggregation strategy")
-    codec: str = setting("fp32", "codec of the updates")
-    canaries: int = setting(1000, "number of canaries; a coin decides which are in the data", low=20)
-    seed: int = setting(0, "seed of the coins", low=0)
 
 
 @dataclass(frozen=True)

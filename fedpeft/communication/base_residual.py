@@ -155,7 +155,7 @@ def receive(total: State, payload: bytes, pairs: Sequence[LoraPair]) -> State:
             raise PayloadError(f"FP6023 the increments of {pair.module} are larger than the layer")
         for i, width in enumerate(widths[pair.module] or []):
             shapes |= {f"{pair.module}.{i}.left": (out, width), f"{pair.module}.{i}.right": (width, in_)}
-    tensors = decode_whole(payload[position:], shapes)
+    tensors = decode_whole(payload[position:], shapes, agreed=())
     after = dict(total)
     for module, steps in widths.items():
         if steps is None:

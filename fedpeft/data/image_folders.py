@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,17 @@ def _read_folder(folder: Path) -> Iterator[Record]:
         yield str(picture.relative_to(folder)), {FILE_NAME: str(picture), **told}
 
 
+@contextmanager
+def raise_image_errors(name: str) -> Iterator[None]:
+    """Raise DataError for an image, called `name`, that can't be decoded or is too large."""
+    from PIL import Image
+
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"FP3059 {name} can't be read as an image: {' '.join(str(error).split())[:200]}") from None
+
+
 def read_pixels(pictures: list[str], side: int) -> np.ndarray:
     """Return the images as uint8 (images, side, side, 3), 0 to 255, rotated as their metadata requires.
 
@@ -184,10 +196,10 @@ def read_pixels(pictures: list[str], side: int) -> np.ndarray:
             wrong.append(f"FP3058 there is no image {file}")
             continue
         try:
-            with Image.open(file, formats=FORMATS) as opened:
+            with raise_image_errors(file), Image.open(file, formats=FORMATS) as opened:
                 made[i] = crop_to_square(opened, side)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            wrong.append(f"FP3059 {file} can't be read as an image: {' '.join(str(error).split())[:200]}")
+        except DataError as error:
+            wrong.append(str(error))
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more of {len(pictures)}" if len(wrong) > SHOWN else ""
         raise DataError("; ".join(wrong[:SHOWN]) + more)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedpeft.data.cached_rows import hash_rows
 from fedpeft.data.datasets.file import File
-from fedpeft.data.image_folders import FILE_NAME
+from fedpeft.data.image_folders import FILE_NAME, FORMATS, raise_image_errors
 from fedpeft.data.owner_columns import OWNERS
 from fedpeft.data.record_files import Record, RecordTable, TablePlace, read_dataset_rows
 from fedpeft.data.record_folders import SPLITS, Splits
@@ -55,6 +57,7 @@ def convert_to_dataset(given: Any) -> Dataset:
         loaded: Dataset = given.load()
         return loaded
     splits, unused = _find_splits(given)
+    splits = splits.convert(lambda split: (split[0], _keep_encoded(split[1])))
     tables = splits.convert(lambda split: _create_table(*split))
     first, images = tables.train.first, splits.convert(lambda split: _find_image_column(*split))
     part = File(path=NAME)
@@ -109,7 +112,8 @@ def _create_table(name: str, given: Any) -> RecordTable:
     if isinstance(given, Sequence) and not isinstance(given, str):
         if all(isinstance(row, Mapping) for row in given):
             return RecordTable(name, lambda: ((f"row {number}", dict(row)) for number, row in enumerate(given)))
-        if all(isinstance(client, tuple) and len(client) == 2 for client in given):
+        pairs = (pair if isinstance(pair, tuple) else () for pair in given)
+        if all(len(pair) == 2 and all(isinstance(column, Sized) for column in pair) for pair in pairs):
             records = _build_records(given)
             return RecordTable(name, lambda: ((f"row {number}", row) for number, row in enumerate(records)))
     raise DataError(
@@ -125,11 +129,24 @@ def _is_of_library(given: Any, name: str) -> bool:
     return library is not None and isinstance(given, getattr(library, name, ()))
 
 
+def _keep_encoded(given: Any) -> Any:
+    """Return a `datasets.Dataset` that does not decode images and sounds, and any other value as it is.
+
+    The library decodes every format that Pillow knows, of which some start programs, and fetches files by their URL.
+    """
+    if not _is_of_library(given, "Dataset"):
+        return given
+    table = given.with_format(None)
+    for column, feature in given.features.items():
+        if hasattr(feature, "decode"):
+            table = table.cast_column(column, dataclasses.replace(feature, decode=False))
+    return table
+
+
 def _read_dataset(name: str, given: Any) -> Iterator[Record]:
     """Yield the rows of a `datasets.Dataset`, counted from 0; an image is named by its row."""
     column = _find_image_column(name, given)
-    table = given.with_format(None)
-    table = table if column is None else table.remove_columns(column)
+    table = given if column is None else given.remove_columns(column)
     if column is not None and not table.column_names:  # the library iterates over no column not at all
         yield from (
             (TablePlace(f"row {number}"), {FILE_NAME: f"row {number} of {name}"}) for number in range(len(given))
@@ -177,7 +194,7 @@ def _create_image_reader(
     splits: Splits[Split], columns: Splits[str | None], side: int
 ) -> Callable[[list[str]], NDArray[np.uint8]]:
     """Return a function that reads images, named as by `_read_dataset`, as uint8 (images, side, side, 3)."""
-    places: dict[str, tuple[Any, str, int]] = {}
+    places: dict[str, tuple[Any, int]] = {}
     for split, column in (
         (splits.train, columns.train),
         (splits.validation, columns.validation),
@@ -187,21 +204,34 @@ def _create_image_reader(
             name, table = split
             if column is None:
                 raise DataError(f"FP3201 {name} has no column of images, but the training examples have one")
-            places |= {f"row {number} of {name}": (table, column, number) for number in range(len(table))}
+            images = table.select_columns(column).rename_column(column, FILE_NAME)
+            places |= {f"row {number} of {name}": (images, number) for number in range(len(images))}
 
     def read(names: list[str]) -> NDArray[np.uint8]:
         made = np.empty((len(names), side, side, 3), np.uint8)
         for i, name in enumerate(names):
-            table, column, number = places[name]
-            try:
-                made[i] = crop_to_square(table.with_format(None)[number][column], side)
-            except (OSError, ValueError, SyntaxError, AttributeError) as error:  # a missing image is None
-                raise DataError(
-                    f"FP3059 {name} can't be read as an image: {' '.join(str(error).split())[:200]}"
-                ) from None
+            images, number = places[name]
+            with raise_image_errors(name), _open_image(images[number][FILE_NAME]) as image:
+                mode = images.features[FILE_NAME].mode
+                made[i] = crop_to_square(image.convert(mode) if mode else image, side)
         return made
 
     return read
+
+
+def _open_image(encoded: Mapping[str, Any] | None) -> Any:
+    """Open an image of a `datasets.Dataset`, given its bytes or the path of its file, in one of `FORMATS`.
+
+    Raises:
+        OSError: it is missing or damaged, or has another format.
+    """
+    from PIL import Image
+
+    content, path = (None, None) if encoded is None else (encoded["bytes"], encoded["path"])
+    if content is None and not (path and Path(path).is_file()):  # reading a pipe would block
+        raise OSError(f"there is no file {path}" if path else "it is missing")
+    source: Any = path if content is None else BytesIO(content)
+    return Image.open(source, formats=FORMATS)
 
 
 def _build_records(clients: Sequence[tuple[Sequence[str], Sequence[str | int]]]) -> list[dict[str, Any]]:

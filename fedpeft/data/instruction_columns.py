@@ -176,11 +176,12 @@ def _convert_turns(records: Records, column: str, source: str) -> Iterator[tuple
 
 
 def _convert_turn(turn: Any, where: str) -> dict[str, Any]:
-    if not isinstance(turn, dict) or turn.get("from") not in SPEAKERS:
+    role = SPEAKERS.get(str(turn.get("from"))) if isinstance(turn, dict) else None
+    if role is None:
         raise DataError(
             f'FP3064 {where}: a turn is {{"from": ..., "value": ...}} of {", ".join(SPEAKERS)}, got {turn!r:.60}'
         )
-    return {"role": SPEAKERS[turn["from"]], "content": turn.get("value")}
+    return {"role": role, "content": turn.get("value")}
 
 
 def _pack_completions(

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -40,7 +41,7 @@ class RecordTable:
     read: Callable[[], Iterator[Record]]
     owner: str | None = None
 
-    @property
+    @cached_property
     def first(self) -> dict[str, Any]:
         """The first record; empty without records."""
         _, record = next(self.read(), ("", {}))

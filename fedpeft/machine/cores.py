@@ -1,4 +1,7 @@
-"""Cores of the machine, within the limits of a container; without torch, so that it is known before torch is loaded."""
+"""Cores of the machine, within the limits of a container.
+
+The module does not import torch, so commands can count cores before they load it.
+"""
 
 from __future__ import annotations
 

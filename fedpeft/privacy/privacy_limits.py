@@ -6,8 +6,7 @@ from fedpeft.privacy.mechanism import Mechanism
 
 SUNDRY = (
     "numbers of examples, also of those that are cut short or that test examples repeat; byte counts, and the time "
-    "that work "
-    "takes",
+    "that work takes",
     "scores on validation and test examples, which a simulation takes from the same data: rounds.jsonl, summary.json, "
     "predictions.npz, and evaluations.jsonl, whose questions are validation examples if no file is named",
     "what others can't read: clients.jsonl, clients.npz, checkpoint/, clients/ and estimates/ reveal who took part",

@@ -154,7 +154,7 @@ class Server:
 
     def end_early(self, reason: str) -> None:
         """Keep the reason for summary.json, and tell the user."""
-        self.early_end = str(reason)
+        self.early_end = reason
         self.observer.say(reason)
 
     def select(self, state: ServerState) -> RoundPlan:

@@ -44,11 +44,15 @@ def plant_triggers(attack: Attack | None, rows: SimulatedRows, seed: int) -> tup
     without a trigger changes nothing, and there are no such copies.
 
     Raises:
-        ConfigError: the dataset has no such class, or clients share their examples.
+        ConfigError: the dataset has no such class, clients share their examples, or the attack also changes labels.
     """
     everything = rows.all
     if not isinstance(attack, PlantsTrigger):
         return everything, np.zeros(0, np.int64)
+    if isinstance(attack, ChangesLabels):
+        raise ConfigError(
+            f"FP1530 {format_part(attack)} has the methods relabel and plant, which both set labels; define one of them"
+        )
     _check_examples(attack, rows)
     target, classes, labels = attack.target, rows.dataset.classes, everything.labels
     assert labels is not None

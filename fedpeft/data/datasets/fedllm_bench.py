@@ -105,9 +105,9 @@ def iterate_records(content: dict[str, Any], source: str) -> Iterator[tuple[str,
             )
         for number, record in enumerate(records, 1):
             turns = record.get(CONVERSATIONS)
-            if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-                is_answer = SPEAKERS.get(str(turns[0].get("from"))) == "assistant"
-                record = {**record, CONVERSATIONS: turns[is_answer:]}
+            first = turns[0] if isinstance(turns, list) and turns else None
+            if isinstance(first, dict) and SPEAKERS.get(str(first.get("from"))) == "assistant":
+                record = {**record, CONVERSATIONS: turns[1:]}
             yield f"record {number} of the client {client!r}", {**record, OWNER: client}
 
 

@@ -308,14 +308,13 @@ class File:
         if reading and not (self.messages or self.template or self.target):
             notes.append(f"taken as {reading.said}")
         if self.owner == AUTO and names.owner is not None:
-            notes.append(
-                "each file is a client's: --partition natural --clients 0 gives each client its own"
-                if names.owner == train.owner
-                else f"clients from column {names.owner!r} (owner=None: from none): --partition natural --clients 0 "
-                "makes a client of each owner"
-                if user_rows.SETTING in names.ask
-                else f"clients from column {names.owner!r}: partition='natural', clients=0 makes a client of each owner"
-            )
+            column, effect = f"clients from column {names.owner!r}", "makes a client of each owner"
+            if names.owner == train.owner:
+                notes.append("each file is a client's: --partition natural --clients 0 gives each client its own")
+            elif user_rows.SETTING in names.ask:
+                notes.append(f"{column} (owner=None: from none): --partition natural --clients 0 {effect}")
+            else:
+                notes.append(f"{column}: partition='natural', clients=0 {effect}")
         return tuple(notes)
 
 

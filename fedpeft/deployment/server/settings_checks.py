@@ -37,6 +37,10 @@ def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
         raise ConfigError(
             f"FP1129 {name} belongs to simulations: real clients keep their examples; leave it out of --measure"
         )
+    if spec.measured.validation.score_last:
+        raise ConfigError(
+            "FP1529 a server scores only the state that it keeps; leave score_last out of --measure validation(...)"
+        )
     if spec.sampler is not None:
         raise ConfigError(
             f"FP1130 --cohort {config.cohort} depends on batteries and power grids that a simulation declares and real "

@@ -230,8 +230,8 @@ class Gateway:
             if request.wire != WIRE:
                 raise RefusedError(
                     grpc.StatusCode.FAILED_PRECONDITION,
-                    f"the server runs fedpeft {self.description.software} with version {WIRE} of the wire, the client "
-                    f"runs {request.software[:20]} with version {request.wire}; install the server's version",
+                    f"the server runs fedpeft {self.description.software} with version {WIRE} of the protocol, the "
+                    f"client runs {request.software[:20]} with version {request.wire}; install the server's version",
                 )
             self._enter(name)
             return self.description

@@ -23,8 +23,9 @@ from fedpeft.audit.bounds import (
     compute_one_run_bound,
     compute_p_value,
 )
-from fedpeft.audit.canaries import CanaryAudit, Verdict, _Clients, create_layout, run
+from fedpeft.audit.canaries import Verdict, _Clients, create_layout, run
 from fedpeft.audit.canary import CanaryExecutor
+from fedpeft.audit.canary_audit import CanaryAudit
 from fedpeft.audit.cohorts import compute_size_epsilon
 from fedpeft.audit.membership import Membership
 from fedpeft.communication.uplink import parse_uplink

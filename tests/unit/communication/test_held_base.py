@@ -53,6 +53,16 @@ def test_whatever_is_lost_or_repeated_the_base_is_the_servers(tmp_path, seed):
         server = server.after(round_number, increments(round_number), torch.float32)
 
 
+def test_a_server_cannot_choose_how_many_directions_a_client_draws():
+    hostile = (
+        Residual()
+        .after(1, increments(3), torch.float32)
+        .encode_payload(0, PAIRS, parse_codec("scalars | cast(dtype=fp32)"))
+    )
+    with pytest.raises(PayloadError):
+        receive({}, hostile, PAIRS)
+
+
 def test_a_payload_for_other_layers_is_refused_and_spoils_nothing(tmp_path):
     server, client = Residual(), HeldBase(tmp_path, PAIRS, True)
     server = server.after(1, increments(1), torch.float32)

@@ -247,6 +247,7 @@ def test_texts_come_before_instructions():
         ),
         ({"prompt": "a", "completion": 2}, ("FP3065",)),
         ({"conversations": [{"from": "tool", "value": "b"}]}, ("FP3064", "human")),
+        ({"conversations": [{"from": ["gpt"], "value": "b"}]}, ("FP3064", "human")),
         ({"conversations": [{"from": "gpt", "value": "b"}]}, ("FP3015",)),
         ({"conversations": [{"from": "human", "value": "b"}]}, ("FP3016",)),
     ],

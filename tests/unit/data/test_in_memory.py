@@ -76,8 +76,9 @@ def test_the_splits_of_a_dict_are_used():
         (pandas.DataFrame([*ROWS, ROWS[0]]).assign(site=["a"] * 30 + [None]), ("FP3062", "1 row", "'site'", "row 30")),
         (pandas.DataFrame(ROWS)["text"], ("FP3060", "Series")),
         ({"train": 3}, ("FP3060", "dataset['train']", "int")),
+        ([(3, [1])], ("FP3060", "dataset", "list")),
     ],
-    ids=range(17),
+    ids=range(18),
 )  # fmt: skip
 def test_what_can_t_be_used_is_one_sentence(given, says):
     with refuses(*says) as caught:
@@ -149,6 +150,41 @@ def test_images_that_can_t_be_used_are_one_sentence():
     with pytest.raises(Exception, match="FP") as caught:
         convert_to_dataset(missing)
     assert has_error(str(caught.value), "FP3059", "row 4 of dataset")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+
+
+@pytest.mark.parametrize("image", [{"bytes": EPS, "path": None}, {"bytes": None, "path": "https://localhost/a.png"}])
+def test_an_image_starts_no_program_and_fetches_no_file(image, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("the image was decoded by the library")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", fail)
+    monkeypatch.setattr("datasets.features.image.xopen", fail)
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("string")})
+    given = datasets.Dataset.from_dict({"img": [image] * 6, "label": ["a", "b"] * 3}, features)
+    with refuses("FP3059", "row 0 of dataset"):
+        convert_to_dataset(given)
+    texts = given.add_column("text", [f"text {i}" for i in range(6)])
+    assert convert_to_dataset(texts).kind == "text"
+
+
+def test_an_image_in_memory_that_is_too_large_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    with refuses("FP3059", "row 0 of dataset"):
+        convert_to_dataset(pictures(6))
+
+
+def test_images_are_read_from_files_and_converted_as_their_feature_asks(tmp_path):
+    files = []
+    for i in range(6):
+        files.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(np.full((12, 12, 3), (200, 20 * i, 0), np.uint8)).save(files[-1])
+    for mode, first in ((None, 200), ("L", 60)):
+        given = datasets.Dataset.from_dict({"img": files, "label": ["a", "b"] * 3})
+        data = convert_to_dataset(given.cast_column("img", datasets.Image(mode=mode)))
+        assert {int(x) for _, rows in data.parts for x in rows.inputs[:, 5, 5, 0]} >= {first}
 
 
 def test_the_same_examples_make_the_same_part():

@@ -277,6 +277,7 @@ def test_without_tls_a_server_listens_on_this_machine_only(tmp_path, capsys):
         (["--metrics", "nowhere"], ("FP1122", "metrics")),
         (["--health", "localhost:99999"], ("FP1122", "health")),
         (["--measure", "forgetting(dataset=tiny)"], ("FP1129",)),
+        (["--measure", "validation(score_last=True)"], ("FP1529",)),
         (["--grid", "ray"], ("FP1132",)),
     ],
 )

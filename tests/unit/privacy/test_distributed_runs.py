@@ -15,7 +15,8 @@ from rich.console import Console
 from scipy.stats import binom
 
 from fedpeft.aggregation.strategy import strategies
-from fedpeft.audit.canaries import CanaryAudit, run
+from fedpeft.audit.canaries import run
+from fedpeft.audit.canary_audit import CanaryAudit
 from fedpeft.peft.adapter import Layout
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, noise_for

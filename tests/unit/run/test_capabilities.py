@@ -165,6 +165,8 @@ def test_methods_whose_parameters_belong_together_take_any_rule_that_preserves_t
     check_method(vera, OwnRoLoRA(), [vera.form])
     with refuses("FP1332", "vera", "(product)", "ffa_lora or flexlora or rolora"):
         check_method(vera, OwnMean(), [vera.form])
+    pissa = PEFT_METHODS.build("pissa")
+    check_method(pissa, strategies.build("potara"), [pissa.form])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.audit.canaries import CanaryAudit, _Clients
+from fedpeft.audit.canaries import _Clients
+from fedpeft.audit.canary_audit import CanaryAudit
 from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.rounds.progress import ServerState
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedpeft.audit.canaries import CanaryAudit, _Clients
+from fedpeft.audit.canaries import _Clients
+from fedpeft.audit.canary_audit import CanaryAudit
 from fedpeft.communication.downlink import Package, SentState
 from fedpeft.communication.flower_grid import OwnGrid, get_node_id
 from fedpeft.communication.flower_messages import read_instruction, write_record

@@ -1,5 +1,6 @@
 """Backdoors: what a trigger is, which examples carry it, and what is refused."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,6 +105,19 @@ def test_updates_are_scaled():
 def test_what_has_no_such_class_or_is_shared_is_refused(settings, attack, words):
     with refuses(*words):
         plant_triggers(ATTACKS.build(attack), rows(**settings), seed=0)
+
+
+@dataclass(frozen=True)
+class Both(type(ATTACKS.build("backdoor"))):
+    """A trigger, and other labels for all other examples."""
+
+    def relabel(self, labels, classes):
+        return 1 - labels
+
+
+def test_an_attack_that_also_changes_labels_is_refused():
+    with refuses("FP1530"):
+        plant_triggers(Both(), rows(), seed=0)
 
 
 @pytest.mark.parametrize("attack", [None, "sign_flip"])
