@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from experiments import write_between
 from experiments.memory import steps
 from fedpeft.errors import RunError
+from fedpeft.study.results import ResultsFile
+
+BACKDOOR = Path(steps.__file__).parents[1] / "attacks" / "backdoor"
 
 
 def test_only_the_text_between_the_marks_changes(tmp_path: Path) -> None:
@@ -41,3 +45,15 @@ def test_the_table_has_medians_and_ranges() -> None:
     ]
     table = steps.format_table(lines)
     assert "| `adamw` | `fp32` | 3 | 5 | 3 (1 to 8) | 7 | 3.0 (2.0 to 9.0) |" in table
+
+
+def test_the_reading_of_backdoors_has_the_recorded_shares() -> None:
+    found: dict[str, list[str]] = {}
+    for run in ResultsFile(BACKDOOR / "results.jsonl").read():
+        backdoor = run.summary["trust"]["backdoor"]
+        shares = (backdoor["success"], backdoor["without_trigger"], run.summary["accuracy"])
+        found.setdefault(run.point["rule"], []).append(" / ".join(f"{100 * share:.1f}" for share in shares))
+    reading = (BACKDOOR / "README.md").read_text().partition("## Reading")[2]
+    rows = [line.strip("| ").split(" | ") for line in reading.splitlines() if re.match(r"\| \w+ \| \d", line)]
+    assert [(name, cells) for name, *cells in rows] == list(found.items())
+    assert found
