@@ -15,6 +15,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments import write_between
+
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
@@ -96,9 +98,7 @@ def write_readme(summaries: list[dict[str, Any]]) -> None:
     rows = [COLUMNS, ("---:",) * len(COLUMNS), *map(format_cells, summaries)]
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     note = f"{hardware['cpu']}, {hardware['workers']} workers; {format_verdict(summaries)}."
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{note}\n\n{END}{after}", encoding="utf-8")
+    write_between(README, BEGIN, END, f"{text}\n\n{note}")
 
 
 def main(settings: Settings) -> int:

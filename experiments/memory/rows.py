@@ -21,6 +21,8 @@ import numpy as np
 import psutil
 import tyro
 
+from experiments import write_between
+
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- rows: begin -->", "<!-- rows: end -->"
 
@@ -172,10 +174,7 @@ def main(settings: Settings) -> int:
             print(" | ".join(format_cells(rows, found[rows])), flush=True)
     print(format_table(found))
     if settings.write_readme:
-        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-        README.write_text(
-            f"{before}{BEGIN}\n\n{format_table(found)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8"
-        )
+        write_between(README, BEGIN, END, format_table(found))
     return 0
 
 

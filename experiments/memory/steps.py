@@ -19,6 +19,8 @@ from typing import Any
 
 import tyro
 
+from experiments import write_between
+
 README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).with_name("steps.jsonl")
 BEGIN, END = "<!-- steps: begin -->", "<!-- steps: end -->"
@@ -105,22 +107,36 @@ def measure(settings: Settings) -> dict[str, Any]:
     }
 
 
+def read_results() -> list[dict[str, Any]]:
+    """Return the recorded measurements."""
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def format_range(values: list[float], digits: int) -> str:
+    """Return the median of values, with the least and the largest in parentheses."""
+    least, middle, most = (f"{value:.{digits}f}" for value in (min(values), median(values), max(values)))
+    return f"{middle} ({least} to {most})"
+
+
 def format_table(lines: list[dict[str, Any]]) -> str:
     """Return the Markdown table of medians, and how the two ways compare."""
-    heads = ("optimizer", "processes", "loaded, MB", "the round adds, MB", "uplink, bytes", "seconds a round")
-    rows, found = [heads, ("---", *["---:"] * 5)], {}
-    for name in OPTIMIZERS:
+    heads = ("optimizer", "codec", "processes", "loaded, MB", "the round adds, MB", "uplink, bytes", "seconds a round")
+    rows, found = [heads, ("---", "---", *["---:"] * 5)], {}
+    for name, codec in OPTIMIZERS.items():
         own = [line for line in lines if line["optimizer"] == name]
-        each = {key: median(line[key] for line in own) for key in own[0] if key != "optimizer"}
+        each = {key: median(line[key] for line in own) for key in ("loaded_bytes", "round_bytes", "uplink_bytes")}
         found[name] = each
-        adds = sorted(line["round_bytes"] / 1e6 for line in own)
-        spread = f"{each['round_bytes'] / 1e6:.0f} ({adds[0]:.0f} to {adds[-1]:.0f})"
-        cells = (f"{each['loaded_bytes'] / 1e6:.0f}", spread, f"{each['uplink_bytes']:,.0f}", f"{each['seconds']:.1f}")
-        rows.append((f"`{name}`", str(len(own)), *cells))
+        cells = (
+            f"{each['loaded_bytes'] / 1e6:.0f}",
+            format_range([line["round_bytes"] / 1e6 for line in own], 0),
+            f"{each['uplink_bytes']:,.0f}",
+            format_range([line["seconds"] for line in own], 1),
+        )
+        rows.append((f"`{name}`", f"`{codec.partition('(')[0]}`", str(len(own)), *cells))
     text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     one, other = found["zeroth_order"], found["adamw"]
     return (
-        f"{text}\n\nMedians, and the range of memory. Zeroth-order steps add "
+        f"{text}\n\nMedians, and ranges over processes. Zeroth-order steps add "
         f"{one['round_bytes'] / other['round_bytes']:.2f} times the memory of steps with a backward pass, and send "
         f"{one['uplink_bytes']:,.0f} bytes instead of {other['uplink_bytes']:,.0f}."
     )
@@ -148,9 +164,7 @@ def main(settings: Settings) -> int:
     print(format_table(lines))
     if settings.write:
         RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-        text = f"{before}{BEGIN}\n\n{format_table(lines)}\n\n{END}{rest.partition(END)[2]}"
-        README.write_text(text, encoding="utf-8")
+        write_between(README, BEGIN, END, format_table(lines))
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 import tyro
 
+from experiments import write_between
 from experiments.peft_methods.costs import Costs, measure
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.study.results import Result, ResultsFile, resolve_config, select_latest
@@ -89,9 +90,7 @@ def main() -> int:
         return 2
     print(made)
     if command.write:
-        file = FOLDER / "README.md"
-        before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-        file.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_between(FOLDER / "README.md", BEGIN, END, made)
     return 0
 
 

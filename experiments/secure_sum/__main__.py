@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import tyro
 
+from experiments import write_between
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
 from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
@@ -158,8 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(lines[-1], flush=True)
     table = "\n".join(lines)
     if settings.write_readme:
-        before, rest = README.read_text().split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}")
+        write_between(README, BEGIN, END, table)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 import tyro
 
+from experiments import write_between
 from experiments.slow_link.bridge import Line
 from experiments.slow_link.federation import LLAMA_1B, SMALL, Case, Federation
 from experiments.slow_link.link import SlowLink, verify
@@ -77,11 +78,17 @@ def extrapolate_hours(record: dict[str, Any]) -> float:
     return float(hours * FLIP_MEGABYTES / megabytes)
 
 
+def compute_full_rate_seconds(line: dict[str, Any], megabits: float) -> float:
+    """Return the seconds that a round's payloads take at the line's full rate, down first and then up."""
+    return float(8e-6 * (line["uplink_bytes"] + line["downlink_bytes"]) / megabits)
+
+
 def format_table(records: list[dict[str, Any]]) -> str:
     """Return the results as a Markdown table."""
     lines = [
-        "| case | TCP | seconds per round | MB up | MB down | on the line, up and down | lost | hours at 758 MB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| case | TCP | seconds per round | at the full rate | MB up | MB down | on the line, up and down | lost "
+        "| hours at 758 MB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
         rounds, line = record["rounds"], record["line"]
@@ -90,8 +97,9 @@ def format_table(records: list[dict[str, Any]]) -> str:
         share = lost / sum(way["lost"] + way["packets"] for way in line.values())
         up, down = (", ".join(f"{r[f'{way}link_bytes'] / 1e6:.2f}" for r in rounds) for way in ("up", "down"))
         seconds = ", ".join(f"{r['seconds']:.0f}" for r in rounds)
+        least = ", ".join(f"{compute_full_rate_seconds(r, record['link']['megabits']):.0f}" for r in rounds)
         lines.append(
-            f"| {record['case']} | {record['link']['congestion']} | {seconds} | {up} | {down} | "
+            f"| {record['case']} | {record['link']['congestion']} | {seconds} | {least} | {up} | {down} | "
             f"{carried[0]:.1f}, {carried[1]:.1f} MB | {100 * share:.1f} % | {extrapolate_hours(record):.2f} |"
         )
     return "\n".join(lines)
@@ -120,9 +128,7 @@ def main() -> None:
                 with RESULTS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
     if settings.write_readme:
-        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-        table = format_table(read_results())
-        README.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_between(README, BEGIN, END, format_table(read_results()))
 
 
 if __name__ == "__main__":

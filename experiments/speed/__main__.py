@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import tyro
 from rich.console import Console
 
+from experiments import write_between
+
 if TYPE_CHECKING:
     from experiments.speed import study
 
@@ -103,7 +105,8 @@ def main(settings: Settings) -> int:
             file.writelines(line + "\n" for line in report.format_lines(results, environment))
     if settings.write_readme:
         command = "python -m experiments.speed " + shlex.join(a for a in sys.argv[1:] if a != "--write-readme")
-        report.write_readme(README, report.format_markdown(results, environment, command.strip(), exactness))
+        text = report.format_markdown(results, environment, command.strip(), exactness)
+        write_between(README, report.BEGIN, report.END, text)
     return 0
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -183,10 +182,3 @@ def format_markdown(results: list[Result], environment: Environment, command: st
 def _format_markdown_table(columns: tuple[str, ...], cells: list[Any]) -> str:
     rule = ["---", *["---:"] * (len(columns) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (columns, rule, *cells))
-
-
-def write_readme(file: Path, text: str) -> None:
-    """Put `text` between the markers of `file`."""
-    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    file.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")

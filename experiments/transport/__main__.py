@@ -21,6 +21,7 @@ import grpc
 import psutil
 import tyro
 
+from experiments import write_between
 from experiments.transport.fleet import DOWN, UP, split_into_chunks
 from fedpeft import __version__
 from fedpeft.communication.flower_grid import get_node_id
@@ -221,8 +222,7 @@ def main() -> None:
     text = format_table(settings, ours, plain, light)
     print(text)
     if settings.write_readme:
-        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_between(README, BEGIN, END, text)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 import tyro
 
+from experiments import write_between
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.models.kernels import get_cpu_name
@@ -215,12 +216,6 @@ def format_table(settings: Settings, found: list[MeasuredRun]) -> str:
     )
 
 
-def write(file: Path, text: str) -> None:
-    """Put the table between the marks of a file."""
-    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    file.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
 def main() -> None:
     """Measure all precisions, print the table, and optionally write the docs."""
     settings = tyro.cli(Settings, prog="python -m experiments.transport.clients")
@@ -232,7 +227,7 @@ def main() -> None:
     text = format_table(settings, found)
     print(text)
     if settings.write_docs:
-        write(DOCS, text)
+        write_between(DOCS, BEGIN, END, text)
 
 
 if __name__ == "__main__":

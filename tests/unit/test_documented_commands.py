@@ -73,7 +73,6 @@ NOT_RUN = {
     'python -m fedpeft.simulate --clients 100 --grid "ray(address=auto)"': "needs a running Ray cluster",
     "python -m fedpeft.serve --resume runs/first --readmit edge-2": "needs a client that was dropped, and whose cause "
     "was mended: tests/unit/deployment/test_hostile_clients.py",
-    "python -m pytest fedpeft/conformance -k my_rule": "my_rule is the reader's own file",
 }
 """Commands that need what no text makes."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -7,7 +7,14 @@ import random
 
 import pytest
 
-from experiments.slow_link.__main__ import CASES, README, extrapolate_hours, format_table, read_results
+from experiments.slow_link.__main__ import (
+    CASES,
+    README,
+    compute_full_rate_seconds,
+    extrapolate_hours,
+    format_table,
+    read_results,
+)
 from experiments.slow_link.bridge import Direction, Line
 from experiments.slow_link.federation import LLAMA_1B
 from experiments.slow_link.probes import compute_checksum
@@ -76,6 +83,7 @@ def test_the_adapter_has_the_size_of_the_1b_model():
 
 def test_recorded_cases_have_the_rounds_of_their_case():
     rounds = {case.name: case.rounds for _, case in CASES}
+    assert [record["case"] for record in read_results()] == list(rounds)
     for record in read_results():
         assert record["parameters"] == LLAMA_1B.parameters
         assert [line["round"] for line in record["rounds"]] == list(range(1, rounds[record["case"]] + 1))
@@ -83,6 +91,10 @@ def test_recorded_cases_have_the_rounds_of_their_case():
 
 def test_the_readme_has_the_recorded_results():
     assert format_table(read_results()) in README.read_text(encoding="utf-8")
+
+
+def test_a_round_at_the_full_rate_takes_its_bits_over_the_rate():
+    assert compute_full_rate_seconds({"uplink_bytes": 5_000_000, "downlink_bytes": 2_500_000}, 10) == pytest.approx(6)
 
 
 def test_a_larger_update_is_extrapolated_in_proportion():

@@ -31,12 +31,9 @@ def test_wrong_update_is_an_error() -> None:
         study._check_difference("batched", "fp64", 1e-3)
 
 
-def test_readme_keeps_what_is_around_the_results(tmp_path: Path) -> None:
-    file = tmp_path / "README.md"
-    file.write_text(f"before {report.BEGIN} old {report.END} after")
+def test_the_results_name_the_command() -> None:
     result = Result(
         TINY, 6, 100, 2, "native", {"plain": MeasuredVariant(study.VARIANTS["plain"], [1.0])}, {"attention": 1.0}
     )
     text = report.format_markdown([result], report.Environment("", "cpu", 1, 0.0, {}, {}), "command", 1e-14)
-    report.write_readme(file, text)
-    assert file.read_text() == f"before {report.BEGIN}\n\n{text}\n\n{report.END} after"
+    assert text.startswith("`command`\n\n")

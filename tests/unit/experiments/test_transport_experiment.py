@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from experiments.transport import clients
 
@@ -12,13 +11,9 @@ SUMMARY = {"parameters": 1234, "seconds_per_round": 0.5, "uplink_bytes": 9000, "
            "downlink_bytes": 6000}  # fmt: skip
 
 
-def test_the_table_counts_one_update_and_is_put_between_its_marks(tmp_path: Path) -> None:
+def test_the_table_counts_one_update() -> None:
     text = clients.format_table(SETTINGS, [clients.MeasuredRun("nf4", 300_000_000, 200_000_000, 0.25, SUMMARY)])
     assert "| nf4 | 300 MB | 200 MB | 0.2 | 0.5 | 4 kB | 3 kB |" in text
-    file = tmp_path / "deploy.md"
-    file.write_text(f"before\n{clients.BEGIN}\nold\n{clients.END}\nafter\n")
-    clients.write(file, text)
-    assert file.read_text() == f"before\n{clients.BEGIN}\n{text}\n{clients.END}\nafter\n"
 
 
 def test_a_process_is_watched() -> None:

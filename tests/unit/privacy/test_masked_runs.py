@@ -22,7 +22,7 @@ from tests.runs.privacy.test_masked_runs import TINY
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"strategy": "krum"}, ("FP7100", "krum", "fedit")),
+        ({"strategy": "krum"}, ("FP7100", "krum", "use fedit")),
         ({"strategy": "median"}, ("FP7100", "median")),
         ({"strategy": "flora"}, ("FP7100", "flora")),
         ({"strategy": "fedsa_lora"}, ("FP7100", "fedsa_lora")),

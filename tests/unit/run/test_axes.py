@@ -15,8 +15,9 @@ def test_no_accuracy_is_above_100_percent(accuracies):
     ]
     axis = plot_run(rounds, {"metric": "accuracy", "accuracy": accuracies[-1]}).axes[0]
     low, high = axis.get_ylim()
-    assert low <= 100 * min(accuracies)
-    assert 100 * max(accuracies) <= high <= 100
+    assert low <= 100 * min(accuracies) <= 100 * max(accuracies) <= high <= 100
+    assert low < high
+    assert not axis.lines[0].get_clip_on(), "the marker of a value at a limit is drawn in full"
 
 
 def test_curves_of_a_study_end_at_100_percent(monkeypatch):
