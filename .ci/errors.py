@@ -268,12 +268,10 @@ def free(family: type[FedpeftError], listed: str) -> str:
 INTRODUCTION = """\
 # Errors
 
-`python .ci/errors.py` writes this page from the code.
-
 Each error is one sentence that starts with a code: `error: FP1023 ...`. Search this page for the code. The code names
-the cause and never changes its meaning. Words in italics stand for what you gave, and brackets hold words that
-only some cases show; *nearest* lists the legal names. `error.code` is the code in Python. A sentence can quote another
-one: the first code is the outer cause, the last code is the innermost.
+the cause and never changes its meaning. `python .ci/errors.py` writes this page from the code. Words in italics stand
+for what you gave, and brackets hold words that only some cases show; *nearest* lists the legal names. `error.code` is
+the code in Python. A sentence can quote another one: the first code is the outer cause, the last code is the innermost.
 
 If the last column is empty, the text above the tables states what to do.
 

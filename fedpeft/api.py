@@ -1,4 +1,4 @@
-"""fedpeft from Python: what a command does, as a function that returns a run.
+"""Python interface of fedpeft: functions that do the work of commands and return runs.
 
     import fedpeft
 
@@ -7,9 +7,8 @@
 
 Settings are those of the commands, with `_` for `-` (`fedpeft.RunConfig`). Parts may be objects instead of
 texts: `strategy=MyRule(tau=0.9)`, `codec=[Rotate(), Quantize(bits=4)]`, `server_optimizer=Averaged(of=Momentum())`.
-Nothing but progress is printed, and nothing
-global stays changed: threads, warnings, the environment and the libraries' verbosity are as before, and no process is
-left. Scripts need no `if __name__ == "__main__"`.
+A call prints only its progress. After it, threads, warnings, the environment and the libraries' verbosity are as
+before, and no process is left. Scripts need no `if __name__ == "__main__"`.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ SUITS = "the model that suits the rows"
 """Key, beside the settings, of what `model="auto"` means for rows in memory: later commands don't have the rows."""
 
 GIVEN_MODEL = "given_model"
-"""Folder, in a run's own, of a model that was handed over as an object."""
+"""Folder, in the run's folder, of a model that was given as an object."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: its files, which all commands take.
+        folder: the run's folder, which commands take, too.
         config: its settings.
         summary: its results, as in summary.json.
-        parts: those that were handed over as objects, by group and name.
+        parts: the parts that were given as objects, by group and name.
     """
 
     folder: Path
@@ -110,7 +109,7 @@ class Run:
             new_tokens: most tokens of a language model's answer, at least 1.
 
         Raises:
-            FedpeftError: an input is nothing that the model reads, or the run's files are missing.
+            FedpeftError: the model can't read an input, or the run's files are missing.
         """
         from fedpeft.evaluate.prediction import predict_answers
 
@@ -146,7 +145,7 @@ class Run:
         """Return the finished model on the CPU, in fp32 and evaluation mode; called with a batch, it returns logits.
 
         Raises:
-            FedpeftError: the base model, or a part from outside that it needs, is not there.
+            FedpeftError: the base model, or a plugin that it needs, is missing.
         """
         with _restore_process_state(), plugins.use_parts(self.parts):
             silence_libraries()
@@ -154,10 +153,10 @@ class Run:
             return finished.model(finished.base()).eval()
 
     def push_to_hub(self, name: str, *, merge: bool = False, public: bool = False, endpoint: str | None = None) -> str:
-        """Send the adapter, or with `merge` the whole model, with its card to ORG/NAME on the hub; its address.
+        """Send the adapter, or with `merge` the whole model, with its card to ORG/NAME on the hub; return its address.
 
         Raises:
-            FedpeftError: it can't be merged, or the hub is out of reach; then a folder holds what it would get.
+            FedpeftError: the run can't be merged, or the hub is out of reach. The error names the folder to send later.
         """
         from fedpeft.export import export
 
@@ -183,7 +182,7 @@ def open_run(folder: str | Path, **objects: Any) -> Run:
             folder does not contain them, and `evaluate`, `predict` and `model` may need them.
 
     Raises:
-        RunError: there is none, it is not finished, or it was given another object.
+        RunError: there is no run, it is not finished, or it was given another object.
         ConfigError: a setting is unknown, or its value is neither a text nor a part.
         DataError: the dataset can't be used.
     """
@@ -220,14 +219,14 @@ def run_simulation(
         output: the run's folder; None: a new one under runs/.
         resume: folder of an interrupted run to continue; objects that it was given have to be given again.
         plugin: files, folders or installed packages with parts (`fedpeft.parts.plugins`).
-        on_round: is told of each finished round; where it returns True, the run ends with that round.
-        progress: whether to show how the run goes on.
+        on_round: function that receives each finished round; if it returns True, the run ends with that round.
+        progress: whether to show progress.
         tokenizer: that of a `model` given as an object.
         settings: fields of `RunConfig`. Those that are parts may be objects; `dataset` whatever
             `fedpeft.data.in_memory.convert_to_dataset` takes; `model` one of transformers.
 
     Raises:
-        FedpeftError: what the user can mend, in one sentence.
+        FedpeftError: a user's mistake, such as a wrong setting or file, in one sentence.
     """
     parts: dict[str, dict[str, type]] = {}
     with _restore_process_state(), plugins.use_parts({}):  # what is named here is forgotten afterwards
@@ -316,14 +315,14 @@ def run_study(
         preset: one of the file's; None: the one that it names.
         output: folder of the results; None: the file's, or the preset's.
         jobs: runs at a time; 0: as many as the cores allow.
-        progress: whether to show how it goes on.
+        progress: whether to show progress.
 
     Returns:
-        One row a run, a pandas frame, or a list of dicts without pandas: the axes' values, seed, status, the reason
-        why it failed, and what summary.json holds.
+        One row per run, in a pandas frame, or in a list of dicts without pandas: the axes' values, the seed, the
+        status, the reason for a failure, and the content of summary.json.
 
     Raises:
-        FedpeftError: what the user can mend, in one sentence.
+        FedpeftError: a user's mistake, such as a wrong setting or file, in one sentence.
     """
     require_extra("flwr", "simulate", "a study")
     from fedpeft.study import __main__ as command

@@ -24,7 +24,7 @@ an entry of 0 would have an infinite variance. Models are mixed factor by factor
 As for ditto: dp_sgd is refused, because it accounts for one training on the examples, and secure sums are refused,
 because the server would see clients' own scores. Clients of different ranks are refused, because w is a plain mean.
 
-Use it if each client needs a model of its own and no strength of a pull should be tuned.
+Use it if each client needs a model of its own and you do not want to tune a strength as for ditto.
 """
 
 from dataclasses import dataclass

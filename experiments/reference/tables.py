@@ -57,7 +57,7 @@ def format_commands() -> str:
             settings = [_build_setting(field) for kind in OPTIONS_OF[name] for field in dataclasses.fields(kind)]
             parts.append(format_rows(("option", "default", "meaning"), settings))
     parts.append(
-        "## Settings of a run\n\nOf `simulate` and `serve`, of a run's TOML (with `_` for `-`) and of a study.\n"
+        "## Settings of a run\n\n`simulate`, `serve`, a run's TOML (`_` for `-`) and studies take these settings.\n"
     )
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     for group, members in GROUPS.items():

@@ -117,9 +117,8 @@ def _create_table(name: str, given: Any) -> RecordTable:
             records = _build_records(given)
             return RecordTable(name, lambda: ((f"row {number}", row) for number, row in enumerate(records)))
     raise DataError(
-        f"FP3060 {name} must be a text, a Dataset, a datasets.Dataset, a pandas DataFrame or mappings with text and "
-        "label, a mapping from train and test to these, or a pair (texts, labels) for each client; got "
-        f"{type(given).__name__}"
+        f"FP3060 {name} must be a text, a Dataset, a datasets.Dataset, a pandas DataFrame, mappings with text and "
+        f"label, a mapping from splits to these, or one pair (texts, labels) per client; got {type(given).__name__}"
     )
 
 

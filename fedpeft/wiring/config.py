@@ -95,7 +95,7 @@ class RunConfig:
         "validation(every=4)",
         "measurements: validation(every=4, keep=auto|best|last, patience=0, public=False, score_last=False), pooled, "
         "alone(clients=4), forgetting(dataset=NAME), calibration(rows=auto|server|clients), disagreement, "
-        "energy(watts=6), laplace, ensemble, robustness, evaluate(questions=FILE), joined by +",
+        "energy(watts=6), laplace, ensemble, robustness, backdoor, evaluate(questions=FILE), joined by +",
     )
     hook: str = setting("", "hooks of your own in the round loop, from --plugin FILE: budget(seconds=60), joined by +")
     seed: int = setting(0, "seed of all random draws", low=0, high=2**64 - 1)
