@@ -221,7 +221,7 @@ class ServerState:
         version = plain.pop("version", None) if isinstance(plain, dict) else None
         if version != VERSION:
             raise RunError(
-                f"FP5200 the checkpoint {path} was written by another version of fedpeft; continue with that version"
+                f"FP5200 the checkpoint {path} has another format; continue with the version of fedpeft that wrote it"
             )
         if metadata.get("sha256") != _compute_checksum(header, tensors):
             raise RunError(
