@@ -1,4 +1,4 @@
-"""fedpeft COMMAND ...: every command by one name; the same as python -m fedpeft.COMMAND."""
+"""fedpeft COMMAND ...: every command by one name."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ COMMANDS = {
 """The purpose of each command; the name is that of a module or package."""
 
 
+def find_module(command: str) -> str:
+    """Return the module of a command, such as `fedpeft.simulate`, without importing it."""
+    if find_spec(f"fedpeft.commands.{command}"):
+        return f"fedpeft.commands.{command}"
+    spec = find_spec(f"fedpeft.{command}")
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    return f"fedpeft.{command}.__main__" if is_package else f"fedpeft.{command}"
+
+
 def format_overview() -> str:
     """Return the page that lists the commands."""
     lines = [f"  {name:<12} {about}" for name, about in COMMANDS.items()]
@@ -61,11 +70,9 @@ def main() -> int:
     if name not in COMMANDS:
         return _refuse_unknown(name)
     startup.refuse_missing_extra(name)
-    spec = find_spec(f"fedpeft.{name}")
-    module = f"fedpeft.{name}" + (".__main__" if spec and spec.submodule_search_locations is not None else "")
     sys.argv = [f"fedpeft {name}", *rest]
     startup.handle_signals()
-    runpy.run_module(module, run_name="__main__", alter_sys=True)  # ends by SystemExit, as python -m does
+    runpy.run_module(find_module(name), run_name="__main__", alter_sys=True)  # ends by SystemExit, as python -m does
     return 0
 
 

@@ -37,14 +37,14 @@ _SIGNALS: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler
 
 
 def find_command() -> str | None:
-    """Return COMMAND if Python is looking for the module of `python -m fedpeft.COMMAND`.
+    """Return COMMAND if Python is looking for the module of `python -m fedpeft.COMMAND` or `fedpeft.commands.COMMAND`.
 
     Returns:
         The name of the command; "" for `python -m fedpeft`; None for any other process.
     """
     named = next((module for flag, module in pairwise(sys.orig_argv) if flag == "-m"), "")
-    package, _, command = named.partition(".")
-    return command if sys.argv[:1] == ["-m"] and package == "fedpeft" else None
+    package, _, module = named.partition(".")
+    return module.removeprefix("commands.") if sys.argv[:1] == ["-m"] and package == "fedpeft" else None
 
 
 def refuse_windows() -> None:

@@ -38,7 +38,7 @@ def ended(folder: Path, number: signal.Signals, *words: str, ignored: bool = Fal
 @pytest.mark.medium
 @pytest.mark.parametrize("name", __main__.COMMANDS)
 def test_ctrl_c_while_any_command_loads_is_one_line(name, tmp_path):
-    done = ended(tmp_path, signal.SIGINT, "-m", f"fedpeft.{name}")
+    done = ended(tmp_path, signal.SIGINT, "-m", __main__.find_module(name).removesuffix(".__main__"))
     assert (done.returncode, done.stdout, done.stderr) == (130, "\ninterrupted\n", "")
 
 

@@ -37,7 +37,7 @@ def environment(tmp_path_factory):
 
 
 def command(module, *words, environment, folder):
-    done = subprocess.run([sys.executable, "-m", f"fedpeft.{module}", *words], cwd=folder, env=environment,
+    done = subprocess.run([sys.executable, "-m", "fedpeft", module, *words], cwd=folder, env=environment,
                           capture_output=True, text=True, timeout=1200)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

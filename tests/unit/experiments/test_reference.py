@@ -12,7 +12,7 @@ import pytest
 from experiments.reference.__main__ import DOCS, MADE, find_part
 from experiments.reference.choices import find_paper, find_use
 from experiments.reference.tables import format_commands, format_rows
-from fedpeft.__main__ import COMMANDS
+from fedpeft.__main__ import COMMANDS, find_module
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.peft.family import PEFT_METHODS
 
@@ -32,11 +32,9 @@ def page():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_that_a_command_s_help_shows_is_on_the_page(command, page, capsys, monkeypatch):
-    spec = importlib.util.find_spec(f"fedpeft.{command}")
-    inside = ".__main__" if spec.submodule_search_locations is not None else ""
     monkeypatch.setattr(sys, "argv", [command, "--help"])
     with pytest.raises(SystemExit):
-        importlib.import_module(f"fedpeft.{command}{inside}").main()
+        importlib.import_module(find_module(command)).main()
     shown = set(re.findall(r"(?<![\w-])--(?!no-)[a-z][a-z-]+", capsys.readouterr().out))
     section = page.partition(f"## {command}\n")[2].partition("\n## ")[0] + page.partition("## Settings of a run")[2]
     assert shown - set(re.findall(r"`(--[a-z-]+)", section)) == {"--help"} & shown

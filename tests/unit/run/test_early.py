@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fedpeft.clients.attack import ATTACKS
 
-from fedpeft.__main__ import COMMANDS
+from fedpeft.__main__ import COMMANDS, find_module
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.parts.declarations import UnreadableError, read
 from fedpeft.parts.families import PRESETS
@@ -48,10 +48,10 @@ OF_COMMANDS = {
     "check": [("reviews", "--clients", "-1"), ("reviews", "--tokens", "3"), ("reviews", "--seed", "-1"),
               ("reviews", "--partition", "dirichlet(alpha=0)"), ("reviews", "--model", "no_such"),
               ("reviews", "--picture", "a.doc"), ("no_such",), ("no_such.csv",), ("file(path=a.csv, side=3)",)],
-    "study.__main__": [("study.toml", "--jobs", "-1"), ("study.toml", "--preset", "no_such"),
+    "study": [("study.toml", "--jobs", "-1"), ("study.toml", "--preset", "no_such"),
               ("study.toml", "--track", "no_such"), ("study.toml", "--plugin", "no_such"),
               ("study.toml",), ("axis.toml",), ("no_such.toml",)],
-    "tune.__main__": [("search.toml", "--workers", "0"), ("search.toml", "--trials", "-1"),
+    "tune": [("search.toml", "--workers", "0"), ("search.toml", "--trials", "-1"),
              ("search.toml", "--plugin", "no_such"), ("search.toml",), ("no_such.toml",)],
     "predict": [("run", "text", "--abstain", "2"), ("run", "text", "--new-tokens", "0"), ("run",),
                 ("run", "text", "--output", "a.csv"), ("run", "text", "--data", "a.csv", "--output", "b.csv")],
@@ -76,7 +76,7 @@ def refuse_all(command: str, cases: list[tuple[str, ...]], folder: Path) -> list
     """Return the cases after which a process that imports nothing else has imported no heavy module."""
     code = f"""if True:
         import sys
-        from fedpeft.{command} import main
+        from {find_module(command)} import main
         for case in {cases!r}:
             assert main(list(case)) == 2, case
             print([case, *(set({HEAVY!r}) & set(sys.modules))])
@@ -101,17 +101,15 @@ def test_no_heavy_library_is_imported_before_a_wrong_flag_is_refused(command, tm
 
 HELP = """
 import contextlib, importlib, io, os, sys
-from importlib.util import find_spec
-from fedpeft.__main__ import COMMANDS
+from fedpeft.__main__ import COMMANDS, find_module
 
 for name in COMMANDS:
     if os.fork():
         os.wait()
         continue
-    package = find_spec(f"fedpeft.{name}").submodule_search_locations is not None
     sys.argv = [name, "--help"]
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as page:
-        importlib.import_module(f"fedpeft.{name}" + (".__main__" if package else "")).main()
+        importlib.import_module(find_module(name)).main()
     assert "usage" in page.getvalue().lower(), name
     print([name, *sorted({"torch", "transformers", "peft", "flwr"} & set(sys.modules))], flush=True)
     os._exit(0)

@@ -57,11 +57,10 @@ def test_a_plugin_that_is_not_there_is_a_mistake_before_the_work(capsys):
 
 @pytest.mark.parametrize("name", __main__.COMMANDS)
 def test_every_command_starts_alike_and_is_called_as_its_module(name):
-    folder = Path(fedpeft.__file__).parent
-    module = name if (folder / f"{name}.py").is_file() else f"{name}.__main__"
-    text = (folder / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
-    assert text.endswith(f'if __name__ == "__main__":\n    start_command("{module}")\n')
-    assert name_program(importlib.import_module(f"fedpeft.{module}").Command) == f"python -m fedpeft.{name}"
+    module = __main__.find_module(name)
+    text = (Path(fedpeft.__file__).parent.parent / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    assert text.endswith(f'if __name__ == "__main__":\n    start_command("{module.removeprefix("fedpeft.")}")\n')
+    assert name_program(importlib.import_module(module).Command) == f"fedpeft {name}"
 
 
 def test_flags_over_defaults_keep_what_is_not_given():
