@@ -64,6 +64,8 @@ def load_base(
         base, report = _load_with_attention(load, directory, dtype, options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"FP4009 no model could be loaded from {directory}: {describe_error(error)}") from error
+    if attention.has_soft_cap(base.config):
+        base.set_attn_implementation("eager")
     replace_conv1d(base)
     replace_feedforward(base)
     if dtype == torch.bfloat16 and not torch.cuda.is_available() and not has_fast_bf16("cpu"):
