@@ -136,7 +136,7 @@ def test_where_torch_has_no_such_attention_the_model_s_own_is_used(family, saved
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_soft_cap_is_kept_if_transformers_offers_torch_s_attention(dtype, saved, monkeypatch):
-    """transformers before 5.21 offers it for Gemma 2, and leaves the cap out."""
+    """Before 5.21, transformers offers it for Gemma 2, and leaves the cap out."""
     monkeypatch.setattr(transformers.Gemma2PreTrainedModel, "_supports_sdpa", True)
     base = loaded(saved("Gemma 2"), dtype)
     assert base.config._attn_implementation == "eager"
