@@ -176,7 +176,7 @@ def run_command(work: Callable[[], int | None], interrupted: Callable[[], str] =
             ):
                 error.add_note(
                     "This command used parts of plugins; to check that they meet the rules for parts, run: "
-                    f"python -m fedpeft.conformance {named}"
+                    f"fedpeft conformance {named}"
                 )
             raise
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -253,9 +253,9 @@ def quote_argument(text: str) -> str:
 
 
 def format_command(config: RunConfig, plugins: Iterable[str] = ()) -> str:
-    """Return the command line of `python -m fedpeft.simulate` for a configuration, for a shell."""
+    """Return the command line of `fedpeft simulate` for a configuration, for a shell."""
     default = RunConfig()
-    words = ["python -m fedpeft.simulate"]
+    words = ["fedpeft simulate"]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != getattr(default, field.name):
