@@ -96,6 +96,15 @@ def register() -> str:
     return NAME
 
 
+def has_soft_cap(config: Any) -> bool:
+    """Return whether attention bounds its scores, as in Gemma 2, which torch's attention can't do.
+
+    transformers before 5.21 chooses torch's attention for such models and silently leaves the bound out.
+    """
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
+    return any(getattr(part, "attn_logit_softcapping", None) is not None for part in parts)
+
+
 def prepare_attention_modules(base: nn.Module, among: Layers, method: str) -> dict[str, nn.Module]:
     """Make the attention modules of some blocks use this function, and return them by path.
 
@@ -108,7 +117,7 @@ def prepare_attention_modules(base: nn.Module, among: Layers, method: str) -> di
         ModelError: the model has no such blocks, the blocks contain no known attention, or it can't be replaced.
     """
     config: Any = base.config
-    if not getattr(base, "_supports_sdpa", True):
+    if not getattr(base, "_supports_sdpa", True) or has_soft_cap(config):
         raise ModelError(
             f"FP4019 {method} needs torch's attention, and {type(base).__name__} has its own kind of attention "
             "(with caps or distances); use lora"

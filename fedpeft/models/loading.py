@@ -19,6 +19,7 @@ from fedpeft.data.examples import Batch, make_up_batch
 from fedpeft.data.model_config import describe_error
 from fedpeft.errors import ModelError
 from fedpeft.machine.hardware import has_fast_bf16
+from fedpeft.machine.startup import begin_collection
 from fedpeft.models import attention
 from fedpeft.models.conv1d import replace_conv1d
 from fedpeft.models.kernels import widen
@@ -58,12 +59,15 @@ def load_base(
         ModelError: the directory holds no model that this class can load, weights that `read` uses are missing or of
             another shape, or `read` fails.
     """
+    begin_collection()  # whatever loads a base has imported its libraries
     if dtype == torch.bfloat16 or torch.cuda.is_available():
         options.setdefault("attn_implementation", attention.register())
     try:
         base, report = _load_with_attention(load, directory, dtype, options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"FP4009 no model could be loaded from {directory}: {describe_error(error)}") from error
+    if attention.has_soft_cap(base.config):
+        base.set_attn_implementation("eager")
     replace_conv1d(base)
     replace_feedforward(base)
     if dtype == torch.bfloat16 and not torch.cuda.is_available() and not has_fast_bf16("cpu"):

@@ -59,6 +59,7 @@ def start_command(name: str) -> NoReturn:
 
     The module is imported under its own name, since other processes find its functions by that name.
     """
+    startup.postpone_collection()
     module = importlib.import_module(f"fedpeft.{name}")
     with handle_interrupts():
         code: int = module.main()

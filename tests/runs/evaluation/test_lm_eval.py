@@ -61,8 +61,7 @@ def run(finished_run):
 @pytest.fixture
 def tasks(tmp_path, monkeypatch):
     """YAML files of own tasks, by name; data sets are kept in the test's folder."""
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = tmp_path / "rows.jsonl"
     made = []

@@ -134,6 +134,16 @@ def test_where_torch_has_no_such_attention_the_model_s_own_is_used(family, saved
             PEFT_METHODS.build(method).attach(model, "bf16")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_soft_cap_is_kept_if_transformers_offers_torch_s_attention(dtype, saved, monkeypatch):
+    """Before 5.21, transformers offers it for Gemma 2, and leaves the cap out."""
+    monkeypatch.setattr(transformers.Gemma2PreTrainedModel, "_supports_sdpa", True)
+    base = loaded(saved("Gemma 2"), dtype)
+    assert base.config._attn_implementation == "eager"
+    with refuses("FP4019", "prefix_tuning"):
+        PEFT_METHODS.build("prefix_tuning").attach(TASK.model(base, 2), "fp32")
+
+
 def test_a_decoder_alone_has_nothing_to_attend_to_elsewhere(tmp_path):
     FAMILIES["BART"].save(tmp_path, "causal_lm")
     task = TASKS.build("causal_lm")
