@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
@@ -34,6 +34,8 @@ class Calibration(Measurement):
         choices=PLACES,
     )
     bins: int = setting(15, "number of bins of confidence, equally wide", low=2, high=100)
+
+    of_kept_state: ClassVar[bool] = True
 
     def asks_clients(self, setup: Setup) -> bool:
         """Return whether the temperature is that of clients' held-out examples."""

@@ -30,6 +30,7 @@ class Laplace(Measurement):
     rows: int = setting(400, "number of predicted test examples, always the same; each takes a pass per class", low=1)
 
     simulated: ClassVar[bool] = True
+    of_kept_state: ClassVar[bool] = True
 
     def check(self, setup: Setup) -> None:
         """Reject adapters without Kronecker factors, and private runs, which would disclose them."""

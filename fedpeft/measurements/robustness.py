@@ -23,6 +23,7 @@ class Robustness(Measurement):
     attack: bool = setting(True, "for texts: also move embeddings along the gradient (fedpeft.trust.embedding_attack)")
 
     simulated: ClassVar[bool] = True
+    of_kept_state: ClassVar[bool] = True
 
     def check(self, setup: Setup) -> None:
         """Reject tasks without classes."""
