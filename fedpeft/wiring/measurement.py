@@ -108,6 +108,11 @@ class ScoredRun(DisclosedRun):
     simulation: Simulation | None = None
     kept_round: int | None = None
 
+    def note_phase(self, name: str) -> None:
+        """Show the user of a simulation what begins."""
+        if self.simulation is not None:
+            self.simulation.observer.phase(name, 1)
+
     def disclose(self) -> DisclosedRun:
         """Return what a measurement of a user's own receives in a run with privacy."""
         return DisclosedRun(**{field.name: getattr(self, field.name) for field in fields(DisclosedRun)})

@@ -127,8 +127,13 @@ class Findings:
         return next((found["temperature"] for found in self.answers.values() if "temperature" in found), None)
 
     def list_questions(self, temperature: float) -> list[Question]:
-        """Return the questions about the test examples, in the order of the measurements."""
+        """Return the questions about the test examples, in the order of the measurements.
+
+        They are about logits of classes, so a language model has none.
+        """
         found: list[Question] = []
+        if not self.setup.task.targets:
+            return found
         for part in self.setup.measured.parts:
             found += self._guard(part, partial(part.test_questions, temperature)) or ()
         return found
