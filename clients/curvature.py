@@ -5,7 +5,7 @@ Kronecker factors of LoRA matrices, as sums (`fedpeft.trust.kronecker`), and the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +54,18 @@ def record_layer_values(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, 
             hook.remove()
 
 
-def compute_kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> State:
+ComputeLogits = Callable[[FederatedModel, Batch], tuple[Tensor, Tensor]]
+"""A function from a model and a batch to logits (examples, classes) and labels (examples,)."""
+
+
+def classify(model: FederatedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return a classifier's logits and the labels."""
+    return model(batch), batch["labels"]
+
+
+def compute_kronecker_sums(
+    model: FederatedModel, batches: Iterable[Batch], compute_logits: ComputeLogits = classify
+) -> State:
     """Sum a a^T and sum_c p(c) g g^T over the tokens of all examples, under the names of `name_sums`.
 
     Also return `tokens` (1,) and the summed `loss` (1,) in nats. Positions outside the mask do not count.
@@ -68,10 +79,10 @@ def compute_kronecker_sums(model: FederatedModel, batches: Iterable[Batch]) -> S
         sums[names[name][1]] = torch.zeros(out, out, dtype=torch.float64)
     for batch in batches:
         with record_layer_values(linears) as seen, torch.enable_grad():
-            logits = model(batch)
+            logits, labels = compute_logits(model, batch)
             logs = logits.double().log_softmax(-1)
         mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
-        sums["loss"] -= logs.detach().gather(1, batch["labels"][:, None]).sum()
+        sums["loss"] -= logs.detach().gather(1, labels[:, None]).sum()
         for count, (name, (a, _)) in enumerate(seen.items()):
             kept = select_tokens(a.detach(), mask)
             sums[names[name][0]] += kept.T @ kept
@@ -124,12 +135,14 @@ def select_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
     return values[mask.to(values.device)].double().cpu()
 
 
-def compute_logit_gradients(model: FederatedModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def compute_logit_gradients(
+    model: FederatedModel, batch: Batch, compute_logits: ComputeLogits = classify
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the logits (classes,) of one example, and their gradients by LoRA matrix, (classes, out, in); fp64."""
     linears = find_lora_layers(model)
     weights = [linear.weight for linear in linears.values()]
     with torch.enable_grad():
-        logits = model(batch)[0]
+        logits = compute_logits(model, batch)[0][0]
     rows = [torch.autograd.grad(logit, weights, retain_graph=c < len(logits) - 1) for c, logit in enumerate(logits)]
     gradients = {name: torch.stack([row[i] for row in rows]).double() for i, name in enumerate(linears)}
     return logits.detach().double(), gradients

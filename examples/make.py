@@ -14,6 +14,8 @@ Examples that are generated from lists of words:
 - rooms.csv: descriptions of rooms with a rent, a number, and two columns of 0 and 1: is it quiet, is it by the sea.
 - conversations.jsonl: sums and differences as questions and answers.
 - instructions.jsonl: the same in the columns of instruction data.
+- office_choices.jsonl: the test questions of the dataset office with four choices each. The three wrong ones are right
+  answers to other questions of the same type, those that share most words with the question.
 - leaf/sent140: the sentences about things as tweets, in the files of LEAF. The shops are the users.
 - fedllm_bench/Fed-Aya: the sums and differences of three clients, in the file of FedLLM-Bench.
 
@@ -26,6 +28,7 @@ import ast
 import csv
 import json
 import random
+import re
 from pathlib import Path
 
 from sklearn.datasets import load_diabetes
@@ -33,6 +36,7 @@ from sklearn.datasets import load_diabetes
 from fedpeft.data.datasets.code_search import SECTION
 from fedpeft.data.datasets.code_types import PACKAGES, Package, compute_digest
 from fedpeft.data.python_functions import SourceFile, read_modules
+from fedpeft.data.rows import load_dataset
 
 FOLDER = Path(__file__).parent
 
@@ -139,6 +143,36 @@ def instructions(messages: list[list[dict[str, str]]]) -> list[dict[str, str]]:
     return [{"instruction": asked["content"], "input": "", "output": said["content"]} for asked, said in messages]
 
 
+CHOICES = 4
+"""Choices of a question in office_choices.jsonl."""
+
+
+def split_words(text: str) -> set[str]:
+    """Return the words and numbers of a text, in small letters."""
+    return set(re.findall(r"[\w.]*\w", text.lower()))
+
+
+def choose_answers(draw: random.Random) -> list[dict[str, object]]:
+    """Return the test questions of the dataset office with their choices; the last message is the right one."""
+    office = load_dataset("office")
+    answers: dict[str, dict[str, None]] = {}
+    for text, kind in zip(office.train.inputs, office.train.owners, strict=True):
+        answers.setdefault(str(kind), {})[json.loads(text)[-1]["content"]] = None
+    found: list[dict[str, object]] = []
+    for text, kind in zip(office.test.inputs, office.test.owners, strict=True):
+        messages = json.loads(text)
+        right = messages[-1]["content"]
+        wrong = [answer for answer in answers[str(kind)] if answer != right]
+        draw.shuffle(wrong)
+        asked = split_words(messages[-2]["content"])
+        wrong.sort(key=lambda answer: -len(split_words(answer) & asked))
+        choices = [right, *wrong[: CHOICES - 1]]
+        draw.shuffle(choices)
+        found.append({"messages": messages, "choices": choices})
+    draw.shuffle(found)
+    return found
+
+
 def write_tweets(folder: Path, rows: list[tuple[str, str, str]]) -> None:
     """Write sentences as the files of LEAF's Sent140; a fifth of each user's are for test."""
     users = sorted({shop for _, _, shop in rows})
@@ -189,6 +223,8 @@ def write_generated(folder: Path) -> None:
     (folder / "conversations.jsonl").write_text("".join(lines), encoding="utf-8")
     lines = [json.dumps(row) + "\n" for row in instructions(made)]
     (folder / "instructions.jsonl").write_text("".join(lines), encoding="utf-8")
+    lines = [json.dumps(row) + "\n" for row in choose_answers(random.Random(3))]
+    (folder / "office_choices.jsonl").write_text("".join(lines), encoding="utf-8")
     write_tweets(folder / "leaf" / "sent140" / "data", shops(random.Random(1)))
     write_clients(folder / "fedllm_bench" / "Fed-Aya" / "aya_3c.json", made[:60])
 

@@ -259,15 +259,16 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
     save_predictions(simulation, score.scores, records)
     secret, lines = simulation.protection is not None, records.read("rounds.jsonl")
     disclosed = setup, kept, lines, rows.dataset.test, score
-    findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation))
-    last = score if progress.kept_round == progress.round else _score_last_state(simulation, progress)
+    kept_round = progress.kept_round
+    findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation, kept_round))
+    last = score if kept_round == progress.round else _score_last_state(simulation, progress)
     probe = begun.wait_for_result()
     quality = Quality(
         metric=setup.task.metric,
         **_choose_scores(own, score, last),
         accuracy_by_base=_score_by_precision(simulation) or None,
         perplexity=compute_perplexity((own or score).loss) if setup.task.metric == "perplexity" else None,
-        kept_round=progress.kept_round,
+        kept_round=kept_round,
         **summarize_validation(progress.best),
         baseline_accuracy=probe.accuracy if probe else None,
         private_probe_accuracy=private,

@@ -29,6 +29,7 @@ class Backdoor(Measurement):
     rows: int = setting(0, "the most test examples, always the same; 0: all", low=0)
 
     simulated: ClassVar[bool] = True
+    of_kept_state: ClassVar[bool] = True
 
     def check(self, setup: Setup) -> None:
         """Refuse a run whose attack, if it has one, has no trigger."""

@@ -1,19 +1,22 @@
-"""Calibration: how well the finished classifier's confidence matches its accuracy, before and after scaling.
+"""Calibration: how well the finished model's confidence matches its accuracy, before and after scaling.
 
-Scaling divides all logits by one temperature.
+Scaling divides all logits by one temperature. The logits of a language model are the log-likelihoods of a question's
+choices. A free answer has its own likelihood as confidence (`fedpeft.trust.answers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import setting
-from fedpeft.wiring.measurement import Measurement, ScoredRun, TrainedRun
+from fedpeft.wiring.exam import check_trust, declare_questions, is_language_model, load_exam
+from fedpeft.wiring.measurement import Measurement, NewRun, ScoredRun, TrainedRun
 
 if TYPE_CHECKING:
+    from fedpeft.models.answers.exam import Exam
     from fedpeft.trust.question import Question
     from fedpeft.wiring.setup import Setup
 
@@ -34,13 +37,30 @@ class Calibration(Measurement):
         choices=PLACES,
     )
     bins: int = setting(15, "number of bins of confidence, equally wide", low=2, high=100)
+    questions: str = declare_questions()
+    most: int = setting(200, "language models: the most questions, always the same; 0: all", low=0)
+    new_tokens: int = setting(40, "language models: the most tokens of a free answer", low=1)
+    by_length: bool = setting(
+        False, "language models: divide log-likelihoods by length, in characters of a choice or tokens of an answer"
+    )
+
+    of_kept_state: ClassVar[bool] = True
 
     def asks_clients(self, setup: Setup) -> bool:
         """Return whether the temperature is that of clients' held-out examples."""
+        if is_language_model(setup):
+            return False
         return self.rows == "clients" or (self.rows == "auto" and not setup.facts.judged)
 
     def check(self, setup: Setup) -> None:
         """Reject tasks without classes, and sums over clients' examples that privacy does not cover."""
+        if check_trust(setup, self.name, self.questions):
+            if self.rows != "auto":
+                raise ConfigError(
+                    f"FP1583 calibration(rows={self.rows}) is for classifiers, and this run tunes a language model, "
+                    "which the questions calibrate; leave rows out"
+                )
+            return
         if setup.facts.task != "classification":
             raise ConfigError(
                 f"FP1311 calibration needs classes, and {setup.facts.task.partition('(')[0]} has none; leave it out of "
@@ -60,6 +80,10 @@ class Calibration(Measurement):
                 "cover; use calibration(rows=server), with validation(public=True) if the validation set is "
                 f"public, or allow it with {setup.mechanism.name}(raw_metrics=True, ...)"
             )
+
+    def begin(self, run: NewRun) -> Exam | None:
+        """Read the questions to a language model."""
+        return load_exam(self, run, self.most)
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
         """Calibrate on clients' held-out examples, if they are asked."""
@@ -81,6 +105,11 @@ class Calibration(Measurement):
         from fedpeft.trust.calibration import compare_answers, create_questions
         from fedpeft.trust.raters import compare_with_raters
 
+        if run.begun is not None:
+            from fedpeft.simulation.language import evaluate_calibration
+
+            run.note_phase("calibration: answers of the base and of the saved model")
+            return evaluate_calibration(self, run.begun, run.setup, run.folder)
         score = run.score
         if run.simulation is None or score is None:
             return answers or None
@@ -95,6 +124,8 @@ class Calibration(Measurement):
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
         """Return errors and scores before and after the temperature."""
+        if "base" in section:
+            return _compare_with_base(section)
         lines: dict[str, str] = {}
         for whose, name in (("test", "test rows"), ("clients", "clients' held-out rows")):
             if found := section.get(whose):
@@ -106,9 +137,35 @@ def _compare(before: Mapping[str, Any], after: Mapping[str, Any], rows: str) -> 
     """Return the lines about some rows before and after the temperature."""
     pairs = {"class-wise calibration error": "classwise", "Brier score": "brier"}
     lines = {f"{name}, {rows}": f"{before[key]:.4f}; {after[key]:.4f} calibrated" for name, key in pairs.items()}
-    answered = zip(after["coverage"], after["risk"], strict=True)
-    risk = next((risk for coverage, risk in answered if coverage >= HALF), None)
+    risk = _find_risk(after)
     return lines if risk is None else lines | {f"wrong answers, surest half of the {rows}": f"{risk:.4f}"}
+
+
+def _compare_with_base(section: Mapping[str, Any]) -> dict[str, str]:
+    """Return the lines about a language model, beside its base."""
+    base = section["base"]
+    if answers := section.get("answers"):
+        names = {"accuracy": "exact match", "confidence": "mean likelihood", "error": "calibration error"}
+        rows = f"{answers['rows']} free answers"
+        return {f"{name}, {rows}": f"{answers[key]:.4f} (base {base[key]:.4f})" for key, name in names.items()}
+    rows = f"{section['test']['after']['rows']} questions"
+    names = {"accuracy": "accuracy", "error": "calibration error", "brier": "Brier score"}
+    lines = {}
+    for key, name in names.items():
+        before, after = (section["test"][when][key] for when in ("before", "after"))
+        scaled = "" if key == "accuracy" else f"; {after:.4f} calibrated"
+        shown = f"{base['before'][key]:.4f}" + ("" if key == "accuracy" else f"; {base['after'][key]:.4f} calibrated")
+        lines[f"{name}, {rows}"] = f"{before:.4f}{scaled} (base {shown})"
+    risks = [_find_risk(of["after"]) for of in (section["test"], base)]
+    if None not in risks:
+        lines[f"wrong answers, surest half of {rows}"] = f"{risks[0]:.4f} (base {risks[1]:.4f})"
+    return lines | {f"temperature, from {section['fitted_on']} other questions": f"{section['temperature']:.3f}"}
+
+
+def _find_risk(after: Mapping[str, Any]) -> float | None:
+    """Return the share of wrong answers among the surest half."""
+    answered = zip(after["coverage"], after["risk"], strict=True)
+    return next((risk for coverage, risk in answered if coverage >= HALF), None)
 
 
 def _compare_raters(found: Mapping[str, Any] | None) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.parts import setting
 from fedpeft.wiring.measurement import Measurement, TrainedRun
@@ -24,6 +24,8 @@ class Disagreement(Measurement):
     causal: bool = setting(
         True, "evaluate the model without each layer's leading direction, and shrunk to the same norm instead"
     )
+
+    of_kept_state: ClassVar[bool] = True
 
     def attach(self, run: RunParts) -> RoundHook | None:
         """Compare the updates of each round, unless privacy hides them."""

@@ -42,9 +42,10 @@ class Evaluate(Measurement):
 
     def begin(self, run: NewRun) -> Exam:
         """Read the questions."""
-        from fedpeft.wiring.exam import make_exam
+        from fedpeft.wiring.exam import ExamRequest, make_exam
 
-        return make_exam(self, run.setup, run.validation(), run.say)
+        request = ExamRequest(self.name, self.questions, self.metrics, self.new_tokens, self.rows)
+        return make_exam(request, run.setup, run.validation(), run.say)
 
     def attach(self, run: RunParts) -> RoundHook | None:
         """Ask the questions every few rounds."""

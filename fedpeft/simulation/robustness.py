@@ -21,7 +21,7 @@ from fedpeft.models.scoring import compute_logits, score_batches
 from fedpeft.models.task import FederatedModel
 from fedpeft.peft import saved_adapter
 from fedpeft.simulation.rows import SimulatedRows
-from fedpeft.trust.corruption import FindSynonym, corrupt, list_corruptions
+from fedpeft.trust.corruption import FindSynonym, corrupt, list_corruptions, summarize_draws
 from fedpeft.trust.embedding_attack import STRENGTHS, find_worst, get_embedding
 from fedpeft.wiring.setup import Setup
 
@@ -101,13 +101,8 @@ def _summarize_draws(
 ) -> dict[str, float]:
     right = np.stack([draw == labels for draw in draws])
     always: NDArray[np.bool_] = np.logical_and.reduce(right, axis=0)
-    return {
-        "strength": strength,
-        "accuracy": float(right.mean()),
-        "worst": float(always.mean()),
-        "unchanged": float(np.mean([draw == clean for draw in draws])),
-        "worst_clients": compute_worst_tenth(compute_client_accuracies(always, labels, held)),
-    }
+    clients = compute_worst_tenth(compute_client_accuracies(always, labels, held))
+    return {**summarize_draws(strength, draws, clean, right), "worst_clients": clients}
 
 
 def load_finished_model(setup: Setup, folder: Path) -> FederatedModel:

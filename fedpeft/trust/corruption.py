@@ -80,6 +80,31 @@ def corrupt(
     return [corruption.corrupt_text(str(text), strength, random, near) for text in inputs]
 
 
+def summarize_draws(
+    strength: float,
+    draws: Sequence[NDArray[np.generic]],
+    clean: NDArray[np.generic],
+    right: NDArray[np.bool_],
+) -> dict[str, float]:
+    """Return the measures of some draws of a change, for summary.json.
+
+    They are the accuracy (mean over draws), the accuracy if the worst draw counts for each example, and the share of
+    answers that stay.
+
+    Args:
+        strength: strength of the change.
+        draws: answers of each draw, (rows,).
+        clean: answers to unchanged examples, (rows,).
+        right: whether the answers of the draws are right, (draws, rows).
+    """
+    return {
+        "strength": strength,
+        "accuracy": float(right.mean()),
+        "worst": float(np.logical_and.reduce(right, axis=0).mean()),
+        "unchanged": float(np.mean([draw == clean for draw in draws])),
+    }
+
+
 def convert_to_pixels(values: NDArray[np.float64]) -> Images:
     """Convert numbers of 0 to 1 to uint8; others are clipped."""
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)

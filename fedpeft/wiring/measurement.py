@@ -98,6 +98,7 @@ class ScoredRun(DisclosedRun):
         begun: what the measurement's `begin` returned.
         secret: whether nobody may learn who took part.
         simulation: scores on this machine; None: the clients are real.
+        kept_round: the round whose state was kept; 0: the start.
     """
 
     folder: Path
@@ -105,6 +106,12 @@ class ScoredRun(DisclosedRun):
     begun: Any = None
     secret: bool = False
     simulation: Simulation | None = None
+    kept_round: int | None = None
+
+    def note_phase(self, name: str) -> None:
+        """Show the user of a simulation what begins."""
+        if self.simulation is not None:
+            self.simulation.observer.phase(name, 1)
 
     def disclose(self) -> DisclosedRun:
         """Return what a measurement of a user's own receives in a run with privacy."""
@@ -120,6 +127,10 @@ class Measurement:
 
     simulated: ClassVar[bool] = False
     """Whether it needs examples that only a simulation has."""
+
+    of_kept_state: ClassVar[bool] = False
+    """Whether its section describes the kept state, so that the section states which one it is; only for built-in ones.
+    """
 
     in_quality: ClassVar[bool] = False
     """Whether `compute` returns fields of `fedpeft.reporting.summary.Quality` and no section; only for built-in

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from fedpeft.trust.question import Question
     from fedpeft.wiring.setup import Setup
 
+KEPT = "kept_round"
+"""Entry of a section that describes the kept state: the round of this state; 0: the start."""
+
 M = TypeVar("M")
 T = TypeVar("T")
 
@@ -124,8 +127,13 @@ class Findings:
         return next((found["temperature"] for found in self.answers.values() if "temperature" in found), None)
 
     def list_questions(self, temperature: float) -> list[Question]:
-        """Return the questions about the test examples, in the order of the measurements."""
+        """Return the questions about the test examples, in the order of the measurements.
+
+        They are about logits of classes, so a language model has none.
+        """
         found: list[Question] = []
+        if not self.setup.task.targets:
+            return found
         for part in self.setup.measured.parts:
             found += self._guard(part, partial(part.test_questions, temperature)) or ()
         return found
@@ -153,7 +161,8 @@ class Findings:
             if section is not None and part.in_quality and is_built_in(part):
                 self.quality |= section
             elif section is not None:
-                self.sections[part.name] = section
+                stated = part.of_kept_state and is_built_in(part) and run.kept_round is not None
+                self.sections[part.name] = {**section, KEPT: run.kept_round} if stated else section
 
 
 def parse_measure(text: str) -> Measurements:
@@ -174,10 +183,14 @@ def parse_measure(text: str) -> Measurements:
 def trust_lines(summary: Mapping[str, Any]) -> dict[str, str]:
     """Return the lines about the sections of `--measure` in a summary.json; empty: it has none.
 
-    A measurement from outside, whose plugin may be absent, has a line for each number of its section.
+    A measurement from outside, whose plugin may be absent, has a line for each number of its section. The first line
+    names the sections that describe the start, because no round was better.
     """
     lines: dict[str, str] = {}
-    for name, section in (summary.get("trust") or {}).items():
+    sections = summary.get("trust") or {}
+    if of_start := [name for name in sections if name in MEASUREMENTS.own_names and sections[name].get(KEPT) == 0]:
+        lines["measured state"] = f"the start, before any training, which the run kept ({', '.join(of_start)})"
+    for name, section in sections.items():
         known = name in MEASUREMENTS.own_names
         lines |= MEASUREMENTS.part(name).lines(section) if known else section_lines({name: section})
     return lines

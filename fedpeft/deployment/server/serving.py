@@ -214,7 +214,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     score = scorer.score(federation.folder, "scoring the saved adapter (fp32)") if scorer else None
     secret, test = federation.protection is not None, federation.rows.dataset.test if scorer else None
     disclosed = setup, kept, records.read("rounds.jsonl"), test, score
-    findings.compute(ScoredRun(*disclosed, federation.folder, records, None, secret))
+    findings.compute(ScoredRun(*disclosed, federation.folder, records, None, secret, None, progress.kept_round))
     accuracy, loss, of = _summarize_result(own, score, setup.personal)
     quality = Quality(
         metric=setup.task.metric,

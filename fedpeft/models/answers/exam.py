@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fedpeft.data.text_to_text import tokenize_target
 from fedpeft.errors import DataError
 from fedpeft.models.answers.generation import answer_prompts
-from fedpeft.models.answers.likelihood import choose_answers, compute_log_likelihoods
+from fedpeft.models.answers.likelihood import choose_answers, compute_answer_likelihoods, compute_log_likelihoods
 from fedpeft.models.answers.metric import parse_metrics
 from fedpeft.models.answers.questions import Question
-from fedpeft.models.task import TASKS, FederatedModel
+from fedpeft.models.task import TASKS, FederatedModel, Task
 
 Said = tuple[str, ...]
 """An answer; for multiple choice, the likeliest choice and the likeliest one by length."""
@@ -59,10 +61,23 @@ class Exam:
         if not self.has_choices:
             prompts = [question.tokenize_prompt(tokenizer) for question in self.questions]
             return [(text,) for text in answer_prompts(model, tokenizer, prompts, self.new_tokens, advance=advance)]
-        task = TASKS.build("seq2seq" if self.questions[0].is_paired else "causal_lm")
-        found = compute_log_likelihoods(model, task, tokenizer, self.questions, self.delimiter, advance)
-        pairs = zip(self.questions, found, strict=True)
+        pairs = zip(self.questions, self.score_choices(model, tokenizer, advance), strict=True)
         return [tuple(q.choices[pick] for pick in choose_answers(q, likelihoods)) for q, likelihoods in pairs]
+
+    def score_choices(
+        self, model: FederatedModel, tokenizer: Any, advance: Callable[[int], object] = lambda _: None
+    ) -> list[np.ndarray]:
+        """Return log p of each choice, float64 (choices,), for each question; see `answer`."""
+        return compute_log_likelihoods(model, self._task, tokenizer, self.questions, self.delimiter, advance)
+
+    def score_answers(self, model: FederatedModel, tokenizer: Any, said: Sequence[str]) -> np.ndarray:
+        """Return log p of one free answer to each question, and its end, in nats; float64 (questions,)."""
+        return compute_answer_likelihoods(model, self._task, tokenizer, self.questions, said, self.delimiter)
+
+    @property
+    def _task(self) -> Task:
+        """The task whose losses are the likelihoods."""
+        return TASKS.build("seq2seq" if self.questions[0].is_paired else "causal_lm")
 
     def compute_measures(self, said: Sequence[Said]) -> dict[str, float]:
         """Return the value of each measure of the answers, 0 to 1, by its name."""

@@ -9,6 +9,7 @@ They are `acc` and `acc_norm` of the lm-evaluation-harness (Gao et al.). A sum f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,19 +58,52 @@ def compute_log_likelihoods(
     examples = (
         _build_pairs(tokenizer, questions)
         if questions[0].is_paired
-        else _build_continuations(tokenizer, questions, delimiter)
+        else build_continuations(tokenizer, questions, delimiter)
     )
+    found = _compute_row_likelihoods(model, task, examples, advance)
+    ends = np.cumsum([len(question.choices) for question in questions])
+    return np.split(found, ends[:-1])
+
+
+def compute_answer_likelihoods(
+    model: FederatedModel,
+    task: Task,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    said: Sequence[str],
+    delimiter: str,
+) -> np.ndarray:
+    """Return log p of one answer to each question, and of the end token after it; float64 (questions,).
+
+    The arguments are those of `compute_log_likelihoods`; `said` are the answers, as texts.
+    """
+    if questions[0].is_paired:
+        alone = [replace(q, choices=(text,)) for q, text in zip(questions, said, strict=True)]
+        return _compute_row_likelihoods(model, task, _build_pairs(tokenizer, alone))
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    rows, targets = [], []
+    for question, text in zip(questions, said, strict=True):
+        prompt = question.tokenize_prompt(tokenizer)
+        answer = [*tokenizer(delimiter + text, add_special_tokens=False)["input_ids"], *end]
+        rows.append(prompt + answer)
+        targets.append([False] * len(prompt) + [True] * len(answer))
+    return _compute_row_likelihoods(model, task, build_token_rows(rows, get_padding_id(tokenizer), None, targets))
+
+
+def _compute_row_likelihoods(
+    model: FederatedModel, task: Task, examples: Examples, advance: Callable[[int], object] = lambda _: None
+) -> np.ndarray:
+    """Return log p of the counted tokens of each row, float64 (rows,)."""
     found = np.zeros(len(examples))
     with torch.inference_mode():
         for index in batch_by_length(examples.lengths, BATCH):
             batch = scoring.move_batch(examples.batch(index), model)
             found[index] = -task.row_losses(model, batch).sums.double().cpu().numpy()
             advance(len(index))
-    ends = np.cumsum([len(question.choices) for question in questions])
-    return np.split(found, ends[:-1])
+    return found
 
 
-def _build_continuations(tokenizer: Any, questions: Sequence[Question], delimiter: str) -> Examples:
+def build_continuations(tokenizer: Any, questions: Sequence[Question], delimiter: str) -> Examples:
     """Return choices as continuations of their questions; the loss counts the choices' tokens."""
     rows = tokenize_choices(tokenizer, questions, delimiter)
     targets = [[False] * asked + [True] * (len(ids) - asked) for ids, asked in rows]

@@ -2,7 +2,8 @@
 
     {"question": "...", "answer": "..."}                                    or several right answers: ["...", "..."]
     {"question": "...", "choices": ["...", "..."], "answer": 1}             a position from 0, a letter, or the text
-    {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}       the last answer is the right one
+    {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}       the last answer is the right one; it may
+                                                                            have choices, too
 
 Prompts have the form that the model was tuned with: the tokens before an answer are those of training. A conversation
 of more than a question and an answer needs a model that was tuned on conversations.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ class Question:
         while last > 0 and answers[last - 1]:
             last -= 1
         return ids[:last]
+
+    def reword(self, asked: str) -> Question:
+        """Return the question with `asked` as its text; everything else in the prompt stays."""
+        found = json.loads(self.row)
+        if isinstance(found, dict) and "messages" not in found:
+            column = "source" if self.is_paired else "prompt"
+            found[column] = asked.join(found[column].rsplit(self.asked, 1))
+            return replace(self, row=json.dumps(found), asked=asked)
+        messages = found if isinstance(found, list) else found["messages"]
+        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        messages[last - 1]["content"] = asked
+        return replace(self, row=json.dumps(found), asked=asked)
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,11 @@ def read_questions(path: str, form: QuestionForm) -> list[Question]:
 
 def _build_question(record: Mapping[str, Any], where: str, form: QuestionForm) -> Question:
     if "messages" in record and "question" not in record:
-        return _build_from_conversation(json.loads(pack_conversation(record["messages"], where)), where, form)
+        found = _build_from_conversation(json.loads(pack_conversation(record["messages"], where)), where, form)
+        if "choices" not in record:
+            return found
+        choices = _read_choices(record, where)
+        return replace(found, choices=choices, right=(choices[_find_position(found.right[0], choices, where)],))
     for column in ("question", "answer"):
         if column not in record:
             raise DataError(f"FP3006 {where} has no column {column!r}; {suggest_legal(column, map(str, record))}")
@@ -173,13 +190,18 @@ def _build_question(record: Mapping[str, Any], where: str, form: QuestionForm) -
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"FP3007 {where}: the column 'question' must hold a text, got {question!r:.40}")
     if "choices" in record:
-        choices = _convert_to_texts(record["choices"], "choices", where)
-        if len(set(choices)) < max(2, len(choices)):
-            raise DataError(f"FP3008 {where}: the column 'choices' must hold at least two answers, each once")
+        choices = _read_choices(record, where)
         right: tuple[str, ...] = (choices[_find_position(record["answer"], choices, where)],)
         return Question(form.pack_row(question, right[0], where), question, right, choices)
     right = _convert_to_texts(record["answer"], "answer", where)
     return Question(form.pack_row(question, right[0], where), question, right)
+
+
+def _read_choices(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    choices = _convert_to_texts(record["choices"], "choices", where)
+    if len(set(choices)) < max(2, len(choices)):
+        raise DataError(f"FP3008 {where}: the column 'choices' must hold at least two answers, each once")
+    return choices
 
 
 def _build_from_conversation(messages: Sequence[Mapping[str, str]], where: str, form: QuestionForm) -> Question:

@@ -203,7 +203,7 @@ def test_laplace_takes_any_method_of_matrices_that_their_layers_describe(method,
         measured=parse_measure("laplace"), facts=SimpleNamespace(task="classification", kind="text", tasks=None),
         layout=Layout(tensors), method=method, profiles=[Profile(None)], strategy=strategies.build("fedit"),
         mechanism=None, secure_sum=None, is_protected=False, personal=False, sampler=None,
-        config=SimpleNamespace(cohort="all", strategy="fedit"),
+        config=SimpleNamespace(cohort="all", strategy="fedit"), task=SimpleNamespace(asks=False, metric="accuracy"),
     )  # fmt: skip
     if legal:
         check_measured(setup)
