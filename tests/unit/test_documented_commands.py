@@ -119,7 +119,10 @@ def make() -> SimpleNamespace:
 def test_the_example_files_are_what_their_script_makes(make: SimpleNamespace, tmp_path: Path) -> None:
     make.write_generated(tmp_path)
     make.write_diabetes(tmp_path)
-    names = ("shops.csv", "rooms.csv", "diabetes.csv", "conversations.jsonl", "instructions.jsonl")
+    names = (
+        *("shops.csv", "rooms.csv", "diabetes.csv", "conversations.jsonl", "instructions.jsonl"),
+        "office_choices.jsonl",
+    )
     layouts = [file.relative_to(tmp_path) for file in tmp_path.rglob("*.json")]
     assert len(layouts) == 3
     for name in (*names, *layouts):
