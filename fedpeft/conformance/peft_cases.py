@@ -56,6 +56,9 @@ SMALL = {
     "p_tuning": "p_tuning(length=5, hidden=12)",
 }
 MORE = [
+    "p_tuning(length=5, hidden=12, encoder=lstm)",
+    "p_tuning(length=5, hidden=12, after=(0, 3))",
+    "p_tuning_v2(length=5)",
     "quantum_peft(rank=3, parameterization=taylor)",
     "quantum_peft(rank=3, train=diagonal)",
     "bottleneck(dim=6, place=houlsby, layers=0)",

@@ -14,7 +14,6 @@ from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.conformance.peft_cases import (
     NAMES,
     OWN,
-    SMALL,
     SPECS,
     Case,
     create_model,
@@ -153,7 +152,7 @@ def has_batched_text_form(spec):
     return method.batched and not method.of_pictures
 
 
-NOT_FOR_LANGUAGE = {"linear_probe", "head2toe", "bitfit", "bitfit(layers=1)", SMALL.get("prompt_ensemble")}
+NOT_FOR_LANGUAGE = {"linear_probe", "head2toe", "bitfit", "bitfit(layers=1)"}
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +177,6 @@ def test_batched_equals_sequential_on_a_language_model(spec, tiny_language):
 def test_what_a_model_lacks_is_said(tiny_language):
     with pytest.raises(ModelError, match=r"^FP4060 "):
         Case("bitfit", tiny_language)
-    with pytest.raises(ModelError, match=r"^FP4067 "):
-        Case("prompt_ensemble", tiny_language)
     with pytest.raises(ModelError, match=r"^FP4065 "):
         Case("linear_probe", tiny_language)
 

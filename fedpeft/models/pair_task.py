@@ -41,7 +41,7 @@ class PairTask(Task):
         Raises:
             ConfigError: the model's adapter does.
         """
-        if model.objective is not None or getattr(model, "copies", 1) > 1:
+        if model.objective is not None or model.copies > 1:
             raise ConfigError(
                 "FP1208 this adapter changes the loss of single examples, and tasks on pairs compare examples; "
                 "use --peft lora, or adamix(consistency=0)"

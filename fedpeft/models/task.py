@@ -143,9 +143,16 @@ class Task(ABC):
 
 
 class FederatedModel(nn.Module):
-    """A base model, perhaps with an adapter, and a head for classification; it maps a batch to logits."""
+    """A base model, perhaps with an adapter, and a head for classification; it maps a batch to logits.
+
+    Attributes:
+        copies: number of outputs that the base returns per example, (copies * B, T, d), side by side.
+        shares: weights of the copies in the prediction, (copies,), with sum 1; None: equal weights.
+    """
 
     base: nn.Module
+    copies = 1
+    shares: Tensor | None = None
 
     peft_task: ClassVar[str] = ""
     """The `peft` library's task type in saved files; "" for classifiers, because peft lacks their head."""
@@ -159,6 +166,20 @@ class FederatedModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Compute logits (B, classes) or (B, T, vocabulary), or both sides of pairs, (B, 2, d)."""
         raise NotImplementedError
+
+    def split_by_copy(self, rows: Tensor) -> Tensor:
+        """Reshape (copies * B, ...) to (B, copies, ...)."""
+        return rows.reshape(-1, self.copies, *rows.shape[1:])
+
+    def get_log_shares(self, like: Tensor) -> Tensor:
+        """Return the logarithms of the copies' weights, (copies,), in the dtype of `like`."""
+        shares = like.new_full((self.copies,), 1 / self.copies) if self.shares is None else self.shares
+        return shares.to(like).log()
+
+    def mix_copies(self, logits: Tensor) -> Tensor:
+        """Compute log sum_j shares_j softmax(logits_j), (B, copies, ..., classes) to (B, ..., classes)."""
+        log_shares = self.get_log_shares(logits).view(-1, *[1] * (logits.dim() - 2))
+        return (logits.log_softmax(-1) + log_shares).logsumexp(1)
 
 
 PEFT_PREFIX = "base_model.model."

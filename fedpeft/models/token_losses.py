@@ -123,6 +123,27 @@ def compute_token_losses(
     return losses, correct
 
 
+@torch.no_grad()
+def find_likeliest(hidden: Tensor, log_shares: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the likeliest token at n positions, (n,), if several copies of each are mixed with weights.
+
+    Args:
+        hidden: inputs of the output layer, (n, copies, d).
+        log_shares: logarithms of the copies' weights, (copies,).
+        logits_of: the output layer, as for `compute_token_losses`.
+    """
+    likeliest = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
+    start, size = 0, 1
+    while start < len(hidden):
+        part = hidden[start : start + size]
+        logits = logits_of(part.flatten(0, 1)).view(*part.shape[:2], -1)
+        mixed = (logits.log_softmax(-1) + log_shares.to(logits)[:, None]).logsumexp(1)
+        likeliest[start : start + size] = mixed.argmax(-1)
+        start += size
+        size = max(1, CHUNK.get(hidden.device.type, CHUNK["cpu"]) // logits[0].numel())
+    return likeliest
+
+
 def sum_by_row(values: Tensor, counted: Tensor) -> Tensor:
     """Sum values (n,) of the positions that `counted` (B, T) marks, in its order, by row: (B,)."""
     places = torch.zeros(counted.shape, dtype=values.dtype, device=values.device)

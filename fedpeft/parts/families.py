@@ -65,8 +65,12 @@ HYBRID: Final = "fedpeft.peft.hybrid.Hybrid"
 """The class of several PEFT methods that are joined."""
 
 
+METHOD_ALIASES: Final[Mapping[str, str]] = {"p_tuning_v2": "prefix_tuning(layers=0)"}
+"""Other names of PEFT methods, each with the text that it stands for; settings that a user gives come on top."""
+
+
 class MethodFamily(Family["PeftMethod"]):
-    """PEFT methods by file name or its unique beginning, and several joined by `+`."""
+    """PEFT methods by file name, its unique beginning or an alias, and several joined by `+`."""
 
     def build(self, text: str | Spec | PeftMethod) -> PeftMethod:
         """Return the method that `text` describes; a method is returned as it is.
@@ -86,14 +90,20 @@ class MethodFamily(Family["PeftMethod"]):
         return self._complete_name(super().parse_text(text))
 
     def _complete_name(self, spec: Spec) -> Spec:
-        return replace(spec, name=self.complete_name(spec.name))
+        given = parse_spec(METHOD_ALIASES[spec.name]).settings if spec.name in METHOD_ALIASES else {}
+        return replace(spec, name=self.complete_name(spec.name), settings={**given, **spec.settings})
 
     def find_hidden(self, name: str) -> str:
         """Return the method that a method called `name` would hide: `prefix` hides prefix_tuning."""
-        return next((own for own in self.own_names if own.startswith(name)), "")
+        return next((own for own in (*self.own_names, *METHOD_ALIASES) if own.startswith(name)), "")
 
     def complete_name(self, name: str) -> str:
-        """Return the only name that begins with `name`: prefix_tuning for `prefix`. Longer variants do not count."""
+        """Return the method that `name` stands for: its alias, or the only name that begins with `name`.
+
+        So `prefix` is prefix_tuning; longer variants, such as prefix_tuning_plus, do not count.
+        """
+        if name in METHOD_ALIASES:
+            return parse_spec(METHOD_ALIASES[name]).name
         found = [n for n in self.names if n.startswith(name)]
         shortest = min(found, key=len, default=name)
         clear = all(n == shortest or n.startswith(shortest + "_") for n in found)

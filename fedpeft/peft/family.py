@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts.families import PEFT_METHODS as PEFT_METHODS
-from fedpeft.parts.spec import Spec, parse_spec
+from fedpeft.parts.spec import Spec
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.method import PeftMethod
 
@@ -30,6 +30,6 @@ def resize_method(text: str, method: PeftMethod, forms: Sequence[AdapterShape | 
             f"FP1238 {method.name} has one size for all clients, {method.form.rank}; remove --ranks and set the size "
             "in --peft"
         )
-    spec = parse_spec(text)
+    spec = PEFT_METHODS.parse_text(text)
     settings = method.get_settings_for(AdapterShape(largest.rank, method.form.scale * largest.rank))
-    return str(Spec(PEFT_METHODS.complete_name(spec.name), {**spec.settings, **settings}, spec.argument))
+    return str(Spec(spec.name, {**spec.settings, **settings}, spec.argument))

@@ -16,6 +16,7 @@ import torch
 from fedpeft.data.examples import round_up_length
 from fedpeft.data.tokens import get_padding_id
 from fedpeft.models.task import FederatedModel
+from fedpeft.models.tasks.causal_lm import LanguageModel
 from fedpeft.models.tasks.seq2seq import Seq2SeqModel
 
 BATCH = 16
@@ -138,9 +139,9 @@ def _decode_answers(
 
 
 def _has_virtual_tokens(model: FederatedModel) -> bool:
-    """Return whether the adapter prepends virtual tokens."""
+    """Return whether the adapter prepends virtual tokens, perhaps in several copies of an example."""
     configs: Any = getattr(model.base, "peft_config", {})
-    return any(config.is_prompt_learning for config in configs.values())
+    return model.copies > 1 or any(config.is_prompt_learning for config in configs.values())
 
 
 def _generate_without_cache(
@@ -150,6 +151,7 @@ def _generate_without_cache(
 
     Finished prompts leave the batch.
     """
+    assert isinstance(model, LanguageModel)
     rows, device = [list(prompt) for prompt in prompts], next(model.parameters()).device
     open_rows = list(range(len(rows)))
     for _ in range(new_tokens):
@@ -158,7 +160,7 @@ def _generate_without_cache(
         ids = torch.tensor([rows[i] + [padding] * (longest - len(rows[i])) for i in open_rows], device=device)
         mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
         with torch.inference_mode():
-            logits = model.base(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, -longest:]
+            logits = model.predict({"input_ids": ids, "attention_mask": mask})
         said = logits[torch.arange(len(open_rows), device=device), lengths - 1].argmax(-1).tolist()
         for row, token in zip(open_rows, said, strict=True):
             rows[row].append(token)

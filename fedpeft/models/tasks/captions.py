@@ -134,7 +134,7 @@ class Captions(TokenTask):
             ConfigError: names the reason.
         """
         configs: Any = getattr(model.base, "peft_config", {})
-        if any(config.is_prompt_learning for config in configs.values()):
+        if model.copies != 1 or any(config.is_prompt_learning for config in configs.values()):
             raise ConfigError(
                 "FP1215 captions already puts an image before the text, so prompts can't be used; use --peft "
                 "lora, or linear_probe"

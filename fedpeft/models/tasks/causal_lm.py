@@ -26,6 +26,7 @@ from fedpeft.models.token_losses import (
     OutputLayer,
     compute_token_losses,
     find_language_model,
+    find_likeliest,
     get_counted_labels,
     sum_by_row,
 )
@@ -73,11 +74,10 @@ class LanguageModel(FederatedModel):
         """Return the labels of the predicting positions, and which of them count."""
         return get_counted_labels(batch)
 
-    def row_losses(self, batch: Batch) -> RowLosses | None:
-        """Compute losses without the logits of all positions.
+    def _capture_predicting(self, batch: Batch) -> tuple[Tensor, OutputLayer] | None:
+        """Return the output layer and its inputs at the predicting positions, (copies * B, T - 1, d).
 
-        Returns:
-            The losses; None if the output layer is trained, or `OutputLayer` does not support it.
+        None if the output layer is trained, or `OutputLayer` does not support it.
         """
         if not self._output:
             self._output = [OutputLayer.from_base(self.base)]
@@ -88,17 +88,66 @@ class LanguageModel(FederatedModel):
         if not known:
             self._output = [None]
             return None
-        hidden = self.select_predicting(hidden, batch)
+        return self.select_predicting(hidden, batch), output
+
+    def row_losses(self, batch: Batch) -> RowLosses | None:
+        """Compute losses without the logits of all positions.
+
+        Returns:
+            The losses; None if the output layer is trained, or `OutputLayer` does not support it.
+        """
+        captured = self._capture_predicting(batch)
+        if captured is None:
+            return None
+        hidden, output = captured
         labels, counted = self.get_counted_labels(batch)
-        each, right = compute_token_losses(hidden[counted], labels[counted], output.compute_logits)
-        return RowLosses(
-            sum_by_row(each, counted), counted.sum(1).to(each.dtype), sum_by_row(right.to(each.dtype), counted)
-        )
+        if self.copies > 1:
+            of_copies = self.split_by_copy(hidden).transpose(1, 2)[counted]
+            each = torch.stack(
+                [
+                    compute_token_losses(of_copy, labels[counted], output.compute_logits)[0]
+                    for of_copy in of_copies.unbind(1)
+                ]
+            )
+            each = -(self.get_log_shares(each)[:, None] - each).logsumexp(0)
+            likeliest = find_likeliest(of_copies, self.get_log_shares(each), output.compute_logits)
+            right = likeliest == labels[counted]
+        else:
+            each, right = compute_token_losses(hidden[counted], labels[counted], output.compute_logits)
+        return _sum_tokens(each, right, counted)
+
+    def copy_losses(self, batch: Batch) -> list[RowLosses]:
+        """Compute the losses of each copy alone."""
+        labels, counted = self.get_counted_labels(batch)
+        captured = self._capture_predicting(batch)
+        if captured is None:
+            logits = self.split_by_copy(self.select_predicting(self.read(batch), batch))
+            return [sum_losses(of_copy, labels, counted) for of_copy in logits.unbind(1)]
+        hidden, output = captured
+        return [
+            _sum_tokens(*compute_token_losses(of_copy[counted], labels[counted], output.compute_logits), counted)
+            for of_copy in self.split_by_copy(hidden).unbind(1)
+        ]
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Compute the logits of the token behind each position, (B, T, vocabulary)."""
+        return self._mix(self.read(batch)[:, -_count_positions(batch) :])
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute logits of the next token, (B, T - 1, vocabulary), in at least fp32."""
-        logits = self.select_predicting(self.read(batch), batch)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return self._mix(self.select_predicting(self.read(batch), batch))
+
+    def _mix(self, logits: Tensor) -> Tensor:
+        """Return logits in at least fp32; for several copies, the log probabilities of their mixture."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits if self.copies == 1 else self.mix_copies(self.split_by_copy(logits))
+
+
+def _sum_tokens(each: Tensor, right: Tensor, counted: Tensor) -> RowLosses:
+    """Sum losses and correct predictions (n,) of the positions that `counted` (B, T) marks, by example."""
+    return RowLosses(
+        sum_by_row(each, counted), counted.sum(1).to(each.dtype), sum_by_row(right.to(each.dtype), counted)
+    )
 
 
 def check_causal(model_directory: Path) -> None:

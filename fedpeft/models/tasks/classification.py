@@ -35,15 +35,7 @@ def compute_hidden_states(base: nn.Module, inputs: Batch) -> Tensor:
 
 
 class Classifier(FederatedModel):
-    """Base, mean pooling, head; the head works on (..., d), so a stacked head for many clients can replace it.
-
-    Attributes:
-        copies: number of hidden states that the base returns per example, (copies * B, T, d), side by side.
-        shares: weights of the copies in the prediction, (copies,), with sum 1; None: equal weights.
-    """
-
-    copies = 1
-    shares: Tensor | None = None
+    """Base, mean pooling, head; the head works on (..., d), so a stacked head for many clients can replace it."""
 
     def __init__(self, base: nn.Module, head: nn.Module) -> None:
         """Hold the base and the head."""
@@ -69,15 +61,6 @@ class Classifier(FederatedModel):
         """Compute logits, (B, classes); for several copies, log probabilities of their mixture."""
         logits: Tensor = self.head(self.compute_pooled(batch))
         return logits if self.copies == 1 else self.mix_copies(self.split_by_copy(logits))
-
-    def split_by_copy(self, rows: Tensor) -> Tensor:
-        """Reshape (copies * B, n) to (B, copies, n)."""
-        return rows.reshape(-1, self.copies, rows.shape[-1])
-
-    def mix_copies(self, logits: Tensor) -> Tensor:
-        """Compute log sum_j shares_j softmax(logits_j), (B, copies, classes) to (B, classes)."""
-        shares = logits.new_full((self.copies,), 1 / self.copies) if self.shares is None else self.shares
-        return (logits.log_softmax(-1) + shares.to(logits)[:, None].log()).logsumexp(1)
 
 
 class RowTask(Task):
@@ -116,7 +99,7 @@ class RowTask(Task):
         Raises:
             ConfigError: the model's adapter does.
         """
-        if self.targets != "classes" and (getattr(model, "copies", 1) != 1 or model.objective is not None):
+        if self.targets != "classes" and (model.copies != 1 or model.objective is not None):
             raise ConfigError(
                 f"FP1217 this PEFT method mixes probabilities of classes, and {name_of(type(self))} has none; "
                 "use --peft lora"

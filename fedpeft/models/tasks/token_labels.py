@@ -59,7 +59,7 @@ class TokenLabels(Task):
         Raises:
             ConfigError: the model's adapter does.
         """
-        if getattr(model, "copies", 1) != 1 or model.objective is not None:
+        if model.copies != 1 or model.objective is not None:
             raise ConfigError(
                 "FP1220 this PEFT method mixes predictions of whole examples, and token_labels predicts words; "
                 "use --peft lora"

@@ -2,6 +2,8 @@
 
     p(y | x) = sum_j w_j softmax(f([P_j; e(x)]))_y,   P_j (length, d), j = 1 .. prompts
 
+y is a class or, in a language model, the next token: each token of an answer is drawn from the mixture.
+
 Several prompts form an ensemble (Lester et al., arXiv 2104.08691, section 7). A step minimizes the mean over j of each
 prompt's own loss, so that each prompt learns as if it were alone. Prompts start from different embeddings of random
 tokens. The base sees each example once per prompt, side by side in one batch.
@@ -9,13 +11,14 @@ tokens. The base sees each example once per prompt, side by side in one batch.
 The weights w_j are equal during the run. With weights=validation they are fitted on the validation set when the run
 ends, and saved:
 
-    w = softmax_j(-L_j / temperature),   L_j the mean loss of prompt j alone on these examples, a sum over examples
+    w = softmax_j(-L_j / temperature),   L_j the mean loss of prompt j alone on these examples, or on their tokens
 
 Under privacy they stay equal, unless the validation set is public.
 
 Deviations. The paper trains prompts in separate runs and takes their majority. Here they share the head, which learns
 from all of them, and probabilities are averaged. Rule: the plain mean, prompt j with prompt j, from one start.
-Gradients per example are refused, because an example is in several sequences. Only classification is supported.
+Gradients per example are refused, because an example is in several sequences. Other tasks than classification and
+language modeling are refused.
 
 Use it if single prompts vary too much and several passes per example are affordable.
 """
@@ -35,11 +38,12 @@ from fedpeft.errors import ModelError
 from fedpeft.machine import seeds
 from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.task import FederatedModel, RowLosses, Task
+from fedpeft.models.tasks.causal_lm import LanguageModel
 from fedpeft.models.tasks.classification import Classifier
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import State, TensorSpec
 from fedpeft.peft.method import PeftMethod, PrivacyRoute
-from fedpeft.peft.prompts import check_takes_prompts
+from fedpeft.peft.prompts import check_takes_prompts, find_task_type, get_embedding_width
 from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
 
 SHARES = "prompts.shares"
@@ -67,6 +71,11 @@ class PromptedCopies(StackedLayer):
         """Configuration of the base."""
         return self.base_model.config
 
+    @property
+    def generation_config(self) -> Any:
+        """The base's settings for answers; None: it has none."""
+        return getattr(self.base_model, "generation_config", None)
+
     def get_base_model(self) -> nn.Module:
         """Return the base without prompts."""
         return self.base_model
@@ -89,16 +98,24 @@ class PromptedCopies(StackedLayer):
         return base(inputs_embeds=torch.cat([shown, embedded], dim=1), attention_mask=mask, **rest)
 
 
-def compute_prompt_losses(task: Task, model: FederatedModel, batch: Batch, offsets: Tensor | None) -> RowLosses:
-    """Compute the mean of the prompts' losses per example; `correct` comes from the averaged prediction."""
+def compute_each_loss(model: FederatedModel, batch: Batch, offsets: Tensor | None = None) -> RowLosses:
+    """Compute the losses of each prompt alone: sums and correct (B, prompts), counts (B,)."""
+    if isinstance(model, LanguageModel):
+        parts = model.copy_losses(batch)
+        sums, correct = (torch.stack([getattr(p, name) for p in parts], dim=1) for name in ("sums", "correct"))
+        return RowLosses(sums, parts[0].counts, correct)
     assert isinstance(model, Classifier)
     logits = model.split_by_copy(model.head(model.compute_pooled(batch)))
     logits = logits if offsets is None else logits + offsets.to(logits)[:, None]
-    each = functional.cross_entropy(
-        logits.transpose(1, 2), batch["labels"][:, None].expand(-1, model.copies), reduction="none"
-    )
-    together = task.losses(model.mix_copies(logits), batch)
-    return RowLosses(each.mean(1), together.counts, together.correct)
+    labels = batch["labels"][:, None].expand(-1, model.copies)
+    sums = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    return RowLosses(sums, torch.ones_like(sums[:, 0]), (logits.argmax(-1) == labels).to(sums.dtype))
+
+
+def compute_prompt_losses(task: Task, model: FederatedModel, batch: Batch, offsets: Tensor | None) -> RowLosses:
+    """Compute the mean of the prompts' losses per example, and the mean number of their correct predictions."""
+    each = compute_each_loss(model, batch, offsets)
+    return RowLosses(each.sums.mean(1), each.counts, each.correct.mean(1))
 
 
 @dataclass(frozen=True)
@@ -125,13 +142,15 @@ class PromptEnsemble(PeftMethod):
         return self.length
 
     def _put(self, model: FederatedModel, dtype: torch.dtype, clients: int) -> None:
-        if not isinstance(model, Classifier):
+        if not isinstance(model, Classifier | LanguageModel):
             raise ModelError(
-                f"FP4067 {self.name} averages probabilities of classes, which this task lacks; use prompt_tuning"
+                f"FP4067 {self.name} averages probabilities of classes or of next tokens, which this task lacks; use "
+                "lora"
             )
         check_takes_prompts(model.base, self.name)
-        shape = (self.prompts * self.length, model.base.config.hidden_size)  # type: ignore[union-attr]
-        model.base = PromptedCopies(model.base, self.prompts, dtype, shape, clients)  # type: ignore[arg-type]
+        find_task_type(model.base)  # refuses an encoder with a decoder
+        shape = (self.prompts * self.length, get_embedding_width(model.base))
+        model.base = PromptedCopies(model.base, self.prompts, dtype, shape, clients)
         model.copies, model.objective = self.prompts, compute_prompt_losses
 
     def attach(self, model: FederatedModel, dtype: str) -> None:
@@ -153,23 +172,21 @@ class PromptEnsemble(PeftMethod):
 
     def fit_when_finished(self, model: FederatedModel, held: Examples) -> State:
         """Fit the weights w to the losses of the `held` examples."""
-        assert isinstance(model, Classifier)
         if self.weights == "equal" or not len(held) or model.shares is not None:
             return {}
-        sums = torch.zeros(self.prompts, dtype=torch.float64)
+        sums, counts = torch.zeros(self.prompts, dtype=torch.float64), 0.0
+        device = next(model.parameters()).device
         with torch.inference_mode():
             for index in batch_by_length(held.lengths, ROWS):
-                batch = held.batch(index)
-                logits = model.split_by_copy(model.head(model.compute_pooled(batch))).double()
-                labels = batch["labels"][:, None].expand(-1, self.prompts)
-                sums += functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(0)
-        model.shares = (-sums / len(held) / self.temperature).softmax(0)
+                each = compute_each_loss(model, {name: t.to(device) for name, t in held.batch(index).items()})
+                sums += each.sums.double().sum(0).cpu()
+                counts += float(each.counts.sum())
+        model.shares = (-sums / max(counts, 1.0) / self.temperature).softmax(0)
         return {SHARES: model.shares.float()}
 
     def attach_saved(self, model: FederatedModel, tensors: State) -> None:
         """Attach the prompts with the fitted w, if the result has it."""
         self.attach(model, "fp32")
-        assert isinstance(model, Classifier)
         model.shares = tensors.get(SHARES)
 
     def frozen(self, model: FederatedModel) -> State:

@@ -8,7 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedpeft.conformance.peft_cases import Case, create_model
-from fedpeft.models.task import find_trainable
+from fedpeft.data.rows import load_dataset
+from fedpeft.data.tokens import load_tokenizer
+from fedpeft.models.answers.generation import generate_tokens
+from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import TASKS, FederatedModel, find_trainable
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.prompt_ensemble import SHARES
@@ -94,6 +98,80 @@ def test_weights_come_from_sums_over_held_out_rows_and_are_saved(tiny, case, one
         case.model.shares = shares
         with torch.no_grad():
             assert torch.allclose(model(batch).double(), case.model(batch), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def language():
+    """Return an ensemble for a language model, and its prompts one by one."""
+    task, folder = TASKS.build("causal_lm"), resolve_model("tiny_lm")
+    tiny = task, task.tokenise(load_dataset("tiny_lm").train.take(ROWS), folder, 16), folder, 0
+    case = Case(SPEC, tiny)
+    case.start["prompts.weight"] *= 20
+    case.sequential.load(case.start)
+    models = []
+    for prompt in case.start["prompts.weight"].split(4):
+        model = create_model(PEFT_METHODS.build("prompt_tuning(length=4)"), tiny, "fp64")
+        saved_adapter.put(model, {"prompt_encoder.embedding.weight": prompt})
+        models.append(model)
+    return case, models
+
+
+def test_a_language_model_mixes_the_next_tokens_of_its_prompts(language):
+    case, one_by_one = language
+    batch, shares = case.rows.batch(ROWS), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    try:
+        for given in (None, shares):
+            case.model.shares = given
+            weights = torch.full((3,), 1 / 3, dtype=torch.float64) if given is None else given
+            with torch.no_grad():
+                each = torch.stack([model(batch).softmax(-1) for model in one_by_one])
+                assert float((each - each.mean(0)).abs().max()) > 5e-4
+                mixed = torch.einsum("m,mbtv->btv", weights, each)
+                assert torch.allclose(case.model(batch).exp(), mixed, atol=1e-12)
+                expected, losses = case.task.losses(mixed.log(), batch), case.task.row_losses(case.model, batch)
+            assert case.model.row_losses(batch) is not None, "without the logits of all positions"
+            assert torch.allclose(losses.sums, expected.sums, atol=1e-10)
+            assert torch.equal(losses.correct, expected.correct)
+    finally:
+        case.model.shares = None
+
+
+def test_each_prompt_of_a_language_model_learns_as_if_alone(language):
+    case, one_by_one = language
+    batch = case.rows.batch(ROWS)
+    losses = case.task.step_losses(case.model, batch)
+    [prompts] = torch.autograd.grad(losses.sums.sum(), list(find_trainable(case.model).values()))
+    alone = [case.task.row_losses(model, batch).sums for model in one_by_one]
+    expected = [
+        torch.autograd.grad(sums.sum() / 3, list(find_trainable(model).values()))[0]
+        for sums, model in zip(alone, one_by_one, strict=True)
+    ]
+    assert torch.allclose(prompts, torch.cat(expected), atol=1e-12)
+    assert torch.allclose(losses.sums, sum(alone) / 3, atol=1e-10)
+    fitted = case.method.fit_when_finished(case.model, case.rows)[SHARES]
+    case.model.shares = None
+    means = torch.stack(alone).detach().sum(1) / float(losses.counts.sum())
+    assert torch.allclose(fitted.double(), (-means / case.method.temperature).softmax(0), atol=1e-6)
+
+
+def test_an_answer_is_the_likeliest_token_of_the_mixture_one_after_the_other(language):
+    case, one_by_one = language
+    prompts = [[5, 6], [12, 8, 9]]
+    answers = generate_tokens(case.model, load_tokenizer(case.folder), prompts, 3)
+    assert sum(map(len, answers)) > 2
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        for token in answer:
+            batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+            with torch.no_grad():
+                each = torch.stack([model.predict(batch)[0, -1].softmax(-1) for model in one_by_one])
+            assert int(each.mean(0).argmax()) == token
+            ids.append(token)
+
+
+def test_it_needs_probabilities_of_classes_or_tokens():
+    with refuses("FP4067"):
+        PEFT_METHODS.build(SPEC).attach(FederatedModel(), "fp32")
 
 
 def plain(tiny, folder):
