@@ -34,14 +34,15 @@ def passes_tests(asked: str, said: str, tests: str, limits: Limits = Limits()) -
     Args:
         asked: the question; code that the answer may continue.
         said: the answer: a program, with or without text around it.
-        tests: a program that raises an error if the code is wrong; it calls the code's functions by name.
+        tests: a program that raises an error if the code is wrong; it calls the code's functions by name. Tests that
+            call nothing pass for no answer.
         limits: limits of each of the two processes.
 
     Raises:
         RunError: the processes could not be isolated.
     """
     names = find_called_names(tests)
-    program = find_program(asked, said, names)
+    program = find_program(asked, said, names) if names else None
     return program is not None and run_tests(program, tests, names, limits)
 
 

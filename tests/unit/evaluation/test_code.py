@@ -132,6 +132,12 @@ def test_a_repair_that_differs_counts_if_tests_tell_right_from_wrong(tmp_path):
 
 
 @isolated
+@pytest.mark.parametrize("tests", ["assert True", "", "assert add(1, 2) ="])
+def test_tests_that_call_nothing_pass_for_no_code(tests):
+    assert not passes_tests("", ADD, tests)
+
+
+@isolated
 def test_an_error_crosses_by_its_type():
     code = "def f(x):\n    raise KeyError(x)"
     assert passes_tests("", code, "try:\n    f(1)\nexcept KeyError:\n    pass\nelse:\n    assert False")
