@@ -37,7 +37,7 @@ def check_evaluate(setup: Setup, asked: Evaluate) -> None:
     if setup.personal:
         raise ConfigError(
             f"FP1356 evaluate asks the global model, and with {setup.config.strategy} each client has its own model; "
-            "leave it out of --measure, and compare them with python -m fedpeft.evaluate RUN --own all"
+            "leave it out of --measure, and compare them with fedpeft evaluate RUN --own all"
         )
     check_run_code(parse_metrics(asked.metrics), run_code=False)
     if not asked.questions and not setup.task.asks:

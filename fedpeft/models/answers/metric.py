@@ -60,7 +60,7 @@ class RunsTests(Protocol):
 def describe_forbidden_code(name: str) -> str:
     """Return the sentence for a metric that needs to run code without the user's permission."""
     return (
-        f"FP1682 {name} runs code that a model wrote; add --run-code to python -m fedpeft.evaluate to run it in "
+        f"FP1682 {name} runs code that a model wrote; add --run-code to fedpeft evaluate to run it in "
         "isolation, or leave this metric out"
     )
 
