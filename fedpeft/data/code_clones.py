@@ -1,6 +1,7 @@
-"""Clones of Python functions: renamed local names and reordered independent statements.
+"""Clones of Python functions: renamed local names, reordered independent statements, and rewritten statements.
 
-These are the second and third type of clones of Roy, Cordy and Koschke (Science of Computer Programming 74, 2009). The
+The first two are the second and third type of clones of Roy, Cordy and Koschke (Science of Computer Programming 74,
+2009). The
 text is edited in place and never printed from a syntax tree, so everything else stays as it was written.
 
 Renamed are the function, its arguments and its local variables. Attributes, inner functions, imports, handled
@@ -8,6 +9,9 @@ exceptions and names inside format strings keep their names. A new name may come
 that reads names alone mistakes the clone for that function.
 
 Two consecutive assignments change places if neither reads or writes what the other writes and neither calls anything.
+
+Rewritten are comparisons (`a < b`, `b > a`), counters (`a += 1`, `a = a + 1`), conditional results (`return a if c else
+b` as two statements) and the branches of `if` with `else`. For numbers, texts and containers, the result is the same.
 No code is run.
 """
 
@@ -15,11 +19,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fedpeft.data.python_functions import Definition
+from fedpeft.data.python_functions import Definition, SourceFile
 
 STEMS = ("alpha", "batch", "cell", "delta", "entry", "field", "group", "handle", "item", "joint", "kind", "lower")
 """Stems of new names, completed by a number, for when `names` are used up."""
@@ -181,3 +185,121 @@ def _collect_names(statement: ast.stmt) -> tuple[set[str], set[str]]:
     names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
     written = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     return written, {node.id for node in names if isinstance(node.ctx, ast.Load)}
+
+
+FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "==", "!=": "!="}
+"""Comparison operators, with those for exchanged operands."""
+
+OPPOSITE = {
+    "<": ">=", ">=": "<", ">": "<=", "<=": ">", "==": "!=", "!=": "==", "in": "not in", "not in": "in", "is": "is not",
+    "is not": "is",
+}  # fmt: skip
+"""Comparison operators, with those of the negated comparison."""
+
+Edit = tuple[int, int, str]
+"""First and last position of a text, and what replaces it."""
+
+
+def rewrite_statements(text: str, random: np.random.Generator) -> str | None:
+    """Return the function with at least one rewritten statement or comparison, or None if none can be rewritten.
+
+    Each one that can be rewritten is, with probability 1/2. The same generator gives the same text.
+    """
+    file = SourceFile.parse(text)
+    if file is None or len(file.tree.body) != 1:
+        return None
+    rewriter = _Rewriter(file)
+    edits = sorted(edit for node in ast.walk(file.tree) for edit in rewriter.find_edits(node))
+    chosen: list[Edit] = []
+    for place in random.permutation(len(edits)).tolist():
+        first, last, _ = edits[place]
+        is_free = all(last <= start or first >= end for start, end, _ in chosen)
+        if is_free and (not chosen or random.random() < 0.5):
+            chosen.append(edits[place])
+    changed = file.source
+    for first, last, new in sorted(chosen, reverse=True):
+        changed = changed[:first] + new + changed[last:]
+    return changed if chosen and _parse_function(changed) is not None else None
+
+
+class _Rewriter:
+    """Edits that rewrite parts of a file."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self.file = file
+
+    def get_span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
+        at = self.file.get_position
+        return at(node.lineno, node.col_offset), at(node.end_lineno, node.end_col_offset)
+
+    def get_text(self, node: ast.expr | ast.stmt) -> str:
+        first, last = self.get_span(node)
+        return self.file.source[first:last]
+
+    def get_operator(self, left: ast.expr, right: ast.expr) -> str:
+        """Return the text between two operands; it contains more than an operator if there are parentheses."""
+        return self.file.source[self.get_span(left)[1] : self.get_span(right)[0]].strip()
+
+    def find_edits(self, node: ast.AST) -> Iterator[Edit]:
+        """Yield the edits of one node."""
+        match node:
+            case ast.Compare(left=left, comparators=[right]) if _is_simple(left) and _is_simple(right):
+                operator = FLIPPED.get(self.get_operator(left, right))
+                if operator is not None:
+                    yield *self.get_span(node), f"{self.get_text(right)} {operator} {self.get_text(left)}"
+            case ast.AugAssign(target=ast.Name(id=name), op=ast.Add() | ast.Sub(), value=ast.Constant(value=int())):
+                sign = "+" if isinstance(node.op, ast.Add) else "-"
+                yield *self.get_span(node), f"{name} = {name} {sign} {self.get_text(node.value)}"
+            case ast.Return(value=ast.IfExp(test=test, body=body, orelse=orelse)) if node.lineno == node.end_lineno:
+                start, end = self.get_span(node)
+                margin = self.file.source[self.file.get_position(node.lineno, 0) : start]
+                if not margin.strip() and self.get_text(node) == (
+                    f"return {self.get_text(body)} if {self.get_text(test)} else {self.get_text(orelse)}"
+                ):
+                    lines = (
+                        f"if {self.get_text(test)}:",
+                        f"    return {self.get_text(body)}",
+                        f"return {self.get_text(orelse)}",
+                    )
+                    yield start, end, f"\n{margin}".join(lines)
+            case ast.If(test=test, body=body, orelse=[_, *_] as orelse):
+                yield from self._exchange_branches(node, test, body, orelse)
+
+    def _exchange_branches(
+        self, node: ast.If, test: ast.expr, body: list[ast.stmt], orelse: list[ast.stmt]
+    ) -> Iterator[Edit]:
+        """Yield the edit of an `if` with a one-line condition and an `else` on a line of its own."""
+        negated = self._negate(test)
+        lines = self.file.source.split("\n")
+        word = orelse[0].lineno - 2
+        start = self.get_span(node)[0]
+        margin = self.file.source[self.file.get_position(node.lineno, 0) : start]
+        is_plain = (
+            negated is not None
+            and not margin.strip()
+            and self.file.source[start : self.get_span(test)[1] + 1] == f"if {self.get_text(test)}:"
+            and body[0].lineno == node.lineno + 1
+            and body[-1].end_lineno == word
+            and lines[word] == f"{margin}else:"
+        )
+        if is_plain:
+            first = lines[node.lineno : word]
+            second = lines[word + 1 : node.end_lineno]
+            new = [f"if {negated}:", *second, lines[word], *first]
+            yield start, self.file.get_position(node.end_lineno, len(lines[(node.end_lineno or 1) - 1])), "\n".join(new)
+
+    def _negate(self, test: ast.expr) -> str | None:
+        match test:
+            case ast.UnaryOp(op=ast.Not(), operand=ast.Name() | ast.Attribute() | ast.Call() as operand):
+                return self.get_text(operand)
+            case ast.Name() | ast.Attribute() | ast.Call():
+                return f"not {self.get_text(test)}"
+            case ast.Compare(left=left, comparators=[right]):
+                operator = OPPOSITE.get(self.get_operator(left, right))
+                return None if operator is None else f"{self.get_text(left)} {operator} {self.get_text(right)}"
+        return None
+
+
+def _is_simple(node: ast.expr) -> bool:
+    """Return whether an expression calls nothing, so that the order of evaluation does not matter."""
+    return isinstance(node, ast.Name | ast.Constant) or (isinstance(node, ast.Attribute) and _is_simple(node.value))

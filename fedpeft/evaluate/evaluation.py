@@ -21,7 +21,7 @@ from fedpeft.evaluate.lm_eval import Tasks
 from fedpeft.machine import activation_cache_limit, files
 from fedpeft.machine.json_values import convert_to_plain
 from fedpeft.models.answers.exam import Exam, select_fitting
-from fedpeft.models.answers.metric import parse_metrics
+from fedpeft.models.answers.metric import check_run_code, parse_metrics
 from fedpeft.models.answers.questions import Question, QuestionForm, parse_question, read_questions
 from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.models.task import FederatedModel
@@ -43,6 +43,7 @@ class EvaluationRequest:
         alone: ids of clients that train alone, or "all".
         track: the FlowerTune track of the file of questions; empty: none.
         lm_eval: tasks of lm-eval, by name or YAML file, joined by ","; empty: none.
+        run_code: whether metrics may run code that models wrote, in isolation.
     """
 
     questions: str = ""
@@ -53,6 +54,7 @@ class EvaluationRequest:
     alone: str = ""
     track: str = ""
     lm_eval: str = ""
+    run_code: bool = False
 
     def __post_init__(self) -> None:
         """Check that the settings are in range and fit together."""
@@ -61,6 +63,8 @@ class EvaluationRequest:
                 raise ConfigError(f"FP1161 --{name} must be at least {low}, got {value}")
         if self.track and not self.questions:
             raise ConfigError("FP1162 --flowertune needs the track's questions; give them with --questions FILE")
+        if self.run_code and (self.track or self.lm_eval):
+            raise ConfigError("FP1684 --run-code is for --metrics; leave --flowertune and --lm-eval out")
         if self.lm_eval and (self.questions or self.track):
             raise ConfigError(
                 "FP1163 tasks of lm-eval contain their own questions; leave --questions and --flowertune out"
@@ -75,13 +79,14 @@ class EvaluationRequest:
             "metrics": self.metrics != EvaluationRequest.metrics,
             "new-tokens": self.new_tokens != EvaluationRequest.new_tokens,
         }
+        given["run-code"] = self.run_code
         return [f"--{name}" for name, value in given.items() if value]
 
     def list_settings(self, language: bool) -> dict[str, Any]:
         """Return the settings for evaluation.json, by flag; without `language`, leave out those of language models."""
         given = asdict(self)
         given["flowertune"] = given.pop("track")
-        unread = () if language else ("questions", "metrics", "new_tokens", "flowertune", "lm_eval")
+        unread = () if language else ("questions", "metrics", "new_tokens", "flowertune", "lm_eval", "run_code")
         return {name: value for name, value in given.items() if name not in unread}
 
 
@@ -169,7 +174,7 @@ class Evaluation:
                 "decoder; give --questions FILE.jsonl"
             )
         if self.language and not wanted.track:
-            parse_metrics(wanted.metrics)
+            check_run_code(parse_metrics(wanted.metrics), wanted.run_code)
         self.items = flowertune.read(wanted.track, wanted.questions) if wanted.track else []
         self.tasks = Tasks.read(wanted.lm_eval, wanted.rows, self.readable) if wanted.lm_eval else None
         self.questions = [] if wanted.track or self.tasks else self._load_questions()
@@ -260,7 +265,8 @@ class Evaluation:
 
     def _create_exam_measure(self) -> Measure:
         wanted, delimiter = self.wanted, "" if self.run.task.asks else " "
-        exam = Exam(tuple(self.questions), wanted.metrics, wanted.new_tokens, delimiter)
+        exam = Exam(tuple(self.questions), wanted.metrics, wanted.new_tokens, delimiter, wanted.run_code)
+        exam.check_tests()
         self.answered = [QuestionAnswers(question.asked, question.right) for question in self.questions]
         name = "choices" if exam.has_choices else "answers"
 

@@ -17,7 +17,7 @@ from fedpeft.data.text_to_text import tokenize_target
 from fedpeft.errors import DataError
 from fedpeft.models.answers.generation import answer_prompts
 from fedpeft.models.answers.likelihood import choose_answers, compute_answer_likelihoods, compute_log_likelihoods
-from fedpeft.models.answers.metric import parse_metrics
+from fedpeft.models.answers.metric import Metric, RunsTests, parse_metrics
 from fedpeft.models.answers.questions import Question
 from fedpeft.models.task import TASKS, FederatedModel, Task
 
@@ -34,12 +34,14 @@ class Exam:
         metrics: metrics of free answers, joined by ",".
         new_tokens: most tokens of a free answer.
         delimiter: text between a question and a choice.
+        run_code: whether metrics may run code of answers, in isolation.
     """
 
     questions: tuple[Question, ...]
     metrics: str
     new_tokens: int
     delimiter: str = ""
+    run_code: bool = False
 
     @property
     def has_choices(self) -> bool:
@@ -89,9 +91,38 @@ class Exam:
                 for k, name in enumerate(("accuracy", "accuracy by length"))
             }
         return {
-            name: statistics.fmean(metric.score(texts[0], question.right) for texts, question in rows)
+            name: statistics.fmean(self._score(metric, texts[0], question) for texts, question in rows)
             for name, metric in parse_metrics(self.metrics).items()
         }
+
+    def _score(self, metric: Metric, said: str, question: Question) -> float:
+        if self.run_code and isinstance(metric, RunsTests):
+            return metric.score_tests(question.asked, said, question.right, question.tests)
+        return metric.score(said, question.right)
+
+    def check_tests(self) -> None:
+        """Check, for metrics that need tests, that each right answer passes its tests.
+
+        Raises:
+            DataError: a question has choices or no tests, or its right answer fails them.
+            RunError: code could not be isolated.
+        """
+        if self.run_code and self.has_choices:
+            raise DataError("FP3364 the questions have choices, so there is no code to run; leave --run-code out")
+        for name, metric in parse_metrics(self.metrics).items():
+            if not self.run_code or not isinstance(metric, RunsTests) or not metric.needs_tests:
+                continue
+            for place, question in enumerate(self.questions):
+                if not question.tests:
+                    raise DataError(
+                        f"FP3362 {name} needs tests, but the question {question.asked!r:.60} has none; add the column "
+                        "'tests', or leave this metric out"
+                    )
+                if not self._score(metric, question.right[0], question):
+                    raise DataError(
+                        f"FP3363 question {place}, {question.asked!r:.60}: the right answer fails its own tests; "
+                        "tests call functions of the answer by name, with plain values such as numbers, texts and lists"
+                    )
 
 
 def select_fitting(

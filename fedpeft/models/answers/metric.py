@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol, runtime_checkable
 
 from fedpeft.errors import ConfigError
+from fedpeft.machine.sandbox import check_isolation
 from fedpeft.parts.families import METRICS as METRICS
 from fedpeft.parts.spec import split_outside_parentheses
 
@@ -29,6 +30,57 @@ class NeedsLibrary(Protocol):
         Raises:
             AssetError: a library is missing.
         """
+
+
+@runtime_checkable
+class RunsTests(Protocol):
+    """The metric runs a question's tests on the code in an answer, if the user allows that.
+
+    Attributes:
+        needs_tests: whether the metric means nothing without tests.
+    """
+
+    needs_tests: ClassVar[bool]
+
+    def score_tests(self, asked: str, said: str, right: Sequence[str], tests: str) -> float:
+        """Return a score from 0 to 1, with code run in isolation.
+
+        Args:
+            asked: the question.
+            said: the answer.
+            right: the right answers, at least one.
+            tests: the tests, a Python program; empty: there are none.
+
+        Raises:
+            RunError: code could not be isolated.
+        """
+        ...
+
+
+def describe_forbidden_code(name: str) -> str:
+    """Return the sentence for a metric that needs to run code without the user's permission."""
+    return (
+        f"FP1682 {name} runs code that a model wrote; add --run-code to fedpeft evaluate to run it in "
+        "isolation, or leave this metric out"
+    )
+
+
+def check_run_code(metrics: Mapping[str, Metric], run_code: bool) -> None:
+    """Check that code may and can be run, if a metric needs it.
+
+    Raises:
+        ConfigError: a metric needs it without permission, no metric needs it, or this machine can't isolate it.
+    """
+    for name, metric in metrics.items():
+        if isinstance(metric, RunsTests) and metric.needs_tests and not run_code:
+            raise ConfigError(describe_forbidden_code(name))
+    if run_code and not any(isinstance(metric, RunsTests) for metric in metrics.values()):
+        raise ConfigError(
+            f"FP1683 --run-code needs a metric that runs tests, but --metrics is {', '.join(metrics)}; add pass_at_1 "
+            "or repair, or leave --run-code out"
+        )
+    if run_code:
+        check_isolation()
 
 
 def parse_metrics(text: str) -> dict[str, Metric]:

@@ -1,6 +1,7 @@
 """Questions with right answers, from a run's own test examples or a JSONL file.
 
     {"question": "...", "answer": "..."}                                    or several right answers: ["...", "..."]
+    {"question": "...", "answer": "...", "tests": "assert f(1) == 2"}       code, and a program of tests that calls it
     {"question": "...", "choices": ["...", "..."], "answer": 1}             a position from 0, a letter, or the text
     {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}       the last answer is the right one; it may
                                                                             have choices, too
@@ -39,12 +40,14 @@ class Question:
         asked: the question, for readers.
         right: the right answers, at least one.
         choices: the choices; empty: the answer is free.
+        tests: a Python program that raises an error if code in an answer is wrong; empty: there are no tests.
     """
 
     row: str
     asked: str
     right: tuple[str, ...]
     choices: tuple[str, ...] = ()
+    tests: str = ""
 
     @property
     def is_paired(self) -> bool:
@@ -146,10 +149,10 @@ def parse_question(row: str) -> Question:
     """Return the last question of a packed row."""
     found = json.loads(row)
     if isinstance(found, dict) and "source" in found:
-        return Question(row, found["source"], (found["target"],))
+        return Question(row, found["source"], (found["target"],), tests=str(found.get("tests", "")))
     found = found.get("chosen", found) if isinstance(found, dict) else found  # of preferences, the better answer
     if isinstance(found, dict) and "prompt" in found:
-        return Question(json.dumps(found), found["prompt"], (found["answer"],))
+        return Question(json.dumps(found), found["prompt"], (found["answer"],), tests=str(found.get("tests", "")))
     messages = found if isinstance(found, list) else found["messages"]
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     kept = messages[: last + 1]
@@ -194,7 +197,8 @@ def _build_question(record: Mapping[str, Any], where: str, form: QuestionForm) -
         right: tuple[str, ...] = (choices[_find_position(record["answer"], choices, where)],)
         return Question(form.pack_row(question, right[0], where), question, right, choices)
     right = _convert_to_texts(record["answer"], "answer", where)
-    return Question(form.pack_row(question, right[0], where), question, right)
+    tests = "\n".join(_convert_to_texts(record["tests"], "tests", where)) if "tests" in record else ""
+    return Question(form.pack_row(question, right[0], where), question, right, tests=tests)
 
 
 def _read_choices(record: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ from tests.refusals import refuses
 
 # name: task, kind, training rows, test rows, classes
 FETCHED = {
+    "code_clones": ("classification", "text", 4_228, 1_025, 2),
+    "code_repair": ("instruction", "text", 3_200, 797, 0),
+    "code_review": ("classification", "text", 9_056, 2_241, 2),
     "code_search": ("retrieval", "text", 3_120, 800, 0),
     "fashion_texts": ("towers", "image", 6_000, 1_000, 0),
     "fashion_mnist": ("classification", "image", 60_000, 10_000, 10),

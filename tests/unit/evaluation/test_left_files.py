@@ -147,7 +147,7 @@ def test_an_evaluation_says_what_it_was_asked(tmp_path):
     asked = json.loads((tmp_path / "evaluation.json").read_text())["asked"]
     assert asked == {
         "questions": "mmlu.jsonl", "metrics": "exact_match, f1", "new_tokens": 40, "rows": 7, "own": "", "alone": "",
-        "flowertune": "nlp", "lm_eval": "",
+        "flowertune": "nlp", "lm_eval": "", "run_code": False,
     }  # fmt: skip
     assert EvaluationRequest(rows=7).list_settings(language=False) == {"rows": 7, "own": "", "alone": ""}
 

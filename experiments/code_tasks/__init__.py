@@ -1,0 +1,1 @@
+"""Code review and clones, next to simple baselines."""

@@ -1,0 +1,128 @@
+"""Review of Python functions from open-source packages: does a hunk contain a defect, and where?
+
+    def count(rows, limit):                          -> defect, if it reads `<=` here, but the package has `<`
+        found = 0
+        for row in rows[: limit]:
+            if row.size <= limit:
+                found += 1
+
+The functions, their packages and the split are those of `code_types`. The defects are synthetic: seeded mutations
+(`fedpeft.data.code_mutations`). Each function gives one hunk, about half of them with a defect. Without a defect, the
+hunk is cut where the same draw would have planted it, so that its place reveals nothing.
+
+A hunk has the function's first line and `context` lines on either side of the defect, as `git diff` prints them. With
+`where`, each word of the hunk has a label instead: DEFECT marks changed words, or the word after deleted ones.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedpeft.data.code_mutations import Defect, plant_defect
+from fedpeft.data.datasets.code_names import LONGEST, WORDS
+from fedpeft.data.datasets.code_types import HELD_OUT, compute_digest, read_all
+from fedpeft.data.python_functions import Function
+from fedpeft.data.rows import Dataset, Rows
+from fedpeft.errors import DataError
+from fedpeft.parts import setting
+
+LABELS = ("correct", "defect")
+
+TAGS = ("O", "B-DEFECT", "I-DEFECT")
+
+Example = tuple[str, int, str]
+"""Text or packed words, label and owner."""
+
+
+@dataclass(frozen=True)
+class CodeReview:
+    """Hunks of functions, about half of them with a synthetic defect."""
+
+    package_rows: int = setting(300, "most functions of a package", low=10, high=10_000)
+    characters: int = setting(1500, "functions with a longer text are left out", low=80, high=100_000)
+    context: int = setting(3, "lines before and after the defect", low=0, high=1000)
+    where: bool = setting(False, "label the words of the defect instead of the hunk")
+    seed: int = setting(0, "seed of the defects; not the run's seed", low=0)
+
+    suited_partition: ClassVar[str] = "natural"
+
+    def load(self) -> Dataset:
+        """Return hunks with a label each, or their words with labels; owners are packages.
+
+        The first use fetches 30 MB, as `code_types` does.
+
+        Raises:
+            AssetError: a package can't be fetched.
+            DataError: no function is left.
+        """
+        train: list[Example] = []
+        test: list[Example] = []
+        held_out = {package.name for package in HELD_OUT}
+        for name, functions in read_all().items():
+            (test if name in held_out else train).extend(self._build_examples(name, functions))
+        if not train or not test:
+            raise DataError(
+                f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
+            )
+        task, names = ("token_labels", TAGS) if self.where else ("classification", LABELS)
+        return Dataset("code_review", "text", task, self._build_rows(train), self._build_rows(test), names, "minilm")
+
+    def _build_examples(self, package: str, functions: Sequence[Function]) -> Iterator[Example]:
+        short = [f for f in functions if len(f.text) <= self.characters]
+        count = 0
+        for function in sorted(short, key=lambda f: compute_digest(f"{package}/{f.name}")):
+            seed = int(compute_digest(f"{self.seed}/{package}/{function.name}")[:16], 16)
+            random = np.random.default_rng(seed)
+            is_defective, defect = bool(random.random() < 0.5), plant_defect(function.text, random)
+            if defect is None:
+                continue
+            text = defect.text if is_defective else function.text
+            yield (
+                (self._pack_words(text, defect, is_defective), 0, package)
+                if self.where
+                else (
+                    "\n".join(text.split("\n")[line] for line in self._find_hunk(text, defect)),
+                    int(is_defective),
+                    package,
+                )
+            )
+            count += 1
+            if count == self.package_rows:
+                return
+
+    def _find_hunk(self, text: str, defect: Defect) -> list[int]:
+        """Return the numbers of the hunk's lines, from 0."""
+        first, last = defect.line - self.context, defect.line + self.context
+        return [line for line in range(text.count("\n") + 1) if line == 0 or first <= line <= last]
+
+    def _pack_words(self, text: str, defect: Defect, is_defective: bool) -> str:
+        """Return the hunk's words and tags as a row (`fedpeft.models.tasks.token_labels`)."""
+        hunk = {line + 1 for line in self._find_hunk(text, defect)}
+        starts = [0]
+        for line in text.split("\n"):
+            starts.append(starts[-1] + len(line) + 1)
+        first, last = defect.edit.start, defect.edit.start + max(1, len(defect.edit.new))
+        words: list[str] = []
+        tags: list[int] = []
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type not in WORDS or token.start[0] not in hunk:
+                continue
+            begin, end = (starts[line - 1] + column for line, column in (token.start, token.end))
+            is_changed = is_defective and begin < last and end > first
+            tags.append((2 if tags and tags[-1] else 1) if is_changed else 0)
+            words.append(token.string[:LONGEST])
+        return json.dumps({"words": words, "tags": tags})
+
+    def _build_rows(self, examples: Sequence[Example]) -> Rows:
+        texts, labels, owners = zip(*examples, strict=True)
+        return Rows(list(texts), None if self.where else np.array(labels, np.int64), np.array(owners))
+
+
+part = CodeReview

@@ -1,0 +1,147 @@
+"""Tests of code that a model wrote, in isolation.
+
+The code and its tests run in two isolated processes (`fedpeft.models.answers.code_peers`). The verdict comes from the
+second one, through a pipe that the code does not have: code that ends its process, replaces builtins or prints
+"passed" fails. The code never sees expected values.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from fedpeft.errors import RunError
+from fedpeft.machine.sandbox import IsolatedProgram, Limits
+from fedpeft.models.answers import code_peers
+
+FENCE = re.compile(r"```[A-Za-z0-9]*[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+"""Pattern of a block of code in an answer."""
+
+LONGEST = 20_000
+"""Most characters of an answer that are read as code."""
+
+
+def passes_tests(asked: str, said: str, tests: str, limits: Limits = Limits()) -> bool:  # noqa: B008
+    """Return whether the code in an answer passes all tests.
+
+    Args:
+        asked: the question; code that the answer may continue.
+        said: the answer: a program, with or without text around it.
+        tests: a program that raises an error if the code is wrong; it calls the code's functions by name. Tests that
+            call nothing pass for no answer.
+        limits: limits of each of the two processes.
+
+    Raises:
+        RunError: the processes could not be isolated.
+    """
+    names = find_called_names(tests)
+    program = find_program(asked, said, names) if names else None
+    return program is not None and run_tests(program, tests, names, limits)
+
+
+def find_called_names(tests: str) -> set[str]:
+    """Return the names that tests use and do not define; empty if they are not Python."""
+    tree = _parse(tests)
+    if tree is None:
+        return set()
+    nodes = list(ast.walk(tree))
+    loaded = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    return loaded - _find_defined(nodes) - set(dir(builtins)) - {"__name__"}
+
+
+def _find_defined(nodes: list[ast.AST]) -> set[str]:
+    defined: set[str] = set()
+    for node in nodes:
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.ExceptHandler(name=str(name)):
+                defined.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                defined.add(name)
+            case ast.alias(name=name, asname=other):
+                defined.add(other or name.partition(".")[0])
+    return defined
+
+
+def _parse(text: str) -> ast.Module | None:
+    """Return the syntax tree of a program; None: it is not Python."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(text, "answer", "exec", dont_inherit=True)  # finds a return outside of functions, too
+            return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+        return None
+
+
+def find_program(asked: str, said: str, names: set[str]) -> str | None:
+    """Return the program in an answer that defines all `names`, or None.
+
+    It is the answer's first block of code, or the whole answer, up to the last line with which it is Python. If the
+    answer continues code in the question, the program begins with the question.
+    """
+    block = FENCE.search(said[:LONGEST])
+    text = block.group(1) if block else said[:LONGEST]
+    best: tuple[int, str] = (0, "")
+    for start in ("", asked + "\n", asked + "\n    "):
+        before = start.count("\n")
+        for count, program in _list_prefixes(start + text):
+            if count - before <= best[0]:
+                break
+            tree = _parse(program)
+            if tree is not None and names <= _find_defined(list(ast.walk(tree))):
+                best = (count - before, program)
+                break
+    return best[1] if best[0] else None
+
+
+def _list_prefixes(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the number of lines and the text of each beginning, the longest first."""
+    lines = text.split("\n")
+    for count in range(len(lines), 0, -1):
+        yield count, "\n".join(lines[:count])
+
+
+def find_first_function(said: str) -> str | None:
+    """Return the syntax tree of the first function in an answer, as a text; None: it has none."""
+    tree = _parse(find_program("", said, set()) or "")
+    functions = [
+        node for node in (tree.body if tree else ()) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return ast.dump(functions[0]) if functions else None
+
+
+def run_tests(program: str, tests: str, names: set[str], limits: Limits) -> bool:
+    """Return whether tests pass that call the functions `names` of a program.
+
+    Raises:
+        RunError: the processes could not be isolated.
+    """
+    peers = Path(code_peers.__file__).read_text(encoding="utf-8")
+    with ExitStack() as stack:
+        call_reading, call_writing = os.pipe()
+        reply_reading, reply_writing = os.pipe()
+        verdict_reading, verdict_writing = os.pipe()
+        verdict = stack.enter_context(closing(os.fdopen(verdict_reading, "rb")))
+        theirs = [call_reading, call_writing, reply_reading, reply_writing, verdict_writing]
+        try:
+            code = {"main.py": f"{peers}\nanswer_calls()\n", "code.py": program}
+            worker = stack.enter_context(IsolatedProgram(code, [call_reading, reply_writing], limits))
+            judging = {"main.py": f"{peers}\njudge()\n", "tests.py": tests, "names.json": json.dumps(sorted(names))}
+            channels = [reply_reading, call_writing, verdict_writing]
+            judge = stack.enter_context(IsolatedProgram(judging, channels, limits))
+        finally:
+            for number in theirs:
+                os.close(number)
+        ended = judge.wait()
+        said = verdict.read(len(code_peers.PASSED) + 1)
+        for end in (ended, *([worker.wait()] if not said else [])):
+            if end.startswith("setup"):
+                raise RunError(f"FP5405 code could not be isolated: {end.removeprefix('setup ')}")
+    return ended == "exit 0" and said == code_peers.PASSED
