@@ -84,7 +84,7 @@ def answer_rows(
     """
     if isinstance(run.task, DescribesImages):
         raise ConfigError(
-            f"FP1155 {run.folder} writes captions; give it image files: python -m fedpeft.predict RUN IMAGE IMAGE ..."
+            f"FP1155 {run.folder} writes captions; give it image files: fedpeft predict RUN IMAGE IMAGE ..."
         )
     if run.labels is None:
         raise ConfigError(

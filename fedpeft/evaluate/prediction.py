@@ -73,7 +73,7 @@ def check_asked(run: FinishedRun, asked: str) -> None:
     if not there:
         raise ConfigError(
             f"FP1272 {run.folder} reads images, and there is no file {asked[:60]!r}; give an image file: python "
-            "-m fedpeft.predict RUN IMAGE"
+            "-m fedpeft.commands.predict RUN IMAGE"
         )
     read_pixels([asked], 8)  # before a model is loaded, or another picture is answered
 
