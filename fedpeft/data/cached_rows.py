@@ -42,6 +42,9 @@ def hash_rows(rows: Rows) -> str:
         _add(digest, rows.texts)
     if rows.labels is not None:
         digest.update(rows.labels.tobytes())
+    if rows.masks is not None:
+        digest.update(b"masks")
+        digest.update(np.ascontiguousarray(rows.masks).data)
     return digest.hexdigest()
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,12 +37,12 @@ CLASS = "label"
 """Column of the class if folders are classes."""
 
 
-def _list_pictures(folder: Path) -> list[Path]:
+def list_pictures(folder: Path) -> list[Path]:
     """Return a folder's images by name, including unreadable formats and broken links."""
     return [p for p in list_visible(folder) if not p.is_dir() and p.suffix.lower() in (*PICTURES, *UNREAD)]
 
 
-def _check_readable(pictures: list[Path]) -> list[Path]:
+def check_readable(pictures: list[Path]) -> list[Path]:
     """Return the same images, or raise DataError if some have a format that can't be read."""
     if unread := [p for p in pictures if p.suffix.lower() in UNREAD]:
         raise DataError(
@@ -61,14 +62,14 @@ def _list_by_class(folder: Path) -> Iterator[tuple[str, Path]]:
     for sub in list_visible(folder):
         if not sub.is_dir():
             continue
-        if deeper := next((p for p in list_visible(sub) if p.is_dir() and _list_pictures(p)), None):
+        if deeper := next((p for p in list_visible(sub) if p.is_dir() and list_pictures(p)), None):
             raise DataError(
                 f"FP3050 {deeper} contains images, but is a subfolder of the class {sub.name!r}; move the images into "
                 f"{sub} itself, or remove them"
             )
         # macOS and its archives write an accent as a character of its own
         name = unicodedata.normalize("NFC", sub.name)
-        yield from ((name, picture) for picture in _check_readable(_list_pictures(sub)))
+        yield from ((name, picture) for picture in check_readable(list_pictures(sub)))
 
 
 def find_table(folder: Path) -> Path | None:
@@ -80,9 +81,9 @@ def has_pictures(folder: Path) -> bool:
     """Return whether a folder contains images, by class or with a table."""
     if not folder.is_dir():
         return False
-    if _list_pictures(folder):
+    if list_pictures(folder):
         return True
-    return any(p.is_dir() and _list_pictures(p) for p in list_visible(folder)) or (
+    return any(p.is_dir() and list_pictures(p) for p in list_visible(folder)) or (
         find_table(folder) is not None
         and not any(get_suffix(p) and get_stem(p) != METADATA for p in list_visible(folder))
     )
@@ -97,10 +98,11 @@ def read_picture_records(folder: Path, given: TableFormat = DETECT) -> Iterator[
     """
     table = find_table(folder)
     if table is None:
-        if loose := _list_pictures(folder):
+        if loose := list_pictures(folder):
             raise DataError(
                 f"FP3051 {folder} contains images without a class, e.g. {loose[0].name}; put each class into a "
-                f"folder of its own, or give a {METADATA}.csv with the columns {FILE_NAME} and {CLASS}"
+                f"folder of its own, or give a {METADATA}.csv with the columns {FILE_NAME} and {CLASS}; for a text or "
+                "mask beside each image, set task=captions, towers or patch_labels"
             )
         for name, picture in _list_by_class(folder):
             yield f"{picture.parent.name}/{picture.name}", {FILE_NAME: str(picture), CLASS: name}
@@ -110,20 +112,28 @@ def read_picture_records(folder: Path, given: TableFormat = DETECT) -> Iterator[
 
 def _read_table(table: Path, given: TableFormat) -> Iterator[Record]:
     """Yield the table's records, each with the path of its image in the column file_name."""
-    folder = table.parent
     for place, record in read_records(str(table), given):
-        if FILE_NAME not in record:
-            raise DataError(
-                f"FP3052 {place} of {table} has no column {FILE_NAME!r}, which names the image; it has "
-                f"{', '.join(map(repr, record))}"
-            )
-        named = record[FILE_NAME]
-        if not isinstance(named, str) or not named:
-            raise DataError(f"FP3053 {place} of {table}: the column {FILE_NAME!r} must name an image")
-        picture = _find_picture(folder, named)
-        if not picture.is_relative_to(os.path.normpath(folder)):
-            raise DataError(f"FP3054 {place} of {table}: {named} is outside of {folder}")
-        yield locate_record(place, table.name), record | {FILE_NAME: str(picture)}
+        yield locate_record(place, table.name), record | {FILE_NAME: find_named_file(record, FILE_NAME, place, table)}
+
+
+def find_named_file(record: Mapping[str, Any], column: str, place: str, table: Path) -> str:
+    """Return the path of the image that a column of a table's record names, relative to the table's folder.
+
+    Raises:
+        DataError: there is no such column or name, or the image is outside of the folder.
+    """
+    if column not in record:
+        raise DataError(
+            f"FP3052 {place} of {table} has no column {column!r}, which names the image; it has "
+            f"{', '.join(map(repr, record))}"
+        )
+    named, folder = record[column], table.parent
+    if not isinstance(named, str) or not named:
+        raise DataError(f"FP3053 {place} of {table}: the column {column!r} must name an image")
+    picture = _find_picture(folder, named)
+    if not picture.is_relative_to(os.path.normpath(folder)):
+        raise DataError(f"FP3054 {place} of {table}: {named} is outside of {folder}")
+    return str(picture)
 
 
 def _find_picture(folder: Path, named: str) -> Path:
@@ -165,7 +175,7 @@ def list_unlabeled_pictures(source: Path, given: TableFormat = DETECT) -> list[R
 def _read_folder(folder: Path) -> Iterator[Record]:
     """Yield loose images, and those in subfolders with the folder's name as their class."""
     by_class = list(_list_by_class(folder))
-    for name, picture in [*(("", loose) for loose in _check_readable(_list_pictures(folder))), *by_class]:
+    for name, picture in [*(("", loose) for loose in check_readable(list_pictures(folder))), *by_class]:
         told = {CLASS: name} if by_class else {}
         yield str(picture.relative_to(folder)), {FILE_NAME: str(picture), **told}
 
@@ -188,19 +198,30 @@ def read_pixels(pictures: list[str], side: int) -> np.ndarray:
         DataError: files are not images, are damaged, or have pixels with an unknown range; the message names the first
             five and counts the others.
     """
+    made = np.empty((len(pictures), side, side, 3), np.uint8)
+    read_each(pictures, lambda i, opened: made.__setitem__(i, crop_to_square(opened, side)))
+    return made
+
+
+def read_each(pictures: list[str], read: Callable[[int, Any], object]) -> None:
+    """Call `read` with the position and the opened file of each image.
+
+    Raises:
+        DataError: files are not images, or `read` raised an OSError or ValueError; the message names the first five
+            and counts the others.
+    """
     from PIL import Image
 
-    made, wrong = np.empty((len(pictures), side, side, 3), np.uint8), []
+    wrong = []
     for i, file in enumerate(pictures):
         if not Path(file).is_file():  # reading a pipe would block
             wrong.append(f"FP3058 there is no image {file}")
             continue
         try:
             with raise_image_errors(file), Image.open(file, formats=FORMATS) as opened:
-                made[i] = crop_to_square(opened, side)
+                read(i, opened)
         except DataError as error:
             wrong.append(str(error))
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more of {len(pictures)}" if len(wrong) > SHOWN else ""
         raise DataError("; ".join(wrong[:SHOWN]) + more)
-    return made

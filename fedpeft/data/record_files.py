@@ -123,7 +123,7 @@ def format_note(path: Path, given: TableFormat = DETECT) -> str:
     kind = _find_format(path)
     if not path.is_file() or not kind or kind in (*PARQUET, *ARROW):
         return ""
-    with _raise_data_errors(str(path), given):
+    with raise_data_errors(str(path), given):
         return detect_format(path, str(path), DELIMITERS.get(kind, ""), given).note
 
 
@@ -151,7 +151,7 @@ def read_records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
         )
     if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe would block
         raise DataError(f"FP3110 {name} is a pipe or a device; give a file of rows")
-    with _raise_data_errors(name, given), open_unpacked(path) as stream:
+    with raise_data_errors(name, given), open_unpacked(path) as stream:
         if suffix in PARQUET or suffix in ARROW:
             yield from _read_columns(name, stream, suffix)
         else:
@@ -159,7 +159,7 @@ def read_records(name: str, given: TableFormat = DETECT) -> Iterator[Record]:
 
 
 @contextmanager
-def _raise_data_errors(name: str, given: TableFormat) -> Iterator[None]:
+def raise_data_errors(name: str, given: TableFormat) -> Iterator[None]:
     """Raise a DataError for each failure to read a file."""
     try:
         yield
@@ -294,7 +294,7 @@ def read_json_object(name: str) -> dict[str, Any]:
     path = Path(name).expanduser()
     if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe would block
         raise DataError(f"FP3210 {name} is a pipe or a device; give a .json file")
-    with _raise_data_errors(name, TableFormat(encoding="utf-8")), open_unpacked(path) as stream:
+    with raise_data_errors(name, TableFormat(encoding="utf-8")), open_unpacked(path) as stream:
         text = stream.read().decode("utf-8-sig")
     try:
         content = _parse_json(text)

@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpeft.data.images_with_texts import is_patch_labeling
+from fedpeft.data.masks import check_masks
 from fedpeft.data.tagged_words import check_tags
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.data.text_column import join_texts, take_texts
@@ -40,6 +42,8 @@ class Rows:
         tasks: int64 (rows,), the task of each example in a sequence of tasks, from 0; None: there is one task.
         texts: the text that belongs to each image; None: there are none. An empty text, or an image of zeros, is
             missing at the example's owner.
+        masks: the label of each pixel, uint8 (rows, height, width), `fedpeft.data.masks.VOID` for none; None: there are
+            none.
     """
 
     inputs: Inputs
@@ -47,9 +51,12 @@ class Rows:
     owners: NDArray[np.generic] | None = None
     tasks: NDArray[np.int64] | None = None
     texts: Sequence[str] | None = None
+    masks: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         """Check that all columns have one entry per example."""
+        if self.masks is not None and len(self.masks) != len(self.inputs):
+            raise DataError(f"FP3412 {len(self.inputs)} inputs but {len(self.masks)} masks; give one mask for each")
         if self.texts is not None and len(self.texts) != len(self.inputs):
             raise DataError(f"FP3131 {len(self.inputs)} inputs but {len(self.texts)} texts")
         for name, column in (("labels", self.labels), ("owners", self.owners), ("tasks", self.tasks)):
@@ -95,7 +102,7 @@ class Rows:
         columns = (self.labels, self.owners, self.tasks)
         labels, owners, tasks = (None if column is None else _take_rows(column, indices) for column in columns)
         texts = None if self.texts is None else take_texts(self.texts, indices)
-        return Rows(inputs, labels, owners, tasks, texts)
+        return Rows(inputs, labels, owners, tasks, texts, None if self.masks is None else self.masks[indices])
 
 
 def _take_rows(column: NDArray[Any], indices: NDArray[np.integer]) -> NDArray[Any]:
@@ -135,6 +142,7 @@ def join_rows(first: Rows, second: Rows) -> Rows:
         join_columns(first.owners, second.owners),
         join_columns(first.tasks, second.tasks),
         None if first.texts is None or second.texts is None else join_texts(first.texts, second.texts),
+        join_columns(first.masks, second.masks),
     )
 
 
@@ -315,6 +323,9 @@ def load_source(source: Source, text: str) -> Dataset:
         raise DataError(
             f"FP3145 load() of {text} returns {type(made).__name__}, but must return a fedpeft.data.rows.Dataset"
         )
+    if is_patch_labeling(made.task):
+        for part, rows in made.parts:
+            check_masks(rows.inputs, rows.masks, made.label_names or (), f"the {part} examples of {made.name}")
     if made.task == "token_labels":
         for part, rows in made.parts:
             check_tags(

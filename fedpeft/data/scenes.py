@@ -23,6 +23,11 @@ FINER = 4
 SHAPES = ("circle", "square", "triangle", "star")
 COLORS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 90, 220), "yellow": (240, 200, 20)}
 RELATIONS = ("left of", "above")
+PARTS = ("background", *SHAPES)
+"""Labels of a scene's pixels, in the order of the masks' numbers; colors do not count."""
+
+Fill = tuple[int, int, int] | int
+"""Color of an image's pixels, or label of a mask's."""
 
 Thing = tuple[str, str]
 """Color and shape."""
@@ -81,23 +86,31 @@ def split_scenes(share: float, seed: int) -> tuple[list[Scene], list[Scene]]:
     )
 
 
-def draw_scene(scene: Scene, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw the scene as an image, uint8 (56, 56, 3)."""
+def draw_scene(
+    scene: Scene, random: np.random.Generator, side: int = SIDE
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draw the scene as an image, uint8 (side, side, 3), and its mask, uint8 (side, side), positions in `PARTS`."""
     from PIL import Image, ImageDraw
 
     gray = int(random.integers(190, 245))
-    image = Image.new("RGB", (SIDE * FINER, SIDE * FINER), (gray, gray, gray))
-    pen = ImageDraw.Draw(image)
+    image = Image.new("RGB", (side * FINER, side * FINER), (gray, gray, gray))
+    mask = Image.new("L", image.size)
+    pens = ImageDraw.Draw(image), ImageDraw.Draw(mask)
+    scale = FINER * side / SIDE
     along, across = random.uniform(11, 15), random.uniform(20, 36, 2)  # centers: apart in the relation, free otherwise
     for i, (color, shape) in enumerate((scene.first, scene.second)):
         position = (along if i == 0 else SIDE - along, across[i])
         x, y = position if scene.relation == "left of" else position[::-1]
-        _draw(pen, shape, COLORS[color], (x * FINER, y * FINER), random.uniform(7.5, 10.0) * FINER)
-    small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(small, np.uint8)
+        radius = random.uniform(7.5, 10.0) * scale
+        for pen, fill in zip(pens, (COLORS[color], PARTS.index(shape)), strict=True):
+            _draw(pen, shape, fill, (x * scale, y * scale), radius)
+    small = image.resize((side, side), Image.Resampling.BOX)
+    return np.asarray(small, np.uint8), np.asarray(mask, np.uint8)[FINER // 2 :: FINER, FINER // 2 :: FINER]
 
 
-def _draw(pen: object, shape: str, color: tuple[int, int, int], center: tuple[float, float], radius: float) -> None:
+def _draw(
+    pen: object, shape: str, color: tuple[int, int, int] | int, center: tuple[float, float], radius: float
+) -> None:
     x, y = center
     if shape == "circle":
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)  # type: ignore[attr-defined]

@@ -76,9 +76,9 @@ def pack_targets(
         return
     names = [read] if AND not in read else read.split(AND)
     for place, record in found:
-        values = [_get_text(record, name, place, source) for name in names]
+        values = [get_column_text(record, name, place, source) for name in names]
         asked = values[0] if len(names) == 1 else " ".join(f"{n}: {v}" for n, v in zip(names, values, strict=True))
-        yield place, {**record, text: pack_pair(asked, _get_text(record, target, place, source))}
+        yield place, {**record, text: pack_pair(asked, get_column_text(record, target, place, source))}
 
 
 def read_pair_rows(path: str, read: str, target: str, given: TableFormat = DETECT) -> Rows:
@@ -93,7 +93,12 @@ def read_pair_rows(path: str, read: str, target: str, given: TableFormat = DETEC
     return Rows(rows)
 
 
-def _get_text(record: Mapping[str, Any], column: str, place: str, source: str) -> str:
+def get_column_text(record: Mapping[str, Any], column: str, place: str, source: str) -> str:
+    """Return the text in a record's column.
+
+    Raises:
+        DataError: there is no such column, or it holds no text; the message names the record.
+    """
     if column not in record:
         raise DataError(
             f"FP3006 {name_incomplete_part(place, source)} has no column {column!r}; "

@@ -8,6 +8,7 @@ from typing import Final
 
 from fedpeft.data.client_rows import LARGEST, SMALLEST
 from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
+from fedpeft.data.image_companions import TASKS as COMPANIONS
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, compute_fingerprint
 from fedpeft.deployment.compared_parts import check_parts
 from fedpeft.deployment.options import EdgeOptions
@@ -25,6 +26,9 @@ TOLD: Final = {
     "instruction": (0, 0),
     "dpo": (0, 0),
     "token_labels": (2, 10**6),
+    "towers": (0, 0),
+    "captions": (0, 0),
+    "patch_labels": (2, 255),
 }
 """Tasks that a server may describe, with the fewest and the most names that go with each."""
 
@@ -63,8 +67,8 @@ def check_description(told: v2.Description) -> None:
     if not least <= len(names) <= most:
         raise RunError(
             f"FP5241 the server describes the task {told.task!r:.40} with {len(names)} classes; legal are "
-            "classification and token_labels with at least two, multi_label with at least one, regression with one "
-            "name, and causal_lm, seq2seq, instruction and dpo with none"
+            "classification, token_labels and patch_labels with at least two, multi_label with at least one, "
+            "regression with one name, and causal_lm, seq2seq, instruction, dpo, towers and captions with none"
         )
     try:
         TASKS.build(told.task)
@@ -74,10 +78,10 @@ def check_description(told: v2.Description) -> None:
         raise RunError(f"FP5064 the server describes the task {told.task!r:.100}; this version spells it {kind}")
     if len(set(names)) < len(names):
         raise RunError("FP5065 the server names a class twice; ask whoever runs the server to correct its --labels")
-    if told.side and not (SMALLEST <= told.side <= LARGEST and least > 0 and kind != "token_labels"):
+    if not _is_legal_side(told.side, kind):
         raise RunError(
             f"FP5066 the server describes images of {told.side} pixels per side for the task {kind}; legal are "
-            f"{SMALLEST} to {LARGEST}, of classes, labels or numbers"
+            f"{SMALLEST} to {LARGEST}, of classes, labels or numbers, with texts or with masks"
         )
     if bool(told.template) != (kind in CONVERSATIONS) or not (
         told.template in ("", *OF_COLUMNS) or _FILE.fullmatch(told.template)
@@ -87,6 +91,13 @@ def check_description(told: v2.Description) -> None:
             f"{', '.join(OF_COLUMNS)} or the SHA-256 of a file, for {' and '.join(CONVERSATIONS)} alone"
         )
     check_parts(told.parts)
+
+
+def _is_legal_side(side: int, kind: str) -> bool:
+    """Return whether a task may have images of `side` pixels, or if it is 0, no images."""
+    if kind in COMPANIONS:
+        return SMALLEST <= side <= LARGEST
+    return not side or (SMALLEST <= side <= LARGEST and TOLD[kind][0] > 0 and kind != "token_labels")
 
 
 def build_form(told: v2.Description, options: EdgeOptions) -> Clients:

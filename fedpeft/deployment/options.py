@@ -30,7 +30,8 @@ class ServeOptions:
     task: str = setting(
         "",
         "what is learned: 'regression(mean=50, deviation=10)', multi_label, token_labels, seq2seq, causal_lm, "
-        "instruction (conversations) or dpo (preferences) (default: classification, or as --dataset)",
+        "instruction (conversations) or dpo (preferences), with --side also towers, captions or patch_labels "
+        "(default: classification, or as --dataset)",
         nested=TASKS,
     )
     text_column: str = setting(

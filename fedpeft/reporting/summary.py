@@ -210,6 +210,8 @@ class Summary:
             (`fedpeft.simulation.span_scores`); None: there are none, or seqeval is missing.
         captions: captions of the images of the test set, with their scores (`fedpeft.simulation.captions`); None: there
             are none.
+        patches: mean intersection over union of the patches' labels in the test set, with those of probes on frozen
+            features and on pixels (`fedpeft.simulation.patch_scores`); None: there are none.
     """
 
     quality: Quality
@@ -232,6 +234,7 @@ class Summary:
     targets: Mapping[str, Any] | None = None
     spans: Mapping[str, Any] | None = None
     captions: Mapping[str, Any] | None = None
+    patches: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Summary | None:
@@ -367,6 +370,10 @@ def _list_baseline_lines(summary: Summary) -> list[Line]:
             for name, value in list_target_lines(summary.targets, _get_test_accuracy(quality))
         ),
         *_format_number("F1 of spans, test rows (seqeval)", (summary.spans or {}).get("f1")),
+        *_format_number("mean IoU of patches, test rows", (summary.patches or {}).get("mean_iou")),
+        *_format_number(
+            "mean IoU of a probe on frozen patches", ((summary.patches or {}).get("frozen") or {}).get("mean_iou")
+        ),
         *(
             (f"captions, test rows: {name}", f"{value:.4f}")
             for name, value in _rename_caption_scores(summary.captions).items()

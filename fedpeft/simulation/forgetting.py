@@ -18,6 +18,7 @@ from torch import nn
 
 from fedpeft.data import cached_rows
 from fedpeft.data.examples import Examples
+from fedpeft.data.images_with_texts import PATCH_LABELS
 from fedpeft.data.rows import Dataset, Rows, limit_rows, load_dataset, split_validation
 from fedpeft.errors import ConfigError
 from fedpeft.machine import cache
@@ -63,7 +64,7 @@ def load_second_task(text: str, first: Dataset) -> Dataset:
         ConfigError: it has another task type.
     """
     second = load_dataset(text)
-    if "token_labels" in (first.task, second.task):
+    if {"token_labels", PATCH_LABELS} & {first.task, second.task}:
         raise ConfigError(
             f"FP1408 forgetting={text!r} compares classifiers, or language models, and not labels of tokens; "
             "leave it out"

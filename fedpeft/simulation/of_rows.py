@@ -1,7 +1,7 @@
 """Entries of summary.json that depend on the task type.
 
-They cover classes, numbers, several labels per example, continual learning, token labels, captions, and questions in a
-template.
+They cover classes, numbers, several labels per example, continual learning, token labels, captions, patch labels, and
+questions in a template.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 from fedpeft.reporting.final_score import FinalScore, note_undefined
 from fedpeft.reporting.records import Records
 from fedpeft.simulation.captions import measure_captions
+from fedpeft.simulation.patch_scores import measure_patches
 from fedpeft.simulation.probe import ProbeResult
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.simulation.span_scores import measure_spans
@@ -30,4 +31,5 @@ def measure_rows(
         "targets": note_undefined(targets, simulation.observer),
         "spans": measure_spans(simulation),
         "captions": measure_captions(simulation, records),
+        "patches": measure_patches(simulation),
     }

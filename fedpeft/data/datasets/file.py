@@ -7,7 +7,9 @@ PATH is one of these:
 - a .txt file, whose lines become the column text;
 - a folder that `save_to_disk` of the `datasets` library wrote, with or without splits;
 - a folder with files train, validation and test, or with one file per client;
-- a folder of images, in a folder for each class or with a metadata.csv of file_name and label.
+- a folder of images, in a folder for each class or with a metadata.csv of file_name and label;
+- images with texts or masks, for the tasks towers, captions and patch_labels: a folder with a.jpg and a.txt (or
+  a.mask.png), or a table with the columns image and text (or mask).
 
 The first line of a CSV or TSV file names the columns. Parquet, Arrow and saved datasets need the extra `hub`.
 
@@ -40,11 +42,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fedpeft.data import user_rows
+from fedpeft.data import image_companions, user_rows
 from fedpeft.data.image_folders import FILE_NAME, has_pictures, read_picture_records, read_pixels
+from fedpeft.data.images_with_texts import choose_start
 from fedpeft.data.incomplete_rows import INCOMPLETE, REFUSE
 from fedpeft.data.instruction_columns import ColumnReading, choose_reading
-from fedpeft.data.label_columns import AND, KINDS
+from fedpeft.data.label_columns import AND, KINDS, parse_names
 from fedpeft.data.owner_columns import find_owner
 from fedpeft.data.prompt_templates import check_template
 from fedpeft.data.record_files import RecordTable
@@ -55,6 +58,7 @@ from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
 from fedpeft.data.tagged_records import choose_tag_reading, convert_tags
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.parts import setting
+from fedpeft.parts.families import TASKS
 
 
 @dataclass(frozen=True)
@@ -133,16 +137,25 @@ class File:
         high=512,
     )
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
+    task: str | None = setting(
+        None,
+        "for images with texts or masks: towers, captions or patch_labels, with its settings; None: the columns decide",
+        nested=TASKS,
+    )
 
     task_in_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the settings of the text format."""
         self._get_format()  # raises if its settings are not legal
+        if self.task is not None:
+            image_companions.find_companion(self.task)
 
     @property
     def suited_head(self) -> str | None:
         """Start of the head: zero for token labels; None leaves the choice to the run."""
+        if self.task is not None:
+            return choose_start(self.task)
         try:
             splits = self._find_splits()
             pictures = has_pictures(splits.train)
@@ -159,7 +172,7 @@ class File:
             DataError: it can't be read, or its rows can't be used; the message names the line.
         """
         paths = self._find_splits()
-        pictures = has_pictures(paths.train)
+        pictures = self.task is None and has_pictures(paths.train)
         for path in (paths.validation, paths.test):
             if pictures and path is not None and not has_pictures(path):
                 raise ConfigError(
@@ -179,6 +192,8 @@ class File:
         Raises:
             ConfigError: settings contradict each other.
         """
+        if self.task is not None:
+            return image_companions.choose_reading(self.task, self._companion_column, self.text)
         return choose_tag_reading(first, self.text, self.label, self.text) or choose_reading(
             first, self.text, self.messages, self.template, self.answer, self.beta, self.target
         )
@@ -215,6 +230,8 @@ class File:
         known = user_rows.KnownLabels.from_settings(self.mean, self.deviation, self.labels)
         made = self._build_dataset(name, tables, known, reading)
         made = dataclasses.replace(made, notes=(*made.notes, *self._list_choices(splits.train, reading, names)))
+        if reading and self.task is not None:
+            return image_companions.build_companion_dataset(made, self.task, self.side, self._label_names)
         if reading and reading.task != TOKEN_LABELS:
             model = NO_MODEL if reading.task == "seq2seq" else made.default_model
             return dataclasses.replace(made, task=reading.task, template=reading.template, default_model=model)
@@ -233,6 +250,8 @@ class File:
             train, validation, test = splits.train, splits.validation, splits.test
             return user_rows.build_dataset(name, train, test, fraction, self.seed, validation, known, column)
 
+        if self.task is not None:  # labels name those of masks, and texts have none
+            return build(splits, dataclasses.replace(known, names=None))
         if reading is None or reading.task != TOKEN_LABELS:
             return build(splits, known)
         tables = [table for table in (splits.train, splits.validation, splits.test) if table is not None]
@@ -246,6 +265,17 @@ class File:
             default_model="minilm",
             labels_of_rows=self.labels is None,
         )
+
+    @property
+    def _companion_column(self) -> str:
+        """Column of the texts or masks beside images."""
+        assert self.task is not None
+        companion = image_companions.find_companion(self.task)
+        return image_companions.get_column(companion, self.text, self.label, "label")
+
+    @property
+    def _label_names(self) -> tuple[str, ...] | None:
+        return None if self.labels is None else parse_names(self.labels, least=2)
 
     def _get_format(self) -> TableFormat:
         return TableFormat(self.sep, self.encoding, self.decimal, f"file(path={self.path!r}, NAME=VALUE)")
@@ -268,6 +298,10 @@ class File:
         return find_owner(first, used, train.name, is_setting=user_rows.SETTING in ask)
 
     def _create_table(self, path: Path, pictures: bool) -> RecordTable:
+        if self.task is not None:
+            companion, form = image_companions.find_companion(self.task), self._get_format()
+            records = partial(image_companions.read_companion_records, path, companion, self._companion_column, form)
+            return RecordTable(str(path), records)
         read = partial(read_picture_records if pictures else read_records_below, path, self._get_format())
         return RecordTable(str(path), read, OWNER if path.is_dir() else None)
 

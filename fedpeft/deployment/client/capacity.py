@@ -31,7 +31,10 @@ from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ModelError, RunError
 from fedpeft.machine.files import check_regular_file
 from fedpeft.machine.hardware import get_free_memory, has_fast_bf16, list_accelerators
+from fedpeft.models.abilities import count_extra_tokens
 from fedpeft.models.base_model import resolve_model
+from fedpeft.models.task import TASKS
+from fedpeft.models.two_towers import find_tower_folders
 from fedpeft.reporting.observer import RunObserver
 from fedpeft.wiring.run_spec import RunSpec
 
@@ -207,6 +210,22 @@ def has_common_batch_size(spec: RunSpec) -> bool:
     return sampling is not None and sampling.divides_alike
 
 
+def _measure_example(folder: Path, told: v2.Description) -> tuple[ModelSize, int]:
+    """Return the size of the model that a step runs, and the tokens of an example."""
+    learns = told.task.partition("(")[0]
+    patches = count_patches(told.side, folder)[0] ** 2 + 1 if told.side else 0
+    if learns not in ("towers", "captions"):
+        tokens = patches or told.tokens
+        return ModelSize.from_folder(folder, learns == "seq2seq"), tokens * (2 if learns == "dpo" else 1)
+    folders = find_tower_folders(folder)
+    text = ModelSize.from_folder(folders["text"])
+    if learns == "captions":  # the encoder runs once, before any step
+        return text, count_extra_tokens(TASKS.build(told.task)) + told.tokens
+    image = ModelSize.from_folder(folders["image"])
+    both = dataclasses.replace(image, linear=image.linear + text.linear, other=image.other + text.other)
+    return both, patches + told.tokens
+
+
 def fit_to_memory(
     options: EdgeOptions, spec: RunSpec, told: v2.Description, device: str, observer: RunObserver
 ) -> EdgeOptions:
@@ -228,9 +247,8 @@ def fit_to_memory(
     fills = spec.strategy.fills_base  # a dense R saves nothing
     nf4 = ("nf4",) if importlib.util.find_spec("bitsandbytes") else ()
     folder, learns = resolve_model(config.model), told.task.partition("(")[0]
-    size, language = ModelSize.from_folder(folder, learns == "seq2seq"), learns in ("seq2seq", *LANGUAGE)
-    tokens = count_patches(told.side, folder)[0] ** 2 + 1 if told.side else told.tokens
-    tokens *= 2 if learns == "dpo" else 1  # an example has two answers
+    size, tokens = _measure_example(folder, told)
+    language = learns in ("seq2seq", "captions", *LANGUAGE)
     free = get_free_memory(device)
     few_bits = ("int8", *nf4) if spec.method is not None and spec.method.few_bits and not fills else ()
     slow = config.dtype == "bf16" and not has_fast_bf16(device)

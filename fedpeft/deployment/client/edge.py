@@ -24,7 +24,7 @@ from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.base_residual import HeldBase, ResidualFiles
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data import cached_rows
-from fedpeft.data.datasets.clients import read_first_record
+from fedpeft.data.datasets.clients import read_first_example
 from fedpeft.data.label_columns import AND
 from fedpeft.data.partition import Partition, split_held_out
 from fedpeft.deployment.client.answers import check_evaluation, check_question, measure_energy, report_missing_state
@@ -69,7 +69,7 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
     """
     parse_device(options.device)
     _read_roster(options)
-    _, first = read_first_record(data, options.file_format)
+    _, first = read_first_example(data, options.file_format)
     for column in (options.text_column, options.label_column):
         if column and column not in first and not all(name in first for name in column.split(AND)):
             raise DataError(f"FP3034 {data} has no column {column!r}; it has {', '.join(map(repr, first))}")

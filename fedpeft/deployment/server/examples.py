@@ -11,6 +11,7 @@ import numpy as np
 
 from fedpeft.data.client_rows import LABEL, TEXT
 from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
+from fedpeft.data.images_with_texts import PATCH_LABELS
 from fedpeft.data.label_columns import AND, parse_names
 from fedpeft.data.prompt_templates import CHAT, SUFFIX, read_template
 from fedpeft.data.rows import DATASETS, Dataset, Rows, Source, get_template, load_source, split_off_validation
@@ -70,7 +71,7 @@ class ServersRows:
             what = "pairs that are compared" if compares else f"rows of {kind}"
             raise ConfigError(
                 f"FP1501 {source.name} holds {what}; clients of a server join with texts, pairs of texts, "
-                "conversations, images with classes, or tagged words"
+                "conversations, tagged words, or images with classes, texts or masks"
             )
         form = Clients(
             task=asked or source.task,
@@ -120,7 +121,7 @@ def choose_form(of_data: Source, options: ServeOptions) -> Clients | None:
     told = of_data if isinstance(of_data, Clients) else None
     task = check_task(options)
     targets = TASKS.build(task).targets if task else "classes"
-    least = 2 if targets == "classes" or task == TOKEN_LABELS else 1
+    least = 2 if targets == "classes" or task in (TOKEN_LABELS, PATCH_LABELS) else 1
     given = {
         "task": task,
         "labels": ",".join(parse_names(options.labels, least=least)) if options.labels else "",

@@ -9,6 +9,8 @@ from fedpeft.aggregation.abilities import AsksClients
 from fedpeft.communication.downlink import explain_uncompared
 from fedpeft.communication.release import UNCOMPARED
 from fedpeft.data.datasets.clients import LANGUAGE
+from fedpeft.data.image_companions import TASKS as COMPANIONS
+from fedpeft.data.images_with_texts import PATCH_LABELS
 from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.deployment.options import ServeOptions
@@ -84,7 +86,7 @@ def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
         )
 
 
-NAMED = ("regression", "multi_label", "seq2seq", TOKEN_LABELS, *LANGUAGE)
+NAMED = ("regression", "multi_label", "seq2seq", TOKEN_LABELS, *COMPANIONS, *LANGUAGE)
 """Tasks that the option `task` names."""
 
 
@@ -102,11 +104,11 @@ def check_task(options: ServeOptions) -> str:
     if kind not in NAMED:
         raise ConfigError(
             f"FP1499 --task {options.task!r} is unknown; legal are 'regression(mean=50, deviation=10)', "
-            "multi_label, token_labels, seq2seq, causal_lm, instruction and dpo; for classification give "
-            "--labels or --dataset"
+            "multi_label, token_labels, seq2seq, causal_lm, instruction and dpo, and with --side also towers, "
+            "captions and patch_labels; for classification give --labels or --dataset"
         )
     task = TASKS.build(options.task)
-    if not task.targets and options.labels and kind != TOKEN_LABELS:
+    if not task.targets and options.labels and kind not in (TOKEN_LABELS, PATCH_LABELS):
         raise ConfigError(f"FP1137 --labels names classes, and {kind} has none; leave it out")
     if isinstance(task, Regression):
         if options.labels:

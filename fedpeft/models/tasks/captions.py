@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, DescribedRows, Examples
+from fedpeft.data.images_with_texts import find_held_sides
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import Rows
 from fedpeft.data.tagged_words import IGNORED
@@ -96,8 +97,10 @@ class Captions(TokenTask):
             ModelError: the model does not have two towers.
         """
         if not isinstance(rows.inputs, np.ndarray) or rows.texts is None:
-            raise DataError("FP3167 captions needs images with texts; use --dataset scenes or fashion_texts")
-        lacking = int((~rows.inputs.reshape(len(rows), -1).any(1) | ~np.array([bool(t) for t in rows.texts])).sum())
+            raise DataError(
+                "FP3167 captions needs images with texts; use scenes, fashion_texts or file(path=FOLDER, task=captions)"
+            )
+        lacking = int((~find_held_sides(rows.inputs, rows.texts).all(1)).sum())
         if lacking:
             raise DataError(
                 f"FP3168 {lacking} of {len(rows)} examples lack their image or their text, and captions needs both; "
@@ -105,7 +108,8 @@ class Captions(TokenTask):
             )
         tokenizer = load_tokenizer(model_directory)
         start, end = get_start_token(tokenizer), int(tokenizer.eos_token_id)
-        whole = [[start, *ids, end] for ids in tokenizer(list(rows.texts), add_special_tokens=False)["input_ids"]]
+        found = tokenizer(list(rows.texts), add_special_tokens=False)["input_ids"] if len(rows) else []
+        whole = [[start, *ids, end] for ids in found]
         texts = build_token_rows([ids[:max_tokens] for ids in whole], get_padding_id(tokenizer), None)
         features = compute_patch_features(rows.inputs, find_tower_folders(model_directory)["image"], self.side)
         return DescribedRows(features, texts, sum(len(ids) > max_tokens for ids in whole))

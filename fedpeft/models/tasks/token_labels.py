@@ -26,6 +26,7 @@ from fedpeft.models import encoders
 from fedpeft.models.loading import load_base
 from fedpeft.models.task import FederatedModel, RowLosses, Say, Task, ignore_message
 from fedpeft.models.tasks.classification import Classifier, compute_hidden_states
+from fedpeft.parts import name_of
 
 
 class TokenClassifier(Classifier):
@@ -61,8 +62,8 @@ class TokenLabels(Task):
         """
         if model.copies != 1 or model.objective is not None:
             raise ConfigError(
-                "FP1220 this PEFT method mixes predictions of whole examples, and token_labels predicts words; "
-                "use --peft lora"
+                f"FP1220 this PEFT method mixes predictions of whole examples, and {name_of(type(self))} predicts "
+                "their parts; use --peft lora"
             )
 
     def tokenise(self, rows: Rows, model_directory: Path, max_tokens: int) -> Examples:

@@ -24,6 +24,7 @@ from torch import nn
 
 from fedpeft.data.examples import CaptionedRows, Examples, make_up_batch
 from fedpeft.data.images import convert_images
+from fedpeft.data.images_with_texts import find_held_sides
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import Rows
 from fedpeft.data.tokens import tokenize_texts
@@ -56,17 +57,19 @@ class Towers(PairTask):
             ModelError: the model does not have two towers.
         """
         if not isinstance(rows.inputs, np.ndarray) or rows.texts is None:
-            raise DataError("FP3173 towers needs images with texts; use --dataset scenes or fashion_texts")
+            raise DataError(
+                "FP3173 towers needs images with texts; use scenes, fashion_texts or file(path=FOLDER, task=towers)"
+            )
         folders = find_tower_folders(model_directory)
         images = rows.inputs
-        held = np.stack([images.reshape(len(rows), -1).any(1), [bool(text) for text in rows.texts]], 1)
+        held = find_held_sides(images, rows.texts)
         if not held.any(1).all():
             raise DataError(
                 f"FP3174 {int((~held.any(1)).sum())} examples have neither an image nor a text; remove them"
             )
-        labels = np.arange(len(rows)) if rows.labels is None else np.asarray(rows.labels, dtype=np.int64)
         first = {text: i for i, text in reversed(list(enumerate(rows.texts)))}  # equal texts are not negatives
-        groups = np.array([first[text] if text else i for i, text in enumerate(rows.texts)])
+        groups = np.array([first[text] if text else i for i, text in enumerate(rows.texts)], np.int64)
+        labels = groups if rows.labels is None else np.asarray(rows.labels, dtype=np.int64)
         labels = np.where(held.all(1), labels, -1 - groups)
         pixels, tokens = convert_images(images, folders["image"])
         texts = tokenize_texts(list(rows.texts), labels, model_directory, max_tokens)

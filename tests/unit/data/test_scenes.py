@@ -41,8 +41,8 @@ def test_equal_settings_give_equal_rows_and_parts_share_no_combination() -> None
 
 def test_a_scene_shows_what_its_caption_says() -> None:
     random = np.random.default_rng(0)
-    beside = draw_scene(Scene(("red", "circle"), "left of", ("blue", "square")), random)
-    above = draw_scene(Scene(("red", "circle"), "above", ("blue", "square")), random)
+    beside, _ = draw_scene(Scene(("red", "circle"), "left of", ("blue", "square")), random)
+    above, _ = draw_scene(Scene(("red", "circle"), "above", ("blue", "square")), random)
     red, blue = (np.array(COLORS[name]) for name in ("red", "blue"))
     places = [
         [np.argwhere(np.abs(image.astype(int) - colour).sum(-1) < 8).mean(0) for colour in (red, blue)]
