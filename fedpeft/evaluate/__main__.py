@@ -44,7 +44,9 @@ class Command:
     questions: Annotated[
         str, tyro.conf.arg(help="JSONL with question, answer and maybe choices (default: the run's test examples)")
     ] = ""
-    metrics: Annotated[str, tyro.conf.arg(help="metrics of free answers: exact_match, f1, rouge_l")] = "exact_match, f1"
+    metrics: Annotated[str, tyro.conf.arg(help="metrics of free answers: exact_match, f1, rouge_l, bleu, chrf")] = (
+        "exact_match, f1"
+    )
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens of an answer")] = 40
     rows: Annotated[int, tyro.conf.arg(help="most test examples and questions; 0: all")] = 0
     own: Annotated[str, tyro.conf.arg(help='clients whose own adapters are compared: "0,3" or all')] = ""

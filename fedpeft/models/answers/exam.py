@@ -74,7 +74,7 @@ class Exam:
                 for k, name in enumerate(("accuracy", "accuracy by length"))
             }
         return {
-            name: statistics.fmean(metric.score(texts[0], question.right) for texts, question in rows)
+            name: metric.score_all([texts[0] for texts in said], [question.right for question in self.questions])
             for name, metric in parse_metrics(self.metrics).items()
         }
 

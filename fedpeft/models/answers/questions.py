@@ -136,7 +136,7 @@ def parse_question(row: str) -> Question:
         return Question(row, found["source"], (found["target"],))
     found = found.get("chosen", found) if isinstance(found, dict) else found  # of preferences, the better answer
     if isinstance(found, dict) and "prompt" in found:
-        return Question(json.dumps(found), found["prompt"], (found["answer"],))
+        return Question(json.dumps(found), found["prompt"], (found["answer"],), tuple(found.get("choices", ())))
     messages = found if isinstance(found, list) else found["messages"]
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     kept = messages[: last + 1]
