@@ -1,7 +1,7 @@
 """Metrics of translations that the library sacrebleu computes over all answers together.
 
-BLEU and chrF count n-grams over the whole test set, so their values are not means over sentences. sacrebleu reports
-them from 0 to 100; they are divided by 100 here, as other metrics go from 0 to 1.
+BLEU and chrF count n-grams over the whole test set, so their values are not means over sentences. The library reports
+them from 0 to 100. They are divided by 100 here, as other metrics go from 0 to 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fedpeft.models.answers.metric import Metric
 
 
 class CorpusMetric(Metric):
-    """A metric of sacrebleu; a missing answer of the reference scores 0."""
+    """A metric of sacrebleu, over one answer or all of them."""
 
     @abstractmethod
     def create_scorer(self, *, single: bool) -> Any:
