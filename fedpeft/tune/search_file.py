@@ -14,7 +14,7 @@ A file looks like this:
     seed = 0                               # seed of the search; [base] sets the seed of the trials
     budget = {parameters = 30_000}         # or {bytes = ...} per update: larger trials are never trained
 
-    [base]                                 # settings of every trial: the flags of python -m fedpeft.simulate
+    [base]                                 # settings of every trial: the flags of fedpeft simulate
     rounds = 9
     peft = "lora(rank={rank}, alpha={alpha})"
 
@@ -249,7 +249,7 @@ def read_search(path: Path) -> Search:
     for key in OF_STUDIES:
         if key in content:
             raise ConfigError(
-                f"FP1467 {path} has {key}, which belongs to a study (python -m fedpeft.study); a search has [search] "
+                f"FP1467 {path} has {key}, which belongs to a study (fedpeft study); a search has [search] "
                 "with ranges, and one seed in [base]"
             )
     base = _get_table(path, "base", content.pop("base", {}))
