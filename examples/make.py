@@ -18,6 +18,11 @@ Examples that are generated from lists of words:
   answers to other questions of the same type, those that share most words with the question.
 - leaf/sent140: the sentences about things as tweets, in the files of LEAF. The shops are the users.
 - fedllm_bench/Fed-Aya: the sums and differences of three clients, in the file of FedLLM-Bench.
+- glue/CoLA: sentences in the files of GLUE's CoLA; in half of them, two neighboring words are exchanged.
+- legalbench/abercrombie: marks for products in the files of LegalBench's task; a mark is the product, another product
+  or an invented word.
+- medqa/US/4_options: complaints in the files of MedQA; the right option is the part of the body that the question
+  names.
 
 Generated files show the formats and let you try the commands. They are too simple to measure a model's quality.
 """
@@ -196,6 +201,93 @@ def write_clients(file: Path, messages: list[list[dict[str, str]]]) -> None:
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+PEOPLE = ("the old captain", "my neighbor", "a young painter", "the tall nurse", "our teacher", "the shy baker")
+ACTS = ("reads", "sells", "repairs", "paints", "forgets", "carries")
+OBJECTS = ("a long letter", "the red bicycle", "a broken clock", "the wooden boat", "an empty bottle", "the heavy drum")
+WHEN = ("every morning", "after the storm", "in the garden", "with great care")
+
+
+def write_cola(folder: Path, draw: random.Random) -> None:
+    """Write sentences as GLUE's files of CoLA, without names of columns; wrong ones have two words exchanged."""
+    every = [f"{who} {act} {what} {when}" for who in PEOPLE for act in ACTS for what in OBJECTS for when in WHEN]
+    lines = []
+    for number, sentence in enumerate(draw.sample(every, 320)):
+        words = sentence.split()
+        if number % 2:
+            at = draw.randrange(len(words) - 1)
+            words[at : at + 2] = words[at + 1], words[at]
+        lines.append(f"made\t{1 - number % 2}\t{'*' * (number % 2)}\t{' '.join(words).capitalize()}.\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.tsv").write_text("".join(lines[:240]), encoding="utf-8")
+    (folder / "dev.tsv").write_text("".join(lines[240:]), encoding="utf-8")
+
+
+MARK_PROMPT = """A mark is generic if it names the product. A mark is arbitrary if it is a word for another thing. \
+A mark is fanciful if it is an invented word.
+
+Q: The mark "Vase" for a vase. What is the type of mark?
+A: generic
+
+Q: The mark "Soap" for a ruler. What is the type of mark?
+A: arbitrary
+
+Q: The mark "Quilbo" for a quilt. What is the type of mark?
+A: fanciful
+
+Q: {{text}} What is the type of mark?
+A:"""
+
+
+def write_marks(folder: Path, draw: random.Random) -> None:
+    """Write marks for products as the files of LegalBench's task abercrombie."""
+
+    def invent() -> str:
+        return "".join(draw.choice(letters) for letters in ("BDKMVZ", "aeiou", "lnrv", "o", "bdkx", "aiu", "lrx"))
+
+    rows = []
+    for thing in THINGS:
+        for other in draw.sample([one for one in THINGS if one != thing], 4):
+            made = (("generic", thing), ("arbitrary", other), ("fanciful", invent()))
+            rows += [(kind, f'The mark "{mark.capitalize()}" for a {thing}.') for kind, mark in made]
+    distinct = list(dict.fromkeys(rows))
+    draw.shuffle(distinct)
+    shown = [
+        ("generic", 'The mark "Vase" for a vase.'),
+        ("arbitrary", 'The mark "Soap" for a ruler.'),
+        ("fanciful", 'The mark "Quilbo" for a quilt.'),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "base_prompt.txt").write_text(MARK_PROMPT, encoding="utf-8")
+    for name, part in (("train", shown), ("test", distinct)):
+        with (folder / f"{name}.tsv").open("w", encoding="utf-8", newline="") as file:
+            lines = [("index", "answer", "text"), *((i, *row) for i, row in enumerate(part))]
+            csv.writer(file, delimiter="\t", lineterminator="\n").writerows(lines)
+
+
+PARTS = ("knee", "ear", "elbow", "thumb", "heel", "jaw", "hip", "wrist", "ankle", "shoulder")
+COMPLAINTS = ("pain", "swelling", "stiffness", "numbness", "a rash", "itching")
+
+
+def write_complaints(folder: Path, draw: random.Random, count: int = 160) -> None:
+    """Write complaints as MedQA's files with four options."""
+    records: dict[str, dict[str, object]] = {}
+    while len(records) < count:
+        right, complaint, age = draw.choice(PARTS), draw.choice(COMPLAINTS), draw.randint(18, 90)
+        question = f"A {age}-year-old patient reports {complaint} of the {right}. Which part of the body is affected?"
+        options = draw.sample([part for part in PARTS if part != right], 3)
+        options.insert(draw.randrange(4), right)
+        letters = dict(zip("ABCD", options, strict=True))
+        exam = ("step1", "step2&3")[len(records) % 2]
+        records[question] = {
+            "question": question, "answer": right, "options": letters, "meta_info": exam,
+            "answer_idx": "ABCD"[options.index(right)], "metamap_phrases": [complaint, right],
+        }  # fmt: skip
+    lines = [json.dumps(record) + "\n" for record in records.values()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, part in (("train", lines[:-56]), ("dev", lines[-56:-40]), ("test", lines[-40:])):
+        (folder / f"phrases_no_exclude_{split}.jsonl").write_text("".join(part), encoding="utf-8")
+
+
 MEASURES = ("age", "sex", "body mass index", "blood pressure", "cholesterol", "LDL", "HDL", "total to HDL",
             "log triglycerides", "glucose")  # fmt: skip
 """Names of scikit-learn's ten columns, in their order."""
@@ -227,6 +319,9 @@ def write_generated(folder: Path) -> None:
     (folder / "office_choices.jsonl").write_text("".join(lines), encoding="utf-8")
     write_tweets(folder / "leaf" / "sent140" / "data", shops(random.Random(1)))
     write_clients(folder / "fedllm_bench" / "Fed-Aya" / "aya_3c.json", made[:60])
+    write_cola(folder / "glue" / "CoLA", random.Random(3))
+    write_marks(folder / "legalbench" / "abercrombie", random.Random(4))
+    write_complaints(folder / "medqa" / "US" / "4_options", random.Random(5))
 
 
 def main(folder: Path = FOLDER) -> None:

@@ -4,14 +4,15 @@ The text has one of three forms:
 
 - A conversation is a list of {"role": ..., "content": ...}. The model's own chat template formats it.
 - A conversation for a template file is {"template": ..., "sha256": ..., "messages": ...}.
-- Columns are {"prompt": ..., "answer": ...}. With {"whole": true}, both are tokenized as one text.
+- Columns are {"prompt": ..., "answer": ...}. With {"whole": true}, both are tokenized as one text. With {"choices":
+  [...]}, the answer is one of them; training ignores the others.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,18 @@ def encode_row(row: object, where: str) -> str:
     if "\\ud" in made and any("\ud800" <= c <= "\udfff" for c in json.dumps(row, ensure_ascii=False)):
         raise DataError(f"FP3017 {where} holds half of a character (a lone surrogate); remove it")
     return made
+
+
+def pack_choice(prompt: str, answer: str, choices: Sequence[str], where: str) -> str:
+    """Return a question whose answer is one of `choices` as a row; without choices, the answer is free.
+
+    The prompt ends in a word, so a space comes before each answer.
+
+    Raises:
+        DataError: as in `encode_row`.
+    """
+    row: dict[str, Any] = {"prompt": prompt, "answer": f" {answer}"}
+    return encode_row(row | ({"choices": [f" {choice}" for choice in choices]} if choices else {}), where)
 
 
 def pack_messages(

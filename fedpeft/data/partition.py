@@ -6,7 +6,7 @@ import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,6 +199,13 @@ class Partitioner(Protocol):
     def split(self, rows: Rows, clients: int, seed: int) -> Shards:
         """Return one shard of `rows` for each of `clients`; equal seeds give equal partitions."""
         ...
+
+
+@runtime_checkable
+class NeedsClientCount(Protocol):
+    """The partition splits the rows over a given number of clients, so that 0, one per owner, is not legal."""
+
+    needs_client_count: ClassVar[bool]
 
 
 USUAL = "dirichlet(alpha=0.5)"

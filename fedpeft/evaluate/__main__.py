@@ -45,7 +45,7 @@ class Command:
         str, tyro.conf.arg(help="JSONL with question, answer and maybe choices (default: the run's test examples)")
     ] = ""
     metrics: Annotated[
-        str, tyro.conf.arg(help="metrics of free answers: exact_match, f1, rouge_l, pass_at_1, repair")
+        str, tyro.conf.arg(help="metrics of free answers: exact_match, f1, rouge_l, bleu, chrf, pass_at_1, repair")
     ] = "exact_match, f1"
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens of an answer")] = 40
     rows: Annotated[int, tyro.conf.arg(help="most test examples and questions; 0: all")] = 0

@@ -29,6 +29,9 @@ from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.observer import RunObserver
 from fedpeft.reporting.target_lines import describe_undefined
 
+COPIED = "input, copied"
+"""Name of the baseline whose answer is the text that it reads."""
+
 
 @dataclass(frozen=True)
 class EvaluationRequest:
@@ -207,7 +210,7 @@ class Evaluation:
         finally:
             contestants.close()  # frees the memory of workers that trained
         measures = self._create_measures()
-        table: dict[str, Measures] = {}
+        table = self._measure_copies()
         for contestant in called:
             model = contestant.model()
             table[contestant.name] = {}
@@ -263,9 +266,21 @@ class Evaluation:
             )
         return examples
 
+    @cached_property
+    def exam(self) -> Exam:
+        """Questions to each model, at least one."""
+        delimiter = "" if self.run.task.asks else " "
+        wanted = self.wanted
+        return Exam(tuple(self.questions), wanted.metrics, wanted.new_tokens, delimiter, wanted.run_code)
+
+    def _measure_copies(self) -> dict[str, Measures]:
+        """Return the measures of the baseline that repeats the text which an encoder reads; empty for other tasks."""
+        if not self.run.task.translates or not self.questions or self.exam.has_choices:
+            return {}
+        return {COPIED: self.exam.compute_measures([(question.asked,) for question in self.questions])}
+
     def _create_exam_measure(self) -> Measure:
-        wanted, delimiter = self.wanted, "" if self.run.task.asks else " "
-        exam = Exam(tuple(self.questions), wanted.metrics, wanted.new_tokens, delimiter, wanted.run_code)
+        exam = self.exam
         exam.check_tests()
         self.answered = [QuestionAnswers(question.asked, question.right) for question in self.questions]
         name = "choices" if exam.has_choices else "answers"

@@ -54,6 +54,11 @@ def read(track: str, path: str) -> list[Item]:
         try:
             found.append(TRACKS[track].item(row))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, KeyError) and isinstance(error.args[0], str) and error.args[0] not in row:
+                raise DataError(
+                    f"FP3462 {place} of {path} has no column {error.args[0]!r}; the FlowerTune track {track} needs "
+                    f"{TRACKS[track].columns}, and the row has {', '.join(map(str, row))}"
+                ) from None
             raise DataError(f"FP3165 {place} of {path} is not a valid row of the track {track}: {error!r}") from None
     if not found:
         raise DataError(f"FP3004 {path} has no questions")
@@ -171,15 +176,25 @@ class Track:
         item: builds the question of a row.
         said: generates the answers.
         is_right: compares an answer with the right one.
+        columns: the columns that a row must have, for messages.
     """
 
     item: Callable[[Mapping[str, Any]], Item]
     said: Callable[[FederatedModel, Any, Sequence[Item]], list[str]]
     is_right: Callable[[str, str], bool]
+    columns: str
 
 
 TRACKS: Mapping[str, Track] = {
-    "nlp": Track(_create_nlp_item, _answer_with_letters, is_choice_right),
-    "medical": Track(_create_medical_item, _answer_with_letters, is_choice_right),
-    "finance": Track(_create_finance_item, _answer_with_sentiments, _is_sentiment_right),
+    "nlp": Track(_create_nlp_item, _answer_with_letters, is_choice_right, "input, A, B, C, D and target"),
+    "medical": Track(
+        _create_medical_item,
+        _answer_with_letters,
+        is_choice_right,
+        "instruction, and those of MedMCQA (question, opa to opd, cop), MedQA (question, options, answer) or PubMedQA "
+        "(CONTEXTS, QUESTION, final_decision)",
+    ),
+    "finance": Track(
+        _create_finance_item, _answer_with_sentiments, _is_sentiment_right, "instruction, output and perhaps input"
+    ),
 }

@@ -30,7 +30,9 @@ class Evaluate(Measurement):
     questions: str = setting(
         "", "JSONL file with question and answer, and optional choices; empty: the validation examples", path=True
     )
-    metrics: str = setting("exact_match, f1", "metrics of free answers, in quotes: 'exact_match, f1, rouge_l'")
+    metrics: str = setting(
+        "exact_match, f1", "metrics of free answers, in quotes: 'exact_match, f1, rouge_l, bleu, chrf'"
+    )
     new_tokens: int = setting(40, "the most tokens of an answer", low=1)
     rows: int = setting(0, "the most questions; 0: all", low=0)
 

@@ -18,16 +18,21 @@ def measure_classes(predicted: np.ndarray, truth: np.ndarray, names: Sequence[st
         names: names of all classes.
 
     Returns:
-        `by_class`, the accuracy on each class that occurs; `balanced_accuracy`, their mean; and `most_frequent`, the
-            name
-        of the largest class and its share of the examples, which is the accuracy of always predicting it.
+        `by_class`, the accuracy on each class that occurs; `balanced_accuracy`, their mean; `matthews`, the correlation
+        of predicted and true classes, -1 to 1 (0 if one of both never varies); for two classes `f1` of the second one
+        (0 if it is neither predicted nor true); and `most_frequent`, the name of the largest class and its share of the
+        examples, which is the accuracy of always predicting it.
     """
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
     sizes = np.bincount(truth, minlength=len(names))
     correct = np.bincount(truth[predicted == truth], minlength=len(names))
     there = np.flatnonzero(sizes)
     shares, largest = correct[there] / sizes[there], int(sizes.argmax())
     return {
         "balanced_accuracy": float(shares.mean()),
+        "matthews": float(matthews_corrcoef(truth, predicted)),
+        **({"f1": float(f1_score(truth, predicted, zero_division=0))} if len(names) == 2 else {}),
         "most_frequent": {"name": names[largest], "share": float(sizes[largest] / len(truth))},
         "by_class": {names[i]: float(share) for i, share in zip(there.tolist(), shares, strict=True)},
     }

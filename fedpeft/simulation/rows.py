@@ -8,10 +8,19 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.partition import Partition, Partitioner, PartitionStatistics, Shards, split
+from fedpeft.data.partition import (
+    PARTITIONS,
+    USUAL,
+    NeedsClientCount,
+    Partition,
+    Partitioner,
+    PartitionStatistics,
+    Shards,
+    split,
+)
 from fedpeft.data.rows import Dataset, Rows, join_rows, load_source, split_off_validation
 from fedpeft.data.task_sequence import TaskSequence
-from fedpeft.errors import DataError
+from fedpeft.errors import ConfigError, DataError
 from fedpeft.machine import seeds
 from fedpeft.models.task import TASKS
 from fedpeft.wiring.auto_defaults import resolve_partition
@@ -44,6 +53,7 @@ class SimulatedRows:
         Raises:
             FedpeftError: they can't be fetched, used, or partitioned like this.
         """
+        _check_client_count(spec, clients)
         dataset, seed = load_source(spec.dataset, spec.config.dataset), spec.config.seed
         spec = resolve_partition(spec, TASKS.build(dataset.task).targets)
         assert spec.partitioner is not None
@@ -72,6 +82,22 @@ class SimulatedRows:
     def statistics(self) -> PartitionStatistics:
         """Statistics of the partition."""
         return self.partition.statistics(self.train.classes, len(self.train))
+
+
+def _check_client_count(spec: RunSpec, clients: int) -> None:
+    """Refuse a partition that can't make one client per owner, before a large dataset is read.
+
+    Raises:
+        ConfigError: `clients` is 0, and the partition needs a number.
+    """
+    text = spec.config.partition
+    if spec.partitioner is None:
+        text = getattr(spec.dataset, "suited_partition", None) or USUAL
+    if clients == 0 and isinstance(PARTITIONS.build(text), NeedsClientCount):
+        raise ConfigError(
+            f"FP1781 --clients 0 stands for one client per owner, which the partition {text} does not make; give "
+            "--partition natural, or a number of clients"
+        )
 
 
 def split_by_task(partitioner: Partitioner, train: Rows, tasks: TaskSequence, clients: int, seed: int) -> Partition:

@@ -28,6 +28,7 @@ from fedpeft.parts import setting
 class Dirichlet:
     """Per-class Dirichlet split."""
 
+    needs_client_count: ClassVar[bool] = True
     argument: ClassVar[str] = "alpha"
 
     alpha: float = setting(

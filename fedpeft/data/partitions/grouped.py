@@ -8,6 +8,7 @@ contains its middle row. An owner moves to another client if a client would have
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from fedpeft.errors import DataError
 @dataclass(frozen=True)
 class Grouped:
     """Groups of owners; no settings."""
+
+    needs_client_count: ClassVar[bool] = True
 
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
         """Return disjoint, covering shards, none empty; `seed` has no effect.

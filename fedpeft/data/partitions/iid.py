@@ -6,6 +6,7 @@ Sizes differ by at most one row. This is the easiest case, and the usual assumpt
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from fedpeft.machine import seeds
 @dataclass(frozen=True)
 class IID:
     """Shuffle and cut; there are no settings."""
+
+    needs_client_count: ClassVar[bool] = True
 
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
         """Return disjoint, covering shards whose sizes differ by at most one row."""

@@ -21,6 +21,7 @@ from fedpeft.parts import setting
 class Quantity:
     """Dirichlet sizes, iid content."""
 
+    needs_client_count: ClassVar[bool] = True
     argument: ClassVar[str] = "alpha"
 
     alpha: float = setting(

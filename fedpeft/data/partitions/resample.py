@@ -8,6 +8,7 @@ their benefit.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,8 @@ class ResampledShards(Shards):
 @dataclass(frozen=True)
 class Resample:
     """The same number of rows for each client, drawn with replacement."""
+
+    needs_client_count: ClassVar[bool] = True
 
     rows: int = setting(20, "examples of each client", low=1)
 

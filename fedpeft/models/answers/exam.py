@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,14 +92,18 @@ class Exam:
                 for k, name in enumerate(("accuracy", "accuracy by length"))
             }
         return {
-            name: statistics.fmean(self._score(metric, texts[0], question) for texts, question in rows)
+            name: self._score_all(metric, [texts[0] for texts in said])
             for name, metric in parse_metrics(self.metrics).items()
         }
 
-    def _score(self, metric: Metric, said: str, question: Question) -> float:
+    def _score_all(self, metric: Metric, said: Sequence[str]) -> float:
         if self.run_code and isinstance(metric, RunsTests):
-            return metric.score_tests(question.asked, said, question.right, question.tests)
-        return metric.score(said, question.right)
+            return statistics.fmean(map(partial(self._run_tests, metric), said, self.questions))
+        return metric.score_all(said, [question.right for question in self.questions])
+
+    @staticmethod
+    def _run_tests(metric: RunsTests, said: str, question: Question) -> float:
+        return metric.score_tests(question.asked, said, question.right, question.tests)
 
     def check_tests(self) -> None:
         """Check, for metrics that need tests, that each right answer passes its tests.
@@ -118,7 +123,7 @@ class Exam:
                         f"FP3362 {name} needs tests, but the question {question.asked!r:.60} has none; add the column "
                         "'tests', or leave this metric out"
                     )
-                if not self._score(metric, question.right[0], question):
+                if not self._run_tests(metric, question.right[0], question):
                     raise DataError(
                         f"FP3363 question {place}, {question.asked!r:.60}: the right answer fails its own tests; "
                         "tests call functions of the answer by name, with plain values such as numbers, texts and lists"

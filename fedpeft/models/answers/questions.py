@@ -152,7 +152,10 @@ def parse_question(row: str) -> Question:
         return Question(row, found["source"], (found["target"],), tests=str(found.get("tests", "")))
     found = found.get("chosen", found) if isinstance(found, dict) else found  # of preferences, the better answer
     if isinstance(found, dict) and "prompt" in found:
-        return Question(json.dumps(found), found["prompt"], (found["answer"],), tests=str(found.get("tests", "")))
+        choices = tuple(found.get("choices", ()))
+        return Question(
+            json.dumps(found), found["prompt"], (found["answer"],), choices, tests=str(found.get("tests", ""))
+        )
     messages = found if isinstance(found, list) else found["messages"]
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     kept = messages[: last + 1]

@@ -84,6 +84,9 @@ def test_a_user_s_walk(kind, peft, tmp_path):
     assert "exact_match" in judged
     answered = [json.loads(line) for line in (run / "evaluation" / "answers.jsonl").read_text().splitlines()]
     assert answered[0]["said"]["global"] == answer
+    table = json.loads((run / "evaluation" / "evaluation.json").read_text())["measures"]
+    assert list(table) == ["input, copied", "base", "global"]
+    assert table["input, copied"] == {"exact_match": 0, "f1": 0}  # the two languages share no word
 
     exported = said_by(export, run, "--output", tmp_path / "out")
     assert "AutoModelForSeq2SeqLM" in exported

@@ -76,17 +76,24 @@ def test_short_choices_are_not_favoured_by_length(tmp_path):
     assert choose_answers(question, np.array([-2.0, -4.0])) == (0, 1)
 
 
+LIBRARIES = {"rouge_l": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}
+
+
+def skip_without_library(name):
+    if name in LIBRARIES:
+        pytest.importorskip(LIBRARIES[name])
+
+
 @pytest.mark.parametrize(
     "name", [name for name in METRICS.names if not isinstance(METRICS.build(name), RunsTests)]
 )  # those of code: tests/unit/evaluation/test_code.py
 def test_every_metric_is_between_nothing_and_the_same(name):
-    if name == "rouge_l":
-        pytest.importorskip("rouge_score")
+    skip_without_library(name)
     metric = METRICS.build(name)
     if isinstance(metric, NeedsLibrary):
         metric.check()
     assert metric.score("the green door", ["a red house", "the green door"]) == 1.0
-    assert metric.score("seven", ["a red house"]) == 0.0
+    assert metric.score("mint", ["a red house"]) == 0.0  # no letter in common
     assert metric.score("", ["a red house"]) == 0.0
     assert METRICS.part(name).__doc__
 
@@ -103,9 +110,23 @@ def test_every_metric_is_between_nothing_and_the_same(name):
     ],
 )
 def test_metrics_by_hand(name, said, right, expected):
-    if name == "rouge_l":
-        pytest.importorskip("rouge_score")
+    skip_without_library(name)
     assert METRICS.build(name).score(said, right) == pytest.approx(expected)
+
+
+def test_bleu_and_chrf_count_over_all_answers_by_hand():
+    pytest.importorskip("sacrebleu")
+    said, right = ["the cat sat on the mat", "a b"], [["the cat sat on the mat"], ["a c", "x"]]
+    # 7 of 8 words, 5 of 6 pairs, all 4 triples and all 3 quadruples; the lengths are equal
+    precisions = (7 / 8) * (5 / 6) * 1 * 1
+    assert METRICS.build("bleu").score_all(said, right) == pytest.approx(precisions**0.25)
+    mean = sum(METRICS.build("bleu").score(one, answers) for one, answers in zip(said, right, strict=True)) / 2
+    assert METRICS.build("bleu").score_all(said, right) > mean + 0.1
+    # half of the letters are right, and no pair: (1/2 + 0) / 2 for precision and for recall
+    assert METRICS.build("chrf").score_all(["ab"], [["ac"]]) == pytest.approx(0.25)
+    assert METRICS.build("chrf").score_all(["AB"], [["ab"]]) == 0
+    assert METRICS.build("chrf(lowercase=True)").score_all(["AB"], [["ab"]]) == 1
+    assert METRICS.build("exact_match").score_all(said, right) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_sentiments_by_hand():
 def test_mistakes_are_one_sentence(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"input": "x", "A": "1", "B": "2", "C": "3", "target": "A"}) + "\n")
-    with refuses("FP3165", "line 1", "rows.jsonl", "nlp", "KeyError('D')"):
+    with refuses("FP3462", "line 1", "rows.jsonl", "'D'", "nlp", "A, B, C, D and target", "input, A, B, C, target"):
         read("nlp", str(path))
     with refuses("FP1166", "code"):
         read("code", str(path))

@@ -56,6 +56,19 @@ def test_measures_of_classes_by_their_definitions():
     assert found["most_frequent"] == {"name": "a", "share": pytest.approx(4 / 6)}
     unnamed = measure_classes(said, truth, [""] * 3)
     assert unnamed["balanced_accuracy"] == pytest.approx(0.625)
+    assert "f1" not in found  # which class would it be?
+
+
+def test_glues_measures_of_two_classes_by_their_definitions():
+    truth, said = np.array([0, 0, 0, 1, 1, 1, 1, 1]), np.array([0, 1, 1, 1, 1, 1, 1, 0])
+    found = measure_classes(said, truth, ["no", "yes"])
+    right_yes, right_no, false_yes, false_no = 4, 1, 2, 1
+    product = (right_yes + false_yes) * (right_yes + false_no) * (right_no + false_yes) * (right_no + false_no)
+    expected = (right_yes * right_no - false_yes * false_no) / math.sqrt(product)
+    assert found["matthews"] == pytest.approx(expected)
+    assert found["f1"] == pytest.approx(2 * right_yes / (2 * right_yes + false_yes + false_no))
+    constant = measure_classes(np.zeros(8, np.int64), truth, ["no", "yes"])
+    assert (constant["matthews"], constant["f1"]) == (0, 0)
 
 
 def test_measures_of_numbers_by_their_definitions():
