@@ -94,7 +94,7 @@ def load_security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None,
         if not options.insecure_anywhere and not is_loopback(options.listen):
             raise ConfigError(
                 f"FP1403 without TLS anyone who reaches {options.listen} could join, or read all messages; "
-                "listen at 127.0.0.1, make certificates with python -m fedpeft.certs, or give "
+                "listen at 127.0.0.1, make certificates with fedpeft certs, or give "
                 "--insecure-anywhere"
             )
         return None, Doorkeeper(None), None
