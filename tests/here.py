@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 from flwr.app import Message
+from rich.console import Console
 
 from fedpeft.communication.flower_grid import OwnGrid, get_node_id
 from fedpeft.communication.flower_messages import read_instruction, write_record
@@ -21,7 +22,9 @@ from fedpeft.deployment.server.event_log import Events
 from fedpeft.deployment.transcript.transcript import FILE as TRANSCRIPT
 from fedpeft.deployment.transcript.transcript import Transcript, compute_record_limit
 from fedpeft.privacy.secure_sum.sum import sums_in
+from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
+from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.config import RunConfig
 
 TINY = {"dataset": "tiny", "tokens": 32, "clients": 2, "cohort": "all", "rounds": 2, "workers": 1, "seed": 3,
@@ -154,3 +157,30 @@ class Federation:
         self.server.wait_for_present()  # by which clients get their ids
         records = Records(self.folder / "server", private=self.server.protection is not None)
         return self.server.train(self.server.server(records))
+
+
+class OfSimulation(Federation):
+    """Real clients, each with the examples of a client of a simulation with the same settings."""
+
+    def __init__(self, folder, observer, simulation, serve=None, **given):
+        self.simulation = simulation
+        super().__init__(folder, observer, serve=serve or ServeOptions(eval_data="dataset"), **given)
+
+    def rows(self, k):
+        rows, names = self.simulation.rows, self.simulation.rows.dataset.label_names
+        shard = rows.partition.shard(k)
+        return [{"text": rows.train.inputs[i], "label": names[rows.train.labels[i]]} for i in shard]
+
+
+def run_simulation(simulation):
+    """Run a simulation to its end; return its last state and its records."""
+    records = Records(simulation.folder)
+    state = simulation.train(simulation.server(records))
+    simulation.close()
+    return state, records
+
+
+def make_simulation(folder, **given):
+    """Return a simulation with `TINY` and the given settings in a new folder."""
+    folder.mkdir(parents=True)
+    return Simulation(RunConfig(**{**TINY, **given}), folder, ConsoleObserver(Console(quiet=True)))

@@ -18,7 +18,7 @@ from typing import ClassVar
 from fedpeft.aggregation.abilities import Moment
 from fedpeft.aggregation.factors import get_lora_form
 from fedpeft.aggregation.owned_ranks import OwnedRanks
-from fedpeft.aggregation.strategy import LinearStrategy
+from fedpeft.aggregation.strategy import LinearStrategy, Strategy
 from fedpeft.data.task_sequence import TaskSchedule
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of, setting
@@ -98,6 +98,10 @@ class TaskRanks(OwnedRanks, TaskStrategy):
         """Return the form of the global factors: the ranks of all tasks, at the scale of a task's `form`."""
         return None if form is None else AdapterShape(form.rank * self.schedule.tasks, form.alpha * self.schedule.tasks)
 
+    def get_task_form(self, layout: Layout) -> AdapterShape:
+        """Return the form of one task's factors, which a client trains and sends."""
+        return layout.get_form(get_lora_form(layout).rank // self.schedule.tasks)
+
     def get_task_ranks(self, layout: Layout, task: int) -> tuple[int, ...]:
         """Return the ranks of a task, counted from 0."""
         each = get_lora_form(layout).rank // self.schedule.tasks
@@ -110,3 +114,8 @@ class TaskRanks(OwnedRanks, TaskStrategy):
         if form is None or form == layout.form:
             return ()
         return self.get_task_ranks(layout, self.schedule.get_client_task(client, round_number, seed))
+
+
+def get_client_form(strategy: Strategy, layout: Layout) -> AdapterShape | None:
+    """Return the largest form in which a client may send an update: the layout's, or that of one task."""
+    return strategy.get_task_form(layout) if isinstance(strategy, TaskRanks) and layout.form else layout.form

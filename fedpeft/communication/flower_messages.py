@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedpeft.communication.messages import PAYLOADS, Instruction, Kind, Report
+from fedpeft.communication.messages import ADDED, PAYLOADS, Instruction, Kind, Report
 from fedpeft.errors import PayloadError
 
 PAYLOAD_TYPE = "fedpeft.v4"
@@ -22,8 +22,9 @@ PAYLOAD_TYPE = "fedpeft.v4"
 
 def write_record(content: Instruction | Report) -> RecordDict:
     """Write a message as the content of a Flower message."""
-    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(content).items() if k not in PAYLOADS}
     own = vars(content)
+    names = [k for k in asdict(content) if k not in PAYLOADS and (k not in ADDED or own[k])]
+    fields = {k: list(own[k]) if isinstance(own[k], tuple) else own[k] for k in names}
     payloads = {k: own[k] for k in PAYLOADS if k == "payload" or own.get(k)}
     arrays = {k: Array("uint8", (len(data),), PAYLOAD_TYPE, data) for k, data in payloads.items()}
     return RecordDict({"fedpeft": ConfigRecord(fields), "payload": ArrayRecord(arrays)})

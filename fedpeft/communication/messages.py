@@ -22,8 +22,14 @@ PAYLOADS = ("payload", "correction", "residual", "told", "said")
 ALIKE = ("kind", "round", "learning_rate", "trained", "private", "base", "correction", "told", "asks")
 """The fields of an instruction that are equal for all clients of a round: a record fixes them."""
 
-OWN = ("client", "rank", "alpha", "steps", "bits", "base_precision", "adapter_precision", "acknowledged", "attempt")
+OWN = (
+    "client", "rank", "alpha", "steps", "bits", "base_precision", "adapter_precision", "acknowledged", "attempt",
+    "task",
+)  # fmt: skip
 """The fields that may differ between clients of a round: a statement about a task lists them in the clear."""
+
+ADDED = frozenset({"task"})
+"""The fields that version 0.3.0 lacked. Digests, statements and messages leave them out at their defaults."""
 
 LED_BY_RECORD = ("payload", "residual")
 """The fields that depend on what a client holds, and lead all clients to the recorded state."""
@@ -92,6 +98,8 @@ class Instruction:
         said: messages of the others in the sum to this client, which the server passes on.
         asks: in an evaluation, the text of a question (`fedpeft.trust.question`) that is answered with sums over the
             client's own held-out examples; empty: loss and accuracy.
+        task: in continual learning, the task that the client trains on, from 1; 0: there is one task. It follows from
+            the settings and the round (`fedpeft.data.task_sequence.TaskSchedule`), and a real client checks it.
     """
 
     kind: Kind
@@ -118,6 +126,7 @@ class Instruction:
     step: int = 0
     said: bytes = b""
     asks: str = ""
+    task: int = 0
 
     @property
     def form(self) -> AdapterShape | None:
@@ -146,7 +155,7 @@ class Instruction:
             PayloadError: the value of a field is not legal.
         """
         limits = {"steps": MOST_STEPS, "step": SUM_STEPS}
-        for name in ("round", "client", "acknowledged", "base", "attempt", "rank", "steps", "step"):
+        for name in ("round", "client", "acknowledged", "base", "attempt", "rank", "steps", "step", "task"):
             most = limits.get(name, LARGEST)
             if not 0 <= (whole := getattr(self, name)) <= most:
                 raise PayloadError(f"FP6052 the server asks for {name}={whole}; legal are 0 to {most}")

@@ -16,7 +16,7 @@ from typing import Final
 
 import torch
 
-from fedpeft.communication.messages import ALIKE, LOCAL, OWN, PAYLOADS, Instruction, Kind
+from fedpeft.communication.messages import ADDED, ALIKE, LOCAL, OWN, PAYLOADS, Instruction, Kind
 from fedpeft.errors import PayloadError
 from fedpeft.peft.adapter import AdapterShape, State
 
@@ -82,6 +82,11 @@ def _convert_to_plain(instruction: Instruction, name: str) -> object:
     return float(value) if name in ("learning_rate", "alpha", "bits") else value
 
 
+def is_sent(instruction: Instruction, name: str) -> bool:
+    """Return whether a field counts: one that an earlier version lacks does so only if it is used."""
+    return name not in ADDED or bool(getattr(instruction, name))
+
+
 def compute_common_digest(instruction: Instruction) -> str:
     """Compute the digest of the fields that are the same for all clients of a round."""
     return _compute_sha256(json.dumps([_convert_to_plain(instruction, name) for name in ALIKE]).encode())
@@ -89,12 +94,14 @@ def compute_common_digest(instruction: Instruction) -> str:
 
 def select_own_fields(instruction: Instruction) -> dict[str, int | float | str]:
     """Return the fields in which clients of a round may differ, in the clear, for the server's statement."""
-    return {name: _convert_to_plain(instruction, name) for name in OWN}  # type: ignore[misc]  # none of them is a payload
+    names = [name for name in OWN if is_sent(instruction, name)]
+    return {name: _convert_to_plain(instruction, name) for name in names}  # type: ignore[misc]  # none is a payload
 
 
 def compute_instruction_digest(instruction: Instruction) -> str:
     """Compute the digest of everything that one client receives."""
-    fields = {name: _convert_to_plain(instruction, name) for name in vars(instruction) if name not in LOCAL}
+    names = [name for name in vars(instruction) if name not in LOCAL and is_sent(instruction, name)]
+    fields = {name: _convert_to_plain(instruction, name) for name in names}
     return _compute_sha256(json.dumps(fields, sort_keys=True).encode())
 
 

@@ -293,6 +293,7 @@ class Source(Protocol):
     - `suited_head`: the default start of the head.
     - `task_in_rows`: whether only the examples determine the task. The default is true for a user's part without it.
     - `training_settings`: names of settings that leave the test examples as they are.
+    - `has_tasks`: whether the examples belong to tasks of continual learning (`fedpeft.data.task_sequence`).
     """
 
     def load(self) -> Dataset:

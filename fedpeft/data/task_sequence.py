@@ -101,6 +101,17 @@ class TaskSequence:
         """Return the sequence for a run of `rounds` rounds (`TaskSchedule.adapt_to_rounds`)."""
         return replace(self, schedule=self.schedule.adapt_to_rounds(rounds))
 
+    @property
+    def is_told_by_class(self) -> bool:
+        """Whether an example's class tells its task: each class belongs to one task."""
+        together = [c for classes in self.classes for c in classes]
+        return bool(together) and len(together) == len(set(together))
+
+    def find_tasks(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the task of each example by its class, (rows,); each class must belong to one task."""
+        of_class = {c: task for task, classes in enumerate(self.classes) for c in classes}
+        return np.array([of_class[int(label)] for label in labels], np.int64)
+
     def get_competing_classes(self, task: int) -> tuple[int, ...]:
         """Return the classes that a client's loss compares in a task; empty: all."""
         if self.compete == "all":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from fedpeft.data.client_rows import LARGEST, SMALLEST
 from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
 from fedpeft.data.image_companions import TASKS as COMPANIONS
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, compute_fingerprint
+from fedpeft.data.task_sequence import COMPETE, TaskSchedule, TaskSequence
 from fedpeft.deployment.compared_parts import check_parts
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
@@ -35,6 +37,9 @@ TOLD: Final = {
 MOST_HELD_OUT = 0.5
 """The largest share of its examples that a client is evaluated on."""
 
+LARGEST_ROUND = 1_000_000
+"""The most rounds of a task."""
+
 _FILE = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -48,6 +53,56 @@ def describe_template(form: Clients) -> str:
         return ""
     name = form.template or CHAT
     return name if name in OF_COLUMNS else compute_fingerprint(name)
+
+
+def describe_tasks(tasks: TaskSequence | None) -> str:
+    """Return the sequence of tasks for clients as JSON; empty: there is one task."""
+    if tasks is None:
+        return ""
+    schedule = tasks.schedule
+    fields = {
+        "classes": tasks.classes,
+        "every": schedule.every,
+        "late": schedule.late,
+        "compete": tasks.compete,
+    }
+    return json.dumps(fields, sort_keys=True)
+
+
+def parse_tasks(told: v2.Description) -> TaskSequence | None:
+    """Return the sequence of tasks that a server describes; None: there is one task.
+
+    Each class belongs to one task, so that a client's examples name theirs.
+
+    Raises:
+        RunError: no server of this version describes such tasks.
+    """
+    if not told.tasks:
+        return None
+    try:
+        fields = json.loads(told.tasks)
+        classes = tuple(tuple(group) for group in fields["classes"])
+        of_all = [c for group in classes for c in group]
+        whole = [*of_all, fields["every"], fields["late"]]
+        legal = (
+            set(fields) == {"classes", "every", "late", "compete"}
+            and all(type(number) is int for number in whole)
+            and all(classes)
+            and sorted(of_all) == list(range(len(told.labels)))
+            and len(classes) > 1
+            and 0 <= fields["late"] < fields["every"] <= LARGEST_ROUND
+            and fields["compete"] in COMPETE
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        legal = False
+    if not legal:
+        raise RunError(
+            f"FP5556 the server describes the tasks {told.tasks!r:.100}; legal are at least two tasks with classes "
+            f"0 to {len(told.labels) - 1}, each in one task, and rounds per task"
+        )
+    names = tuple(", ".join(told.labels[c] for c in group) for group in classes)
+    schedule = TaskSchedule(len(classes), fields["every"], fields["late"])
+    return TaskSequence(names, classes, schedule, fields["compete"])
 
 
 def check_description(told: v2.Description) -> None:
@@ -90,6 +145,12 @@ def check_description(told: v2.Description) -> None:
             f"FP5067 the server describes the prompt template {told.template!r:.80} for the task {kind}; legal are "
             f"{', '.join(OF_COLUMNS)} or the SHA-256 of a file, for {' and '.join(CONVERSATIONS)} alone"
         )
+    if told.tasks and told.held_out:
+        raise RunError(
+            f"FP5557 the server holds out {told.held_out:g} of each client's examples, but the tasks of continual "
+            "learning are scored on the server's examples"
+        )
+    parse_tasks(told)
     check_parts(told.parts)
 
 

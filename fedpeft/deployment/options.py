@@ -123,6 +123,10 @@ class EdgeOptions:
         "FILE.jinja, if the federation writes conversations with a template file that you have been handed",
         check=read_template,
     )
+    runs: str = setting(
+        "",
+        "folders of the finished runs that the federation's adapter_fusion combines, which you have been handed: a,b",
+    )
     model: str = setting("", "folder of the base model, if the server's name for it is unknown here")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")
     precision: str = setting(

@@ -5,8 +5,9 @@ A method has an ability if it defines the members; it need not inherit the proto
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
@@ -51,6 +52,20 @@ class DrawsParts(Protocol):
         Each share has a shape that broadcasts. A tensor that is not in the result was trained in all steps. The result
         is empty if `steps` is 0, which stands for an undisclosed number.
         """
+
+
+@runtime_checkable
+class NamesRuns(Protocol):
+    """The method reads finished runs (`runs`). A real client has them in folders of its own, known by their digests."""
+
+    def name_by_digests(self) -> Self:
+        """Return the method with digests in `runs` instead of folders."""
+
+    def names_digests(self) -> bool:
+        """Return whether `runs` contains digests instead of folders."""
+
+    def find_runs(self, folders: Sequence[Path]) -> Self:
+        """Return the method with those of the `folders` that have the digests in `runs`."""
 
 
 @runtime_checkable

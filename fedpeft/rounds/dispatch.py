@@ -96,8 +96,14 @@ class Broadcast:
             bits=bits,
             residual=down.base(last) if self.remote else b"",
             attempt=attempt,
+            task=self._number_task(client, round_number) if kind == "train" else 0,
             **self._build_common_fields(kind, round_number),
         )
+
+    def _number_task(self, client: int, round_number: int) -> int:
+        """Return the task that a client trains on in a round, from 1; 0: there is one task."""
+        tasks = self.setup.facts.tasks
+        return 0 if tasks is None else 1 + tasks.schedule.get_client_task(client, round_number, self.setup.config.seed)
 
     def _build_common_fields(self, kind: Kind, round_number: int) -> dict[str, Any]:
         """Return the fields that are the same for all clients of a round."""

@@ -37,14 +37,14 @@ class TaskScheduler(RoundHook):
         setup: the parts of the run.
         clients: transport to the clients.
         sequence: the tasks in their order.
-        score: scores a state on a task.
+        score: scores a state on a task; None: a server of real clients has no examples to score it on.
         say: receives messages about answers that do not count.
     """
 
     setup: Setup
     clients: Transport
     sequence: TaskSequence
-    score: Score
+    score: Score | None
     say: Callable[[str], None] = lambda _: None
 
     def after_start(self, state: ServerState, log: StartLog) -> ServerState:
@@ -68,12 +68,12 @@ class TaskScheduler(RoundHook):
 
     def build_lines(self, progress: ServerState) -> list[dict[str, Any]]:
         """Return the lines of `tasks.jsonl` before round 1 and after each task's last round; otherwise none."""
-        round_number, schedule = progress.round, self.sequence.schedule
-        if round_number and not schedule.is_task_end(round_number, self.setup.rounds):
+        round_number, schedule, score = progress.round, self.sequence.schedule, self.score
+        if score is None or (round_number and not schedule.is_task_end(round_number, self.setup.rounds)):
             return []
         state, version = progress.reached_state, progress.residual.version
         tasks = range(len(self.sequence.names))
-        among_all = [self.score(state, version, task, False) for task in tasks]
+        among_all = [score(state, version, task, False) for task in tasks]
         line = {
             "round": round_number,
             "task": schedule.get_current(round_number) if round_number else None,
@@ -81,7 +81,7 @@ class TaskScheduler(RoundHook):
             "loss": [total.mean_loss for total in among_all],
         }
         if self.setup.facts.classes:
-            line["accuracy_known_task"] = [self.score(state, version, task, True).accuracy for task in tasks]
+            line["accuracy_known_task"] = [score(state, version, task, True).accuracy for task in tasks]
         return [line]
 
     def _ask_rule(self, moment: Moment, progress: ServerState, round_number: int) -> ServerState:
@@ -115,4 +115,4 @@ class TaskScheduler(RoundHook):
 def attach(setup: Setup, clients: Transport, score: Score | None, say: Callable[[str], None]) -> RoundHook | None:
     """Return the hook of a run whose tasks come one after another."""
     sequence = setup.facts.tasks
-    return None if sequence is None or score is None else TaskScheduler(setup, clients, sequence, score, say)
+    return None if sequence is None else TaskScheduler(setup, clients, sequence, score, say)

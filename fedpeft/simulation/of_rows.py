@@ -10,12 +10,12 @@ from typing import Any
 
 from fedpeft.reporting.final_score import FinalScore, note_undefined
 from fedpeft.reporting.records import Records
+from fedpeft.reporting.task_matrix import measure_tasks
 from fedpeft.simulation.captions import measure_captions
 from fedpeft.simulation.patch_scores import measure_patches
 from fedpeft.simulation.probe import ProbeResult
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.simulation.span_scores import measure_spans
-from fedpeft.simulation.task_matrix import measure_tasks
 
 
 def measure_rows(
@@ -27,7 +27,9 @@ def measure_rows(
         targets = {**score.measures, "probe": probe.measures if probe else None}
     return {
         "template": simulation.setup.facts.template,
-        "tasks": measure_tasks(simulation, score.scores, records),
+        "tasks": measure_tasks(
+            simulation.setup.facts.tasks, simulation.rows.dataset.test, simulation.folder, score.scores, records
+        ),
         "targets": note_undefined(targets, simulation.observer),
         "spans": measure_spans(simulation),
         "captions": measure_captions(simulation, records),

@@ -24,16 +24,19 @@ from fedpeft.reporting.console import format_duration
 from fedpeft.reporting.phases import SILENCE, Heartbeat
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.run_folder import GIVEN_UP as MARKER
+from fedpeft.rounds.energy import summarize_energy
 from fedpeft.study.process import Start, describe_failure
 from fedpeft.study.runner import count_finished_rounds
 from fedpeft.tune.sampling import NEVER_TRAINED
-from fedpeft.tune.search_file import Search
+from fedpeft.tune.search_file import OF_ENERGY, Search
 from fedpeft.tune.sizes import Sizes
 from fedpeft.tune.store import (
+    COST,
     GIVEN_UP,
     REASON,
     SAME_AS,
     SETTINGS,
+    get_cost,
     get_trial,
     list_finished,
     list_trained,
@@ -52,8 +55,14 @@ IN_A_ROW = 100
 FAILURES = 3
 """Failed trials after which a search gives up if no trial has ended well."""
 
-KEPT_KEYS = ("uplink_bytes", "seconds", "parameters")
-"""Keys of a finished trial's summary that are kept as its attributes."""
+MEASURES = ("validation_loss", "validation_accuracy")
+"""Measures on validation examples, at the round that a run keeps."""
+
+KEPT_ALWAYS = ("uplink_bytes", "seconds", "parameters")
+
+KEPT_KEYS = (*KEPT_ALWAYS, *OF_ENERGY, *MEASURES)
+"""Keys of a finished trial that are kept as its attributes: of its summary, the energy that its clients used, and its
+validation measures without a price."""
 
 
 class TrialStarter(Protocol):
@@ -121,16 +130,21 @@ class SearchFolder:
                 size = self.sizes.of(config)
             except FedpeftError as error:
                 raise ConfigError(str(error)) from error
-            trial.set_user_attr("size", dataclasses.asdict(size))
+            known = dataclasses.asdict(size)
+            trial.set_user_attr("size", known)
+            if self.search.price is not None:
+                sign = 1.0 if self.search.keys.objective == "loss" else -1.0
+                trial.set_user_attr(COST, sign * self.search.price.compute(known))
             if not size.is_within(self.search.budget):
                 raise ConfigError(f"FP1465 {size}: over the budget of {self.search.budget}")
         return config
 
     def read_value(self, number: int) -> tuple[float, Mapping[str, Any]]:
-        """Return the objective of a finished run at the round that it keeps, and its summary.
+        """Return the objective of a finished run at the round that it keeps, and what is kept of it (`KEPT_KEYS`).
 
         Raises:
-            RunError: that round's state was not validated or has diverged, or a file can't be read.
+            RunError: that round's state was not validated or has diverged, a file can't be read, or the run used more
+                energy than was predicted and exceeds the budget.
         """
         folder, objective = self.run_of(number), self.search.keys.objective
         try:
@@ -138,15 +152,34 @@ class SearchFolder:
             kept = summary["kept_round"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"FP5231 {folder} contains no readable summary.json: {error}") from error
-        lines = Records(folder).read("rounds.jsonl")
-        values = {line["round"]: line[objective] for line in lines if line.get(objective) is not None}
-        value = values.get(kept, summary.get(f"validation_{objective}"))  # round 0 may have no line
+        lines = {line["round"]: line for line in Records(folder).read("rounds.jsonl")}
+        for measure in MEASURES:
+            at_kept = lines.get(kept, {}).get(measure.removeprefix("validation_"))  # round 0 may have no line
+            summary[measure] = summary.get(measure) if at_kept is None else at_kept
+        value = summary[f"validation_{objective}"]
+        used = summarize_energy(Records(folder).read("clients.jsonl"), lines.values(), pue=1.0) or {}
+        summary |= {unit: used.get(unit) for unit in OF_ENERGY}
+        self._check_energy(folder, summary)
         if value is None:
             raise RunError(
                 f"FP5232 the run in {folder} keeps the state after round {kept}, which has no finite validation "
                 f"{objective}: the round was not validated, or the run has diverged"
             )
         return float(value), summary
+
+    def _check_energy(self, folder: Path, summary: Mapping[str, Any]) -> None:
+        """Refuse the result of a run that used more energy than the budget allows.
+
+        Raises:
+            RunError: names the unit and both numbers.
+        """
+        budget = self.search.budget
+        for unit, most in budget.most.items() if budget else ():
+            if unit in OF_ENERGY and (summary[unit] or 0.0) > most:
+                raise RunError(
+                    f"FP5555 the run in {folder} used {summary[unit]:,.4g} {unit}, over the budget of {most:,} {unit}, "
+                    "though fewer were predicted; its traffic or its clients' own measurements exceed the prediction"
+                )
 
 
 class Conductor:
@@ -319,8 +352,9 @@ class Conductor:
             self._check_failures(error)
             return
         for name in KEPT_KEYS:
-            trial.set_user_attr(name, summary.get(name))
-        self.study.tell(number, value)
+            if name in KEPT_ALWAYS or summary.get(name) is not None:
+                trial.set_user_attr(name, summary.get(name))
+        self.study.tell(number, value + get_cost(trial))
         best = list_finished(self.study)[0]
         comparison = "the best so far" if best.number == number else f"best {best.value:.4f}: trial {best.number}"
         seconds = f"  {format_duration(summary['seconds'])}" if summary.get("seconds") else ""
@@ -337,7 +371,9 @@ class Conductor:
     def _describe_trial(self, trial: FrozenTrial) -> str:
         """Return a trial's value and its drawn settings as text."""
         value = trial.value if trial.value is not None else float("nan")
-        return f"{self.place.search.keys.objective} {value:.4f}  {escape(format_draws(trial))}"
+        joules = trial.user_attrs.get("joules")
+        used = "" if joules is None else f"  {format_joules(joules)}"
+        return f"{self.place.search.objective} {value:.4f}{used}  {escape(format_draws(trial))}"
 
     # --------------------------------------------------------------------------------------------------- what is seen
 
@@ -356,6 +392,11 @@ class Conductor:
 
     def _show(self) -> None:
         self.progress.update(self.task, completed=self.done, description=self._status_text[:60])
+
+
+def format_joules(joules: float) -> str:
+    """Return joules as readable text."""
+    return f"{joules / 1e3:,.3g} kJ" if joules >= 1e3 else f"{joules:.3g} J"
 
 
 def format_draws(trial: FrozenTrial) -> str:

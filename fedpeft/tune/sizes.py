@@ -1,4 +1,4 @@
-"""The size of a trial before training: its parameters, and the bytes of a client's update."""
+"""The size of a trial before training: parameters, bytes of a client's update, and the energy of all clients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import count_layers
 from fedpeft.models.task import TASKS
 from fedpeft.simulation.rows import SimulatedRows
+from fedpeft.tune.energy import PredictedEnergy, predict_energy
 from fedpeft.tune.search_file import Budget, Search
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
@@ -27,18 +28,29 @@ TYPICAL = 1e-3
 
 @dataclass(frozen=True)
 class Size:
-    """A trial's size: trained and exchanged `parameters`, and `bytes` of a client's update."""
+    """A trial's size.
+
+    Attributes:
+        parameters: trained and exchanged numbers.
+        bytes: bytes of a client's update.
+        joules: predicted energy of all clients in all rounds; 0: the run does not measure it.
+        grams: their grams of CO2; 0: nothing states how clean the power is.
+    """
 
     parameters: int
     bytes: int
+    joules: float = 0.0
+    grams: float = 0.0
 
     def is_within(self, budget: Budget | None) -> bool:
         """Return whether the size is within a budget; None allows any size."""
-        return budget is None or getattr(self, budget.unit) <= budget.most
+        return budget is None or all(getattr(self, unit) <= most for unit, most in budget.most.items())
 
     def __str__(self) -> str:
         """Return the size as readable text."""
-        return f"{self.parameters:,} parameters, {self.bytes:,} bytes an update"
+        joules = f", {self.joules:,.4g} J" if self.joules else ""
+        grams = f", {self.grams:,.3g} g of CO2" if self.grams else ""
+        return f"{self.parameters:,} parameters, {self.bytes:,} bytes an update{joules}{grams}"
 
 
 class Sizes:
@@ -47,15 +59,21 @@ class Sizes:
     def __init__(self, folder: Path) -> None:
         """Hold the folder that relative paths of settings start from."""
         self._folder = folder
-        self._facts: dict[tuple[object, ...], DatasetInfo] = {}
+        self._facts: dict[tuple[object, ...], tuple[DatasetInfo, list[int]]] = {}
         self._known: dict[RunConfig, Size] = {}
 
     def facts(self, config: RunConfig) -> DatasetInfo:
         """Return the dataset info of a configuration."""
+        return self._read(config)[0]
+
+    def _read(self, config: RunConfig) -> tuple[DatasetInfo, list[int]]:
+        """Return the dataset info of a configuration, and the training examples of each client."""
         key = (config.dataset, config.partition, config.clients, config.ranks)
         if key not in self._facts:
             groups = load_groups(config.ranks, config.clients, self._folder)
-            self._facts[key] = SimulatedRows.load(parse_run(config), count_clients(config.clients, groups)).facts
+            rows = SimulatedRows.load(parse_run(config), count_clients(config.clients, groups))
+            counts = [len(rows.partition.shard(client)) for client in range(len(rows.partition))]
+            self._facts[key] = rows.facts, counts
         return self._facts[key]
 
     def count_blocks(self, config: RunConfig) -> int:
@@ -80,7 +98,8 @@ class Sizes:
 
     def _measure(self, config: RunConfig) -> Size:
         groups = load_groups(config.ranks, config.clients, self._folder)
-        setup = Setup.create(parse_run(config), self.facts(config), groups)
+        facts, rows = self._read(config)
+        setup = Setup.create(parse_run(config), facts, groups)
         names = setup.strategy.list_trained(setup.layout, 1) - setup.strategy.list_private(setup.layout)
         noise = seeds.create_torch_generator(0, "size", 0)
         update = {
@@ -89,7 +108,8 @@ class Sizes:
         if config.dtype == "fp64":
             update = {name: tensor.double() for name, tensor in update.items()}
         payload, _ = setup.uplink.encode(update, {}, bits=0, seed=0, trained=setup.start, layout=setup.layout)
-        return Size(setup.layout.numel, len(payload))
+        energy = predict_energy(setup, rows, len(payload)) or PredictedEnergy(0.0, 0.0)
+        return Size(setup.layout.numel, len(payload), energy.joules, energy.grams)
 
 
 def count_blocks(search: Search, sizes: Sizes) -> int:
@@ -109,11 +129,16 @@ def count_blocks(search: Search, sizes: Sizes) -> int:
 
 
 def check_smallest(search: Search, sizes: Sizes, blocks: int) -> None:
-    """Refuse a budget that even the smallest hybrid exceeds.
+    """Refuse a budget that even the smallest hybrid exceeds, and grams without a known intensity.
 
     Raises:
-        ConfigError: the smallest hybrid is larger than the budget.
+        ConfigError: the smallest hybrid is larger than the budget, or nothing states how clean the power is.
     """
+    if "grams" in search.bounded_units and not sizes.of(search.build_corner({}, blocks)).grams:
+        raise ConfigError(
+            f"FP1835 {search.path}: grams need the grams of CO2 per kWh; set energy(intensity=...) in measure, or "
+            "intensity in the tables of clients"
+        )
     if search.hybrid is None or search.budget is None:
         return
     by_text: dict[str, Size] = {}
@@ -121,9 +146,9 @@ def check_smallest(search: Search, sizes: Sizes, blocks: int) -> None:
         by_text[text] = sizes.of(dataclasses.replace(search.build_corner({}, blocks), peft=text))
         if by_text[text].is_within(search.budget):
             return
-    unit = search.budget.unit
-    smallest = min(by_text, key=lambda text: int(getattr(by_text[text], unit)))
+    unit = next(iter(search.budget.most))
+    smallest = min(by_text, key=lambda text: float(getattr(by_text[text], unit)))
     raise ConfigError(
         f"FP1482 {search.path}: no hybrid is within the budget of {search.budget}: the smallest, {smallest}, has "
-        f"{getattr(by_text[smallest], unit):,}, including the head; raise the budget or name smaller sizes"
+        f"{by_text[smallest]}, including the head; raise the budget or name smaller sizes"
     )

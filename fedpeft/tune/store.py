@@ -34,9 +34,10 @@ NAME = "search"
 PLUGINS = "plugins"
 """The term that records the plugins of a search."""
 
-TERMS, SETTINGS, GIVEN_UP, REASON, SAME_AS = "terms", "settings", "given up", "reason", "same as"
-"""Attributes: the study's terms, which its processes need; a trial's settings, the round of the rung at which it was
-given up, the reason of its failure, and the earlier trial with the same settings."""
+TERMS, SETTINGS, GIVEN_UP, REASON, SAME_AS, COST = "terms", "settings", "given up", "reason", "same as", "cost"
+"""Attributes: the study's terms, which its processes need, and a trial's settings. Others are the round of the rung at
+which it was given up, the reason of its failure, the earlier trial with the same settings, and what its price adds to
+its values."""
 
 
 class Lock(JournalFileOpenLock):
@@ -209,6 +210,11 @@ def open_running_trial(folder: Path, number: int) -> tuple[Trial, dict[str, Any]
     terms: dict[str, Any] = study.user_attrs[TERMS]
     study.pruner = PRUNERS[terms["pruner"]](terms["first"], terms["most"], terms["reduction"])
     return get_trial(study, number), terms
+
+
+def get_cost(trial: Trial | FrozenTrial) -> float:
+    """Return what a trial's price adds to its values; negative if larger values are better; 0: there is no price."""
+    return float(trial.user_attrs.get(COST, 0.0))
 
 
 def list_trained(study: Study) -> list[FrozenTrial]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.reporting.records import Records
-from fedpeft.tune.store import GIVEN_UP, open_running_trial
+from fedpeft.tune.store import GIVEN_UP, get_cost, open_running_trial
 
 NOT_PASSED = 3
 """Exit code of a trial that did not pass a rung."""
@@ -22,7 +22,7 @@ class Reporter:
     def __init__(self, folder: Path, number: int) -> None:
         """Open the trial, and read which rounds it has already reported."""
         self.trial, terms = open_running_trial(folder, number)
-        self.objective, self.rounds = terms["objective"], terms["most"]
+        self.objective, self.rounds, self.cost = terms["objective"], terms["most"], get_cost(self.trial)
         self.reported_rounds = set(self.trial.study.get_trials(deepcopy=False)[number].intermediate_values)
 
     def catch_up(self, folder: Path) -> None:
@@ -48,7 +48,7 @@ class Reporter:
     def _report_value(self, round_number: int, value: float) -> None:
         if round_number not in self.reported_rounds:
             self.reported_rounds.add(round_number)
-            self.trial.report(value, round_number)
+            self.trial.report(value + self.cost, round_number)
         elif round_number < max(self.reported_rounds):
             return
         if round_number < self.rounds and self.trial.should_prune():

@@ -57,6 +57,11 @@ class Sample:
         """Whether only the other dataset's examples determine the task."""
         return is_task_in_rows(self.of)
 
+    @property
+    def has_tasks(self) -> bool:
+        """Whether the other dataset has tasks of continual learning."""
+        return bool(getattr(DATASETS.build(self.of), "has_tasks", False))
+
     def load(self) -> Dataset:
         """Return the sample, marked as `sampled`; a split that has fewer examples stays whole.
 

@@ -41,6 +41,7 @@ class Tasks:
     shared: bool = setting(False, "treat classes of equal names in several datasets as one class")
 
     argument: ClassVar[str] = "sets"
+    has_tasks: ClassVar[bool] = True
     training_settings: ClassVar[tuple[str, ...]] = ("every", "late", "compete")
 
     @property

@@ -33,7 +33,7 @@ from fedpeft.deployment.client.instruction_policy import InstructionPolicy
 from fedpeft.deployment.client.ledger import make_client_protection
 from fedpeft.deployment.client.shared_settings import parse_shared_settings
 from fedpeft.deployment.compared_parts import check_all_told
-from fedpeft.deployment.description import build_form, check_description
+from fedpeft.deployment.description import build_form, check_description, parse_tasks
 from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.identity.pinned_roster import PinnedRoster
 from fedpeft.deployment.identity.registration import encode_terms
@@ -46,6 +46,8 @@ from fedpeft.machine.cache import get_cache_directory
 from fedpeft.machine.hardware import get_gpu_name
 from fedpeft.models import kernels
 from fedpeft.models.task import TASKS
+from fedpeft.parts import format_part
+from fedpeft.peft.abilities import NamesRuns
 from fedpeft.privacy.client_protection import FAILED, ClientProtection, compute_state_digest
 from fedpeft.privacy.engine import KEY
 from fedpeft.privacy.guard import ClientPrivacy
@@ -94,6 +96,14 @@ def build_settings(description: v2.Description, options: EdgeOptions) -> RunSpec
     check_all_told(description.parts, config)
     spec = parse_run(config)
     chosen: dict[str, Any] = {"workers": 1, "cohort": "all"}
+    if isinstance(spec.method, NamesRuns):
+        folders = [Path(name).expanduser().absolute() for name in options.runs.split(",") if name.strip()]
+        chosen["peft"] = format_part(spec.method.find_runs(folders))
+    elif options.runs:
+        raise ConfigError(
+            f"FP1839 --runs {options.runs} names finished runs, and the federation's --peft {config.peft} reads none; "
+            "leave --runs out"
+        )
     if options.model:
         chosen["model"] = options.model
     if options.batch_size and has_common_batch_size(spec):
@@ -155,7 +165,8 @@ class EdgeClient:
         )[0]
         if self.options.batch_size:
             spec = spec.change(batch_size=self.options.batch_size)
-        facts = DatasetInfo(form.kind, description.task, names or None, spec.config.model, clients=1)
+        tasks = parse_tasks(description)
+        facts = DatasetInfo(form.kind, description.task, names or None, spec.config.model, clients=1, tasks=tasks)
         self.setup = Setup.create(spec, facts)
         self.config = self.setup.config
         machine = Machine.create(self.setup, {}, (self.device,))
@@ -167,7 +178,9 @@ class EdgeClient:
         if self.protection is not None and (sums := self.protection.engine.sums) is not None:
             self.setup = dataclasses.replace(self.setup, secure_sum=sums)
         alone = SingleClientPartition(np.arange(len(self.rows)), np.array([0, len(self.rows)]))
-        clients = create_client_plan(self.setup, alone, folder, self._held_out, self._create_client_privacy())
+        privacy, labels = self._create_client_privacy(), self.rows.labels
+        of_row = None if tasks is None or labels is None else tasks.find_tasks(labels)
+        clients = create_client_plan(self.setup, alone, folder, self._held_out, privacy, of_row)
         self.roster = _pin_roster(self.options, self.setup, credentials)
         if self.setup.secure_sum is not None:
             masks = self._create_mask_plan(credentials)

@@ -16,10 +16,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Final, Self
 
+from fedpeft.aggregation.task_rules import get_client_form
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import explain_uncompared
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import UNCOMPARED, format_form, format_state_name, is_newcomer
+from fedpeft.data.task_sequence import TaskSchedule
 from fedpeft.deployment.transcript.round_record import DIGEST, RoundRecord
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.peft.adapter import AdapterShape, Layout
@@ -29,7 +31,7 @@ from fedpeft.wiring.setup import Setup
 SUMMED: Final = frozenset(
     {
         "kind", "round", "learning_rate", "trained",  # the record fixes them
-        "rank", "alpha", "told",  # the client's own settings fix them
+        "rank", "alpha", "told", "task",  # the client's own settings fix them
         "payload", "released", "recorded",  # lead to the recorded state
         "client", "acknowledged", "attempt",  # name who is asked, and when: the answer does not depend on them
         "step", "said",  # the members of the sum check them
@@ -48,6 +50,7 @@ class InstructionPolicy:
         seed: seed of the run.
         mixed: whether clients may have different ranks.
         rank: the largest rank that this client has joined with; 0: any.
+        tasks: the rounds of each task in continual learning; None: there is one task.
     """
 
     layout: Layout
@@ -55,12 +58,14 @@ class InstructionPolicy:
     seed: int
     mixed: bool
     rank: int = 0
+    tasks: TaskSchedule | None = None
 
     @classmethod
     def from_setup(cls, setup: Setup, rank: int) -> Self:
         """Return the policy of a client whose `setup` follows the server's settings."""
         mixed = setup.strategy.mixed_ranks or setup.factor_view is not None
-        return cls(setup.layout, setup, setup.config.seed, mixed and setup.secure_sum is None, rank)
+        tasks = None if setup.facts.tasks is None else setup.facts.tasks.schedule
+        return cls(setup.layout, setup, setup.config.seed, mixed and setup.secure_sum is None, rank, tasks)
 
     @property
     def _codec(self) -> Codec:
@@ -117,7 +122,7 @@ class InstructionPolicy:
 
     def _list_legal_states(self) -> dict[str, AdapterShape | None]:
         """Return all states that a record may have, by name, with their forms."""
-        whole = self.layout.form
+        whole = get_client_form(self.parts.strategy, self.layout)
         forms: list[AdapterShape | None] = [whole]
         if whole is not None and self.mixed:
             forms = [self.layout.get_form(rank) for rank in range(1, whole.rank + 1)]
@@ -125,7 +130,7 @@ class InstructionPolicy:
         return {format_state_name(form, newcomer): form for form in forms for newcomer in kept}
 
     def _describe_forms(self) -> str:
-        whole = self.layout.form
+        whole = get_client_form(self.parts.strategy, self.layout)
         if whole is None:
             return "legal is the whole model: it has no ranks"
         if not self.mixed:
@@ -143,14 +148,26 @@ class InstructionPolicy:
         Raises:
             PayloadError: names the field, and what is legal.
         """
+        self._check_task(instruction)
         if instruction.kind in ("train", "evaluate"):
             self._check_form(instruction)
             self._check_tensors(instruction)
         if self.parts.secure_sum is not None:
             self._check_summed(instruction)
 
+    def _check_task(self, instruction: Instruction) -> None:
+        """Refuse another task than that of the client in this round: the settings and the client's id fix it."""
+        legal = 0
+        if self.tasks is not None and instruction.kind == "train":
+            legal = 1 + self.tasks.get_client_task(instruction.client, instruction.round, self.seed)
+        if instruction.task != legal:
+            raise PayloadError(
+                f"FP6495 the server asks client {instruction.client} for task {instruction.task} in round "
+                f"{instruction.round}; by the settings it is {legal or 'no task of several'}"
+            )
+
     def _check_form(self, instruction: Instruction) -> None:
-        whole, rank, alpha = self.layout.form, instruction.rank, instruction.alpha
+        whole, rank, alpha = get_client_form(self.parts.strategy, self.layout), instruction.rank, instruction.alpha
         if whole is None:
             legal = rank == 0 and alpha == 0
         else:

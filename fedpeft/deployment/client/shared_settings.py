@@ -17,20 +17,23 @@ from typing import Any, Final
 
 import tomli_w
 
+from fedpeft.aggregation.task_rules import TaskRanks
 from fedpeft.clients.drift import CORRECTIONS
 from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.parts import Family
+from fedpeft.parts import Family, format_part
 from fedpeft.parts.spec import parse_spec, split_outside_parentheses
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.peft.abilities import NamesRuns
+from fedpeft.peft.family import PEFT_METHODS, resize_method
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
 from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy, sums_under
 from fedpeft.privacy.server_noise import SERVER_NOISES
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.wiring.config import RunConfig, build_config
 from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.profiles import list_distinct
 from fedpeft.wiring.sampling import compute_cohort_size
 from fedpeft.wiring.setup import Setup
 
@@ -73,7 +76,20 @@ def select_client_settings(setup: Setup) -> RunConfig:
     told = {name: getattr(setup.config, name) for name in TAKEN}
     if setup.config.cohort == "auto":  # a client's ledger needs the number, whatever rule its version has
         told["cohort"] = compute_cohort_size("auto", setup.clients)
-    return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": setup.peft})
+    return RunConfig(**told | {"clients": setup.clients, "model": setup.model_name, "peft": _get_client_method(setup)})
+
+
+def _get_client_method(setup: Setup) -> str:
+    """Return the text of the PEFT method for clients.
+
+    A method with ranks for each task has those of one. One that reads finished runs names their digests.
+    """
+    if isinstance(setup.method, NamesRuns):
+        return format_part(setup.method.name_by_digests())
+    if not isinstance(setup.strategy, TaskRanks):
+        return setup.peft
+    given = setup.config.peft
+    return resize_method(given, PEFT_METHODS.build(given), [profile.form for profile in list_distinct(setup.profiles)])
 
 
 def format_client_settings(config: RunConfig) -> str:
@@ -104,8 +120,10 @@ def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
             for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
                 family.load_part(parse_spec(part).name)
                 family.build(part)
-        if told.peft != "auto" and (needs := PEFT_METHODS.build(told.peft).own_machine):
-            raise RunError(f"FP5093 peft={told.peft!r:.80} {needs}")
+        method = None if told.peft == "auto" else PEFT_METHODS.build(told.peft)
+        known = isinstance(method, NamesRuns) and method.names_digests()  # a server names no folder of a client
+        if method is not None and method.own_machine and not known:
+            raise RunError(f"FP5093 peft={told.peft!r:.80} {method.own_machine}")
     except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
         raise RunError(f"FP5094 the server's settings can't be used: {error}") from None
     if isinstance(told.cohort, str) and told.cohort not in ("auto", "all"):
@@ -155,7 +173,12 @@ def compute_settings_digest(told: v2.Description) -> str:
     fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
     fields["labels"] = list(told.labels)
     fields["parts"] = list(told.parts)
-    for name in ("parts", "side", "template"):  # empty, as from an earlier version: transcripts stay comparable
+    for name in (
+        "parts",
+        "side",
+        "template",
+        "tasks",
+    ):  # empty, as from an earlier version: transcripts stay comparable
         if not fields[name]:
             del fields[name]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

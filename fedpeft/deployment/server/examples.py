@@ -28,6 +28,9 @@ from fedpeft.parts.spec import parse_spec
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import RunSpec
 
+DESCRIBES = ("task", "labels", "eval_data", "label_column")
+"""Options that describe clients' examples in place of the configured dataset."""
+
 
 @dataclass(frozen=True, eq=False)
 class ServersRows:
@@ -58,7 +61,7 @@ class ServersRows:
     def _from_dataset(cls, spec: RunSpec, options: ServeOptions) -> ServersRows:
         """Return the task and the server's examples for clients whose examples are like the configured dataset's."""
         source = load_source(spec.dataset, spec.config.dataset)
-        check_tasks(source.tasks)
+        check_tasks(source.tasks, options)
         kind, asked = parse_spec(source.task).name, check_task(options)
         if asked and kind != parse_spec(asked).name:
             raise ConfigError(
@@ -87,7 +90,8 @@ class ServersRows:
             else form.create_empty_rows(targets, source.label_names)
         )
         test = source.test if options.eval_data else None
-        return cls._from_rows(source.name, form, source.label_names, rows, test, source.default_model)
+        made = cls._from_rows(source.name, form, source.label_names, rows, test, source.default_model)
+        return dataclasses.replace(made, dataset=dataclasses.replace(made.dataset, tasks=source.tasks))
 
     @classmethod
     def _from_rows(
@@ -135,6 +139,12 @@ def choose_form(of_data: Source, options: ServeOptions) -> Clients | None:
     if told is None:
         if options.eval_data == OWN_TEST or not (tells_names or options.eval_data or _is_unnamed(task)):
             return None
+        if getattr(of_data, "has_tasks", False):
+            told_by = next(f"--{name.replace('_', '-')}" for name in DESCRIBES if getattr(options, name))
+            raise ConfigError(
+                f"FP1837 {told_by} describes clients' examples of one task, and --dataset names tasks(...), whose "
+                "datasets describe them; leave it out (to score the tasks, give --eval-data dataset)"
+            )
     elif options.eval_data == OWN_TEST:
         raise ConfigError(
             "FP1146 clients(...) has no examples that the server could use; give --eval-data a file, or leave it out"

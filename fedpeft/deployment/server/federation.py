@@ -22,6 +22,9 @@ from rich.markup import escape
 
 from fedpeft import __version__
 from fedpeft.aggregation.abilities import Buffered
+from fedpeft.aggregation.task_rules import get_client_form
+from fedpeft.clients.executor import Totals
+from fedpeft.clients.label_shift import mask_other_classes
 from fedpeft.data import cached_rows
 from fedpeft.data.partition import Partition
 from fedpeft.deployment.client.shared_settings import (
@@ -30,7 +33,7 @@ from fedpeft.deployment.client.shared_settings import (
     select_client_settings,
 )
 from fedpeft.deployment.compared_parts import list_part_digests
-from fedpeft.deployment.description import describe_template
+from fedpeft.deployment.description import describe_tasks, describe_template
 from fedpeft.deployment.identity.authentication import Doorkeeper
 from fedpeft.deployment.identity.members import Member, Roster
 from fedpeft.deployment.identity.registration import decode_terms
@@ -55,7 +58,7 @@ from fedpeft.deployment.wire.gateway import Gateway
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine import cache
 from fedpeft.machine.memory import release
-from fedpeft.peft.adapter import AdapterShape
+from fedpeft.peft.adapter import AdapterShape, State
 from fedpeft.privacy.accounts import CommonAccounts, SumAccounts
 from fedpeft.privacy.declared_terms import DeclaredTerms
 from fedpeft.privacy.engine import PrivacyEngine
@@ -225,6 +228,7 @@ class Federation:
             parts=list_part_digests(shared),
             side=form.side,
             template=describe_template(form),
+            tasks=describe_tasks(setup.facts.tasks),
         )
 
     def _accept(self, registration: v2.Registration) -> DeclaredTerms | None:
@@ -245,7 +249,8 @@ class Federation:
             raise RunError("FP5071 a sum under masks needs the same rank at all clients; leave out --rank")
         if registration.rank and self.setup.layout.form is None:
             raise RunError(f"FP5072 {self.config.peft} has no ranks to choose; leave out --rank")
-        forms = [p.form for p in self.own] + [self._choose_form(Profile(self.setup.layout.form), registration.rank)]
+        largest = get_client_form(self.setup.strategy, self.setup.layout)
+        forms = [p.form for p in self.own] + [self._choose_form(Profile(largest), registration.rank)]
         try:
             self.setup.strategy.check(self.setup.layout, forms)
             check_decay(self.setup.training.optimizer, self.setup.strategy, self.setup.layout, forms)
@@ -363,6 +368,7 @@ class Federation:
         model = ServerModel(
             evaluate,
             self.workers.compute_validation_loss if len(self.rows.validation) else None,
+            self._score_task if len(self.rows.validation) else None,
             answer=self.workers.examine,
         )
         energy = EnergyTracker(self.setup) if self.setup.measured.get(EnergySettings) is not None else None
@@ -371,6 +377,14 @@ class Federation:
         start = partial(prepare, setup, transport, self.fixed, book, observer.say)
         sampler = ReachableClients(drawn_from, self.wait_for_present)
         return Server(setup, transport, sampler, store, observer, attach_features(run), start, self.stopping.is_set)
+
+    def _score_task(self, state: State, version: int, task: int, known: bool) -> Totals:
+        """Return the totals of a state on a task's validation examples; if `known`, only the task's classes compete."""
+        sequence, of_row = self.setup.facts.tasks, self.rows.validation.tasks
+        assert sequence is not None
+        assert of_row is not None
+        offsets = mask_other_classes(sequence.classes[task], self.setup.facts.classes) if known else None
+        return self.workers.score(state, version, np.flatnonzero(of_row == task), offsets)
 
     def _compute_row_limit(self) -> float:
         """Return the example count at which a client's weight is capped: a multiple of the median client's.

@@ -19,6 +19,7 @@ from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.regression import Regression
 from fedpeft.parts import format_part
 from fedpeft.parts.spec import parse_spec
+from fedpeft.peft.abilities import NamesRuns
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.profiles import Profiles
@@ -55,7 +56,7 @@ def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
         )
     if config.grid != "cohort":
         raise ConfigError("FP1132 grid sets where simulated clients run, and these are real; leave it out")
-    if spec.method is not None and (needs := spec.method.own_machine):
+    if spec.method is not None and (needs := spec.method.own_machine) and not isinstance(spec.method, NamesRuns):
         raise ConfigError(
             f"FP1133 --peft {config.peft} {needs}, and real clients run on other machines; use bottleneck"
         )
@@ -177,14 +178,21 @@ def create_client_profiles(setup: Setup) -> Profiles:
     return Profiles(made)
 
 
-def check_tasks(tasks: TaskSequence | None) -> None:
-    """Refuse a sequence of tasks.
+def check_tasks(tasks: TaskSequence | None, options: ServeOptions) -> None:
+    """Refuse a sequence of tasks that real clients can't follow.
 
     Raises:
-        ConfigError: the dataset is one.
+        ConfigError: an example's class does not tell its task, or clients' own examples would score the tasks.
     """
-    if tasks is not None:
+    if tasks is None:
+        return
+    if not tasks.is_told_by_class:
         raise ConfigError(
-            "FP1140 continual learning belongs to simulations, because a real client's examples don't name "
-            "their task; give --dataset one dataset"
+            "FP1140 a real client finds the task of an example by its class, so each class must belong to one task; "
+            "use tasks(data, classes=N), or several datasets with class labels and without shared=True"
+        )
+    if options.held_out:
+        raise ConfigError(
+            f"FP1836 --held-out {options.held_out:g} scores on clients' examples of all tasks at once; score each task "
+            "on the server's examples, with --eval-data dataset, or leave --held-out out"
         )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from typing import get_type_hints as hints
 
-from fedpeft.communication.messages import LARGEST, OWN, Instruction, Kind
+from fedpeft.communication.messages import ADDED, LARGEST, OWN, Instruction, Kind
 from fedpeft.communication.release import UNCOMPARED
 from fedpeft.errors import RunError
 from fedpeft.trust.question import MOST_WORDS
@@ -208,8 +208,10 @@ _LEGAL: Final[dict[str, Callable[[object], bool]]] = {
     "asks": lambda value: isinstance(value, str) and len(value) <= MOST_WORDS,
     "own": lambda value: (
         isinstance(value, dict)
-        and list(value) == sorted(OWN)
+        and list(value) == sorted(value)
+        and set(OWN) - ADDED <= set(value) <= set(OWN)
         and all(type(field) is _TYPES[name] for name, field in value.items())
+        and all(value[name] for name in ADDED & set(value))
         and all(math.isfinite(field) for field in value.values() if type(field) is float)
         and all(-LARGEST <= field <= LARGEST for field in value.values() if type(field) is int)
         and all(len(field) <= LONGEST_WORD and field.isprintable() for field in value.values() if type(field) is str)

@@ -14,18 +14,20 @@ Deviations. W_Q and W_K have no biases, as in the paper's formula but unlike the
 from a shared start. It is not exact, since the three matrices multiply each other. With --strategy
 "fedper(private_layers=('query', 'key', 'value'))" each client keeps a fusion of its own.
 
-The saved result contains the adapters and no longer needs the runs. Real clients do not have these folders, so they
-refuse the method.
+The saved result contains the adapters and no longer needs the runs. A server tells real clients the runs' digests, and
+each client names folders of its own that have them (`join --runs`). So no server names a folder of a client.
 
 Use it if finished `bottleneck` runs of other tasks exist.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as functional
@@ -33,7 +35,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedpeft.errors import ConfigError, ModelError
-from fedpeft.machine import seeds
+from fedpeft.machine import cache, seeds
 from fedpeft.machine.files import check_regular_file, parse_json
 from fedpeft.models.dtypes import get_adapter_dtype, get_wide_dtype
 from fedpeft.models.layers import replace
@@ -47,6 +49,9 @@ from fedpeft.peft.stacked_layers import StackedLayer, StackedWeight
 
 Adapters = dict[str, list[State]]
 """Tensors of each adapter (down.weight, down.bias, up.weight, up.bias), by the module that the adapter follows."""
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+"""A finished run, by its adapter's files."""
 
 PULL = 0.01
 """Weight of norm(W_V - I)^2 in the loss."""
@@ -164,14 +169,46 @@ class AdapterFusion(PeftMethod):
         Raises:
             ConfigError: none is named.
         """
-        given = [self.runs] if isinstance(self.runs, str) else self.runs
-        folders = tuple(Path(text) for text in given if text)
+        folders = tuple(Path(text) for text in self._named if text)
         if not folders:
             raise ConfigError(
                 "FP1242 adapter_fusion combines finished adapters: name the folders of runs of bottleneck, such as "
                 "adapter_fusion(runs=('runs/a', 'runs/b'))"
             )
         return folders
+
+    @property
+    def _named(self) -> tuple[str, ...]:
+        return (self.runs,) if isinstance(self.runs, str) else tuple(self.runs)
+
+    def name_by_digests(self) -> Self:
+        """Return the method with the digest of each finished run in place of its folder.
+
+        Raises:
+            ConfigError: none is named, or a folder contains no finished run.
+        """
+        return dataclasses.replace(self, runs=tuple(map(compute_run_digest, self.folders)))
+
+    def names_digests(self) -> bool:
+        """Return whether `runs` contains digests instead of folders."""
+        return all(map(DIGEST.fullmatch, self._named))
+
+    def find_runs(self, folders: Sequence[Path]) -> Self:
+        """Return the method with those of the `folders` that have the digests in `runs`.
+
+        Raises:
+            ConfigError: no folder has one of the digests, or a folder contains no finished run.
+        """
+        known = {compute_run_digest(folder): str(folder) for folder in folders}
+        for digest in self._named:
+            if digest not in known:
+                given = ", ".join(map(str, folders)) or "nothing"
+                raise ConfigError(
+                    f"FP1838 the federation combines {len(self._named)} finished runs, one with the digest "
+                    f"{digest[:19]}, which none of --runs has (given: {given}); ask whoever runs the server for the "
+                    "folders, and join with --runs FOLDER,FOLDER"
+                )
+        return dataclasses.replace(self, runs=tuple(known[digest] for digest in self._named))
 
     def load_adapters(self, base: nn.Module) -> Adapters:
         """Load the adapters of all runs for `base`.
@@ -257,6 +294,23 @@ class AdapterFusion(PeftMethod):
         for path, each in self.load_adapters(model.base).items():
             layer, tap = model.base.get_submodule(path), create_tap(model.base, path, self.place)
             replace(model.base, path, StackedFusion(layer, each, self.width, self.activation, tap, dtype, clients))
+
+
+def compute_run_digest(folder: Path) -> str:
+    """Return the digest of a finished run: of the files that describe and contain its adapter.
+
+    Raises:
+        ConfigError: the folder contains no finished run with such files.
+    """
+    files = folder / "adapter"
+    try:
+        for name in (OWN_METHOD, OWN_TENSORS):
+            check_regular_file(files / name)
+        return f"sha256:{cache.hash_files(files, (OWN_METHOD, OWN_TENSORS))}"
+    except OSError as error:
+        raise ConfigError(
+            f"FP1244 {folder} contains no finished run of bottleneck; name folders of finished runs of bottleneck"
+        ) from error
 
 
 def group_by_module(tensors: State, *endings: str) -> dict[str, State]:

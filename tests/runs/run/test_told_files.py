@@ -9,10 +9,10 @@ import pytest
 from fedpeft.deployment.server import federation
 from fedpeft.deployment.transcript import announcements
 from fedpeft.privacy import engine
-from fedpeft.reporting import records, run_folder, user_files
+from fedpeft.reporting import records, run_folder, task_matrix, user_files
 from fedpeft.rounds import ensemble
 from fedpeft.simulate import main
-from fedpeft.simulation import alone, pooled, task_matrix
+from fedpeft.simulation import alone, pooled
 from fedpeft.wiring import profiles
 
 TOLD = (Path(__file__).parents[3] / "docs" / "files.md").read_text(encoding="utf-8")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from dataclasses import replace
 
 import torch
 from fedpeft.clients.sequential import SequentialExecutor
@@ -14,6 +14,7 @@ from fedpeft.deployment.client.shared_settings import parse_shared_settings
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server.settings_checks import check
 from fedpeft.models.task import find_trainable
+from fedpeft.parts import format_part
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.adapter_fusion import Fusion, compute_identity_pull
@@ -127,9 +128,43 @@ def test_what_does_not_go_together_is_said(tiny, tmp_path):
         Case(f"adapter_fusion(runs='{tmp_path}/other')", tiny)
 
 
-def test_real_clients_are_spared_folders_of_the_server():
-    config = RunConfig(peft="adapter_fusion(runs='runs/a')")
-    with refuses("FP1133"):
-        check(parse_run(config), ServeOptions())
+def test_a_method_that_needs_this_machine_is_refused_to_real_clients(monkeypatch):
+    spec = parse_run(RunConfig(peft="bitfit"))
+    check(spec, ServeOptions())
+    monkeypatch.setattr(type(spec.method), "own_machine", "reads a file of this machine")
+    with refuses("FP1133", "bitfit", "reads a file of this machine"):
+        check(spec, ServeOptions())
+
+
+def test_a_server_names_no_folder_of_a_client():
+    text = RunConfig(peft="adapter_fusion(runs='runs/a')", clients=2).to_toml()
     with refuses("FP5094", "FP5093", "reads finished runs in folders of this machine"):
-        parse_shared_settings(replace(config, clients=2).to_toml())
+        parse_shared_settings(text)
+    mixed = RunConfig(peft=f"adapter_fusion(runs=('runs/a', 'sha256:{'0' * 64}'))", clients=2).to_toml()
+    with refuses("FP5094", "FP5093"):
+        parse_shared_settings(mixed)
+
+
+def test_a_client_finds_its_runs_by_their_digests(tiny, tmp_path):
+    task, _, folder, classes = tiny
+    runs = create_finished_runs(folder, task, classes)
+    method = PEFT_METHODS.build(f"adapter_fusion(runs=('{runs}/0', '{runs}/1'), width=4)")
+    told = method.name_by_digests()
+    assert told.names_digests()
+    assert not method.names_digests()
+    assert str(runs) not in format_part(told)
+    assert told == PEFT_METHODS.build(format_part(told))
+    shutil.copytree(runs / "0", tmp_path / "mine" / "b")
+    shutil.copytree(runs / "1", tmp_path / "mine" / "a")
+    own = [tmp_path / "mine" / name for name in ("a", "b")]
+    assert told.find_runs(own) == dataclasses.replace(method, runs=(str(own[1]), str(own[0])))
+    with refuses("FP1838", 2, own[0]):
+        told.find_runs(own[:1])
+    with refuses("FP1838", "nothing"):
+        told.find_runs([])
+    file = own[0] / "adapter" / saved_adapter.OWN_TENSORS
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with refuses("FP1838"):
+        told.find_runs(own)
+    with refuses("FP1244", tmp_path):
+        told.find_runs([tmp_path])

@@ -9,11 +9,14 @@ import torch
 from fedpeft.clients.label_shift import mask_other_classes
 from rich.console import Console
 
+from fedpeft.deployment.options import ServeOptions
+from fedpeft.deployment.server.examples import ServersRows
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.task_measures import compute_transfer
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.config import RunConfig
+from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import pattern_of, refuses
 
 DATA = "tasks('tiny(classes=6)', classes=2, late=1)"
@@ -95,6 +98,17 @@ def test_what_does_not_go_with_tasks_is_refused_in_a_sentence(given, error, word
         simulation(tmp_path, **given)
 
 
-def test_real_clients_are_refused_tasks_and_rules_that_ask_for_their_rows(federation):
-    with refuses("FP1140"):
-        federation(dataset="tasks(tiny, classes=2)")
+@pytest.mark.parametrize(
+    ("dataset", "options", "words"),
+    [
+        ("tasks('tiny(seed=1)', 'tiny(seed=2)', shared=True)", {}, ("FP1140",)),
+        (DATA, {"held_out": 0.2}, ("FP1836", "0.2")),
+        (DATA, {"labels": "a,b,c,d"}, ("FP1837", "--labels")),
+        (DATA, {"eval_data": "mine.csv"}, ("FP1837", "--eval-data")),
+        (f"sample({DATA!r}, rows=100)", {"labels": "a,b"}, ("FP1837", "--labels")),
+    ],
+)
+def test_real_clients_are_refused_tasks_that_their_examples_do_not_tell(dataset, options, words):
+    spec = parse_run(RunConfig(dataset=dataset))
+    with refuses(*words):
+        ServersRows.load(spec, ServeOptions(**options))
