@@ -54,11 +54,16 @@ SMALL = {
     "prompt_tuning": "prompt_tuning(length=5)",
     "quantum_peft": "quantum_peft(rank=3, layers=1)",
     "p_tuning": "p_tuning(length=5, hidden=12)",
+    "unipelt": "unipelt(methods='lora(rank=4) + prefix(length=5) + bottleneck(dim=6)')",
+    "subspace": "subspace(dimension=200, of=lora(rank=4))",
 }
 MORE = [
     "p_tuning(length=5, hidden=12, encoder=lstm)",
     "p_tuning(length=5, hidden=12, after=(0, 3))",
     "p_tuning_v2(length=5)",
+    "unipelt(methods='bottleneck(dim=6, place=parallel) + lora(rank=4, layers=1)')",
+    "subspace(dimension=300, of=full)",
+    "subspace(dimension=100, of='ia3 + bitfit + prefix(length=3) + bottleneck(dim=6)')",
     "quantum_peft(rank=3, parameterization=taylor)",
     "quantum_peft(rank=3, train=diagonal)",
     "bottleneck(dim=6, place=houlsby, layers=0)",

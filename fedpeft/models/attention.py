@@ -2,7 +2,8 @@
 
 It computes in fp32 for a bf16 base on a CPU, where torch's bf16 kernel takes over twice as long in the backward pass.
 On a GPU it is deterministic. Prefixes (see `peft/methods/prefix_tuning.py`) are a child module `prefix` of the
-attention module. What is added to the heads' outputs (`peft/methods/prefix_tuning_plus.py`) is a child `prefix_plus`.
+attention module. A child `prefix_gate` (`peft/methods/unipelt.py`) weighs the heads' outputs with a prefix against
+those without. What is added to the heads' outputs (`peft/methods/prefix_tuning_plus.py`) is a child `prefix_plus`.
 Without these children nothing changes.
 """
 
@@ -28,6 +29,9 @@ def _attend(
 ) -> Any:
     """Compute attention on (B, heads, T, d) as (B, T, heads, d), plus the module's function of the queries alone."""
     output, weights = _attend_in_wide_dtype(module, query, key, value, mask, *rest, **named)
+    if isinstance(gate := getattr(module, "prefix_gate", None), nn.Module):
+        plain, _ = _attend_in_wide_dtype(module, query, key, value, mask, *rest, prefixed=False, **named)
+        output = gate.mix(plain, output)  # type: ignore[operator]
     if isinstance(plus := getattr(module, "prefix_plus", None), nn.Module):
         output = output + plus(query).to(output.dtype)
     return output, weights
@@ -41,17 +45,23 @@ def _attend_in_wide_dtype(
     mask: Tensor | None,
     *rest: Any,
     packing: Packing | None = None,
+    prefixed: bool = True,
     **named: Any,
 ) -> Any:
-    """Compute scaled dot-product attention on (B, heads, T, d), in at least fp32 on CPUs, in the dtype of `query`."""
+    """Compute scaled dot-product attention on (B, heads, T, d), in at least fp32 on CPUs, in the dtype of `query`.
+
+    It leaves the module's prefix out unless `prefixed`.
+    """
     if packing is not None:
 
         def attend_rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            output: Tensor = _attend_in_wide_dtype(module, query, key, value, None, *rest, **named)[0]
+            output: Tensor = _attend_in_wide_dtype(module, query, key, value, None, *rest, prefixed=prefixed, **named)[
+                0
+            ]
             return output
 
         return packing.attend(attend_rows, query, key, value), None
-    if isinstance(prefix := getattr(module, "prefix", None), nn.Module):
+    if prefixed and isinstance(prefix := getattr(module, "prefix", None), nn.Module):
         causal = named.get("is_causal")
         causal = getattr(module, "is_causal", False) if causal is None else causal
         key, value, counted = prefix(key, value)

@@ -6,7 +6,7 @@ Nothing here imports torch: a family names its base class, and imports it when a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
@@ -84,6 +84,16 @@ class MethodFamily(Family["PeftMethod"]):
                 made: PeftMethod = import_class(HYBRID)(tuple(self.build(word) for word in words))
                 return made
         return super().build(self._complete_name(text) if isinstance(text, Spec) else text)
+
+    def check(self, text: str) -> None:
+        """See `Family`; joined methods are checked one by one."""
+        for word in split_outside_parentheses(text, "+"):
+            super().check(word)
+
+    def replace_paths(self, text: str, change: Callable[[str], str]) -> str:
+        """See `Family`."""
+        replace_in = super().replace_paths
+        return " + ".join(replace_in(word, change) for word in split_outside_parentheses(text, "+"))
 
     def parse_text(self, text: str) -> Spec:
         """See `Family`."""
