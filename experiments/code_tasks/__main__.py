@@ -47,7 +47,7 @@ def measure(dataset: str, rung: str) -> dict[str, Any]:
                 dataset=dataset, output=Path(folder) / "run", progress=False, **(FEDERATION | peft)
             )
             found = {"accuracy": run.accuracy, "seconds": round(run.summary["seconds"])}
-            return found | ({"spans": run.summary["spans"]} if "spans" in run.summary else {})
+            return found | ({"spans": run.summary["spans"]} if run.summary.get("spans") else {})
     if data.task == "token_labels":
         return score_words_alone(data) if rung == "words" else {"accuracy": 1 - share_of_defects(data.test), "f1": 0.0}
     if rung == "probe":

@@ -53,6 +53,11 @@ class CodeReview:
 
     suited_partition: ClassVar[str] = "natural"
 
+    @property
+    def suited_head(self) -> str | None:
+        """The default start of the head."""
+        return "zero" if self.where else None
+
     def load(self) -> Dataset:
         """Return hunks with a label each, or their words with labels; owners are packages.
 

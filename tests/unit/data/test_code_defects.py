@@ -15,7 +15,7 @@ from fedpeft.data.code_mutations import KINDS, plant_defect
 from fedpeft.data.datasets.code_types import PACKAGES
 from fedpeft.data.function_tests import write_tests
 from fedpeft.data.python_functions import Function
-from fedpeft.data.rows import Dataset, load_dataset
+from fedpeft.data.rows import Dataset, get_default_head, load_dataset
 from fedpeft.data.tagged_words import parse_row
 
 BODY = """def name{0}(rows, limit: int):
@@ -82,6 +82,8 @@ def test_a_hunk_is_cut_at_the_same_place_with_and_without_defect(load) -> None:
 def test_words_of_a_defect_are_labeled(load) -> None:
     data, whole = load("code_review(where=True)"), load("code_review")
     assert data.task == "token_labels"
+    assert get_default_head("code_review(where=True)") == "zero"
+    assert get_default_head("code_review") is None
     for row, text, label in zip(data.train.inputs, whole.train.inputs, whole.train.labels, strict=True):
         words, tags = parse_row(row)
         assert (1 in tags) == bool(label)
