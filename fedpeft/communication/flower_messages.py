@@ -7,7 +7,6 @@ In a Flower message a payload is ONE array of bytes, because Flower pays per arr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
@@ -23,7 +22,7 @@ PAYLOAD_TYPE = "fedpeft.v4"
 def write_record(content: Instruction | Report) -> RecordDict:
     """Write a message as the content of a Flower message."""
     own = vars(content)
-    names = [k for k in asdict(content) if k not in PAYLOADS and (k not in ADDED or own[k])]
+    names = [k for k in own if k not in PAYLOADS and (k not in ADDED or own[k])]
     fields = {k: list(own[k]) if isinstance(own[k], tuple) else own[k] for k in names}
     payloads = {k: own[k] for k in PAYLOADS if k == "payload" or own.get(k)}
     arrays = {k: Array("uint8", (len(data),), PAYLOAD_TYPE, data) for k, data in payloads.items()}

@@ -189,7 +189,7 @@ def check_tasks(tasks: TaskSequence | None, options: ServeOptions) -> None:
     if not tasks.is_told_by_class:
         raise ConfigError(
             "FP1140 a real client finds the task of an example by its class, so each class must belong to one task; "
-            "use tasks(data, classes=N), or several datasets with class labels and without shared=True"
+            "use tasks(data, classes=N), or datasets whose classes have different names"
         )
     if options.held_out:
         raise ConfigError(

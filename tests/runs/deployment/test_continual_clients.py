@@ -36,6 +36,29 @@ def test_real_clients_learn_tasks_as_simulated_ones_do(strategy, tmp_path, obser
             assert value == pytest.approx(other[key], abs=1e-12), key
 
 
+def test_a_server_that_stops_between_two_tasks_goes_on_as_if_it_had_not(tmp_path, observer):
+    made = make_simulation(tmp_path / "simulated", strategy="o_lora", **TASKS)
+    real = OfSimulation(tmp_path, observer, made, strategy="o_lora", **TASKS)
+    edge = real.server.edges[-1]
+    handle = edge.handle
+
+    def stopping(asked):
+        if asked.round == 2:  # the last round of the first task
+            real.server.stopping.set()
+        return handle(asked)
+
+    edge.handle = stopping
+    assert real.run().round == 2
+    real.start()
+    real.server.edges = [real.edge(k) for k in range(3)]
+    state, _ = run_simulation(made)
+    found = real.run()
+    assert found.round == 4
+    for name, tensor in state.adapter.items():
+        assert float((found.adapter[name] - tensor).abs().max()) <= 1e-12, name
+    assert len(Records(tmp_path / "server").read("tasks.jsonl")) == 3
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """Return a server of two tasks and its clients, which have not begun."""
