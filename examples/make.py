@@ -16,6 +16,7 @@ Examples that are generated from lists of words:
 - instructions.jsonl: the same in the columns of instruction data.
 - office_choices.jsonl: the test questions of the dataset office with four choices each. The three wrong ones are right
   answers to other questions of the same type, those that share most words with the question.
+- next_words.jsonl: which of four invented words comes next in a test text of the dataset tiny_lm(test_rows=20)?
 - leaf/sent140: the sentences about things as tweets, in the files of LEAF. The shops are the users.
 - fedllm_bench/Fed-Aya: the sums and differences of three clients, in the file of FedLLM-Bench.
 - glue/CoLA: sentences in the files of GLUE's CoLA; in half of them, two neighboring words are exchanged.
@@ -40,6 +41,7 @@ from sklearn.datasets import load_diabetes
 
 from fedpeft.data.datasets.code_search import SECTION
 from fedpeft.data.datasets.code_types import PACKAGES, Package, compute_digest
+from fedpeft.data.made_words import WORDS
 from fedpeft.data.python_functions import SourceFile, read_modules
 from fedpeft.data.rows import load_dataset
 
@@ -51,7 +53,7 @@ OWNERS = tuple(package for package in PACKAGES if package.license_id == "MIT")
 PAIRS = 25
 """Matches of a package, and as many mismatches."""
 
-WORDS = (4, 30)
+LENGTHS = (4, 30)
 """Fewest and most words of a description."""
 
 
@@ -63,7 +65,8 @@ def find_descriptions(package: Package) -> list[tuple[str, str]]:
         for definition in file.definitions if file else ():
             description = " ".join(SECTION.split(ast.get_docstring(definition) or "")[0].split())
             is_public = not definition.name.startswith(("_", "test"))
-            is_readable = WORDS[0] <= len(description.split()) <= WORDS[1] and "?" not in description  # was no ASCII
+            fits = LENGTHS[0] <= len(description.split()) <= LENGTHS[1]
+            is_readable = fits and "?" not in description  # was no ASCII
             if is_public and is_readable and description not in names.values():
                 names.setdefault(definition.name, description)
     return sorted(names.items(), key=lambda pair: compute_digest(f"{package.name}/{pair[0]}"))
@@ -174,6 +177,18 @@ def choose_answers(draw: random.Random) -> list[dict[str, object]]:
         choices = [right, *wrong[: CHOICES - 1]]
         draw.shuffle(choices)
         found.append({"messages": messages, "choices": choices})
+    draw.shuffle(found)
+    return found
+
+
+def continue_texts(draw: random.Random) -> list[dict[str, object]]:
+    """Return test texts of tiny_lm without their last word, which is the right choice; the others are drawn."""
+    found: list[dict[str, object]] = []
+    for text in load_dataset("tiny_lm(test_rows=20)").test.inputs:
+        *words, right = str(text).split()
+        choices = [right, *draw.sample([word for word in WORDS if word != right], CHOICES - 1)]
+        draw.shuffle(choices)
+        found.append({"question": " ".join(words), "choices": choices, "answer": choices.index(right)})
     draw.shuffle(found)
     return found
 
@@ -317,6 +332,8 @@ def write_generated(folder: Path) -> None:
     (folder / "instructions.jsonl").write_text("".join(lines), encoding="utf-8")
     lines = [json.dumps(row) + "\n" for row in choose_answers(random.Random(3))]
     (folder / "office_choices.jsonl").write_text("".join(lines), encoding="utf-8")
+    lines = [json.dumps(row) + "\n" for row in continue_texts(random.Random(4))]
+    (folder / "next_words.jsonl").write_text("".join(lines), encoding="utf-8")
     write_tweets(folder / "leaf" / "sent140" / "data", shops(random.Random(1)))
     write_clients(folder / "fedllm_bench" / "Fed-Aya" / "aya_3c.json", made[:60])
     write_cola(folder / "glue" / "CoLA", random.Random(3))

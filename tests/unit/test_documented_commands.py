@@ -124,7 +124,7 @@ def test_the_example_files_are_what_their_script_makes(make: SimpleNamespace, tm
     make.write_diabetes(tmp_path)
     names = (
         *("shops.csv", "rooms.csv", "diabetes.csv", "conversations.jsonl", "instructions.jsonl"),
-        "office_choices.jsonl",
+        *("office_choices.jsonl", "next_words.jsonl"),
     )
     layouts = [file.relative_to(tmp_path) for file in tmp_path.rglob("*.json")]
     assert len(layouts) == 3

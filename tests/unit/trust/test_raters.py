@@ -88,7 +88,8 @@ def test_a_run_on_rated_rows_tells_it_with_its_calibration():
 
     def compute(raters):
         rows = SimpleNamespace(dataset=SimpleNamespace(raters=raters))
-        return Calibration().compute(SimpleNamespace(score=score, simulation=SimpleNamespace(rows=rows)), {})
+        run = SimpleNamespace(score=score, simulation=SimpleNamespace(rows=rows), begun=None)
+        return Calibration().compute(run, {})
 
     assert compute(raters)["raters"] == compare_with_raters(raters, predicted, confidence, scaled, 15)
     assert "raters" not in compute(None)
