@@ -17,8 +17,8 @@ def build_data(defect: str) -> Dataset:
     for i in range(60):
         words = [str(word) for word in random.choice(["a", "b", "c"], 6)]
         place = int(random.integers(6))
-        words[place] = words[place] if not defect else defect
-        tags = [int(k == place and i % 2 == 0 or bool(defect) and word == defect) for k, word in enumerate(words)]
+        words[place] = defect if defect else words[place]
+        tags = [int((k == place and i % 2 == 0) or (bool(defect) and word == defect)) for k, word in enumerate(words)]
         rows.append(json.dumps({"words": words, "tags": tags}))
     return Dataset("made", "text", "token_labels", Rows(rows[:40]), Rows(rows[40:]), ("O", "B-DEFECT"), "tiny")
 
