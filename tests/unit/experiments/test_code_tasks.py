@@ -23,6 +23,7 @@ def build_data(defect: str) -> Dataset:
     return Dataset("made", "text", "token_labels", Rows(rows[:40]), Rows(rows[40:]), ("O", "B-DEFECT"), "tiny")
 
 
+@pytest.mark.medium
 def test_words_find_what_they_reveal() -> None:
     pytest.importorskip("seqeval")
     found = score_words_alone(build_data("bug"))
