@@ -25,13 +25,17 @@ from fedpeft.data.tagged_words import parse_row
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 
-TASKS = ("code_review(package_rows=100)", "code_review(package_rows=100, where=True)", "code_clones(package_rows=100)")
+TASKS = {
+    "code_review(package_rows=60)": 64,
+    "code_clones(package_rows=60, characters=200)": 128,
+    "code_review(package_rows=60, where=True)": 64,
+}
+"""Datasets with their number of tokens."""
 
 FEDERATION: dict[str, Any] = {
-    "tokens": 128,
     "clients": 0,
     "cohort": 8,
-    "rounds": 8,
+    "rounds": 6,
     "batch_size": 16,
     "peft": "lora(layers=2)",
 }
@@ -41,17 +45,15 @@ def measure(dataset: str, rung: str) -> dict[str, Any]:
     """Return the scores of one way to solve a task on its test examples."""
     data = load_dataset(dataset)
     if rung == "adapter" or (rung == "probe" and data.task == "token_labels"):
-        peft = {"peft": "linear_probe"} if rung == "probe" else {}
+        given = FEDERATION | {"tokens": TASKS[dataset]} | ({"peft": "linear_probe"} if rung == "probe" else {})
         with tempfile.TemporaryDirectory() as folder:
-            run = fedpeft.run_simulation(
-                dataset=dataset, output=Path(folder) / "run", progress=False, **(FEDERATION | peft)
-            )
+            run = fedpeft.run_simulation(dataset=dataset, output=Path(folder) / "run", progress=False, **given)
             found = {"accuracy": run.accuracy, "seconds": round(run.summary["seconds"])}
             return found | ({"spans": run.summary["spans"]} if run.summary.get("spans") else {})
     if data.task == "token_labels":
         return score_words_alone(data) if rung == "words" else {"accuracy": 1 - share_of_defects(data.test), "f1": 0.0}
     if rung == "probe":
-        return score_probe(dataset, {"tokens": FEDERATION["tokens"]})
+        return score_probe(dataset, {"tokens": TASKS[dataset]})
     return score_majority(data) if rung == "majority" else score_surface(data)
 
 
@@ -87,7 +89,7 @@ def score_words_alone(data: Dataset) -> dict[str, Any]:
 def main() -> None:
     """Measure what is missing, and print all lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", nargs="+", default=list(TASKS))
+    parser.add_argument("--dataset", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--rung", nargs="+", default=["majority", "words", "adapter", "probe"])
     arguments = parser.parse_args()
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -79,7 +80,7 @@ class IsolatedProgram:
             start_new_session=True,
         )
         assert self._process.stdin is not None
-        with self._process.stdin as pipe:
+        with suppress(BrokenPipeError), self._process.stdin as pipe:  # if it ended at once, `wait` gives the reason
             pipe.write(json.dumps(orders).encode())
         self._process.stdin = None
 
