@@ -28,6 +28,7 @@ from pathlib import Path
 
 from fedpeft.data import user_rows
 from fedpeft.data.incomplete_rows import INCOMPLETE, REFUSE
+from fedpeft.data.label_columns import AND
 from fedpeft.data.record_files import TablePlace
 from fedpeft.data.rows import Dataset
 from fedpeft.errors import ConfigError, DataError, shorten_value
@@ -133,7 +134,7 @@ class Glue:
                 f"FP3465 there is no file {folder / file}; give the folder in which GLUE's archives were unpacked, "
                 f"with {task.folder}/train.tsv and {task.folder}/{task.tests[self.mismatched]}"
             )
-        text = user_rows.AND.join(task.texts)
+        text = AND.join(task.texts)
         label_type = "class" if task.names else "number"
         names = user_rows.Names(text, "label", task.owner or None, "glue(...)", label_type, self.incomplete)
         return user_rows.read(str(folder / file), read_lines(folder / file, task), names)

@@ -26,7 +26,7 @@ class Bleu(CorpusMetric):
 
     def create_scorer(self, *, single: bool) -> Any:
         """Return sacrebleu's BLEU."""
-        from sacrebleu.metrics import BLEU
+        from sacrebleu.metrics.bleu import BLEU
 
         return BLEU(tokenize=self.tokenize, lowercase=self.lowercase, effective_order=single)
 

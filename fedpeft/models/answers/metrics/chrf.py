@@ -22,7 +22,7 @@ class Chrf(CorpusMetric):
 
     def create_scorer(self, *, single: bool) -> Any:
         """Return sacrebleu's chrF."""
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
 
         return CHRF(word_order=self.word_order, lowercase=self.lowercase)
 
