@@ -13,6 +13,7 @@ from fedpeft.data.conversations import format_question
 from fedpeft.data.image_folders import PICTURES, read_pixels
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
+from fedpeft.evaluate.patch_labels import format_grid, label_pictures
 from fedpeft.evaluate.word_labels import label_words
 from fedpeft.models import scoring
 from fedpeft.models.abilities import DescribesImages
@@ -71,8 +72,8 @@ def check_asked(run: FinishedRun, asked: str) -> None:
         )
     if not there:
         raise ConfigError(
-            f"FP1272 {run.folder} reads images, and there is no file {asked[:60]!r}; give an image file: python "
-            "-m fedpeft.predict RUN IMAGE"
+            f"FP1272 {run.folder} reads images, and there is no file {asked[:60]!r}; give an image file: "
+            "fedpeft predict RUN IMAGE"
         )
     read_pixels([asked], 8)  # before a model is loaded, or another picture is answered
 
@@ -102,6 +103,8 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     if run.has_word_labels:
         if abstain:
             raise ConfigError(f"FP1505 {run.folder} labels each word of a text; leave --abstain out")
+        if run.is_image_model:
+            return format_grid(label_pictures(run, run.model(base), [text])[0])
         words = text.split()
         (labels,) = label_words(run, run.model(base), [words])
         return " ".join(f"{word}/{label or 'cut off'}" for word, label in zip(words, labels, strict=True))
