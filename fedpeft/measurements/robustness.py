@@ -28,6 +28,8 @@ class Robustness(Measurement):
         """Reject tasks without classes."""
         if setup.facts.task != "classification":
             raise ConfigError("FP1313 robustness needs classes; leave it out of --measure")
+        if setup.facts.kind == "clip":
+            raise ConfigError("FP1734 robustness changes texts and images, and no clips; leave it out of --measure")
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Score the saved model on changed test examples."""
