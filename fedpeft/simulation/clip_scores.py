@@ -20,7 +20,7 @@ from fedpeft.simulation.simulation import Simulation
 
 
 def measure_clips(simulation: Simulation) -> dict[str, Any] | None:
-    """Return the number of frames and both baselines' test accuracy; None: the examples are other than clips with classes."""
+    """Return the number of frames and both baselines' test accuracy; None: there are no clips with classes."""
     setup, rows = simulation.setup, simulation.rows
     if setup.facts.kind != "clip" or setup.task.targets != "classes":
         return None
