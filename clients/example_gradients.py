@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedpeft.data.examples import Batch
+from fedpeft.data.rows import CLIP_AXES
 from fedpeft.errors import PrivacyError
 from fedpeft.models.layers import is_single_stack, unwrap
 from fedpeft.models.task import FederatedModel, RowLosses, Task
@@ -86,7 +87,8 @@ class ExampleGradients:
             )
             for (module, x, _), gradient in zip(seen, gradients, strict=True):
                 rule = GradSampleHooks.GRAD_SAMPLERS[type(module)]
-                for parameter, each in rule(module, [x], gradient).items():
+                for parameter, of_frames in rule(module, [x], gradient).items():
+                    each = _sum_frames(of_frames, batch, len(losses))
                     found[parameter] = found[parameter] + each if parameter in found else each
         for parameter in chosen.values():
             parameter.grad_sample = found.get(parameter)  # type: ignore[attr-defined]
@@ -126,6 +128,14 @@ class ExampleGradients:
             chosen[own_name].grad_sample = gradients[name]  # type: ignore[attr-defined]
         found: Tensor = losses.detach()
         return found
+
+
+def _sum_frames(gradients: Tensor, batch: Batch, rows: int) -> Tensor:
+    """Sum the gradients of the frames of each clip, (rows * frames, ...), to one per example; others stay."""
+    pixels = batch.get("pixel_values")
+    if pixels is None or pixels.ndim != CLIP_AXES or len(gradients) != rows * pixels.shape[1]:
+        return gradients
+    return gradients.unflatten(0, (rows, pixels.shape[1])).sum(1)
 
 
 def _expand_mask(module: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, Any]:

@@ -171,7 +171,10 @@ class PrivateExecutor(SequentialExecutor):
     def _set_own_masks(self, rows: np.ndarray, privacy: RowPrivacy, ids: tuple[int, ...]) -> None:
         """Give each example its own dropout mask; `ids`: round, attempt, client, step."""
         lengths = self.examples.lengths
-        self.dropout.clients = [(privacy.key.stream("dropout", *ids, row), 1, int(lengths[row])) for row in rows]
+        sequences = self.count_sequences(rows[:1])
+        self.dropout.clients = [
+            (privacy.key.stream("dropout", *ids, row), sequences, int(lengths[row])) for row in rows
+        ]
 
     def _fill(self, rows: np.ndarray, chosen: Chosen) -> Tensor:
         """Fill the gradients per example of these examples, and return their losses."""

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from fedpeft.clients.attack import Attack
 
+from fedpeft.data.images import get_size
+from fedpeft.data.rows import CLIP_AXES
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State
 
@@ -44,8 +46,11 @@ class Backdoor(Attack):
         if not isinstance(inputs, np.ndarray):
             return [f"{self.trigger} {text}" for text in inputs]
         images: np.ndarray = inputs.copy()
-        side = max(1, round(self.patch * min(images.shape[1:3])))
-        images[:, -side:, -side:] = WHITE
+        side = max(1, round(self.patch * min(get_size(images))))
+        if images.ndim == CLIP_AXES:
+            images[:, :, -side:, -side:] = WHITE
+        else:
+            images[:, -side:, -side:] = WHITE
         return images
 
     def update(self, delta: State, received: State, layout: Layout, generator: torch.Generator) -> State:

@@ -22,6 +22,7 @@ from fedpeft.data.examples import (
     TaggedRows,
     TokenRows,
 )
+from fedpeft.data.images import get_size
 from fedpeft.data.rows import Inputs, Rows
 from fedpeft.data.square_pictures import AS_EVER
 from fedpeft.machine import cache
@@ -54,7 +55,7 @@ def read_as(inputs: Inputs) -> dict[str, str]:
     Older versions neither smoothed images above 28 pixels a side nor gave them more than 4 x 4 patches. The field keeps
     their cache entries apart from today's.
     """
-    if not isinstance(inputs, np.ndarray) or max(inputs.shape[1:3]) <= AS_EVER:
+    if not isinstance(inputs, np.ndarray) or max(get_size(inputs)) <= AS_EVER:
         return {}
     return {"pixels": "smoothed, as many patches as fit"}
 

@@ -7,3 +7,6 @@ TEXT, LABEL = "text", "label"
 
 SMALLEST, LARGEST = 8, 512
 """Fewest and most pixels per side that a client's images are scaled to."""
+
+MOST_FRAMES = 64
+"""Most frames of a clip that a model reads."""

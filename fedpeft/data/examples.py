@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpeft.data.rows import CLIP_AXES
 from fedpeft.data.tagged_words import IGNORED
 from fedpeft.machine import growing_array
 from fedpeft.machine.mapped_files import leave
@@ -195,12 +196,13 @@ class PairRows:
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images for a model.
+    """Images for a model, or clips, whose frames pass it as images do.
 
     Attributes:
-        pixels: float32 (rows, channels, height, width), normalized for the model.
-        labels: int64 (rows,).
-        tokens: number of tokens per image.
+        pixels: float32 (rows, channels, height, width), normalized for the model; for clips (rows, frames, channels,
+            height, width).
+        labels: int64 (rows,), or with labels of patches (rows, patches).
+        tokens: number of tokens per image or frame.
     """
 
     pixels: np.ndarray
@@ -212,12 +214,17 @@ class ImageRows:
         return len(self.labels)
 
     @property
+    def sequences(self) -> int:
+        """Number of sequences per example in a forward pass: the frames of a clip."""
+        return int(self.pixels.shape[1]) if self.pixels.ndim == CLIP_AXES else 1
+
+    @property
     def lengths(self) -> np.ndarray:
-        """Tokens per image, (rows,): all equal."""
+        """Tokens per image or frame, (rows,): all equal."""
         return np.full(len(self), self.tokens)
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """Return pixel_values (B, channels, height, width) and labels (B,)."""
+        """Return pixel_values (B, channels, height, width), for clips (B, frames, ...), and labels (B,)."""
         index = np.asarray(rows)
         return {
             "pixel_values": torch.from_numpy(np.ascontiguousarray(self.pixels[index])),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft.data.model_config import load_model_config
+from fedpeft.data.rows import CLIP_AXES
 from fedpeft.data.square_pictures import convert_to_model_input
 from fedpeft.errors import ModelError
 
@@ -92,16 +93,26 @@ def count_patches(shorter: int, model_directory: Path) -> tuple[int, int]:
     return found, patch
 
 
+def get_size(images: np.ndarray) -> tuple[int, int]:
+    """Return height and width of images, or of the frames of clips, (rows, frames, height, width, 3)."""
+    height, width = images.shape[2:4] if images.ndim == CLIP_AXES else images.shape[1:3]
+    return height, width
+
+
 def convert_images(images: np.ndarray, model_directory: Path) -> tuple[np.ndarray, int]:
-    """Return images (rows, height, width) or (rows, height, width, 3) in [0, 255] as model input.
+    """Return images (rows, height, width) or (rows, height, width, 3), or clips, in [0, 255] as model input.
 
     Returns:
-        float32 (rows, 3, side, side), scaled to the model's patches and normalized as for ImageNet; and the tokens per
-        image: its patches and the class token.
+        float32 (rows, 3, side, side), or for clips (rows, frames, 3, side, side), scaled to the model's patches and
+        normalized as for ImageNet; and the tokens per image or frame: its patches and the class token.
 
     Raises:
         ModelError: the model has no `patch_size`, or has stages, so it is not a vision transformer.
     """
+    if images.ndim == CLIP_AXES:
+        rows, frames = images.shape[:2]
+        pixels, tokens = convert_images(images.reshape(rows * frames, *images.shape[2:]), model_directory)
+        return pixels.reshape(rows, frames, *pixels.shape[1:]), tokens
     patches, patch = count_patches(min(images.shape[1:3]), model_directory)
     side = patch * patches
     made = np.empty((len(images), 3, side, side), np.float32)

@@ -20,8 +20,11 @@ from fedpeft.parts import plugins
 from fedpeft.parts.families import DATASETS as DATASETS
 from fedpeft.parts.spec import parse_spec
 
-Kind = Literal["text", "image"]
+Kind = Literal["text", "image", "clip"]
 Inputs = Sequence[str] | NDArray[np.generic]
+
+CLIP_AXES = 5
+"""Number of axes of an array of clips: example, frame, and those of an image with its colors."""
 
 VALIDATION_ROWS = 1000
 """Number of training examples held out for validation; a tenth of the examples if there are fewer than ten times as
@@ -35,7 +38,8 @@ class Rows:
 
     Attributes:
         inputs: texts, one string per example, in a list or on disk (`fedpeft.data.text_column`); or images, uint8
-            (rows, height, width) or (rows, height, width, 3), 0 to 255.
+            (rows, height, width) or (rows, height, width, 3), 0 to 255; or clips, uint8 (rows, frames, height, width,
+            3).
         labels: classes, int64 (rows,), 0 <= label < number of classes; numbers to predict, float64 (rows,); any of
             several labels, int8 (rows, labels), 0 or 1; None for causal language modeling.
         owners: (rows,) of str or int, the person or site that an example belongs to; None if unknown.
@@ -254,9 +258,13 @@ def _check_inputs(inputs: Inputs, kind: Kind, which: str) -> None:
         place = next((i for i, text in enumerate(inputs) if not isinstance(text, str)), None)
         if place is not None:
             raise DataError(f"FP3140 {which}: example {place} is {inputs[place]!r:.40}, but each must be a str")
-    if kind == "image" and not (isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8):
+    if kind != "text" and not (isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8):
         told = f"an array of {inputs.dtype}" if isinstance(inputs, np.ndarray) else f"a {type(inputs).__name__}"
-        raise DataError(f"FP3141 {which} are images as {told}; give a NumPy array of uint8, 0 to 255")
+        raise DataError(f"FP3141 {which} are {kind}s as {told}; give a NumPy array of uint8, 0 to 255")
+    if kind == "clip" and (np.ndim(inputs) != CLIP_AXES or np.shape(inputs)[-1] != 3):
+        raise DataError(
+            f"FP3423 {which} are clips of shape {np.shape(inputs)}; give (rows, frames, height, width, 3), with colors"
+        )
 
 
 def _check_classes(labels: NDArray[Any], names: Sequence[str] | None, which: str) -> None:

@@ -25,7 +25,7 @@ from fedpeft.data.label_columns import (
     sort_labels,
 )
 from fedpeft.data.record_files import name_incomplete_part
-from fedpeft.data.rows import DATASETS, Dataset, Rows, Source, split_test
+from fedpeft.data.rows import CLIP_AXES, DATASETS, Dataset, Kind, Rows, Source, split_test
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError, shorten_value
@@ -358,7 +358,7 @@ def _choose_task(train: Rows, name: str, known: KnownLabels) -> str:
 
 
 def build_picture_dataset(made: Dataset, pixels: Callable[[list[str]], NDArray[np.uint8]]) -> Dataset:
-    """Return an image dataset from one whose texts are paths; `pixels` reads them.
+    """Return a dataset of images or clips from one whose texts are paths; `pixels` reads them.
 
     Raises:
         DataError: there are no labels.
@@ -371,7 +371,8 @@ def build_picture_dataset(made: Dataset, pixels: Callable[[list[str]], NDArray[n
 
     validation = None if made.validation is None else read_in(made.validation)
     train, test = read_in(made.train), read_in(made.test)
-    return replace(made, kind="image", train=train, test=test, validation=validation, default_model="dinov2_small")
+    kind: Kind = "clip" if np.ndim(train.inputs) == CLIP_AXES else "image"
+    return replace(made, kind=kind, train=train, test=test, validation=validation, default_model="dinov2_small")
 
 
 class DescribedDataset(Dataset):

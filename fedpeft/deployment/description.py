@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from fedpeft.data.client_rows import LARGEST, SMALLEST
+from fedpeft.data.client_rows import LARGEST, MOST_FRAMES, SMALLEST
 from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
 from fedpeft.data.image_companions import TASKS as COMPANIONS
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, compute_fingerprint
@@ -138,6 +138,11 @@ def check_description(told: v2.Description) -> None:
             f"FP5066 the server describes images of {told.side} pixels per side for the task {kind}; legal are "
             f"{SMALLEST} to {LARGEST}, of classes, labels or numbers, with texts or with masks"
         )
+    if told.frames and not (told.frames <= MOST_FRAMES and told.side and kind not in COMPANIONS):
+        raise RunError(
+            f"FP5456 the server describes clips of {told.frames} frames of {told.side} pixels for the task {kind}; "
+            f"legal are 1 to {MOST_FRAMES} frames of images with classes, labels or numbers"
+        )
     if bool(told.template) != (kind in CONVERSATIONS) or not (
         told.template in ("", *OF_COLUMNS) or _FILE.fullmatch(told.template)
     ):
@@ -173,6 +178,7 @@ def build_form(told: v2.Description, options: EdgeOptions) -> Clients:
         text=options.text_column or told.text_column,
         label=options.label_column or told.label_column,
         side=told.side,
+        frames=told.frames,
         template=_find_own_template(told.template, options.template),
     )
 

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
 
-from fedpeft.data.client_rows import LABEL, LARGEST, TEXT
+from fedpeft.data.client_rows import LABEL, LARGEST, MOST_FRAMES, TEXT
 from fedpeft.data.prompt_templates import check_readable, read_template
 from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
 from fedpeft.deployment.addresses import parse_address
@@ -47,6 +47,12 @@ class ServeOptions:
         "clients' examples are images, scaled to this many pixels per side (default: as --dataset)",
         low=0,
         high=LARGEST,
+    )
+    frames: int = setting(
+        0,
+        "clients' examples are clips, with a folder of frames for each: this many are read (default: as --dataset)",
+        low=0,
+        high=MOST_FRAMES,
     )
     template: str = setting(
         "",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpeft.data.clip_folders import read_clips
 from fedpeft.data.conversations import format_question
 from fedpeft.data.image_folders import PICTURES, read_pixels
 from fedpeft.data.tokens import load_tokenizer
@@ -63,6 +64,14 @@ def check_asked(run: FinishedRun, asked: str) -> None:
             raise ConfigError(
                 f"FP1270 {run.folder} reads texts, and {asked} is an image; give a text, or a run on images"
             )
+        return
+    if run.frames:
+        if not os.path.isdir(asked):
+            raise ConfigError(
+                f"FP1735 {run.folder} reads clips, and {asked[:60]!r} is not a folder; give a folder of frames: python "
+                "-m fedpeft.commands.predict RUN CLIP"
+            )
+        read_clips([asked], 8, run.frames)
         return
     if os.path.isdir(asked):
         describes = isinstance(run.task, DescribesImages)

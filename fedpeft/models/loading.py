@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, make_up_batch
 from fedpeft.data.model_config import describe_error
+from fedpeft.data.rows import CLIP_AXES
 from fedpeft.errors import ModelError
 from fedpeft.machine.hardware import has_fast_bf16
 from fedpeft.machine.startup import begin_collection
@@ -74,6 +75,7 @@ def load_base(
         widen(base)
     if "pixel_values" in inspect.signature(base.forward).parameters:
         base.register_forward_pre_hook(_prepare_images, with_kwargs=True)
+        base.register_forward_hook(_join_frames)
     base.eval().requires_grad_(False)
     _check_shapes(base, directory, report["mismatched_keys"])
     missing = sorted(report["missing_keys"])
@@ -116,13 +118,26 @@ def format_names(weights: Sequence[str]) -> str:
 def _prepare_images(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Convert images to the model's precision, and let it interpolate its grid of positions.
 
-    Images are smaller than those that the model was trained on (`fedpeft.data.images`), and so is their grid.
+    Images are smaller than those that the model was trained on (`fedpeft.data.images`), and so is their grid. The
+    frames of clips (B, frames, channels, height, width) become images.
     """
-    if isinstance(pixels := named.get("pixel_values"), Tensor):
+    pixels = named.get("pixel_values")
+    base.frames_per_clip = pixels.shape[1] if isinstance(pixels, Tensor) and pixels.ndim == CLIP_AXES else 1
+    if isinstance(pixels, Tensor):
+        pixels = pixels.flatten(0, 1) if pixels.ndim == CLIP_AXES else pixels
         named = named | {"pixel_values": pixels.to(base.dtype)}
     if "interpolate_pos_encoding" in inspect.signature(base.forward).parameters:
         named = named | {"interpolate_pos_encoding": True}
     return given, named
+
+
+def _join_frames(base: Any, _: tuple[Any, ...], output: Any) -> Any:
+    """Make one sequence of the hidden states of a clip's frames: (B * frames, T, d) becomes (B, frames * T, d)."""
+    frames = getattr(base, "frames_per_clip", 1)
+    if frames > 1 and "last_hidden_state" in output:
+        hidden = output["last_hidden_state"]
+        output["last_hidden_state"] = hidden.reshape(hidden.shape[0] // frames, -1, hidden.shape[-1])
+    return output
 
 
 def _check_shapes(base: nn.Module, directory: Path, mismatched: Collection[tuple[str, Any, Any]]) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedpeft.data.clip_folders import read_clips
 from fedpeft.data.examples import Batch, ImageRows, make_up_batch
 from fedpeft.data.image_folders import read_pixels
-from fedpeft.data.images import convert_images, get_vision_config
+from fedpeft.data.images import convert_images, get_size, get_vision_config
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import DATASETS, Dataset, Source, get_template, load_source
 from fedpeft.errors import FedpeftError, RunError
@@ -184,15 +185,22 @@ class FinishedRun:
             FedpeftError: the dataset has no such setting, and can't be loaded.
         """
         said = getattr(self.dataset, "side", None)
-        return said if isinstance(said, int) else int(self.load_dataset().test.inputs.shape[1])  # type: ignore[union-attr]
+        return said if isinstance(said, int) else get_size(np.asarray(self.load_dataset().test.inputs))[0]
+
+    @property
+    def frames(self) -> int:
+        """Number of frames of the clips that the run reads; 0: it reads images or texts."""
+        return int(getattr(self.dataset, "frames", 0))
 
     def load_pictures(self, files: list[str]) -> ImageRows:
-        """Load pictures of files as the run's model received them in training; labels are zeros.
+        """Load pictures of files, or clips of folders, as the run's model received them; labels are zeros.
 
         Raises:
             DataError: a file is not a readable picture; the message names it.
         """
-        pixels, tokens = convert_images(read_pixels(files, self.picture_side), self.model_directory)
+        side = self.picture_side
+        read = read_clips(files, side, self.frames) if self.frames else read_pixels(files, side)
+        pixels, tokens = convert_images(read, self.model_directory)
         return ImageRows(pixels, np.zeros(len(files), np.int64), tokens)
 
     @property
@@ -247,6 +255,11 @@ class FinishedRun:
             RunError: it finds pairs, or labels words.
         """
         self.check_answers()
+        if self.frames:
+            raise RunError(
+                f"FP5455 {self.folder} reads clips of {self.frames} frames, and a merged folder reads single images; "
+                "load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without --merge"
+            )
         if self.has_word_labels:
             raise RunError(
                 f"FP5174 {self.folder} labels words: its head answers once per token, and not for a whole example; "

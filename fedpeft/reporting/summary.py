@@ -212,6 +212,8 @@ class Summary:
             are none.
         patches: mean intersection over union of the patches' labels in the test set, with those of probes on frozen
             features and on pixels (`fedpeft.simulation.patch_scores`); None: there are none.
+        clips: frames of a clip, and the accuracy of probes on one frame and on pixels
+            (`fedpeft.simulation.clip_scores`); None: there are none.
     """
 
     quality: Quality
@@ -235,6 +237,7 @@ class Summary:
     spans: Mapping[str, Any] | None = None
     captions: Mapping[str, Any] | None = None
     patches: Mapping[str, Any] | None = None
+    clips: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Summary | None:
@@ -374,6 +377,7 @@ def _list_baseline_lines(summary: Summary) -> list[Line]:
         *_format_number(
             "mean IoU of a probe on frozen patches", ((summary.patches or {}).get("frozen") or {}).get("mean_iou")
         ),
+        *_format_number("accuracy of a probe on one frame", (summary.clips or {}).get("one_frame")),
         *(
             (f"captions, test rows: {name}", f"{value:.4f}")
             for name, value in _rename_caption_scores(summary.captions).items()

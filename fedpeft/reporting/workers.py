@@ -23,6 +23,7 @@ from fedpeft.clients.ray_pool import RayPool, choose_worker_device, count_defaul
 from fedpeft.clients.workbench import WorkPlan
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.cached_rows import load_cached_examples
+from fedpeft.data.examples import ImageRows
 from fedpeft.data.partition import Shards
 from fedpeft.data.task_sequence import ClientTasks
 from fedpeft.errors import ConfigError, RunError
@@ -198,8 +199,9 @@ def create_work_plan(
         executor = "private"
     elif reusing and _can_batch(setup, machine):
         executor = "batched"
-    lengths = load_cached_examples(data_key).lengths
-    tokens = float(lengths.mean()) if len(lengths) else setup.tokens
+    examples = load_cached_examples(data_key)
+    lengths, frames = examples.lengths, examples.sequences if isinstance(examples, ImageRows) else 1
+    tokens = frames * (float(lengths.mean()) if len(lengths) else setup.tokens)
     together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS
     return WorkPlan(
         task=setup.task,

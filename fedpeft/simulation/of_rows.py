@@ -1,7 +1,7 @@
 """Entries of summary.json that depend on the task type.
 
-They cover classes, numbers, several labels per example, continual learning, token labels, captions, patch labels, and
-questions in a template.
+They cover classes, numbers, several labels per example, continual learning, token labels, captions, patch labels,
+clips, and questions in a template.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from fedpeft.reporting.final_score import FinalScore, note_undefined
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.task_matrix import measure_tasks
 from fedpeft.simulation.captions import measure_captions
+from fedpeft.simulation.clip_scores import measure_clips
 from fedpeft.simulation.patch_scores import measure_patches
 from fedpeft.simulation.probe import ProbeResult
 from fedpeft.simulation.simulation import Simulation
@@ -34,4 +35,5 @@ def measure_rows(
         "spans": measure_spans(simulation),
         "captions": measure_captions(simulation, records),
         "patches": measure_patches(simulation),
+        "clips": measure_clips(simulation),
     }

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.client_rows import LABEL, LARGEST, SMALLEST, TEXT
+from fedpeft.data.client_rows import LABEL, LARGEST, MOST_FRAMES, SMALLEST, TEXT
+from fedpeft.data.clip_folders import has_clips, read_clip_records, read_clips
 from fedpeft.data.image_companions import (
     MASK,
     find_companion_beside,
@@ -69,6 +70,12 @@ class Clients:
     text: str = setting(TEXT, "column of texts; for conversations, None of the usual names")
     label: str = setting(LABEL, "column of classes, numbers or labels, or of the answers to the texts")
     side: int = setting(0, "pixels per side that images are scaled to; 0: examples are texts", low=0, high=LARGEST)
+    frames: int = setting(
+        0,
+        "frames of each clip, from a folder of frames for each; 0: examples are images or texts",
+        low=0,
+        high=MOST_FRAMES,
+    )
     template: str | None = setting(
         None,
         "template of conversations: chat (the model's own), alpaca, flowertune or FILE.jinja; None: chat",
@@ -85,6 +92,11 @@ class Clients:
         if self.learns in COMPANIONS and not self.side:
             raise ConfigError(
                 f"FP1732 the task {self.learns} needs images, and side is 0; give their size in pixels, such as side=64"
+            )
+        if self.frames and (not self.side or self.learns in COMPANIONS):
+            raise ConfigError(
+                f"FP1738 frames={self.frames} reads clips with classes, labels or numbers, and needs the size of a "
+                f"frame in pixels, such as side=64; the task is {self.learns}, and side is {self.side}"
             )
         if 0 < self.side < SMALLEST:
             raise ConfigError(
@@ -109,7 +121,9 @@ class Clients:
 
     @property
     def kind(self) -> Kind:
-        """Input type: image or text."""
+        """Input type: clip, image or text."""
+        if self.frames:
+            return "clip"
         return "image" if self.side else "text"
 
     @property
@@ -205,8 +219,9 @@ class Clients:
         if not self.side:
             return Rows([], labels)
         masked = COMPANIONS.get(self.learns) is MASK
+        shape = (self.frames, self.side, self.side, 3) if self.frames else (self.side, self.side, 3)
         return Rows(
-            np.zeros((0, self.side, self.side, 3), np.uint8),
+            np.zeros((0, *shape), np.uint8),
             labels,
             texts=[] if self.learns in COMPANIONS and not masked else None,
             masks=np.zeros((0, self.side, self.side), np.uint8) if masked else None,
@@ -214,6 +229,8 @@ class Clients:
 
     def _read_records(self, path: Path, given: TableFormat) -> Iterator[Record]:
         """Yield a client's records, after a check that they are images or texts as the run requires."""
+        if self.frames:
+            return read_clip_records(path.expanduser())
         found = read_own_records(path, given)
         if not self.side and has_pictures(path):
             raise DataError(
@@ -228,7 +245,10 @@ class Clients:
         return found
 
     def _convert_to_pictures(self, rows: Rows) -> Rows:
-        return Rows(read_pixels(list(map(str, rows.inputs)), self.side), rows.labels)
+        files = list(map(str, rows.inputs))
+        return Rows(
+            read_clips(files, self.side, self.frames) if self.frames else read_pixels(files, self.side), rows.labels
+        )
 
     def _read_companions(
         self, path: Path, names: Sequence[str] | None, given: TableFormat
@@ -299,6 +319,8 @@ def read_first_example(path: Path, given: TableFormat = DETECT) -> Record:
         ConfigError, DataError: it has no records, or can't be read.
     """
     folder = path.expanduser()
+    if has_clips(folder):
+        return next(read_clip_records(folder))
     if (companion := find_companion_beside(folder)) is None:
         return read_first_record(path, given)
     return next(read_companion_records(folder, companion, companion.column, given))

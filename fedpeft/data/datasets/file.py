@@ -8,6 +8,7 @@ PATH is one of these:
 - a folder that `save_to_disk` of the `datasets` library wrote, with or without splits;
 - a folder with files train, validation and test, or with one file per client;
 - a folder of images, in a folder for each class or with a metadata.csv of file_name and label;
+- clips, with frames=N: a folder for each class, and in it a folder of frames for each clip;
 - images with texts or masks, for the tasks towers, captions and patch_labels: a folder with a.jpg and a.txt (or
   a.mask.png), or a table with the columns image and text (or mask).
 
@@ -42,7 +43,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedpeft.data import image_companions, user_rows
+from fedpeft.data.client_rows import MOST_FRAMES
+from fedpeft.data.clip_folders import read_clip_records, read_clips
 from fedpeft.data.image_folders import FILE_NAME, has_pictures, read_picture_records, read_pixels
 from fedpeft.data.images_with_texts import choose_start
 from fedpeft.data.incomplete_rows import INCOMPLETE, REFUSE
@@ -137,6 +143,12 @@ class File:
         high=512,
     )
     seed: int = setting(0, "seed of the held-out share; not the run's seed", low=0)
+    frames: int = setting(
+        0,
+        "frames of each clip, evenly spaced, from a folder of frames for each clip; 0: examples are images or texts",
+        low=0,
+        high=MOST_FRAMES,
+    )
     task: str | None = setting(
         None,
         "for images with texts or masks: towers, captions or patch_labels, with its settings; None: the columns decide",
@@ -150,6 +162,10 @@ class File:
         self._get_format()  # raises if its settings are not legal
         if self.task is not None:
             image_companions.find_companion(self.task)
+        if self.frames and self.task is not None:
+            raise ConfigError(
+                f"FP1737 frames={self.frames} reads clips with classes, and {self.task} is for images; leave one out"
+            )
 
     @property
     def suited_head(self) -> str | None:
@@ -158,7 +174,7 @@ class File:
             return choose_start(self.task)
         try:
             splits = self._find_splits()
-            pictures = has_pictures(splits.train)
+            pictures = self.frames > 0 or has_pictures(splits.train)
             reading = None if pictures else self.choose_reading(self._create_table(splits.train, pictures).first)
         except FedpeftError:  # `load` reports it
             return None
@@ -172,9 +188,9 @@ class File:
             DataError: it can't be read, or its rows can't be used; the message names the line.
         """
         paths = self._find_splits()
-        pictures = self.task is None and has_pictures(paths.train)
+        pictures = self.task is None and (self.frames > 0 or has_pictures(paths.train))
         for path in (paths.validation, paths.test):
-            if pictures and path is not None and not has_pictures(path):
+            if pictures and path is not None and not (self.frames or has_pictures(path)):
                 raise ConfigError(
                     f"FP1091 {path} contains no images, but the training examples are images; give a folder of images"
                 )
@@ -182,9 +198,13 @@ class File:
             Path(self.path).expanduser().name,
             paths.convert(lambda path: self._create_table(path, pictures)),
             f"file(path={self.path!r}, ROLE=COLUMN)",
-            (lambda files: read_pixels(files, self.side)) if pictures else None,
+            self._read_images if pictures else None,
         )
         return dataclasses.replace(made, notes=(*self._list_notes(paths), *made.notes))
+
+    def _read_images(self, files: list[str]) -> NDArray[np.uint8]:
+        """Return the images of files, or the clips of folders."""
+        return read_clips(files, self.side, self.frames) if self.frames else read_pixels(files, self.side)
 
     def choose_reading(self, first: Mapping[str, Any]) -> ColumnReading | None:
         """Return how to read data that start with the record `first`; None: each row has a text, and perhaps a label.
@@ -207,7 +227,7 @@ class File:
             name: name of the dataset.
             splits: the records of each split; those of images name them in the column `FILE_NAME`.
             ask: how a user names a column, see `fedpeft.data.user_rows.Names`.
-            pixels: returns the named images, uint8 (images, side, side, 3); None: the examples are texts.
+            pixels: returns the named images, uint8 (images, side, side, 3), or clips; None: the examples are texts.
 
         Raises:
             ConfigError: settings contradict each other.
@@ -302,6 +322,8 @@ class File:
             companion, form = image_companions.find_companion(self.task), self._get_format()
             records = partial(image_companions.read_companion_records, path, companion, self._companion_column, form)
             return RecordTable(str(path), records)
+        if self.frames:
+            return RecordTable(str(path), partial(read_clip_records, path))
         read = partial(read_picture_records if pictures else read_records_below, path, self._get_format())
         return RecordTable(str(path), read, OWNER if path.is_dir() else None)
 

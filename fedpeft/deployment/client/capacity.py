@@ -215,7 +215,7 @@ def _measure_example(folder: Path, told: v2.Description) -> tuple[ModelSize, int
     learns = told.task.partition("(")[0]
     patches = count_patches(told.side, folder)[0] ** 2 + 1 if told.side else 0
     if learns not in ("towers", "captions"):
-        tokens = patches or told.tokens
+        tokens = patches * max(1, told.frames) or told.tokens
         return ModelSize.from_folder(folder, learns == "seq2seq"), tokens * (2 if learns == "dpo" else 1)
     folders = find_tower_folders(folder)
     text = ModelSize.from_folder(folders["text"])

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedpeft.data.client_rows import LABEL, TEXT
 from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
+from fedpeft.data.images import get_size
 from fedpeft.data.images_with_texts import PATCH_LABELS
 from fedpeft.data.label_columns import AND, parse_names
 from fedpeft.data.prompt_templates import CHAT, SUFFIX, read_template
@@ -81,6 +82,7 @@ class ServersRows:
             text=options.text_column,
             label=options.label_column,
             side=_choose_side(source, options),
+            frames=_choose_frames(source, options),
             template=_choose_template(source, get_template(spec.dataset), options),
         )
         targets = TASKS.build(form.task).targets
@@ -132,6 +134,7 @@ def choose_form(of_data: Source, options: ServeOptions) -> Clients | None:
         "text": options.text_column if options.text_column != TEXT else "",
         "label": options.label_column if options.label_column != LABEL else "",
         "side": options.side,
+        "frames": options.frames,
         "template": options.template,
     }
     given = {name: value for name, value in given.items() if value}
@@ -189,8 +192,8 @@ def _choose_side(source: Dataset, options: ServeOptions) -> int:
     Raises:
         ConfigError: the dataset contains texts, but a side is asked for, or its pictures have another one.
     """
-    if source.kind == "image":
-        own = min(np.asarray(source.train.inputs).shape[1:3])
+    if source.kind != "text":
+        own = min(get_size(np.asarray(source.train.inputs)))
         if options.side not in (0, own):
             raise ConfigError(
                 f"FP1149 --side {options.side} differs from the image size of {source.name}, which is {own}; "
@@ -203,6 +206,21 @@ def _choose_side(source: Dataset, options: ServeOptions) -> int:
             "classes of the clients' images, with --labels a,b,c"
         )
     return 0
+
+
+def _choose_frames(source: Dataset, options: ServeOptions) -> int:
+    """Return the number of frames of a dataset's clips; 0: it contains none.
+
+    Raises:
+        ConfigError: another number is asked for.
+    """
+    own = int(np.shape(source.train.inputs)[1]) if source.kind == "clip" else 0
+    if options.frames not in (0, own):
+        raise ConfigError(
+            f"FP1739 --frames {options.frames} differs from the frames of {source.name}, which are {own}; leave it "
+            "out, or name the classes of the clients' clips, with --labels a,b,c"
+        )
+    return own
 
 
 def _choose_template(source: Dataset, named: str | None, options: ServeOptions) -> str | None:

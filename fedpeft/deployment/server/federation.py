@@ -227,6 +227,7 @@ class Federation:
             held_out=self.held_out,
             parts=list_part_digests(shared),
             side=form.side,
+            frames=form.frames,
             template=describe_template(form),
             tasks=describe_tasks(setup.facts.tasks),
         )

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fedpeft/deployment/wire/v2.proto\x12\nfedpeft.v2\".\n\x0cIntroduction\x12\x10\n\x08software\x18\x01 \x01(\t\x12\x0c\n\x04wire\x18\x02 \x01(\r\"\x93\x02\n\x0b\x44\x65scription\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08software\x18\x02 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x13\n\x0btext_column\x18\x06 \x01(\t\x12\x14\n\x0clabel_column\x18\x07 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x08 \x01(\t\x12\x14\n\x0cweights_hash\x18\t \x01(\t\x12\x0e\n\x06tokens\x18\n \x01(\r\x12\x10\n\x08held_out\x18\x0b \x01(\x01\x12\r\n\x05parts\x18\x0c \x03(\t\x12\x0c\n\x04side\x18\r \x01(\r\x12\x10\n\x08template\x18\x0e \x01(\t\x12\r\n\x05tasks\x18\x0f \x01(\t\"\x96\x01\n\x0cRegistration\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x10\n\x08hardware\x18\x05 \x01(\t\x12\'\n\x05terms\x18\x06 \x01(\x0b\x32\x18.fedpeft.v2.PrivacyTerms\x12\x0f\n\x07records\x18\x07 \x01(\x04\"~\n\x0cPrivacyTerms\x12\r\n\x05noise\x18\x01 \x01(\x01\x12\x0c\n\x04rate\x18\x02 \x01(\x01\x12\x10\n\x08releases\x18\x03 \x01(\r\x12\x10\n\x08\x64p_delta\x18\x04 \x01(\x01\x12\x0f\n\x07\x65psilon\x18\x05 \x01(\x01\x12\x12\n\x05start\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_start\"~\n\x05Value\x12\x11\n\x07integer\x18\x01 \x01(\x12H\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x12(\n\x08integers\x18\x05 \x01(\x0b\x32\x14.fedpeft.v2.IntegersH\x00\x42\x06\n\x04kind\"\x19\n\x08Integers\x12\r\n\x05items\x18\x01 \x03(\x12\"%\n\x07Payload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"D\n\tStatement\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\"\xd9\x01\n\x06Header\x12\x0c\n\x04task\x18\x01 \x01(\t\x12.\n\x06\x66ields\x18\x02 \x03(\x0b\x32\x1e.fedpeft.v2.Header.FieldsEntry\x12%\n\x08payloads\x18\x03 \x03(\x0b\x32\x13.fedpeft.v2.Payload\x12(\n\tstatement\x18\x04 \x01(\x0b\x32\x15.fedpeft.v2.Statement\x1a@\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.fedpeft.v2.Value:\x02\x38\x01\"\x1a\n\x08\x46inished\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x9b\x01\n\x04Part\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x12.fedpeft.v2.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12(\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x14.fedpeft.v2.FinishedH\x00\x12\'\n\x06record\x18\x04 \x01(\x0b\x32\x15.fedpeft.v2.StatementH\x00\x42\t\n\x07\x63ontent\"s\n\x07Receipt\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.fedpeft.v2.Receipt.Verdict\":\n\x07Verdict\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\t\n\x05TAKEN\x10\x01\x12\t\n\x05KNOWN\x10\x02\x12\x08\n\x04LATE\x10\x03\x32\xb5\x01\n\nFederation\x12=\n\x08\x44\x65scribe\x12\x18.fedpeft.v2.Introduction\x1a\x17.fedpeft.v2.Description\x12\x35\n\x05Tasks\x12\x18.fedpeft.v2.Registration\x1a\x10.fedpeft.v2.Part0\x01\x12\x31\n\x06Submit\x12\x10.fedpeft.v2.Part\x1a\x13.fedpeft.v2.Receipt(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fedpeft/deployment/wire/v2.proto\x12\nfedpeft.v2\".\n\x0cIntroduction\x12\x10\n\x08software\x18\x01 \x01(\t\x12\x0c\n\x04wire\x18\x02 \x01(\r\"\xa3\x02\n\x0b\x44\x65scription\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08software\x18\x02 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x13\n\x0btext_column\x18\x06 \x01(\t\x12\x14\n\x0clabel_column\x18\x07 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x08 \x01(\t\x12\x14\n\x0cweights_hash\x18\t \x01(\t\x12\x0e\n\x06tokens\x18\n \x01(\r\x12\x10\n\x08held_out\x18\x0b \x01(\x01\x12\r\n\x05parts\x18\x0c \x03(\t\x12\x0c\n\x04side\x18\r \x01(\r\x12\x10\n\x08template\x18\x0e \x01(\t\x12\r\n\x05tasks\x18\x0f \x01(\t\x12\x0e\n\x06\x66rames\x18\x10 \x01(\r\"\x96\x01\n\x0cRegistration\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x10\n\x08hardware\x18\x05 \x01(\t\x12\'\n\x05terms\x18\x06 \x01(\x0b\x32\x18.fedpeft.v2.PrivacyTerms\x12\x0f\n\x07records\x18\x07 \x01(\x04\"~\n\x0cPrivacyTerms\x12\r\n\x05noise\x18\x01 \x01(\x01\x12\x0c\n\x04rate\x18\x02 \x01(\x01\x12\x10\n\x08releases\x18\x03 \x01(\r\x12\x10\n\x08\x64p_delta\x18\x04 \x01(\x01\x12\x0f\n\x07\x65psilon\x18\x05 \x01(\x01\x12\x12\n\x05start\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_start\"~\n\x05Value\x12\x11\n\x07integer\x18\x01 \x01(\x12H\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x12(\n\x08integers\x18\x05 \x01(\x0b\x32\x14.fedpeft.v2.IntegersH\x00\x42\x06\n\x04kind\"\x19\n\x08Integers\x12\r\n\x05items\x18\x01 \x03(\x12\"%\n\x07Payload\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"D\n\tStatement\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\"\xd9\x01\n\x06Header\x12\x0c\n\x04task\x18\x01 \x01(\t\x12.\n\x06\x66ields\x18\x02 \x03(\x0b\x32\x1e.fedpeft.v2.Header.FieldsEntry\x12%\n\x08payloads\x18\x03 \x03(\x0b\x32\x13.fedpeft.v2.Payload\x12(\n\tstatement\x18\x04 \x01(\x0b\x32\x15.fedpeft.v2.Statement\x1a@\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.fedpeft.v2.Value:\x02\x38\x01\"\x1a\n\x08\x46inished\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x9b\x01\n\x04Part\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x12.fedpeft.v2.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12(\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x14.fedpeft.v2.FinishedH\x00\x12\'\n\x06record\x18\x04 \x01(\x0b\x32\x15.fedpeft.v2.StatementH\x00\x42\t\n\x07\x63ontent\"s\n\x07Receipt\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.fedpeft.v2.Receipt.Verdict\":\n\x07Verdict\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\t\n\x05TAKEN\x10\x01\x12\t\n\x05KNOWN\x10\x02\x12\x08\n\x04LATE\x10\x03\x32\xb5\x01\n\nFederation\x12=\n\x08\x44\x65scribe\x12\x18.fedpeft.v2.Introduction\x1a\x17.fedpeft.v2.Description\x12\x35\n\x05Tasks\x12\x18.fedpeft.v2.Registration\x1a\x10.fedpeft.v2.Part0\x01\x12\x31\n\x06Submit\x12\x10.fedpeft.v2.Part\x1a\x13.fedpeft.v2.Receipt(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,31 +36,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INTRODUCTION']._serialized_start=48
   _globals['_INTRODUCTION']._serialized_end=94
   _globals['_DESCRIPTION']._serialized_start=97
-  _globals['_DESCRIPTION']._serialized_end=372
-  _globals['_REGISTRATION']._serialized_start=375
-  _globals['_REGISTRATION']._serialized_end=525
-  _globals['_PRIVACYTERMS']._serialized_start=527
-  _globals['_PRIVACYTERMS']._serialized_end=653
-  _globals['_VALUE']._serialized_start=655
-  _globals['_VALUE']._serialized_end=781
-  _globals['_INTEGERS']._serialized_start=783
-  _globals['_INTEGERS']._serialized_end=808
-  _globals['_PAYLOAD']._serialized_start=810
-  _globals['_PAYLOAD']._serialized_end=847
-  _globals['_STATEMENT']._serialized_start=849
-  _globals['_STATEMENT']._serialized_end=917
-  _globals['_HEADER']._serialized_start=920
-  _globals['_HEADER']._serialized_end=1137
-  _globals['_HEADER_FIELDSENTRY']._serialized_start=1073
-  _globals['_HEADER_FIELDSENTRY']._serialized_end=1137
-  _globals['_FINISHED']._serialized_start=1139
-  _globals['_FINISHED']._serialized_end=1165
-  _globals['_PART']._serialized_start=1168
-  _globals['_PART']._serialized_end=1323
-  _globals['_RECEIPT']._serialized_start=1325
-  _globals['_RECEIPT']._serialized_end=1440
-  _globals['_RECEIPT_VERDICT']._serialized_start=1382
-  _globals['_RECEIPT_VERDICT']._serialized_end=1440
-  _globals['_FEDERATION']._serialized_start=1443
-  _globals['_FEDERATION']._serialized_end=1624
+  _globals['_DESCRIPTION']._serialized_end=388
+  _globals['_REGISTRATION']._serialized_start=391
+  _globals['_REGISTRATION']._serialized_end=541
+  _globals['_PRIVACYTERMS']._serialized_start=543
+  _globals['_PRIVACYTERMS']._serialized_end=669
+  _globals['_VALUE']._serialized_start=671
+  _globals['_VALUE']._serialized_end=797
+  _globals['_INTEGERS']._serialized_start=799
+  _globals['_INTEGERS']._serialized_end=824
+  _globals['_PAYLOAD']._serialized_start=826
+  _globals['_PAYLOAD']._serialized_end=863
+  _globals['_STATEMENT']._serialized_start=865
+  _globals['_STATEMENT']._serialized_end=933
+  _globals['_HEADER']._serialized_start=936
+  _globals['_HEADER']._serialized_end=1153
+  _globals['_HEADER_FIELDSENTRY']._serialized_start=1089
+  _globals['_HEADER_FIELDSENTRY']._serialized_end=1153
+  _globals['_FINISHED']._serialized_start=1155
+  _globals['_FINISHED']._serialized_end=1181
+  _globals['_PART']._serialized_start=1184
+  _globals['_PART']._serialized_end=1339
+  _globals['_RECEIPT']._serialized_start=1341
+  _globals['_RECEIPT']._serialized_end=1456
+  _globals['_RECEIPT_VERDICT']._serialized_start=1398
+  _globals['_RECEIPT_VERDICT']._serialized_end=1456
+  _globals['_FEDERATION']._serialized_start=1459
+  _globals['_FEDERATION']._serialized_end=1640
 # @@protoc_insertion_point(module_scope)

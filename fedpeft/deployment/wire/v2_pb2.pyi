@@ -16,7 +16,7 @@ class Introduction(_message.Message):
     def __init__(self, software: _Optional[str] = ..., wire: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("run", "software", "config", "labels", "task", "text_column", "label_column", "tokenizer_hash", "weights_hash", "tokens", "held_out", "parts", "side", "template", "tasks")
+    __slots__ = ("run", "software", "config", "labels", "task", "text_column", "label_column", "tokenizer_hash", "weights_hash", "tokens", "held_out", "parts", "side", "template", "tasks", "frames")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class Description(_message.Message):
     SIDE_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     run: str
     software: str
     config: str
@@ -47,7 +48,8 @@ class Description(_message.Message):
     side: int
     template: str
     tasks: str
-    def __init__(self, run: _Optional[str] = ..., software: _Optional[str] = ..., config: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., task: _Optional[str] = ..., text_column: _Optional[str] = ..., label_column: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., weights_hash: _Optional[str] = ..., tokens: _Optional[int] = ..., held_out: _Optional[float] = ..., parts: _Optional[_Iterable[str]] = ..., side: _Optional[int] = ..., template: _Optional[str] = ..., tasks: _Optional[str] = ...) -> None: ...
+    frames: int
+    def __init__(self, run: _Optional[str] = ..., software: _Optional[str] = ..., config: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., task: _Optional[str] = ..., text_column: _Optional[str] = ..., label_column: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., weights_hash: _Optional[str] = ..., tokens: _Optional[int] = ..., held_out: _Optional[float] = ..., parts: _Optional[_Iterable[str]] = ..., side: _Optional[int] = ..., template: _Optional[str] = ..., tasks: _Optional[str] = ..., frames: _Optional[int] = ...) -> None: ...
 
 class Registration(_message.Message):
     __slots__ = ("run", "rows", "rank", "precision", "hardware", "terms", "records")
