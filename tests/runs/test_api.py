@@ -59,7 +59,7 @@ def test_a_run_is_an_object(ended):
 
 
 def test_a_run_predicts_and_evaluates(ended, capsys):
-    from fedpeft.predict import main as predict
+    from fedpeft.commands.predict import main as predict
 
     text = ROWS[0]["text"]
     answers = ended.predict([text, ROWS[1]["text"]])
