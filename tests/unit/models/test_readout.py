@@ -120,11 +120,13 @@ def test_a_task_without_a_head_is_refused():
         PEFT_METHODS.build("head2toe").attach(task.model(task.base(folder, torch.float32), 0), "fp32")
 
 
-@pytest.mark.parametrize("dataset", ["tiny", "digits"])
+@pytest.mark.parametrize("model", CLASSES)
 @pytest.mark.parametrize("peft", ["head2toe", "linear_probe"])
-def test_a_run_reads_rows_as_their_features_of_texts_and_of_images(dataset, peft, tmp_path, monkeypatch):
+def test_a_run_reads_rows_as_their_features_of_texts_and_of_images(model, peft, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "cache"))
-    config = RunConfig(dataset=dataset, clients=4, peft=peft, workers=1, dtype="fp32", head="ridge", rounds=1)
+    config = RunConfig(
+        dataset=CLASSES[model], model=model, clients=4, peft=peft, workers=1, dtype="fp32", head="ridge", rounds=1
+    )
     simulation = Simulation(config, tmp_path / "run", ConsoleObserver(Console(quiet=True)))
     setup, work = simulation.setup, simulation.workers.work
     simulation.close()

@@ -13,7 +13,7 @@ from fedpeft.clients.dropout import ClientDropout, DropoutPlan
 from fedpeft.clients.example_gradients import ExampleGradients
 from fedpeft.clients.executor import Job
 from fedpeft.clients.sequential import SequentialExecutor
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, WatermarkingConfig
 
 from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.rows import Rows, load_dataset
@@ -194,7 +194,7 @@ OTHERWISE = {
     "do_sample": True, "num_beams": 3, "return_dict_in_generate": True, "min_length": 5,
     "min_new_tokens": 5, "no_repeat_ngram_size": 1, "repetition_penalty": 50.0, "guidance_scale": 9.0,
     "exponential_decay_length_penalty": (1, 9.0), "prompt_lookup_num_tokens": 2,
-    "watermarking_config": {"bias": 90.0, "context_width": 1}, "penalty_alpha": 0.6, "dola_layers": "low",
+    "watermarking_config": WatermarkingConfig(bias=90.0, context_width=1), "penalty_alpha": 0.6, "dola_layers": "low",
     "force_words_ids": [[5]], "constraints": [1], "assistant_early_exit": 1, "stop_strings": ["a"],
     "token_healing": True, "cache_implementation": "quantized", "cache_config": {"nbits": 4}, "prefill_chunk_size": 1,
     "use_mtp": True,
