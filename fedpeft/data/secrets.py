@@ -66,7 +66,7 @@ class Secrets:
     @property
     def space(self) -> int:
         """Number of possible secrets."""
-        return len(self.symbols) ** self.length
+        return int(len(self.symbols) ** self.length)
 
     def list_secrets(self) -> list[PlantedSecret]:
         """Return the secrets, each different from the others."""

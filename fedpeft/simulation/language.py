@@ -74,9 +74,13 @@ def measure_both(setup: Setup, folder: Path, measure: Callable[[FederatedModel, 
 def evaluate_calibration(asked: Calibration, exam: Exam, setup: Setup, folder: Path) -> dict[str, Any]:
     """Return the calibration section of summary.json."""
     if not exam.has_choices:
-        found = measure_both(setup, folder, lambda *given: calibrate_free_answers(exam, *given, asked.by_length))
+        found = measure_both(
+            setup, folder, lambda model, tokenizer: calibrate_free_answers(exam, model, tokenizer, asked.by_length)
+        )
         return {"answers": found[TUNED], "base": found[BASE]}
-    found = measure_both(setup, folder, lambda *given: calibrate_choices(exam, *given, asked.bins, asked.by_length))
+    found = measure_both(
+        setup, folder, lambda model, tokenizer: calibrate_choices(exam, model, tokenizer, asked.bins, asked.by_length)
+    )
     tuned = found[TUNED]
     temperature, fitted_on = tuned.pop("temperature"), tuned.pop("fitted_on")
     return {"temperature": temperature, "fitted_on": fitted_on, "test": tuned, "base": found[BASE]}
@@ -88,7 +92,9 @@ def evaluate_calibration(asked: Calibration, exam: Exam, setup: Setup, folder: P
 def evaluate_prompts(asked: Robustness, exam: Exam, setup: Setup, folder: Path) -> dict[str, Any]:
     """Return the robustness section of summary.json."""
     seed = setup.config.seed
-    found = measure_both(setup, folder, lambda *given: measure_prompts(asked.draws, exam, *given, seed))
+    found = measure_both(
+        setup, folder, lambda model, tokenizer: measure_prompts(asked.draws, exam, model, tokenizer, seed)
+    )
     return {"rows": len(exam.questions), "draws": asked.draws, **found[TUNED], "base": found[BASE]}
 
 
