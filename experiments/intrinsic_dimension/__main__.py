@@ -1,6 +1,6 @@
 """python -m experiments.intrinsic_dimension [--preset P]: the numbers that a task needs, from the recorded runs.
 
-Two tables are made of the results of `python -m fedpeft.study experiments/intrinsic_dimension/study.toml --preset P`:
+Two tables are made of the results of `fedpeft study experiments/intrinsic_dimension/study.toml --preset P`:
 
 1. The intrinsic dimension: the smallest dimension of `subspace` that keeps 90 % of the gain of the method that it is
    in. A gain is the mean test accuracy over the seeds, less that of the linear probe on the same examples (Li et al.,

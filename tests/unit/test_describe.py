@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from fedpeft import describe
+from fedpeft.commands import describe
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.evaluate import __main__ as evaluate
 from fedpeft.wiring.config import RunConfig
