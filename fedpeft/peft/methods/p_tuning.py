@@ -145,7 +145,8 @@ class PTuning(PeftMethod):
     @property
     def tensors(self) -> tuple[str, ...]:  # type: ignore[override]
         """Names of the embedding and of the network's weights."""
-        linear, layers = (0, 2, 4) if self.encoder == "mlp" else (0, 2), ()
+        linear = (0, 2, 4) if self.encoder == "mlp" else (0, 2)
+        layers: tuple[str, ...] = ()
         if self.encoder == "lstm":
             layers = tuple(
                 f"{kind}_{side}_l{layer}{way}"
@@ -173,7 +174,7 @@ class PTuning(PeftMethod):
         return PromptEncoderConfig(
             num_virtual_tokens=self.length,
             encoder_hidden_size=self.hidden,
-            encoder_reparameterization_type=self.encoder.upper(),  # type: ignore[arg-type]
+            encoder_reparameterization_type=self.encoder.upper(),
             encoder_num_layers=LSTM_LAYERS,
             task_type=find_task_type(base),
             token_dim=get_embedding_width(base),

@@ -14,7 +14,7 @@ so neither is stored nor sent; in memory P needs 4 bytes an entry of theta.
 Deviations. The papers project densely or by the Fastfood transform, and scale P to unit length. Su et al. (Uni-LoRA,
 arXiv 2506.00799, abstract only) partition LoRA's parameters at random, as here. P is not scaled to unit length here, so
 that with adamw an entry of theta moves by the learning rate in a step, as in the method itself. The head is trained
-beside z. A language model's output layer, with embeddings that share its weights, stays frozen with of=full.
+beside z. With of=full, weights that several layers share stay frozen, and so does a language model's output layer.
 
 Rule: the plain mean of z. Since theta is linear in z, it is exact for all methods whose plain mean is. The saved result
 contains z and the head. Only the sequential executor trains it.
@@ -24,6 +24,7 @@ Use it to measure how many numbers a task needs, or if only a few hundred number
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -131,7 +132,7 @@ class Subspace(PeftMethod):
         start = self.inner.start(model, self.draw)
         modules = [t.module for t in self.inner.layout(model).tensors if t.role != "head"]
         firsts = {id(p): start[name] for name, p in find_trainable(model).items()}
-        fixed = _find_output_parameters(model.base)
+        fixed = _find_fixed_parameters(model.base)
         moved = [
             (module, name, parameter)
             for module in model.base.modules()
@@ -156,11 +157,13 @@ class Subspace(PeftMethod):
             parameter.requires_grad_(name.rpartition(".")[2] == Z)
 
 
-def _find_output_parameters(base: nn.Module) -> set[int]:
-    """Return the ids of the parameters of a language model's output layer."""
+def _find_fixed_parameters(base: nn.Module) -> set[int]:
+    """Return the ids of parameters that several layers share, and of those of a language model's output layer."""
+    places = Counter(id(p) for module in base.modules() for p in module.parameters(recurse=False))
     find: Any = getattr(unwrap(base), "get_output_embeddings", lambda: None)
     layer = find()
-    return set(map(id, layer.parameters())) if isinstance(layer, nn.Module) else set()
+    output = map(id, layer.parameters()) if isinstance(layer, nn.Module) else ()
+    return {p for p, count in places.items() if count > 1}.union(output)
 
 
 def _find_home(model: FederatedModel, modules: list[str]) -> nn.Module:

@@ -83,8 +83,9 @@ class GatedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        adapted: Tensor = self.base_layer(x)
-        plain: Tensor = self.base_layer.base_layer(x)  # type: ignore[operator, union-attr]
+        layer: Any = self.base_layer
+        adapted: Tensor = layer(x)
+        plain: Tensor = layer.base_layer(x)
         gate: Tensor = self.get_submodule(self._name)(plain if self.reads_output else x)
         return plain + (gate * (adapted - plain)).to(plain.dtype)
 

@@ -30,8 +30,9 @@ NO_TOKENS_OR_TWO_STACKS = ("tiny_vision", "tiny_seq2seq")
 REFUSED = {
     "bitfit": ("tiny_lm", "tiny_seq2seq"), "head2toe": NO_CLASSIFIER, "linear_probe": NO_CLASSIFIER,
     "whitened_probe": (*NO_CLASSIFIER, "tiny"), "p_tuning": NO_TOKENS_OR_TWO_STACKS,
-    "prompt_tuning": NO_TOKENS_OR_TWO_STACKS, "prompt_ensemble": (*NO_TOKENS_OR_TWO_STACKS, "tiny_lm"),
+    "prompt_tuning": NO_TOKENS_OR_TWO_STACKS, "prompt_ensemble": NO_TOKENS_OR_TWO_STACKS,
     "prefix_tuning": ("tiny_seq2seq",), "prefix_tuning_plus": ("tiny_seq2seq",),
+    "unipelt": ("tiny_seq2seq",),
 }  # fmt: skip
 """The bases that a method refuses."""
 

@@ -25,7 +25,7 @@ WITHOUT_RATE = {"linear_probe", "head2toe"}
 """They train the head alone, whose rate is the same with all methods, and is not tuned."""
 
 
-NEWER = {"miss", "pissa"}
+NEWER = {"miss", "pissa", "subspace", "unipelt"}
 """They are newer than the study's runs."""
 
 
