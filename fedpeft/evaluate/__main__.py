@@ -1,11 +1,11 @@
-"""python -m fedpeft.evaluate RUN: what a finished run has learned, beside its base and, if asked, its clients.
+"""fedpeft evaluate RUN: what a finished run has learned, beside its base and, if asked, its clients.
 
-    python -m fedpeft.evaluate runs/NAME                                  held-out loss; answers to the test questions
-    python -m fedpeft.evaluate runs/NAME --questions exam.jsonl           questions of your own, free or with choices
-    python -m fedpeft.evaluate runs/NAME --alone all                      each client trained on its own rows only
-    python -m fedpeft.evaluate runs/NAME --own 0,3                        clients' own adapters, where they have some
-    python -m fedpeft.evaluate runs/NAME --flowertune nlp --questions mmlu.jsonl
-    python -m fedpeft.evaluate runs/NAME --lm-eval arc_easy,own_task.yaml             with lm-eval installed
+    fedpeft evaluate runs/NAME                                  held-out loss; answers to the test questions
+    fedpeft evaluate runs/NAME --questions exam.jsonl           questions of your own, free or with choices
+    fedpeft evaluate runs/NAME --alone all                      each client trained on its own rows only
+    fedpeft evaluate runs/NAME --own 0,3                        clients' own adapters, where they have some
+    fedpeft evaluate runs/NAME --flowertune nlp --questions mmlu.jsonl
+    fedpeft evaluate runs/NAME --lm-eval arc_easy,own_task.yaml             with lm-eval installed
 
 Numbers go to RUN/evaluation/evaluation.json, answers, to be read, to answers.jsonl beside it.
 """
@@ -45,7 +45,7 @@ class Command:
         str, tyro.conf.arg(help="JSONL with question, answer and maybe choices (default: the run's test examples)")
     ] = ""
     metrics: Annotated[
-        str, tyro.conf.arg(help="metrics of free answers: exact_match, f1, rouge_l, pass_at_1, repair")
+        str, tyro.conf.arg(help="metrics of free answers: exact_match, f1, rouge_l, bleu, chrf, pass_at_1, repair")
     ] = "exact_match, f1"
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens of an answer")] = 40
     rows: Annotated[int, tyro.conf.arg(help="most test examples and questions; 0: all")] = 0

@@ -1,7 +1,8 @@
-"""Interface of metrics, which compare an answer with the right ones; values are 0 to 1."""
+"""Interface of metrics, which compare answers with the right ones; values are 0 to 1."""
 
 from __future__ import annotations
 
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
@@ -18,6 +19,10 @@ class Metric(ABC):
     @abstractmethod
     def score(self, said: str, right: Sequence[str]) -> float:
         """Return a score from 0 to 1, for the most similar of the `right` answers (at least one)."""
+
+    def score_all(self, said: Sequence[str], right: Sequence[Sequence[str]]) -> float:
+        """Return the score of several answers (at least one), 0 to 1: by default the mean of their scores."""
+        return statistics.fmean(self.score(one, answers) for one, answers in zip(said, right, strict=True))
 
 
 @runtime_checkable
@@ -60,7 +65,7 @@ class RunsTests(Protocol):
 def describe_forbidden_code(name: str) -> str:
     """Return the sentence for a metric that needs to run code without the user's permission."""
     return (
-        f"FP1682 {name} runs code that a model wrote; add --run-code to python -m fedpeft.evaluate to run it in "
+        f"FP1682 {name} runs code that a model wrote; add --run-code to fedpeft evaluate to run it in "
         "isolation, or leave this metric out"
     )
 

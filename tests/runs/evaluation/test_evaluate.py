@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from fedpeft.commands.predict import main as predict
 from fedpeft.data.made_words import WORDS
 from fedpeft.evaluate.__main__ import main
 from fedpeft.models.answers.likelihood import compute_log_likelihoods
 from fedpeft.models.answers.metric import METRICS
 from fedpeft.models.answers.questions import QuestionForm, read_questions
 from fedpeft.models.task import TASKS
-from fedpeft.predict import main as predict
 from fedpeft.reporting.finished_run import FinishedRun
 from tests.refusals import has_error, refuses
 from tests.unit.evaluation.test_code import isolated
