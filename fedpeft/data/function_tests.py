@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -131,24 +131,30 @@ def _choose_draw(annotation: ast.expr | None, random: np.random.Generator) -> Dr
         case ast.Name(id=name) if name in _PLAIN:
             return lambda: _PLAIN[name](random)
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
-            draws = [_choose_draw(side, random) for side in (left, right)]
-            return None if None in draws else lambda: draws[int(random.integers(2))]()  # type: ignore[misc]
+            sides = _choose_draws([left, right], random)
+            return (lambda: sides[int(random.integers(2))]()) if sides else None
         case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
             return _choose_draw(ast.BinOp(inner, ast.BitOr(), ast.Constant(None)), random)
         case ast.Subscript(value=ast.Name(id="list" | "List" | "Sequence" | "Iterable" | "Collection"), slice=inner):
-            draw = _choose_draw(inner, random)
-            return None if draw is None else lambda: [draw() for _ in range(int(random.integers(5)))]
+            items = _choose_draws([inner], random)
+            return (lambda: [items[0]() for _ in range(int(random.integers(5)))]) if items else None
         case ast.Subscript(value=ast.Name(id="tuple" | "Tuple"), slice=ast.Tuple(elts=members)):
             if len(members) == 2 and isinstance(members[1], ast.Constant) and members[1].value is ...:
                 members = [members[0]] * 3
-            draws = [_choose_draw(member, random) for member in members]
-            return None if None in draws else lambda: tuple(draw() for draw in draws if draw is not None)
+            draws = _choose_draws(members, random)
+            return (lambda: tuple(draw() for draw in draws)) if draws else None
         case ast.Subscript(
             value=ast.Name(id="dict" | "Dict" | "Mapping"), slice=ast.Tuple(elts=[ast.Name(id="str"), value])
         ):
-            draw = _choose_draw(value, random)
-            return None if draw is None else lambda: {str(_PLAIN["str"](random)): draw() for _ in range(3)}
+            values = _choose_draws([value], random)
+            return (lambda: {str(_PLAIN["str"](random)): values[0]() for _ in range(3)}) if values else None
     return None
+
+
+def _choose_draws(annotations: Sequence[ast.expr], random: np.random.Generator) -> list[Draw]:
+    """Return what draws values of each type; empty if a type is not plain."""
+    draws = [draw for annotation in annotations if (draw := _choose_draw(annotation, random)) is not None]
+    return draws if len(draws) == len(annotations) else []
 
 
 _PLAIN: Mapping[str, Callable[[np.random.Generator], object]] = {

@@ -140,7 +140,7 @@ def set_limits(memory: int, seconds: int, file_size: int) -> None:
 def build_filter(machine: str) -> bytes:
     """Return the program that refuses `CALLS` (struct sock_filter): errors for them, and death for other machines."""
     column, architecture = MACHINES[machine]
-    numbers = [of[column] for of in CALLS.values() if of[column] is not None]
+    numbers = [number for of in CALLS.values() if (number := of[column]) is not None]
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     kill, refuse, allow = 0x80000000, 0x00050001, 0x7FFF0000
     lines: list[tuple[int, int, int, int]] = [

@@ -66,9 +66,8 @@ class CodeRepair:
             raise DataError(
                 f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
             )
-        parts = (Rows([row for row, _ in part], None, np.array([owner for _, owner in part])) for part in (train, test))
         model = "smollm2" if self.task == "instruction" else "tiny_seq2seq"
-        return Dataset("code_repair", "text", self.task, *parts, None, model)
+        return Dataset("code_repair", "text", self.task, _join_rows(train), _join_rows(test), None, model)
 
     def _build_rows(self, package: str, functions: Sequence[Function], is_test: bool) -> Iterator[str]:
         short = [f for f in functions if len(f.text) <= self.characters]
@@ -85,6 +84,10 @@ class CodeRepair:
             row = {asked: f"{BEFORE}\n{defect.text}\n{AFTER}\n", answer: function.text}
             yield json.dumps(row if tests is None else row | {"tests": tests})
             count += 1
+
+
+def _join_rows(rows: Sequence[tuple[str, str]]) -> Rows:
+    return Rows([row for row, _ in rows], None, np.array([owner for _, owner in rows]))
 
 
 part = CodeRepair
