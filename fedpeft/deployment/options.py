@@ -75,7 +75,7 @@ class ServeOptions:
         "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses",
         check=partial(parse_address, option="listen"),
     )
-    certs: str = setting("certs", "folder that python -m fedpeft.certs has made")
+    certs: str = setting("certs", "folder that fedpeft certs has made")
     insecure: bool = setting(False, "no TLS: clients' claimed names are accepted; on this machine only")
     insecure_anywhere: bool = setting(False, "no TLS, for anyone who can reach the address")
     metrics: str = setting(
@@ -129,6 +129,10 @@ class EdgeOptions:
         "FILE.jinja, if the federation writes conversations with a template file that you have been handed",
         check=read_template,
     )
+    runs: str = setting(
+        "",
+        "folders of the finished runs that the federation's adapter_fusion combines, which you have been handed: a,b",
+    )
     model: str = setting("", "folder of the base model, if the server's name for it is unknown here")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")
     precision: str = setting(
@@ -155,7 +159,7 @@ class EdgeOptions:
     )
     roster: str = setting(
         "",
-        "file of the certificates whose owners' updates yours may be added up with (python -m fedpeft.certs --roster)",
+        "file of the certificates whose owners' updates yours may be added up with (fedpeft certs --roster)",
     )
     roster_hash: str = setting("", "the roster's expected hash, as you received it on another channel")
     fewest: int = setting(FEWEST, "fewest clients in a sum under masks that you join, yourself included", low=FEWEST)

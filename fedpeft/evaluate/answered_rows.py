@@ -84,12 +84,11 @@ def answer_rows(
     """
     if isinstance(run.task, DescribesImages):
         raise ConfigError(
-            f"FP1155 {run.folder} writes captions; give it image files: python -m fedpeft.predict RUN IMAGE IMAGE ..."
+            f"FP1155 {run.folder} writes captions; give it image files: fedpeft predict RUN IMAGE IMAGE ..."
         )
     if run.labels is None:
         raise ConfigError(
-            f"FP1156 {run.folder} has no classes; for a file of questions to a language model, use python -m "
-            "fedpeft.evaluate"
+            f"FP1156 {run.folder} has no classes; for a file of questions to a language model, use fedpeft evaluate"
         )
     if abstain and run.task.targets != "classes":
         raise ConfigError(f"FP1157 {run.folder} does not choose one class; leave --abstain out")

@@ -69,7 +69,7 @@ def check_asked(run: FinishedRun, asked: str) -> None:
         if not os.path.isdir(asked):
             raise ConfigError(
                 f"FP1735 {run.folder} reads clips, and {asked[:60]!r} is not a folder; give a folder of frames: python "
-                "-m fedpeft.predict RUN CLIP"
+                "-m fedpeft.commands.predict RUN CLIP"
             )
         read_clips([asked], 8, run.frames)
         return
@@ -81,8 +81,8 @@ def check_asked(run: FinishedRun, asked: str) -> None:
         )
     if not there:
         raise ConfigError(
-            f"FP1272 {run.folder} reads images, and there is no file {asked[:60]!r}; give an image file: python "
-            "-m fedpeft.predict RUN IMAGE"
+            f"FP1272 {run.folder} reads images, and there is no file {asked[:60]!r}; give an image file: "
+            "fedpeft predict RUN IMAGE"
         )
     read_pixels([asked], 8)  # before a model is loaded, or another picture is answered
 

@@ -36,7 +36,7 @@ from fedpeft.wiring.config import RunConfig, read_config
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A folder that `python -m fedpeft.simulate` has finished.
+    """A folder that `fedpeft simulate` has finished.
 
     Attributes:
         folder: holds config.toml, summary.json, and adapter/ or model/.
@@ -240,8 +240,8 @@ class FinishedRun:
         if (name := find_changed_file(was, now)) is not None:
             raise RunError(
                 f"FP5173 {name} has changed since {self.folder} was trained on it, so examples held out now may "
-                "have been used for training; restore the file, or predict examples of your own: python -m "
-                f"fedpeft.predict {self.folder} --data FILE"
+                "have been used for training; restore the file, or predict examples of your own: "
+                f"fedpeft predict {self.folder} --data FILE"
             )
         own = [own.file for own in now if own.sha256]
         if was or not own:
@@ -275,7 +275,7 @@ class FinishedRun:
         if isinstance(self.task, DescribesImages):
             raise RunError(
                 f"FP5175 {self.folder} captions images: its language model reads them through a connector, "
-                f"which {what} does not use; use python -m fedpeft.predict RUN IMAGE, or export the adapter "
+                f"which {what} does not use; use fedpeft predict RUN IMAGE, or export the adapter "
                 "with the connector"
             )
 

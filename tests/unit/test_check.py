@@ -1,4 +1,4 @@
-"""python -m fedpeft.check: what is said of data, and with which exit code."""
+"""fedpeft check: what is said of data, and with which exit code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fedpeft.check import main
+from fedpeft.commands.check import main
 from fedpeft.data.made_words import WORDS
 from fedpeft.reporting.partition_plot import compute_bin_edges
 from tests.described_images import draw_described
@@ -36,7 +36,7 @@ def test_good_rows_are_shown_with_a_picture(here, capsys):
     out = capsys.readouterr().out
     assert "iid: 4 clients" in out
     assert "nothing was found" in out
-    assert 'python -m fedpeft.simulate --dataset "file(path=\'my.jsonl\')" --partition "iid" --clients 4' in out
+    assert 'fedpeft simulate --dataset "file(path=\'my.jsonl\')" --partition "iid" --clients 4' in out
     picture = (here / "check.svg").read_text()
     assert picture.count("<svg") == 1
     main([*given, "--picture", "again.svg"])

@@ -1,7 +1,7 @@
 """Examples that only real clients hold: `clients(labels='bad,good')`, for images `clients(labels='cat,dog', side=64)`.
 
 The server knows only their form: the task, the names of classes, the columns, and how images and conversations are
-prepared. `python -m fedpeft.serve` builds this form from its flags and writes it into the run's settings. Each client
+prepared. `fedpeft serve` builds this form from its flags and writes it into the run's settings. Each client
 reads its own file or folder accordingly. Nothing is loaded here. The data and their license are the clients' own.
 """
 
@@ -167,7 +167,7 @@ class Clients:
         """
         raise ConfigError(
             "FP1090 only real clients hold the examples of clients(...); for your own, simulate with --dataset "
-            "file:PATH, or apply a finished run with python -m fedpeft.predict RUN --data FILE"
+            "file:PATH, or apply a finished run with fedpeft predict RUN --data FILE"
         )
 
     def read(

@@ -140,7 +140,7 @@ def test_a_run_reports_overlap_beside_baselines_and_answers(tmp_path, capsys):
         assert set(part["iou"]) <= {"ground", "square"}
         assert part["mean_iou"] == pytest.approx(np.mean(list(part["iou"].values())))
     assert found["pixels"]["mean_iou"] > 0.9  # a bright square is linear in pixels
-    from fedpeft.predict import main
+    from fedpeft.commands.predict import main
 
     assert main([str(tmp_path / "run"), str(folder / "00.png")]) == 0
     grid = capsys.readouterr().out.strip().splitlines()[-4:]
