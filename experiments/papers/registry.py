@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from experiments.claims.records import Claim, find_method, load_section, read_claims
+from experiments.claims.records import STUDIES, Claim, read_claims
 from fedpeft.errors import RunError
+from fedpeft.study.results import Result, ResultsFile, select_latest
+from fedpeft.study.statistics import POINTS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -135,16 +138,43 @@ def _convert_claim(claim: Claim) -> Ours:
     return Ours(claim.study, claim.method, claim.baseline, claim.where)
 
 
+@cache
+def load_results(study: str) -> tuple[Result, ...]:
+    """Return the latest finished runs of a study's folder.
+
+    Raises:
+        RunError: there are none.
+    """
+    path = STUDIES / study / "results.jsonl"
+    if not (results := tuple(result for result in select_latest(ResultsFile(path).read()) if result.is_finished)):
+        raise RunError(f"{path} holds no finished runs")
+    return results
+
+
+def find_runs(study: str, point: Mapping[str, str]) -> tuple[Result, ...]:
+    """Return the runs of one point of a study, one per seed.
+
+    Raises:
+        RunError: no point, or several, have these labels.
+    """
+    found = tuple(result for result in load_results(study) if point.items() <= result.point.items())
+    points = {tuple(sorted(result.point.items())) for result in found}
+    if len(points) != 1 or len({result.seed for result in found}) != len(found):
+        raise RunError(f"{study} has {len(points)} points with {dict(point)}; exactly one must match")
+    return found
+
+
 def compute_accuracy(study: str, point: Mapping[str, str]) -> tuple[float, int]:
     """Return the mean accuracy in percent of a study's point, and the number of its seeds.
 
     Raises:
         RunError: the study has no such runs, or they have no accuracy.
     """
-    method = find_method(load_section(study), point)
-    if (value := method.compute_mean("accuracy")) is None:
-        raise RunError(f"{method.label} of {study} has no accuracy")
-    return value, len(method.runs)
+    runs = find_runs(study, point)
+    values = [(run.summary or {}).get("accuracy") for run in runs]
+    if None in values:
+        raise RunError(f"a run of {study} with {dict(point)} has no accuracy")
+    return POINTS * mean(map(float, values)), len(runs)  # type: ignore[arg-type]
 
 
 def format_result(ours: Ours, bold: bool = False) -> str:

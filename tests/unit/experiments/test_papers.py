@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.claims.records import find_method, load_section
 from experiments.papers.__main__ import PAGE, main
 from experiments.papers.message_sizes import (
     CODECS,
@@ -35,7 +34,7 @@ from experiments.papers.rbla.training import (
     run,
     train_client,
 )
-from experiments.papers.registry import PROTOCOLS, ROOT, find_citations, read_papers
+from experiments.papers.registry import PROTOCOLS, ROOT, find_citations, find_runs, read_papers
 from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import pad_ranks
 from fedpeft.communication.codec import parse_codec
@@ -109,8 +108,7 @@ def test_each_protocol_stands_on_the_page():
 def test_a_bold_number_has_the_settings_of_its_protocol(number):
     paper = PAPERS[number]
     settings = asdict(read_config(PROTOCOLS / paper.protocol))
-    measured = find_method(load_section(paper.measured.study), paper.measured.point)
-    for run_config in (result.config for result in measured.runs.values()):
+    for run_config in (result.config for result in find_runs(paper.measured.study, paper.measured.point)):
         for key in run_config.keys() - FREE:
             assert settings[key] in (run_config[key], "auto"), key
 
