@@ -47,6 +47,8 @@ OVERRIDES = [
     (r"(--task instruction.*) --tokens 32", r"\1", "docs/deploy-tasks.md: the same"),
     (r"office\(rows=200\)(.*) --tokens 32", r"office(rows=2, test_rows=1)\1 --tokens 96",
      "README: its rows and the default language model take minutes, and answers begin behind the 32nd token"),
+    (r"((?:legalbench|medqa|arithmetic).*) --tokens 32", r"\1",
+     "docs/data-benchmarks.md: their answers begin behind the 32nd token"),
     (r"rows=6000, test_rows=2000", "rows=1000, test_rows=100", "README: the default image model takes minutes"),
     (r"^(python -m fedpeft\.simulate (?!.*captions).*scenes.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny)'",
      "docs/pairs.md: the default towers take minutes"),
@@ -54,7 +56,8 @@ OVERRIDES = [
      "docs/captions.md: the default towers take minutes"),
     (r"^(python -m fedpeft\.predict runs/captions .*)$", r"\1 --new-tokens 8", "docs/captions.md: of so short a model"),
     (rf"^(python -m fedpeft\.simulate (?!--quick {re.escape(SHORT)}$)"
-     r"(?!.*(?:--model|fashion_mnist|conversations|office|tiny_seq2seq)).*)$", r"\1 --model tiny",
+     r"(?!.*(?:--model|fashion_mnist|conversations|office|tiny_seq2seq|legalbench|medqa|arithmetic)).*)$",
+     r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),
     (r"(distributed_dp.*) --local-work \"steps\(2\)\"", r"\1", "README, docs/privacy*.md: it takes one step a round"),
     (r"^python -m pytest -n 2$", "python -m pytest -n 2 tests/unit/test_parts.py",
