@@ -73,8 +73,8 @@ OVERRIDES = [
 """Regular expression, what the command is instead, and why."""
 
 NOT_RUN = {
-    'python -m fedpeft.simulate --clients 100 --grid "ray(address=auto)"': "needs a running Ray cluster",
-    "python -m fedpeft.serve --resume runs/first --readmit edge-2": "needs a client that was dropped, and whose cause "
+    'fedpeft simulate --clients 100 --grid "ray(address=auto)"': "needs a running Ray cluster",
+    "fedpeft serve --resume runs/first --readmit edge-2": "needs a client that was dropped, and whose cause "
     "was mended: tests/unit/deployment/test_hostile_clients.py",
 }
 """Commands that need what no text makes."""

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from fedpeft.check import main as check
+from fedpeft.commands.check import main as check
+from fedpeft.commands.export import main as export
+from fedpeft.commands.predict import main as predict
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_to_text import parse_pair
 from fedpeft.evaluate.__main__ import main as evaluate
-from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
-from fedpeft.predict import main as predict
 from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from tests.unit.simulation.test_seq2seq_run import lines, simulation
