@@ -1,4 +1,4 @@
-"""python -m fedpeft.simulate: a federation on this machine, from data to a scored adapter."""
+"""fedpeft simulate: a federation on this machine, from data to a scored adapter."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 
 ABOUT = """Simulate a federation: split a dataset over many clients and fine-tune one adapter with all of them.
-python -m fedpeft.simulate --clients 100"""
+fedpeft simulate --clients 100"""
 
 OPTIONS = {
     "CONFIG.toml": "settings; flags override them",
@@ -109,7 +109,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
 
 
 def _format_help() -> str:
-    return help_page.format_page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS)
+    return help_page.format_page("fedpeft simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS)
 
 
 def _load_defaults(command: Command) -> Command:
@@ -259,15 +259,16 @@ def _summarize(simulation: Simulation, records: Records, observer: ConsoleObserv
     save_predictions(simulation, score.scores, records)
     secret, lines = simulation.protection is not None, records.read("rounds.jsonl")
     disclosed = setup, kept, lines, rows.dataset.test, score
-    findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation))
-    last = score if progress.kept_round == progress.round else _score_last_state(simulation, progress)
+    kept_round = progress.kept_round
+    findings.compute(ScoredRun(*disclosed, simulation.folder, records, None, secret, simulation, kept_round))
+    last = score if kept_round == progress.round else _score_last_state(simulation, progress)
     probe = begun.wait_for_result()
     quality = Quality(
         metric=setup.task.metric,
         **_choose_scores(own, score, last),
         accuracy_by_base=_score_by_precision(simulation) or None,
         perplexity=compute_perplexity((own or score).loss) if setup.task.metric == "perplexity" else None,
-        kept_round=progress.kept_round,
+        kept_round=kept_round,
         **summarize_validation(progress.best),
         baseline_accuracy=probe.accuracy if probe else None,
         private_probe_accuracy=private,

@@ -1,4 +1,4 @@
-"""python -m fedpeft.tune SEARCH.toml: settings that suit a federation, by trials, each of which is a run.
+"""fedpeft tune SEARCH.toml: settings that suit a federation, by trials, each of which is a run.
 
 optuna draws trials (TPE) and ends those early that fall behind at a rung of rounds (hyperband, successive halving). A
 search that was killed goes on by the same command: its running trials continue their runs, and with one worker all is
@@ -65,7 +65,7 @@ def run_trial(arguments: list[str]) -> int:
     """Run one trial in its process; return its exit code.
 
     Args:
-        arguments: the flags of python -m fedpeft.simulate, then the search's folder and the trial's number.
+        arguments: the flags of fedpeft simulate, then the search's folder and the trial's number.
     """
     from fedpeft.tune.trial import NOT_PASSED, Reporter, TrialPruned
 

@@ -185,7 +185,7 @@ class Report:
             for figure in draw_figures(self.study, self.search.objective):
                 files.replace(folder / f"{figure.name}.svg", f"{figure.svg.rstrip()}\n".encode())
             files.replace(folder / TABLE, self.to_csv().encode())
-            files.replace(folder / PAGE, render_page(title, [self], [], "", "python -m fedpeft.tune").encode())
+            files.replace(folder / PAGE, render_page(title, [self], [], "", "fedpeft tune").encode())
             if self.best is not None:
                 files.replace(folder / BEST, catalogue.format_toml(self.best).encode())
 

@@ -16,7 +16,7 @@ A file looks like this:
                                            # trials over it are never trained; see `Budget`
     price = {joules = 1e-4}                # what a unit costs, in the objective: see `Price`
 
-    [base]                                 # settings of every trial: the flags of python -m fedpeft.simulate
+    [base]                                 # settings of every trial: the flags of fedpeft simulate
     rounds = 9
     peft = "lora(rank={rank}, alpha={alpha})"
 
@@ -314,7 +314,7 @@ def read_search(path: Path) -> Search:
     for key in OF_STUDIES:
         if key in content:
             raise ConfigError(
-                f"FP1467 {path} has {key}, which belongs to a study (python -m fedpeft.study); a search has [search] "
+                f"FP1467 {path} has {key}, which belongs to a study (fedpeft study); a search has [search] "
                 "with ranges, and one seed in [base]"
             )
     base = _get_table(path, "base", content.pop("base", {}))

@@ -1,4 +1,4 @@
-"""python -m fedpeft.init: the project that it makes is whole, legal, and its own test runs."""
+"""fedpeft init: the project that it makes is whole, legal, and its own test runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.refusals import has_error
 def project(tmp_path, capsys):
     folder = tmp_path / "my-project"
     assert main([str(folder)]) == 0
-    assert f"next  cd {folder} && python -m fedpeft.simulate run.toml" in capsys.readouterr().out
+    assert f"next  cd {folder} && fedpeft simulate run.toml" in capsys.readouterr().out
     return folder
 
 

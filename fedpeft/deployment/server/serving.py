@@ -94,7 +94,7 @@ def load_security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None,
         if not options.insecure_anywhere and not is_loopback(options.listen):
             raise ConfigError(
                 f"FP1403 without TLS anyone who reaches {options.listen} could join, or read all messages; "
-                "listen at 127.0.0.1, make certificates with python -m fedpeft.certs, or give "
+                "listen at 127.0.0.1, make certificates with fedpeft certs, or give "
                 "--insecure-anywhere"
             )
         return None, Doorkeeper(None), None
@@ -215,7 +215,7 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     score = scorer.score(federation.folder, "scoring the saved adapter (fp32)") if scorer else None
     secret, test = federation.protection is not None, federation.rows.dataset.test if scorer else None
     disclosed = setup, kept, records.read("rounds.jsonl"), test, score
-    findings.compute(ScoredRun(*disclosed, federation.folder, records, None, secret))
+    findings.compute(ScoredRun(*disclosed, federation.folder, records, None, secret, None, progress.kept_round))
     accuracy, loss, of = _summarize_result(own, score, setup.personal)
     quality = Quality(
         metric=setup.task.metric,

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.checkouts import REPOSITORY
+from fedpeft.commands.report import main as report
 from fedpeft.measurements.laplace import Laplace
 from fedpeft.parts import plugins, setting
-from fedpeft.report import main as report
 from fedpeft.rounds.hooks import RoundHook
 from fedpeft.simulate import main as simulate
 from fedpeft.wiring.measurement import DISCLOSED, MEASUREMENTS, DisclosedRun, Measurement, NewRun, ScoredRun

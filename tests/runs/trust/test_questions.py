@@ -138,7 +138,7 @@ def test_a_simulation_asks_its_clients_and_predict_answers_by_their_temperature(
     assert found["temperature"] == summary["temperature"]
     assert found["test"]["before"]["error"] == pytest.approx(summary["calibration_error"], abs=1e-6)
     assert found["test"]["after"]["error"] == pytest.approx(summary["calibration_error_scaled"], abs=1e-6)
-    from fedpeft.predict import main as predict
+    from fedpeft.commands.predict import main as predict
 
     capsys.readouterr()
     assert predict([str(folder), "ruzo"]) == 0

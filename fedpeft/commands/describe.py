@@ -1,4 +1,4 @@
-"""python -m fedpeft.describe [NAME]: the parts that a run is put together from, and what each one does and takes."""
+"""fedpeft describe [NAME]: the parts that a run is put together from, and what each one does and takes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def create_unknown_error(name: str) -> ConfigError:
                 return ConfigError(f"FP1153 there is no {family.noun} {name!r}: {family.elsewhere[name.lower()]}")
     known = [*FAMILIES, *PRESETS, *SETTINGS, *(n for families in FAMILIES.values() for f in families for n in f.names)]
     guess = "".join(f"did you mean {match!r}? " for match in difflib.get_close_matches(name.lower(), known, n=1))
-    return ConfigError(f"FP1154 there is no part {name!r}; {guess}python -m fedpeft.describe lists them all")
+    return ConfigError(f"FP1154 there is no part {name!r}; {guess}fedpeft describe lists them all")
 
 
 def build_overview(flags: list[str]) -> Table:
@@ -150,4 +150,4 @@ def _run_describe(command: Command, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    start_command("describe")
+    start_command("commands.describe")

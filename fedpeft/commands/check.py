@@ -1,4 +1,4 @@
-"""python -m fedpeft.check DATA: what a dataset holds, how it would lie on clients, and what is wrong with it."""
+"""fedpeft check DATA: what a dataset holds, how it would lie on clients, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DEFAULT = RunConfig()
 class Command:
     """Look at a dataset before a run: rows, classes, lengths, duplicates, and how a partition would look.
 
-    python -m fedpeft.check rows.csv --clients 20
+    fedpeft check rows.csv --clients 20
     """
 
     data: Annotated[
@@ -222,7 +222,7 @@ def run_of(command: Command, settings: Mapping[str, str]) -> str:
             flags[name] = shlex.quote(str(given))
     words = [f"--{name} {value}" for name, value in flags.items()]
     words += [f"--plugin {shlex.quote(file)}" for file in command.plugin]
-    return " ".join(["python -m fedpeft.simulate", *words])
+    return " ".join(["fedpeft simulate", *words])
 
 
 def count_labels(rows: Rows, classes: int) -> np.ndarray:
@@ -276,4 +276,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    start_command("check")
+    start_command("commands.check")
