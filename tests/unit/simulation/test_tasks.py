@@ -105,7 +105,7 @@ def test_what_does_not_go_with_tasks_is_refused_in_a_sentence(given, error, word
         (DATA, {"held_out": 0.2}, ("FP1836", "0.2")),
         (DATA, {"labels": "a,b,c,d"}, ("FP1837", "--labels")),
         (DATA, {"eval_data": "mine.csv"}, ("FP1837", "--eval-data")),
-        (f"sample({DATA!r}, rows=100)", {"labels": "a,b"}, ("FP1837", "--labels")),
+        (f"sample(of={DATA!r}, rows=100)", {"labels": "a,b"}, ("FP1837", "--labels")),
     ],
 )
 def test_real_clients_are_refused_tasks_that_their_examples_do_not_tell(dataset, options, words):
