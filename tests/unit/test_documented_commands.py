@@ -59,7 +59,8 @@ OVERRIDES = [
      "docs/captions.md: the default towers take minutes"),
     (r"^(fedpeft predict runs/captions .*)$", r"\1 --new-tokens 8", "docs/captions.md: of so short a model"),
     (rf"^(fedpeft simulate (?!--quick {re.escape(SHORT)}$)"
-     r"(?!.*(?:--model|fashion_mnist|conversations|office|tiny_seq2seq|legalbench|medqa|arithmetic)).*)$", r"\1 --model tiny",
+     r"(?!.*(?:--model|fashion_mnist|conversations|office|tiny_seq2seq|legalbench|medqa|arithmetic)).*)$",
+     r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),
     (r"(distributed_dp.*) --local-work \"steps\(2\)\"", r"\1", "README, docs/privacy*.md: it takes one step a round"),
     (r"^python -m pytest -n 2$", "python -m pytest -n 2 tests/unit/test_parts.py",
