@@ -135,7 +135,7 @@ def _sum_frames(gradients: Tensor, batch: Batch, rows: int) -> Tensor:
     pixels = batch.get("pixel_values")
     if pixels is None or pixels.ndim != CLIP_AXES or len(gradients) != rows * pixels.shape[1]:
         return gradients
-    return gradients.unflatten(0, (rows, pixels.shape[1])).sum(1)
+    return gradients.reshape(rows, pixels.shape[1], *gradients.shape[1:]).sum(1)
 
 
 def _expand_mask(module: nn.Module, arguments: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, Any]:

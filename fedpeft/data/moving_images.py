@@ -19,7 +19,8 @@ GRAY = 128
 
 def get_side(image: NDArray[np.uint8]) -> int:
     """Return the pixels per side of a clip that an image, (height, width) or (height, width, 3), moves in."""
-    return round(CANVAS * max(image.shape[:2]))
+    side: int = round(CANVAS * max(image.shape[:2]))
+    return side
 
 
 def move_image(

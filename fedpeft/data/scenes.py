@@ -102,8 +102,8 @@ def draw_scene(
         position = (along if i == 0 else SIDE - along, across[i])
         x, y = position if scene.relation == "left of" else position[::-1]
         radius = random.uniform(7.5, 10.0) * scale
-        for pen, fill in zip(pens, (COLORS[color], PARTS.index(shape)), strict=True):
-            _draw(pen, shape, fill, (x * scale, y * scale), radius)
+        _draw(pens[0], shape, COLORS[color], (x * scale, y * scale), radius)
+        _draw(pens[1], shape, PARTS.index(shape), (x * scale, y * scale), radius)
     small = image.resize((side, side), Image.Resampling.BOX)
     return np.asarray(small, np.uint8), np.asarray(mask, np.uint8)[FINER // 2 :: FINER, FINER // 2 :: FINER]
 

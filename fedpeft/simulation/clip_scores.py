@@ -53,6 +53,6 @@ def take_middle(rows: Rows) -> NDArray[np.uint8]:
 def average_pixels(rows: Rows) -> NDArray[np.float32]:
     """Return the mean of each clip's frames, at most `SIDE` pixels per side, (rows, height * width * 3)."""
     mean = torch.from_numpy(np.asarray(rows.inputs).mean(1, dtype=np.float32) / 255).permute(0, 3, 1, 2)
-    small = functional.adaptive_avg_pool2d(mean, [min(SIDE, pixels) for pixels in mean.shape[2:]])
+    small = functional.adaptive_avg_pool2d(mean, (min(SIDE, mean.shape[2]), min(SIDE, mean.shape[3])))
     averaged: NDArray[np.float32] = small.permute(0, 2, 3, 1).flatten(1).numpy()
     return averaged

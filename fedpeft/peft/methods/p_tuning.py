@@ -86,7 +86,7 @@ class PlacedPrompt:
         named = {**named, "inputs_embeds": embedded.gather(1, order[..., None].expand_as(embedded))}
         if real is not None:
             named["attention_mask"] = real = real.gather(1, order)
-        if mask is not None and mask.dim() == 4:
+        if real is not None and mask is not None and mask.dim() == 4:
             seen = real[:, None, None].expand(-1, -1, mask.shape[2], -1)
             named["attention_mask"] = seen.tril() if mask.shape[2] > 1 else seen
         if self.predicts:

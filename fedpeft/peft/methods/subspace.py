@@ -148,7 +148,7 @@ class Subspace(PeftMethod):
         home = _find_home(model, modules)
         home.register_parameter(Z, nn.Parameter(torch.zeros(self.dimension, dtype=get_adapter_dtype(dtype))))
         home.to(next(model.base.parameters()).device)
-        entries = draw_entries(numbers, self.dimension, self.draw).split([p.numel() for _, _, p in moved])
+        entries = torch.split(draw_entries(numbers, self.dimension, self.draw), [p.numel() for _, _, p in moved])
         for (module, name, parameter), some in zip(moved, entries, strict=True):
             parameter.data.copy_(firsts[id(parameter)].reshape(parameter.shape))
             projection = Projection(home, some.view(parameter.shape).to(parameter.device))

@@ -103,7 +103,8 @@ class AttentionGate(Gate):
         """Weigh the heads' outputs (B, T, heads, d / heads) with the prefix against those without it."""
         seen, self.seen = self.seen, None
         assert seen is not None
-        return plain + (self(seen)[..., None] * (adapted - plain)).to(plain.dtype)
+        change: Tensor = self(seen)[..., None] * (adapted - plain)
+        return plain + change.to(plain.dtype)
 
 
 @dataclass(frozen=True)
