@@ -173,12 +173,7 @@ def compute_settings_digest(told: v2.Description) -> str:
     fields = {name.name: getattr(told, name.name) for name in told.DESCRIPTOR.fields if name.name != "software"}
     fields["labels"] = list(told.labels)
     fields["parts"] = list(told.parts)
-    for name in (
-        "parts",
-        "side",
-        "template",
-        "tasks",
-    ):  # empty, as from an earlier version: transcripts stay comparable
-        if not fields[name]:
+    for name in ("parts", "side", "template", "tasks", "frames"):
+        if not fields[name]:  # empty, as from an earlier version: transcripts stay comparable
             del fields[name]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

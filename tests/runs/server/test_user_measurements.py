@@ -197,7 +197,9 @@ class Pretender(Measurement):
 @pytest.mark.parametrize("step", ["ask", "test_questions"])
 def test_a_step_after_training_that_fails_costs_the_section_alone(step):
     said = []
-    setup = SimpleNamespace(measured=Measurements((Fragile(step),)), is_protected=False)
+    setup = SimpleNamespace(
+        measured=Measurements((Fragile(step),)), is_protected=False, task=SimpleNamespace(targets="classes")
+    )
     findings = Findings(setup, {}, said.append)
     findings.ask(None)
     assert findings.list_questions(1.0) == []

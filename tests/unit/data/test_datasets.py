@@ -56,12 +56,18 @@ KNOWN = FETCHED | MADE
 def test_every_part_is_tried_here() -> None:
     assert set(DATASETS.names) == {
         *KNOWN,
+        "arithmetic",
         "clients",
+        "clips",
         "fedllm_bench",
         "file",
         "flowertune",
+        "glue",
         "hf",
         "leaf",
+        "legalbench",
+        "medqa",
+        "planted",
         "sample",
         "tasks",
     }  # the latter in files of their own
