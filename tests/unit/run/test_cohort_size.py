@@ -38,7 +38,8 @@ def test_auto_is_no_sampler_and_a_wrong_text_names_it():
 @pytest.mark.parametrize(("cohort", "told"), [("auto", 10), ("all", "all"), (0.5, 0.5), (7, 7)])
 def test_real_clients_are_told_how_many_a_round_asks(cohort, told):
     """A client's ledger plans by the number, so that it must not depend on the rule of the client's version."""
-    setup = SimpleNamespace(config=RunConfig(cohort=cohort, drift=""), clients=50, model_name="tiny", peft="lora")
+    config = RunConfig(cohort=cohort, drift="")
+    setup = SimpleNamespace(config=config, clients=50, model_name="tiny", peft="lora", method=None)
     made = select_client_settings(setup)
     assert made.cohort == told
     assert parse_shared_settings(made.to_toml()).cohort == told
