@@ -239,6 +239,12 @@ def count_tags(rows: Rows, classes: int) -> np.ndarray:
     return np.bincount(np.array(tags, np.int64), minlength=classes)
 
 
+def count_pixels(rows: Rows, classes: int) -> np.ndarray:
+    """Return how many pixels have each label, (classes,)."""
+    assert rows.masks is not None
+    return np.bincount(rows.masks.ravel(), minlength=classes)[:classes]
+
+
 def _build_number_table(dataset: Dataset, splits: Mapping[str, Rows]) -> Table:
     """Rows of each split, and how their numbers lie."""
     of = escape((dataset.label_names or ("",))[0])
@@ -251,7 +257,7 @@ def _build_number_table(dataset: Dataset, splits: Mapping[str, Rows]) -> Table:
 
 
 def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -> None:
-    """Rows of each split, and of the most frequent classes, or words of the most frequent labels."""
+    """Rows of each split, and of the most frequent classes, or words or pixels of the most frequent labels."""
     names, shown = dataset.label_names or (), 8
     splits = {"training": train, "validation": held, "test": dataset.test}
     if train.targets == "numbers":
@@ -260,6 +266,8 @@ def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -
     counts = {n: count_labels(r, len(names)) for n, r in splits.items() if r.labels is not None}
     if dataset.task == "token_labels":
         counts = {n: count_tags(r, len(names)) for n, r in splits.items()}
+    if train.masks is not None:
+        counts = {n: count_pixels(r, len(names)) for n, r in splits.items()}
     order: list[int] = np.argsort(-counts["training"], kind="stable").tolist() if names else []
     shown_names = [escape(names[i]) for i in order[:shown]]
     table = Table("split", "rows", *shown_names, *(["others"] if len(names) > shown else []))

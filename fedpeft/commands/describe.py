@@ -17,7 +17,15 @@ from rich.table import Table
 from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import Bounds, name_of, plugins
-from fedpeft.parts.families import METRICS, PRECISION_RULES, PRESETS, TASKS, strategies
+from fedpeft.parts.families import (
+    METHOD_ALIASES,
+    METRICS,
+    PEFT_METHODS,
+    PRECISION_RULES,
+    PRESETS,
+    TASKS,
+    strategies,
+)
 from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.wiring import catalogue
 from fedpeft.wiring.config import RunConfig
@@ -124,12 +132,17 @@ def describe(name: str, console: Console) -> None:
     Raises:
         ConfigError: nothing is.
     """
+    plain = name.replace("-", "_")
     parts = find_parts(name)
+    if not (parts or name in PRESETS or plain in SETTINGS):
+        method = PEFT_METHODS.complete_name(name)
+        parts = find_parts(method) if method in PEFT_METHODS.names else []
+        if parts:
+            console.print(f"{name} stands for {METHOD_ALIASES.get(name, method)}.\n", markup=False, highlight=False)
     for flag, cls in parts:
         show(flag, cls, console)
     if name in PRESETS:
         console.print(f"[bold]--codec {name}[/]\n\nA preset: {PRESETS[name]}", highlight=False, soft_wrap=True)
-    plain = name.replace("-", "_")
     if plain in SETTINGS:
         console.print(f"[bold]--{plain.replace('_', '-')}[/]", highlight=False)
         show_settings([SETTINGS[plain]], console)
