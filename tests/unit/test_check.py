@@ -59,7 +59,7 @@ def test_no_picture_is_drawn_that_nobody_asked_for(here):
 
 def proposed(out):
     """Return the flags of the run in the last line."""
-    words = shlex.split(out.split("a run ")[1])[3:]
+    words = shlex.split(out.split("a run ")[1])[2:]
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
@@ -148,7 +148,7 @@ def test_the_run_that_is_named_is_of_what_was_looked_at(name, here, capsys):
     partition = "dirichlet(alpha=0.5)"
     main([name, "--model", "tiny", "--tokens", "64", "--clients", "4", "--seed", "3", "--partition", partition])
     line = capsys.readouterr().out.split("a run ")[1]
-    words = shlex.split(line)[3:]
+    words = shlex.split(line)[2:]
     assert dict(zip(words[::2], words[1::2], strict=True)) == {
         "--dataset": f"file(path={name!r})",
         "--partition": partition,

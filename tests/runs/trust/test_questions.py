@@ -119,7 +119,7 @@ def test_what_can_not_be_asked_is_refused(tmp_path):
     made = Federation(tmp_path, ConsoleObserver(Console(quiet=True)), measure=MEASURE)
     for given, error, said in (
         ({"privacy": "local_dp(epsilon=8)"}, PrivacyError, ("FP7094",)),
-        ({"dataset": "tiny_lm"}, ConfigError, ("FP1311",)),
+        ({"dataset": "tiny_lm"}, ConfigError, ("FP1582",)),
     ):
         with pytest.raises(error, match=pattern_of(*said)):
             Federation(tmp_path, made.observer, measure=MEASURE, **given)

@@ -39,7 +39,7 @@ def test_auto_is_no_sampler_and_a_wrong_text_names_it():
 def test_real_clients_are_told_how_many_a_round_asks(cohort, told):
     """A client's ledger plans by the number, so that it must not depend on the rule of the client's version."""
     config = RunConfig(cohort=cohort, drift="")
-    setup = SimpleNamespace(config=config, clients=50, model_name="tiny", peft="lora", method=None)
+    setup = SimpleNamespace(config=config, clients=50, model_name="tiny", peft="lora", method=None, strategy=None)
     made = select_client_settings(setup)
     assert made.cohort == told
     assert parse_shared_settings(made.to_toml()).cohort == told
