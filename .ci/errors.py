@@ -280,10 +280,10 @@ A code that ends in 000 belongs to an error without a code of its own, such as o
 
 REMEDIES = {
     "FedpeftError": "A plugin failed. Correct it at the line that the sentence names.",
-    "ConfigError": "Change the flag, key, part or setting that the sentence names. `python -m fedpeft.describe` lists\n"
+    "ConfigError": "Change the flag, key, part or setting that the sentence names. `fedpeft describe` lists\n"
     "all parts with their settings, and [Commands](commands.md) lists all flags.",
     "AssetError": "Check the network, the free disk space and `FEDPEFT_CACHE`. [Install](install.md) has the details.",
-    "DataError": "Correct the rows or the partition that the sentence names. `python -m fedpeft.check` shows a\n"
+    "DataError": "Correct the rows or the partition that the sentence names. `fedpeft check` shows a\n"
     "dataset before a run. [File formats](data-formats.md) lists all formats.",
     "ModelError": "Choose another base model or PEFT method. [Methods](methods.md) lists the methods.",
     "RunError": "Name the folder of a finished run, free disk space, or continue with `--resume`.\n"

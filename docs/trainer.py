@@ -5,7 +5,7 @@
 MODEL is a name such as tiny_lm, a folder, or ORG/NAME on the hub; each line of ROWS.jsonl is {"text": "..."}:
 python docs/trainer.py 127.0.0.1:8470 edge-1 tiny_lm rows.jsonl
 The server, with the same base and adapter, says who is asked and what becomes of the updates:
-python -m fedpeft.serve --dataset tiny_lm --model tiny_lm --peft "lora(rank=8, targets=('q_proj', 'v_proj'), layers=0)"
+fedpeft serve --dataset tiny_lm --model tiny_lm --peft "lora(rank=8, targets=('q_proj', 'v_proj'), layers=0)"
     --clients 2 --cohort all --rounds 3 --safeguard none --measure "validation(keep=last)" --insecure
 """
 

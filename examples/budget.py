@@ -1,6 +1,6 @@
 """A hook of my own: end a run when its wall-clock budget is spent.
 
-python -m fedpeft.simulate --plugin examples/budget.py --hook "budget(seconds=60)"
+fedpeft simulate --plugin examples/budget.py --hook "budget(seconds=60)"
 """
 
 from dataclasses import dataclass

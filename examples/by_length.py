@@ -1,6 +1,6 @@
 """A measurement of my own: the accuracy of the saved adapter on long test texts and on short ones.
 
-python -m fedpeft.simulate --plugin examples/by_length.py --measure "by_length(words=20)"
+fedpeft simulate --plugin examples/by_length.py --measure "by_length(words=20)"
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
     python examples/minimal.py examples/shops.csv --text comment --label verdict --owner shop
 
-`python -m fedpeft.simulate` with the settings below computes the same adapter, as does a run with real clients.
+`fedpeft simulate` with the settings below computes the same adapter, as does a run with real clients.
 """
 
 import argparse

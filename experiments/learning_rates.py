@@ -128,7 +128,7 @@ def main() -> int:
         if not found:
             raise RunError(
                 f"{folder / command.preset} has no finished runs to choose from; make them with: "
-                f"python -m fedpeft.study experiments/{command.study}/study.toml --preset {command.preset}"
+                f"fedpeft study experiments/{command.study}/study.toml --preset {command.preset}"
             )
     except FedpeftError as error:
         print(error, file=sys.stderr)

@@ -1,7 +1,7 @@
 """python -m experiments.own_kinds RUN: accuracy by task type of the questions, after `evaluate --alone`.
 
-RUN is a finished run on `office` whose clients are its task types, with RUN/evaluation/answers.jsonl from `python -m
-fedpeft.evaluate RUN --alone all`. Prints one line per task type, in percent: the base, the global model, the client
+RUN is a finished run on `office` whose clients are its task types, with RUN/evaluation/answers.jsonl from `
+fedpeft evaluate RUN --alone all`. Prints one line per task type, in percent: the base, the global model, the client
 with this task type trained alone, and the mean of the other clients alone.
 """
 
@@ -72,9 +72,7 @@ def build_table(folder: Path) -> Table:
     kinds = load_dataset(run.config.dataset).test.owners
     file = folder / "evaluation" / "answers.jsonl"
     if kinds is None or not file.is_file():
-        raise RunError(
-            f"{file} is missing, or the run's rows have no kinds; python -m fedpeft.evaluate RUN --alone all"
-        )
+        raise RunError(f"{file} is missing, or the run's rows have no kinds; fedpeft evaluate RUN --alone all")
     answers = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     table = Table(title="right, letter by letter (%)")
     for heading in ("kind", "base", "federated", "its client alone", "others alone"):

@@ -26,7 +26,7 @@ def read_recorded(folder: Path, description: str | None) -> list[Result]:
     if not found:
         named = f" --preset {preset}" if preset else ""
         raise RunError(
-            f"no finished run is recorded in {folder.name}/{preset}; python -m fedpeft.study "
+            f"no finished run is recorded in {folder.name}/{preset}; fedpeft study "
             f"experiments/{folder.name}/study.toml{named} runs what is there, and --dry-run says what it would be"
         )
     return found

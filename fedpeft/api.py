@@ -102,7 +102,7 @@ class Run:
         return plot_run(Records(self.folder).read("rounds.jsonl"), dict(self.summary))
 
     def predict(self, inputs: str | Iterable[str], *, new_tokens: int = 40) -> list[str]:
-        """Return the model's answer to each input, as `python -m fedpeft.predict` prints it.
+        """Return the model's answer to each input, as `fedpeft predict` prints it.
 
         Args:
             inputs: texts, or image files for a run on images; a single one counts as a list of one.
@@ -119,7 +119,7 @@ class Run:
             return predict_answers(FinishedRun.read(self.folder), texts, new_tokens)
 
     def evaluate(self, *, rows: int = 0, own: str = "", alone: str = "") -> Any:
-        """Compare the run with its base and, if asked, with its clients, as `python -m fedpeft.evaluate` does.
+        """Compare the run with its base and, if asked, with its clients, as `fedpeft evaluate` does.
 
         Args:
             rows: at most this many test examples; 0: all.
@@ -158,7 +158,7 @@ class Run:
         Raises:
             FedpeftError: the run can't be merged, or the hub is out of reach. The error names the folder to send later.
         """
-        from fedpeft.export import export
+        from fedpeft.commands.export import export
 
         check_name(name)
         folder = Path(tempfile.mkdtemp(prefix="fedpeft-")) / self.folder.name
@@ -212,7 +212,7 @@ def run_simulation(
     tokenizer: Any = None,
     **settings: Any,
 ) -> Run:
-    """Simulate a federation, as `python -m fedpeft.simulate` does.
+    """Simulate a federation, as `fedpeft simulate` does.
 
     Args:
         config: settings, or a TOML file of them; `settings` override them.
@@ -308,7 +308,7 @@ def run_study(
     study: str | Path, *, preset: str | None = None, output: str | Path | None = None, jobs: int = 0,
     progress: bool = True,
 ) -> Any:  # fmt: skip
-    """Run what is missing of a study, as `python -m fedpeft.study` does, and make its report.
+    """Run what is missing of a study, as `fedpeft study` does, and make its report.
 
     Args:
         study: its TOML file.

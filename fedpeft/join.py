@@ -1,4 +1,4 @@
-"""python -m fedpeft.join: this machine becomes a client of a federation."""
+"""fedpeft join: this machine becomes a client of a federation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedpeft.reporting.command import parse_flags, run_tool, start_command
 class Command:
     """Join a federation: train on your own rows, which never leave this machine.
 
-    python -m fedpeft.join --server fl.example.org:8470 --data rows.csv --certs edge-1
+    fedpeft join --server fl.example.org:8470 --data rows.csv --certs edge-1
     """
 
     join: Annotated[JoinOptions, tyro.conf.arg(name="")]

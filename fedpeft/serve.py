@@ -1,4 +1,4 @@
-"""python -m fedpeft.serve: a federation of real clients, from the first connection to a saved adapter."""
+"""fedpeft serve: a federation of real clients, from the first connection to a saved adapter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fedpeft.wiring import early_checks
 from fedpeft.wiring.config import RunConfig, build_config, read_toml
 
 ABOUT = """Serve a federation: real clients join, train on their own rows, and one adapter comes of it.
-python -m fedpeft.serve run.toml --clients 3 --listen 0.0.0.0:8470 --certs certs"""
+fedpeft serve run.toml --clients 3 --listen 0.0.0.0:8470 --certs certs"""
 
 OPTIONS = {
     "CONFIG.toml": "settings; flags override them",
@@ -86,7 +86,7 @@ def _add_form(config: RunConfig, options: ServeOptions) -> RunConfig:
 
 
 def _format_help() -> str:
-    usage = "python -m fedpeft.serve [CONFIG.toml] [OPTIONS]"
+    usage = "fedpeft serve [CONFIG.toml] [OPTIONS]"
     return help_page.format_page(usage, ABOUT, OPTIONS, hidden=HIDDEN, more=ServeOptions)
 
 
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
             show(summary, folder, console)
 
     def explain_stop() -> str:
-        return f"stopped; continue with: python -m fedpeft.serve --resume {shlex.quote(str(folder))}"
+        return f"stopped; continue with: fedpeft serve --resume {shlex.quote(str(folder))}"
 
     return run_command(work, explain_stop)
 

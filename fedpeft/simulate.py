@@ -1,4 +1,4 @@
-"""python -m fedpeft.simulate: a federation on this machine, from data to a scored adapter."""
+"""fedpeft simulate: a federation on this machine, from data to a scored adapter."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 
 ABOUT = """Simulate a federation: split a dataset over many clients and fine-tune one adapter with all of them.
-python -m fedpeft.simulate --clients 100"""
+fedpeft simulate --clients 100"""
 
 OPTIONS = {
     "CONFIG.toml": "settings; flags override them",
@@ -109,7 +109,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, Path, bool, dict[str, str]]:
 
 
 def _format_help() -> str:
-    return help_page.format_page("python -m fedpeft.simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS)
+    return help_page.format_page("fedpeft simulate [CONFIG.toml] [OPTIONS]", ABOUT, OPTIONS)
 
 
 def _load_defaults(command: Command) -> Command:

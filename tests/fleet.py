@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fedpeft.certs import main as make_certificates
+from fedpeft.commands.certs import main as make_certificates
 from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_validation
 from fedpeft.rounds.progress import Checkpoints

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import exit_on_error
-from fedpeft.check import PICTURES
+from fedpeft.commands.check import PICTURES
 from fedpeft.errors import ConfigError, RunError
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.reporting.console import format_duration

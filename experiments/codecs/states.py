@@ -53,7 +53,7 @@ def main() -> None:
     folder: Path = parser.parse_args().run
     progress = Checkpoints(folder / "checkpoint").load()
     if progress is None:
-        raise RunError(f"{folder} holds no checkpoint of a run; make one with: python -m fedpeft.simulate")
+        raise RunError(f"{folder} holds no checkpoint of a run; make one with: fedpeft simulate")
     silence_libraries()
     config = read_config(folder / "config.toml")
     simulation = Simulation(config, folder, ConsoleObserver(Console(stderr=True)))

@@ -44,7 +44,7 @@ def check_complete(task: Task, section: Section) -> None:
         raise RunError(
             f"{task.name} lacks {len(missing)} of {len(task.study.plan_runs())} runs, the first is "
             f"{missing[0]}; verdicts "
-            f"are computed once, after all runs: python -m fedpeft.study experiments/decide/{task.name}/study.toml"
+            f"are computed once, after all runs: fedpeft study experiments/decide/{task.name}/study.toml"
         )
 
 

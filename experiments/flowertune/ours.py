@@ -1,4 +1,4 @@
-"""fedpeft's side: the same configuration with `python -m fedpeft.flowertune`."""
+"""fedpeft's side: the same configuration with `fedpeft flowertune`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ dataset.name = "flwrlabs/alpaca-gpt4"
 
 def run(settings: Settings, seed: int, rows: Path, test: Path, folder: Path) -> dict[str, Any]:
     """Run fedpeft, and return its traffic, loads and trained examples; the adapter is in `folder`/peft."""
-    from fedpeft.flowertune import main
+    from fedpeft.commands.flowertune import main
 
     project = folder / "project"
     project.mkdir()

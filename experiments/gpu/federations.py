@@ -98,7 +98,7 @@ def _format_equality(a: State, b: State) -> str:
 
 
 def measure_accuracy(kit: Kit) -> Row:
-    """Run `python -m fedpeft.simulate` on real examples, from the start to the score."""
+    """Run `fedpeft simulate` on real examples, from the start to the score."""
     from fedpeft.machine.terminal import Console
     from fedpeft.simulate import simulate
 

@@ -1,6 +1,6 @@
 """The cost of very many clients: `python -m experiments.population`, 1,000 to 1,000,000 clients, a cohort of 100.
 
-Runs `python -m fedpeft.simulate` with the partition `resample`, once for each number of clients. Reads set-up time (all
+Runs `fedpeft simulate` with the partition `resample`, once for each number of clients. Reads set-up time (all
 phases before the first round), seconds per round, peak memory (PSS of all processes) and the bytes of the last
 checkpoint from the run's records. Also measures the processor time of the server's process, which is meaningful on a
 busy machine too. It excludes workers, whose parent process does not wait for them. Rounds should cost the same for

@@ -2,7 +2,7 @@
 
 Prints the table of results.jsonl. `--seeds 0 1 2` first runs these seeds, one after the other, and adds their lines:
 
-    python -m fedpeft.simulate --quick --seed SEED
+    fedpeft simulate --quick --seed SEED
 
 The start does not depend on the seed. Its test accuracy is that of an adapter that has not moved (`START`).
 CPU seconds are those of the command and its workers. A run needs at least half of them on two free cores.

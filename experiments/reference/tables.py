@@ -7,15 +7,14 @@ import importlib
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import tyro
 
-from fedpeft.__main__ import COMMANDS
+from fedpeft.__main__ import COMMANDS, find_module
 from fedpeft.audit.canary_audit import CanaryAudit
+from fedpeft.commands.describe import format_range
 from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
-from fedpeft.describe import format_range
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.reporting.summary import Costs, Quality, Summary
 from fedpeft.rounds.acceptance import ClientResult
@@ -88,9 +87,7 @@ def _format_sentence(text: str) -> str:
 
 def _list_options(command: str) -> list[tuple[str, str, str]]:
     """Return flag, default and meaning of each option of a command."""
-    spec = find_spec(f"fedpeft.{command}")
-    inside = ".__main__" if spec and spec.submodule_search_locations is not None else ""
-    module = importlib.import_module(f"fedpeft.{command}{inside}")
+    module = importlib.import_module(find_module(command))
     if hasattr(module, "OPTIONS"):
         return [(f"`{flag}`", "", meaning) for flag, meaning in module.OPTIONS.items()]
     hints, kinds = typing.get_type_hints(module.Command, include_extras=True), OPTIONS_OF.get(command, ())

@@ -78,8 +78,8 @@ def create_cases(folder: Path) -> tuple[Case, ...]:
     return (
         Case("simulate --help", (*simulate, "--help"), 1),
         Case("a rejected flag", (*simulate, "--peft", "lora(rank=0)"), 2, code=2),
-        Case("check", ("-m", "fedpeft.check", data, "--model", "minilm"), 1.5, over_import=True, code=1),
-        Case("predict one text", ("-m", "fedpeft.predict", run, "sorts the rows"), 1.5, over_import=True),
+        Case("check", ("-m", "fedpeft.commands.check", data, "--model", "minilm"), 1.5, over_import=True, code=1),
+        Case("predict one text", ("-m", "fedpeft.commands.predict", run, "sorts the rows"), 1.5, over_import=True),
         Case(
             "tiny, 2 rounds",
             (*simulate, "--dataset", "tiny", "--clients", "4", "--rounds", "2", "--output", f"{folder}/tiny"),

@@ -65,9 +65,9 @@ def write() -> None:
             written.append(folder / "study.toml")
             text = format_study(task, {name: read_config(path) for name, path in found.items()})
             written[-1].write_text(text, encoding="utf-8")
-            print(f"{written[-1]}: python -m fedpeft.study {written[-1]}")
+            print(f"{written[-1]}: fedpeft study {written[-1]}")
     if not written:
-        raise RunError(f"no search has ended; run python -m fedpeft.tune {HERE / SEARCHES[0]}.toml first")
+        raise RunError(f"no search has ended; run fedpeft tune {HERE / SEARCHES[0]}.toml first")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Attack a server's settings on loopback before others join: python -m fedpeft.attack [CONFIG.toml] [SERVER FLAGS].
+"""Attack a server's settings on loopback before others join: fedpeft attack [CONFIG.toml] [SERVER FLAGS].
 
-    python -m fedpeft.attack --privacy secure_sum --clients 5
-    python -m fedpeft.attack run.toml
+    fedpeft attack --privacy secure_sum --clients 5
+    fedpeft attack run.toml
 
 The command prints a table of what each attack learned, and who refused it.
 """
@@ -26,7 +26,7 @@ from fedpeft.reporting.run_folder import load_default_settings
 from fedpeft.wiring.config import RunConfig, build_config
 
 ABOUT = """Attack a server's settings: hostile servers and clients on this machine, and what each of them learned.
-python -m fedpeft.attack run.toml --privacy secure_sum"""
+fedpeft attack run.toml --privacy secure_sum"""
 
 OPTIONS = {
     "CONFIG.toml": "the server's settings; flags override them",
@@ -63,7 +63,7 @@ def _parse_command(arguments: list[str]) -> Command:
 
 
 def _format_help() -> str:
-    return help_page.format_page("python -m fedpeft.attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS)
+    return help_page.format_page("fedpeft attack [CONFIG.toml] [OPTIONS] [SERVER FLAGS]", ABOUT, OPTIONS)
 
 
 def _load_defaults(command: Command) -> Command:

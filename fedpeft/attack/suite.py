@@ -1,4 +1,4 @@
-"""Attacks of `python -m fedpeft.attack`, with the expected result of each."""
+"""Attacks of `fedpeft attack`, with the expected result of each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Audit a privacy mechanism with canaries, or attack finished runs with membership inference.
 
-    python -m fedpeft.audit --privacy "user_dp(noise_multiplier=4)" --rounds 10      canaries
-    python -m fedpeft.audit runs/A runs/B                                            membership inference
+    fedpeft audit --privacy "user_dp(noise_multiplier=4)" --rounds 10      canaries
+    fedpeft audit runs/A runs/B                                            membership inference
 
 The first form checks the claim of a mechanism. The second measures how well losses reveal a run's members.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Command:
     """Audit a privacy mechanism with canaries, or attack finished runs.
 
-    python -m fedpeft.audit --privacy "user_dp(noise_multiplier=4)" --rounds 10
+    fedpeft audit --privacy "user_dp(noise_multiplier=4)" --rounds 10
     """
 
     runs: Annotated[

@@ -1,7 +1,7 @@
 """Conformance suite that every part must pass, ours and yours.
 
     pip install 'fedpeft[test]'
-    python -m fedpeft.conformance my_rules.py
+    fedpeft conformance my_rules.py
 
 The command tests all parts of a plugin. In this repository, `python -m pytest` runs the same files on our own parts.
 """

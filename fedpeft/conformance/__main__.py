@@ -1,4 +1,4 @@
-"""Test whether a plugin's parts meet the requirements of every part: python -m fedpeft.conformance PLUGIN..."""
+"""Test whether a plugin's parts meet the requirements of every part: fedpeft conformance PLUGIN..."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check(command: Command) -> int:
     import pytest
 
     if not command.plugins:
-        raise ConfigError("FP1082 name a plugin: python -m fedpeft.conformance my_rules.py")
+        raise ConfigError("FP1082 name a plugin: fedpeft conformance my_rules.py")
     catalogue.use(command.plugins)
     if not any(plugin.names for plugin in plugins.list_named()):
         raise ConfigError(f"FP1083 {', '.join(command.plugins)} contains no parts; name a plugin that does")

@@ -8,7 +8,7 @@ import typing
 
 import pytest
 
-from fedpeft import describe
+from fedpeft.commands import describe
 from fedpeft.conformance import list_tested_parts
 from fedpeft.conformance.conftest import build_with_defaults
 from fedpeft.data.cached_rows import hash_rows

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
 
-from fedpeft.data.client_rows import LABEL, LARGEST, TEXT
+from fedpeft.data.client_rows import LABEL, LARGEST, MOST_FRAMES, TEXT
 from fedpeft.data.prompt_templates import check_readable, read_template
 from fedpeft.data.table_format import AUTO, DECIMALS, TableFormat
 from fedpeft.deployment.addresses import parse_address
@@ -30,7 +30,8 @@ class ServeOptions:
     task: str = setting(
         "",
         "what is learned: 'regression(mean=50, deviation=10)', multi_label, token_labels, seq2seq, causal_lm, "
-        "instruction (conversations) or dpo (preferences) (default: classification, or as --dataset)",
+        "instruction (conversations) or dpo (preferences), with --side also towers, captions or patch_labels "
+        "(default: classification, or as --dataset)",
         nested=TASKS,
     )
     text_column: str = setting(
@@ -46,6 +47,12 @@ class ServeOptions:
         "clients' examples are images, scaled to this many pixels per side (default: as --dataset)",
         low=0,
         high=LARGEST,
+    )
+    frames: int = setting(
+        0,
+        "clients' examples are clips, with a folder of frames for each: this many are read (default: as --dataset)",
+        low=0,
+        high=MOST_FRAMES,
     )
     template: str = setting(
         "",
@@ -68,7 +75,7 @@ class ServeOptions:
         "HOST:PORT to listen at; 0.0.0.0:8470 for all of the machine's addresses",
         check=partial(parse_address, option="listen"),
     )
-    certs: str = setting("certs", "folder that python -m fedpeft.certs has made")
+    certs: str = setting("certs", "folder that fedpeft certs has made")
     insecure: bool = setting(False, "no TLS: clients' claimed names are accepted; on this machine only")
     insecure_anywhere: bool = setting(False, "no TLS, for anyone who can reach the address")
     metrics: str = setting(
@@ -122,6 +129,10 @@ class EdgeOptions:
         "FILE.jinja, if the federation writes conversations with a template file that you have been handed",
         check=read_template,
     )
+    runs: str = setting(
+        "",
+        "folders of the finished runs that the federation's adapter_fusion combines, which you have been handed: a,b",
+    )
     model: str = setting("", "folder of the base model, if the server's name for it is unknown here")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: cuda if it is there")
     precision: str = setting(
@@ -148,7 +159,7 @@ class EdgeOptions:
     )
     roster: str = setting(
         "",
-        "file of the certificates whose owners' updates yours may be added up with (python -m fedpeft.certs --roster)",
+        "file of the certificates whose owners' updates yours may be added up with (fedpeft certs --roster)",
     )
     roster_hash: str = setting("", "the roster's expected hash, as you received it on another channel")
     fewest: int = setting(FEWEST, "fewest clients in a sum under masks that you join, yourself included", low=FEWEST)

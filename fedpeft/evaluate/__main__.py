@@ -1,11 +1,11 @@
-"""python -m fedpeft.evaluate RUN: what a finished run has learned, beside its base and, if asked, its clients.
+"""fedpeft evaluate RUN: what a finished run has learned, beside its base and, if asked, its clients.
 
-    python -m fedpeft.evaluate runs/NAME                                  held-out loss; answers to the test questions
-    python -m fedpeft.evaluate runs/NAME --questions exam.jsonl           questions of your own, free or with choices
-    python -m fedpeft.evaluate runs/NAME --alone all                      each client trained on its own rows only
-    python -m fedpeft.evaluate runs/NAME --own 0,3                        clients' own adapters, where they have some
-    python -m fedpeft.evaluate runs/NAME --flowertune nlp --questions mmlu.jsonl
-    python -m fedpeft.evaluate runs/NAME --lm-eval arc_easy,own_task.yaml             with lm-eval installed
+    fedpeft evaluate runs/NAME                                  held-out loss; answers to the test questions
+    fedpeft evaluate runs/NAME --questions exam.jsonl           questions of your own, free or with choices
+    fedpeft evaluate runs/NAME --alone all                      each client trained on its own rows only
+    fedpeft evaluate runs/NAME --own 0,3                        clients' own adapters, where they have some
+    fedpeft evaluate runs/NAME --flowertune nlp --questions mmlu.jsonl
+    fedpeft evaluate runs/NAME --lm-eval arc_easy,own_task.yaml             with lm-eval installed
 
 Numbers go to RUN/evaluation/evaluation.json, answers, to be read, to answers.jsonl beside it.
 """
@@ -44,7 +44,9 @@ class Command:
     questions: Annotated[
         str, tyro.conf.arg(help="JSONL with question, answer and maybe choices (default: the run's test examples)")
     ] = ""
-    metrics: Annotated[str, tyro.conf.arg(help="metrics of free answers: exact_match, f1, rouge_l")] = "exact_match, f1"
+    metrics: Annotated[
+        str, tyro.conf.arg(help="metrics of free answers: exact_match, f1, rouge_l, bleu, chrf, pass_at_1, repair")
+    ] = "exact_match, f1"
     new_tokens: Annotated[int, tyro.conf.arg(help="most tokens of an answer")] = 40
     rows: Annotated[int, tyro.conf.arg(help="most test examples and questions; 0: all")] = 0
     own: Annotated[str, tyro.conf.arg(help='clients whose own adapters are compared: "0,3" or all')] = ""
@@ -53,6 +55,9 @@ class Command:
         str, tyro.conf.arg(help="track of FlowerTune whose questions the file contains: nlp, medical, finance")
     ] = ""
     lm_eval: Annotated[str, tyro.conf.arg(help="tasks of lm-eval, if it is installed: names, or YAML files")] = ""
+    run_code: Annotated[
+        bool, tyro.conf.arg(help="let pass_at_1 and repair run code that models wrote, in isolation (default: no)")
+    ] = False
     output: Annotated[Path | None, tyro.conf.arg(help="folder of the results (default: RUN/evaluation)")] = None
     plugin: Annotated[
         tuple[str, ...],
@@ -107,6 +112,7 @@ def evaluate(command: Command, console: Console) -> None:
         alone=command.alone,
         track=command.flowertune,
         lm_eval=command.lm_eval,
+        run_code=command.run_code,
     )
     with ConsoleObserver(console) as observer:
         run = FinishedRun.read(command.run)

@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from fedpeft.data.examples import Examples
+from fedpeft.data.image_companions import MASK
 from fedpeft.data.image_folders import FILE_NAME, has_pictures, list_unlabeled_pictures
 from fedpeft.data.record_files import Record, read_records
 from fedpeft.data.table_format import DETECT, TableFormat
@@ -30,6 +31,7 @@ from fedpeft.data.tagged_records import find_word_column
 from fedpeft.data.tokens import tokenize_texts
 from fedpeft.data.user_rows import Names, check_texts, get_text_column, read
 from fedpeft.errors import ConfigError, DataError, shorten_value
+from fedpeft.evaluate.patch_labels import label_pictures
 from fedpeft.evaluate.word_labels import label_words
 from fedpeft.machine import files
 from fedpeft.machine.spreadsheet import escape_cell
@@ -82,17 +84,19 @@ def answer_rows(
     """
     if isinstance(run.task, DescribesImages):
         raise ConfigError(
-            f"FP1155 {run.folder} writes captions; give it image files: python -m fedpeft.predict RUN IMAGE IMAGE ..."
+            f"FP1155 {run.folder} writes captions; give it image files: fedpeft predict RUN IMAGE IMAGE ..."
         )
     if run.labels is None:
         raise ConfigError(
-            f"FP1156 {run.folder} has no classes; for a file of questions to a language model, use python -m "
-            "fedpeft.evaluate"
+            f"FP1156 {run.folder} has no classes; for a file of questions to a language model, use fedpeft evaluate"
         )
     if abstain and run.task.targets != "classes":
         raise ConfigError(f"FP1157 {run.folder} does not choose one class; leave --abstain out")
-    if run.has_word_labels:
+    if run.has_word_labels and not run.is_image_model:
         yield from _answer_words(run, source, column, given)
+        return
+    if run.has_word_labels:
+        yield from _answer_patches(run, source, column, given)
         return
     waiting, encode, at_once = (_prepare_pictures if run.is_image_model else _prepare_texts)(run, source, column, given)
     model = run.model(run.base())
@@ -132,6 +136,19 @@ def _answer_words(
     model, waiting = run.model(run.base()), read_records(str(source), given)
     while rows := list(islice(waiting, ROWS)):
         labels = label_words(run, model, [get_words(*row) for row in rows])
+        yield from (
+            (row, {PREDICTED: json.dumps(of, ensure_ascii=False)}) for row, of in zip(rows, labels, strict=True)
+        )
+
+
+def _answer_patches(
+    run: FinishedRun, source: Path, column: str | None, given: TableFormat
+) -> Iterator[tuple[Record, Answer]]:
+    """Yield the labels of each image's patches, row by row, as a JSON list."""
+    waiting, _, at_once = _prepare_pictures(run, source, column, given)
+    model, pictures = run.model(run.base()), (r for r in waiting if not str(r[1][FILE_NAME]).endswith(MASK.ending))
+    while rows := list(islice(pictures, at_once)):
+        labels = label_pictures(run, model, [str(record[FILE_NAME]) for _, record in rows])
         yield from (
             (row, {PREDICTED: json.dumps(of, ensure_ascii=False)}) for row, of in zip(rows, labels, strict=True)
         )

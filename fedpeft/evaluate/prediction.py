@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpeft.data.clip_folders import read_clips
 from fedpeft.data.conversations import format_question
 from fedpeft.data.image_folders import PICTURES, read_pixels
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
+from fedpeft.evaluate.patch_labels import format_grid, label_pictures
 from fedpeft.evaluate.word_labels import label_words
 from fedpeft.models import scoring
 from fedpeft.models.abilities import DescribesImages
@@ -63,6 +65,14 @@ def check_asked(run: FinishedRun, asked: str) -> None:
                 f"FP1270 {run.folder} reads texts, and {asked} is an image; give a text, or a run on images"
             )
         return
+    if run.frames:
+        if not os.path.isdir(asked):
+            raise ConfigError(
+                f"FP1735 {run.folder} reads clips, and {asked[:60]!r} is not a folder; give a folder of frames: python "
+                "-m fedpeft.commands.predict RUN CLIP"
+            )
+        read_clips([asked], 8, run.frames)
+        return
     if os.path.isdir(asked):
         describes = isinstance(run.task, DescribesImages)
         table = "" if describes else ", or a folder of them by --data FOLDER --output ANSWERS.csv"
@@ -71,8 +81,8 @@ def check_asked(run: FinishedRun, asked: str) -> None:
         )
     if not there:
         raise ConfigError(
-            f"FP1272 {run.folder} reads images, and there is no file {asked[:60]!r}; give an image file: python "
-            "-m fedpeft.predict RUN IMAGE"
+            f"FP1272 {run.folder} reads images, and there is no file {asked[:60]!r}; give an image file: "
+            "fedpeft predict RUN IMAGE"
         )
     read_pixels([asked], 8)  # before a model is loaded, or another picture is answered
 
@@ -102,6 +112,8 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     if run.has_word_labels:
         if abstain:
             raise ConfigError(f"FP1505 {run.folder} labels each word of a text; leave --abstain out")
+        if run.is_image_model:
+            return format_grid(label_pictures(run, run.model(base), [text])[0])
         words = text.split()
         (labels,) = label_words(run, run.model(base), [words])
         return " ".join(f"{word}/{label or 'cut off'}" for word, label in zip(words, labels, strict=True))

@@ -31,16 +31,16 @@ def read_config(run_config: Mapping[str, Any]) -> RunConfig:
     if strategy.fills_base:
         raise ConfigError(
             f"FP1178 {config.strategy} puts a residual into the clients' base, which Flower's short-lived "
-            "client processes do not keep; use fedit or flexlora, or python -m fedpeft.serve"
+            "client processes do not keep; use fedit or flexlora, or fedpeft serve"
         )
     if config.peft != "auto" and (needs := PEFT_METHODS.build(config.peft).own_machine):
         raise ConfigError(
-            f"FP1179 {config.peft} {needs}, and Flower's nodes run on other machines; use python -m fedpeft.simulate"
+            f"FP1179 {config.peft} {needs}, and Flower's nodes run on other machines; use fedpeft simulate"
         )
     if config.privacy:
         raise ConfigError(
             "FP1180 privacy needs a ledger and a key that stay with each client, and Flower's nodes start a "
-            "new process for each message; leave privacy out of the run config, or use python -m fedpeft.serve"
+            "new process for each message; leave privacy out of the run config, or use fedpeft serve"
         )
     return config
 

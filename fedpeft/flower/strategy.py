@@ -6,7 +6,7 @@
 
     parts = {"strategies": {"my_rule": wrap_strategy(MyStrategy)}}
 
-    python -m fedpeft.simulate --plugin my_parts.py --strategy "my_rule(eta=0.1)"
+    fedpeft simulate --plugin my_parts.py --strategy "my_rule(eta=0.1)"
 
     x <- rule(x, x_1, ..., x_K),   x_k = received_k + delta_k: float arrays with the same keys at all clients
 

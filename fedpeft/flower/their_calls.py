@@ -213,7 +213,7 @@ def _check_instruction(method: str, instruction: FitIns, arrays: Arrays) -> None
 def _refuse_arrays(method: str) -> NoReturn:
     raise RunError(
         f"FP5143 {method} sends clients other arrays than the global ones; choose what clients receive with "
-        "--downlink, and each client's ranks with --strategy (python -m fedpeft.describe strategy)"
+        "--downlink, and each client's ranks with --strategy (fedpeft describe strategy)"
     )
 
 

@@ -1,4 +1,4 @@
-"""python -m fedpeft.init FOLDER: a project to begin with."""
+"""fedpeft init FOLDER: a project to begin with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STARTER = Path(__file__).parent / "starter"
 class Command:
     """Make a project: example data, a run, a strategy of your own, and a test that runs.
 
-    python -m fedpeft.init my-project
+    fedpeft init my-project
     """
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help="new, or empty")]
@@ -61,7 +61,7 @@ def _make_project(command: Command, console: Console) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     say(f"made  {command.folder}: {', '.join(map(str, files))}")
-    say(f"next  cd {shlex.quote(str(command.folder))} && python -m fedpeft.simulate run.toml")
+    say(f"next  cd {shlex.quote(str(command.folder))} && fedpeft simulate run.toml")
 
 
 if __name__ == "__main__":

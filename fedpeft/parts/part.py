@@ -532,7 +532,7 @@ def _find_keyless_setting(spec: Spec, cls: type, takes: str | None) -> dict[str,
     if takes is None:
         raise ConfigError(
             f"FP1236 {str(spec)!r} gives {format_value(spec.values[0])} without a name; write each setting as "
-            f"key=value: python -m fedpeft.describe {spec.name} lists them"
+            f"key=value: fedpeft describe {spec.name} lists them"
         )
     annotation = _get_hints(cls)[takes]
     several = (typing.get_origin(annotation) or annotation) is tuple

@@ -59,6 +59,7 @@ def start_command(name: str) -> NoReturn:
 
     The module is imported under its own name, since other processes find its functions by that name.
     """
+    startup.postpone_collection()
     module = importlib.import_module(f"fedpeft.{name}")
     with handle_interrupts():
         code: int = module.main()
@@ -140,7 +141,9 @@ def parse_run_flags(
 
 def name_program(command: type) -> str:
     """Return how a command is called, from the module of its flags."""
-    return f"python -m {command.__module__.removesuffix('.__main__')}"
+    module = command.__module__.removesuffix(".__main__")
+    package, _, name = module.rpartition(".")
+    return f"fedpeft {name}" if package in ("fedpeft", "fedpeft.commands") else f"python -m {module}"
 
 
 def run_command(work: Callable[[], int | None], interrupted: Callable[[], str] = lambda: "interrupted") -> int:
@@ -175,7 +178,7 @@ def run_command(work: Callable[[], int | None], interrupted: Callable[[], str] =
             ):
                 error.add_note(
                     "This command used parts of plugins; to check that they meet the rules for parts, run: "
-                    f"python -m fedpeft.conformance {named}"
+                    f"fedpeft conformance {named}"
                 )
             raise
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -252,9 +255,9 @@ def quote_argument(text: str) -> str:
 
 
 def format_command(config: RunConfig, plugins: Iterable[str] = ()) -> str:
-    """Return the command line of `python -m fedpeft.simulate` for a configuration, for a shell."""
+    """Return the command line of `fedpeft simulate` for a configuration, for a shell."""
     default = RunConfig()
-    words = ["python -m fedpeft.simulate"]
+    words = ["fedpeft simulate"]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != getattr(default, field.name):

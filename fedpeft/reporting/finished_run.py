@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedpeft.data.clip_folders import read_clips
 from fedpeft.data.examples import Batch, ImageRows, make_up_batch
 from fedpeft.data.image_folders import read_pixels
-from fedpeft.data.images import convert_images, get_vision_config
+from fedpeft.data.images import convert_images, get_size, get_vision_config
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.rows import DATASETS, Dataset, Source, get_template, load_source
 from fedpeft.errors import FedpeftError, RunError
@@ -35,7 +36,7 @@ from fedpeft.wiring.config import RunConfig, read_config
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A folder that `python -m fedpeft.simulate` has finished.
+    """A folder that `fedpeft simulate` has finished.
 
     Attributes:
         folder: holds config.toml, summary.json, and adapter/ or model/.
@@ -184,15 +185,22 @@ class FinishedRun:
             FedpeftError: the dataset has no such setting, and can't be loaded.
         """
         said = getattr(self.dataset, "side", None)
-        return said if isinstance(said, int) else int(self.load_dataset().test.inputs.shape[1])  # type: ignore[union-attr]
+        return said if isinstance(said, int) else get_size(np.asarray(self.load_dataset().test.inputs))[0]
+
+    @property
+    def frames(self) -> int:
+        """Number of frames of the clips that the run reads; 0: it reads images or texts."""
+        return int(getattr(self.dataset, "frames", 0))
 
     def load_pictures(self, files: list[str]) -> ImageRows:
-        """Load pictures of files as the run's model received them in training; labels are zeros.
+        """Load pictures of files, or clips of folders, as the run's model received them; labels are zeros.
 
         Raises:
             DataError: a file is not a readable picture; the message names it.
         """
-        pixels, tokens = convert_images(read_pixels(files, self.picture_side), self.model_directory)
+        side = self.picture_side
+        read = read_clips(files, side, self.frames) if self.frames else read_pixels(files, side)
+        pixels, tokens = convert_images(read, self.model_directory)
         return ImageRows(pixels, np.zeros(len(files), np.int64), tokens)
 
     @property
@@ -232,8 +240,8 @@ class FinishedRun:
         if (name := find_changed_file(was, now)) is not None:
             raise RunError(
                 f"FP5173 {name} has changed since {self.folder} was trained on it, so examples held out now may "
-                "have been used for training; restore the file, or predict examples of your own: python -m "
-                f"fedpeft.predict {self.folder} --data FILE"
+                "have been used for training; restore the file, or predict examples of your own: "
+                f"fedpeft predict {self.folder} --data FILE"
             )
         own = [own.file for own in now if own.sha256]
         if was or not own:
@@ -247,6 +255,11 @@ class FinishedRun:
             RunError: it finds pairs, or labels words.
         """
         self.check_answers()
+        if self.frames:
+            raise RunError(
+                f"FP5455 {self.folder} reads clips of {self.frames} frames, and a merged folder reads single images; "
+                "load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without --merge"
+            )
         if self.has_word_labels:
             raise RunError(
                 f"FP5174 {self.folder} labels words: its head answers once per token, and not for a whole example; "
@@ -262,7 +275,7 @@ class FinishedRun:
         if isinstance(self.task, DescribesImages):
             raise RunError(
                 f"FP5175 {self.folder} captions images: its language model reads them through a connector, "
-                f"which {what} does not use; use python -m fedpeft.predict RUN IMAGE, or export the adapter "
+                f"which {what} does not use; use fedpeft predict RUN IMAGE, or export the adapter "
                 "with the connector"
             )
 

@@ -39,7 +39,7 @@ def format_page(
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     for name, members in GROUPS.items():
         lines += _format_group(name, [_format_row(fields[member]) for member in members if member not in hidden])
-    lines += ["", "python -m fedpeft.describe NAME explains a flag, such as strategy, or a part, such as krum."]
+    lines += ["", "fedpeft describe NAME explains a flag, such as strategy, or a part, such as krum."]
     return "\n".join(lines)
 
 

@@ -47,11 +47,11 @@ def list_next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
     commands = []
     if not isinstance(run.task, ComparesExamples):
         asked = "IMAGE.png" if run.can_take_pictures else '"a text of yours"'
-        commands.append(f"python -m fedpeft.predict {folder} {asked}")
+        commands.append(f"fedpeft predict {folder} {asked}")
     with suppress(FedpeftError):
         run.check_answers()
         run.check_reads_texts("evaluate")
-        commands += [] if evaluated else [f"python -m fedpeft.evaluate {folder}"]
+        commands += [] if evaluated else [f"fedpeft evaluate {folder}"]
     commands.append(export_command(run))
     return commands
 
@@ -59,7 +59,7 @@ def list_next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
 def export_command(run: FinishedRun) -> str:
     """Return the command that exports a run: merged into its base, if its method allows it and it reads texts."""
     merged = run.method.merges and not run.can_take_pictures and not isinstance(run.task, ComparesExamples)
-    return f"python -m fedpeft.export {shlex.quote(str(run.folder))}" + (" --merge" if merged else "")
+    return f"fedpeft export {shlex.quote(str(run.folder))}" + (" --merge" if merged else "")
 
 
 def format_loading_lines(told: str, run: FinishedRun, output: Path) -> tuple[str, list[str]]:

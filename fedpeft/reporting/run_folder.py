@@ -143,11 +143,11 @@ def _replace_measure_paths(family: Family[Any], text: str, path: Callable[[str],
 
 
 SERVERS_OPTIONS = "serve.toml"
-"""A file in folders of `python -m fedpeft.serve` that simulations do not have."""
+"""A file in folders of `fedpeft serve` that simulations do not have."""
 
 
 SEARCHS_JOURNAL = "search.journal"
-"""A file in folders of `python -m fedpeft.tune`."""
+"""A file in folders of `fedpeft tune`."""
 
 GIVEN_UP = "given_up.txt"
 """A file in the folder of a search's trial that has not passed a rung."""
@@ -159,7 +159,7 @@ def describe_unfinished(folder: Path) -> str:
         anew = shlex.quote(str(folder.with_suffix(".toml")))
         return (
             f"FP5181 {folder} holds a trial that its search stopped at a rung; choose a finished one, or train "
-            f"it completely: python -m fedpeft.simulate {anew}"
+            f"it completely: fedpeft simulate {anew}"
         )
     return f"FP5182 {folder} holds an unfinished run; continue it with: {resume_command(folder)}"
 
@@ -167,7 +167,7 @@ def describe_unfinished(folder: Path) -> str:
 def resume_command(folder: Path) -> str:
     """Return the command that continues the run in `folder`; a server continues as a server."""
     module = "serve" if (folder / SERVERS_OPTIONS).exists() else "simulate"
-    return f"python -m fedpeft.{module} --resume {shlex.quote(str(folder))}"
+    return f"fedpeft {module} --resume {shlex.quote(str(folder))}"
 
 
 def refuse_simulations_run(folder: Path) -> None:

@@ -144,7 +144,7 @@ class Simulation:
         if begun.round < self.setup.rounds and begun.fixed.get("search", False) != self.search:
             raise ConfigError(
                 f"FP1507 {self.folder} contains an unfinished trial of a search, whose clients train on fewer "
-                "examples; continue the search, or train it whole: python -m fedpeft.simulate "
+                "examples; continue the search, or train it whole: fedpeft simulate "
                 f"{self.folder.with_suffix('.toml')}"
             )
         return begun.fixed

@@ -1,4 +1,4 @@
-"""python -m fedpeft.study STUDY.toml: all runs of a grid, once each, several at a time; then the report.
+"""fedpeft study STUDY.toml: all runs of a grid, once each, several at a time; then the report.
 
 Every finished run is one line in results.jsonl, keyed by its resolved configuration: starting the study again runs what
 is missing, continues what was interrupted, and touches nothing else. Runs are processes of their own: one that fails

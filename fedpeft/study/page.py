@@ -99,7 +99,7 @@ def render_page(
     page_sections: Sequence[PageContent],
     skipped: Sequence[str],
     csv_folder: str,
-    made_by: str = "python -m fedpeft.report",
+    made_by: str = "fedpeft report",
 ) -> str:
     """Return the page as HTML; `made_by` is the command that the footer names."""
     from jinja2 import Environment

@@ -37,7 +37,7 @@ class Program:
 
     Attributes:
         load: imports the modules that all runs need, before the first fork.
-        main: executes one run in its fork; takes the flags of python -m fedpeft.simulate, returns the exit code.
+        main: executes one run in its fork; takes the flags of fedpeft simulate, returns the exit code.
     """
 
     load: Callable[[], None]

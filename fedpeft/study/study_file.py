@@ -10,7 +10,7 @@ A file looks like this:
     seconds_per_run = 60                  # time estimate until runs have been measured
     seeds = [0, 1, 2, 3, 4]
 
-    [base]                                # settings of every run: the flags of python -m fedpeft.simulate
+    [base]                                # settings of every run: the flags of fedpeft simulate
     clients = 100
 
     [axes]

@@ -1,4 +1,4 @@
-"""python -m fedpeft.tune SEARCH.toml: settings that suit a federation, by trials, each of which is a run.
+"""fedpeft tune SEARCH.toml: settings that suit a federation, by trials, each of which is a run.
 
 optuna draws trials (TPE) and ends those early that fall behind at a rung of rounds (hyperband, successive halving). A
 search that was killed goes on by the same command: its running trials continue their runs, and with one worker all is
@@ -65,7 +65,7 @@ def run_trial(arguments: list[str]) -> int:
     """Run one trial in its process; return its exit code.
 
     Args:
-        arguments: the flags of python -m fedpeft.simulate, then the search's folder and the trial's number.
+        arguments: the flags of fedpeft simulate, then the search's folder and the trial's number.
     """
     from fedpeft.tune.trial import NOT_PASSED, Reporter, TrialPruned
 
@@ -91,10 +91,12 @@ def show_plan(search: Search, folder: Path, trials: int, output: Console) -> Non
 
     keys = search.keys
     rungs = "" if keys.pruner == "none" else f", {keys.pruner} over up to {search.rounds} rounds"
-    what = f"{trials} trials by {keys.sampler}{rungs}, validation {keys.objective}"
+    what = f"{trials} trials by {keys.sampler}{rungs}, validation {search.objective}"
     say(f"[bold]{escape(search.name)}[/]: {what} -> {escape(str(folder))}")
     if search.budget is not None:
         say(f"budget: {search.budget}")
+    if search.price is not None:
+        say(f"price: {search.price}")
     found = {name: str(among) for name, among in search.space.items()}
     if search.hybrid is not None:
         found |= search.hybrid.describe()
@@ -118,7 +120,7 @@ def place_of(search: Search, folder: Path, trials: int, output: Console) -> Sear
     check_tokens(search, rows.facts)
     study = store.open_study(search, folder, build_part(search.build_corner({}), "measure").validation.every)
     sizes, blocks = None, 0
-    if search.budget is not None or search.hybrid is not None:
+    if search.needs_sizes or search.hybrid is not None:
         doing = "reading the examples and the model, whose sizes count"
         output.print(doing, highlight=False)
         with Heartbeat(lambda: output.print(f"...     {doing}", highlight=False), SILENCE):
@@ -175,6 +177,8 @@ def _run_search(search: Search, folder: Path, trials: int, workers: int, output:
         return NOTHING
     output.print(f"the best settings, {report.best_trial}:", highlight=False)
     output.print(report.command, markup=False, highlight=False, soft_wrap=True)
+    if report.unpriced:
+        output.print(report.unpriced, markup=False, highlight=False, soft_wrap=True)
     if report.tie_note:
         output.print(f"note: {report.tie_note}", markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -12,9 +12,11 @@ A file looks like this:
     first = 0                              # round of the first rung; 0: the first validated round
     reduction = 3                          # each rung is this many times as far; one trial in so many passes it
     seed = 0                               # seed of the search; [base] sets the seed of the trials
-    budget = {parameters = 30_000}         # or {bytes = ...} per update: larger trials are never trained
+    budget = {parameters = 30_000}         # parameters, bytes of an update, joules or grams, one or more of them:
+                                           # trials over it are never trained; see `Budget`
+    price = {joules = 1e-4}                # what a unit costs, in the objective: see `Price`
 
-    [base]                                 # settings of every trial: the flags of python -m fedpeft.simulate
+    [base]                                 # settings of every trial: the flags of fedpeft simulate
     rounds = 9
     peft = "lora(rank={rank}, alpha={alpha})"
 
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -47,8 +50,10 @@ from fedpeft.tune.ranges import Choices, Draw, Searched, parse_searched
 from fedpeft.tune.sampling import PRUNERS, SAMPLERS
 from fedpeft.wiring.catalogue import find_used_plugins
 from fedpeft.wiring.config import RunConfig, build_config, read_toml, use_plugins
+from fedpeft.wiring.energy import EnergySettings
+from fedpeft.wiring.measurements import parse_measure
 
-TABLES = ("budget", "base", "search", "hybrid", "plugin")
+TABLES = ("budget", "price", "base", "search", "hybrid", "plugin")
 
 OF_STUDIES = ("axes", "seeds", "presets", "baseline")
 """Keys that only a study's file may have."""
@@ -64,7 +69,20 @@ FIXED = {
 
 PLACE = re.compile(r"\{(\w+)\}")
 
-UNITS = ("parameters", "bytes")
+UNITS = ("parameters", "bytes", "joules", "grams")
+"""What a budget limits and a price counts: trained parameters, and bytes of a client's update. Joules and grams of CO2
+are those of all clients in all rounds, predicted from the declared watts of `energy`."""
+
+COUNTED = ("parameters", "bytes")
+"""The units that are whole numbers."""
+
+OF_ENERGY = ("joules", "grams")
+"""The units that need the measurement `energy`."""
+
+
+def format_amounts(amounts: Mapping[str, float]) -> str:
+    """Return amounts by unit as readable text, such as "30,000 parameters and 500 joules"."""
+    return " and ".join(f"{amount:,} {unit}" for unit, amount in amounts.items())
 
 
 @dataclass(frozen=True)
@@ -85,14 +103,38 @@ class SearchKeys:
 
 @dataclass(frozen=True)
 class Budget:
-    """The largest size of a trial, in trained `parameters` or in `bytes` of a client's update."""
+    """The largest size of a trial, by unit (`UNITS`); a trial that exceeds one of them is over the budget."""
 
-    unit: str
-    most: int
+    most: Mapping[str, float]
+
+    @property
+    def identity(self) -> Any:
+        """The budget as part of a search's identity."""
+        one = [{"unit": unit, "most": most} for unit, most in self.most.items()]
+        return one[0] if len(one) == 1 else one
 
     def __str__(self) -> str:
         """Return the budget as readable text."""
-        return f"{self.most:,} {self.unit}"
+        return format_amounts(self.most)
+
+
+@dataclass(frozen=True)
+class Price:
+    """A weighted sum that joins the objective: loss + sum of price x size, or accuracy - the same sum.
+
+    It makes one objective of several. The sizes are those that are known before training, so that a rung compares
+    priced values, too.
+    """
+
+    of_unit: Mapping[str, float]
+
+    def compute(self, size: Mapping[str, float]) -> float:
+        """Return the cost of a trial of this `size` by unit."""
+        return sum(price * size[unit] for unit, price in self.of_unit.items())
+
+    def __str__(self) -> str:
+        """Return the price as readable text."""
+        return " + ".join(f"{price:g} x {unit}" for unit, price in self.of_unit.items())
 
 
 @dataclass(frozen=True)
@@ -105,6 +147,22 @@ class Search:
     base: Mapping[str, Any]
     space: Mapping[str, Searched]
     hybrid: HybridSpace | None
+    price: Price | None = None
+
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether a trial's size matters before it trains."""
+        return self.budget is not None or self.price is not None
+
+    @property
+    def bounded_units(self) -> set[str]:
+        """The units of the budget and of the price."""
+        return {*(self.budget.most if self.budget else ()), *(self.price.of_unit if self.price else ())}
+
+    @property
+    def objective(self) -> str:
+        """Name of the value that trials are compared by."""
+        return self.keys.objective if self.price is None else f"priced {self.keys.objective}"
 
     @property
     def name(self) -> str:
@@ -133,8 +191,9 @@ class Search:
         words = dataclasses.asdict(self.keys)
         kept = {key: value for key, value in words.items() if key not in ("name", "question", "trials")}
         hybrid = self.hybrid and dataclasses.asdict(self.hybrid)
-        budget = self.budget and dataclasses.asdict(self.budget)
-        return json.dumps([kept, budget, dict(self.base), space, hybrid, first], sort_keys=True)
+        budget = self.budget and self.budget.identity
+        price = [dict(self.price.of_unit)] if self.price else []
+        return json.dumps([kept, budget, dict(self.base), space, hybrid, first, *price], sort_keys=True)
 
     @property
     def plugins(self) -> dict[str, dict[str, Any]]:
@@ -208,6 +267,12 @@ class Search:
             check_early(self.build_corner(fixed), str(self.path))
         for fixed in self._iterate_corners():
             config = self.build_corner(fixed)
+            units = [unit for unit in OF_ENERGY if unit in self.bounded_units]
+            if units and parse_measure(config.measure).get(EnergySettings) is None:
+                raise ConfigError(
+                    f"FP1831 {self.path}: {units[0]} are predicted from declared watts, and no measurement declares "
+                    'any; set measure = "validation(every=1) + energy(watts=6)" in [base]'
+                )
             mechanism = parse_parts(config, str(self.path)).mechanism
             if mechanism is not None and mechanism.protects:
                 raise PrivacyError(
@@ -249,7 +314,7 @@ def read_search(path: Path) -> Search:
     for key in OF_STUDIES:
         if key in content:
             raise ConfigError(
-                f"FP1467 {path} has {key}, which belongs to a study (python -m fedpeft.study); a search has [search] "
+                f"FP1467 {path} has {key}, which belongs to a study (fedpeft study); a search has [search] "
                 "with ranges, and one seed in [base]"
             )
     base = _get_table(path, "base", content.pop("base", {}))
@@ -259,6 +324,7 @@ def read_search(path: Path) -> Search:
     }
     hybrid = parse_hybrid_space(str(path), content.pop("hybrid")) if "hybrid" in content else None
     budget = _parse_budget(path, content.pop("budget")) if "budget" in content else None
+    price = _parse_price(path, content.pop("price")) if "price" in content else None
     legal = {f.name for f in dataclasses.fields(SearchKeys)}
     for key in content:
         if key not in legal:
@@ -267,7 +333,7 @@ def read_search(path: Path) -> Search:
     _check_hybrid(path, base, space, hybrid)
     _check_base(path, base)
     _check_space(path, base, space)
-    search = Search(path, keys, budget, base, space, hybrid)
+    search = Search(path, keys, budget, base, space, hybrid, price)
     search.check()
     if keys.first > search.rounds:
         raise ConfigError(
@@ -283,14 +349,35 @@ def _get_table(path: Path, name: str, value: Any) -> dict[str, Any]:
 
 
 def _parse_budget(path: Path, given: Any) -> Budget:
-    if not isinstance(given, dict) or len(given) != 1 or not set(given) <= set(UNITS):
+    if not isinstance(given, dict) or not given or not set(given) <= set(UNITS):
         raise ConfigError(
-            f"FP1469 {path}: budget must be {{parameters = 30_000}} or {{bytes = 120_000}}, got {given!r:.100}"
+            f"FP1469 {path}: budget must be one or more of {{parameters = 30_000, bytes = 120_000, joules = 500, "
+            f"grams = 0.1}}, got {given!r:.100}"
         )
-    [(unit, most)] = given.items()
-    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        raise ConfigError(f"FP1470 {path}: a budget of {unit} must be a whole number of at least 1, got {most!r:.100}")
-    return Budget(unit, most)
+    for unit, most in given.items():
+        if unit in COUNTED and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise ConfigError(
+                f"FP1470 {path}: a budget of {unit} must be a whole number of at least 1, got {most!r:.100}"
+            )
+        if not _is_positive(most):
+            raise ConfigError(f"FP1832 {path}: a budget of {unit} must be a number above 0, got {most!r:.100}")
+    return Budget(given)
+
+
+def _parse_price(path: Path, given: Any) -> Price:
+    if not isinstance(given, dict) or not given or not set(given) <= set(UNITS):
+        raise ConfigError(
+            f"FP1833 {path}: price must be one or more of {{parameters = 1e-6, bytes = 1e-7, joules = 1e-4, "
+            f"grams = 0.1}}, what a unit costs in the objective; got {given!r:.100}"
+        )
+    for unit, price in given.items():
+        if not _is_positive(price):
+            raise ConfigError(f"FP1834 {path}: a price of {unit} must be a number above 0, got {price!r:.100}")
+    return Price(given)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _check_base(path: Path, base: Mapping[str, Any]) -> None:

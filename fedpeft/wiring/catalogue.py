@@ -147,7 +147,7 @@ FLAGS: Mapping[str, Flag] = {
     "measure": Flag((MEASUREMENTS,), parse_measure, joined=" + "),
     "hook": Flag((HOOKS,), parse_hooks, joined=" + "),
 }
-"""The flags of `python -m fedpeft.simulate` whose values are parts."""
+"""The flags of `fedpeft simulate` whose values are parts."""
 
 FAMILIES: Mapping[str, tuple[Family[Any], ...]] = {name: flag.families for name, flag in FLAGS.items()}
 """The families of each flag's parts."""

@@ -10,7 +10,7 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models.abilities import DescribesImages
 from fedpeft.models.answers.exam import Exam, select_fitting
-from fedpeft.models.answers.metric import parse_metrics
+from fedpeft.models.answers.metric import check_run_code, parse_metrics
 from fedpeft.models.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.models.base_model import UNBOUNDED, count_readable_tokens
 from fedpeft.parts import setting
@@ -91,9 +91,9 @@ def check_evaluate(setup: Setup, asked: Evaluate) -> None:
     if setup.personal:
         raise ConfigError(
             f"FP1356 evaluate asks the global model, and with {setup.config.strategy} each client has its own model; "
-            "leave it out of --measure, and compare them with python -m fedpeft.evaluate RUN --own all"
+            "leave it out of --measure, and compare them with fedpeft evaluate RUN --own all"
         )
-    parse_metrics(asked.metrics)
+    check_run_code(parse_metrics(asked.metrics), run_code=False)
     if not asked.questions and not setup.task.asks:
         raise ConfigError(
             f"FP1357 evaluate needs questions, and examples of {setup.facts.task} contain none; give "

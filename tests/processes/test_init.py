@@ -1,4 +1,4 @@
-"""python -m fedpeft.init: the project that it makes is whole, legal, and its own test runs."""
+"""fedpeft init: the project that it makes is whole, legal, and its own test runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.refusals import has_error
 def project(tmp_path, capsys):
     folder = tmp_path / "my-project"
     assert main([str(folder)]) == 0
-    assert f"next  cd {folder} && python -m fedpeft.simulate run.toml" in capsys.readouterr().out
+    assert f"next  cd {folder} && fedpeft simulate run.toml" in capsys.readouterr().out
     return folder
 
 
@@ -38,7 +38,7 @@ def test_the_run_of_a_new_project_is_legal(project, monkeypatch):
 @pytest.mark.fast
 def test_what_to_do_next_is_one_word_a_path(tmp_path, capsys):
     assert main([str(tmp_path / "my project")]) == 0
-    assert f"next  cd '{tmp_path}/my project' && python" in capsys.readouterr().out
+    assert f"next  cd '{tmp_path}/my project' && fedpeft" in capsys.readouterr().out
 
 
 @pytest.mark.fast

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
+from fedpeft.commands.transcript import main as compare
 from fedpeft.errors import RunError
 from fedpeft.rounds.progress import Checkpoints
 from fedpeft.serve import main as serve
 from fedpeft.simulate import main as simulate
-from fedpeft.transcript import main as compare
 from tests.fleet import NAMES, Wire, apart, distance, havoc
 from tests.refusals import has_error
 

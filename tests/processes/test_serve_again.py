@@ -29,9 +29,9 @@ def run(tmp_path):
 def test_an_unfinished_run_is_continued_by_what_began_it_and_its_path_is_quoted(run, module):
     if module == "serve":
         (run / SERVERS_OPTIONS).write_text("")
-    assert resume_command(run) == f"python -m fedpeft.{module} --resume '{run}'"
+    assert resume_command(run) == f"fedpeft {module} --resume '{run}'"
     for read in (read_run, FinishedRun.read):
-        with refuses("FP5182", run, f"python -m fedpeft.{module} --resume '{run}'"):
+        with refuses("FP5182", run, f"fedpeft {module} --resume '{run}'"):
             read(run)
 
 
@@ -39,7 +39,7 @@ def test_an_unfinished_run_is_continued_by_what_began_it_and_its_path_is_quoted(
 def test_a_server_does_not_go_on_with_a_simulation(run, capsys):
     assert serve(["--resume", str(run)]) == 2
     said = capsys.readouterr().err
-    assert has_error(said, "FP5183", "python -m fedpeft.simulate --resume")
+    assert has_error(said, "FP5183", "fedpeft simulate --resume")
 
 
 @pytest.mark.fast

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fedpeft.certs import main as certs
+from fedpeft.commands.certs import main as certs
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.simulate import main as simulate
 from tests.fleet import NAMES, apart, distance

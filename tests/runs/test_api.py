@@ -59,7 +59,7 @@ def test_a_run_is_an_object(ended):
 
 
 def test_a_run_predicts_and_evaluates(ended, capsys):
-    from fedpeft.predict import main as predict
+    from fedpeft.commands.predict import main as predict
 
     text = ROWS[0]["text"]
     answers = ended.predict([text, ROWS[1]["text"]])
@@ -101,7 +101,7 @@ def test_a_run_of_each_kind_has_history_adapter_answers_measures_and_a_plot(kind
 
 
 def test_a_run_is_opened_with_the_objects_that_it_was_given(tmp_path):
-    import datasets
+    datasets = pytest.importorskip("datasets")
     import pandas
 
     frame = pandas.DataFrame(ROWS).assign(site=[f"s{i % 4}" for i in range(len(ROWS))])

@@ -13,8 +13,8 @@ from fedpeft.clients.local_training import Schedule
 from safetensors.torch import load_file
 
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.commands.flowertune import main
 from fedpeft.data.made_words import WORDS
-from fedpeft.flowertune import main
 from fedpeft.models.base_model import resolve_model
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.flowertune_project import TEMPLATES, FlowerTuneProject, compute_fingerprint
@@ -264,7 +264,7 @@ def test_the_settings_of_a_dry_run_are_a_file(capsys):
     """Long values stay on one line."""
     import tomllib
 
-    from fedpeft.flowertune import main as flowertune
+    from fedpeft.commands.flowertune import main as flowertune
 
     words = ["examples/flowertune/general_nlp", "--data", "examples/instructions.jsonl", "--dry-run"]
     assert flowertune([*words, "--set", "model.name=tiny_lm", "--set", "model.quantization=0"]) == 0

@@ -1,17 +1,19 @@
-"""python -m fedpeft.check: what is said of data, and with which exit code."""
+"""fedpeft check: what is said of data, and with which exit code."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from fedpeft.check import main
+from fedpeft.commands.check import main
 from fedpeft.data.made_words import WORDS
 from fedpeft.reporting.partition_plot import compute_bin_edges
+from tests.described_images import draw_described
 from tests.refusals import has_error
 
 
@@ -34,7 +36,7 @@ def test_good_rows_are_shown_with_a_picture(here, capsys):
     out = capsys.readouterr().out
     assert "iid: 4 clients" in out
     assert "nothing was found" in out
-    assert 'python -m fedpeft.simulate --dataset "file(path=\'my.jsonl\')" --partition "iid" --clients 4' in out
+    assert 'fedpeft simulate --dataset "file(path=\'my.jsonl\')" --partition "iid" --clients 4' in out
     picture = (here / "check.svg").read_text()
     assert picture.count("<svg") == 1
     main([*given, "--picture", "again.svg"])
@@ -57,7 +59,7 @@ def test_no_picture_is_drawn_that_nobody_asked_for(here):
 
 def proposed(out):
     """Return the flags of the run in the last line."""
-    words = shlex.split(out.split("a run ")[1])[3:]
+    words = shlex.split(out.split("a run ")[1])[2:]
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
@@ -146,7 +148,7 @@ def test_the_run_that_is_named_is_of_what_was_looked_at(name, here, capsys):
     partition = "dirichlet(alpha=0.5)"
     main([name, "--model", "tiny", "--tokens", "64", "--clients", "4", "--seed", "3", "--partition", partition])
     line = capsys.readouterr().out.split("a run ")[1]
-    words = shlex.split(line)[3:]
+    words = shlex.split(line)[2:]
     assert dict(zip(words[::2], words[1::2], strict=True)) == {
         "--dataset": f"file(path={name!r})",
         "--partition": partition,
@@ -174,3 +176,12 @@ def test_a_row_whose_answer_is_cut_off_is_found_before_a_run_refuses_it(tmp_path
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert main(["a.jsonl", "--model", "tiny_lm", "--clients", "2"]) == 1
     assert "conversations have no answer within --tokens 128; give more than 3" in capsys.readouterr().out
+
+
+def test_masks_are_shown_by_their_pixels(here, capsys):
+    draw_described(here / "photos", 12)
+    data = "file(path=photos, task=patch_labels, labels='ground,square', side=16)"
+    main([data, "--clients", "2", "--partition", "iid"])
+    out = capsys.readouterr().out
+    assert "image, patch labels" in out
+    assert ["test", "2", str(2 * 192), str(2 * 64)] in [re.findall(r"\w+", line) for line in out.splitlines()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft import completion
-from fedpeft.completion import Command, main
+from fedpeft.commands import completion
+from fedpeft.commands.completion import Command, main
 from tests.refusals import has_error
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from fedpeft import describe
+from fedpeft.commands import describe
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.evaluate import __main__ as evaluate
 from fedpeft.wiring.config import RunConfig
@@ -58,3 +58,14 @@ def test_presets_flags_and_words_in_front_of_a_codec_are_described(name, words, 
 def test_a_name_of_other_libraries_is_explained(capsys):
     assert describe.main(["FedProx"]) == 2
     assert has_error(capsys.readouterr().err, "FP1153", "--drift")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("p_tuning_v2", "prefix_tuning(layers=0)"), ("prefix", "prefix_tuning"), ("bottle", "bottleneck")],
+)
+def test_another_name_of_a_method_is_described_as_what_it_stands_for(name, method, capsys):
+    assert describe.main([name]) == 0
+    out = capsys.readouterr().out
+    assert f"{name} stands for {method}." in out
+    assert f"--peft {method.partition('(')[0]}" in out

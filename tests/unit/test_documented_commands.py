@@ -28,7 +28,7 @@ SHORT = '--rounds 1 --tokens 32 --workers 1 --local-work "steps(2)"'
 TINY_FOLDER = """python -c 'from fedpeft.models.base_model import resolve_model; print(resolve_model("tiny"))'"""
 
 OVERRIDES = [
-    (r"^(python -m fedpeft\.(?:simulate|serve) (?!--help|--resume).*)$", rf"\1 {SHORT}",
+    (r"^(fedpeft (?:simulate|serve) (?!--help|--resume).*)$", rf"\1 {SHORT}",
      "README, docs/deploy.md: each takes minutes, and these flags make any of them short"),
     (r"(recipes/continual.*) --rounds 1 ", r"\1 --rounds 8 ", "docs/recipes.md: each task has rounds of its own"),
     (r"(recipes/private_hospital.*) --local-work \"steps\(2\)\"", r"\1", "docs/recipes.md: a round is one step there"),
@@ -37,24 +37,30 @@ OVERRIDES = [
     (r"(recipes/images.*)", r'\1 --dataset "fashion_mnist(rows=1000, test_rows=100)"',
      "docs/recipes.md: the default image model takes minutes"),
     (r"^(.*tasks\(.*) --rounds 1 ", r"\1 --rounds 8 ", "docs/continual.md: each task has rounds of its own"),
-    (r"^(python -m fedpeft\.simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
+    (r"^(fedpeft simulate (?=.*shakespeare).*)$", r"\1 --model tiny_lm",
      "README: a step of the default language model takes seconds"),
-    (r"^(python -m fedpeft\.simulate .*fedllm_bench.*) --tokens 32(.*)$", r"\1 --tokens 64\2 --model tiny_lm",
+    (r"^(fedpeft simulate .*fedllm_bench.*) --tokens 32(.*)$", r"\1 --tokens 64\2 --model tiny_lm",
      "docs/data.md: the same, and answers begin behind the 32nd token"),
     (r'(distributed_dp(?!.*unit=clients).*) --local-work "steps\(2\)"', r"\1",
      "docs/deploy-sums.md: a round is one step there"),
     (r"(conversations.*) --tokens 32", r"\1 --tokens 64", "README: their answers begin behind the 32nd token"),
     (r"(--task instruction.*) --tokens 32", r"\1", "docs/deploy-tasks.md: the same"),
+    (r"(code_repair)\((.*)\)(.*) --tokens 32", r"\1(characters=120, package_rows=10)\3 --tokens 192",
+     "docs/code-tasks.md: its rows take minutes, and answers begin behind the 32nd token"),
+    (r"^(fedpeft evaluate .*--run-code)", r"\1 --rows 2", "docs/code-tasks.md: its answers take minutes"),
     (r"office\(rows=200\)(.*) --tokens 32", r"office(rows=2, test_rows=1)\1 --tokens 96",
      "README: its rows and the default language model take minutes, and answers begin behind the 32nd token"),
+    (r"((?:legalbench|medqa|arithmetic).*) --tokens 32", r"\1",
+     "docs/data-benchmarks.md: their answers begin behind the 32nd token"),
     (r"rows=6000, test_rows=2000", "rows=1000, test_rows=100", "README: the default image model takes minutes"),
-    (r"^(python -m fedpeft\.simulate (?!.*captions).*scenes.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny)'",
+    (r"^(fedpeft simulate (?!.*captions).*scenes.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny)'",
      "docs/pairs.md: the default towers take minutes"),
-    (r"^(python -m fedpeft\.simulate .*captions.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny_lm)'",
+    (r"^(fedpeft simulate .*captions.*)$", r"\1 --model 'towers(image=tiny_vision, text=tiny_lm)'",
      "docs/captions.md: the default towers take minutes"),
-    (r"^(python -m fedpeft\.predict runs/captions .*)$", r"\1 --new-tokens 8", "docs/captions.md: of so short a model"),
-    (rf"^(python -m fedpeft\.simulate (?!--quick {re.escape(SHORT)}$)"
-     r"(?!.*(?:--model|fashion_mnist|conversations|office|tiny_seq2seq)).*)$", r"\1 --model tiny",
+    (r"^(fedpeft predict runs/captions .*)$", r"\1 --new-tokens 8", "docs/captions.md: of so short a model"),
+    (rf"^(fedpeft simulate (?!--quick {re.escape(SHORT)}$)"
+     r"(?!.*(?:--model|fashion_mnist|conversations|office|tiny_seq2seq|legalbench|medqa|arithmetic)).*)$",
+     r"\1 --model tiny",
      "README: the default text model takes minutes; the first command and those that name it have it"),
     (r"(distributed_dp.*) --local-work \"steps\(2\)\"", r"\1", "README, docs/privacy*.md: it takes one step a round"),
     (r"^python -m pytest -n 2$", "python -m pytest -n 2 tests/unit/test_parts.py",
@@ -70,8 +76,8 @@ OVERRIDES = [
 """Regular expression, what the command is instead, and why."""
 
 NOT_RUN = {
-    'python -m fedpeft.simulate --clients 100 --grid "ray(address=auto)"': "needs a running Ray cluster",
-    "python -m fedpeft.serve --resume runs/first --readmit edge-2": "needs a client that was dropped, and whose cause "
+    'fedpeft simulate --clients 100 --grid "ray(address=auto)"': "needs a running Ray cluster",
+    "fedpeft serve --resume runs/first --readmit edge-2": "needs a client that was dropped, and whose cause "
     "was mended: tests/unit/deployment/test_hostile_clients.py",
 }
 """Commands that need what no text makes."""
@@ -98,7 +104,7 @@ def test_what_is_not_run_as_written_is_written_somewhere():
 def test_servers_say_where_they_listen():
     """Without, they listen to this machine only, and the clients of the next line are on others."""
     written = [line for document in DOCUMENTS for block in blocks(document) for line in block]
-    servers = [line for line in written if "fedpeft.serve" in line and "--resume" not in line]
+    servers = [line for line in written if "fedpeft serve" in line and "--resume" not in line]
     assert servers
     assert [line for line in servers if "--listen" not in line] == []
 
@@ -167,5 +173,5 @@ def test_the_table_of_extras_names_each():
 def test_clients_on_one_machine_do_not_take_all_its_cores_each() -> None:
     for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for block in blocks(document):
-            joins = [line for line in block if "fedpeft.join --server 127.0.0.1" in line]
+            joins = [line for line in block if "fedpeft join --server 127.0.0.1" in line]
             assert len(joins) < 2 or all("--threads 1" in line for line in joins), document

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from fedpeft.clients.drift import parse_drift
 
-from fedpeft import describe
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.commands import describe
 from fedpeft.communication import decoding
 from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.precision_rule import PRECISION_RULES
@@ -390,4 +390,4 @@ def test_an_error_of_ours_is_shown_whole(rule):
     plugins.use([str(rule)])
     with pytest.raises(KeyError) as raised:
         run_command(lambda: {}["x"])
-    assert f"python -m fedpeft.conformance {rule}" in raised.value.__notes__[0]
+    assert f"fedpeft conformance {rule}" in raised.value.__notes__[0]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft.__main__ import find_module
 from fedpeft.parts import plugins
 from fedpeft.simulate import parse
 
@@ -49,14 +50,14 @@ def lines(*pages: Path) -> list[str]:
 
 
 COMMANDS = lines(*PAGES)
-SIMULATIONS = [c for c in COMMANDS if c.startswith("python -m fedpeft.simulate") and "--help" not in c]
-OTHERS = [c for c in COMMANDS if c.startswith("python -m") and c not in SIMULATIONS and "pytest" not in c]
+SIMULATIONS = [c for c in COMMANDS if c.startswith("fedpeft simulate") and "--help" not in c]
+OTHERS = [c for c in COMMANDS if c.startswith(("python -m", "fedpeft ")) and c not in SIMULATIONS and "pytest" not in c]
 
 
 def test_the_first_command_is_the_preview():
     assert lines(PAGES[0])[:2] == [
         "pip install -e '.[simulate,server]'",
-        "python -m fedpeft.simulate --clients 100 --quick",
+        "fedpeft simulate --clients 100 --quick",
     ]
 
 
@@ -81,7 +82,7 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
     monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     (tmp_path / "half_mean.py").write_text(file_of("own-parts.md", "half_mean.py"))
     (tmp_path / "flower_parts.py").write_text(python_of("flower.md"))
-    config = parse(shlex.split(command)[3:])[0]
+    config = parse(shlex.split(command)[2:])[0]
     build_part(config, "partition")
     build_part(config, "peft")
     strategies.build(config.strategy)
@@ -90,12 +91,14 @@ def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypat
 
 
 def module_of(command: str) -> str:
-    return next(word for word in shlex.split(command)[1:] if word != "-m")
+    """Return the module that a command runs."""
+    program, *words = shlex.split(command)
+    return find_module(words[0]) if program == "fedpeft" else words[1]
 
 
 @pytest.mark.parametrize("module", sorted(set(map(module_of, OTHERS))))
 def test_another_documented_command_has_the_flags(module, monkeypatch, capsys):
-    package = importlib.util.find_spec(module).submodule_search_locations
+    package = importlib.util.find_spec(module).submodule_search_locations is not None
     shows = importlib.import_module(f"{module}.__main__" if package else module).main
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with pytest.raises(SystemExit) as ended:

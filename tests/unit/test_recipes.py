@@ -33,7 +33,7 @@ FREE = {"seed", "workers", "dtype"}
 def test_a_recipe_is_read_and_stands_on_the_page_with_its_result(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert read_config(path).rounds >= 1
-    assert f"python -m fedpeft.simulate examples/recipes/{path.name}" in PAGE
+    assert f"fedpeft simulate examples/recipes/{path.name}" in PAGE
     head = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     assert (numbers := re.findall(r"\d\.\d+", head.partition("Result")[2])), path.name
     assert numbers[0] in PAGE

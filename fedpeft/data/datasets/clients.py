@@ -1,7 +1,7 @@
 """Examples that only real clients hold: `clients(labels='bad,good')`, for images `clients(labels='cat,dog', side=64)`.
 
 The server knows only their form: the task, the names of classes, the columns, and how images and conversations are
-prepared. `python -m fedpeft.serve` builds this form from its flags and writes it into the run's settings. Each client
+prepared. `fedpeft serve` builds this form from its flags and writes it into the run's settings. Each client
 reads its own file or folder accordingly. Nothing is loaded here. The data and their license are the clients' own.
 """
 
@@ -15,10 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.client_rows import LABEL, LARGEST, SMALLEST, TEXT
+from fedpeft.data.client_rows import LABEL, LARGEST, MOST_FRAMES, SMALLEST, TEXT
+from fedpeft.data.clip_folders import has_clips, read_clip_records, read_clips
+from fedpeft.data.image_companions import (
+    MASK,
+    find_companion_beside,
+    get_column,
+    read_companion_records,
+    unpack_rows,
+)
+from fedpeft.data.image_companions import TASKS as COMPANIONS
+from fedpeft.data.image_companions import choose_reading as choose_companion_reading
 from fedpeft.data.image_folders import FILE_NAME, has_pictures, read_picture_records, read_pixels
+from fedpeft.data.images_with_texts import choose_model, choose_start
 from fedpeft.data.instruction_columns import choose_reading
 from fedpeft.data.label_columns import AND, parse_names
+from fedpeft.data.masks import check_masks, list_labels
 from fedpeft.data.prompt_templates import check_template
 from fedpeft.data.record_files import Record, get_suffix
 from fedpeft.data.record_folders import format_notes, read_records_below
@@ -52,12 +64,18 @@ class Clients:
     task: str = setting(
         "classification",
         "task: classification, multi_label, 'regression(mean=50, deviation=10)', causal_lm, instruction, "
-        "dpo, seq2seq or token_labels",
+        "dpo, seq2seq or token_labels, and for images also towers, captions or patch_labels",
     )
     labels: str | None = setting(None, "names of classes or labels in order: a,b,c")
     text: str = setting(TEXT, "column of texts; for conversations, None of the usual names")
     label: str = setting(LABEL, "column of classes, numbers or labels, or of the answers to the texts")
     side: int = setting(0, "pixels per side that images are scaled to; 0: examples are texts", low=0, high=LARGEST)
+    frames: int = setting(
+        0,
+        "frames of each clip, from a folder of frames for each; 0: examples are images or texts",
+        low=0,
+        high=MOST_FRAMES,
+    )
     template: str | None = setting(
         None,
         "template of conversations: chat (the model's own), alpaca, flowertune or FILE.jinja; None: chat",
@@ -70,6 +88,15 @@ class Clients:
         if self.side and self.learns in (*LANGUAGE, "seq2seq", TOKEN_LABELS):
             raise ConfigError(
                 f"FP1086 side={self.side} is for images, but the task {self.learns} needs texts; leave one of them out"
+            )
+        if self.learns in COMPANIONS and not self.side:
+            raise ConfigError(
+                f"FP1732 the task {self.learns} needs images, and side is 0; give their size in pixels, such as side=64"
+            )
+        if self.frames and (not self.side or self.learns in COMPANIONS):
+            raise ConfigError(
+                f"FP1738 frames={self.frames} reads clips with classes, labels or numbers, and needs the size of a "
+                f"frame in pixels, such as side=64; the task is {self.learns}, and side is {self.side}"
             )
         if 0 < self.side < SMALLEST:
             raise ConfigError(
@@ -94,7 +121,9 @@ class Clients:
 
     @property
     def kind(self) -> Kind:
-        """Input type: image or text."""
+        """Input type: clip, image or text."""
+        if self.frames:
+            return "clip"
         return "image" if self.side else "text"
 
     @property
@@ -109,6 +138,8 @@ class Clients:
     @property
     def default_model(self) -> str:
         """Name of the default base model for this task."""
+        if self.learns in COMPANIONS:
+            return choose_model(self.task)
         if self.side:
             return "dinov2_small"
         if self.learns in LANGUAGE:
@@ -118,6 +149,8 @@ class Clients:
     @property
     def suited_head(self) -> str | None:
         """Start of the head: zero for token labels; None leaves the choice to the run."""
+        if self.learns in COMPANIONS:
+            return choose_start(self.task)
         return "zero" if self.learns == TOKEN_LABELS else None
 
     @property
@@ -134,7 +167,7 @@ class Clients:
         """
         raise ConfigError(
             "FP1090 only real clients hold the examples of clients(...); for your own, simulate with --dataset "
-            "file:PATH, or apply a finished run with python -m fedpeft.predict RUN --data FILE"
+            "file:PATH, or apply a finished run with fedpeft predict RUN --data FILE"
         )
 
     def read(
@@ -167,6 +200,8 @@ class Clients:
             return self._read_conversations(path, given), ()
         if self.learns == TOKEN_LABELS:
             return self._read_words(path, names, given)
+        if self.learns in COMPANIONS:
+            return self._read_companions(path, names, given)
         label = None if self.learns == "causal_lm" else self.label
         column = FILE_NAME if self.side else self.text
         rows, known = build_labeled_rows(
@@ -181,10 +216,21 @@ class Clients:
             labels = np.zeros((0, len(names or ())), np.int8)
         elif targets:
             labels = np.zeros(0, np.float64 if targets == "numbers" else np.int64)
-        return Rows(np.zeros((0, self.side, self.side, 3), np.uint8) if self.side else [], labels)
+        if not self.side:
+            return Rows([], labels)
+        masked = COMPANIONS.get(self.learns) is MASK
+        shape = (self.frames, self.side, self.side, 3) if self.frames else (self.side, self.side, 3)
+        return Rows(
+            np.zeros((0, *shape), np.uint8),
+            labels,
+            texts=[] if self.learns in COMPANIONS and not masked else None,
+            masks=np.zeros((0, self.side, self.side), np.uint8) if masked else None,
+        )
 
     def _read_records(self, path: Path, given: TableFormat) -> Iterator[Record]:
         """Yield a client's records, after a check that they are images or texts as the run requires."""
+        if self.frames:
+            return read_clip_records(path.expanduser())
         found = read_own_records(path, given)
         if not self.side and has_pictures(path):
             raise DataError(
@@ -199,7 +245,28 @@ class Clients:
         return found
 
     def _convert_to_pictures(self, rows: Rows) -> Rows:
-        return Rows(read_pixels(list(map(str, rows.inputs)), self.side), rows.labels)
+        files = list(map(str, rows.inputs))
+        return Rows(
+            read_clips(files, self.side, self.frames) if self.frames else read_pixels(files, self.side), rows.labels
+        )
+
+    def _read_companions(
+        self, path: Path, names: Sequence[str] | None, given: TableFormat
+    ) -> tuple[Rows, tuple[str, ...]]:
+        """Return images with texts or masks, and the names of the labels of masks."""
+        companion = COMPANIONS[self.learns]
+        column = get_column(companion, self.text, self.label, LABEL)
+        found = choose_companion_reading(self.task, column, PACKED)
+        complete = Names(PACKED, None, None).complete(
+            read_companion_records(path.expanduser(), companion, column, given), str(path), found.needs
+        )
+        packed = read(str(path), found.packed(complete, str(path)), Names(PACKED, None, None)).texts
+        rows = unpack_rows(Rows(packed), companion, self.side)
+        if rows.masks is None:
+            return rows, ()
+        known = tuple(names or list_labels(rows.masks, str(path)))
+        check_masks(rows.inputs, rows.masks, known, str(path))
+        return rows, known
 
     def _read_words(self, path: Path, names: Sequence[str] | None, given: TableFormat) -> tuple[Rows, tuple[str, ...]]:
         """Return examples of words with tags, as positions among the names of labels, and these names."""
@@ -243,6 +310,20 @@ def read_own_records(path: Path, given: TableFormat = DETECT) -> Iterator[Record
     if not path.expanduser().exists():
         raise DataError(f"FP3027 there is no {'file' if get_suffix(path) else 'file or folder'} {path}")
     return read_picture_records(path, given) if has_pictures(path) else read_records_below(path, given)
+
+
+def read_first_example(path: Path, given: TableFormat = DETECT) -> Record:
+    """Return the first record of a file or folder, whatever the federation learns, with its place.
+
+    Raises:
+        ConfigError, DataError: it has no records, or can't be read.
+    """
+    folder = path.expanduser()
+    if has_clips(folder):
+        return next(read_clip_records(folder))
+    if (companion := find_companion_beside(folder)) is None:
+        return read_first_record(path, given)
+    return next(read_companion_records(folder, companion, companion.column, given))
 
 
 def read_first_record(path: Path, given: TableFormat = DETECT) -> Record:

@@ -49,7 +49,7 @@ def patch(  # noqa: PLR0913
     Args:
         trainer: of transformers or trl, with `model`, `args`, `train_dataset` and `train`.
         server: HOST:PORT.
-        certs: the folder that this client was handed (`python -m fedpeft.certs`).
+        certs: the folder that this client was handed (`fedpeft certs`).
         insecure: no TLS, for a server on this machine that runs without it; then `name` says who this is.
         name: of the client, with `insecure`; else it stands in the certificate.
         state: folder of what is kept between rounds and restarts.

@@ -1,4 +1,4 @@
-"""The command `python -m fedpeft.join`: a client of a federation, from the first connection to its end."""
+"""The command `fedpeft join`: a client of a federation, from the first connection to its end."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def take_part(
                     observer.wait("waiting for a task")
             observer.say(
                 f"the federation is finished: the trained model is on the server {escape(link.address)}, and its "
-                "operator hands it out (python -m fedpeft.export RUN)"
+                "operator hands it out (fedpeft export RUN)"
             )
             observer.say(f"this client's records of it are in {escape(str(edge.folder))}")
             own = edge.protection

@@ -197,12 +197,12 @@ def _check_parts(description: v2.Description, parts: RunSpec) -> tuple[PeftMetho
     if secure is not None:
         raise PrivacyError(
             f"FP7025 the federation's {secure.name} adds up updates under masks, which a Trainer does not do; join "
-            "with python -m fedpeft.join, or ask for user_dp"
+            "with fedpeft join, or ask for user_dp"
         )
     if mechanism is not None and mechanism.protects and mechanism.noises_updates:
         raise PrivacyError(
             f"FP7026 the federation's {mechanism.name} protects examples on the client, which a Trainer does "
-            "not do; join with python -m fedpeft.join, or ask for user_dp"
+            "not do; join with fedpeft join, or ask for user_dp"
         )
     if parts.method is None or parts.head is None:
         raise RunError("FP5253 the server's settings name no PEFT method; ask whoever runs the server for --peft lora")

@@ -108,7 +108,7 @@ class Doorkeeper:
             raise RefusedError(
                 grpc.StatusCode.UNAUTHENTICATED,
                 f"the certificate of {name} has expired; whoever runs the server makes a new one with "
-                f"python -m fedpeft.certs --clients {name} --renew and hands over its folder",
+                f"fedpeft certs --clients {name} --renew and hands over its folder",
             )
         try:
             is_revoked = certificate.serial_number in revoked

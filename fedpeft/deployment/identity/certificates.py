@@ -79,8 +79,8 @@ def check_authority(authority: x509.Certificate) -> None:
     if datetime.now(UTC) > authority.not_valid_after_utc:
         raise RunError(
             f"FP5021 the authority in ca.pem expired on {authority.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and "
-            "all certificates with it; whoever runs the server makes a new one in a new folder (python -m "
-            "fedpeft.certs --folder NEW --server HOST --clients NAMES) and gives each client its new folder"
+            "all certificates with it; whoever runs the server makes a new one in a new folder ("
+            "fedpeft certs --folder NEW --server HOST --clients NAMES) and gives each client its new folder"
         )
 
 
@@ -99,7 +99,7 @@ def name_in(certificate: x509.Certificate) -> str:
     if len(found) != 1 or not NAME.fullmatch(found[0]):
         raise RunError(
             "FP5022 the certificate has no single name of the form fedpeft:client/NAME, so it is not a client's; make "
-            "one with python -m fedpeft.certs --clients NAME"
+            "one with fedpeft certs --clients NAME"
         )
     return found[0]
 
@@ -129,8 +129,7 @@ class RevocationList:
         if not file.exists():
             raise RunError(
                 f"FP5023 the list of revoked certificates {file} is missing, so the server would accept them "
-                "again; restore it from a backup, or make a new authority and new certificates with python -m "
-                "fedpeft.certs"
+                "again; restore it from a backup, or make a new authority and new certificates with fedpeft certs"
             )
         self._serials = frozenset(entry.serial_number for entry in _list_of(file, self._authority))
         self._stamp: tuple[int, int] | None = None
@@ -155,7 +154,7 @@ class RevocationList:
 def _list_of(file: Path, authority: x509.Certificate) -> x509.CertificateRevocationList:
     key = authority.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise RunError("FP5025 ca.pem was not made by python -m fedpeft.certs; use a ca.pem that it made")
+        raise RunError("FP5025 ca.pem was not made by fedpeft certs; use a ca.pem that it made")
     try:
         found = x509.load_pem_x509_crl(read(file))
         valid = found.is_signature_valid(key)

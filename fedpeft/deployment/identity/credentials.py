@@ -15,7 +15,7 @@ from fedpeft.deployment.identity.certificates import check_authority, name_in
 from fedpeft.errors import RunError
 from fedpeft.machine.files import read
 
-MADE = "use the files of one folder that python -m fedpeft.certs made"
+MADE = "use the files of one folder that fedpeft certs made"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Credentials:
             try:
                 contents.append(read(folder / name))
             except OSError as error:
-                mend = "make certificates with python -m fedpeft.certs, and name their folder with --certs"
+                mend = "make certificates with fedpeft certs, and name their folder with --certs"
                 if role == "client":  # made here, they would have an authority that the server does not trust
                     mend = (
                         "whoever runs the server makes a client's certificates and hands over their folder, "
@@ -75,7 +75,7 @@ class Credentials:
         except Exception as error:
             raise RunError(
                 f"FP5053 the {role}'s certificate is not one that the authority in ca.pem has signed "
-                f"({type(error).__name__}); use both from one run of python -m fedpeft.certs"
+                f"({type(error).__name__}); use both from one run of fedpeft certs"
             ) from None
         if own == authority:
             raise RunError(
@@ -97,10 +97,10 @@ def check_time(own: x509.Certificate, role: str) -> None:
     """
     now = datetime.now(UTC)
     if now > own.not_valid_after_utc:
-        renew = "make a new one with python -m fedpeft.certs --renew"
+        renew = "make a new one with fedpeft certs --renew"
         if role == "client":
             renew = (
-                "whoever runs the server makes a new one with python -m fedpeft.certs --clients NAME --renew and hands "
+                "whoever runs the server makes a new one with fedpeft certs --clients NAME --renew and hands "
                 "over its folder"
             )
         raise RunError(

@@ -85,7 +85,7 @@ class PinnedRoster:
         """Return the roster in a file.
 
         Args:
-            file: as `python -m fedpeft.certs --roster` writes it.
+            file: as `fedpeft certs --roster` writes it.
             expected: its hash, or at least the first 16 digits of it; empty: any.
 
         Raises:
@@ -100,7 +100,7 @@ class PinnedRoster:
         if len(members) < len(lines) or len(set(members.values())) < len(members) or not members:
             raise ConfigError(
                 f"FP1126 {file} is not a roster, which has a line FINGERPRINT NAME for each client, each once, as "
-                "python -m fedpeft.certs --roster writes it"
+                "fedpeft certs --roster writes it"
             )
         made = cls(members)
         digits = expected.lower().replace(" ", "").replace(":", "")

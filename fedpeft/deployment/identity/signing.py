@@ -41,7 +41,7 @@ class Signer:
     """Signs as the server that the credentials belong to.
 
     Raises:
-        RunError: the key is not one that `python -m fedpeft.certs` makes.
+        RunError: the key is not one that `fedpeft certs` makes.
     """
 
     def __init__(self, own: Credentials) -> None:
@@ -54,7 +54,7 @@ class Signer:
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise RunError(
                 "FP5104 the server's key is not on an elliptic curve, which signing rounds needs; make certificates "
-                "with python -m fedpeft.certs"
+                "with fedpeft certs"
             )
         self._key = key
         self._authority = authority
@@ -76,7 +76,7 @@ class Signer:
             RunError: the certificate is outside its validity, so no client would ever accept the statement.
         """
         if why := self.describe_objection():
-            raise RunError(f"FP5105 {why}, and continue with python -m fedpeft.serve --resume RUN")
+            raise RunError(f"FP5105 {why}, and continue with fedpeft serve --resume RUN")
         return SignedStatement(
             content, self._key.sign(_build_message(kind, content), ec.ECDSA(hashes.SHA256())), self._certificate
         )

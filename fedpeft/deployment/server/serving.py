@@ -55,6 +55,7 @@ from fedpeft.reporting.run_folder import (
     resolve_paths,
 )
 from fedpeft.reporting.summary import OWN_ROWS, Costs, Quality, Summary
+from fedpeft.reporting.task_matrix import measure_tasks
 from fedpeft.rounds.best_state import summarize_validation
 from fedpeft.rounds.evaluation import OwnRows
 from fedpeft.wiring import catalogue
@@ -93,7 +94,7 @@ def load_security(options: ServeOptions) -> tuple[grpc.ServerCredentials | None,
         if not options.insecure_anywhere and not is_loopback(options.listen):
             raise ConfigError(
                 f"FP1403 without TLS anyone who reaches {options.listen} could join, or read all messages; "
-                "listen at 127.0.0.1, make certificates with python -m fedpeft.certs, or give "
+                "listen at 127.0.0.1, make certificates with fedpeft certs, or give "
                 "--insecure-anywhere"
             )
         return None, Doorkeeper(None), None
@@ -238,6 +239,9 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         hooks=server.sections(progress),
         ended_early=server.early_end or None,
         trust=findings.sections or None,
+        tasks=measure_tasks(setup.facts.tasks, test, federation.folder, score.scores, records)
+        if score is not None and test is not None
+        else None,
     )
 
 

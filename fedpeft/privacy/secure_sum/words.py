@@ -35,7 +35,7 @@ SEED, MASK = 0, 1
 """Types of the secret behind a share: the seed of a client's own mask, or the private key of its pairwise masks."""
 
 LONGEST_CERTIFICATE: Final = 4096
-"""The most bytes of a certificate; those of `python -m fedpeft.certs` have about 500."""
+"""The most bytes of a certificate; those of `fedpeft certs` have about 500."""
 
 MOST: Final = 100_000
 """The most records in one message."""

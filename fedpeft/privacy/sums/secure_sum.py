@@ -11,7 +11,7 @@ Weights, losses and numbers of examples are summed in the same way.
 
 A secure sum hides single updates, not what their sum reveals: for that, noise is needed. Nobody can detect a client
 that lies, since its norm is hidden, too; rules that look at single updates are refused. Strategies that add up updates
-work: `python -m fedpeft.describe strategy` lists them.
+work: `fedpeft describe strategy` lists them.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def push(folder: Path, name: str, public: bool = False, endpoint: str | None = N
     """Send an exported folder as one commit to the model `name`, which is created if it is missing; return its address.
 
     Args:
-        folder: a folder that `fedpeft.export` has written.
+        folder: a folder that `fedpeft.commands.export` has written.
         name: ORG/NAME.
         public: whether everybody can see a newly created model; an existing one stays as it is.
         endpoint: address of another hub; None: HF_ENDPOINT, or the usual one.

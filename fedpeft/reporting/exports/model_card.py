@@ -29,7 +29,7 @@ def describe_loading(run: FinishedRun, whole: bool, gguf: bool = False) -> str:
         return f"`llama-cli -m {'model.gguf' if whole else 'BASE.gguf --lora adapter.gguf'}`{beside}"
     config = type(load_model_config(run.model_directory))
     told = _describe_loading(run, whole)
-    if not hash_own_code(config) or told.startswith(("`python -m fedpeft", "`fedpeft")):
+    if not hash_own_code(config) or told.startswith("`fedpeft"):
         return told
     file = Path(sys.modules[config.__module__].__file__ or config.__module__).name
     return f"{told}; before that import {file}, which registers {config.__name__}"
@@ -39,12 +39,12 @@ def _describe_loading(run: FinishedRun, whole: bool) -> str:
     if isinstance(run.task, ComparesExamples) and run.is_image_model:
         return "`fedpeft.open_run(RUN).model()`: two towers, which the `peft` library alone does not put together"
     if isinstance(run.task, DescribesImages):
-        return "`python -m fedpeft.predict RUN IMAGE`, or `fedpeft.open_run(RUN).model()`"
+        return "`fedpeft predict RUN IMAGE`, or `fedpeft.open_run(RUN).model()`"
     if whole:
         return _describe_whole_model(run)
     if (run.files / "method.json").is_file():
         asked = "IMAGE" if run.is_image_model else '"text"'
-        return f"`python -m fedpeft.predict RUN {asked}`; the `peft` library does not have this method"
+        return f"`fedpeft predict RUN {asked}`; the `peft` library does not have this method"
     held, beside = _format_quantization_argument(run), _describe_base(run)
     if beside and not held:
         beside += ", which transformers can't rebuild: `fedpeft.open_run(RUN).model()` does"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fedpeft import predict
+from fedpeft.commands import predict
 from tests.fleet import Fleet
 from tests.tagged import LABELS, sentences, write_conll, write_jsonl
 

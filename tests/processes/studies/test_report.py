@@ -69,7 +69,7 @@ def test_a_table_that_is_wider_than_the_page_says_so(tmp_path: Path, width: int,
 @pytest.mark.slow
 def test_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", made_study(1, ("iid",)))
-    command = [sys.executable, "-m", "fedpeft.report", str(study)]
+    command = [sys.executable, "-m", "fedpeft.commands.report", str(study)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.html").exists()

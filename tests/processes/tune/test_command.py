@@ -51,7 +51,7 @@ def completed(path: Path, folder: Path) -> str:
 def test_a_search_that_is_killed_in_a_trial_ends_as_one_that_is_not(tmp_path):
     path = written(tmp_path, RATES)
     said = completed(path, tmp_path / "whole")
-    assert any(line.startswith("python -m fedpeft.simulate --clients 6") for line in said.splitlines())
+    assert any(line.startswith("fedpeft simulate --clients 6") for line in said.splitlines())
     search = process(path, tmp_path / "killed")
     while not (tmp_path / "killed" / "trials" / "0001" / "rounds.jsonl").exists():
         assert search.poll() is None

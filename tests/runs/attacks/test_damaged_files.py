@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft import certs, describe, export, predict, report, serve, simulate
+from fedpeft import serve, simulate
 from fedpeft.audit import __main__ as audit
-from fedpeft.certs import main as make_certificates
+from fedpeft.commands import certs, describe, export, predict, report
+from fedpeft.commands.certs import main as make_certificates
 from fedpeft.deployment.identity.certificates import RevocationList
 from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.identity.members import Roster

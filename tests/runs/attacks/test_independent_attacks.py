@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from PIL import Image
 
 from fedpeft.api import open_run
+from fedpeft.commands.report import main as report
+from fedpeft.commands.transcript import main as transcript
 from fedpeft.communication.messages import Instruction
 from fedpeft.data.image_folders import read_pixels
 from fedpeft.deployment.client.shared_settings import parse_shared_settings
@@ -36,10 +38,8 @@ from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import Terms, graph
-from fedpeft.report import main as report
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
-from fedpeft.transcript import main as transcript
 from fedpeft.wiring.config import RunConfig, read_config
 from tests.conftest import SilentObserver
 from tests.here import Federation

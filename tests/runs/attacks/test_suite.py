@@ -1,4 +1,4 @@
-"""The attack suite of `python -m fedpeft.attack`, against a real server and real clients on sockets, in one process.
+"""The attack suite of `fedpeft attack`, against a real server and real clients on sockets, in one process.
 
 python -m pytest tests/runs/attacks/test_suite.py -m "slow or not slow"
 """

@@ -11,8 +11,8 @@ from fedpeft.clients.personal import create_personal_job
 from fedpeft.clients.store import select_section
 from safetensors.torch import load_file
 
+from fedpeft.commands.export import main as export
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.export import main as export
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulate import main
 from tests.kept_states import kept

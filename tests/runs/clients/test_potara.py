@@ -10,7 +10,7 @@ from fedpeft.clients.personal import SHARE, compose_model
 from fedpeft.clients.store import select_section
 from safetensors.torch import load_file
 
-from fedpeft.export import main as export
+from fedpeft.commands.export import main as export
 from fedpeft.simulate import main
 from tests.kept_states import kept
 from tests.refusals import refuses

@@ -207,7 +207,7 @@ def test_a_run_on_prompts_counts_what_is_cut_and_answers_in_its_template(columns
     long = sum(len(json.loads(row)["answer"].split()) == 60 for row in load_dataset(words[1]).train.inputs)
     assert f"{long} of 28 examples are longer than 32 tokens and truncated" in said
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["task"] == "instruction"
-    from fedpeft.predict import main as predict
+    from fedpeft.commands.predict import main as predict
 
     assert predict([str(tmp_path / "run"), " ".join(WORDS[:3]), "--new-tokens=2"]) == 0
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fedpeft.commands.predict import main as predict
 from fedpeft.data.rows import join_rows, load_dataset
 from fedpeft.evaluate import answered_rows
-from fedpeft.predict import main as predict
 from fedpeft.reporting.finished_run import FinishedRun
 from tests.refusals import has_error
 

@@ -10,15 +10,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from fedpeft.commands.predict import main as predict
 from fedpeft.data.made_words import WORDS
 from fedpeft.evaluate.__main__ import main
 from fedpeft.models.answers.likelihood import compute_log_likelihoods
 from fedpeft.models.answers.metric import METRICS
 from fedpeft.models.answers.questions import QuestionForm, read_questions
 from fedpeft.models.task import TASKS
-from fedpeft.predict import main as predict
 from fedpeft.reporting.finished_run import FinishedRun
 from tests.refusals import has_error, refuses
+from tests.unit.evaluation.test_code import isolated
 
 
 def conversation(i: int) -> list[dict[str, str]]:
@@ -126,6 +127,18 @@ def test_questions_of_a_file(run, tmp_path):
     right = sum(line["said"]["global"] == line["right"][0] for line in said) / len(said)
     assert table["global"]["accuracy"] == pytest.approx(right)
     assert table["global"]["accuracy by length"] == table["global"]["accuracy"]  # all words are equally long
+
+
+@isolated
+def test_code_of_answers_is_tested_if_the_user_allows_it(run, tmp_path, capsys):
+    question = {"question": WORDS[20], "answer": "def one():\n    return 1", "tests": "assert one() == 1"}
+    (tmp_path / "code.jsonl").write_text(json.dumps(question))
+    asked = [str(run), "--questions", str(tmp_path / "code.jsonl"), "--metrics", "pass_at_1", "--output", str(tmp_path)]
+    assert main(asked) == 2
+    assert has_error(capsys.readouterr().err, "FP1682", "--run-code")
+    assert main([*asked, "--run-code"]) == 0
+    assert {name: row["pass_at_1"] for name, row in measures(tmp_path).items()} == {"base": 0.0, "global": 0.0}
+    assert lines(tmp_path)[0]["right"] == [question["answer"]]
 
 
 def test_a_classifier_has_loss_accuracy_and_its_probe(finished_run, tmp_path):

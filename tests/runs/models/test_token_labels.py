@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch.nn import functional
 
-from fedpeft import export, predict
+from fedpeft.commands import export, predict
 from fedpeft.data import cached_rows
 from fedpeft.data.datasets.code_names import LABELS, build_row
 from fedpeft.data.examples import TaggedRows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from fedpeft.predict import main as predict
+from fedpeft.commands.predict import main as predict
 from fedpeft.reporting.command import MISTAKE
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate

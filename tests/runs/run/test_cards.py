@@ -6,7 +6,7 @@ import shutil
 
 from huggingface_hub import ModelCard
 
-from fedpeft.export import main as export
+from fedpeft.commands.export import main as export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.simulate import main as simulate
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig, ViTModel, pipeline
 
+from fedpeft.commands.export import main as export
 from fedpeft.evaluate.prediction import compute_outputs, compute_probabilities
-from fedpeft.export import main as export
 from fedpeft.models.task import TASKS
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
@@ -117,5 +117,5 @@ def test_an_adapter_s_card_says_how_a_picture_is_fed(finished_run, tmp_path):
     data = f"file(path={str(tmp_path / 'pictures')!r}, side=40)"
     run = finished_run(**SETTINGS, dataset=data, peft="head2toe")
     said = format_card(FinishedRun.read(run), merged=False)
-    assert "`python -m fedpeft.predict RUN IMAGE`" in said
+    assert "`fedpeft predict RUN IMAGE`" in said
     assert re.search(r"model_input\(square\(IMAGE, 40\)\[None\], 16\)", said)

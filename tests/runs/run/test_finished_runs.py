@@ -15,13 +15,13 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 from transformers import AutoModelForSequenceClassification as TextClassifier
 
-from fedpeft.export import main as export
+from fedpeft.commands.export import main as export
+from fedpeft.commands.predict import main as predict
 from fedpeft.measurements.forgetting import Forgetting
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.calibration import calibrate, fit_temperature
 from fedpeft.models.readout import ALL_BLOCKS
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.predict import main as predict
 from fedpeft.reporting.final_score import Scorer
 from fedpeft.reporting.finished_run import FinishedRun, clone_modules, sample_batch
 from fedpeft.simulate import main as simulate

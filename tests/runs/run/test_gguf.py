@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from fedpeft.export import main as export
+from fedpeft.commands.export import main as export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.reporting.exports.gguf_files import Architecture
 from fedpeft.reporting.finished_run import FinishedRun

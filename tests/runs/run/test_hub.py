@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import fedpeft
-from fedpeft import export
+from fedpeft.commands import export
 from fedpeft.reporting.exports.hub import push
 from tests.refusals import has_error, refuses
 

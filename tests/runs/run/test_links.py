@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from fedpeft.export import main as export
+from fedpeft.commands.export import main as export
+from fedpeft.commands.predict import main as predict
 from fedpeft.machine.files import copy
 from fedpeft.peft import saved_adapter
-from fedpeft.predict import main as predict
 from fedpeft.simulate import main as simulate
 from tests.refusals import has_error, refuses
 

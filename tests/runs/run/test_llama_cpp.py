@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fedpeft.commands.export import main as export
 from fedpeft.data.tokens import load_tokenizer
-from fedpeft.export import main as export
 from fedpeft.models.answers.generation import generate_tokens
 from fedpeft.reporting.finished_run import FinishedRun
 

@@ -43,8 +43,8 @@ def test_what_a_run_proposes_works_and_an_export_loads_as_it_says(here, capsys):
     """The folder's name has a space and a quote, which a shell would take apart."""
     assert simulate([*TINY, "--output", "runs/bob's first"]) == 0
     commands = lines_after(capsys.readouterr().out, "next:")
-    assert [shlex.split(line)[2] for line in commands] == ["fedpeft.predict", "fedpeft.evaluate", "fedpeft.export"]
-    assert all(shlex.split(line)[3] == "runs/bob's first" for line in commands)
+    assert [shlex.split(line)[1] for line in commands] == ["predict", "evaluate", "export"]
+    assert all(shlex.split(line)[2] == "runs/bob's first" for line in commands)
     predict, evaluate, export = commands
     assert pasted(predict) == 0
     assert capsys.readouterr().out.strip()
@@ -61,7 +61,7 @@ def test_what_a_run_proposes_works_and_an_export_loads_as_it_says(here, capsys):
 
 def test_an_adapter_loads_by_the_lines_that_are_printed(here, capsys):
     assert simulate([*TINY, "--peft", "lora(rank=2)", "--output", "run"]) == 0
-    assert pasted("python -m fedpeft.export run --output 'out put'") == 0
+    assert pasted("fedpeft export run --output 'out put'") == 0
     lines = lines_after(capsys.readouterr().out, "to load it")
     found: dict[str, object] = {}
     exec("\n".join([*lines[:-1], f"found = {lines[-1]}"]), found)

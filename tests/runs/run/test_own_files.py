@@ -31,7 +31,7 @@ def test_evaluate_does_not_take_rows_of_another_file_for_the_run_s(
     written = (run / "evaluation" / "evaluation.json").read_bytes()
     swap(tmp_path / "rows.csv")
     assert evaluate([str(run)]) == 2
-    cure = f"python -m fedpeft.predict {run} --data FILE"
+    cure = f"fedpeft predict {run} --data FILE"
     assert has_error(capsys.readouterr().err, "FP5173", tmp_path / "rows.csv", cure)
     assert (run / "evaluation" / "evaluation.json").read_bytes() == written
     (run / RECORD).unlink()  # as an earlier version has left it

@@ -9,7 +9,7 @@ import torch
 import transformers
 from peft import PeftModel
 
-from fedpeft.export import main as export
+from fedpeft.commands.export import main as export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.reporting.finished_run import FinishedRun
 

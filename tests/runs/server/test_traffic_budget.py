@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fedpeft.commands.report import main as report
 from fedpeft.communication.round_plan import RoundPlan
-from fedpeft.report import main as report
 from fedpeft.rounds import traffic_budget
 from fedpeft.rounds.features import check_features
 from fedpeft.rounds.private_rounds import PrivacyHook

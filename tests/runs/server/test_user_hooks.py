@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.checkouts import REPOSITORY
-from fedpeft.report import main as report
+from fedpeft.commands.report import main as report
 from fedpeft.simulate import main as simulate
 from tests.refusals import has_error
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.checkouts import REPOSITORY
+from fedpeft.commands.report import main as report
 from fedpeft.measurements.laplace import Laplace
 from fedpeft.parts import plugins, setting
-from fedpeft.report import main as report
 from fedpeft.rounds.hooks import RoundHook
 from fedpeft.simulate import main as simulate
 from fedpeft.wiring.measurement import DISCLOSED, MEASUREMENTS, DisclosedRun, Measurement, NewRun, ScoredRun
@@ -197,7 +197,9 @@ class Pretender(Measurement):
 @pytest.mark.parametrize("step", ["ask", "test_questions"])
 def test_a_step_after_training_that_fails_costs_the_section_alone(step):
     said = []
-    setup = SimpleNamespace(measured=Measurements((Fragile(step),)), is_protected=False)
+    setup = SimpleNamespace(
+        measured=Measurements((Fragile(step),)), is_protected=False, task=SimpleNamespace(targets="classes")
+    )
     findings = Findings(setup, {}, said.append)
     findings.ask(None)
     assert findings.list_questions(1.0) == []

@@ -12,16 +12,16 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from fedpeft.commands.export import export
+from fedpeft.commands.predict import predict
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError, DataError, ModelError, PrivacyError
 from fedpeft.evaluate.__main__ import main as evaluate
 from fedpeft.evaluate.answered_rows import answer_rows
-from fedpeft.export import export
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import compute_patch_features
 from fedpeft.peft import saved_adapter
-from fedpeft.predict import predict
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.observer import RoundResult
 from fedpeft.simulate import main, simulate

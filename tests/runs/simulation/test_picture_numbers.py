@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import fedpeft
-from fedpeft.check import main as check
-from fedpeft.predict import main as predict
+from fedpeft.commands.check import main as check
+from fedpeft.commands.predict import main as predict
 from tests.refusals import has_error
 
 

@@ -262,7 +262,7 @@ def test_clients_may_hold_all_ranks_and_send_their_own(tmp_path):
 
 
 def test_a_clients_own_adapter_is_exported(tmp_path):
-    from fedpeft.export import main as export
+    from fedpeft.commands.export import main as export
 
     assert main(flags(tmp_path / "run", **settings("fedsa_lora", dtype="fp32"))) == 0
     progress = Checkpoints(tmp_path / "run" / "checkpoint").load()

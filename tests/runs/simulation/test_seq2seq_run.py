@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from fedpeft.check import main as check
+from fedpeft.commands.check import main as check
+from fedpeft.commands.export import main as export
+from fedpeft.commands.predict import main as predict
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_to_text import parse_pair
 from fedpeft.evaluate.__main__ import main as evaluate
-from fedpeft.export import main as export
 from fedpeft.models.base_model import resolve_model
-from fedpeft.predict import main as predict
 from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from tests.unit.simulation.test_seq2seq_run import lines, simulation
@@ -84,6 +84,9 @@ def test_a_user_s_walk(kind, peft, tmp_path):
     assert "exact_match" in judged
     answered = [json.loads(line) for line in (run / "evaluation" / "answers.jsonl").read_text().splitlines()]
     assert answered[0]["said"]["global"] == answer
+    table = json.loads((run / "evaluation" / "evaluation.json").read_text())["measures"]
+    assert list(table) == ["input, copied", "base", "global"]
+    assert table["input, copied"] == {"exact_match": 0, "f1": 0}  # the two languages share no word
 
     exported = said_by(export, run, "--output", tmp_path / "out")
     assert "AutoModelForSeq2SeqLM" in exported

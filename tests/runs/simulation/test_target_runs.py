@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fedpeft.check import main as check
+from fedpeft.commands.check import main as check
+from fedpeft.commands.export import main as export
+from fedpeft.commands.predict import main as predict
+from fedpeft.commands.report import main as report
 from fedpeft.data.rows import Rows, load_dataset
 from fedpeft.evaluate.__main__ import main as evaluate
-from fedpeft.export import main as export
 from fedpeft.models.target_measures import measure_labels, measure_numbers
-from fedpeft.predict import main as predict
-from fedpeft.report import main as report
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.records import Records

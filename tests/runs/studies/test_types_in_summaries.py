@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from fedpeft.report import main
+from fedpeft.commands.report import main
 from fedpeft.reporting.summary import Costs, Quality, Summary
 from fedpeft.study.results import check_summary
 from tests.refusals import has_error

@@ -119,7 +119,7 @@ def test_what_can_not_be_asked_is_refused(tmp_path):
     made = Federation(tmp_path, ConsoleObserver(Console(quiet=True)), measure=MEASURE)
     for given, error, said in (
         ({"privacy": "local_dp(epsilon=8)"}, PrivacyError, ("FP7094",)),
-        ({"dataset": "tiny_lm"}, ConfigError, ("FP1311",)),
+        ({"dataset": "tiny_lm"}, ConfigError, ("FP1582",)),
     ):
         with pytest.raises(error, match=pattern_of(*said)):
             Federation(tmp_path, made.observer, measure=MEASURE, **given)
@@ -138,7 +138,7 @@ def test_a_simulation_asks_its_clients_and_predict_answers_by_their_temperature(
     assert found["temperature"] == summary["temperature"]
     assert found["test"]["before"]["error"] == pytest.approx(summary["calibration_error"], abs=1e-6)
     assert found["test"]["after"]["error"] == pytest.approx(summary["calibration_error_scaled"], abs=1e-6)
-    from fedpeft.predict import main as predict
+    from fedpeft.commands.predict import main as predict
 
     capsys.readouterr()
     assert predict([str(folder), "ruzo"]) == 0

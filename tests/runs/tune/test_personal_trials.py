@@ -61,7 +61,7 @@ def test_a_trial_sees_no_row_that_its_final_score_is_of(tmp_path, seen):
 def test_an_unfinished_trial_goes_on_as_a_trial_only(tmp_path, seen):
     """As a run its clients would train on the rows that they were judged by."""
     trial(tmp_path / "trial", on_round=lambda result: result.round == 1)
-    with refuses("FP1507", tmp_path / "trial", "python -m fedpeft.simulate"):
+    with refuses("FP1507", tmp_path / "trial", "fedpeft simulate"):
         simulate.simulate(CONFIG, tmp_path / "trial", True, Console(quiet=True))
     before = {kind: set(rows) for kind, rows in seen.items()}
     simulate.simulate(CONFIG, tmp_path / "trial", True, Console(quiet=True), tested=False)

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from fedpeft.check import main
+from fedpeft.commands.check import main
 from fedpeft.data import record_files
 from fedpeft.data.image_folders import read_pixels
 from fedpeft.data.record_files import read_records

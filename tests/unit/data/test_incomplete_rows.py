@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from fedpeft.check import main as check
+from fedpeft.commands.check import main as check
 from fedpeft.data import user_rows
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_column import TextColumn, TextWriter

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedpeft.check import Command, check
+from fedpeft.commands.check import Command, check
 from fedpeft.data.record_files import read_records
 from fedpeft.data.rows import load_dataset
 from fedpeft.wiring.auto_defaults import resolve_auto

@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from fedpeft.certs import main
+from fedpeft.commands.certs import main
 from fedpeft.deployment.identity.certificates import Authority, RevocationList, name_of
 from fedpeft.deployment.identity.credentials import Credentials, describe_exposure
 from fedpeft.deployment.identity.signing import Signer

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from fedpeft import transcript as command
 from fedpeft.aggregation.strategy import strategies
+from fedpeft.commands import transcript as command
 from fedpeft.communication.release import Release, compute_common_digest, compute_digest, format_form
 from fedpeft.deployment.transcript.announcements import Announcements
 from tests.deployment.signing_server import SETTINGS, STATE, Server, policy, task

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from fedpeft import certs, join, serve, simulate, transcript
+from fedpeft import join, serve, simulate
+from fedpeft.commands import certs, transcript
 from fedpeft.flower.settings import OWN_KEYS, read_config
 from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses
@@ -22,7 +23,7 @@ from tests.unit.test_readme import join_lines
 ROOT = Path(__file__).parent.parent.parent.parent
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("deploy*.md")))
 BLOCKS = [block.splitlines() for block in re.findall(r"```bash\n(.*?)```", join_lines(TEXT), re.DOTALL)]
-COMMANDS = [line for block in BLOCKS for line in block if line.startswith("python ")]
+COMMANDS = [line for block in BLOCKS for line in block if line.startswith("fedpeft ")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -30,8 +31,7 @@ def test_a_command_of_the_walk_through_is_legal(command, tmp_path, monkeypatch):
     """Each is parsed by its own program; that they work together is shown by tests/processes/test_serve.py."""
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
-    assert words[:2] == ["python", "-m"]
-    program, arguments = words[2].removeprefix("fedpeft."), words[3:]
+    program, arguments = words[1], words[2:]
     if "--resume" in arguments:
         run = Path(arguments[arguments.index("--resume") + 1])
         run.mkdir(parents=True)
@@ -59,8 +59,8 @@ def test_the_service_examples_run_legal_commands(tmp_path):
         unit.optionxform = str
         unit.read_string((ROOT / "clients" / f"{name}.service").read_text())
         words = shlex.split(unit["Service"]["ExecStart"])
-        assert words[1:3] == ["-m", module.__name__]
-        tyro.cli(module.Command, args=words[3:])
+        assert words[1] == module.__name__.removeprefix("fedpeft.")
+        tyro.cli(module.Command, args=words[2:])
         assert unit["Service"]["Restart"] == "on-failure"
 
 

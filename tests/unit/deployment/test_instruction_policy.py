@@ -65,7 +65,7 @@ OTHER = {
 def test_every_field_of_a_record_is_compared_and_separates_sums(name):
     """Clients that were told different content are in different sums, before anybody compares their transcripts."""
     honest, other = record(), record(**{name: OTHER[name]})
-    assert honest != other, "which python -m fedpeft.transcript shows"
+    assert honest != other, "which fedpeft transcript shows"
     assert honest.to_bytes() != other.to_bytes()
     place = {"run", "sequence", "previous", "time"}  # a resumed server records a round again; run names are in terms
     assert (honest.digest != other.digest) is (name not in place)

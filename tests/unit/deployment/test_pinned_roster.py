@@ -7,7 +7,7 @@ import hashlib
 import pytest
 from cryptography import x509
 
-from fedpeft.certs import main as certs
+from fedpeft.commands.certs import main as certs
 from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.identity.pinned_roster import PinnedRoster
 from tests.refusals import has_error, refuses

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from fedpeft.check import main as check
+from fedpeft.commands.check import main as check
 from fedpeft.errors import DataError
 from fedpeft.machine.terminal import OBEYED, Console, escape_control_characters
 from fedpeft.reporting.command import run_command

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedpeft import certs, check, report
+from fedpeft.commands import certs, check, report
 from fedpeft.data.rows import Rows
 from fedpeft.evaluate import __main__ as evaluate
 from fedpeft.evaluate.evaluation import EvaluationResult

@@ -13,18 +13,18 @@ from fedpeft.reporting.command import create_interrupt_handler, run_command
 
 COMMANDS = {  # one mistake that each finds without a run
     "fedpeft.simulate": ["--clients", "0.5"],
-    "fedpeft.check": ["no.csv"],
+    "fedpeft.commands.check": ["no.csv"],
     "fedpeft.init.__main__": ["."],
     "fedpeft.serve": ["--listen", "nowhere"],
     "fedpeft.join": ["--server", "nowhere", "--data", "no.csv"],
     "fedpeft.study.__main__": ["no.toml"],
-    "fedpeft.report": ["nowhere"],
-    "fedpeft.export": ["nowhere"],
-    "fedpeft.predict": ["nowhere"],
-    "fedpeft.describe": ["nothing"],
-    "fedpeft.certs": ["--server", "no host"],
+    "fedpeft.commands.report": ["nowhere"],
+    "fedpeft.commands.export": ["nowhere"],
+    "fedpeft.commands.predict": ["nowhere"],
+    "fedpeft.commands.describe": ["nothing"],
+    "fedpeft.commands.certs": ["--server", "no host"],
     "fedpeft.audit.__main__": [],
-    "fedpeft.transcript": ["no", "nothing"],
+    "fedpeft.commands.transcript": ["no", "nothing"],
     "fedpeft.conformance.__main__": ["no.py"],
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.report import Command, create_sections
+from fedpeft.commands.report import Command, create_sections
 from fedpeft.study.result_folders import ResultFolders
 from fedpeft.study.results import ResultsFile
 from fedpeft.study.study_file import read_study

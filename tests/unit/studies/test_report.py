@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpeft.report import main
+from fedpeft.commands.report import main
 from fedpeft.reporting.plots import plot_run
 from fedpeft.reporting.summary import OWN_ROWS
 from fedpeft.study.measures import BY_KEY, build_curve, format_heading

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedpeft.report import Command, create_sections
+from fedpeft.commands.report import Command, create_sections
 from fedpeft.reporting.user_files import OwnFile
 from fedpeft.study.measures import TABLES
 from fedpeft.study.outcomes import describe_section_outcome

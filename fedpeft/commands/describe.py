@@ -1,4 +1,4 @@
-"""python -m fedpeft.describe [NAME]: the parts that a run is put together from, and what each one does and takes."""
+"""fedpeft describe [NAME]: the parts that a run is put together from, and what each one does and takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from rich.table import Table
 from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import Bounds, name_of, plugins
-from fedpeft.parts.families import METRICS, PRECISION_RULES, PRESETS, TASKS, strategies
+from fedpeft.parts.families import (
+    METHOD_ALIASES,
+    METRICS,
+    PEFT_METHODS,
+    PRECISION_RULES,
+    PRESETS,
+    TASKS,
+    strategies,
+)
 from fedpeft.reporting.command import run_tool, start_command
 from fedpeft.wiring import catalogue
 from fedpeft.wiring.config import RunConfig
@@ -57,7 +65,7 @@ def create_unknown_error(name: str) -> ConfigError:
                 return ConfigError(f"FP1153 there is no {family.noun} {name!r}: {family.elsewhere[name.lower()]}")
     known = [*FAMILIES, *PRESETS, *SETTINGS, *(n for families in FAMILIES.values() for f in families for n in f.names)]
     guess = "".join(f"did you mean {match!r}? " for match in difflib.get_close_matches(name.lower(), known, n=1))
-    return ConfigError(f"FP1154 there is no part {name!r}; {guess}python -m fedpeft.describe lists them all")
+    return ConfigError(f"FP1154 there is no part {name!r}; {guess}fedpeft describe lists them all")
 
 
 def build_overview(flags: list[str]) -> Table:
@@ -124,12 +132,17 @@ def describe(name: str, console: Console) -> None:
     Raises:
         ConfigError: nothing is.
     """
+    plain = name.replace("-", "_")
     parts = find_parts(name)
+    if not (parts or name in PRESETS or plain in SETTINGS):
+        method = PEFT_METHODS.complete_name(name)
+        parts = find_parts(method) if method in PEFT_METHODS.names else []
+        if parts:
+            console.print(f"{name} stands for {METHOD_ALIASES.get(name, method)}.\n", markup=False, highlight=False)
     for flag, cls in parts:
         show(flag, cls, console)
     if name in PRESETS:
         console.print(f"[bold]--codec {name}[/]\n\nA preset: {PRESETS[name]}", highlight=False, soft_wrap=True)
-    plain = name.replace("-", "_")
     if plain in SETTINGS:
         console.print(f"[bold]--{plain.replace('_', '-')}[/]", highlight=False)
         show_settings([SETTINGS[plain]], console)
@@ -150,4 +163,4 @@ def _run_describe(command: Command, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    start_command("describe")
+    start_command("commands.describe")

@@ -1,4 +1,4 @@
-"""python -m fedpeft.transcript: whether two clients were told the same by their server."""
+"""fedpeft transcript: whether two clients were told the same by their server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedpeft.reporting.command import run_tool, start_command
 class Command:
     """Compare what a server has told two clients: model and settings, round by round.
 
-    python -m fedpeft.transcript a/transcript.jsonl b/transcript.jsonl --certificate ca.pem
+    fedpeft transcript a/transcript.jsonl b/transcript.jsonl --certificate ca.pem
     """
 
     one: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A", help="a client's transcript.jsonl")]
@@ -101,4 +101,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    start_command("transcript")
+    start_command("commands.transcript")

@@ -1,4 +1,4 @@
-"""python -m fedpeft.report PATH...: runs and studies on one page that opens from disk, and the same numbers as CSV.
+"""fedpeft report PATH...: runs and studies on one page that opens from disk, and the same numbers as CSV.
 
 A PATH is a run's folder, a study's folder or results.jsonl, or a folder of those, and must be there. What is broken is
 named and skipped.
@@ -193,4 +193,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    start_command("report")
+    start_command("commands.report")

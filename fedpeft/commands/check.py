@@ -1,4 +1,4 @@
-"""python -m fedpeft.check DATA: what a dataset holds, how it would lie on clients, and what is wrong with it."""
+"""fedpeft check DATA: what a dataset holds, how it would lie on clients, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DEFAULT = RunConfig()
 class Command:
     """Look at a dataset before a run: rows, classes, lengths, duplicates, and how a partition would look.
 
-    python -m fedpeft.check rows.csv --clients 20
+    fedpeft check rows.csv --clients 20
     """
 
     data: Annotated[
@@ -222,7 +222,7 @@ def run_of(command: Command, settings: Mapping[str, str]) -> str:
             flags[name] = shlex.quote(str(given))
     words = [f"--{name} {value}" for name, value in flags.items()]
     words += [f"--plugin {shlex.quote(file)}" for file in command.plugin]
-    return " ".join(["python -m fedpeft.simulate", *words])
+    return " ".join(["fedpeft simulate", *words])
 
 
 def count_labels(rows: Rows, classes: int) -> np.ndarray:
@@ -239,6 +239,12 @@ def count_tags(rows: Rows, classes: int) -> np.ndarray:
     return np.bincount(np.array(tags, np.int64), minlength=classes)
 
 
+def count_pixels(rows: Rows, classes: int) -> np.ndarray:
+    """Return how many pixels have each label, (classes,)."""
+    assert rows.masks is not None
+    return np.bincount(rows.masks.ravel(), minlength=classes)[:classes]
+
+
 def _build_number_table(dataset: Dataset, splits: Mapping[str, Rows]) -> Table:
     """Rows of each split, and how their numbers lie."""
     of = escape((dataset.label_names or ("",))[0])
@@ -251,7 +257,7 @@ def _build_number_table(dataset: Dataset, splits: Mapping[str, Rows]) -> Table:
 
 
 def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -> None:
-    """Rows of each split, and of the most frequent classes, or words of the most frequent labels."""
+    """Rows of each split, and of the most frequent classes, or words or pixels of the most frequent labels."""
     names, shown = dataset.label_names or (), 8
     splits = {"training": train, "validation": held, "test": dataset.test}
     if train.targets == "numbers":
@@ -260,6 +266,8 @@ def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -
     counts = {n: count_labels(r, len(names)) for n, r in splits.items() if r.labels is not None}
     if dataset.task == "token_labels":
         counts = {n: count_tags(r, len(names)) for n, r in splits.items()}
+    if train.masks is not None:
+        counts = {n: count_pixels(r, len(names)) for n, r in splits.items()}
     order: list[int] = np.argsort(-counts["training"], kind="stable").tolist() if names else []
     shown_names = [escape(names[i]) for i in order[:shown]]
     table = Table("split", "rows", *shown_names, *(["others"] if len(names) > shown else []))
@@ -276,4 +284,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    start_command("check")
+    start_command("commands.check")

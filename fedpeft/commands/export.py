@@ -1,10 +1,10 @@
-"""python -m fedpeft.export RUN: the finished adapter with a model card, or the base with the adapter merged into it.
+"""fedpeft export RUN: the finished adapter with a model card, or the base with the adapter merged into it.
 
-    python -m fedpeft.export RUN --output DIR              adapter/ and a model card
-    python -m fedpeft.export RUN --merge --output DIR      a folder that transformers loads as it is: no adapter is left
-    python -m fedpeft.export RUN --client 3 --output DIR   one client's own adapter, from a run with private tensors
-    python -m fedpeft.export RUN --gguf --output DIR       adapter.gguf, what llama.cpp's --lora takes
-    python -m fedpeft.export RUN --push ORG/NAME           the same folder, also sent to the Hugging Face hub
+    fedpeft export RUN --output DIR              adapter/ and a model card
+    fedpeft export RUN --merge --output DIR      a folder that transformers loads as it is: no adapter is left
+    fedpeft export RUN --client 3 --output DIR   one client's own adapter, from a run with private tensors
+    fedpeft export RUN --gguf --output DIR       adapter.gguf, what llama.cpp's --lora takes
+    fedpeft export RUN --push ORG/NAME           the same folder, also sent to the Hugging Face hub
 
 Merging is offered where it is exact; the merged model's outputs are compared with the adapter's before it is kept.
 """
@@ -263,4 +263,4 @@ def _run_export(command: Command, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    start_command("export")
+    start_command("commands.export")

@@ -1,4 +1,4 @@
-"""python -m fedpeft.certs: the certificates of a federation."""
+"""fedpeft certs: the certificates of a federation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedpeft.reporting.command import run_tool, start_command
 class Command:
     """Make the certificates of a federation: an authority, the server's, and one for each client.
 
-    python -m fedpeft.certs --server fl.example.org --clients edge-1,edge-2
+    fedpeft certs --server fl.example.org --clients edge-1,edge-2
 
     What exists is kept, so more clients can be added later. Hand each client its own folder FOLDER/clients/NAME, and
     nothing else.
@@ -130,4 +130,4 @@ def _make_certificates(command: Command, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    start_command("certs")
+    start_command("commands.certs")

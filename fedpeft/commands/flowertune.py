@@ -1,11 +1,11 @@
-"""python -m fedpeft.flowertune PROJECT: run the configuration of one of Flower's FlowerTune projects here.
+"""fedpeft flowertune PROJECT: run the configuration of one of Flower's FlowerTune projects here.
 
-    python -m fedpeft.flowertune PROJECT --set num-server-rounds=10 --set model.name=smollm2
+    fedpeft flowertune PROJECT --set num-server-rounds=10 --set model.name=smollm2
 
 Its pyproject.toml says what is run: base, LoRA, rounds, steps, rates, prompts, and which client has which rows. Its
 Python files are not executed; those that are none of the templates' are named. Other than in the template the base is
 loaded once a worker, a client goes on in its rows where it stopped, updates are encoded (`--codec fp32`: they are not),
-and some rows are held out. The run's folder is one of `python -m fedpeft.simulate`, with a peft_ROUND folder, which the
+and some rows are held out. The run's folder is one of `fedpeft simulate`, with a peft_ROUND folder, which the
 `peft` library loads, every train.save-every-round rounds.
 """
 
@@ -49,7 +49,7 @@ HEADER = 128
 
 @dataclass(frozen=True)
 class Command:
-    """Run a FlowerTune project's configuration: python -m fedpeft.flowertune PROJECT --set num-server-rounds=10."""
+    """Run a FlowerTune project's configuration: fedpeft flowertune PROJECT --set num-server-rounds=10."""
 
     project: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="the folder with the project's pyproject.toml")]
     set: Annotated[
@@ -204,4 +204,4 @@ def _run(project: FlowerTuneProject, config: RunConfig, folder: Path, resume: bo
 
 
 if __name__ == "__main__":
-    start_command("flowertune")
+    start_command("commands.flowertune")

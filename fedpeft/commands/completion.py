@@ -14,12 +14,11 @@ import io
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from fedpeft.__main__ import COMMANDS
+from fedpeft.__main__ import COMMANDS, find_module
 from fedpeft.errors import ConfigError
 from fedpeft.reporting.command import run_tool, start_command
 
@@ -74,9 +73,7 @@ def write_script(shell: str) -> str:
 
 def _get_command_class(name: str) -> Any:
     """Return the class of a command's flags."""
-    spec = find_spec(f"fedpeft.{name}")
-    inside = ".__main__" if spec and spec.submodule_search_locations is not None else ""
-    return importlib.import_module(f"fedpeft.{name}{inside}").Command
+    return importlib.import_module(find_module(name)).Command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,4 +82,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    start_command("completion")
+    start_command("commands.completion")

@@ -1,8 +1,8 @@
-"""python -m fedpeft.predict RUN [RUN ...] "text": what finished runs answer.
+"""fedpeft predict RUN [RUN ...] "text": what finished runs answer.
 
-python -m fedpeft.predict RUN [RUN ...] IMAGE [IMAGE ...]: the answers of runs on images to image files.
+fedpeft predict RUN [RUN ...] IMAGE [IMAGE ...]: the answers of runs on images to image files.
 
-python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv: the answers of a run with classes, labels or numbers to
+fedpeft predict RUN --data FILE --output ANSWERS.csv: the answers of a run with classes, labels or numbers to
 each row of a file, or to each picture of a folder or a table.
 
 A classifier answers with its likeliest class and the probability of it, by the temperature of its run. With several
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Ask finished runs: python -m fedpeft.predict RUN [RUN ...] "text", or IMAGE [IMAGE ...] for images.
+    """Ask finished runs: fedpeft predict RUN [RUN ...] "text", or IMAGE [IMAGE ...] for images.
 
-    For a file of rows, or a folder of pictures: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv.
+    For a file of rows, or a folder of pictures: fedpeft predict RUN --data FILE --output ANSWERS.csv.
     """
 
     words: Annotated[
@@ -150,8 +150,7 @@ def _run_predict(command: Command, console: Console) -> None:
         raise ConfigError("FP1280 --output and --text need a file of rows; give it with --data FILE, or leave them out")
     if len(command.words) < 2 or not command.words[-1].strip():
         raise ConfigError(
-            "FP1281 predict needs a run's folder and a text, or an image file: python -m fedpeft.predict runs/NAME "
-            '"text"'
+            'FP1281 predict needs a run\'s folder and a text, or an image file: fedpeft predict runs/NAME "text"'
         )
     if command.new_tokens < 1:
         raise ConfigError(f"FP1282 --new-tokens must be at least 1, got {command.new_tokens}")
@@ -176,7 +175,7 @@ def _split_words(words: tuple[str, ...]) -> tuple[list[Path], list[str]]:
         if runs < count and not reads_pictures:
             raise ConfigError(
                 f"FP1528 {words[runs][:60]!r} is not a run's folder, and predict takes one text; put the text in "
-                "quotes, or give several texts as a file: python -m fedpeft.predict RUN --data FILE --output "
+                "quotes, or give several texts as a file: fedpeft predict RUN --data FILE --output "
                 "ANSWERS.csv"
             )
         count = runs if reads_pictures else count
@@ -202,9 +201,7 @@ def create_heartbeat(console: Console, said: Counter[str]) -> Callable[[], None]
 def _predict_rows(command: Command, console: Console) -> None:
     """Write a run's answers to the rows of a file, and print how often each answer occurs."""
     if len(command.words) != 1 or command.output is None or command.data is None or command.ensemble:
-        raise ConfigError(
-            "FP1283 one run answers a file of rows: python -m fedpeft.predict RUN --data FILE --output ANSWERS.csv"
-        )
+        raise ConfigError("FP1283 one run answers a file of rows: fedpeft predict RUN --data FILE --output ANSWERS.csv")
     if command.output.suffix != ".csv":
         raise ConfigError(f"FP1284 --output must end in .csv, since it is a table; got {command.output}")
     if command.output.exists():
@@ -238,4 +235,4 @@ def _predict_rows(command: Command, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    start_command("predict")
+    start_command("commands.predict")
