@@ -106,12 +106,13 @@ class Laplace(Measurement):
 
     @classmethod
     def lines(cls, section: Mapping[str, Any]) -> dict[str, str]:
-        """Return error and loss before and after."""
+        """Return error, loss and accuracy before and after."""
         before, after = section["map"], section["laplace"]
         rows = f"{before['rows']} {'questions' if 'fitted_on' in section else 'test rows'}"
         return {
             f"Laplace-LoRA, {rows}: error": f"{before['error']:.4f} -> {after['error']:.4f}",
             "Laplace-LoRA: loss (nats)": f"{before['loss']:.4f} -> {after['loss']:.4f}",
+            "Laplace-LoRA: accuracy": f"{before['accuracy']:.4f} -> {after['accuracy']:.4f}",
         }
 
 

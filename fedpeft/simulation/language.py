@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,6 +170,15 @@ def build_choice_batches(exam: Exam, tokenizer: Any) -> list[Batch]:
     return batches
 
 
+def center(logits: Tensor, gradients: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return logits (choices,) and their gradients (choices, out, in) without their means over the choices.
+
+    Probabilities stay. The probit approximation divides each logit by a number of its own, which would reorder
+    log-likelihoods, since these are all far below zero.
+    """
+    return logits - logits.mean(), {name: g - g.mean(0) for name, g in gradients.items()}
+
+
 def evaluate_choice_laplace(asked: Laplace, exam: Exam, setup: Setup, state: State) -> dict[str, Any]:
     """Return the Laplace section of summary.json.
 
@@ -187,7 +196,7 @@ def evaluate_choice_laplace(asked: Laplace, exam: Exam, setup: Setup, state: Sta
     totals = {"map": Fold(), "laplace": Fold()}
     most = max(len(question.choices) for question in exam.questions)
     for batch in batches[1::2]:
-        logits, gradients = compute_logit_gradients(model, batch, score_choices)
+        logits, gradients = center(*compute_logit_gradients(model, batch, score_choices))
         covariance = compute_covariance(curvatures, gradients, variance, len(logits))
         for name, chances in (("map", logits.softmax(-1)), ("laplace", apply_probit(logits, covariance))):
             padded = torch.full((1, most), -torch.inf, dtype=torch.float64)

@@ -9,7 +9,10 @@ import pytest
 from fedpeft.data.made_words import WORDS
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server.examples import add_form
+from fedpeft.reporting.final_score import save
 from fedpeft.wiring.config import RunConfig
+from fedpeft.wiring.measurement import ScoredRun
+from fedpeft.wiring.measurements import Findings
 from tests.chat import with_template
 from tests.here import Federation
 from tests.refusals import refuses
@@ -47,6 +50,21 @@ def test_clients_train_on_conversations_however_they_are_written(tmp_path, obser
     lines = lines_of(tmp_path)
     assert all(line["rejected"] == 0 for line in lines)
     assert lines[-1]["loss"] < lines[0]["loss"], "on rows of their own that nobody trained on"
+
+
+def test_the_server_calibrates_the_choices_of_its_questions(tmp_path, observer):
+    file = tmp_path / "questions.jsonl"
+    rows = [{"question": WORDS[n], "choices": list(WORDS[n + 1 : n + 4]), "answer": n % 3} for n in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = federation(tmp_path, observer, measure=f"calibration(questions='{file}')")
+    progress, setup, folder = made.run(), made.server.setup, tmp_path / "server"
+    save(setup, progress.result[0], folder)
+    findings = Findings(setup, made.server.begun, pytest.fail)
+    kept = {"kept_round": progress.kept_round}
+    findings.compute(ScoredRun(setup, progress.result[0], [], None, None, folder=folder, records=None, **kept))
+    found = findings.sections["calibration"]
+    assert found["test"]["after"]["rows"] == found["base"]["after"]["rows"] == found["fitted_on"] == 2
+    assert found["kept_round"] > 0
 
 
 class Preferring(Federation):

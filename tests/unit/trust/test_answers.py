@@ -21,9 +21,10 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.parts.families import DATASETS, MEASUREMENTS
 from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.simulation.language import build_choice_batches, measure_prompts, score_choices
+from fedpeft.simulation.language import build_choice_batches, center, measure_prompts, score_choices
 from fedpeft.trust.answers import calibrate_choices, calibrate_free_answers, pad_scores
 from fedpeft.trust.exposure import bound_mean_exposure, compute_exposures, compute_group_terms
+from fedpeft.trust.kronecker import apply_probit
 from fedpeft.trust.prompt_changes import FRAMES, frame_questions, list_choices
 from fedpeft.wiring.setup import load_adapted_model
 from tests.refusals import refuses
@@ -184,6 +185,16 @@ def test_gradients_of_choices_are_those_of_their_likelihoods(tiny):
             linear.weight[0, 0] -= sign * step
     expected = (values[0] - values[1]) / (2 * step)
     assert gradients[name][:, 0, 0].numpy() == pytest.approx(expected.double().numpy(), rel=0.02, abs=1e-3)
+
+
+def test_uncertainty_of_all_choices_together_changes_nothing():
+    logits, gradients = torch.tensor([-9.0, -10.0, -12.0]).double(), {"a": torch.ones(3, 2, 2).double()}
+    centered, rest = center(logits, gradients)
+    assert centered.softmax(-1).tolist() == pytest.approx(logits.softmax(-1).tolist())
+    assert float(rest["a"].abs().max()) == 0
+    uneven = torch.diag(torch.tensor([4.0, 0.1, 0.1])).double()
+    assert int(apply_probit(centered, uneven).argmax()) == 0
+    assert apply_probit(centered, uneven)[0] < centered.softmax(-1)[0]
 
 
 def test_the_factors_count_every_token_and_the_loss_of_the_right_choice(tiny):
