@@ -190,7 +190,8 @@ class FinishedRun:
     @property
     def frames(self) -> int:
         """Number of frames of the clips that the run reads; 0: it reads images or texts."""
-        return int(getattr(self.dataset, "frames", 0))
+        said = getattr(self.dataset, "frames", 0)  # a part of a user's own may mean something else by it
+        return said if isinstance(said, int) else 0
 
     def load_pictures(self, files: list[str]) -> ImageRows:
         """Load pictures of files, or clips of folders, as the run's model received them; labels are zeros.

@@ -47,6 +47,7 @@ def list_next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
     commands = []
     if not isinstance(run.task, ComparesExamples):
         asked = "IMAGE.png" if run.can_take_pictures else '"a text of yours"'
+        asked = "FOLDER_OF_FRAMES" if run.frames else asked
         commands.append(f"fedpeft predict {folder} {asked}")
     with suppress(FedpeftError):
         run.check_answers()

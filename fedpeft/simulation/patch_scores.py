@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from numpy.typing import NDArray
 
 from fedpeft.data.cached_rows import load_cached_examples
@@ -29,8 +30,11 @@ from fedpeft.simulation.probe import fit_linear_probe
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.simulation.target_probes import Part
 
-MOST_PATCHES = 40_000
-"""Most training patches of a baseline, evenly spaced, so that a fit takes a minute at most."""
+MOST_PATCHES = 20_000
+"""Most training patches of a baseline, evenly spaced; more take it minutes."""
+
+SIDE = 7
+"""Most pixels per side of a patch that a linear model of pixels sees; all 14 x 14 take it minutes."""
 
 
 def compute_overlaps(right: NDArray[np.int64], said: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
@@ -98,7 +102,14 @@ def _load(key: str) -> ImageRows:
 
 
 def cut_patches(pixels: NDArray[np.float32], across: int) -> NDArray[np.float32]:
-    """Cut images (rows, 3, height, width) into patches, (rows, across * across, values), from the upper left."""
+    """Cut images (rows, 3, height, width) into patches of at most `SIDE` pixels per side, from the upper left.
+
+    Returns:
+        float32 (rows, across * across, values).
+    """
+    most = across * SIDE
+    smaller = min(pixels.shape[2], most), min(pixels.shape[3], most)
+    pixels = functional.adaptive_avg_pool2d(torch.from_numpy(np.array(pixels)), smaller).numpy()
     rows, channels, height, width = pixels.shape
     grid = np.reshape(pixels, (rows, channels, across, height // across, across, width // across))
     return grid.transpose(0, 2, 4, 1, 3, 5).reshape(rows, across * across, -1)
