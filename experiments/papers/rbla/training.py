@@ -140,10 +140,10 @@ def train_client(state: State, trained: frozenset[str], x: Tensor, y: Tensor, pr
     optimizer = torch.optim.SGD([leaves[name] for name in sorted(trained)], lr=protocol.learning_rate)
     frozen = None if "fc1.W" in trained else functional.linear(x, state["fc1.W"])
     for _ in range(protocol.epochs):
-        for batch in torch.randperm(len(y), generator=generator).split(protocol.batch_size):
+        for batch in torch.split(torch.randperm(len(y), generator=generator), protocol.batch_size):
             optimizer.zero_grad()
             base = None if frozen is None else frozen[batch]
-            functional.cross_entropy(predict(leaves, x[batch], base), y[batch]).backward()
+            torch.autograd.backward(functional.cross_entropy(predict(leaves, x[batch], base), y[batch]))
             optimizer.step()
     return {name: tensor.detach() for name, tensor in leaves.items()}
 
@@ -164,8 +164,8 @@ def get_form(layout: Layout, classes: int, protocol: Protocol) -> AdapterShape |
 
 def scale_pixels(rows: Rows) -> tuple[Tensor, Tensor]:
     """Return images as (examples, pixels) between 0 and 1, and their classes."""
-    images = torch.from_numpy(np.array(rows.inputs)).reshape(len(rows.labels), -1).float() / 255
-    return images, torch.from_numpy(np.array(rows.labels))
+    labels = torch.from_numpy(np.array(rows.labels))
+    return torch.from_numpy(np.array(rows.inputs)).reshape(len(labels), -1).float() / 255, labels
 
 
 def run(protocol: Protocol, train: Rows, test: Rows) -> Iterator[float]:
