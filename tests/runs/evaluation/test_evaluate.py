@@ -187,7 +187,7 @@ def test_what_is_too_long_is_counted_and_said(run, tmp_path, capsys):
     [
         (["--questions", "nowhere.jsonl"], ("FP3036", "nowhere.jsonl")),
         (["--questions", "rows.csv"], ("FP1034", "rows.csv", ".jsonl")),
-        (["--metrics", "bleu"], ("FP1231", "'bleu'")),
+        (["--metrics", "meteor"], ("FP1231", "'meteor'")),
         (["--own", "7"], ("FP1160", "'7'")),
         (["--new-tokens", "0"], ("FP1161", "--new-tokens", 1, 0)),
         (["--flowertune", "nlp"], ("FP1162",)),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fedpeft.__main__ import find_module
 from fedpeft.reporting.next_commands import say_next
 from fedpeft.simulate import main as simulate
 
@@ -19,11 +20,9 @@ TINY = ["--dataset", "tiny", "--model", "tiny", "--tokens", "16", "--clients", "
 
 def pasted(command: str) -> int:
     """Run a command line in this process; returns its exit code."""
-    python, flag, module, *words = shlex.split(command)
-    assert (python, flag) == ("python", "-m")
-    found = importlib.import_module(module)
-    command = importlib.import_module(f"{module}.__main__") if hasattr(found, "__path__") else found
-    return command.main(words)
+    program, name, *words = shlex.split(command)
+    assert program == "fedpeft"
+    return importlib.import_module(find_module(name)).main(words)
 
 
 def lines_after(said: str, title: str) -> list[str]:
