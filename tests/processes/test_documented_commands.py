@@ -89,7 +89,7 @@ class Reader:
         """All lines; what clients have to themselves is started together."""
         before = set(self.extras)
         for line in lines:
-            self.line(line, [other for other in lines if "fedpeft.join" in other])
+            self.line(line, [other for other in lines if "fedpeft join" in other])
         if ".[dev]" in "".join(lines):
             self.extras = before  # for the tests, and nobody else has to have it
 
@@ -101,11 +101,11 @@ class Reader:
             self.install(written)
         elif written.startswith("export "):
             self.environment |= dict(word.split("=", 1) for word in shlex.split(written)[1:])
-        elif "fedpeft.serve" in written:
+        elif "fedpeft serve" in written:
             self.stop_server()
             self.server = self.start(command)
             self.servers += 1
-        elif "fedpeft.join" in written:
+        elif "fedpeft join" in written:
             if written == joins[0]:
                 self.join(joins)
         else:
@@ -160,7 +160,7 @@ class Reader:
         output.write(f"\n$ {command}\n")
         output.flush()
         return subprocess.Popen(
-            ["bash", "-c", f"exec {command}" if command.startswith("python ") else command],
+            ["bash", "-c", f"exec {command}" if command.startswith(("python ", "fedpeft ")) else command],
             cwd=self.folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
