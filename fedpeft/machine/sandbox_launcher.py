@@ -71,6 +71,11 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
     call("mount", *encoded, ctypes.c_ulong(flags), options.encode())
 
 
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies."""
+    call("prctl", SET_PARENT_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL), *[ctypes.c_ulong(0)] * 3)
+
+
 def enter_namespaces() -> None:
     """Enter new namespaces, in which this process is a user without privileges outside."""
     user, group = os.geteuid(), os.getegid()
@@ -174,6 +179,11 @@ def drop_privileges(machine: str) -> None:
 def become_sandbox(orders: dict[str, Any], errors: int) -> NoReturn:
     """Turn this process into the isolated one; write to `errors` why that failed."""
     try:
+        die_with_parent()
+        end = select.poll()
+        end.register(errors, 0)
+        if end.poll(0):  # nobody reads: the parent died before the line above, so no signal would come
+            os._exit(1)
         os.setsid()
         enter_file_system(orders["root"], orders["shown"], orders["files"], orders["file_bytes"])
         nothing = orders["nothing"]
@@ -188,7 +198,6 @@ def become_sandbox(orders: dict[str, Any], errors: int) -> NoReturn:
             os.dup2(number, 3 + place)
         os.closerange(3 + len(kept), errors)
         set_limits(orders["memory_bytes"], orders["cpu_seconds"], orders["file_bytes"])
-        call("prctl", SET_PARENT_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL), *[ctypes.c_ulong(0)] * 3)
         drop_privileges(platform.machine())
         os.execve(orders["python"], ["python", "-I", "-S", "-B", "/main.py"], {})
     except BaseException as error:
@@ -215,7 +224,7 @@ def wait(child: int, deadline: float) -> str:
 
 def main() -> None:
     """Run the orders on standard input."""
-    call("prctl", SET_PARENT_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL), *[ctypes.c_ulong(0)] * 3)
+    die_with_parent()
     orders = json.loads(sys.stdin.buffer.read())
     if platform.machine() not in MACHINES:
         print(f"setup {platform.machine()} is not one of {', '.join(MACHINES)}")
