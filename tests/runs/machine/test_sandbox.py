@@ -54,6 +54,7 @@ REFUSED = {
         "import socket; socket.socket()",
         "import socket; socket.create_connection(('1.1.1.1', 53), 1)",
         "import socket; socket.socket(socket.AF_UNIX)",
+        "import socket; socket.socketpair()",
         "os.fork()",
         "import _thread; _thread.start_new_thread(print, ())",
         "import subprocess; subprocess.run(['/bin/true'])",
