@@ -129,8 +129,10 @@ def find_first_function(said: str) -> str | None:
     tree = _parse(program)
     assert not isinstance(tree, int)
     function = next((node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)), None)
+    if function is None:
+        return None
     try:
-        return ast.dump(function) if function else None
+        return ast.dump(function)
     except RecursionError:
         return ast.get_source_segment(program, function)
 
