@@ -150,6 +150,11 @@ def check_description(told: v2.Description) -> None:
             f"FP5067 the server describes the prompt template {told.template!r:.80} for the task {kind}; legal are "
             f"{', '.join(OF_COLUMNS)} or the SHA-256 of a file, for {' and '.join(CONVERSATIONS)} alone"
         )
+    if told.tasks and kind != "classification":
+        raise RunError(
+            f"FP5655 the server describes a sequence of tasks for {kind}; legal is classification, where the class of "
+            "an example tells its task"
+        )
     if told.tasks and told.held_out:
         raise RunError(
             f"FP5557 the server holds out {told.held_out:g} of each client's examples, but the tasks of continual "

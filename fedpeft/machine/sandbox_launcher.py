@@ -42,7 +42,8 @@ SET_PARENT_DEATH_SIGNAL, SET_SECCOMP, SET_NO_NEW_PRIVILEGES = 1, 22, 38
 # name: number on x86_64, on aarch64
 CALLS = {
     "clone": (56, 220), "clone3": (435, 435), "fork": (57, None), "vfork": (58, None),
-    "socket": (41, 198), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39),
+    "socket": (41, 198), "socketpair": (53, 199), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40),
+    "umount2": (166, 39),
     "pivot_root": (155, 41), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
     "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "ptrace": (101, 117), "prctl": (157, 167),
@@ -69,6 +70,11 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
     """Mount a file system, or change a mount."""
     encoded = [None if text is None else text.encode() for text in (source, target, kind)]
     call("mount", *encoded, ctypes.c_ulong(flags), options.encode())
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies."""
+    call("prctl", SET_PARENT_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL), *[ctypes.c_ulong(0)] * 3)
 
 
 def enter_namespaces() -> None:
@@ -174,6 +180,11 @@ def drop_privileges(machine: str) -> None:
 def become_sandbox(orders: dict[str, Any], errors: int) -> NoReturn:
     """Turn this process into the isolated one; write to `errors` why that failed."""
     try:
+        die_with_parent()
+        end = select.poll()
+        end.register(errors, 0)
+        if end.poll(0):  # nobody reads: the parent died before the line above, so no signal would come
+            os._exit(1)
         os.setsid()
         enter_file_system(orders["root"], orders["shown"], orders["files"], orders["file_bytes"])
         nothing = orders["nothing"]
@@ -188,7 +199,6 @@ def become_sandbox(orders: dict[str, Any], errors: int) -> NoReturn:
             os.dup2(number, 3 + place)
         os.closerange(3 + len(kept), errors)
         set_limits(orders["memory_bytes"], orders["cpu_seconds"], orders["file_bytes"])
-        call("prctl", SET_PARENT_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL), *[ctypes.c_ulong(0)] * 3)
         drop_privileges(platform.machine())
         os.execve(orders["python"], ["python", "-I", "-S", "-B", "/main.py"], {})
     except BaseException as error:
@@ -215,7 +225,7 @@ def wait(child: int, deadline: float) -> str:
 
 def main() -> None:
     """Run the orders on standard input."""
-    call("prctl", SET_PARENT_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL), *[ctypes.c_ulong(0)] * 3)
+    die_with_parent()
     orders = json.loads(sys.stdin.buffer.read())
     if platform.machine() not in MACHINES:
         print(f"setup {platform.machine()} is not one of {', '.join(MACHINES)}")

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def passes_tests(asked: str, said: str, tests: str, limits: Limits = Limits()) -
 def find_called_names(tests: str) -> set[str]:
     """Return the names that tests use and do not define; empty if they are not Python."""
     tree = _parse(tests)
-    if tree is None:
+    if isinstance(tree, int):
         return set()
     nodes = list(ast.walk(tree))
     loaded = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
@@ -69,15 +68,17 @@ def _find_defined(nodes: list[ast.AST]) -> set[str]:
     return defined
 
 
-def _parse(text: str) -> ast.Module | None:
-    """Return the syntax tree of a program; None: it is not Python."""
+def _parse(text: str) -> ast.Module | int:
+    """Return the syntax tree of a program; if it is not Python, the line of its first error, or 0 without one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             compile(text, "answer", "exec", dont_inherit=True)  # finds a return outside of functions, too
             return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
-        return None
+    except SyntaxError as error:
+        return error.lineno or 0
+    except (ValueError, RecursionError, MemoryError, OverflowError):
+        return 0
 
 
 def find_program(asked: str, said: str, names: set[str]) -> str | None:
@@ -91,30 +92,49 @@ def find_program(asked: str, said: str, names: set[str]) -> str | None:
     best: tuple[int, str] = (0, "")
     for start in ("", asked + "\n", asked + "\n    "):
         before = start.count("\n")
-        for count, program in _list_prefixes(start + text):
-            if count - before <= best[0]:
-                break
-            tree = _parse(program)
-            if tree is not None and names <= _find_defined(list(ast.walk(tree))):
-                best = (count - before, program)
-                break
+        count, program = _find_longest_beginning(start + text, names, before + best[0])
+        if program is not None:
+            best = (count - before, program)
     return best[1] if best[0] else None
 
 
-def _list_prefixes(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the number of lines and the text of each beginning, the longest first."""
+def _find_longest_beginning(text: str, names: set[str], least: int) -> tuple[int, str | None]:
+    """Return the lines and text of the longest beginning that is Python and defines all `names`; None: there is none.
+
+    An answer may have thousands of lines, so not each beginning is parsed: the lines after an error cannot repair it,
+    and a shorter program defines no more names.
+
+    Args:
+        text: the text.
+        names: names of functions.
+        least: number of lines that the beginning must exceed.
+    """
     lines = text.split("\n")
-    for count in range(len(lines), 0, -1):
-        yield count, "\n".join(lines[:count])
+    count = len(lines)
+    while count > least:
+        program = "\n".join(lines[:count])
+        tree = _parse(program)
+        if not isinstance(tree, int):
+            return count, program if names <= _find_defined(list(ast.walk(tree))) else None
+        count = min(count - 1, tree or count)
+    return 0, None
 
 
 def find_first_function(said: str) -> str | None:
-    """Return the syntax tree of the first function in an answer, as a text; None: it has none."""
-    tree = _parse(find_program("", said, set()) or "")
-    functions = [
-        node for node in (tree.body if tree else ()) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    return ast.dump(functions[0]) if functions else None
+    """Return the syntax tree of the first function in an answer, as a text; None: it has none.
+
+    A tree that is too deep to be written, such as that of 1 + 1 + 1 + ..., is given by its source.
+    """
+    program = find_program("", said, set()) or ""
+    tree = _parse(program)
+    assert not isinstance(tree, int)
+    function = next((node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)), None)
+    if function is None:
+        return None
+    try:
+        return ast.dump(function)
+    except RecursionError:
+        return ast.get_source_segment(program, function)
 
 
 def run_tests(program: str, tests: str, names: set[str], limits: Limits) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from fedpeft.aggregation.task_rules import get_client_form
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.description import check_description, parse_tasks
+from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.reporting.records import Records
 from tests.conftest import SilentObserver
 from tests.here import OfSimulation, make_simulation, run_simulation
@@ -117,3 +118,11 @@ def test_a_client_refuses_tasks_that_no_server_describes(told, tasks):
     description.tasks = tasks
     with refuses("FP5556"):
         check_description(description)
+
+
+@pytest.mark.parametrize(("task", "side"), [("multi_label", 0), ("token_labels", 0), ("patch_labels", 64)])
+def test_a_client_refuses_tasks_of_examples_without_one_class(task, side):
+    """Such an example names no task, so a client would stop with a traceback, or train on all of its examples."""
+    tasks = json.dumps(LEGAL | {"classes": [[0], [1]]})
+    with refuses("FP5655", task):
+        check_description(v2.Description(task=task, labels=["a", "b"], side=side, tasks=tasks))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from fedpeft.machine import sandbox
+from fedpeft.machine import sandbox, sandbox_launcher
 from fedpeft.machine.sandbox import IsolatedProgram, Limits
 from fedpeft.models.answers.code_tests import passes_tests
 from tests.refusals import refuses
@@ -51,6 +54,7 @@ REFUSED = {
         "import socket; socket.socket()",
         "import socket; socket.create_connection(('1.1.1.1', 53), 1)",
         "import socket; socket.socket(socket.AF_UNIX)",
+        "import socket; socket.socketpair()",
         "os.fork()",
         "import _thread; _thread.start_new_thread(print, ())",
         "import subprocess; subprocess.run(['/bin/true'])",
@@ -171,3 +175,27 @@ def test_a_machine_that_cannot_isolate_is_refused(monkeypatch):
             sandbox.check_isolation()
     finally:
         sandbox.check_isolation.cache_clear()
+
+
+def test_a_program_ends_with_its_launcher_even_before_it_begins(tmp_path):
+    """A launcher is killed at any time; a child that outlived it would run without a limit of time."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        f"import sys, time\nsys.path.insert(0, {str(Path(sandbox_launcher.__file__).parent)!r})\n"
+        "import sandbox_launcher\nsandbox_launcher.enter_file_system = lambda *_: time.sleep(60)\n"
+        "sandbox_launcher.main()\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE) as launcher:
+        orders = {"seconds": 60, "root": "", "shown": [], "files": {}, "file_bytes": 0, "channels": []}
+        launcher.stdin.write(json.dumps(orders).encode())
+        launcher.stdin.close()
+        children = []
+        while not children and launcher.poll() is None:
+            children = psutil.Process(launcher.pid).children()
+        time.sleep(0.5)
+        launcher.kill()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    for child in alive:
+        child.kill()
+    assert children
+    assert not alive

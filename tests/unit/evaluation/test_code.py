@@ -9,7 +9,7 @@ import pytest
 from fedpeft.errors import ConfigError
 from fedpeft.evaluate.evaluation import EvaluationRequest
 from fedpeft.machine.sandbox import check_isolation
-from fedpeft.models.answers import code_peers
+from fedpeft.models.answers import code_peers, code_tests
 from fedpeft.models.answers.code_tests import find_called_names, find_program, passes_tests
 from fedpeft.models.answers.exam import Exam
 from fedpeft.models.answers.metric import METRICS, check_run_code, parse_metrics
@@ -61,6 +61,25 @@ def test_a_repair_is_the_original_as_a_syntax_tree(said, expected):
 )
 def test_the_program_of_an_answer(asked, said, program):
     assert find_program(asked, said, {"add"}) == program
+
+
+@pytest.mark.parametrize(
+    "said", ["a = 1\n" * 2000, "a = 1\n" * 1000 + "$\n" * 1000, "a = 1\n" * 1000 + "return\n" * 1000]
+)
+def test_a_long_answer_is_parsed_a_few_times(said, monkeypatch):
+    """An answer that repeats a line would otherwise take minutes, outside of every limit of time."""
+    parsed = []
+    monkeypatch.setattr(code_tests, "_parse", lambda text, parse=code_tests._parse: parsed.append(text) or parse(text))
+    assert find_program("asked", said, {"add"}) is None
+    assert len(parsed) < 10
+    assert find_program("", f"{ADD}\n{said}", {"add"}).startswith(ADD)
+
+
+def test_a_function_that_repeats_itself_is_compared_too():
+    deep = "def add(a, b):\n" + "    if a: pass\n" + "    elif a: pass\n" * 900
+    metric = METRICS.build("repair")
+    assert metric.score(deep, [ADD]) == 0.0
+    assert metric.score(f"{deep}\n", [deep]) == 1.0
 
 
 def test_tests_call_the_names_that_they_do_not_define():
