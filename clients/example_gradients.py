@@ -124,8 +124,13 @@ class ExampleGradients:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise PrivacyError(f"FP7006 this model and PEFT method have no gradients per example: {reason}") from error
+        taken: set[int] = set()
         for name, own_name in raw.items():
-            chosen[own_name].grad_sample = gradients[name]  # type: ignore[attr-defined]
+            gradient: Tensor = gradients[name]
+            memory = gradient.untyped_storage().data_ptr()
+            # Both biases of an LSTM's layer may get one tensor; Opacus marks it, and callers change it in place.
+            chosen[own_name].grad_sample = gradient.clone() if memory in taken else gradient  # type: ignore[attr-defined]
+            taken.add(memory)
         found: Tensor = losses.detach()
         return found
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.errors import ConfigError, DataError, PrivacyError
 from fedpeft.parts import setting
 from fedpeft.wiring.exam import check_trust, declare_questions, is_language_model, load_exam
 from fedpeft.wiring.measurement import Measurement, NewRun, ScoredRun, TrainedRun
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from fedpeft.wiring.setup import Setup
 
 PLACES = ("auto", "server", "clients")
+
+LEAST = 2
+"""Fewest questions with choices: one for the temperature, one to measure."""
 
 HALF = 0.5
 """Share of the examples that the model answers, in the line about a model that abstains."""
@@ -82,8 +85,18 @@ class Calibration(Measurement):
             )
 
     def begin(self, run: NewRun) -> Exam | None:
-        """Read the questions to a language model."""
-        return load_exam(self, run, self.most)
+        """Read the questions to a language model.
+
+        Raises:
+            DataError: there is one question with choices, and none is left to measure.
+        """
+        exam = load_exam(self, run, self.most)
+        if exam is not None and exam.has_choices and len(exam.questions) < LEAST:
+            raise DataError(
+                "FP3262 calibration needs two questions or more with choices, and has one; give a file with more of "
+                "them, or a larger most"
+            )
+        return exam
 
     def ask(self, run: TrainedRun) -> dict[str, Any]:
         """Calibrate on clients' held-out examples, if they are asked."""

@@ -31,26 +31,27 @@ class Calibration:
         return asdict(self)
 
 
-def calibrate(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> Calibration:
+def calibrate(confidence: NDArray[np.float64], correct: NDArray[np.float64], bins: int = BINS) -> Calibration:
     """Compute the calibration of predictions.
 
     Args:
         confidence: of the predicted class, in 0..1, (rows,).
         correct: whether it is right, 0 or 1, (rows,).
+        bins: number of equally wide bins from 0 to 1.
     """
     import torch
     from torchmetrics.functional.classification import binary_calibration_error
 
     confidence = np.clip(confidence, 0.0, 1.0)
     error = binary_calibration_error(
-        torch.from_numpy(confidence), torch.from_numpy(correct).long(), n_bins=BINS, norm="l1"
+        torch.from_numpy(confidence), torch.from_numpy(correct).long(), n_bins=bins, norm="l1"
     )
-    edges = np.linspace(0, 1, BINS + 1)
-    position = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, BINS - 1)
-    rows = np.bincount(position, minlength=BINS)
+    edges = np.linspace(0, 1, bins + 1)
+    position = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
+    rows = np.bincount(position, minlength=bins)
     divisor = np.maximum(rows, 1)
-    mean = np.bincount(position, confidence, BINS) / divisor
-    right = np.bincount(position, correct, BINS) / divisor
+    mean = np.bincount(position, confidence, bins) / divisor
+    right = np.bincount(position, correct, bins) / divisor
     return Calibration(float(error), *(tuple(values.tolist()) for values in (rows, mean, right)))
 
 

@@ -75,7 +75,9 @@ def evaluate_calibration(asked: Calibration, exam: Exam, setup: Setup, folder: P
     """Return the calibration section of summary.json."""
     if not exam.has_choices:
         found = measure_both(
-            setup, folder, lambda model, tokenizer: calibrate_free_answers(exam, model, tokenizer, asked.by_length)
+            setup,
+            folder,
+            lambda model, tokenizer: calibrate_free_answers(exam, model, tokenizer, asked.bins, asked.by_length),
         )
         return {"answers": found[TUNED], "base": found[BASE]}
     found = measure_both(

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedpeft.errors import DataError
 from fedpeft.models.answers.exam import Exam
 from fedpeft.models.answers.metric import METRICS
 from fedpeft.models.answers.questions import Question
@@ -66,18 +65,17 @@ def calibrate_choices(
     labels = find_right(exam.questions)
     temperature = fit_temperature(logits[::2].numpy(), labels[::2])
     asked = create_questions(temperature, bins)
-    if not len(labels[1::2]):
-        raise DataError("FP3262 calibration needs two questions or more with choices; give a file with more of them")
     answers = [question.answer(logits[1::2], torch.from_numpy(labels[1::2])) for question in asked]
     return {"temperature": temperature, "fitted_on": len(labels[::2]), **compare_answers(answers, asked)}
 
 
 def calibrate_free_answers(
-    exam: Exam, model: FederatedModel, tokenizer: Any, by_length: bool, advance: Advance = lambda _: None
+    exam: Exam, model: FederatedModel, tokenizer: Any, bins: int, by_length: bool, advance: Advance = lambda _: None
 ) -> dict[str, Any]:
     """Return how well the likelihood of a free answer matches its exact match, for summary.json.
 
-    With `by_length`, the confidence is the geometric mean over the tokens of the answer and its end.
+    The error has `bins` equally wide bins of confidence. With `by_length`, the confidence is the geometric mean over
+    the tokens of the answer and its end.
 
     Returns:
         Number of `rows`, `accuracy`, mean `confidence`, expected calibration `error` (0 to 1), `brier` (the mean
@@ -96,7 +94,7 @@ def calibrate_free_answers(
         "rows": len(right),
         "accuracy": float(right.mean()),
         "confidence": float(confidence.mean()),
-        "error": calibrate(confidence, right).error,
+        "error": calibrate(confidence, right, bins).error,
         "brier": float(np.square(confidence - right).mean()),
         "coverage": coverage[kept].tolist(),
         "risk": risk[kept].tolist(),

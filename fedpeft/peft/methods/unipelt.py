@@ -1,4 +1,4 @@
-"""UniPELT: several PEFT methods in one model, each behind a learned gate (Mao et al., arXiv 2110.07577; abstract only).
+"""UniPELT: several PEFT methods in one model, each behind a learned gate (Mao et al., arXiv 2110.07577).
 
     y = f(x) + g(h) (f'(x) - f(x)),   g(h) = sigmoid(w . h + b) in (0, 1), one number for each token
 
@@ -10,10 +10,13 @@ the base. All w and b start at 0, so gates start at a half.
     bottleneck     h is the frozen sublayer's output, which the bottleneck reads
     prefix_tuning  h is the attention's input, and g weighs the heads' outputs with the prefix against those without
 
+Read were the abstract, and LoRA's gate in lora_layers.py of the authors' code.
+
 Deviations. The paper gates whole examples by a mean over their tokens. Here each token has its gate, so that outputs do
-not depend on padding, and a language model's do not depend on later tokens. The paper scales a prefix's keys and
-values, which with g = 0 still take attention. Its LoRA is in queries and values and its bottleneck after each
-feed-forward sublayer; `methods` sets both.
+not depend on padding, and a language model's do not depend on later tokens. The authors' gate of LoRA starts at
+random and takes the place of alpha / rank; here it multiplies that scale. The paper scales a prefix's keys and values,
+which with g = 0 still take attention. Its LoRA is in queries and values and its bottleneck after each feed-forward
+sublayer; `methods` sets both.
 
 Rule: the plain mean of all tensors from a shared start. It is not exact, since gates multiply what they gate. The gates
 are trained, sent and averaged like all other tensors. A gated layer is computed twice.

@@ -100,3 +100,11 @@ def test_laplace_needs_choices(tmp_path, capsys):
     words = [*SMALL, "--dataset", TEXTS, "--measure", f"laplace(questions='{file}')"]
     assert main([*words, "--output", str(tmp_path / "run")]) == 2
     assert has_error(capsys.readouterr().err, "FP3266")
+
+
+def test_one_question_is_refused_before_anything_is_trained(tmp_path, capsys, questions):
+    measure = f"calibration(questions='{questions}', most=1)"
+    words = [*SMALL, "--dataset", TEXTS, "--measure", measure, "--output", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert has_error(capsys.readouterr().err, "FP3262")
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()

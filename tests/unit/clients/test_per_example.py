@@ -64,11 +64,12 @@ def one_by_one(task, model, batch, chosen):
     return {name: torch.stack([g[k] for g in found]) for k, name in enumerate(chosen)}
 
 
+LSTM = "p_tuning(length=3, hidden=4, encoder=lstm)"
 JOINED = ["lora(rank=3) + bitfit", "ia3 + lora(rank=3)", "prefix(length=4) + bottleneck(dim=5)"]
 
 
 @pytest.mark.parametrize("dataset", ["tiny", "tiny_lm"])
-@pytest.mark.parametrize("name", [*PEFT_METHODS.names, *JOINED])
+@pytest.mark.parametrize("name", [*PEFT_METHODS.names, *JOINED, LSTM])
 def test_gradients_are_those_of_one_example_at_a_time(name, dataset):
     try:
         task, method, model, rows = build(dataset, name)
@@ -96,6 +97,18 @@ def test_gradients_are_those_of_one_example_at_a_time(name, dataset):
     assert not any(
         getattr(p, "grad_sample", None) is not None for p in model.parameters() if p not in set(chosen.values())
     )
+
+
+def test_no_two_parameters_share_their_gradients():
+    """In fp32, both biases of an LSTM's layer get one tensor from torch; Opacus refuses the second as used already."""
+    task, method, model, rows = build("tiny_lm", LSTM, "fp32")
+    chosen = find_trainable(model)
+    private = SecretNoise(torch.optim.SGD(chosen.values()), RowPrivacy(1.0, 0.0, 0.5, KEY, 0), 4.0, KEY.stream("test"))
+    with ExampleGradients(model, task, method.privacy).attach_hooks(chosen) as per_example:
+        per_example.fill(rows.batch(np.arange(5)), chosen)
+        assert len({p.grad_sample.untyped_storage().data_ptr() for p in chosen.values()}) == len(chosen)
+        private.pre_step()
+    assert all(p.grad.any() for p in chosen.values())
 
 
 def test_hooks_leave_nothing_behind_and_frozen_factors_alone():

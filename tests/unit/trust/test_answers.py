@@ -126,8 +126,6 @@ def test_the_calibration_of_choices_is_that_of_a_classifier(tiny):
     assert found["before"]["accuracy"] == (chances.argmax(1) == labels[1::2]).mean()
     brier = np.square(chances - np.eye(3)[labels[1::2]]).sum(1).mean()
     assert found["before"]["brier"] == pytest.approx(brier)
-    with refuses("FP3262"):
-        calibrate_choices(create_exam(1), *tiny, bins=5, by_length=False)
 
 
 def test_the_confidence_of_a_free_answer_is_its_probability_with_its_end(tiny):
@@ -143,11 +141,13 @@ def test_the_confidence_of_a_free_answer_is_its_probability_with_its_end(tiny):
     assert scores[0] == pytest.approx(expected, rel=1e-4)
 
     right = replace(exam, questions=(replace(exam.questions[0], right=(said[0],)), *exam.questions[1:]))
-    found = calibrate_free_answers(right, *tiny, by_length=False)
+    found = calibrate_free_answers(right, *tiny, bins=15, by_length=False)
     assert found["accuracy"] == pytest.approx(1 / 3)
     assert found["confidence"] == pytest.approx(np.exp(scores).mean())
     assert found["brier"] == pytest.approx(np.square(np.exp(scores) - [1, 0, 0]).mean())
-    longer = calibrate_free_answers(right, *tiny, by_length=True)
+    one_bin = calibrate_free_answers(right, *tiny, bins=1, by_length=False)
+    assert one_bin["error"] == pytest.approx(abs(1 / 3 - np.exp(scores).mean()))
+    longer = calibrate_free_answers(right, *tiny, bins=15, by_length=True)
     assert longer["confidence"] == pytest.approx(np.exp(scores / 3).mean())  # two tokens and the end
 
 
