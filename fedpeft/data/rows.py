@@ -370,6 +370,11 @@ def get_template(dataset: str | Source) -> str | None:
     return getattr(DATASETS.build(dataset), "template", None)
 
 
+def has_tasks(source: Source) -> bool:
+    """Return whether the examples belong to tasks of continual learning."""
+    return bool(getattr(source, "has_tasks", False))
+
+
 def get_test_source(text: str) -> str:
     """Return the dataset's text without the settings that do not change its test examples.
 

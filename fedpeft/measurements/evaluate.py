@@ -3,8 +3,8 @@
     --measure "evaluate"                                      the validation examples, if they are questions
     --measure "evaluate(every=2, questions='exam.jsonl')"     questions of your own, free or with choices
 
-Answers go to RUN/evaluations.jsonl, one line for each evaluated round. The server asks, so no client is needed. `python
--m fedpeft.evaluate RUN` asks the finished model and its base about test examples.
+Answers go to RUN/evaluations.jsonl, one line for each evaluated round. The server asks, so no client is needed.
+`fedpeft evaluate RUN` asks the finished model and its base about test examples.
 """
 
 from __future__ import annotations

@@ -263,7 +263,9 @@ PARTITIONS: Family[Partitioner] = Family(
     "fedpeft.data.partitions", "partition", kind="fedpeft.data.partition.Partitioner"
 )
 
-DATASETS: Family[Source] = DatasetFamily("fedpeft.data.datasets", "dataset", kind="fedpeft.data.rows.Source")
+DATASETS: Family[Source] = DatasetFamily(
+    "fedpeft.data.datasets", "dataset", kind="fedpeft.data.rows.Source", abilities="fedpeft.data.abilities"
+)
 
 codecs: CodecFamily[Step] = CodecFamily(
     "fedpeft.communication.codecs",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedpeft.data.abilities import ReadsClips
 from fedpeft.data.clip_folders import read_clips
 from fedpeft.data.examples import Batch, ImageRows, make_up_batch
 from fedpeft.data.image_folders import read_pixels
@@ -190,8 +191,7 @@ class FinishedRun:
     @property
     def frames(self) -> int:
         """Number of frames of the clips that the run reads; 0: it reads images or texts."""
-        said = getattr(self.dataset, "frames", 0)  # a part of a user's own may mean something else by it
-        return said if isinstance(said, int) else 0
+        return self.dataset.count_frames() if isinstance(self.dataset, ReadsClips) else 0
 
     def load_pictures(self, files: list[str]) -> ImageRows:
         """Load pictures of files, or clips of folders, as the run's model received them; labels are zeros.

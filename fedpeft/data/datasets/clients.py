@@ -114,6 +114,10 @@ class Clients:
                 "FP1089 preferences must be in the columns prompt, chosen and rejected; leave out text and label"
             )
 
+    def count_frames(self) -> int:
+        """Return the number of frames of each clip; 0: the examples are images or texts."""
+        return self.frames
+
     @property
     def learns(self) -> str:
         """The task's name."""

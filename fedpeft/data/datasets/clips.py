@@ -38,6 +38,10 @@ class Clips:
 
     task_in_rows: ClassVar[bool] = False
 
+    def count_frames(self) -> int:
+        """Return the number of frames of each clip."""
+        return self.frames
+
     def load(self) -> Dataset:
         """Return clips uint8 (examples, frames, side, side, 3) with their classes or motions.
 

@@ -26,10 +26,9 @@ import numpy as np
 
 from fedpeft.data.code_clones import clone, find_own_names, rewrite_statements
 from fedpeft.data.code_mutations import plant_defect
-from fedpeft.data.datasets.code_types import HELD_OUT, compute_digest, read_all
+from fedpeft.data.datasets.code_types import build_labeled_rows, create_generator, read_all, split_by_package
 from fedpeft.data.python_functions import Function
-from fedpeft.data.rows import Dataset, Rows
-from fedpeft.errors import DataError
+from fedpeft.data.rows import Dataset
 from fedpeft.parts import setting
 
 LABELS = ("different", "clone")
@@ -58,23 +57,15 @@ class CodeClones:
             AssetError: a package can't be fetched.
             DataError: no pair is left.
         """
-        train: list[tuple[str, int, str]] = []
-        test: list[tuple[str, int, str]] = []
-        held_out = {package.name for package in HELD_OUT}
-        for name, functions in read_all().items():
-            pairs = self._build_pairs(name, [f for f in functions if len(f.text) <= self.characters])
-            (test if name in held_out else train).extend((text, label, name) for text, label in pairs)
-        if not train or not test:
-            raise DataError(
-                f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
-            )
-        return Dataset("code_clones", "text", "classification", _build_rows(train), _build_rows(test), LABELS, "minilm")
+        train, test = split_by_package(read_all(), self.characters, self._build_pairs)
+        rows = (build_labeled_rows(part) for part in (train, test))
+        return Dataset("code_clones", "text", "classification", *rows, LABELS, "minilm")
 
     def _build_pairs(self, package: str, functions: Sequence[Function]) -> Iterator[tuple[str, int]]:
-        chosen = sorted(functions, key=lambda f: compute_digest(f"{package}/{f.name}"))[: self.package_rows]
+        chosen = functions[: self.package_rows]
         words = [set(re.findall(r"\w+", function.text)) for function in chosen]
         for place, function in enumerate(chosen):
-            random = np.random.default_rng(int(compute_digest(f"{self.seed}/{package}/{function.name}")[:16], 16))
+            random = create_generator(self.seed, package, function)
             similar = _find_similar(words, place)
             if similar is None:
                 continue
@@ -108,11 +99,6 @@ def _find_similar(words: Sequence[set[str]], place: int) -> int | None:
     shares[place] = -1.0
     best = int(np.argmax(shares))
     return best if shares[best] >= 0 else None
-
-
-def _build_rows(pairs: Sequence[tuple[str, int, str]]) -> Rows:
-    texts, labels, owners = zip(*pairs, strict=True)
-    return Rows(list(texts), np.array(labels, np.int64), np.array(owners))
 
 
 part = CodeClones

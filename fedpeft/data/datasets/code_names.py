@@ -27,11 +27,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from fedpeft.data.datasets.code_types import HELD_OUT, compute_digest, read_all
-from fedpeft.data.rows import Dataset, Rows
-from fedpeft.errors import DataError
+from fedpeft.data.datasets.code_types import build_text_rows, read_all, split_by_package
+from fedpeft.data.python_functions import Function
+from fedpeft.data.rows import Dataset
 from fedpeft.parts import setting
 
 LABELS = ("O", "B-ARG", "B-ATT", "I-ATT", "B-FUN", "B-KEY", "B-VAR")
@@ -62,25 +60,12 @@ class CodeNames:
             AssetError: a package can't be fetched.
             DataError: no function is left.
         """
-        train: list[tuple[str, str]] = []
-        test: list[tuple[str, str]] = []
-        held_out = {package.name for package in HELD_OUT}
-        for name, functions in read_all().items():
-            chosen = sorted(
-                (f for f in functions if len(f.text) <= self.characters),
-                key=lambda f: compute_digest(f"{name}/{f.name}"),
-            )
-            rows = [row for row in map(build_row, (f.text for f in chosen)) if row is not None][: self.package_rows]
-            (test if name in held_out else train).extend((row, name) for row in rows)
-        if not train or not test:
-            raise DataError(
-                f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
-            )
-        return Dataset("code_names", "text", "token_labels", _build_rows(train), _build_rows(test), LABELS, "minilm")
+        train, test = split_by_package(read_all(), self.characters, self._build_rows)
+        rows = (build_text_rows(part) for part in (train, test))
+        return Dataset("code_names", "text", "token_labels", *rows, LABELS, "minilm")
 
-
-def _build_rows(rows: Sequence[tuple[str, str]]) -> Rows:
-    return Rows([row for row, _ in rows], None, np.array([owner for _, owner in rows]))
+    def _build_rows(self, _: str, functions: Sequence[Function]) -> list[str]:
+        return [row for function in functions if (row := build_row(function.text)) is not None][: self.package_rows]
 
 
 def build_row(text: str) -> str | None:

@@ -19,14 +19,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from fedpeft.data.code_mutations import plant_defect
-from fedpeft.data.datasets.code_types import HELD_OUT, compute_digest, read_all
+from fedpeft.data.datasets.code_types import (
+    build_text_rows,
+    create_generator,
+    is_held_out,
+    read_all,
+    split_by_package,
+)
 from fedpeft.data.function_tests import write_tests
 from fedpeft.data.python_functions import Function
-from fedpeft.data.rows import Dataset, Rows
-from fedpeft.errors import DataError
+from fedpeft.data.rows import Dataset
 from fedpeft.parts import setting
 
 BEFORE, AFTER = "# This Python function has a defect:", "# Without the defect:"
@@ -56,26 +59,17 @@ class CodeRepair:
             AssetError: a package can't be fetched.
             DataError: no function is left.
         """
-        train: list[tuple[str, str]] = []
-        test: list[tuple[str, str]] = []
-        held_out = {package.name for package in HELD_OUT}
-        for name, functions in read_all().items():
-            is_test = name in held_out
-            (test if is_test else train).extend((row, name) for row in self._build_rows(name, functions, is_test))
-        if not train or not test:
-            raise DataError(
-                f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
-            )
+        train, test = split_by_package(read_all(), self.characters, self._build_rows)
         model = "smollm2" if self.task == "instruction" else "tiny_seq2seq"
-        return Dataset("code_repair", "text", self.task, _join_rows(train), _join_rows(test), None, model)
+        rows = (build_text_rows(part) for part in (train, test))
+        return Dataset("code_repair", "text", self.task, *rows, None, model)
 
-    def _build_rows(self, package: str, functions: Sequence[Function], is_test: bool) -> Iterator[str]:
-        short = [f for f in functions if len(f.text) <= self.characters]
-        count = 0
-        for function in sorted(short, key=lambda f: compute_digest(f"{package}/{f.name}")):
+    def _build_rows(self, package: str, functions: Sequence[Function]) -> Iterator[str]:
+        count, is_test = 0, is_held_out(package)
+        for function in functions:
             if count == self.package_rows:
                 return
-            random = np.random.default_rng(int(compute_digest(f"{self.seed}/{package}/{function.name}")[:16], 16))
+            random = create_generator(self.seed, package, function)
             defect = plant_defect(function.text, random)
             tests = write_tests(function.text, random) if is_test else None
             if defect is None or (is_test and self.tested and tests is None):
@@ -84,10 +78,6 @@ class CodeRepair:
             row = {asked: f"{BEFORE}\n{defect.text}\n{AFTER}\n", answer: function.text}
             yield json.dumps(row if tests is None else row | {"tests": tests})
             count += 1
-
-
-def _join_rows(rows: Sequence[tuple[str, str]]) -> Rows:
-    return Rows([row for row, _ in rows], None, np.array([owner for _, owner in rows]))
 
 
 part = CodeRepair

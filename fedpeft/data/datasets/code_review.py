@@ -23,22 +23,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from fedpeft.data.code_mutations import Defect, plant_defect
 from fedpeft.data.datasets.code_names import LONGEST, WORDS
-from fedpeft.data.datasets.code_types import HELD_OUT, compute_digest, read_all
+from fedpeft.data.datasets.code_types import (
+    build_labeled_rows,
+    build_text_rows,
+    create_generator,
+    read_all,
+    split_by_package,
+)
 from fedpeft.data.python_functions import Function
-from fedpeft.data.rows import Dataset, Rows
-from fedpeft.errors import DataError
+from fedpeft.data.rows import Dataset
 from fedpeft.parts import setting
 
 LABELS = ("correct", "defect")
 
 TAGS = ("O", "B-DEFECT", "I-DEFECT")
-
-Example = tuple[str, int, str]
-"""Text or packed words, label and owner."""
 
 
 @dataclass(frozen=True)
@@ -67,37 +67,31 @@ class CodeReview:
             AssetError: a package can't be fetched.
             DataError: no function is left.
         """
-        train: list[Example] = []
-        test: list[Example] = []
-        held_out = {package.name for package in HELD_OUT}
-        for name, functions in read_all().items():
-            (test if name in held_out else train).extend(self._build_examples(name, functions))
-        if not train or not test:
-            raise DataError(
-                f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
-            )
-        task, names = ("token_labels", TAGS) if self.where else ("classification", LABELS)
-        return Dataset("code_review", "text", task, self._build_rows(train), self._build_rows(test), names, "minilm")
+        if self.where:
+            words = split_by_package(read_all(), self.characters, self._build_words)
+            tagged = (build_text_rows(part) for part in words)
+            return Dataset("code_review", "text", "token_labels", *tagged, TAGS, "minilm")
+        hunks = split_by_package(read_all(), self.characters, self._build_hunks)
+        rows = (build_labeled_rows(part) for part in hunks)
+        return Dataset("code_review", "text", "classification", *rows, LABELS, "minilm")
 
-    def _build_examples(self, package: str, functions: Sequence[Function]) -> Iterator[Example]:
-        short = [f for f in functions if len(f.text) <= self.characters]
+    def _build_hunks(self, package: str, functions: Sequence[Function]) -> Iterator[tuple[str, int]]:
+        for text, defect, is_defective in self._plant_defects(package, functions):
+            lines = text.split("\n")
+            yield "\n".join(lines[line] for line in self._find_hunk(text, defect)), int(is_defective)
+
+    def _build_words(self, package: str, functions: Sequence[Function]) -> Iterator[str]:
+        return (self._pack_words(*example) for example in self._plant_defects(package, functions))
+
+    def _plant_defects(self, package: str, functions: Sequence[Function]) -> Iterator[tuple[str, Defect, bool]]:
+        """Yield functions, the defect that was drawn for each, and whether the text has it."""
         count = 0
-        for function in sorted(short, key=lambda f: compute_digest(f"{package}/{f.name}")):
-            seed = int(compute_digest(f"{self.seed}/{package}/{function.name}")[:16], 16)
-            random = np.random.default_rng(seed)
+        for function in functions:
+            random = create_generator(self.seed, package, function)
             is_defective, defect = bool(random.random() < 0.5), plant_defect(function.text, random)
             if defect is None:
                 continue
-            text = defect.text if is_defective else function.text
-            yield (
-                (self._pack_words(text, defect, is_defective), 0, package)
-                if self.where
-                else (
-                    "\n".join(text.split("\n")[line] for line in self._find_hunk(text, defect)),
-                    int(is_defective),
-                    package,
-                )
-            )
+            yield defect.text if is_defective else function.text, defect, is_defective
             count += 1
             if count == self.package_rows:
                 return
@@ -124,10 +118,6 @@ class CodeReview:
             tags.append((2 if tags and tags[-1] else 1) if is_changed else 0)
             words.append(token.string[:LONGEST])
         return json.dumps({"words": words, "tags": tags})
-
-    def _build_rows(self, examples: Sequence[Example]) -> Rows:
-        texts, labels, owners = zip(*examples, strict=True)
-        return Rows(list(texts), None if self.where else np.array(labels, np.int64), np.array(owners))
 
 
 part = CodeReview

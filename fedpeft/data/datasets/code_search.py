@@ -19,11 +19,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedpeft.data.datasets.code_types import HELD_OUT, compute_digest, read_packages
+from fedpeft.data.datasets.code_types import read_packages, split_by_package
 from fedpeft.data.python_functions import Definition, SourceFile, compute_fingerprint, is_stub, read_modules
 from fedpeft.data.rows import Dataset, Rows
 from fedpeft.data.text_pairs import pack_pair
-from fedpeft.errors import DataError
 from fedpeft.parts import setting
 from fedpeft.parts.families import TASKS
 
@@ -71,18 +70,11 @@ class CodeSearch:
             AssetError: a package can't be fetched.
             DataError: no function is left.
         """
-        train: list[tuple[DocumentedFunction, str]] = []
-        test: list[tuple[DocumentedFunction, str]] = []
-        held = {package.name for package in HELD_OUT}
-        for name, functions in read_all().items():
-            chosen = [f for f in functions if len(f.text) <= self.characters]
-            chosen = sorted(chosen, key=lambda f: compute_digest(f"{name}/{f.name}"))[: self.package_rows]
-            (test if name in held else train).extend((f, name) for f in sorted(chosen, key=lambda f: f.name))
-        if not train or not test:
-            raise DataError(
-                f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
-            )
+        train, test = split_by_package(read_all(), self.characters, self._choose_functions)
         return Dataset("code_search", "text", self.task, build_rows(train), build_rows(test), None, "minilm")
+
+    def _choose_functions(self, _: str, functions: Sequence[DocumentedFunction]) -> list[DocumentedFunction]:
+        return sorted(functions[: self.package_rows], key=lambda function: function.name)
 
 
 def read_all() -> dict[str, list[DocumentedFunction]]:

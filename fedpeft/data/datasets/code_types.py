@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from fedpeft.machine.downloads import Asset
 from fedpeft.parts import setting
 
 T = TypeVar("T")
+F = TypeVar("F", bound="Found")
 
 
 @dataclass(frozen=True)
@@ -133,18 +134,72 @@ class CodeTypes:
             AssetError: a package can't be fetched.
             DataError: no function is left.
         """
-        train: list[tuple[Function, str]] = []
-        test: list[tuple[Function, str]] = []
-        for name, functions in read_all().items():
-            chosen = [f for f in functions if f.type in TYPES and len(f.text) <= self.characters]
-            chosen = sorted(chosen, key=lambda f: compute_digest(f"{name}/{f.name}"))[: self.package_rows]
-            held = any(name == package.name for package in HELD_OUT)
-            (test if held else train).extend((f, name) for f in sorted(chosen, key=lambda f: f.name))
-        if not train or not test:
-            raise DataError(
-                f"FP3029 no function has at most {self.characters} characters; give a larger value of characters"
-            )
-        return Dataset("code_types", "text", "classification", build_rows(train), build_rows(test), TYPES, "minilm")
+        train, test = split_by_package(read_all(), self.characters, self._build_examples)
+        rows = (build_labeled_rows(part) for part in (train, test))
+        return Dataset("code_types", "text", "classification", *rows, TYPES, "minilm")
+
+    def _build_examples(self, _: str, functions: Sequence[Function]) -> list[tuple[str, int]]:
+        chosen = [function for function in functions if function.type in TYPES][: self.package_rows]
+        return [(f.text, TYPES.index(f.type)) for f in sorted(chosen, key=lambda f: f.name)]
+
+
+class Found(Protocol):
+    """A function in a package."""
+
+    @property
+    def name(self) -> str:
+        """The dotted name."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The source."""
+        ...
+
+
+def split_by_package(
+    found: Mapping[str, Sequence[F]], characters: int, build: Callable[[str, Sequence[F]], Iterable[T]]
+) -> tuple[list[tuple[T, str]], list[tuple[T, str]]]:
+    """Return the training and the test examples, each with its package.
+
+    Args:
+        found: functions of each package.
+        characters: functions with a longer text are left out.
+        build: makes the examples of a package from its name and its functions, which are in the order of their hashes.
+
+    Raises:
+        DataError: no function is left.
+    """
+    train: list[tuple[T, str]] = []
+    test: list[tuple[T, str]] = []
+    for name, functions in found.items():
+        short = [f for f in functions if len(f.text) <= characters]
+        examples = build(name, sorted(short, key=lambda f: compute_digest(f"{name}/{f.name}")))
+        (test if is_held_out(name) else train).extend((example, name) for example in examples)
+    if not train or not test:
+        raise DataError(f"FP3029 no function has at most {characters} characters; give a larger value of characters")
+    return train, test
+
+
+def is_held_out(package: str) -> bool:
+    """Return whether a package's examples are for test."""
+    return any(package == held.name for held in HELD_OUT)
+
+
+def create_generator(seed: int, package: str, function: Found) -> np.random.Generator:
+    """Return a function's own random numbers, which do not depend on the other functions."""
+    return np.random.default_rng(int(compute_digest(f"{seed}/{package}/{function.name}")[:16], 16))
+
+
+def build_text_rows(rows: Sequence[tuple[str, str]]) -> Rows:
+    """Return texts without labels, each with its owner, as `Rows`."""
+    return Rows([row for row, _ in rows], None, np.array([owner for _, owner in rows]))
+
+
+def build_labeled_rows(rows: Sequence[tuple[tuple[str, int], str]]) -> Rows:
+    """Return texts with a class each, and their owners, as `Rows`."""
+    labels = np.array([label for (_, label), _ in rows], np.int64)
+    return Rows([text for (text, _), _ in rows], labels, np.array([owner for _, owner in rows]))
 
 
 def read_all() -> dict[str, list[Function]]:
@@ -196,12 +251,6 @@ def drop_duplicates(functions: Iterator[Function], seen: set[str]) -> Iterator[F
 def compute_digest(text: str) -> str:
     """Return the SHA-256 of `text` in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def build_rows(functions: Sequence[tuple[Function, str]]) -> Rows:
-    """Return texts, labels and owners as `Rows`."""
-    labels = np.array([TYPES.index(function.type) for function, _ in functions], np.int64)
-    return Rows([function.text for function, _ in functions], labels, np.array([owner for _, owner in functions]))
 
 
 part = CodeTypes

@@ -167,6 +167,10 @@ class File:
                 f"FP1737 frames={self.frames} reads clips with classes, and {self.task} is for images; leave one out"
             )
 
+    def count_frames(self) -> int:
+        """Return the number of frames of each clip; 0: the examples are images or texts."""
+        return self.frames
+
     @property
     def suited_head(self) -> str | None:
         """Start of the head: zero for token labels; None leaves the choice to the run."""

@@ -1,6 +1,6 @@
 """Another dataset of texts or conversations with planted secrets, whose exposure `--measure exposure` reports.
 
-    planted(of='shakespeare', secrets=8, copies=4)
+    planted(of='shakespeare', count=8, copies=4)
 
 Each secret is `length` random symbols behind a prompt. Its copies are training examples of one owner, drawn among the
 owners. They are never held out for validation. The secrets are generated and protect nothing.
@@ -13,19 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft.data.rows import (
-    DATASETS,
-    Dataset,
-    Rows,
-    get_default_head,
-    get_default_partition,
-    get_template,
-    is_task_in_rows,
-    join_rows,
-    split_off_validation,
-)
+from fedpeft.data.dataset_of_another import DatasetOfAnother
+from fedpeft.data.rows import DATASETS, Dataset, Rows, join_rows, split_off_validation
 from fedpeft.data.secrets import Secrets
-from fedpeft.data.user_rows import get_text_column
 from fedpeft.errors import DataError
 from fedpeft.machine import seeds
 from fedpeft.parts import setting
@@ -34,7 +24,7 @@ PROMPT = "The access code of site {} is"
 
 
 @dataclass(frozen=True)
-class Planted:
+class Planted(DatasetOfAnother):
     """Another dataset with secrets among its training examples."""
 
     of: str = setting(
@@ -52,31 +42,6 @@ class Planted:
         """The planted secrets."""
         symbols = tuple(dict.fromkeys(self.symbols.split()))
         return Secrets(self.count, self.copies, symbols, self.length, self.prompt, self.seed)
-
-    @property
-    def suited_partition(self) -> str | None:
-        """The other dataset's default partition."""
-        return get_default_partition(self.of)
-
-    @property
-    def suited_head(self) -> str | None:
-        """The other dataset's default start of the head."""
-        return get_default_head(self.of)
-
-    @property
-    def template(self) -> str | None:
-        """The other dataset's prompt template."""
-        return get_template(self.of)
-
-    @property
-    def text(self) -> str:
-        """The other dataset's text column."""
-        return get_text_column(self.of)
-
-    @property
-    def task_in_rows(self) -> bool:
-        """Whether only the other dataset's examples determine the task."""
-        return is_task_in_rows(self.of)
 
     def load(self) -> Dataset:
         """Return the other dataset with the secrets at the end of its training examples.

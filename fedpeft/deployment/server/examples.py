@@ -15,7 +15,16 @@ from fedpeft.data.images import get_size
 from fedpeft.data.images_with_texts import PATCH_LABELS
 from fedpeft.data.label_columns import AND, parse_names
 from fedpeft.data.prompt_templates import CHAT, SUFFIX, read_template
-from fedpeft.data.rows import DATASETS, Dataset, Rows, Source, get_template, load_source, split_off_validation
+from fedpeft.data.rows import (
+    DATASETS,
+    Dataset,
+    Rows,
+    Source,
+    get_template,
+    has_tasks,
+    load_source,
+    split_off_validation,
+)
 from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
 from fedpeft.data.user_rows import DescribedDataset
 from fedpeft.deployment.description import TOLD
@@ -142,7 +151,7 @@ def choose_form(of_data: Source, options: ServeOptions) -> Clients | None:
     if told is None:
         if options.eval_data == OWN_TEST or not (tells_names or options.eval_data or _is_unnamed(task)):
             return None
-        if getattr(of_data, "has_tasks", False):
+        if has_tasks(of_data):
             told_by = next(f"--{name.replace('_', '-')}" for name in DESCRIBES if getattr(options, name))
             raise ConfigError(
                 f"FP1837 {told_by} describes clients' examples of one task, and --dataset names tasks(...), whose "

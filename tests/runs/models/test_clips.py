@@ -15,7 +15,7 @@ from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.clip_folders import choose_frames, list_frames
 from fedpeft.data.datasets.clients import Clients
 from fedpeft.data.moving_images import GRAY, MOTIONS, move_image
-from fedpeft.data.rows import Dataset, Rows, load_dataset
+from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset
 from fedpeft.deployment.client.edge import check_machine
 from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
@@ -25,6 +25,7 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.console import ConsoleObserver
+from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.records import Records
 from fedpeft.simulate import simulate
 from fedpeft.simulation.clip_scores import average_pixels, take_middle
@@ -151,7 +152,9 @@ def test_executors_agree(tmp_path, peft):
 
 def test_a_run_under_dp_sgd_and_a_codec_reports_its_baselines(tmp_path):
     given = {**TINY, "dtype": "fp32", "privacy": "dp_sgd(epsilon=8)", "codec": "small"}
+    given["dataset"] = f"sample(of='{TINY['dataset']}')"
     simulate(RunConfig(**given), tmp_path / "run", False, Console(quiet=True))
+    assert FinishedRun.read(tmp_path / "run").frames == FRAMES
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["clips"]["frames"] == FRAMES
     assert 0 <= summary["clips"]["one_frame"] <= 1
@@ -228,6 +231,21 @@ def test_real_clients_train_on_their_own_clips(tmp_path, observer):
     assert made.server.edges[0].rows.inputs.shape == (16, FRAMES, SIDE, SIDE, 3)
     made.run()
     assert not [report.error for report in made.server.direct.reports if report.error]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("text", "frames"),
+    [
+        (TINY["dataset"], FRAMES),
+        (f"sample(of='{TINY['dataset']}')", FRAMES),
+        ("sample(of=\"file(path='films', frames=4)\")", 4),
+        ("clients(labels='a,b', side=64, frames=5)", 5),
+        ("sample(of=digits)", 0),
+    ],
+)
+def test_settings_determine_the_frames(text, frames):
+    assert DATASETS.build(text).count_frames() == frames
 
 
 @pytest.mark.fast

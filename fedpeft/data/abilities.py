@@ -1,0 +1,17 @@
+"""What some datasets do beyond `fedpeft.data.rows.Source`. Code asks for an ability, never for the name of a dataset.
+
+A dataset has an ability if it defines the members; it need not inherit the protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class ReadsClips(Protocol):
+    """The examples may be clips, whose number of frames the settings determine before anything is read."""
+
+    def count_frames(self) -> int:
+        """Return the number of frames of each clip; 0: the examples are images or texts."""
+        ...
