@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import update_page
 from experiments.claims.__main__ import main
 from experiments.claims.records import Claim, collect_evidence, read_claims
 from experiments.claims.verdicts import (
@@ -120,14 +119,3 @@ def test_a_claim_about_a_method_that_no_study_has_is_refused():
 def test_the_page_is_as_the_results_are(capsys):
     assert len(read_claims()) >= 20
     assert main([]) == 0, capsys.readouterr().out + "run: python -m experiments.claims --write"
-
-
-def test_a_page_is_compared_and_written_only_on_request(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n")
-    told = (None, page, ("<!-- a -->", "<!-- b -->"), lambda: "new")
-    assert update_page([], *told) == 1
-    assert "old" in page.read_text()
-    assert update_page(["--write"], *told) == 0
-    assert page.read_text() == "before\n<!-- a -->\nnew\n<!-- b -->\nafter\n"
-    assert update_page([], *told) == 0
