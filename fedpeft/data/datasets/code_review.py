@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.data.code_mutations import Defect, plant_defect
+from fedpeft.data.code_mutations import SYNTHETIC, Defect, plant_defect
 from fedpeft.data.datasets.code_names import LONGEST, WORDS
 from fedpeft.data.datasets.code_types import (
     build_labeled_rows,
@@ -70,10 +70,10 @@ class CodeReview:
         if self.where:
             words = split_by_package(read_all(), self.characters, self._build_words)
             tagged = (build_text_rows(part) for part in words)
-            return Dataset("code_review", "text", "token_labels", *tagged, TAGS, "minilm")
+            return Dataset("code_review", "text", "token_labels", *tagged, TAGS, "minilm", notes=(SYNTHETIC,))
         hunks = split_by_package(read_all(), self.characters, self._build_hunks)
         rows = (build_labeled_rows(part) for part in hunks)
-        return Dataset("code_review", "text", "classification", *rows, LABELS, "minilm")
+        return Dataset("code_review", "text", "classification", *rows, LABELS, "minilm", notes=(SYNTHETIC,))
 
     def _build_hunks(self, package: str, functions: Sequence[Function]) -> Iterator[tuple[str, int]]:
         for text, defect, is_defective in self._plant_defects(package, functions):

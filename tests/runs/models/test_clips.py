@@ -91,6 +91,7 @@ def test_clips_are_made_of_a_dataset_s_images():
     assert (load_dataset(TINY["dataset"]).test.inputs == found.test.inputs).all()
     moved = load_dataset("clips(rows=40, test_rows=20, label=motion)")
     assert moved.label_names == MOTIONS
+    assert "synthetic" in moved.notes[-1]
     assert np.bincount(moved.train.labels).tolist() == [8] * 5
     with refuses("FP1736", "tiny", "texts"):
         load_dataset("clips(of=tiny)")
