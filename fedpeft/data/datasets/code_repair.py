@@ -61,8 +61,16 @@ class CodeRepair:
         """
         train, test = split_by_package(read_all(), self.characters, self._build_rows)
         model = "smollm2" if self.task == "instruction" else "tiny_seq2seq"
-        rows = (build_text_rows(part) for part in (train, test))
-        return Dataset("code_repair", "text", self.task, *rows, None, model, notes=(SYNTHETIC,))
+        return Dataset(
+            "code_repair",
+            "text",
+            self.task,
+            build_text_rows(train),
+            build_text_rows(test),
+            None,
+            model,
+            notes=(SYNTHETIC,),
+        )
 
     def _build_rows(self, package: str, functions: Sequence[Function]) -> Iterator[str]:
         count, is_test = 0, is_held_out(package)
