@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +29,33 @@ def write_between(file: Path, begin: str, end: str, text: str) -> None:
     if not mark:
         raise RunError(f"{file} has no text between {begin} and {end}; add both lines where the text belongs")
     file.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def update_page(
+    arguments: Sequence[str] | None, about: str | None, page: Path, marks: tuple[str, str], make: Callable[[], str]
+) -> int:
+    """Run a command that compares the text between a page's marks with what `make` returns, or writes it.
+
+    Args:
+        arguments: the command line; None: that of the process. `--write` writes the page.
+        about: the command's description.
+        page: the page.
+        marks: lines before and after the text.
+        make: returns the text.
+
+    Returns:
+        1 if the page differs and is not written, otherwise 0.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the page")
+    options = parser.parse_args(arguments)
+    begin, end = marks
+    before = page.read_text(encoding="utf-8")
+    after = before[: before.index(begin)] + f"{begin}\n{make()}\n{end}" + before[before.index(end) + len(end) :]
+    if options.write:
+        page.write_text(after, encoding="utf-8")
+    print("as it is" if after == before else "written" if options.write else f"docs/{page.name} differs")
+    return int(after != before and not options.write)
 
 
 @contextmanager

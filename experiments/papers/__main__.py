@@ -6,12 +6,11 @@ python -m experiments.papers --write    write the page
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import exit_on_error
+from experiments import exit_on_error, update_page
 from experiments.papers import message_sizes, rbla
 from experiments.papers.rbla.__main__ import format_table
 from experiments.papers.rbla.__main__ import read_results as read_rbla
@@ -121,15 +120,7 @@ def _link(module: str | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, and return 1 if the page differs from the results and is not written."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the page")
-    options = parser.parse_args(arguments)
-    before = PAGE.read_text(encoding="utf-8")
-    after = before[: before.index(BEGIN)] + f"{BEGIN}\n{format_page()}\n{END}" + before[before.index(END) + len(END) :]
-    if options.write:
-        PAGE.write_text(after, encoding="utf-8")
-    print("as it is" if after == before else "written" if options.write else "docs/papers.md differs")
-    return int(after != before and not options.write)
+    return update_page(arguments, __doc__, PAGE, (BEGIN, END), format_page)
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ def _predict_rows(command: Command, console: Console) -> None:
         progress = held.enter_context(Progress(console=console, transient=True))
         task = progress.add_task(f"rows of {command.data}", total=None)
         for answer in write(answer_rows(run, command.data, command.text, command.abstain, given), command.output):
-            said.update(json.loads(answer[PREDICTED]) if run.has_word_labels else [answer[PREDICTED]])
+            said.update(json.loads(answer[PREDICTED]) if run.has_part_labels else [answer[PREDICTED]])
             rows["answered"] += 1
             progress.advance(task)
     told = f"{rows.total():,} rows -> {command.output}"

@@ -34,6 +34,9 @@ OPERATORS = {
 }  # fmt: skip
 """Each operator with the one that takes its place."""
 
+SYNTHETIC = "synthetic: the defects are seeded mutations"
+"""Note about datasets with planted defects."""
+
 TEXTS = (ast.JoinedStr, ast.List, ast.Tuple, ast.ListComp)
 """Operands of `+`, `*` and `%` that are not numbers."""
 

@@ -179,7 +179,7 @@ class Dataset:
         sampled: whether these are only some of its examples, so that results do not hold for the dataset.
         validation: examples that choose the kept state, and for the curve per round; None: some of `train` are held
             out.
-        notes: one line for each choice that was made automatically.
+        notes: one line for each choice that was made automatically, and for what is synthetic.
         tasks: the sequence of tasks that `Rows.tasks` counts; None: there is one task.
         raters: the raters of the test examples; None: only their labels exist.
         labels_of_rows: whether `label_names` were collected from the training examples, because nobody named them.

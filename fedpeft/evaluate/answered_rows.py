@@ -92,11 +92,8 @@ def answer_rows(
         )
     if abstain and run.task.targets != "classes":
         raise ConfigError(f"FP1157 {run.folder} does not choose one class; leave --abstain out")
-    if run.has_word_labels and not run.is_image_model:
-        yield from _answer_words(run, source, column, given)
-        return
-    if run.has_word_labels:
-        yield from _answer_patches(run, source, column, given)
+    if run.has_part_labels:
+        yield from (_answer_patches if run.is_image_model else _answer_words)(run, source, column, given)
         return
     waiting, encode, at_once = (_prepare_pictures if run.is_image_model else _prepare_texts)(run, source, column, given)
     model = run.model(run.base())

@@ -109,9 +109,9 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
         return "  ".join(
             f"{'+' if p >= 0.5 else '-'}{name} ({p:.3f})" for name, p in zip(run.labels or [], found, strict=True)
         )
-    if run.has_word_labels:
+    if run.has_part_labels:
         if abstain:
-            raise ConfigError(f"FP1505 {run.folder} labels each word of a text; leave --abstain out")
+            raise ConfigError(f"FP1505 {run.folder} labels words or patches; leave --abstain out")
         if run.is_image_model:
             return format_grid(label_pictures(run, run.model(base), [text])[0])
         words = text.split()

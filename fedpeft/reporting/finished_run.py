@@ -143,8 +143,8 @@ class FinishedRun:
         return names
 
     @property
-    def has_word_labels(self) -> bool:
-        """Whether the model labels each word of an example."""
+    def has_part_labels(self) -> bool:
+        """Whether the model labels each word of a text or each patch of an image."""
         return self.labels is not None and not self.task.targets
 
     @cached_property
@@ -261,10 +261,11 @@ class FinishedRun:
                 f"FP5455 {self.folder} reads clips of {self.frames} frames, and a merged folder reads single images; "
                 "load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without --merge"
             )
-        if self.has_word_labels:
+        if self.has_part_labels:
             raise RunError(
-                f"FP5174 {self.folder} labels words: its head answers once per token, and not for a whole example; "
-                "load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without --merge"
+                f"FP5174 {self.folder} labels words or patches: its head answers once for each, and not for a whole "
+                "example; load it with fedpeft.open_run(FOLDER).model(), or export the adapter with the head, without "
+                "--merge"
             )
 
     def check_reads_texts(self, what: str) -> None:

@@ -66,6 +66,7 @@ class Clips:
             validation=validation,
             label_names=MOTIONS if self.label == "motion" else images.label_names,
             raters=None,
+            notes=(*images.notes, "synthetic: the motions are generated, the images are those of the dataset"),
         )
 
     def _move(self, rows: Rows, part: int) -> Rows:

@@ -58,8 +58,17 @@ class CodeClones:
             DataError: no pair is left.
         """
         train, test = split_by_package(read_all(), self.characters, self._build_pairs)
-        rows = (build_labeled_rows(part) for part in (train, test))
-        return Dataset("code_clones", "text", "classification", *rows, LABELS, "minilm")
+        note = "synthetic: the clones and the defects of near misses are generated"
+        return Dataset(
+            "code_clones",
+            "text",
+            "classification",
+            build_labeled_rows(train),
+            build_labeled_rows(test),
+            LABELS,
+            "minilm",
+            notes=(note,),
+        )
 
     def _build_pairs(self, package: str, functions: Sequence[Function]) -> Iterator[tuple[str, int]]:
         chosen = functions[: self.package_rows]

@@ -61,8 +61,9 @@ class CodeNames:
             DataError: no function is left.
         """
         train, test = split_by_package(read_all(), self.characters, self._build_rows)
-        rows = (build_text_rows(part) for part in (train, test))
-        return Dataset("code_names", "text", "token_labels", *rows, LABELS, "minilm")
+        return Dataset(
+            "code_names", "text", "token_labels", build_text_rows(train), build_text_rows(test), LABELS, "minilm"
+        )
 
     def _build_rows(self, _: str, functions: Sequence[Function]) -> list[str]:
         return [row for function in functions if (row := build_row(function.text)) is not None][: self.package_rows]

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.data.code_mutations import plant_defect
+from fedpeft.data.code_mutations import SYNTHETIC, plant_defect
 from fedpeft.data.datasets.code_types import (
     build_text_rows,
     create_generator,
@@ -61,8 +61,16 @@ class CodeRepair:
         """
         train, test = split_by_package(read_all(), self.characters, self._build_rows)
         model = "smollm2" if self.task == "instruction" else "tiny_seq2seq"
-        rows = (build_text_rows(part) for part in (train, test))
-        return Dataset("code_repair", "text", self.task, *rows, None, model)
+        return Dataset(
+            "code_repair",
+            "text",
+            self.task,
+            build_text_rows(train),
+            build_text_rows(test),
+            None,
+            model,
+            notes=(SYNTHETIC,),
+        )
 
     def _build_rows(self, package: str, functions: Sequence[Function]) -> Iterator[str]:
         count, is_test = 0, is_held_out(package)

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.data.code_mutations import Defect, plant_defect
+from fedpeft.data.code_mutations import SYNTHETIC, Defect, plant_defect
 from fedpeft.data.datasets.code_names import LONGEST, WORDS
 from fedpeft.data.datasets.code_types import (
     build_labeled_rows,
@@ -67,13 +67,15 @@ class CodeReview:
             AssetError: a package can't be fetched.
             DataError: no function is left.
         """
+        names: tuple[str, ...]
         if self.where:
-            words = split_by_package(read_all(), self.characters, self._build_words)
-            tagged = (build_text_rows(part) for part in words)
-            return Dataset("code_review", "text", "token_labels", *tagged, TAGS, "minilm")
-        hunks = split_by_package(read_all(), self.characters, self._build_hunks)
-        rows = (build_labeled_rows(part) for part in hunks)
-        return Dataset("code_review", "text", "classification", *rows, LABELS, "minilm")
+            words, held_words = split_by_package(read_all(), self.characters, self._build_words)
+            task, names, train, test = "token_labels", TAGS, build_text_rows(words), build_text_rows(held_words)
+        else:
+            hunks, held_hunks = split_by_package(read_all(), self.characters, self._build_hunks)
+            task, names = "classification", LABELS
+            train, test = build_labeled_rows(hunks), build_labeled_rows(held_hunks)
+        return Dataset("code_review", "text", task, train, test, names, "minilm", notes=(SYNTHETIC,))
 
     def _build_hunks(self, package: str, functions: Sequence[Function]) -> Iterator[tuple[str, int]]:
         for text, defect, is_defective in self._plant_defects(package, functions):

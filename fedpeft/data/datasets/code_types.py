@@ -135,8 +135,9 @@ class CodeTypes:
             DataError: no function is left.
         """
         train, test = split_by_package(read_all(), self.characters, self._build_examples)
-        rows = (build_labeled_rows(part) for part in (train, test))
-        return Dataset("code_types", "text", "classification", *rows, TYPES, "minilm")
+        return Dataset(
+            "code_types", "text", "classification", build_labeled_rows(train), build_labeled_rows(test), TYPES, "minilm"
+        )
 
     def _build_examples(self, _: str, functions: Sequence[Function]) -> list[tuple[str, int]]:
         chosen = [function for function in functions if function.type in TYPES][: self.package_rows]

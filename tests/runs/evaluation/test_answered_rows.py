@@ -213,7 +213,7 @@ def test_a_table_of_a_spreadsheet_is_detected_and_reported_or_told_the_flag(tmp_
 def test_words_of_a_table_have_a_label_each(tmp_path, monkeypatch):
     monkeypatch.setattr(answered_rows, "ROWS", 5)
     run = made(tmp_path, f"file:{write_jsonl(tmp_path / 'rows.jsonl', sentences(60))}")
-    assert run.has_word_labels
+    assert run.has_part_labels
     rows = [row["tokens"] for row in sentences(12, 1)]
     lines = written(tmp_path, tokens=[*rows[:11], ["town"] * 40])
     labels = [json.loads(line["predicted"]) for line in lines]

@@ -26,12 +26,12 @@ from fedpeft.models.task import TASKS, find_trainable
 from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.finished_run import FinishedRun
-from fedpeft.reporting.records import Records
 from fedpeft.simulate import simulate
 from fedpeft.simulation.clip_scores import average_pixels, take_middle
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
+from tests.executors import check_executors_agree
 from tests.here import Federation
 from tests.refusals import refuses
 
@@ -91,6 +91,7 @@ def test_clips_are_made_of_a_dataset_s_images():
     assert (load_dataset(TINY["dataset"]).test.inputs == found.test.inputs).all()
     moved = load_dataset("clips(rows=40, test_rows=20, label=motion)")
     assert moved.label_names == MOTIONS
+    assert "synthetic" in moved.notes[-1]
     assert np.bincount(moved.train.labels).tolist() == [8] * 5
     with refuses("FP1736", "tiny", "texts"):
         load_dataset("clips(of=tiny)")
@@ -137,17 +138,7 @@ def test_gradients_per_example_are_those_of_whole_clips(clip_rows, route):
 
 @pytest.mark.parametrize("peft", ["lora(rank=2, layers=1, dropout=0.2)", "bottleneck(dim=2)"])
 def test_executors_agree(tmp_path, peft):
-    states = []
-    for executor in ("batched", "sequential"):
-        folder = tmp_path / executor
-        made = simulation(folder, grid=f"cohort(executor={executor})", peft=peft)
-        folder.mkdir()
-        states.append(made.train(made.server(Records(folder))).adapter)
-        made.close()
-    one, other = states
-    assert one["head.weight"].any()
-    for name in one:
-        assert torch.allclose(one[name], other[name], rtol=1e-7, atol=1e-9), name
+    check_executors_agree(simulation, tmp_path, peft=peft)
 
 
 def test_a_run_under_dp_sgd_and_a_codec_reports_its_baselines(tmp_path):

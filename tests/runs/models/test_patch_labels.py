@@ -18,13 +18,13 @@ from fedpeft.evaluate.patch_labels import format_grid
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.reporting.console import ConsoleObserver
-from fedpeft.reporting.records import Records
 from fedpeft.simulate import simulate
 from fedpeft.simulation.patch_scores import compute_overlaps, cut_patches, select_patches
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.config import RunConfig
 from tests.described_images import SIDE, draw_described
-from tests.refusals import refuses
+from tests.executors import check_executors_agree
+from tests.refusals import has_error, refuses
 
 TINY = {
     "dataset": "scenes(task=patch_labels, rows=40, validation_rows=4, test_rows=8, owners=4)",
@@ -99,17 +99,7 @@ def test_patches_are_cut_in_the_order_of_their_labels():
 
 
 def test_executors_agree(tmp_path):
-    states = []
-    for executor in ("batched", "sequential"):
-        folder = tmp_path / executor
-        made = simulation(folder, grid=f"cohort(executor={executor})")
-        folder.mkdir()
-        states.append(made.train(made.server(Records(folder))).adapter)
-        made.close()
-    one, other = states
-    assert one["head.weight"].any()
-    for name in one:
-        assert torch.allclose(one[name], other[name], rtol=1e-7, atol=1e-9), name
+    check_executors_agree(simulation, tmp_path)
 
 
 @pytest.mark.fast
@@ -148,6 +138,8 @@ def test_a_run_reports_overlap_beside_baselines_and_answers(tmp_path, capsys):
     assert main([str(tmp_path / "run"), "--data", str(folder), "--output", str(tmp_path / "out.csv")]) == 0
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert len(lines) == 25
+    assert main([str(tmp_path / "run"), str(folder / "00.png"), "--abstain", "0.5"]) == 2
+    assert has_error(capsys.readouterr().err, "FP1505", "patches", "--abstain")
 
 
 @pytest.mark.fast

@@ -25,11 +25,11 @@ from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.token_labels import align_tags
 from fedpeft.parts import plugins
 from fedpeft.reporting.console import ConsoleObserver
-from fedpeft.reporting.records import Records
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.simulation.span_scores import compute_span_scores, is_iob2, measure_spans
 from fedpeft.wiring.config import RunConfig
+from tests.executors import check_executors_agree
 from tests.refusals import has_error, pattern_of, refuses
 
 SOURCE = """def scaled(values, by=2):
@@ -199,17 +199,7 @@ def made_names(tmp_path, fresh_plugins):
 
 
 def test_executors_agree(made_names, tmp_path):
-    states = []
-    for executor in ("batched", "sequential"):
-        folder = tmp_path / executor
-        made = simulation(folder, grid=f"cohort(executor={executor})")
-        folder.mkdir()
-        states.append(made.train(made.server(Records(folder))).adapter)
-        made.close()
-    one, other = states
-    assert one["head.weight"].any()
-    for name in one:
-        assert torch.allclose(one[name], other[name], rtol=1e-7, atol=1e-9), name
+    check_executors_agree(simulation, tmp_path)
 
 
 @pytest.mark.fast

@@ -102,6 +102,11 @@ def test_a_repair_gives_the_original(load) -> None:
     assert [json.loads(row)["target"] for row in pairs] == [json.loads(row)["answer"] for row in data.train.inputs]
 
 
+@pytest.mark.parametrize("name", ["code_review", "code_review(where=True)", "code_repair", "code_clones"])
+def test_a_run_says_that_defects_are_synthetic(load, name) -> None:
+    assert any("synthetic" in note for note in load(name).notes)
+
+
 def test_a_near_miss_is_no_clone(load) -> None:
     for misses in ("defect", "similar"):
         data = load(f"code_clones(misses={misses})")

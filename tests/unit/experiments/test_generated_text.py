@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import write_between
+from experiments import update_page, write_between
 from experiments.memory import steps
 from fedpeft.errors import RunError
 from fedpeft.study.results import ResultsFile
@@ -57,3 +57,14 @@ def test_the_reading_of_backdoors_has_the_recorded_shares() -> None:
     rows = [line.strip("| ").split(" | ") for line in reading.splitlines() if re.match(r"\| \w+ \| \d", line)]
     assert [(name, cells) for name, *cells in rows] == list(found.items())
     assert found
+
+
+def test_a_page_is_compared_and_written_only_on_request(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n")
+    told = (None, page, ("<!-- a -->", "<!-- b -->"), lambda: "new")
+    assert update_page([], *told) == 1
+    assert "old" in page.read_text()
+    assert update_page(["--write"], *told) == 0
+    assert page.read_text() == "before\n<!-- a -->\nnew\n<!-- b -->\nafter\n"
+    assert update_page([], *told) == 0
