@@ -68,8 +68,8 @@ def check_asked(run: FinishedRun, asked: str) -> None:
     if run.frames:
         if not os.path.isdir(asked):
             raise ConfigError(
-                f"FP1735 {run.folder} reads clips, and {asked[:60]!r} is not a folder; give a folder of frames: python "
-                "-m fedpeft.commands.predict RUN CLIP"
+                f"FP1735 {run.folder} reads clips, and {asked[:60]!r} is not a folder; give a folder of frames: "
+                "fedpeft predict RUN CLIP"
             )
         read_clips([asked], 8, run.frames)
         return

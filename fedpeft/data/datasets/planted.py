@@ -1,6 +1,6 @@
 """Another dataset of texts or conversations with planted secrets, whose exposure `--measure exposure` reports.
 
-    planted(of='shakespeare', secrets=8, copies=4)
+    planted(of='shakespeare', count=8, copies=4)
 
 Each secret is `length` random symbols behind a prompt. Its copies are training examples of one owner, drawn among the
 owners. They are never held out for validation. The secrets are generated and protect nothing.
