@@ -86,7 +86,7 @@ def format_page() -> str:
     with_protocol = [paper for paper in papers.values() if paper.protocol]
     read = sum(paper.level != "none" for paper in papers.values())
     parts = [
-        f"{len(papers)} papers: {len(with_protocol)} have a protocol file, and something was looked up of {read}.\n",
+        f"{len(papers)} papers: {len(with_protocol)} have a protocol file, and the sources of {read} were looked up.\n",
         "## Papers with a protocol\n",
         "| paper and part | the paper's setting and number | our file | our accuracy | differences |\n"
         "|---|---|---|---|---|",
@@ -105,7 +105,7 @@ def format_page() -> str:
         format_table(read_rbla()),
         "\n## Table: messages of a Llama-3.2-1B, in exact bytes\n",
         "`python -m experiments.papers.message_sizes`; more in "
-        "[the README](../experiments/papers/README.md). First NVFlare's table, cell by cell:\n",
+        "[the README](../experiments/papers/README.md). NVFlare's table, cell by cell:\n",
         message_sizes.format_quoted(message_sizes.LLAMA_1B),
         "\nThe same tensors, encoded by our codecs:\n",
         message_sizes.format_measured(sizes),

@@ -40,7 +40,7 @@ class Robustness(Measurement):
         if setup.facts.task != "classification":
             raise ConfigError("FP1313 robustness needs classes; leave it out of --measure")
         if setup.facts.kind == "clip":
-            raise ConfigError("FP1734 robustness changes texts and images, and no clips; leave it out of --measure")
+            raise ConfigError("FP1734 robustness changes texts and images, not clips; leave it out of --measure")
 
     def begin(self, run: NewRun) -> Exam | None:
         """Read the questions to a language model."""
