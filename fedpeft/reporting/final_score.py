@@ -22,6 +22,7 @@ from fedpeft.data.examples import Examples
 from fedpeft.data.rows import Rows
 from fedpeft.errors import AssetError
 from fedpeft.machine.hardware import get_free_memory, list_accelerators
+from fedpeft.machine.threads import use_faster_threads
 from fedpeft.models import scoring
 from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.base_model import get_origin
@@ -108,7 +109,7 @@ def note_undefined(targets: Mapping[str, Any] | None, observer: RunObserver) -> 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """A scorer of saved files, in this process: on the run's GPU if the base fits in fp32, else on all cores.
+    """A scorer of saved files, in this process: on the run's GPU if the base fits in fp32, else on the CPU.
 
     The workers should have ended: their memory is not needed any more.
 
@@ -117,7 +118,7 @@ class Scorer:
         work: the work plan of the run.
         test: test examples.
         held: examples that the temperature is fitted on, if they may decide (`TrainingControl.fits`).
-        threads: threads of torch.
+        threads: largest number of threads of torch.
         observer: receives the progress.
     """
 
@@ -172,7 +173,7 @@ class Scorer:
             return FinalScore(float(scores.correct.mean()), float(scores.loss.mean()), scores, sides=sides)
         outputs = np.zeros((len(test), setup.facts.classes if setup.task.targets else 0))
         columns = {f.name: np.zeros(len(test)) for f in dataclasses.fields(scoring.Scores)}
-        for rows in batches:
+        for rows in use_faster_threads(batches, self.threads):
             batch = test.batch(rows)
             scores, said = scoring.score_batch(model, setup.task, batch, divisor)
             outputs[rows] = said
@@ -216,7 +217,7 @@ class Scorer:
             return base, test, held
         if missing:
             self.observer.phase(f"{name}: frozen layers (kept for later runs)", len(missing))
-        for store, tile in missing:
+        for store, tile in use_faster_threads(missing, self.threads):
             store.fill(tile, base)
             offer(store, [tile])
             self.observer.advance()
@@ -243,7 +244,7 @@ class Scorer:
         batches = scoring.score_batches(held)
         self.observer.enter(f"{name}: its temperature, on the validation examples", len(batches))
         with torch.inference_mode():
-            for index in batches:
+            for index in use_faster_threads(batches, self.threads):
                 logits[index] = model(scoring.move_batch(held.batch(index), model)).double().cpu().numpy()
                 self.observer.advance()
         return fit_temperature(logits, labels)
