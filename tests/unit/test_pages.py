@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 REFERENCE = {
     *("claims.md", "commands.md", "decisions.md", "errors.md", "files.md", "glossary.md"),
-    *("papers.md", "rules.md"),
+    *("papers.md", "rules.md", "survey.md"),
 }
 """Pages to look something up in, whose tables are long."""
 CODE = re.compile(r"^```.*?\n(.*?)^```", re.DOTALL | re.MULTILINE)
