@@ -1,10 +1,12 @@
 """The exploratory table of rules: pairs, the best older rule, and the studies that it reads."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from experiments.rules_2026.__main__ import FOLDER, OLDER, build_table, format_difference, group_runs
-from fedpeft.study.results import Result, pack
+from fedpeft.study.results import OWN_ROWS, Result, pack
 from fedpeft.study.study_file import read_study
 
 ROWS = 40
@@ -37,7 +39,24 @@ def test_methods_are_paired_with_the_baseline_and_the_best_older_rule():
 def test_the_last_run_of_a_seed_counts_and_other_seeds_are_not_paired():
     methods = group_runs([result("fedit", 0, 10), result("fedit", 0, 30), result("fedrpca", 1, 30)])
     assert methods["fedit"][0].summary["accuracy"] == 0.75
-    assert format_difference(methods["fedrpca"], methods["fedit"]) == ""
+    assert format_difference(methods["fedrpca"], methods["fedit"], own=False) == ""
+
+
+def test_models_of_clients_own_are_scored_on_the_examples_of_clients_not_on_the_shared_test_set():
+    def own_result(method, seed, share):
+        run = result(method, seed, 20)  # on the test set all are alike
+        own = {} if method == "global, fedit" else {"accuracy_of": OWN_ROWS}
+        trust = {"calibration": {"clients": {"before": {"accuracy": share}}}}
+        return dataclasses.replace(run, summary={**run.summary, **own, "trust": trust})
+
+    shares = {"global, fedit": (0.80, 0.82), "ditto": (0.78, 0.80), "potara": (0.81, 0.85)}
+    table = build_table(group_runs([own_result(m, s, x) for m, each in shares.items() for s, x in enumerate(each)]))
+    cells = {row[0]: row for row in zip(*(list(column.cells) for column in table.columns), strict=True)}
+    assert str(table.columns[2].header) == "accuracy on own examples (%)"
+    assert cells["potara"][2].startswith("83.00")
+    assert cells["potara"][3] == "+2.00 [-10.71, +14.71]"  # Student's t with one degree of freedom: 12.71
+    assert cells["ditto"][3] == "-2.00 [-2.00, -2.00]"
+    assert cells["potara"][4].startswith("+4.00")
 
 
 @pytest.mark.parametrize("preset", ["small", "mixed", "personal"])
