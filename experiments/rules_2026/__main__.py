@@ -1,9 +1,9 @@
 """python -m experiments.rules_2026: each method against fedit and against the best older rule, paired by seed.
 
 Prints the recorded runs of the study, or of its preset with `--preset`. The older rule is the one with the highest mean
-accuracy of those that `OLDER` lists. Intervals are at 95 % over seeds and test examples, not corrected for the number of
-comparisons. If clients have models of their own, accuracies are those on the clients' held-out examples, and intervals
-are over seeds. Minutes are those of the rounds of one run on one worker, without start and final score.
+accuracy of those that `OLDER` lists. Intervals are at 95 % over seeds and test examples, not corrected for the number
+of comparisons. If clients have models of their own, accuracies are those on the clients' held-out examples, and
+intervals are over seeds. Minutes are those of the rounds of one run on one worker, without start and final score.
 """
 
 from __future__ import annotations
