@@ -51,7 +51,7 @@ def test_commands_use_what_the_page_has_made() -> None:
     text = PAGE.read_text(encoding="utf-8")
     made = set(re.findall(r"--output (runs/\w+)", text))
     for row in read_rows():
-        assert row.command == "" or row.command.startswith(("$S", "$LM", "fedpeft ")), row
+        assert row.command == "" or row.command.startswith(("$S", "$LM", "$QA", "fedpeft ")), row
         assert set(re.findall(r"runs/\w+", row.command)) <= made, row
         files = re.findall(r"[\w./]+\.toml", row.command)
         assert {file for file in files if not (ROOT / file).exists()} <= set(read_files()), row
