@@ -54,7 +54,10 @@ def main(file: Path) -> None:
             while bench.training_seconds < order.seconds:
                 number, clock = number + 1, Clock()
                 done = federation.exchange(strategy, number, arrays, bench.load.plan.dtype)
-                arrays, state = done.after, dict(done.after.to_torch_state_dict())
+                # Flower's adaptive server optimizers return fp64, which would be sent in twice the bytes
+                after = done.after.to_torch_state_dict()
+                state = {name: after[name].to(tensor.dtype) for name, tensor in bench.load.start.items()}
+                arrays = ArrayRecord(state)
                 bench.record(number, state, clock, done.uplink_bytes, done.downlink_bytes)
 
         start_simulation(bench.load, serve)

@@ -30,6 +30,9 @@ from fedpeft.errors import RunError
 from fedpeft.machine.cache import get_cache_directory
 from fedpeft.models.kernels import get_cpu_name
 
+ATTEMPTS = 3
+"""Runs of a job that may fetch or tokenize something: once before round 1, once later, and none after that."""
+
 POLL_SECONDS = 0.05
 """Seconds between two looks at the record of a run, the resolution of all times."""
 
@@ -79,6 +82,7 @@ class Runner:
         self.workers, self.tasks = workers, tasks
         self._temporary = tempfile.TemporaryDirectory()
         self._folder = Path(self._temporary.name)
+        self._shared = get_cache_directory()
         self._earlier: Path | None = None
 
     def __enter__(self) -> Runner:
@@ -93,13 +97,14 @@ class Runner:
         """Run a job and return its line of results.jsonl; a run that had to fetch or tokenize is repeated.
 
         Raises:
-            RunError: the process failed, or wrote no evaluation.
+            RunError: the process failed, wrote no evaluation, or fetched something each time.
         """
-        while True:
+        for _ in range(ATTEMPTS):
             with tempfile.TemporaryDirectory(dir=self._folder) as folder:
                 cache = ColdCache(Path(folder) / "cache")
                 if (line := self._run_once(job, Path(folder), cache)) is not None:
                     return line
+        raise RunError(f"each of {ATTEMPTS} runs of {describe(job)} fetched or tokenized something; see {self._shared}")
 
     def _run_once(self, job: Job, folder: Path, cache: ColdCache) -> dict[str, Any] | None:
         """Return the line of the job; None: it was stopped, since its time included shared work."""
@@ -126,7 +131,10 @@ class Runner:
                 code = process.poll()
             finally:
                 _end(process)
-        curve, evaluation = build_curve(lines)
+        if cache.share():
+            return None
+        judged = 0.0 if job.side in OPPONENTS else compute_judged_share(str(self.tasks[job.task]["dataset"]))
+        curve, evaluation = build_curve(lines, judged)
         if code or not curve.rounds:
             said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
             raise RunError(f"{describe(job)} ended with code {code}; its last line is: {said[-1]:.300}")
@@ -160,7 +168,7 @@ class Runner:
 
 def _watch(process: subprocess.Popen[bytes], folder: Path) -> Iterator[tuple[float, dict[str, Any]]]:
     """Yield each line of a run's rounds.jsonl with the time at which it was seen, until the process or the run ends."""
-    file, offset, lines = folder / "rounds.jsonl", 0, []
+    file, offset, complete = folder / "rounds.jsonl", 0, False
     while True:
         ended = process.poll() is not None  # before the file is read, so that its last lines are not missed
         when = time.perf_counter()
@@ -171,19 +179,18 @@ def _watch(process: subprocess.Popen[bytes], folder: Path) -> Iterator[tuple[flo
             whole = new[: new.rfind(b"\n") + 1]
             offset += len(whole)
             for text in whole.splitlines():
-                lines.append((when, json.loads(text)))
-                yield lines[-1]
-        if ended or _is_complete(folder, lines):
+                line = json.loads(text)
+                yield when, line
+                complete = _is_complete(folder, line)
+        if ended or complete:
             return
         time.sleep(POLL_SECONDS)
 
 
-def _is_complete(folder: Path, lines: list[tuple[float, dict[str, Any]]]) -> bool:
-    """Return whether a run of fedpeft has done all its rounds; its scoring on test examples is not waited for."""
-    config = folder / "config.toml"
-    if not lines or not config.is_file():
-        return False
-    return bool(lines[-1][1]["round"] >= tomllib.loads(config.read_text(encoding="utf-8"))["rounds"])
+def _is_complete(folder: Path, line: dict[str, Any]) -> bool:
+    """Return whether a line is the last one of a run of fedpeft, whose scoring on test examples is not waited for."""
+    config = folder / "config.toml"  # opponents have none, and end by themselves
+    return config.is_file() and bool(line["round"] >= tomllib.loads(config.read_text(encoding="utf-8"))["rounds"])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -203,15 +210,30 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             child.kill()
 
 
-def build_curve(lines: list[tuple[float, dict[str, Any]]]) -> tuple[Curve, float]:
+def compute_judged_share(dataset: str) -> float:
+    """Return the share of the time after a step that fedpeft's safeguard takes, which is a part of its work.
+
+    The safeguard and the evaluation score examples with the same code, and fedpeft's lines contain only their sum. So
+    the time is divided by their numbers of examples.
+    """
+    from fedpeft.data.rows import load_dataset, split_off_validation
+    from fedpeft.reporting.workers import JUDGED_ROWS
+
+    evaluated = len(split_off_validation(load_dataset(dataset))[1])
+    judged = min(JUDGED_ROWS, evaluated)
+    return judged / (judged + evaluated)
+
+
+def build_curve(lines: list[tuple[float, dict[str, Any]]], judged: float = 0.0) -> tuple[Curve, float]:
     """Return the curve of a run, and the seconds of its evaluations.
 
     Args:
         lines: the lines of rounds.jsonl, each with the seconds since the start at which it was seen.
+        judged: share of the time after a step that is not evaluation, 0 to 1.
     """
     curve, evaluation, traffic = Curve([], [], [], []), 0.0, 0
     for when, line in lines:
-        evaluation += line["seconds"] - line["training_seconds"]
+        evaluation += (1 - judged) * (line["seconds"] - line["training_seconds"])
         traffic += line["uplink_bytes"] + line["downlink_bytes"]
         if line["accuracy"] is not None:
             curve.rounds.append(line["round"])

@@ -20,14 +20,14 @@ TRIAL = Trial(learning_rate=2e-3, head_rate=1.0, batch_size=8, blocks=1, server=
 def test_a_side_evaluates_its_start_and_each_round(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if side == "flower" and importlib.util.find_spec("ray") is None:
         pytest.skip("Flower's simulation needs ray")
-    monkeypatch.setattr(settings, "SECONDS", 1e-6)  # an opponent ends after one round
+    monkeypatch.setattr(settings, "SECONDS", 0.01)  # an opponent ends after a round or a few
     task = TINY | ({"rounds": 2} if side == "default" else {})
     job = Job("compare", "tiny", side, 1, None if side == "default" else TRIAL)
     with Runner(1, {"tiny": task}) as runner:
         line = runner.run(job)
     curve = Curve.read(line)
     assert curve.rounds == list(range(len(curve.rounds)))
-    assert len(curve.rounds) == (3 if side == "default" else 2)
+    assert len(curve.rounds) == 3 if side == "default" else len(curve.rounds) >= 2
     assert curve.seconds == sorted(curve.seconds)
     assert 0 < curve.seconds[0] < line["wall_seconds"]
     assert all(0 <= accuracy <= 1 for accuracy in curve.accuracy)

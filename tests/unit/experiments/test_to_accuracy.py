@@ -15,7 +15,7 @@ from experiments.to_accuracy import report
 from experiments.to_accuracy.__main__ import Settings, Study, main
 from experiments.to_accuracy.rules import Curve, compute_area, derive_levels, find_crossing
 from experiments.to_accuracy.settings import LEVEL_SEEDS, SEEDS, TRIALS, Job, draw_trials
-from experiments.to_accuracy.sides import build_curve
+from experiments.to_accuracy.sides import ColdCache, build_curve, compute_judged_share
 from fedpeft.errors import ConfigError, RunError
 
 
@@ -72,6 +72,27 @@ def test_curve_counts_all_traffic_and_no_evaluation() -> None:
     curve, evaluation = build_curve(lines)
     assert curve == Curve([0, 2], [-0.5, 6.5], [7, 21], [0.5, 0.7])
     assert evaluation == 1.5
+    assert build_curve(lines, judged=0.2)[1] == pytest.approx(1.2)
+
+
+def test_safeguard_counts_as_work() -> None:
+    assert compute_judged_share("tiny(rows=120, test_rows=20)") == pytest.approx(0.5)  # judges all 12 examples
+
+
+def test_run_takes_shared_entries_and_hands_on_what_it_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("FEDPEFT_CACHE", str(shared))
+    for name in ("rows-1", "frozen-1", "model-1", "model-2.7.partial"):
+        (shared / name).mkdir(parents=True)
+    (shared / "kernels.json").write_text("{}")
+    cache = ColdCache(tmp_path / "cold")
+    assert sorted(entry.name for entry in cache.place.iterdir()) == ["kernels.json", "model-1", "rows-1"]
+    for name in ("rows-2", "frozen-2", "rows-3.7.partial"):
+        (cache.place / name).mkdir()
+    assert cache.share() == ["rows-2"]
+    assert not cache.share()
+    assert (shared / "rows-2").is_dir()
+    assert not (shared / "frozen-2").exists()
 
 
 def test_trials_are_as_many_as_stated_and_all_different() -> None:
