@@ -7,17 +7,18 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from fedpeft.clients.executor import Job
 from fedpeft.clients.workbench import WorkPlan
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
 
 from experiments.speed.sides import Round, Variant, answer
 from fedpeft.data.cached_rows import load_cached_examples
-from fedpeft.data.examples import Examples
+from fedpeft.data.examples import Batch, Examples
 from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.task import find_trainable
 from fedpeft.peft.adapter import State
@@ -40,18 +41,25 @@ class PlainClient:
 
     def train(self, job: Job, examples: Examples) -> State:
         """Train from the received tensors and return the trained ones."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(job.received[name])
+        self.receive(job.received)
         optimizer, warmup = job.training.optimizer.create_optimizer(self.parameters, job.learning_rate)
         for rows in job.create_batches(examples.lengths):
-            batch = examples.batch(rows)
-            loss = functional.cross_entropy(self.model(batch), batch["labels"])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            warmup.step()
+            self.step(examples.batch(rows), optimizer, warmup)
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    def receive(self, state: State) -> None:
+        """Put the tensors of a state into the model."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[name])
+
+    def step(self, batch: Batch, optimizer: Any, warmup: LambdaLR) -> None:
+        """Take one step of the optimizer and of the learning rate's warm-up."""
+        loss = functional.cross_entropy(self.model(batch), batch["labels"])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        warmup.step()
 
 
 _load: Workload | None = None

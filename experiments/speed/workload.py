@@ -67,11 +67,11 @@ class Workload:
     start: State
     workers: int
 
-    def create_job(self, client: int) -> Job:
-        """Create a client's job in the round."""
+    def create_job(self, client: int, round_number: int = 1) -> Job:
+        """Create a client's job in a round, from 1."""
         return Job(
             client=client,
-            round=1,
+            round=round_number,
             seed=self.plan.seed,
             rows=self.partition.shard(client),
             received=self.start,

@@ -1,0 +1,1 @@
+"""Seconds, bytes and rounds until fixed validation levels: Flower, a plain loop, and fedpeft's defaults."""
