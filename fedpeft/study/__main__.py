@@ -25,6 +25,7 @@ from fedpeft.reporting.command import (
     start_command,
 )
 from fedpeft.reporting.console import format_duration
+from fedpeft.reporting.phrases import count_of
 from fedpeft.study.process import Program
 from fedpeft.study.study_file import PlannedRun, read_study
 from fedpeft.wiring import catalogue
@@ -66,11 +67,12 @@ def show_plan(place: Workplace, left: Sequence[PlannedRun], jobs: int, console: 
     study = place.study
     failed = [(run, place.done[run.name]) for run in place.planned if run.name in place.done]
     failed = [(run, result) for run, result in failed if not result.is_finished]
-    axes = " x ".join(f"{len(values)} {name}" for name, values in study.axes.items())
+    axes = [f"{count_of(len(values), 'value')} of {name}" for name, values in study.axes.items()]
     preset = f" ({study.preset})" if study.preset else ""
-    grid = f"{axes + ' x ' if axes else ''}{len(study.seeds)} seeds"
+    grid = " x ".join([*axes, count_of(len(study.seeds), "seed")])
     console.print(
-        f"[bold]{escape(study.name)}[/]" + escape(f"{preset}: {len(place.planned)} runs = {grid} -> {place.folder}"),
+        f"[bold]{escape(study.name)}[/]"
+        + escape(f"{preset}: {count_of(len(place.planned), 'run')} = {grid} -> {place.folder}"),
         highlight=False,
         soft_wrap=True,
     )

@@ -221,7 +221,7 @@ def test_dry_run_counts_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
     assert main([str(path), "--dry-run", "--jobs", "1"]) == 0
     said = capsys.readouterr().out
     for words in (
-        "4 runs = 2 server_optimizer x 2 seeds",
+        "4 runs = 2 values of server_optimizer x 2 seeds",
         "1 failed, 3 to run",
         "3 min 0 s",
         "out of luck",
@@ -230,6 +230,12 @@ def test_dry_run_counts_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
         assert words in said
     assert results.read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"study.toml", "results.jsonl"}
+
+
+def test_a_dry_run_counts_one_run_as_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = study_file(tmp_path, "seeds = [0]\n" + BASE + "[axes]\nserver_optimizer = ['sgd']\n")
+    assert main([str(path), "--dry-run", "--jobs", "1"]) == 0
+    assert "1 run = 1 value of server_optimizer x 1 seed ->" in capsys.readouterr().out
 
 
 def test_old_results_stay_valid_when_settings_are_added(tmp_path: Path) -> None:
