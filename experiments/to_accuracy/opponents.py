@@ -54,6 +54,7 @@ class Bench:
             "training_seconds": clock.training_seconds,
             "seconds": clock.seconds,
         }
-        self.training_seconds += clock.training_seconds
+        if number:  # what precedes round 1 is no training, however long the machine takes for it
+            self.training_seconds += clock.training_seconds
         with (self.folder / "rounds.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

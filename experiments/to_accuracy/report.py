@@ -16,7 +16,7 @@ from fedpeft.errors import RunError
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 FIGURE = "curves.svg"
 
-COLORS = {"flower": "#c0392b", "plain": "#7f8c8d", "default": "#2c3e50", "earlier": "#2980b9"}
+COLORS = {"flower": "#c0392b", "plain": "#7f8c8d", "default": "#2c3e50", "earlier": "#e08e0b"}
 
 Levels = Mapping[str, Mapping[str, float]]
 """Levels of each task, by name."""
@@ -139,24 +139,24 @@ def draw(file: Path, levels: Levels, tasks: Mapping[str, Runs]) -> None:
         for (left, right), (task, runs) in zip(axes, tasks.items(), strict=True):
             for side, own in runs.items():
                 for curve in own.values():
-                    style = {"color": COLORS[side], "linewidth": 1.2, "alpha": 0.7}
+                    style = {"color": COLORS[side], "linewidth": 0.9, "alpha": 0.7}
                     left.plot(curve.seconds, curve.accuracy, **style)
-                    if side != "plain":
-                        megabytes = [count / 1e6 for count in curve.bytes]
-                        right.plot(megabytes, curve.accuracy, **style)
+                    if side != "plain" and curve.bytes[-1]:
+                        spent = [(n / 1e6, at) for n, at in zip(curve.bytes, curve.accuracy, strict=True) if n]
+                        right.plot(*zip(*spent, strict=True), **style)
             for axis in (left, right):
-                for share, level in levels[task].items():
+                for place, (share, level) in enumerate(levels[task].items()):
                     axis.axhline(level, color="#999999", linewidth=0.7, linestyle=":")
                     if axis is right:
-                        axis.annotate(share, (1, level), (3, -3), ("axes fraction", "data"), textcoords="offset points")
+                        shift = (3, 1 if place == len(levels[task]) - 1 else -6)  # the highest two are close
+                        axis.annotate(share, (1, level), shift, ("axes fraction", "data"), textcoords="offset points")
                 axis.grid(color="#eeeeee")
                 axis.set_axisbelow(True)
             left.set_ylabel(f"{task}\nvalidation accuracy")
             left.set_xlim(left=0)
-            right.set_xscale("symlog", linthresh=0.1)
-            right.set_xlim(left=0)
+            right.set_xscale("log")
         axes[-1][0].set_xlabel("seconds since the start, without evaluations")
-        axes[-1][1].set_xlabel("megabytes, both directions (log scale above 0.1)")
+        axes[-1][1].set_xlabel("megabytes, both directions")
         present = [side for side in SIDES if any(side in runs for runs in tasks.values())]
         handles = [Line2D([], [], color=COLORS[side], label=SIDES[side]) for side in present]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
