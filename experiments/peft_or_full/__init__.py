@@ -1,0 +1,1 @@
+"""The survey's claims about adapters against full fine-tuning, as three small studies."""
