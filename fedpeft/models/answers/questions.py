@@ -72,10 +72,19 @@ class Question:
         return ids[:last]
 
     def reword(self, asked: str) -> Question:
-        """Return the question with `asked` as its text; everything else in the prompt stays."""
+        """Return the question with `asked` as its text; everything else in the prompt stays.
+
+        Raises:
+            DataError: the prompt does not contain the question as it stands.
+        """
         found = json.loads(self.row)
         if isinstance(found, dict) and "messages" not in found:
             column = "source" if self.is_paired else "prompt"
+            if self.asked not in found[column]:
+                raise DataError(
+                    f"FP3582 the prompt of the question {self.asked!r:.80} does not contain it as it stands, so it "
+                    "can't be put into other words; give a template that does not change the question"
+                )
             found[column] = asked.join(found[column].rsplit(self.asked, 1))
             return replace(self, row=json.dumps(found), asked=asked)
         messages = found if isinstance(found, list) else found["messages"]
