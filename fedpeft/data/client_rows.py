@@ -10,3 +10,9 @@ SMALLEST, LARGEST = 8, 512
 
 MOST_FRAMES = 64
 """Most frames of a clip that a model reads."""
+
+MOST_PIXELS = 2**22
+"""Most pixels of an example, over all its frames: 64 frames of 256 x 256, or 16 of 512 x 512.
+
+A client holds an example's pixels in 12 bytes each as input of a model, which are 50 MB.
+"""

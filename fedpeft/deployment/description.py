@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from fedpeft.data.client_rows import LARGEST, MOST_FRAMES, SMALLEST
+from fedpeft.data.client_rows import LARGEST, MOST_FRAMES, MOST_PIXELS, SMALLEST
 from fedpeft.data.datasets.clients import CONVERSATIONS, Clients
 from fedpeft.data.image_companions import TASKS as COMPANIONS
 from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, compute_fingerprint
@@ -142,6 +142,12 @@ def check_description(told: v2.Description) -> None:
         raise RunError(
             f"FP5456 the server describes clips of {told.frames} frames of {told.side} pixels for the task {kind}; "
             f"legal are 1 to {MOST_FRAMES} frames of images with classes, labels or numbers"
+        )
+    if (pixels := told.frames * told.side**2) > MOST_PIXELS:
+        raise RunError(
+            f"FP5781 the server describes clips of {told.frames} frames of {told.side} pixels per side, which are "
+            f"{pixels:,} pixels per example; legal are {MOST_PIXELS:,} at most: ask whoever runs the server for fewer "
+            "--frames or a smaller --side"
         )
     if bool(told.template) != (kind in CONVERSATIONS) or not (
         told.template in ("", *OF_COLUMNS) or _FILE.fullmatch(told.template)

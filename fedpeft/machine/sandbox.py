@@ -124,6 +124,12 @@ def list_shown_paths() -> list[str]:
     return shown
 
 
+def _find_shown_home() -> str | None:
+    """Return the path of `list_shown_paths` that contains the user's home folder, such as with `--prefix=$HOME`."""
+    home = os.path.realpath(os.path.expanduser("~"))
+    return next((path for path in list_shown_paths() if f"{home}/".startswith(f"{os.path.realpath(path)}/")), None)
+
+
 PROBE = """
 import os, socket
 free = []
@@ -158,6 +164,8 @@ def check_isolation() -> None:
         reason = "it has no Linux"
     elif os.path.realpath(sys.base_prefix) == "/":
         reason = "Python is installed in /, so that its files can't be separated"
+    elif (home := _find_shown_home()) is not None:
+        reason = f"{home} contains both Python and your files, which code could read"
     else:
         reading, writing = os.pipe()
         with tempfile.NamedTemporaryFile() as secret, os.fdopen(reading, "rb") as answers:

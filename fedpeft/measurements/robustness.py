@@ -43,8 +43,13 @@ class Robustness(Measurement):
             raise ConfigError("FP1734 robustness changes texts and images, not clips; leave it out of --measure")
 
     def begin(self, run: NewRun) -> Exam | None:
-        """Read the questions to a language model."""
-        return load_exam(self, run, self.rows)
+        """Read the questions to a language model, and refuse those that can't be put into other words."""
+        from fedpeft.trust.prompt_changes import frame_questions
+
+        exam = load_exam(self, run, self.rows)
+        if exam is not None:
+            frame_questions(exam.questions, "{}")
+        return exam
 
     def compute(self, run: ScoredRun, answers: dict[str, Any]) -> Mapping[str, Any] | None:
         """Score the saved model on changed test examples."""

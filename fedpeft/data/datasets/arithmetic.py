@@ -5,6 +5,9 @@ A question is "What is 23 + 45?", and its answer is the number alone, "68". The 
 digits; for division these are the divisor and the quotient. An owner has one operation with one number of digits, so
 clients differ in what they ask and in how hard it is. Test questions have the same types and do not occur in the
 training examples. Nothing is fetched, and no license applies.
+
+Sums and products may occur in both with exchanged numbers. By default, this holds for 3 of 48 test questions: 7 + 1,
+4 + 8 and 5 * 7. They stay, because the results in `docs/data-benchmarks.md` were measured with them.
 """
 
 from __future__ import annotations

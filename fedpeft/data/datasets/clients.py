@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.client_rows import LABEL, LARGEST, MOST_FRAMES, SMALLEST, TEXT
+from fedpeft.data.client_rows import LABEL, LARGEST, MOST_FRAMES, MOST_PIXELS, SMALLEST, TEXT
 from fedpeft.data.clip_folders import has_clips, read_clip_records, read_clips
 from fedpeft.data.image_companions import (
     MASK,
@@ -101,6 +101,11 @@ class Clients:
         if 0 < self.side < SMALLEST:
             raise ConfigError(
                 f"FP1087 side={self.side} is too small to show anything; give {SMALLEST} to {LARGEST} pixels"
+            )
+        if (pixels := self.frames * self.side**2) > MOST_PIXELS:
+            raise ConfigError(
+                f"FP1981 frames={self.frames} and side={self.side} make {pixels:,} pixels per example, and clients "
+                f"accept {MOST_PIXELS:,} at most; read fewer frames, or scale them to fewer pixels"
             )
         if self.template is not None:
             check_template(self.template)

@@ -55,6 +55,16 @@ def find_called_names(tests: str) -> set[str]:
     return loaded - _find_defined(nodes) - set(dir(builtins)) - {"__name__"}
 
 
+def has_uncalled_check(tests: str) -> bool:
+    """Return whether tests have HumanEval's form: they define `check(candidate)`, and never call it."""
+    tree = _parse(tests)
+    if isinstance(tree, int):
+        return False
+    defined = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body)
+    used = any(isinstance(node, ast.Name) and node.id == "check" for node in ast.walk(tree))
+    return defined and not used
+
+
 def _find_defined(nodes: list[ast.AST]) -> set[str]:
     defined: set[str] = set()
     for node in nodes:

@@ -2,6 +2,7 @@
 
     {"question": "...", "answer": "..."}                                    or several right answers: ["...", "..."]
     {"question": "...", "answer": "...", "tests": "assert f(1) == 2"}       code, and a program of tests that calls it
+    {..., "tests": "def check(candidate): ...", "entry_point": "f"}         the same in HumanEval's form
     {"question": "...", "choices": ["...", "..."], "answer": 1}             a position from 0, a letter, or the text
     {"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}       the last answer is the right one; it may
                                                                             have choices, too
@@ -23,6 +24,7 @@ from fedpeft.data.prompt_templates import CHAT, OF_COLUMNS, PromptTemplate, comp
 from fedpeft.data.record_files import JSON_LINES, read_records
 from fedpeft.data.text_to_text import pack_pair, parse_pair, tokenize_source
 from fedpeft.errors import ConfigError, DataError
+from fedpeft.models.answers.code_tests import has_uncalled_check
 from fedpeft.parts import suggest_legal
 
 PAIRED = pack_pair("", "")[: len('{"source')]
@@ -70,10 +72,19 @@ class Question:
         return ids[:last]
 
     def reword(self, asked: str) -> Question:
-        """Return the question with `asked` as its text; everything else in the prompt stays."""
+        """Return the question with `asked` as its text; everything else in the prompt stays.
+
+        Raises:
+            DataError: the prompt does not contain the question as it stands.
+        """
         found = json.loads(self.row)
         if isinstance(found, dict) and "messages" not in found:
             column = "source" if self.is_paired else "prompt"
+            if self.asked not in found[column]:
+                raise DataError(
+                    f"FP3582 the prompt of the question {self.asked!r:.80} does not contain it as it stands, so it "
+                    "can't be put into other words; give a template that does not change the question"
+                )
             found[column] = asked.join(found[column].rsplit(self.asked, 1))
             return replace(self, row=json.dumps(found), asked=asked)
         messages = found if isinstance(found, list) else found["messages"]
@@ -200,8 +211,22 @@ def _build_question(record: Mapping[str, Any], where: str, form: QuestionForm) -
         right: tuple[str, ...] = (choices[_find_position(record["answer"], choices, where)],)
         return Question(form.pack_row(question, right[0], where), question, right, choices)
     right = _convert_to_texts(record["answer"], "answer", where)
-    tests = "\n".join(_convert_to_texts(record["tests"], "tests", where)) if "tests" in record else ""
+    tests = _read_tests(record, where) if "tests" in record else ""
     return Question(form.pack_row(question, right[0], where), question, right, tests=tests)
+
+
+def _read_tests(record: Mapping[str, Any], where: str) -> str:
+    """Return the tests of a question as one program; those of HumanEval's form call the column `entry_point`."""
+    tests = "\n".join(_convert_to_texts(record["tests"], "tests", where))
+    if not has_uncalled_check(tests):
+        return tests
+    name = record.get("entry_point")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise DataError(
+            f"FP3581 {where}: the tests define check(candidate) and never call it, and the column 'entry_point' is "
+            f"{name!r:.40}; give the name of the tested function there, or end the tests with check(NAME)"
+        )
+    return f"{tests}\ncheck({name})\n"
 
 
 def _read_choices(record: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -177,6 +177,14 @@ def test_a_machine_that_cannot_isolate_is_refused(monkeypatch):
         sandbox.check_isolation.cache_clear()
 
 
+def test_a_python_beside_the_user_s_files_is_refused(monkeypatch):
+    sandbox.check_isolation.cache_clear()
+    monkeypatch.setenv("HOME", f"{sys.base_prefix}/mine")
+    with refuses("FP1681", os.path.realpath(sys.base_prefix)):
+        sandbox.check_isolation()
+    sandbox.check_isolation.cache_clear()
+
+
 def test_a_program_ends_with_its_launcher_even_before_it_begins(tmp_path):
     """A launcher is killed at any time; a child that outlived it would run without a limit of time."""
     script = tmp_path / "slow.py"

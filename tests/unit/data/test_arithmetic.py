@@ -40,6 +40,14 @@ def test_equal_seeds_give_equal_questions():
     assert one == same != other
 
 
+def test_three_test_questions_are_training_questions_with_exchanged_numbers():
+    """The dataset and the page of its results state them."""
+    data = load_dataset("arithmetic")
+    train, test = ({parse(row)[:3] for row in rows.inputs} for rows in (data.train, data.test))
+    twins = {one for one in test if one[1] in "+*" and one[::-1] in train}
+    assert twins == {(7, "+", 1), (4, "+", 8), (5, "*", 7)}
+
+
 def test_more_questions_than_exist_are_refused():
     assert len(load_dataset("arithmetic(digits=1, rows=40, test_rows=5)").test) == 20  # all 45 differences
     with refuses("FP3463", "subtraction, 1 digit", 45, "rows=41", "test_rows=5"):

@@ -17,6 +17,7 @@ from fedpeft.data.function_tests import write_tests
 from fedpeft.data.python_functions import Function
 from fedpeft.data.rows import Dataset, get_default_head, load_dataset
 from fedpeft.data.tagged_words import parse_row
+from fedpeft.models.answers.code_peers import build_error, decode, encode
 
 BODY = """def name{0}(rows, limit: int):
     total = {0}
@@ -163,5 +164,41 @@ def test_tests_tell_a_defect_from_the_original() -> None:
         "def f(x: str):\n    return open(x)",
         "def f():\n    return 1",
         "async def f(x: int):\n    return x",
+        "def same(x: int):\n    return x",
+        "def sum(x: int):\n    return x",
     ):
         assert write_tests(unfit, np.random.default_rng(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "defective"),
+    [
+        ("def first(words: list[str]):\n    return next(w for w in words if w)", ("next(", "len(list(")),
+        ("def square(x: float):\n    return [{1: (x, float('nan'))}]", ("(x,", "(2 * x,")),
+        ("def read(x: bytes):\n    return (x + b'\\xff').decode('ascii')", ("'ascii'", "'latin1'")),
+    ],
+)
+def test_tests_pass_for_ends_of_iterations_and_for_nan(text: str, defective: tuple[str, str]) -> None:
+    """Across processes: NaN is another object there, and some errors arrive as a RuntimeError."""
+    program = write_tests(text, np.random.default_rng(0))
+    assert program is not None
+    name = text.partition("(")[0].removeprefix("def ")
+
+    def passes(candidate: str) -> bool:
+        space: dict = {}
+        exec(candidate, space)
+
+        def call_far(*arguments):
+            try:
+                return decode(json.loads(json.dumps(encode(space[name](*arguments)))))
+            except Exception as error:
+                raise build_error(type(error).__name__, str(error)) from None
+
+        try:
+            exec(program, {name: call_far})
+        except AssertionError:
+            return False
+        return True
+
+    assert passes(text)
+    assert not passes(text.replace(*defective) + ")" * (name == "first"))

@@ -94,6 +94,7 @@ def test_flags_change_what_a_form_of_before_says(tmp_path):
     [
         ({"task": "causal_lm"}, ConfigError, ("FP1086", "16", "causal_lm")),
         ({"side": 4}, ConfigError, ("FP1087", "4", "8")),
+        ({"side": 512, "frames": 17}, ConfigError, ("FP1981", "17", "512")),
         ({"eval_data": "rows.csv"}, DataError, ("FP3025",)),
         ({"side": 0, "eval_data": "."}, DataError, ("FP3024",)),
         ({"template": "chat"}, ConfigError, ("FP1088", "classification")),
@@ -135,6 +136,7 @@ def test_rows_of_another_kind_are_refused(tmp_path, observer):
         ({"side": 4}, ("FP5066", "4")),
         ({"side": 100_000}, ("FP5066", "100000")),
         ({"side": 16, "task": "causal_lm", "labels": []}, ("FP5066", "causal_lm")),
+        ({"side": 512, "frames": 64}, ("FP5781", "64", "512")),
         ({"template": "chat"}, ("FP5067", "chat", "classification")),
     ],
 )

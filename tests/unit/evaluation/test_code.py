@@ -119,6 +119,26 @@ def read(tmp_path, **columns):
     return tuple(read_questions(str(tmp_path / "q.jsonl"), QuestionForm(False)))
 
 
+HUMAN_EVAL = "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(1, 2) == 3\n"
+
+
+def test_tests_of_human_eval_call_the_entry_point(tmp_path):
+    (question,) = read(tmp_path, tests=HUMAN_EVAL, entry_point="add")
+    assert find_called_names(question.tests) == {"add"}
+    for called in (f"{HUMAN_EVAL}check(add)", TESTS, "these are words"):
+        assert read(tmp_path, tests=called, entry_point="other")[0].tests == called
+    for wrong in ({}, {"entry_point": "add()"}, {"entry_point": 1}):
+        with refuses("FP3581", "check(candidate)"):
+            read(tmp_path, tests=HUMAN_EVAL, **wrong)
+
+
+@isolated
+def test_pass_at_1_runs_tests_of_human_eval(tmp_path):
+    exam = Exam(read(tmp_path, tests=HUMAN_EVAL, entry_point="add") * 2, "pass_at_1", 8, run_code=True)
+    exam.check_tests()
+    assert exam.compute_measures([(ADD,), (ADD.replace("+", "*"),)]) == {"pass_at_1": 0.5}
+
+
 @isolated
 def test_a_right_answer_must_pass_its_own_tests(tmp_path):
     with refuses("FP3362", "pass_at_1"):

@@ -76,6 +76,15 @@ def test_only_the_question_gets_other_words(row, expected):
     assert (made.asked, made.right) == ("why?", ("x",))
 
 
+def test_a_prompt_without_the_question_is_not_left_as_it_is(tmp_path):
+    (tmp_path / "loud.jinja").write_text("{{ instruction | upper }}")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question": "what?", "answer": "x"}))
+    form = QuestionForm(asks=True, template=str(tmp_path / "loud.jinja"))
+    (question,) = read_questions(str(tmp_path / "q.jsonl"), form)
+    with refuses("FP3582", "what?"):
+        question.reword("why?")
+
+
 def test_a_conversation_may_have_choices(tmp_path):
     said = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
     file = tmp_path / "q.jsonl"
