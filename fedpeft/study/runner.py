@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,9 @@ from fedpeft.wiring.config import RunConfig, read_config
 
 POLL_SECONDS = 0.2
 
+LOG_BYTES = 2000
+"""Bytes at the end of a run's log in which its last line is looked for."""
+
 
 @dataclass
 class RunProcess:
@@ -45,7 +49,18 @@ class RunProcess:
     def __str__(self) -> str:
         """Return the run's title and its progress."""
         done, of = self.count_finished_rounds(), self.planned.config.rounds
-        return f"{self.planned.title}: " + (f"round {done} of {of} done" if done else "getting ready")
+        return f"{self.planned.title}: " + (f"round {done} of {of} done" if done else self.read_phase())
+
+    def read_phase(self) -> str:
+        """Return the last line of the run's log, which names its phase before round 1."""
+        with suppress(OSError):
+            with open(self.log, "rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
+                lines = log.read().decode(errors="replace").split("\n")
+            for line in reversed(lines):
+                if text := line.removeprefix("...").strip():
+                    return text
+        return "getting ready"
 
     def count_finished_rounds(self) -> int:
         """Return the number of rounds on disk."""

@@ -308,16 +308,20 @@ def test_a_silent_study_says_where_its_runs_stand(tmp_path: Path) -> None:
     schedule = Schedule(Program(load, simulate.main), place, place.list_missing_runs(False), 2, "", told)
     schedule._print_heartbeat()
     first, second = (
-        RunProcess(planned, tmp_path / name, tmp_path) for planned, name in zip(place.planned, "ab", strict=False)
+        RunProcess(planned, tmp_path / name, tmp_path / f"{name}.log")
+        for planned, name in zip(place.planned, "ab", strict=False)
     )
     schedule.running = [first, second]
     second.folder.mkdir()
     (second.folder / "rounds.jsonl").write_text('{"round": 0}\n{"round": 1}\n')
     schedule._print_heartbeat()
+    first.log.write_text("reading the examples\nloading the model\n...     loading the model: 8 s\n\n")
+    schedule._print_heartbeat()
     rounds = second.planned.config.rounds
     assert told.export_text().splitlines() == [
         "...     starting the next run",
         f"...     {first.planned.title}: getting ready; {second.planned.title}: round 1 of {rounds} done",
+        f"...     {first.planned.title}: loading the model: 8 s; {second.planned.title}: round 1 of {rounds} done",
     ]
 
 
