@@ -118,6 +118,7 @@ def complete_study(command: Command, console: Console) -> list[Result]:
 
     place = Workplace(study, command.output or study.folder)
     left = place.list_missing_runs(command.retry_failed)
+    place.refuse_missing_files(left)
     jobs = command.jobs or count_fitting_jobs(place.planned)
     show_plan(place, left, jobs, console)
     if place.study.precision:
