@@ -80,9 +80,10 @@ def show_plan(place: Workplace, left: Sequence[PlannedRun], jobs: int, console: 
         )
     seconds = place.estimate_seconds_left(left, jobs)
     estimate = "no estimate before a run has finished" if seconds is None else f"about {format_duration(seconds)}"
+    waits = any(run not in left for run, _ in failed)
     console.print(
         f"{len(place.done) - len(failed)} finished, {len(failed)} failed, {len(left)} to run, {jobs} at a time: "
-        f"{estimate if left else 'nothing to do'}",
+        f"{estimate if left else 'nothing to do'}{'; --retry-failed runs the failed ones again' if waits else ''}",
         highlight=False,
         soft_wrap=True,
     )

@@ -302,6 +302,16 @@ def test_what_is_left_is_told_in_time(tmp_path: Path) -> None:
     assert "(3 runs left, about 30 min 0 s)" in told.export_text()
 
 
+def test_a_plan_with_failed_runs_names_the_flag_that_repeats_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = study(tmp_path, SEEDS + BASE + AXES)
+    ResultsFile(tmp_path / "results.jsonl").append(failed(made, 0))
+    for flags, named in (([], True), (["--retry-failed"], False)):
+        assert main([str(tmp_path / "study.toml"), "--dry-run", *flags]) == 0
+        assert ("--retry-failed" in capsys.readouterr().out) is named
+
+
 def test_a_silent_study_says_where_its_runs_stand(tmp_path: Path) -> None:
     made = study(tmp_path, SEEDS + BASE + AXES)
     place, told = Workplace(made, tmp_path), Console(record=True, width=400)
