@@ -34,7 +34,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 from rich.markup import escape
 
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.machine import startup
 from fedpeft.machine.startup import INTERRUPTED
 from fedpeft.machine.terminal import Console
@@ -49,6 +49,20 @@ MISTAKE = 2
 
 UNREAD = 141
 """Exit code if nobody reads the output any more: the shell's code for SIGPIPE."""
+
+OTHER_NAMES = {
+    "--lr": "--learning-rate 0.002",
+    "--epochs": '--local-work "epochs(1.0)" for the work in a round, or --rounds 20',
+    "--local-epochs": '--local-work "epochs(1.0)"',
+    "--local-steps": '--local-work "steps(10)"',
+    "--rank": '--peft "lora(rank=8)"',
+    "--lora-rank": '--peft "lora(rank=8)"',
+    "--alpha": '--partition "dirichlet(alpha=0.5)"',
+    "--algorithm": "--strategy fedit",
+    "--aggregation": "--strategy fedit",
+    "--fraction": "--cohort 0.1",
+}
+"""Names of settings in other software, and the flag here with an example value."""
 
 _REMOTE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 """A line of a traceback in text form."""
@@ -113,6 +127,18 @@ def parse_flags(command: type[C], arguments: Sequence[str], default: C | None = 
     return flags
 
 
+def _refuse_other_names(arguments: Sequence[str]) -> None:
+    """Raise if a flag is a name of `OTHER_NAMES`: these are too unlike the flag here for tyro to suggest it.
+
+    Raises:
+        ConfigError: one is. The message names the flag here.
+    """
+    for word in arguments:
+        flag = word.partition("=")[0].replace("_", "-")
+        if here := OTHER_NAMES.get(flag):
+            raise ConfigError(f"FP1989 there is no flag {flag}; write {here}")
+
+
 def parse_run_flags(
     command: type[C], arguments: Sequence[str], page: Callable[[], str], load_defaults: Callable[[C], C]
 ) -> tuple[C, C]:
@@ -126,11 +152,12 @@ def parse_run_flags(
 
     Raises:
         SystemExit: help was asked for, or a flag is unknown or malformed.
-        FedpeftError: a plugin or the file of settings can't be used.
+        FedpeftError: a flag has another name here, or a plugin or the file of settings can't be used.
     """
     if help_page.is_help_requested(arguments):
         print(page())
         raise SystemExit(0)
+    _refuse_other_names(arguments)
     from fedpeft.wiring import catalogue
 
     alone: Any = parse_flags(command, arguments, command())

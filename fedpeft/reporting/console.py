@@ -53,6 +53,13 @@ def format_measure(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if abs(value) < LONGEST or not math.isfinite(value) else f"{value:.{digits}e}"
 
 
+def format_validation(metric: str, loss: float, accuracy: float) -> str:
+    """Format the loss and the main metric of a state on the validation examples."""
+    name, value = get_main_metric(metric, loss, accuracy)
+    shown = "not a number" if value is None else format_measure(value)
+    return f"validation: loss {format_measure(loss)}, {name} {shown}"
+
+
 def format_amount(value: float) -> str:
     """Format a measure in any unit with four digits, or from ten thousand on as a whole number, 46,179."""
     return f"{value:,.0f}" if 1e4 <= abs(value) < LONGEST else f"{value:.4g}"
@@ -255,9 +262,7 @@ class ConsoleObserver:
         if result.train_loss is not None:
             parts.append(f"train loss {format_measure(result.train_loss)}")
         if result.loss is not None and result.accuracy is not None:
-            parts.append(f"validation loss {format_measure(result.loss)}")
-            name, value = get_main_metric(self.metric, result.loss, result.accuracy)
-            parts.append(f"{name} {'not a number' if value is None else format_measure(value)}")
+            parts.append(format_validation(self.metric, result.loss, result.accuracy))
         if result.undone:
             parts.append("[bold yellow]undone[/]")
         parts.append(f"up {format_bytes(result.uplink_bytes)} down {format_bytes(result.downlink_bytes)}")

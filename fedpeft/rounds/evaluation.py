@@ -19,6 +19,7 @@ from fedpeft.communication.messages import Report
 from fedpeft.errors import PayloadError
 from fedpeft.models.client_accuracy import compute_worst_tenth
 from fedpeft.peft.adapter import State
+from fedpeft.reporting.console import format_validation
 from fedpeft.reporting.observer import Metrics
 from fedpeft.rounds.acceptance import check_evaluation, describe_rejection
 from fedpeft.rounds.dispatch import Broadcast
@@ -95,6 +96,8 @@ class EvaluationHook(RoundHook):
         if log.result is None and not self.setup.training_control.keep_best:
             return state
         log.metrics = metrics = self._compute_metrics(state)
+        if metrics is not None:
+            self.say(f"start   {format_validation(self.setup.task.metric, metrics.loss, metrics.accuracy)}")
         if log.result is not None and metrics is not None:
             log.result = replace(log.result, loss=metrics.loss, accuracy=metrics.accuracy)
         return state

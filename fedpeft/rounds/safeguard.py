@@ -96,8 +96,8 @@ class SafeguardHook(RoundHook):
             shorter = ", and the server's steps are shorter by the same factor"
             consequence += shorter if self.setup.optimizer.pace is None else ""
         self.say(
-            f"round {after.round}: undone, since the validation loss would be {loss:.3g} after "
-            f"{before.standing.lowest:.3g}{broken and f', as {broken}'}{consequence}"
+            f"round {after.round}: undone, since the validation loss would be {loss:.3g}, and the lowest so "
+            f"far is {before.standing.lowest:.3g}{broken and f', as {broken}'}{consequence}"
         )
 
 

@@ -82,9 +82,10 @@ def show_plan(place: Workplace, left: Sequence[PlannedRun], jobs: int, console: 
         )
     seconds = place.estimate_seconds_left(left, jobs)
     estimate = "no estimate before a run has finished" if seconds is None else f"about {format_duration(seconds)}"
+    waits = any(run not in left for run, _ in failed)
     console.print(
         f"{len(place.done) - len(failed)} finished, {len(failed)} failed, {len(left)} to run, {jobs} at a time: "
-        f"{estimate if left else 'nothing to do'}",
+        f"{estimate if left else 'nothing to do'}{'; --retry-failed runs the failed ones again' if waits else ''}",
         highlight=False,
         soft_wrap=True,
     )
@@ -120,6 +121,7 @@ def complete_study(command: Command, console: Console) -> list[Result]:
 
     place = Workplace(study, command.output or study.folder)
     left = place.list_missing_runs(command.retry_failed)
+    place.refuse_missing_files(left)
     jobs = command.jobs or count_fitting_jobs(place.planned)
     show_plan(place, left, jobs, console)
     if place.study.precision:

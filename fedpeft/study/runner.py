@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedpeft.errors import FedpeftError, RunError
+from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.machine.cores import count_usable_cores
 from fedpeft.machine.hardware import divide_gpus, list_accelerators
 from fedpeft.machine.terminal import Console
+from fedpeft.parts.families import DATASETS
+from fedpeft.parts.spec import parse_spec
 from fedpeft.reporting.console import format_duration
 from fedpeft.reporting.observer import get_main_metric
 from fedpeft.reporting.phases import SILENCE, Heartbeat
@@ -32,6 +35,12 @@ from fedpeft.wiring.config import RunConfig, read_config
 
 POLL_SECONDS = 0.2
 
+OWN_FILE = "file"
+"""The dataset that reads the user's own files."""
+
+LOG_BYTES = 2000
+"""Bytes at the end of a run's log in which its last line is looked for."""
+
 
 @dataclass
 class RunProcess:
@@ -45,7 +54,18 @@ class RunProcess:
     def __str__(self) -> str:
         """Return the run's title and its progress."""
         done, of = self.count_finished_rounds(), self.planned.config.rounds
-        return f"{self.planned.title}: " + (f"round {done} of {of} done" if done else "getting ready")
+        return f"{self.planned.title}: " + (f"round {done} of {of} done" if done else self.read_phase())
+
+    def read_phase(self) -> str:
+        """Return the last line of the run's log, which names its phase before round 1."""
+        with suppress(OSError):
+            with open(self.log, "rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
+                lines = log.read().decode(errors="replace").split("\n")
+            for line in reversed(lines):
+                if text := line.removeprefix("...").strip():
+                    return text
+        return "getting ready"
 
     def count_finished_rounds(self) -> int:
         """Return the number of rounds on disk."""
@@ -181,6 +201,23 @@ class Workplace:
         if named not in self._own:
             self._own[named] = find_own_files(named)
         return self._own[named]
+
+    def refuse_missing_files(self, runs: Sequence[PlannedRun]) -> None:
+        """Raise if a file or folder of examples does not exist, before any run begins and fails.
+
+        Raises:
+            ConfigError: one does not. The message names it and the first run that reads it.
+        """
+        for run in runs:
+            if parse_spec(run.config.dataset).name != OWN_FILE:
+                continue
+            source = DATASETS.build(run.config.dataset)
+            for path in (getattr(source, name) for name in ("path", "validation", "test")):
+                if path is not None and not Path(path).expanduser().exists():
+                    raise ConfigError(
+                        f"FP1988 {self.study.path}: {run.title} reads {path}, which does not exist; correct dataset: a "
+                        f"path is absolute, or relative to the folder in which you call fedpeft ({Path.cwd()})"
+                    )
 
     def list_missing_runs(self, retry_failed: bool) -> list[PlannedRun]:
         """Return the runs that have no result; with `retry_failed`, also those that failed."""

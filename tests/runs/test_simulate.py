@@ -331,8 +331,8 @@ def test_what_has_diverged_is_said_shortly():
         for loss in (2.0, 650.0):
             observer.round_done(RoundResult(1, 2, 0, loss, loss, 0.1, 10, 10, 1.0, None, None))
     first, last = told.getvalue().splitlines()
-    assert "validation loss 2.000  perplexity 7.389  " in first
-    assert "validation loss 650.000  perplexity 1.956e+282  " in last
+    assert "validation: loss 2.000, perplexity 7.389  " in first
+    assert "validation: loss 650.000, perplexity 1.956e+282  " in last
 
 
 @pytest.mark.fast

@@ -201,7 +201,7 @@ class File:
         made = self.build_dataset(
             Path(self.path).expanduser().name,
             paths.convert(lambda path: self._create_table(path, pictures)),
-            f"file(path={self.path!r}, ROLE=COLUMN)",
+            f'"file(path={self.path!r}, ROLE=COLUMN)"',
             self._read_images if pictures else None,
         )
         return dataclasses.replace(made, notes=(*self._list_notes(paths), *made.notes))
@@ -302,7 +302,7 @@ class File:
         return None if self.labels is None else parse_names(self.labels, least=2)
 
     def _get_format(self) -> TableFormat:
-        return TableFormat(self.sep, self.encoding, self.decimal, f"file(path={self.path!r}, NAME=VALUE)")
+        return TableFormat(self.sep, self.encoding, self.decimal, f'"file(path={self.path!r}, NAME=VALUE)"')
 
     def _find_owner(
         self, first: dict[str, Any], train: RecordTable, reading: ColumnReading | None, ask: str

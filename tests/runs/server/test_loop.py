@@ -214,8 +214,8 @@ def test_a_run_whose_patience_is_over_draws_and_charges_nothing(tmp_path, events
     server.run()
     assert events.count("draw") == 1
     assert events[-1] == "told", "nothing happens after the round that ends the run"
-    assert server.observer.sentences == ["no improvement in 1 evaluations: the run ends here"]
-    assert server.early_end == server.observer.sentences[0]
+    assert server.observer.sentences[-1] == "no improvement in 1 evaluations: the run ends here"
+    assert server.early_end == server.observer.sentences[-1]
 
 
 def test_a_resumed_run_whose_patience_is_over_draws_nothing_either(tmp_path, events):
@@ -225,6 +225,15 @@ def test_a_resumed_run_whose_patience_is_over_draws_nothing_either(tmp_path, eve
     make_server(tmp_path, events, **settings).run()
     assert "draw" not in events
     assert not [event for event in events if event.startswith("send")]
+
+
+def test_the_score_of_the_start_is_said_before_round_1(tmp_path, events):
+    """Else nobody sees what later rounds are compared with, by the safeguard and by the choice of the best state."""
+    server = make_server(tmp_path, events, losses=[1.25, 9.0], rounds=1, measure="validation(every=1, keep=best)")
+    server.run()
+    assert [text.split() for text in server.observer.sentences] == [
+        ["start", "validation:", "loss", "1.250,", "accuracy", "0.500"]
+    ]
 
 
 def test_an_undone_step_is_evaluated_as_the_state_before_it(tmp_path, events):

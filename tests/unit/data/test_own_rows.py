@@ -162,9 +162,9 @@ def test_rows_of_one_class_each_are_told_nothing_of_several_labels(tmp_path, set
 
 def test_a_column_of_another_name_is_named_where_the_rows_are_read(tmp_path: Path) -> None:
     path = write(tmp_path, "mine.csv", "comment,verdict\na,x\nb,y\n")
-    with refuses("FP3155", "comment, verdict", "file(path=", "text=COLUMN)", "owner=COLUMN"):
-        load_dataset(f"file:{path}")
-    with refuses("FP3155", "name yours: file(path=", "label=COLUMN)", "set label=None"):
+    with refuses("FP3155", "comment, verdict", f'"file(path={path!r}, text=COLUMN)"', "owner=COLUMN"):
+        load_dataset(f"file:{path}")  # in quotes, since a shell interprets brackets
+    with refuses("FP3155", 'name yours: "file(path=', "label=COLUMN)", "set label=None"):
         load_dataset(f"file(path={path!r}, text=comment)")
     with refuses("FP3155", "legal: comment, verdict; name yours: --label-column COLUMN"):
         build_labeled_rows(path, read_records(path), "comment", "label", None)

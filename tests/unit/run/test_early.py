@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,15 @@ from pathlib import Path
 import pytest
 from fedpeft.clients.attack import ATTACKS
 
+from fedpeft import simulate
 from fedpeft.__main__ import COMMANDS, find_module
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.parts.declarations import UnreadableError, read
 from fedpeft.parts.families import PRESETS
+from fedpeft.reporting.command import OTHER_NAMES
 from fedpeft.wiring import catalogue, early_checks
 from fedpeft.wiring.config import RunConfig
+from tests.refusals import has_error
 
 HEAVY = ("torch", "transformers", "flwr", "grpc", "scipy", "datasets", "pandas", "pyarrow")
 
@@ -182,6 +186,14 @@ def test_both_say_the_same_of_a_name():
     with pytest.raises(FedpeftError) as second:
         ATTACKS.build("sign_flop")
     assert str(first.value) == str(second.value)
+
+
+def test_a_flag_with_another_name_elsewhere_is_named(capsys):
+    for other, here in OTHER_NAMES.items():
+        for words in ([other, "3"], [f"{other}=3"], [f"--{other[2:].replace('-', '_')}", "3"]):
+            assert simulate.main(words) == 2
+            assert has_error(capsys.readouterr().err, "FP1989", other, here)
+        simulate.parse(shlex.split(here.partition(" for ")[0]))
 
 
 @pytest.mark.parametrize("name", sorted(name for name in catalogue.FLAGS if name not in ("dataset", "model")))

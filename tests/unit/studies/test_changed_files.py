@@ -70,6 +70,19 @@ def test_results_of_a_file_that_has_changed_are_refused_and_kept(
     assert Workplace(study(tmp_path, "[0, 1]"), tmp_path).done
 
 
+def test_a_file_that_does_not_exist_is_refused_before_a_run_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(tmp_path)
+    for flags in (["--dry-run"], []):
+        assert main([str(tmp_path / "study.toml"), *flags]) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert has_error(error, "FP1988", tmp_path / "study.toml", tmp_path / "rows.csv", Path.cwd())
+    assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
+    rows(tmp_path / "rows.csv")
+    assert main([str(tmp_path / "study.toml"), "--dry-run"]) == 0
+
+
 def test_results_of_clients_of_a_file_that_has_changed_are_refused(tmp_path: Path) -> None:
     rows(tmp_path / "rows.csv")
     clients = tmp_path / "clients.toml"

@@ -308,22 +308,36 @@ def test_what_is_left_is_told_in_time(tmp_path: Path) -> None:
     assert "(3 runs left, about 30 min 0 s)" in told.export_text()
 
 
+def test_a_plan_with_failed_runs_names_the_flag_that_repeats_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = study(tmp_path, SEEDS + BASE + AXES)
+    ResultsFile(tmp_path / "results.jsonl").append(failed(made, 0))
+    for flags, named in (([], True), (["--retry-failed"], False)):
+        assert main([str(tmp_path / "study.toml"), "--dry-run", *flags]) == 0
+        assert ("--retry-failed" in capsys.readouterr().out) is named
+
+
 def test_a_silent_study_says_where_its_runs_stand(tmp_path: Path) -> None:
     made = study(tmp_path, SEEDS + BASE + AXES)
     place, told = Workplace(made, tmp_path), Console(record=True, width=400)
     schedule = Schedule(Program(load, simulate.main), place, place.list_missing_runs(False), 2, "", told)
     schedule._print_heartbeat()
     first, second = (
-        RunProcess(planned, tmp_path / name, tmp_path) for planned, name in zip(place.planned, "ab", strict=False)
+        RunProcess(planned, tmp_path / name, tmp_path / f"{name}.log")
+        for planned, name in zip(place.planned, "ab", strict=False)
     )
     schedule.running = [first, second]
     second.folder.mkdir()
     (second.folder / "rounds.jsonl").write_text('{"round": 0}\n{"round": 1}\n')
     schedule._print_heartbeat()
+    first.log.write_text("reading the examples\nloading the model\n...     loading the model: 8 s\n\n")
+    schedule._print_heartbeat()
     rounds = second.planned.config.rounds
     assert told.export_text().splitlines() == [
         "...     starting the next run",
         f"...     {first.planned.title}: getting ready; {second.planned.title}: round 1 of {rounds} done",
+        f"...     {first.planned.title}: loading the model: 8 s; {second.planned.title}: round 1 of {rounds} done",
     ]
 
 
