@@ -299,6 +299,11 @@ def test_time_with_a_connection_and_without_a_task_is_no_time_without_a_connecti
     assert ended[0] - gone > 1.0
 
 
+def test_a_taken_port_is_explained_by_the_system(door):
+    with refuses("FP5074", f"127.0.0.1:{door.gateway.port}", "Address already in use", "--listen"):
+        door.open(door.gateway.port)
+
+
 def test_a_full_disk_of_the_client_is_not_told_as_a_lost_connection(door):
     link, said = door.link("edge-1"), []
     patience = Patience(1e-9, SimpleNamespace(say=said.append))
