@@ -71,7 +71,10 @@ def _explain_error(error: grpc.RpcError) -> Exception:
     if code in FATAL:
         return RunError(f"FP5044 the server refuses this client: {details}")
     if code == grpc.StatusCode.ABORTED:
-        return RunError(f"FP5045 another process uses this client's name: {details}")
+        return RunError(
+            f"FP5045 another process uses this client's name: {details}; run one process for each certificate, and "
+            "make other certificates with fedpeft certs --clients NAME"
+        )
     return LostError(shorten_details(details) or code.name.lower())
 
 

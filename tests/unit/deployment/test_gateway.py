@@ -200,7 +200,7 @@ def test_a_second_process_takes_over_and_the_first_is_told(door):
         door.until(lambda: door.gateway.list_sessions()[0].stream == 2)
         with client(door):
             reader.join(20)
-            assert has_error(told[0], "FP5045")
+            assert has_error(told[0], "FP5045", "fedpeft certs --clients NAME")
 
 
 def test_secrets_are_not_in_the_log(door):
