@@ -80,7 +80,9 @@ def _explain_error(error: grpc.RpcError) -> Exception:
 
 def shorten_details(details: str) -> str:
     """Return the cause in gRPC's description of a failed connection, its last part; other texts are unchanged."""
-    is_chain = details.startswith(("failed to connect to all addresses", "DNS resolution failed"))
+    is_chain = details.startswith(("failed to connect to all addresses", "DNS resolution failed", "errors resolving"))
+    if is_chain:
+        details = details.rstrip("]")
     return re.sub(r" \(\d+\)$", "", details.rpartition(": ")[2]) if is_chain else details
 
 

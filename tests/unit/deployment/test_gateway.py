@@ -299,6 +299,16 @@ def test_time_with_a_connection_and_without_a_task_is_no_time_without_a_connecti
     assert ended[0] - gone > 1.0
 
 
+def test_a_client_that_reaches_the_server_after_all_reports_it_once(door):
+    link, said = door.link("edge-1"), []
+    patience = Patience(0.0, SimpleNamespace(say=said.append), iter([0.0]))
+    patience.note_contact()
+    patience.wait_for_retry(link, LostError("cut"))
+    patience.note_contact()
+    patience.reset()
+    assert said[1:] == [f"connected to {link.address}"]
+
+
 def test_a_taken_port_is_explained_by_the_system(door):
     with refuses("FP5074", f"127.0.0.1:{door.gateway.port}", "Address already in use", "--listen"):
         door.open(door.gateway.port)
@@ -310,7 +320,7 @@ def test_a_full_disk_of_the_client_is_not_told_as_a_lost_connection(door):
     for _ in range(2):
         patience.wait_for_retry(link, UnkeptError("transcript.jsonl can't be written: No space left on device"))
     assert all(line.startswith("transcript.jsonl can't be written: No space left on device; again in") for line in said)
-    with refuses("FP5155"):
+    with refuses("FP5155", "cut", "--server"):
         patience.wait_for_retry(link, LostError("cut"))
     patience.give_up = 0.0
     patience.wait_for_retry(link, LostError("cut"))
