@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -30,13 +33,29 @@ class Command:
     edge: Annotated[EdgeOptions, tyro.conf.arg(name="")] = field(default_factory=EdgeOptions)
 
 
+@contextlib.contextmanager
+def silence_grpc() -> Iterator[None]:
+    """Import grpc in this context, so that its core writes nothing to standard error; a user's GRPC_VERBOSITY stays.
+
+    The core reads the variable at import. `Link.diagnose` explains the same failures in one sentence.
+    """
+    is_set = "GRPC_VERBOSITY" in os.environ
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        yield
+    finally:
+        if not is_set:  # a server that this process starts reads refused handshakes from these lines
+            del os.environ["GRPC_VERBOSITY"]
+
+
 def join(command: Command, console: Console) -> None:
     """Take part as a client until the federation is finished.
 
     Raises:
         FedpeftError: what the user can mend; a value that is not legal is refused before torch is imported.
     """
-    from fedpeft.deployment.client import joining
+    with silence_grpc():
+        from fedpeft.deployment.client import joining
 
     joining.join(command.join, command.edge, console)
 

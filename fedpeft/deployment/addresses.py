@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from typing import Final
 
 from fedpeft.errors import ConfigError
@@ -34,3 +35,14 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def explain_bind(address: str) -> str:
+    """Return why no server can listen at HOST:PORT now; empty: one can. gRPC states no reason."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host.strip("[]"), int(port)), family=family):
+            return ""
+    except OSError as error:
+        return (error.strerror or str(error)).split(" (while attempting", 1)[0]

@@ -64,6 +64,7 @@ class Patience:
     say: ConsoleObserver
     _waits: Iterator[float] = field(default_factory=yield_waits)
     _since: float | None = None
+    _unreached: str = ""
     _diagnosed: bool = False
 
     def reset(self) -> None:
@@ -73,7 +74,9 @@ class Patience:
 
     def note_contact(self) -> None:
         """Note that the server is there. The waits keep their length, since it may be gone again at once."""
-        self._since, self._diagnosed = None, False
+        if self._unreached:
+            self.say.say(f"connected to {escape(self._unreached)}")
+        self._since, self._unreached, self._diagnosed = None, "", False
 
     def wait_for_retry(self, link: Link, error: LostError) -> None:
         """Wait before the next attempt.
@@ -90,12 +93,16 @@ class Patience:
         time.sleep(seconds)
 
     def _handle_unreached(self, link: Link, error: LostError) -> None:
+        self._unreached = link.address
         if self._since is None:
             self._since = time.monotonic()
         if not self._diagnosed:
             self._diagnosed = link.diagnose()
         if self.give_up and time.monotonic() - self._since > self.give_up:
-            raise RunError(f"FP5155 {link.address} could not be reached for {self.give_up:g} s: {error}")
+            raise RunError(
+                f"FP5155 {link.address} could not be reached for {self.give_up:g} s: {error}; check --server, and ask "
+                "whoever runs the server whether it listens there"
+            )
 
 
 def join(options: JoinOptions, edge_options: EdgeOptions, console: Console) -> None:

@@ -36,6 +36,9 @@ UPLOAD_SECONDS, SLOWEST = 600.0, 10_000.0
 OUTSIDE_ITS_TIME = (9, 10)
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
+OTHER_NAME = (62, 64)
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+
 INSTRUCTION_LIMIT = 1 << 26
 """Most bytes of a task's payloads if the model is unknown."""
 
@@ -68,13 +71,18 @@ def _explain_error(error: grpc.RpcError) -> Exception:
     if code in FATAL:
         return RunError(f"FP5044 the server refuses this client: {details}")
     if code == grpc.StatusCode.ABORTED:
-        return RunError(f"FP5045 another process uses this client's name: {details}")
+        return RunError(
+            f"FP5045 another process uses this client's name: {details}; run one process for each certificate, and "
+            "make other certificates with fedpeft certs --clients NAME"
+        )
     return LostError(shorten_details(details) or code.name.lower())
 
 
 def shorten_details(details: str) -> str:
     """Return the cause in gRPC's description of a failed connection, its last part; other texts are unchanged."""
-    is_chain = details.startswith(("failed to connect to all addresses", "DNS resolution failed"))
+    is_chain = details.startswith(("failed to connect to all addresses", "DNS resolution failed", "errors resolving"))
+    if is_chain:
+        details = details.rstrip("]")
     return re.sub(r" \(\d+\)$", "", details.rpartition(": ")[2]) if is_chain else details
 
 
@@ -131,9 +139,12 @@ class Link:
                     f"clock ({datetime.now(UTC):%Y-%m-%d %H:%M} UTC); set the clock, or ask for a new server "
                     "certificate"
                 ) from None
+            names = self._read_server_names() if error.verify_code in OTHER_NAME else []
+            reason = error.verify_message.rstrip(".") + (f" (it contains {', '.join(names)})" if names else "")
             raise RunError(
-                f"FP5047 the certificate of {self.address} is refused: {error.verify_message}; it must be made by the "
-                "authority in ca.pem, for the name that --server gives"
+                f"FP5047 the certificate of {self.address} is refused: {reason}; it must be made by the "
+                "authority in ca.pem, for the name that --server gives: give one of its names, or have the server "
+                "make a new one with fedpeft certs --server NAMES --renew"
             ) from None
         except ssl.SSLError as error:
             if error.reason == "WRONG_VERSION_NUMBER":  # the answer is not TLS
@@ -151,6 +162,17 @@ class Link:
                 "has expired; ask for a new one, unless the server's clock is wrong"
             )
         return True
+
+    def _read_server_names(self) -> list[str]:
+        """Return the names in the server's certificate, which the authority must have signed; empty: unknown."""
+        context = _create_client_context(self.credentials) if self.credentials else _create_probe_context()
+        context.check_hostname = False
+        try:
+            with self._open_tls_connection(context) as secured:
+                certificate = secured.getpeercert() or {}
+        except (OSError, ValueError):
+            return []
+        return [str(value) for _, value in certificate.get("subjectAltName", ())]
 
     def _diagnose_without_tls(self) -> bool:
         try:

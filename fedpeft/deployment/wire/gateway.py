@@ -18,6 +18,7 @@ import grpc
 from grpc.aio import ServicerContext
 
 from fedpeft.communication.messages import NOT_JOINED, Instruction, Report
+from fedpeft.deployment.addresses import explain_bind
 from fedpeft.deployment.identity.authentication import Doorkeeper, RefusedError, create_dropped_error
 from fedpeft.deployment.identity.members import Roster
 from fedpeft.deployment.identity.signing import SignedStatement
@@ -135,8 +136,10 @@ class Gateway:
             else:
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
+            reason = explain_bind(address) or str(error)
             raise RunError(
-                f"FP5074 the server can't listen at {address} ({error}); choose another port with --listen"
+                f"FP5074 the server can't listen at {address} ({reason}); choose another port with --listen, or end "
+                "the program that listens there"
             ) from None
         await self._server.start()
         self.roster.since = time.monotonic()

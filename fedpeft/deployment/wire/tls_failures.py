@@ -15,11 +15,21 @@ from types import TracebackType
 
 HANDSHAKE = re.compile(rb"Handshake failed with error .*?([A-Z_]+: [^:\n]*|[A-Z_]+)$")
 
+OTHER_NAME = re.compile(rb"ssl_transport_security\.cc:\d+\] No match found for server name: ([\w.:-]{1,253})$")
+
+UNVERIFIED = ": invalid certificate verification context"
+"""What the core adds to an error before any certificate was verified; it explains nothing."""
+
+EXPLAINED = re.compile(rb"add_port\.cc:\d+\] Failed to add port to server")
+"""A line about an error that the server explains itself, in one sentence."""
+
 
 def find_handshake_error(line: bytes) -> str | None:
     """Return why a handshake failed, from a line of gRPC's core; None: the line is about something else."""
+    if found := OTHER_NAME.search(line.strip()):
+        return f"the client looks for {found[1].decode('ascii')}, which is no name in the server's certificate"
     found = HANDSHAKE.search(line.strip())
-    return found[1].decode("ascii", "replace").lower().replace("_", " ") if found else None
+    return found[1].decode("ascii", "replace").lower().replace("_", " ").removesuffix(UNVERIFIED) if found else None
 
 
 class Handshakes:
@@ -51,5 +61,5 @@ class Handshakes:
             for line in lines:
                 if (reason := find_handshake_error(line)) is not None:
                     self._refused(reason)
-                else:
+                elif not EXPLAINED.search(line):
                     os.write(self._own, line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -49,6 +50,13 @@ def test_a_certificate_of_another_authority_is_refused(door, tmp_path):
     stranger = Credentials((door.folder / "certs" / "ca.pem").read_bytes(), own.certificate, own.key)
     link = replace(door.link("edge-1"), credentials=stranger)
     assert "refuses this client's certificate" in refused_by_tls(link)
+
+
+def test_a_name_that_the_servers_certificate_lacks_is_refused_with_those_that_it_has(door, monkeypatch):
+    connect = socket.create_connection
+    monkeypatch.setattr("socket.create_connection", lambda address, **more: connect(("127.0.0.1", address[1]), **more))
+    with refuses("FP5047", "localhost, 127.0.0.1", "fedpeft certs --server NAMES --renew"):
+        door.link("edge-1", host="fl.example.org").diagnose()
 
 
 def test_an_expired_certificate_is_refused(door):

@@ -200,7 +200,7 @@ def test_a_second_process_takes_over_and_the_first_is_told(door):
         door.until(lambda: door.gateway.list_sessions()[0].stream == 2)
         with client(door):
             reader.join(20)
-            assert has_error(told[0], "FP5045")
+            assert has_error(told[0], "FP5045", "fedpeft certs --clients NAME")
 
 
 def test_secrets_are_not_in_the_log(door):
@@ -299,13 +299,28 @@ def test_time_with_a_connection_and_without_a_task_is_no_time_without_a_connecti
     assert ended[0] - gone > 1.0
 
 
+def test_a_client_that_reaches_the_server_after_all_reports_it_once(door):
+    link, said = door.link("edge-1"), []
+    patience = Patience(0.0, SimpleNamespace(say=said.append), iter([0.0]))
+    patience.note_contact()
+    patience.wait_for_retry(link, LostError("cut"))
+    patience.note_contact()
+    patience.reset()
+    assert said[1:] == [f"connected to {link.address}"]
+
+
+def test_a_taken_port_is_explained_by_the_system(door):
+    with refuses("FP5074", f"127.0.0.1:{door.gateway.port}", "Address already in use", "--listen"):
+        door.open(door.gateway.port)
+
+
 def test_a_full_disk_of_the_client_is_not_told_as_a_lost_connection(door):
     link, said = door.link("edge-1"), []
     patience = Patience(1e-9, SimpleNamespace(say=said.append))
     for _ in range(2):
         patience.wait_for_retry(link, UnkeptError("transcript.jsonl can't be written: No space left on device"))
     assert all(line.startswith("transcript.jsonl can't be written: No space left on device; again in") for line in said)
-    with refuses("FP5155"):
+    with refuses("FP5155", "cut", "--server"):
         patience.wait_for_retry(link, LostError("cut"))
     patience.give_up = 0.0
     patience.wait_for_retry(link, LostError("cut"))

@@ -46,6 +46,11 @@ def received(cls, limit, messages):
             "name not found",
             "Domain name not found",
         ),
+        (
+            "errors resolving nowhere:8470: [field:hostname lookup error:address lookup failed for nowhere:8470: "
+            "Domain name not found]",
+            "Domain name not found",
+        ),
         ("too many calls are waiting to send a message; retry later", None),
         ("Socket closed", None),
     ],
