@@ -139,7 +139,7 @@ def draw(file: Path, levels: Levels, tasks: Mapping[str, Runs]) -> None:
         for (left, right), (task, runs) in zip(axes, tasks.items(), strict=True):
             for side, own in runs.items():
                 for curve in own.values():
-                    style = {"color": COLORS[side], "linewidth": 0.9, "alpha": 0.7}
+                    style: dict[str, Any] = {"color": COLORS[side], "linewidth": 0.9, "alpha": 0.7}
                     left.plot(curve.seconds, curve.accuracy, **style)
                     if side != "plain" and curve.bytes[-1]:
                         spent = [(n / 1e6, at) for n, at in zip(curve.bytes, curve.accuracy, strict=True) if n]

@@ -41,10 +41,10 @@ SIDES: Mapping[str, str] = {
 }
 """The sides, with their names in tables."""
 
-TRIALS: Mapping[str, int] = {"flower": 16, "plain": 4}
+TRIALS: Mapping[str, int] = {"flower": 12, "plain": 3}
 """Trials per task of each searched side. A search for fedpeft's default has at most those of Flower."""
 
-SEARCH_SECONDS, SECONDS = 150.0, 300.0
+SEARCH_SECONDS, SECONDS = 120.0, 240.0
 """Training time of an opponent's run, without its startup and its evaluations, in the search and afterwards."""
 
 

@@ -131,7 +131,7 @@ def test_comparison_refuses_to_run_without_levels_or_with_others(tmp_path: Path)
 
 def test_best_trial_has_the_largest_area_and_needs_the_whole_search(tmp_path: Path) -> None:
     study = create_study(tmp_path)
-    with pytest.raises(RunError, match="16 of 16 trials of flower on one are missing"):
+    with pytest.raises(RunError, match="12 of 12 trials of flower on one are missing"):
         study.create_jobs("levels")
     record_search(study)
     assert study.find_best("one", "flower") == draw_trials("flower")[-1]
@@ -151,7 +151,7 @@ def test_comparison_interleaves_all_sides_and_resumes(tmp_path: Path) -> None:
 def test_dry_run_counts_missing_runs_and_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(Settings(tasks=("one",), output=tmp_path, dry_run=True), {"one": {}})
     said = capsys.readouterr().out
-    assert "search: 20 of 20 runs are missing" in said
+    assert "search: 15 of 15 runs are missing" in said
     assert f"levels: {len(LEVEL_SEEDS)} of {len(LEVEL_SEEDS)}" in said
     assert "compare: 20 of 20" in said
     assert "in all about" in said
