@@ -4,8 +4,11 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from fedpeft.models.scoring import Scores
 from fedpeft.study import study_file
+from fedpeft.study.runner import Workplace
 from fedpeft.study.study_file import read_study
 from fedpeft.tune.search_file import read_search
 from fedpeft.wiring.config import read_config
@@ -32,6 +35,16 @@ def test_a_shown_study_describes_a_grid(tmp_path: Path) -> None:
     for text in (STUDY, said[said.index("name = ") :]):
         for preset, runs in (("small", 8), ("", 20)):
             assert len(read_study(written(tmp_path, text), preset).plan_runs()) == runs
+
+
+def test_the_first_study_of_its_page_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [text] = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "studies.md").read_text(encoding="utf-8"), re.DOTALL)
+    made = read_study(written(tmp_path, text))
+    made.check()
+    monkeypatch.chdir(ROOT)
+    place = Workplace(made, tmp_path)
+    place.refuse_missing_files(place.planned)
+    assert [run.title for run in place.planned[:2]] == ["fedit, seed 0", "median, seed 0"]
 
 
 def test_a_shown_search_has_a_space(tmp_path: Path) -> None:
