@@ -64,7 +64,8 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
         tell_notes()
         found = attack_membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
         label = config.privacy or "no protection"
-        told = f"{found.mean:.3f} (worst client {found.worst_area:.3f}, by chance {found.by_chance:.3f})"
+        chance = f"by chance {found.by_chance:.3f}, and above {found.high_by_chance:.3f} in 5 % of draws"
+        told = f"{found.mean:.3f} (worst client {found.worst_area:.3f}; {chance})"
         rows.append((f"{folder.name}: {label}", told if len(found.areas) else "no members to compare"))
         if found.note:
             rows.append(("", found.note))
