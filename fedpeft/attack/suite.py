@@ -13,6 +13,7 @@ from fedpeft.attack import hostile_clients, in_sums, unequal_instructions
 from fedpeft.attack.outcome import Outcome
 from fedpeft.attack.stage import AttackStage
 from fedpeft.deployment.options import ServeOptions
+from fedpeft.parts.spec import add_settings
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.secure_sum.sum import parse_privacy, sums_in
@@ -147,6 +148,7 @@ def reduce_settings(config: RunConfig, attack: Attack) -> RunConfig:
     """Return a server's settings with a small dataset and model, and the number of clients of an attack."""
     return dataclasses.replace(
         config,
+        privacy=_leave_budget(config.privacy),
         dataset="tiny",
         model="auto",
         tokens=32,
@@ -160,6 +162,17 @@ def reduce_settings(config: RunConfig, attack: Attack) -> RunConfig:
         workers=1,
         measure="validation(every=100)",
     )
+
+
+def _leave_budget(privacy: str) -> str:
+    """Return the mechanism with half of its budget for training, if it leaves the share to a formula.
+
+    The clients of an attack have few examples, so the formula would leave them no round to attack.
+    """
+    mechanism = parse_privacy(privacy) if privacy and sums_in(privacy) is None else None
+    if not isinstance(mechanism, Mechanism) or mechanism.epsilon is None or mechanism.start is not None:
+        return privacy
+    return add_settings(privacy, start=0.5)
 
 
 def reduce_options(options: ServeOptions) -> ServeOptions:
@@ -187,8 +200,8 @@ def judge(attack: Attack, outcome: Outcome, config: RunConfig) -> Result:
         limit = "the settings allow it"
     elif prevented and secure is not None and secure.noisy:
         refused, limit = (NOISE if refused == NOBODY else refused), ""
-    elif any("too little noise" in line for line in outcome.lines):
-        limit = limit or "one failing client voids a sum that needs the noise of all; allow for dropouts"
+    else:
+        limit = limit or _find_limit(outcome, summed)
     if limit and not (prevented and outcome.refusals):
         verdict, holds = f"not prevented: {limit}", True
     elif not prevented:
@@ -198,6 +211,18 @@ def judge(attack: Attack, outcome: Outcome, config: RunConfig) -> Result:
     else:
         verdict, holds = "held", True
     return Result(attack, outcome, learned, refused, verdict, holds)
+
+
+def _find_limit(outcome: Outcome, summed: bool) -> str:
+    """Return the documented reason why nothing prevents an attack, from what the server printed; empty: none."""
+    lines = outcome.lines
+    if "FP5252" in outcome.refusals.get("server", ""):
+        return "one failing client voids the sum before round 1, which this plan needs; allow for dropouts"
+    if any("too little noise" in line for line in lines):
+        return "one failing client voids a sum that needs the noise of all; allow for dropouts"
+    if not (summed or outcome.reports or outcome.rounds[0]) and any("budget is spent" in line for line in lines):
+        return "no round trains, because the start has the whole budget"
+    return ""
 
 
 def _describe_learned(outcome: Outcome) -> str:

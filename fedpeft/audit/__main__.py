@@ -64,7 +64,8 @@ def attack(runs: tuple[Path, ...], console: Console) -> None:
         tell_notes()
         found = attack_membership(Simulation(config, folder, ConsoleObserver(Console(quiet=True))))
         label = config.privacy or "no protection"
-        told = f"{found.mean:.3f} (worst client {found.worst_area:.3f}, by chance {found.by_chance:.3f})"
+        chance = f"by chance {found.by_chance:.3f}, and above {found.high_by_chance:.3f} in 5 % of draws"
+        told = f"{found.mean:.3f} (worst client {found.worst_area:.3f}; {chance})"
         rows.append((f"{folder.name}: {label}", told if len(found.areas) else "no members to compare"))
         if found.note:
             rows.append(("", found.note))
@@ -90,11 +91,14 @@ def show(verdict: Verdict, console: Console) -> None:
     console.print(create_summary_table("canary audit", rows))
 
 
-def show_sums(verdict: SumVerdict, console: Console) -> None:
-    """Print how many colluding clients secure sums tolerate."""
+def show_sums(verdict: SumVerdict, noisy: bool, console: Console) -> None:
+    """Print how many colluding clients secure sums tolerate, and that the epsilon of `noisy` sums is not audited."""
     rows = [(f"{clients} clients", str(tolerated)) for clients, tolerated in verdict.tolerated.items()]
     word = f"[bold red]protects less than it claims[/]: {verdict.excess}" if verdict.excess else "consistent"
-    console.print(create_summary_table("colluding clients that a secure sum tolerates", [*rows, ("verdict", word)]))
+    rows.append(("verdict", word))
+    if noisy:
+        rows.append(("epsilon", "not audited: masks hide the single updates that canaries need"))
+    console.print(create_summary_table("colluding clients that a secure sum tolerates", rows))
 
 
 def _format_verdict(verdict: Verdict) -> str:
@@ -125,7 +129,7 @@ def _run_audit(command: Command, console: Console) -> int:
     audit = CanaryAudit(**check_settings("the audit", CanaryAudit, vars(command.audit)))
     if (secure := sums_in(audit.privacy)) is not None:  # secure sums hide the single updates that canaries need
         told = audit_sums(secure)
-        show_sums(told, console)
+        show_sums(told, secure.noisy, console)
         return 1 if told.excess else 0
     with tempfile.TemporaryDirectory(prefix="fedpeft-audit-") as folder:
         verdict = run(audit, Path(folder))

@@ -39,12 +39,14 @@ class Membership:
         by_chance: the largest area expected if no client revealed anything, the mean over shuffles.
         members: number of clients' examples.
         left_out: number of them whose class has no non-member.
+        high_by_chance: the largest area that chance alone exceeds in 5 % of shuffles.
     """
 
     areas: np.ndarray
     by_chance: float
     members: int
     left_out: int
+    high_by_chance: float = float("nan")
 
     @property
     def mean(self) -> float:
@@ -102,7 +104,8 @@ def measure_membership(losses: np.ndarray, labels: np.ndarray, clients: np.ndarr
         worst.append(compute_areas(shuffled).max())
     by_chance = float(np.mean(worst)) if worst else float("nan")
     members = int((~others).sum() + (~known).sum())
-    return Membership(compute_areas(losses), by_chance, members, int((~known).sum()))
+    high = float(np.quantile(worst, 0.95)) if worst else float("nan")
+    return Membership(compute_areas(losses), by_chance, members, int((~known).sum()), high)
 
 
 def attack_membership(simulation: Simulation) -> Membership:

@@ -8,7 +8,7 @@ from typing import Final
 from fedpeft.privacy.secure_sum.collusion import count_tolerated, explain_excess
 from fedpeft.privacy.secure_sum.sum import SecureSum
 
-COHORTS: Final = (5, 10, 20, 100)
+COHORTS: Final = (3, 4, 5, 10, 20, 100)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class Contestants:
         if self.run.config.privacy:
             raise PrivacyError(
                 "FP7027 clients of a private run can't be trained alone, since their adapters would reveal their "
-                "examples; leave --alone out"
+                "examples; leave --alone out, or give it for a run of the same settings without --privacy"
             )
         return self._save_state(folder.name, train_one_alone(self.simulation, client))
 

@@ -29,7 +29,7 @@ class Alone(Measurement):
         if setup.mechanism is not None or setup.secure_sum is not None:
             raise PrivacyError(
                 "FP7092 clients that train alone would leave unprotected adapters in the run's folder; leave alone out "
-                "of --measure"
+                "of --measure, or take it in a run of the same settings without --privacy"
             )
         if setup.facts.tasks is not None:
             raise ConfigError(

@@ -112,8 +112,8 @@ class LifetimeLedger:
                 spent = max(epsilon(book.spent.get(own, {}), delta) for own in self._accounts)
                 raise PrivacyError(
                     f"FP7048 earlier runs on {self.data} have spent {spent:.3g} of epsilon {self.budget:g} at dp_delta "
-                    f"{delta:.2g}, and the rest does not allow a single round; give a larger --max-epsilon if you "
-                    "accept that"
+                    f"{delta:.2g}, and the rest does not allow a single round; stay out, or give a larger "
+                    "--max-epsilon if you accept that"
                 )
 
     def _is_affordable(self, book: Ledger, event: Event, count: int, delta: float) -> bool:

@@ -154,6 +154,7 @@ def _plot_losses(
 ) -> None:
     axis.plot([r["round"] for r in measured], [r["loss"] for r in measured], label="validation rows", **FEDERATED)
     numbers, losses = [r["round"] for r in trained], [r["train_loss"] for r in trained]
-    axis.plot(numbers, losses, label="clients, during training", **CLIENTS)
+    if losses:  # private runs have none, and an empty curve would leave the layout no width
+        axis.plot(numbers, losses, label="clients, during training", **CLIENTS)
     axis.set_ylabel(unit)
     _draw_legend_above(axis)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fedpeft.reporting.console import format_bytes, format_measure
 from fedpeft.reporting.exports.transformers_folder import create_processor
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.phrases import count_of
+from fedpeft.reporting.run_folder import SERVERS_OPTIONS
 from fedpeft.reporting.target_lines import list_card_lines
 from fedpeft.wiring.measurements import trust_lines
 from fedpeft.wiring.section_lines import section_lines
@@ -150,7 +153,6 @@ def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
     field, digits = ("perplexity", 3) if measure == "perplexity" else ("accuracy", 4)
     quality = summary.get(field)
     partition = summary.get("partition") or {}
-    epsilon = summary.get("epsilon")
     probe = summary.get("baseline_accuracy")
     traffic = f"{format_bytes(summary['uplink_bytes'])} up and {format_bytes(summary['downlink_bytes'])} down"
     rows = {
@@ -163,9 +165,7 @@ def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
         f"`{config.strategy}`",
         "seed": config.seed,
         "bytes": f"{traffic} in all (`{config.codec}`)",
-        "privacy": "none: the updates were not noised, and the adapter may reveal its training examples"
-        if epsilon is None
-        else f"epsilon {epsilon:.3g} at delta {summary['dp_delta']:.1g}",
+        "privacy": describe_privacy(summary),
         measure.replace("_", " "): "not measured: the server had no examples"
         if quality is None
         else f"{format_measure(quality, digits)} ({summary.get('accuracy_of') or 'test rows'})",
@@ -184,7 +184,7 @@ def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
             format_front_matter(run, whole, gguf),
             f"# {title} from federated fine-tuning",
             "",
-            "Made by fedpeft: many clients trained it on examples that stayed with them.",
+            f"Made by fedpeft: {_describe_origin(run)}",
             "",
             "| | |",
             "|---|---|",
@@ -193,6 +193,39 @@ def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
             _describe_readout(run, "`modeling_mean_pooled.py`, a linear layer" if whole else "`head.safetensors`"),
         ]
     )
+
+
+def _describe_origin(run: FinishedRun) -> str:
+    """Return a sentence on who trained the model: real clients, or one machine that simulated them."""
+    if (run.folder / SERVERS_OPTIONS).exists():
+        return "the clients trained it on examples that stayed with them."
+    return "one machine held all examples, and simulated the clients."
+
+
+def describe_privacy(summary: Mapping[str, Any]) -> str:
+    """Return what a run's epsilon protects: unit, mechanism and delta; numbers are rounded up, never down.
+
+    Args:
+        summary: the content of summary.json.
+    """
+    if summary.get("epsilon") is None:
+        return "none: the updates were not noised, and the adapter may reveal its training examples"
+    section = summary.get("privacy") or {}
+    cost = f"epsilon {round_up(summary['epsilon'], 3)} at delta {round_up(summary['dp_delta'], 2)}"
+    unit = f" per {section['unit']}" if "unit" in section else ""
+    name = f", by `{section['mechanism']}`" if "mechanism" in section else ""
+    test = "; test noise of a known seed, which protects nothing" if section.get("test_noise") else ""
+    left = "; `privacy.not_covered` in summary.json lists what no epsilon covers" if section.get("not_covered") else ""
+    return f"{cost}{unit}{name}{test}{left}"
+
+
+def round_up(value: float, digits: int) -> str:
+    """Return a positive number with so many significant digits, and never less than the number itself."""
+    if not value:
+        return "0"
+    step = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    short = f"{value:.{digits}g}"
+    return short if float(short) >= value else f"{float(short) + step:.{digits}g}"
 
 
 def _describe_readout(run: FinishedRun, head: str) -> str:

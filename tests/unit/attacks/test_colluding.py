@@ -30,6 +30,7 @@ from tests.refusals import has_error, refuses
 
 SECURE = SUMS.build("secure_sum")
 COHORTS = {5: 1, 10: 4, 20: 6, 100: 34}
+DOCUMENTED = {3: 1, 4: 2, **COHORTS}
 ROOT = Path(__file__).parents[3]
 
 
@@ -85,16 +86,16 @@ def test_a_cohort_that_is_the_whole_federation_tolerates_one_more():
 
 @pytest.mark.parametrize("page", ["SECURITY.md", "docs/privacy-attacks.md"])
 def test_the_documented_table_is_that_of_the_code(page):
-    tolerated = {n: count_tolerated(SECURE.terms(n)) for n in COHORTS}
-    fewest = {n: min(count_tolerated(SECURE.terms(m)) for m in range(n, 2000)) for n in COHORTS}
-    assert tolerated == COHORTS
+    tolerated = {n: count_tolerated(SECURE.terms(n)) for n in DOCUMENTED}
+    fewest = {n: min(count_tolerated(SECURE.terms(m)) for m in range(n, 2000)) for n in DOCUMENTED}
+    assert tolerated == DOCUMENTED
     text = (ROOT / page).read_text()
-    head, _, *lines = text[text.index("\n| cohort |") :].splitlines()[1:7]
+    head, _, *lines = text[text.index("\n| cohort |") :].splitlines()[1:9]
     assert [cell.strip() for cell in head.split("|")[1:5]] == [
         "cohort", "`secure_sum`", "`distributed_dp`", "`--fewest` of that number"
     ]  # fmt: skip
     rows = [[int(cell) for cell in line.split("|")[1:5]] for line in lines]
-    assert rows == [[n, tolerated[n], tolerated[n], fewest[n]] for n in COHORTS]
+    assert rows == [[n, tolerated[n], tolerated[n], fewest[n]] for n in DOCUMENTED]
 
 
 @pytest.mark.parametrize("collude", [0.1, 0.2, 0.33, 0.336])
@@ -149,8 +150,16 @@ def test_the_audit_of_sums_states_the_bound(capsys):
 
     assert audit(["--privacy", "secure_sum"]) == 0
     printed = capsys.readouterr().out
-    for clients, tolerated in COHORTS.items():
-        assert re.search(rf"{clients} clients\W+{tolerated}\b", printed)
+    for clients, tolerated in DOCUMENTED.items():
+        assert re.search(rf"\b{clients} clients\W+{tolerated}\b", printed)
+    assert "not audited" not in printed
+
+
+def test_the_audit_of_noisy_sums_states_that_it_audits_no_epsilon(capsys):
+    from fedpeft.audit.__main__ import main as audit
+
+    assert audit(["--privacy", "distributed_dp(epsilon=8)"]) == 0
+    assert re.search(r"epsilon\W+not audited", capsys.readouterr().out)
 
 
 def test_unknown_privacy_stays_one_sentence(capsys):

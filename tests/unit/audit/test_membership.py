@@ -31,6 +31,16 @@ def test_members_of_a_class_that_nobody_else_has_are_left_out():
     assert np.isnan([none.mean, none.worst_area, none.by_chance]).all()
 
 
+def test_the_bound_on_chance_is_exceeded_in_5_percent_of_draws():
+    """Nothing leaks: the worst client is above its mean by chance in half of the draws, and seldom above the bound."""
+    random = np.random.default_rng(3)
+    whose = np.repeat([0, 1, 2, 3, -1], [60] * 5)
+    told = [measure_membership(random.random(300), np.zeros(300, int), whose, seed) for seed in range(40)]
+    assert all(one.high_by_chance > one.by_chance for one in told)
+    assert sum(one.worst_area > one.by_chance for one in told) > 10
+    assert sum(one.worst_area > one.high_by_chance for one in told) <= 6
+
+
 @pytest.mark.medium
 def test_the_worst_of_many_small_clients_is_told_beside_what_it_is_by_chance():
     """0.5 is no guess of a maximum. Twenty times new rows: nothing leaks, and the worst is as it is by chance."""

@@ -20,6 +20,15 @@ def test_no_accuracy_is_above_100_percent(accuracies):
     assert not axis.lines[0].get_clip_on(), "the marker of a value at a limit is drawn in full"
 
 
+def test_a_run_without_training_losses_has_panels_of_full_width():
+    """Clients of private runs report no losses, and an empty curve let both panels collapse."""
+    rounds = [{"round": i, "loss": 0.3 - i / 200, "accuracy": 0.95, "train_loss": None} for i in range(0, 21, 4)]
+    figure = plot_run(rounds, {"metric": "accuracy", "accuracy": 0.943, "baseline_accuracy": 0.943})
+    figure.draw_without_rendering()
+    assert [len(axis.get_legend().get_texts()) for axis in figure.axes] == [3, 1]
+    assert min(axis.get_position().width for axis in figure.axes) > 0.3
+
+
 def test_curves_of_a_study_end_at_100_percent(monkeypatch):
     from types import SimpleNamespace
 
