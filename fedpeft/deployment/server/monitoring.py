@@ -105,7 +105,7 @@ class Operation:
             self._health.stop(grace=None)
 
     def _start_metrics(self, host: str, port: int) -> Any:
-        require_extra("prometheus_client", "serve", "--metrics")
+        require_extra("prometheus_client", "server", "--metrics")
         import prometheus_client
 
         registry = prometheus_client.CollectorRegistry()

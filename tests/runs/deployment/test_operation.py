@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from wsgiref.simple_server import make_server
 
 import grpc
-import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 
@@ -39,7 +38,6 @@ def free_port() -> int:
 
 
 def test_metrics_and_health_are_served(tmp_path, monkeypatch):
-    pytest.importorskip("prometheus_client", reason="needs fedpeft[serve]")
     metrics, health = free_port(), free_port()
     options = ServeOptions(metrics=f"127.0.0.1:{metrics}", health=f"127.0.0.1:{health}", insecure=True)
     config = RunConfig(dataset="tiny", clients=2, cohort="all", rounds=7, dtype="fp32", workers=1,
