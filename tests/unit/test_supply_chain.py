@@ -28,7 +28,7 @@ def locked():
 def test_the_lock_covers_the_core_and_says_nothing_of_where_files_were_found():
     assert LOCK[0].startswith("# Made by python .ci/lock.py for ")
     versions = locked()
-    assert {"torch", "flwr", "grpcio-health-checking"} <= {Requirement(text).name for text in CORE}
+    assert {"torch", "flwr", "grpcio-health-checking", "prometheus-client"} <= {Requirement(text).name for text in CORE}
     assert len(versions) == len(LOCK) - 1 > len(CORE)
     for requirement in map(Requirement, CORE):
         name = canonicalize_name(requirement.name)
