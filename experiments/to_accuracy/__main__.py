@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal
@@ -233,7 +233,8 @@ class Study:
             hours = sum(map(self.estimate_seconds, missing)) / 3600
             total += hours
             for job in missing:
-                print(f"{describe(job)}: {self.estimate_seconds(job) / 60:.0f} min")
+                shown = job if stage == "search" else replace(job, trial=None)  # the best trial may be unknown yet
+                print(f"{describe(shown)}: {self.estimate_seconds(job) / 60:.0f} min")
             print(f"{stage}: {len(missing)} of {len(jobs)} runs are missing, about {hours:.1f} h\n")
         print(f"in all about {total:.1f} h")
 
