@@ -14,6 +14,7 @@ batch: that parameter would be trained without protection, or not at all.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -118,9 +119,13 @@ class ExampleGradients:
 
         parameters = {name: chosen[own_name].detach() for name, own_name in raw.items()}
         try:
-            gradients, losses = vmap(grad(loss, has_aux=True), in_dims=(None, 0), randomness="different")(
-                parameters, batch
-            )
+            with warnings.catch_warnings():
+                # CPU attention has no rule for batches of gradients, so torch takes one example after another. The
+                # gradients are right, and nobody can act on the warning.
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                gradients, losses = vmap(grad(loss, has_aux=True), in_dims=(None, 0), randomness="different")(
+                    parameters, batch
+                )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise PrivacyError(f"FP7006 this model and PEFT method have no gradients per example: {reason}") from error
