@@ -169,7 +169,7 @@ class Link:
         context.check_hostname = False
         try:
             with self._open_tls_connection(context) as secured:
-                certificate = secured.getpeercert() or {}
+                certificate: dict[str, Any] = secured.getpeercert() or {}
         except (OSError, ValueError):
             return []
         return [str(value) for _, value in certificate.get("subjectAltName", ())]
