@@ -138,7 +138,7 @@ class HF:
             )
         rows = splits[split]
         packed = self.template is not None or self.target is not None
-        label, ask = None if packed else self.label, "hf(..., ROLE=COLUMN)"
+        label, ask = None if packed else self.label, '"hf(..., ROLE=COLUMN)"'
         names = user_rows.Names(self.text, label, self.owner, ask, self.label_type, self.incomplete)
         column = rows.features.get(self.label)
         each = getattr(column, "feature", column)  # of a list

@@ -93,8 +93,8 @@ def test_it_is_judged_by_what_its_task_is_judged_by(live, metric, name, value):
     state = live.take_snapshot()
     assert state["metric"] == name
     assert state["rounds"][-1]["judged"] == pytest.approx(value)
-    assert f"  {name} {value:.3f}  " in told.getvalue()
-    assert name == "accuracy" or "  accuracy" not in told.getvalue()
+    assert f", {name} {value:.3f}  " in told.getvalue()
+    assert name == "accuracy" or ", accuracy" not in told.getvalue()
 
 
 @pytest.mark.fast

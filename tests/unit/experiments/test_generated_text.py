@@ -48,15 +48,15 @@ def test_the_table_has_medians_and_ranges() -> None:
 
 
 def test_the_reading_of_backdoors_has_the_recorded_shares() -> None:
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for run in ResultsFile(BACKDOOR / "results.jsonl").read():
         backdoor = run.summary["trust"]["backdoor"]
         shares = (backdoor["success"], backdoor["without_trigger"], run.summary["accuracy"])
-        found.setdefault(run.point["rule"], []).append(" / ".join(f"{100 * share:.1f}" for share in shares))
+        found.setdefault(run.point["rule"], {})[run.point["attack"]] = " / ".join(f"{100 * x:.1f}" for x in shares)
     reading = (BACKDOOR / "README.md").read_text().partition("## Reading")[2]
     rows = [line.strip("| ").split(" | ") for line in reading.splitlines() if re.match(r"\| \w+ \| \d", line)]
-    assert [(name, cells) for name, *cells in rows] == list(found.items())
-    assert found
+    attacks = list(found["fedit"])  # the last runs ended in another order
+    assert [(name, cells) for name, *cells in rows] == [(n, [of[a] for a in attacks]) for n, of in found.items()]
 
 
 def test_a_page_is_compared_and_written_only_on_request(tmp_path):
