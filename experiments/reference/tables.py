@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -72,9 +73,9 @@ def format_records() -> str:
     parts = []
     for file, kinds in RECORDS.items():
         parts.append(f"### {file}\n")
-        said = {name: text for kind in kinds for name, text in _parse_attributes(kind.__doc__ or "").items()}
+        said = {name: text for kind in kinds for name, text in _parse_attributes(inspect.getdoc(kind) or "").items()}
         if not said:
-            parts.append(_get_prose(kinds[0].__doc__ or "") + "\n")
+            parts.append(_get_prose(inspect.getdoc(kinds[0]) or "") + "\n")
         fields = [field for kind in kinds for field in dataclasses.fields(kind) if field.name not in GROUPS_OF_FIELDS]
         lines = [(f"`{f.name}`", f"`{f.type}`", said.get(f.name, "")) for f in fields]
         parts.append(format_rows(("key", "type", "meaning"), lines))
@@ -119,13 +120,13 @@ def _format_default(value: Any) -> str:
 
 def _get_prose(text: str) -> str:
     """Return the paragraphs of a docstring without its sections."""
-    return re.sub(r"\n +", "\n", text.partition("\n    Attributes:")[0]).strip()
+    return re.sub(r"\n +", "\n", text.partition("\nAttributes:")[0]).strip()
 
 
 def _parse_attributes(text: str) -> dict[str, str]:
     """Return the meanings in the section *Attributes* of a docstring, by name."""
     found: dict[str, str] = {}
-    for entry in re.split(r"\n        (?=\S)", text.partition("    Attributes:\n")[2]):
+    for entry in re.split(r"\n    (?=\S)", text.partition("Attributes:\n")[2]):
         names, colon, meaning = " ".join(entry.split()).partition(": ")
         if colon:
             found |= dict.fromkeys(re.findall(r"\w+", names), meaning)
