@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -237,7 +238,9 @@ def build_curve(lines: list[tuple[float, dict[str, Any]]], judged: float = 0.0) 
         traffic += line["uplink_bytes"] + line["downlink_bytes"]
         if line["accuracy"] is not None:
             curve.rounds.append(line["round"])
-            curve.seconds.append(round(when - evaluation, 3))
+            # A line is seen with the delay of polling, which can exceed the training of a tiny round.
+            before = curve.seconds[-1] if curve.seconds else -math.inf
+            curve.seconds.append(max(before, round(when - evaluation, 3)))
             curve.bytes.append(traffic)
             curve.accuracy.append(line["accuracy"])
     return curve, evaluation
