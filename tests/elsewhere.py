@@ -16,8 +16,20 @@ if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
 
 NAME = "elsewhere"
 DEVICE = f"{NAME}:0"
-backend_registration._setup_privateuseone_for_python_backend(NAME)
-getattr(torch, NAME).get_amp_supported_dtype = lambda: []
+
+
+class Module(backend_registration._DummyBackendModule):
+    """What `torch.elsewhere` offers."""
+
+    def is_available(self):
+        """Keep accelerate from choosing this device on its own and emptying its cache: it has none."""
+        return False
+
+    def get_amp_supported_dtype(self):
+        return []
+
+
+backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
 
 aten = torch.ops.aten
 CROSSING = (aten._to_copy.default, aten.copy_.default)

@@ -15,3 +15,12 @@ class ReadsClips(Protocol):
     def count_frames(self) -> int:
         """Return the number of frames of each clip; 0: the examples are images or texts."""
         ...
+
+
+@runtime_checkable
+class NamesFiles(Protocol):
+    """The settings name files or folders of the user's own, which must exist."""
+
+    def list_files(self) -> tuple[str, ...]:
+        """Return their paths as given."""
+        ...

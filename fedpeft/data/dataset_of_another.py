@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpeft.data.abilities import ReadsClips
+from fedpeft.data.abilities import NamesFiles, ReadsClips
 from fedpeft.data.rows import (
     DATASETS,
     get_default_head,
@@ -48,6 +48,11 @@ class DatasetOfAnother:
     def has_tasks(self) -> bool:
         """Whether the other dataset has tasks of continual learning."""
         return has_tasks(DATASETS.build(self.of))
+
+    def list_files(self) -> tuple[str, ...]:
+        """Return the paths of the files or folders that the other dataset reads."""
+        other = DATASETS.build(self.of)
+        return other.list_files() if isinstance(other, NamesFiles) else ()
 
     def count_frames(self) -> int:
         """Return the number of frames of the other dataset's clips; 0: it has none."""

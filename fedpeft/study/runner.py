@@ -14,13 +14,13 @@ from pathlib import Path
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedpeft.data.abilities import NamesFiles
 from fedpeft.errors import ConfigError, FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.machine.cores import count_usable_cores
 from fedpeft.machine.hardware import divide_gpus, list_accelerators
 from fedpeft.machine.terminal import Console
 from fedpeft.parts.families import DATASETS
-from fedpeft.parts.spec import parse_spec
 from fedpeft.reporting.console import format_duration
 from fedpeft.reporting.observer import get_main_metric
 from fedpeft.reporting.phases import SILENCE, Heartbeat
@@ -34,9 +34,6 @@ from fedpeft.wiring import catalogue
 from fedpeft.wiring.config import RunConfig, read_config
 
 POLL_SECONDS = 0.2
-
-OWN_FILE = "file"
-"""The dataset that reads the user's own files."""
 
 LOG_BYTES = 2000
 """Bytes at the end of a run's log in which its last line is looked for."""
@@ -209,11 +206,9 @@ class Workplace:
             ConfigError: one does not. The message names it and the first run that reads it.
         """
         for run in runs:
-            if parse_spec(run.config.dataset).name != OWN_FILE:
-                continue
             source = DATASETS.build(run.config.dataset)
-            for path in (getattr(source, name) for name in ("path", "validation", "test")):
-                if path is not None and not Path(path).expanduser().exists():
+            for path in source.list_files() if isinstance(source, NamesFiles) else ():
+                if not Path(path).expanduser().exists():
                     raise ConfigError(
                         f"FP1988 {self.study.path}: {run.title} reads {path}, which does not exist; correct dataset: a "
                         f"path is absolute, or relative to the folder in which you call fedpeft ({Path.cwd()})"

@@ -167,6 +167,10 @@ class File:
                 f"FP1737 frames={self.frames} reads clips with classes, and {self.task} is for images; leave one out"
             )
 
+    def list_files(self) -> tuple[str, ...]:
+        """Return the paths of the files or folders that the examples are read from."""
+        return tuple(str(path) for path in (self.path, self.validation, self.test) if path is not None)
+
     def count_frames(self) -> int:
         """Return the number of frames of each clip; 0: the examples are images or texts."""
         return self.frames

@@ -196,10 +196,10 @@ def format_card(run: FinishedRun, merged: bool, gguf: bool = False) -> str:
 
 
 def _describe_origin(run: FinishedRun) -> str:
-    """Return a sentence on who trained the model: real clients, or one machine that simulated them."""
+    """Return a sentence on who trained the model: clients with examples of their own, or shares of one dataset."""
     if (run.folder / SERVERS_OPTIONS).exists():
         return "the clients trained it on examples that stayed with them."
-    return "one machine held all examples, and simulated the clients."
+    return "its clients were shares of one dataset, as in a simulation."
 
 
 def describe_privacy(summary: Mapping[str, Any]) -> str:

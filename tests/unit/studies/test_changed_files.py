@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft.data.abilities import NamesFiles
+from fedpeft.data.rows import DATASETS
 from fedpeft.reporting import user_files
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.user_files import RECORD, find_own_files, load_record
@@ -81,6 +83,14 @@ def test_a_file_that_does_not_exist_is_refused_before_a_run_begins(
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
     rows(tmp_path / "rows.csv")
     assert main([str(tmp_path / "study.toml"), "--dry-run"]) == 0
+
+
+def test_a_sample_names_the_files_of_its_dataset() -> None:
+    source = DATASETS.build("sample(of=file(path='rows.csv', test='more.csv'))")
+    assert isinstance(source, NamesFiles)
+    assert source.list_files() == ("rows.csv", "more.csv")
+    assert DATASETS.build("sample(of=tiny)").list_files() == ()
+    assert not isinstance(DATASETS.build("tiny"), NamesFiles)
 
 
 def test_results_of_clients_of_a_file_that_has_changed_are_refused(tmp_path: Path) -> None:
