@@ -5,54 +5,20 @@ Kronecker factors of LoRA matrices, as sums (`fedpeft.trust.kronecker`), and the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from fedpeft.clients.executor import Executor, Job, view_leading_part
+from fedpeft.clients.lora_layers import find_lora_layers, record_layer_values, select_tokens
 from fedpeft.clients.transfer import move_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedpeft.data.examples import Batch
 from fedpeft.machine import seeds
-from fedpeft.models.task import FederatedModel, find_trainable, get_canonical_name
+from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.peft.adapter import State
 from fedpeft.trust.kronecker import name_sums
-
-
-def find_lora_layers(model: FederatedModel) -> dict[str, nn.Linear]:
-    """Return the linear layers that hold LoRA's A and B, by the canonical names of their weights."""
-    from peft.tuners.lora import LoraLayer
-
-    found: dict[str, nn.Linear] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
-            for factor in ("lora_A", "lora_B"):
-                for own, linear in getattr(layer, factor).items():
-                    found[get_canonical_name(f"{name}.{factor}.{own}.weight")] = linear
-    return found
-
-
-@contextmanager
-def record_layer_values(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Record the input and the output of each layer in every forward pass while the context is open."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def note(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[name] = inputs[0], output
-
-        return hook
-
-    hooks = [linear.register_forward_hook(note(name)) for name, linear in linears.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
 
 ComputeLogits = Callable[[FederatedModel, Batch], tuple[Tensor, Tensor]]
 """A function from a model and a batch to logits (examples, classes) and labels (examples,)."""
@@ -124,15 +90,6 @@ def compute_fisher_diagonal(executor: Executor, job: Job, most: int) -> State:
         for total, gradient in zip(sums.values(), gradients, strict=True):
             total += view_leading_part(gradient, total).double().square()
     return {name: (total / max(1, len(rows))).cpu() for name, total in sums.items()}
-
-
-def select_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the tokens that count, (tokens, d) in fp64; positions of a prompt, before the mask's, count, too."""
-    if mask is None or values.ndim < 3:
-        return values.reshape(-1, values.shape[-1]).double().cpu()
-    extra = values.shape[1] - mask.shape[1]
-    mask = torch.nn.functional.pad(mask, (extra, 0), value=True) if extra else mask
-    return values[mask.to(values.device)].double().cpu()
 
 
 def compute_logit_gradients(

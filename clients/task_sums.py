@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from fedpeft.clients.curvature import find_lora_layers, record_layer_values, select_tokens
+from fedpeft.clients.lora_layers import find_lora_layers, record_layer_values, select_tokens
 from torch import Tensor
 
 from fedpeft.data.examples import Batch

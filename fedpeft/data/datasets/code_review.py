@@ -117,7 +117,8 @@ class CodeReview:
                 continue
             begin, end = (starts[line - 1] + column for line, column in (token.start, token.end))
             is_changed = is_defective and begin < last and end > first
-            tags.append((2 if tags and tags[-1] else 1) if is_changed else 0)
+            follows_changed = bool(tags and tags[-1])
+            tags.append(1 + follows_changed if is_changed else 0)
             words.append(token.string[:LONGEST])
         return json.dumps({"words": words, "tags": tags})
 

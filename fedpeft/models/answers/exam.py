@@ -18,7 +18,7 @@ from fedpeft.data.text_to_text import tokenize_target
 from fedpeft.errors import DataError
 from fedpeft.models.answers.generation import answer_prompts
 from fedpeft.models.answers.likelihood import choose_answers, compute_answer_likelihoods, compute_log_likelihoods
-from fedpeft.models.answers.metric import Metric, RunsTests, parse_metrics
+from fedpeft.models.answers.metric import Metric, RunsTests, ScoresTogether, parse_metrics
 from fedpeft.models.answers.questions import Question
 from fedpeft.models.task import TASKS, FederatedModel, Task
 
@@ -99,7 +99,10 @@ class Exam:
     def _score_all(self, metric: Metric, said: Sequence[str]) -> float:
         if self.run_code and isinstance(metric, RunsTests):
             return statistics.fmean(map(partial(self._run_tests, metric), said, self.questions))
-        return metric.score_all(said, [question.right for question in self.questions])
+        right = [question.right for question in self.questions]
+        if isinstance(metric, ScoresTogether):
+            return metric.score_all(said, right)
+        return statistics.fmean(map(metric.score, said, right))
 
     @staticmethod
     def _run_tests(metric: RunsTests, said: str, question: Question) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
@@ -20,9 +19,14 @@ class Metric(ABC):
     def score(self, said: str, right: Sequence[str]) -> float:
         """Return a score from 0 to 1, for the most similar of the `right` answers (at least one)."""
 
+
+@runtime_checkable
+class ScoresTogether(Protocol):
+    """The metric's score of several answers is not the mean of their scores."""
+
     def score_all(self, said: Sequence[str], right: Sequence[Sequence[str]]) -> float:
-        """Return the score of several answers (at least one), 0 to 1: by default the mean of their scores."""
-        return statistics.fmean(self.score(one, answers) for one, answers in zip(said, right, strict=True))
+        """Return the score of all answers (at least one) together, 0 to 1."""
+        ...
 
 
 @runtime_checkable

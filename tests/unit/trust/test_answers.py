@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.curvature import compute_kronecker_sums, compute_logit_gradients, find_lora_layers
+from fedpeft.clients.curvature import compute_kronecker_sums, compute_logit_gradients
+from fedpeft.clients.lora_layers import find_lora_layers
 
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.curvature import compute_kronecker_sums, compute_logit_gradients, find_lora_layers
+from fedpeft.clients.curvature import compute_kronecker_sums, compute_logit_gradients
+from fedpeft.clients.lora_layers import find_lora_layers
 from scipy.optimize import minimize_scalar
 
 from fedpeft.models.base_model import resolve_model
