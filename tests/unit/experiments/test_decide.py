@@ -32,7 +32,16 @@ from experiments.decide.__main__ import (
     main,
     make_page,
 )
-from experiments.decide.registry import NATS, RUNS, Task, compute_hours, compute_rung, read_ladder, read_registry
+from experiments.decide.registry import (
+    NATS,
+    RUNS,
+    RegisteredClaim,
+    Task,
+    compute_hours,
+    compute_rung,
+    read_ladder,
+    read_registry,
+)
 from experiments.decide.simulation import TRUTHS, Pages
 from experiments.decide.verdicts import NOT_RUN, decide_all, load_results
 from experiments.learning_rates import find_tuned_tables, insert_rates
@@ -151,6 +160,17 @@ def test_there_are_24_claims_on_all_topics_and_at_most_four_of_a_language_model(
         labels = {value.label for value in TASKS[claim.study].study.axes["method"]}
         assert {claim.method, claim.baseline} <= labels
         assert claim.direction in ("better", "no worse")
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.number)
+def test_a_claim_names_its_part_and_what_each_possible_verdict_means(claim: RegisteredClaim) -> None:
+    words = {BETTER, WORSE, UNDECIDED} | ({EQUIVALENT} if TASKS[claim.study].margin is not None else set())
+    assert set(claim.means) == words
+    assert len(set(claim.means.values())) == len(words)
+    assert any(claim.part in family.names for family in FLAGS[claim.flag].families)
+    study = TASKS[claim.study].study
+    arm = next(run.config for run in study.plan_runs() if run.point["method"] == claim.method)
+    assert parse_spec(str(getattr(arm, claim.flag))).name == claim.part
 
 
 def test_no_arm_is_trained_for_nothing() -> None:
