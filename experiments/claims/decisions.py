@@ -59,7 +59,12 @@ def _compute_beyond(uncertainty: Uncertainty, room: float) -> float:
 
 
 def correct(tests: Sequence[PValues]) -> list[PValues]:
-    """Return the p-values of a page's claims after the correction, in the order given."""
+    """Return the p-values of a page's claims after the correction, in the order given.
+
+    A hypothesis that is not tested yet counts with p = 1. A smaller value in its place never raises a corrected
+    p-value: the multiplier of each other hypothesis stays or falls. The hypothesis itself is multiplied by no more than
+    the next larger one was before.
+    """
     asked = [(t.no_difference, i, 0) for i, t in enumerate(tests)]
     asked += [(t.beyond_margin, i, 1) for i, t in enumerate(tests) if t.beyond_margin is not None]
     left = [1 if t.beyond_margin is None else 2 for t in tests]

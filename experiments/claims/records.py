@@ -73,13 +73,17 @@ def read_claims(path: Path = HERE / "claims.toml") -> list[Claim]:
 
 
 @cache
-def load_section(study: str) -> Section:
+def load_section(study: str, within: Path = STUDIES) -> Section:
     """Load the runs of a study's folder.
+
+    Args:
+        study: the folder, followed by a slash and a preset if the results are those of a preset.
+        within: the folder of all studies.
 
     Raises:
         RunError: there is no such study, or it has no runs.
     """
-    folder = STUDIES / study
+    folder = within / study
     results = select_latest(ResultsFile(folder / "results.jsonl").read())
     if not results:
         raise RunError(f"{folder} holds no results")

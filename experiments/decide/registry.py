@@ -59,6 +59,8 @@ class RegisteredClaim:
         method, baseline: labels of two arms of the task's study file.
         direction: what the paper states: "better" or "no worse".
         pilot: the source of its variances.
+        flag, part: the part that the claim is about, and the flag that takes it.
+        means: what each verdict means for users, by verdict.
     """
 
     number: int
@@ -71,6 +73,9 @@ class RegisteredClaim:
     baseline: str
     direction: str
     pilot: Pilot
+    flag: str
+    part: str
+    means: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,10 @@ def read_registry(path: Path = HERE / "claims.toml") -> tuple[tuple[RegisteredCl
     for number, written in enumerate(content["claim"], 1):
         pilot = dict(written.pop("pilot"))
         pilot["nearness"] = pilot.pop("is")
-        claims.append(RegisteredClaim(number=number, pilot=Pilot(**pilot), **written))
+        part = written.pop("part")
+        claims.append(
+            RegisteredClaim(number=number, pilot=Pilot(**pilot), flag=part["flag"], part=part["name"], **written)
+        )
     tasks = {}
     for name, written in content["tasks"].items():
         tasks[name] = Task(name=name, **({"margin": None, "ladder": ""} | written))

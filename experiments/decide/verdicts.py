@@ -1,8 +1,9 @@
-"""Print the verdict of each registered claim, once, after the last run of the study.
+"""Print the verdict of each registered claim whose task is finished.
 
 python -m experiments.decide.verdicts
 
-There is no interim look: the command refuses to compute anything while a run of a task is missing.
+A task with a missing run gives no verdict, so each hypothesis is tested once. In the one correction over the page, the
+hypotheses of unfinished tasks count with p = 1.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from experiments import exit_on_error
-from experiments.claims.decisions import compute_tests, correct, decide
-from experiments.claims.records import find_method, load_section
+from experiments.claims.decisions import UNDECIDED, PValues, compute_tests, correct, decide
+from experiments.claims.records import STUDIES, find_method, load_section
 from experiments.claims.verdicts import Evidence
 from experiments.decide.registry import NATS, RegisteredClaim, Task, read_registry
 from fedpeft.errors import RunError
@@ -23,29 +25,59 @@ from fedpeft.study.results import Result, unpack
 from fedpeft.study.sections import Method, Section
 from fedpeft.study.statistics import LEVEL, POINTS, TestCounts, pair_runs
 
+NOT_RUN = "not run yet"
+"""Printed in place of verdicts for the claims of an unfinished task."""
+
 
 @dataclass(frozen=True)
 class Decision:
-    """A claim, its paired differences and its verdicts."""
+    """A claim with what its task's runs decide.
+
+    Attributes:
+        claim: the claim.
+        task: its task.
+        evidence: the paired differences; None while the task is unfinished.
+        tests: p-values without the correction; 1 while the task is unfinished.
+        corrected: p-values after the correction over the page.
+    """
 
     claim: RegisteredClaim
-    evidence: Evidence
-    verdicts: tuple[str, ...]
+    task: Task
+    evidence: Evidence | None
+    tests: PValues
+    corrected: PValues
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """One or two verdicts, or `NOT_RUN`."""
+        return (NOT_RUN,) if self.evidence is None else decide(self.evidence.difference, self.corrected)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the verdict is better, worse or equivalent."""
+        return not {NOT_RUN, UNDECIDED} & set(self.verdicts)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the difference, without the correction; None while the task is unfinished."""
+        if self.evidence is None:
+            return None
+        width = self.evidence.uncertainty.compute_half_width(LEVEL, 2)
+        return self.evidence.difference - width, self.evidence.difference + width
 
 
-def check_complete(task: Task, section: Section) -> None:
-    """Raise RunError if an arm of a task lacks a finished run."""
-    missing = [
+def find_missing(task: Task, section: Section | None) -> list[str]:
+    """Return the runs that a task lacks, as "arm, seed"; failed runs count as missing.
+
+    Args:
+        task: the task.
+        section: its results; None: there are none.
+    """
+    return [
         f"{value.label}, seed {seed}"
         for value in task.study.axes["method"]
-        for seed in sorted(set(task.study.seeds) - set(_find_runs(section, value.label)))
+        for seed in sorted(set(task.study.seeds) - set(_find_runs(section, value.label) if section else ()))
     ]
-    if missing:
-        raise RunError(
-            f"{task.name} lacks {len(missing)} of {len(task.study.plan_runs())} runs, the first is "
-            f"{missing[0]}; verdicts "
-            f"are computed once, after all runs: fedpeft study experiments/decide/{task.name}/study.toml"
-        )
 
 
 def _find_runs(section: Section, label: str) -> Mapping[int, Result]:
@@ -100,33 +132,65 @@ def get_own_accuracy(run: Result) -> float:
         raise RunError(f"a run of seed {run.seed} has no accuracy on clients' own examples") from None
 
 
+def load_results(folder: Path = STUDIES / "decide") -> dict[str, Section]:
+    """Return the committed results of each task that has some, by name of the task."""
+    written = [name for name in read_registry()[1] if (folder / name / "results.jsonl").exists()]
+    return {name: load_section(name, folder) for name in written}
+
+
 def decide_all(sections: Mapping[str, Section]) -> list[Decision]:
     """Return the decisions of all claims, corrected together.
 
+    Args:
+        sections: results by name of the task; a task may lack some or all of its runs.
+
     Raises:
-        RunError: a run is missing, or lacks its measure.
+        RunError: a run of a finished task lacks its measure.
     """
     claims, tasks = read_registry()
-    for task in tasks.values():
-        check_complete(task, sections[task.name])
-    evidence = []
-    for claim in claims:
-        arms = (find_method(sections[claim.study], {"method": label}) for label in (claim.method, claim.baseline))
-        evidence.append(compute_evidence(tasks[claim.study].measure, *arms))
-    tests = [compute_tests(own, tasks[claim.study].margin) for claim, own in zip(claims, evidence, strict=True)]
-    judged = zip(claims, evidence, correct(tests), strict=True)
-    return [Decision(claim, own, decide(own.difference, p)) for claim, own, p in judged]
+    finished = {name: sections[name] for name, task in tasks.items() if not find_missing(task, sections.get(name))}
+    evidence = [
+        _compare_arms(claim, tasks[claim.study], finished[claim.study]) if claim.study in finished else None
+        for claim in claims
+    ]
+    tests = [_test(own, tasks[claim.study].margin) for claim, own in zip(claims, evidence, strict=True)]
+    return [
+        Decision(claim, tasks[claim.study], own, uncorrected, corrected)
+        for claim, own, uncorrected, corrected in zip(claims, evidence, tests, correct(tests), strict=True)
+    ]
+
+
+def _compare_arms(claim: RegisteredClaim, task: Task, section: Section) -> Evidence:
+    arms = [find_method(section, {"method": label}) for label in (claim.method, claim.baseline)]
+    evidence = compute_evidence(task.measure, *arms)
+    if len(evidence.by_seed) != len(task.study.seeds):
+        raise RunError(
+            f"claim {claim.number} has the {task.measure} of {len(evidence.by_seed)} pairs of runs, not of all "
+            f"{len(task.study.seeds)} seeds; repeat the runs that lack it: "
+            f"fedpeft study experiments/decide/{task.name}/study.toml"
+        )
+    return evidence
+
+
+def _test(evidence: Evidence | None, margin: float | None) -> PValues:
+    return PValues(1.0, None if margin is None else 1.0) if evidence is None else compute_tests(evidence, margin)
 
 
 def main() -> int:
     """Print a line per claim: verdicts, difference and its uncorrected 95 % interval."""
-    for one in decide_all({name: load_section(f"decide/{name}") for name in read_registry()[1]}):
-        width = one.evidence.uncertainty.compute_half_width(LEVEL, 2)
-        print(
-            f"{one.claim.number:2d} {' and '.join(one.verdicts)}: {one.claim.method} against {one.claim.baseline}, "
-            f"{one.evidence.difference:+.3f} ({one.evidence.difference - width:+.3f} to "
-            f"{one.evidence.difference + width:+.3f})"
-        )
+    sections = load_results()
+    decisions = decide_all(sections)
+    for one in decisions:
+        name = f"{one.claim.number:2d} {' and '.join(one.verdicts)}: {one.claim.method} against {one.claim.baseline}"
+        if one.evidence is None or one.interval is None:
+            runs = len(one.task.study.plan_runs())
+            missing = len(find_missing(one.task, sections.get(one.task.name)))
+            print(f"{name}, {one.task.name} has {runs - missing} of {runs} runs")
+        else:
+            low, high = one.interval
+            print(f"{name}, {one.evidence.difference:+.3f} ({low:+.3f} to {high:+.3f})")
+    run = sum(one.evidence is not None for one in decisions)
+    print(f"{sum(one.is_decided for one in decisions)} of {run} claims with results are decided, of {len(decisions)}")
     return 0
 
 
