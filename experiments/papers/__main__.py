@@ -27,6 +27,9 @@ from fedpeft.errors import RunError
 PAGE = ROOT / "docs" / "papers.md"
 BEGIN, END = "<!-- made by: python -m experiments.papers --write -->\n", "<!-- end -->"
 
+NO_NUMBER = "No number read."
+"""Stands in the text of a paper of which settings were read, but no result."""
+
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Aggregation rules": ("strategies",),
     "Clients: optimizers, corrections, attacks": ("clients",),
@@ -59,17 +62,23 @@ def format_paper(paper: Paper) -> str:
     return f"{named}: *{paper.title}*" if paper.title else named
 
 
+def format_reported(paper: Paper) -> str:
+    """Return the paper's setting and number, how they are known, and where they were read."""
+    known = f"{LEVELS[paper.level]}: {paper.read}" if paper.read else LEVELS[paper.level]
+    return f"{paper.reported} ({known})" if paper.reported else known
+
+
 def format_protocol_row(paper: Paper, modules: Sequence[Path]) -> str:
     """Return the row of a paper with a protocol."""
-    reported = f"{paper.reported} ({LEVELS[paper.level]}: {paper.read})" if paper.reported else LEVELS[paper.level]
     file = f"[{paper.protocol}](../experiments/papers/protocols/{paper.protocol})"
-    cells = (f"{format_paper(paper)}. {format_parts(modules)}", reported, file, format_results(paper), paper.differs)
+    named = f"{format_paper(paper)}. {format_parts(modules)}"
+    cells = (named, format_reported(paper), file, format_results(paper), paper.differs)
     return f"| {' | '.join(cells)} |"
 
 
 def format_row(paper: Paper, modules: Sequence[Path]) -> str:
     """Return the row of a paper without a protocol."""
-    cells = (format_paper(paper), format_parts(modules), LEVELS[paper.level], format_results(paper))
+    cells = (format_paper(paper), format_parts(modules), format_reported(paper), format_results(paper))
     return f"| {' | '.join(cells)} |"
 
 
@@ -84,9 +93,11 @@ def format_page() -> str:
         where = "papers.toml lacks it" if odd[0] in citations else "no production code cites it"
         raise RunError(f"{odd[0]} stands on one side only: {where}")
     with_protocol = [paper for paper in papers.values() if paper.protocol]
-    read = sum(paper.level != "none" for paper in papers.values())
+    read = sum(bool(paper.reported) for paper in papers.values())
+    numbers = sum(bool(paper.reported) and NO_NUMBER not in paper.reported for paper in papers.values())
     parts = [
-        f"{len(papers)} papers: {len(with_protocol)} have a protocol file, and the sources of {read} were looked up.\n",
+        f"{len(papers)} papers: {len(with_protocol)} have a protocol file. "
+        f"Settings or numbers of {read} were read, and numbers of {numbers}.\n",
         "## Papers with a protocol\n",
         "| paper and part | the paper's setting and number | our file | our accuracy | differences |\n"
         "|---|---|---|---|---|",

@@ -28,8 +28,10 @@ NUMBER = re.compile(r"(?<![\d.])(?:0[7-9]|[12]\d)(?:0[1-9]|1[0-2])\.\d{5}(?!\d)"
 
 LEVELS = {
     "cells": "cells read",
-    "code": "settings read in code",
+    "code": "read in code or README",
+    "quoted": "quoted elsewhere",
     "abstract": "abstract only",
+    "searched": "looked for, not found",
     "none": "not looked up",
 }
 """How a paper's reported setting and number are known, and the words for it."""
@@ -74,7 +76,7 @@ class Paper:
         title: its title, if it was looked up.
         level: a key of `LEVELS`.
         reported: the paper's setting and number, as far as `level` says that they are known.
-        read: where they were read.
+        read: where they were read; level "searched": where they were looked for.
         protocol: file in `protocols`; empty: there is none.
         measured: committed runs with the protocol's settings; None: it has not been run, or is no protocol.
         differs: how the protocol here differs from the paper's.
