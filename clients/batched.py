@@ -4,22 +4,21 @@ Every linear layer becomes a fast frozen one, every adapted layer a stacked one 
 fused optimizer steps over the stacks. The loss is the sum of the clients' mean losses, so each client's gradient is
 that of its own mean loss.
 
-Clients with more steps come first in a group. When a client is done, its parameters are copied out and its examples
-leave the pass. Clients of lower LoRA rank are padded with zeros to the global rank. The padding's gradients are zero,
-so it stays zero and changes nothing.
+When a client is done, its examples leave the pass (see `fedpeft.clients.group`). Clients of lower LoRA rank are padded
+with zeros to the global rank. The padding's gradients are zero, so it stays zero and changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from fedpeft.clients.drift import Pull, compute_pull
 from fedpeft.clients.dropout import DropoutPlan, replace_dropout
-from fedpeft.clients.executor import Executor, Job, Trained, collect_penalties, copy_leading_parts, view_leading_part
-from fedpeft.clients.local_optimizer import CarriesMomentum, LocalOptimizer, ProbesLosses
+from fedpeft.clients.executor import Executor, Job, Trained, collect_penalties, view_leading_part
+from fedpeft.clients.group import Group
+from fedpeft.clients.local_optimizer import ProbesLosses
 from fedpeft.clients.probing import directions, probe
 from fedpeft.clients.transfer import put
 from torch import Tensor, nn
@@ -119,101 +118,72 @@ class BatchedExecutor(Executor):
                 torch.cuda.empty_cache()
 
     def _train(self, jobs: list[Job], plans: list[list[np.ndarray]]) -> list[Trained]:
-        job = jobs[0]
-        chosen = {name: p for name, p in self.parameters.items() if name in job.trained}
         self._load(jobs)
-        most = job.training.optimizer.max_norm
-        optimizer, warmup = job.training.optimizer.create_optimizer(chosen, job.learning_rate)
-        momenta = [j.choose_momentum() for j in jobs]
-        _write_momenta(job.training.optimizer, optimizer, chosen, momenta)
-        pulls = [j.collect_pulls({name: p[k] for name, p in chosen.items()}) for k, j in enumerate(jobs)]
-        given = [j.offsets for j in jobs if j.offsets is not None]
-        offsets = torch.stack(given) if given else None
-        losses: list[list[Tensor]] = [[] for _ in jobs]
-        trained: list[State] = [{} for _ in jobs]
-        masks = [j.create_dropout_generator() for j in jobs]
-        for step in range(len(plans[0])):
-            rows = [plan[step] for plan in plans if len(plan) > step]
-            active = self._activate(len(rows))
-            batch, real, self.dropout.places = self.create_step_batch(rows)
-            if isinstance(self.task, ComparesExamples):
-                batch[GROUPS] = assign_rows(real, active)
-            shifts = None if offsets is None else offsets[:active].repeat_interleave(len(real) // active, dim=0)
-            of_step = partial(self._mean_losses, jobs[:active], step, rows, batch, real, shifts)
-            optimizer.zero_grad(set_to_none=True)
-            if isinstance(job.training.optimizer, ProbesLosses):
-                distance = job.training.optimizer.get_probe_distance()
-                client_losses = self._probe_slopes(chosen, jobs[:active], step, distance, of_step)
-            else:
-                client_losses = of_step(masks)
-                client_losses.sum().backward()  # type: ignore[no-untyped-call]
-            for name in self.penalties.keys() & chosen.keys():
-                pulled = self.penalties[name](chosen[name].detach()[:active])
-                chosen[name].grad[:active].add_(pulled)  # type: ignore[index]
-            for k in range(active):
-                _correct(chosen, k, jobs[k], pulls[k])
-            for name in job.find_still_tensors(chosen, step):
-                chosen[name].grad = None
-            if most:
-                _clip_per_client([p.grad for p in chosen.values() if p.grad is not None], most)
-            optimizer.step()
-            warmup.step()
-            for k, loss in enumerate(client_losses.detach()):
-                losses[k].append(loss)
-                if len(plans[k]) == step + 1:
-                    trained[k] = copy_leading_parts({n: p.detach()[k] for n, p in chosen.items()}, jobs[k].received)
-                    momenta[k] = _read_momentum(jobs[k], optimizer, chosen, k, momenta[k])
+        group = Group(jobs, plans, {name: p for name, p in self.parameters.items() if name in jobs[0].trained})
+        for step in range(group.steps):
+            losses = self._fill_gradients(group, step)
+            group.correct_gradients(step, self.penalties)
+            group.take_step(step, losses)
         self.dropout.stop()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        return [
-            Trained(j.client, state, float(torch.stack(loss).double().mean()), len(plan), len(j.rows), momentum)
-            for j, state, loss, plan, momentum in zip(jobs, trained, losses, plans, momenta, strict=True)
-        ]
+        return group.get_results()
 
-    def _mean_losses(
-        self,
-        jobs: Sequence[Job],
-        step: int,
-        rows: Sequence[np.ndarray],
-        batch: Batch,
-        real: Tensor,
-        shifts: Tensor | None,
-        masks: Sequence[np.random.Generator],
+    def _fill_gradients(self, group: Group, step: int) -> Tensor:
+        """Fill the gradients of a step, and return the active clients' mean losses, (active,)."""
+        rows = group.get_rows(step)
+        active = self._activate(len(rows))
+        batch, real, self.dropout.places = self.create_step_batch(rows)
+        if isinstance(self.task, ComparesExamples):
+            batch[GROUPS] = assign_rows(real, active)
+        compute_losses = partial(self._compute_mean_losses, group, step, batch, real)
+        group.optimizer.zero_grad(set_to_none=True)
+        if isinstance(group.rule, ProbesLosses):
+            return self._probe_slopes(group, step, group.rule.get_probe_distance(), compute_losses)
+        losses = compute_losses(group.masks)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
+
+    def _compute_mean_losses(
+        self, group: Group, step: int, batch: Batch, real: Tensor, masks: Sequence[np.random.Generator]
     ) -> Tensor:
         """Return the active clients' mean losses of a step, (active,)."""
-        active = len(jobs)
-        self.dropout.routes = [j.route_generator(step) for j in jobs] if self.dropout.draws else []
+        rows = group.get_rows(step)
+        active = len(rows)
+        self.dropout.routes = [job.route_generator(step) for job in group.jobs[:active]] if self.dropout.draws else []
         self.dropout.clients = [
             (m, self.count_sequences(r), int(self.examples.lengths[r].max())) for m, r in zip(masks, rows, strict=False)
         ]
-        row_losses = jobs[0].compute_losses(self.model, partial(self._compute_step_losses, shifts), batch)
+        shifts = None
+        if group.offsets is not None:
+            shifts = group.offsets[:active].repeat_interleave(len(real) // active, dim=0)
+        row_losses = group.jobs[0].compute_losses(self.model, partial(self._compute_step_losses, shifts), batch)
         sums = (row_losses.sums * real).view(active, -1).sum(1)
         counts = (row_losses.counts * real).view(active, -1).sum(1)
         return sums / counts.clamp(min=1)  # examples of one token predict nothing
 
     def _probe_slopes(
         self,
-        chosen: Mapping[str, nn.Parameter],
-        jobs: Sequence[Job],
+        group: Group,
         step: int,
         distance: float,
-        losses: Callable[[Sequence[np.random.Generator]], Tensor],
+        compute_losses: Callable[[Sequence[np.random.Generator]], Tensor],
     ) -> Tensor:
-        """Set gradients by slopes along each active client's direction, and return the mean losses, (active,).
+        """Fill gradients by slopes along each active client's direction, and return the mean losses, (active,).
 
         The slopes are those between two points at this `distance`.
         """
-        along = {name: torch.zeros_like(parameter) for name, parameter in chosen.items()}
+        jobs = group.jobs[: len(group.get_rows(step))]
+        along = {name: torch.zeros_like(parameter) for name, parameter in group.parameters.items()}
         for k, job in enumerate(jobs):
             for name, signs in directions(job, self.layout, step).items():
                 view_leading_part(along[name][k], signs).copy_(signs)
 
-        def padded_losses() -> Tensor:
-            found = losses([job.create_dropout_generator(step) for job in jobs])
-            return nn.functional.pad(found, (0, len(next(iter(chosen.values()))) - len(jobs)))
+        def compute_padded_losses() -> Tensor:
+            found = compute_losses([job.create_dropout_generator(step) for job in jobs])
+            return nn.functional.pad(found, (0, len(next(iter(group.parameters.values()))) - len(jobs)))
 
-        return probe(chosen, along, distance, padded_losses)[: len(jobs)]
+        return probe(group.parameters, along, distance, compute_padded_losses)[: len(jobs)]
 
     def _compute_step_losses(self, shifts: Tensor | None, batch: Batch) -> RowLosses:
         return self.task.step_losses(self.model, batch, shifts)
@@ -256,58 +226,7 @@ class BatchedExecutor(Executor):
             layer.set_forms(forms)
 
 
-def _write_momenta(
-    rule: LocalOptimizer,
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    momenta: Sequence[State],
-) -> None:
-    """Have each client's steps begin with its own momentum, if the optimizer has one; the same tensors for all."""
-    if not isinstance(rule, CarriesMomentum):
-        return
-    for name in momenta[0]:
-        stack = torch.zeros_like(parameters[name])
-        for k, momentum in enumerate(momenta):
-            view_leading_part(stack[k], momentum[name]).copy_(momentum[name])
-        rule.write_momentum(optimizer, parameters[name], stack)
-
-
-def _read_momentum(
-    job: Job, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], k: int, names: Iterable[str]
-) -> State:
-    """Return the momentum of the job in place `k` for some tensors; empty: the optimizer has none."""
-    rule = job.training.optimizer
-    if not isinstance(rule, CarriesMomentum):
-        return {}
-    return copy_leading_parts({n: rule.read_momentum(optimizer, parameters[n])[k] for n in names}, job.received)
-
-
 def assign_rows(real: Tensor, clients: int) -> Tensor:
     """Return the client of each sequence of a pass, (rows,), from 0; -1 for padding, where `real` (rows,) is False."""
     whose = torch.arange(clients, device=real.device).repeat_interleave(len(real) // clients)
     return whose.masked_fill(~real, -1)
-
-
-def _correct(parameters: Mapping[str, nn.Parameter], k: int, job: Job, pulls: Sequence[Pull]) -> None:
-    """Add the corrections' terms to the gradients of the job in place `k`, then let the corrections turn them."""
-    for pull in pulls:
-        for name, parameter in parameters.items():
-            assert parameter.grad is not None  # stacked parameters all have one
-            like = job.received[name]
-            more = compute_pull(pull, name, view_leading_part(parameter.detach()[k], like))
-            if more is not None:
-                view_leading_part(parameter.grad[k], like).add_(more)
-    for name, parameter in parameters.items() if job.corrections else ():
-        assert parameter.grad is not None
-        gradient = view_leading_part(parameter.grad[k], job.received[name])
-        turned = job.correct_gradient(name, gradient)
-        if turned is not None:
-            gradient.copy_(turned)
-
-
-def _clip_per_client(gradients: list[Tensor], max_norm: float) -> None:
-    """Scale each client's gradient to at most `max_norm`; tensors are (K, ...)."""
-    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    for g in gradients:
-        g.mul_(factors.view(-1, *[1] * (g.ndim - 1)))
