@@ -4,8 +4,9 @@
 
 Distances run over all layers at once: D for LoRA layers, deltas elsewhere. The chosen ones count equally.
 
-Deviation: distances between changes of the effective weight, where the paper has gradients. The guarantee needs
-K >= 2 f + 3; in a smaller cohort f is the largest that fits, and below 3 clients all are averaged.
+Deviations: distances between changes of the effective weight, where the paper has gradients. The text at arXiv scores
+anew after each choice, and leaves open whether its guarantee holds for the m least scores of one round of scoring.
+The guarantee needs K >= 2 f + 3; in a smaller cohort f is the largest that fits, and below 3 clients all are averaged.
 
 Use it if a minority of clients may send hostile updates, and honest updates may be dropped with theirs.
 """
