@@ -27,6 +27,7 @@ class Outcome:
         rounds: number of completed training rounds, and how many of them moved the model.
         lines: lines that the server printed for its user.
         progress: the server's final state; None: it was stopped.
+        timed_out: whether it had not ended after the longest duration.
     """
 
     read: dict[str, float]
@@ -36,6 +37,7 @@ class Outcome:
     rounds: tuple[int, int]
     lines: list[str]
     progress: ServerState | None
+    timed_out: bool = False
 
     @property
     def victims(self) -> list[str]:

@@ -9,30 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
 import numpy as np
+from flwr.app import Message
 
 from fedpeft.attack.outcome import Outcome
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.data.rows import load_dataset
 from fedpeft.deployment.client import joining
 from fedpeft.deployment.client.edge import EdgeClient
+from fedpeft.deployment.client.joining import Patience
 from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.deployment.identity.pinned_roster import PinnedRoster
 from fedpeft.deployment.options import EdgeOptions, JoinOptions, ServeOptions
 from fedpeft.deployment.server import serving
 from fedpeft.deployment.server.event_log import Events
 from fedpeft.deployment.server.federation import Federation
-from fedpeft.deployment.server.grid import StoppedError
+from fedpeft.deployment.server.grid import GrpcGrid, StoppedError
+from fedpeft.deployment.wire.connection import Link, LostError
 from fedpeft.errors import FedpeftError
 from fedpeft.machine.terminal import Console
 from fedpeft.privacy.secure_sum.announcement import Announcement
@@ -43,10 +44,7 @@ from fedpeft.reporting.records import Records
 from fedpeft.wiring.config import RunConfig
 
 SECONDS: Final = 180.0
-"""Longest duration of an attack."""
-
-IDLE: Final = 3.0
-"""Seconds without work after which a federation ends that a client has left."""
+"""Seconds after which an attack that has not ended is undecided; events end all others."""
 
 Answer = Callable[[EdgeClient, Instruction, Callable[[Instruction], Report]], Report]
 """Makes a hostile client's answer from its edge, its task and its honest software."""
@@ -54,6 +52,10 @@ Answer = Callable[[EdgeClient, Instruction, Callable[[Instruction], Report]], Re
 
 Change = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes the attacker's method from the honest one."""
+
+
+class ServerEndedError(Exception):
+    """The federation has ended, so a client that has lost its connection need not look for the server."""
 
 
 class LineObserver:
@@ -112,7 +114,8 @@ class AttackStage:
         self._parts: list[np.ndarray | slice] = []
         self._refusals: dict[str, str] = {}
         self._sums = self._reports = 0
-        self._worked = math.inf
+        self._timed_out = self._gathering = False
+        self._gone: set[str] = set()  # clients that have ended
         self._crash: Exception | None = None
         self._joined: set[str] = set()
         self._one_by_one = threading.Lock()
@@ -147,7 +150,7 @@ class AttackStage:
             (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(self) -> Outcome:
-        """Run the federation until it ends, or until no client is left to attack.
+        """Run the federation until it ends, or until the server waits only for clients that have ended.
 
         Raises:
             FedpeftError: the settings can't be served, or an honest client can't join.
@@ -155,6 +158,7 @@ class AttackStage:
         if not self.certs.exists():
             self.prepare()
         self.over.clear()
+        self._gone.clear()
         observer, home = LineObserver(), self.folder / "server"
         home.mkdir(exist_ok=True)
         ours = {"certs": str(self.certs), "listen": "127.0.0.1:0", "patience": 0.0, "deadline": SECONDS, "quorum": 1.0}
@@ -162,6 +166,7 @@ class AttackStage:
         progress = None
         with contextlib.ExitStack() as stack:
             self._record(stack)
+            self._stop_without_clients(stack)
             for owner, name, change in self.patches:
                 stack.enter_context(patch.object(owner, name, change(getattr(owner, name))))
             credentials, doorkeeper, signer = serving.load_security(options)
@@ -173,10 +178,9 @@ class AttackStage:
             server = federation.server(Records(home, private=True))
             server.transport.grid.goes_on = True  # type: ignore[attr-defined]  # a stopped server ends at once
             clients = [threading.Thread(target=self._start_client, args=(name,), daemon=True) for name in self.names]
-            self._worked = time.monotonic()
             for client in clients:
                 client.start()
-            threading.Thread(target=self._watch, args=(federation, clients), daemon=True).start()
+            threading.Thread(target=self._watch, args=(federation,), daemon=True).start()
             try:
                 federation.gather()
                 progress = federation.train(server)
@@ -188,11 +192,12 @@ class AttackStage:
                 self.over.set()
                 federation.close(serving.FAREWELL)
                 for client in clients:
-                    client.join(20)
+                    client.join(SECONDS)
         if self._crash is not None:
             raise self._crash
         refusals, rounds = dict(self._refusals), self._count_rounds(home / "rounds.jsonl")
-        return Outcome(self._grade(), self._sums, self._reports, refusals, rounds, observer.lines, progress)
+        timed_out = self._timed_out
+        return Outcome(self._grade(), self._sums, self._reports, refusals, rounds, observer.lines, progress, timed_out)
 
     def _count_rounds(self, file: Path) -> tuple[int, int]:
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -210,25 +215,54 @@ class AttackStage:
             data=self.folder / f"{name}.jsonl",
             certs=self.certs / "clients" / name,
             state=self.folder / "state",
-            give_up=0.5,
         )
         edge = EdgeOptions(device="cpu", threads=1, roster=roster, fewest=self.fewest)
         try:
             joining.join(options, edge, Console(quiet=True))
+        except ServerEndedError:
+            pass
         except Exception as error:
             if name not in self._joined or not isinstance(error, FedpeftError):  # not a refusal, so `run` raises it
                 self._crash = error
             elif not self.over.is_set():
                 self._refusals.setdefault(name, str(error))
+        finally:
+            self._gone.add(name)
+            if self._gathering:  # the server would wait for this client
+                self.federation.stopping.set()
 
-    def _watch(self, federation: Federation, clients: Sequence[threading.Thread]) -> None:
-        """Stop the server when the attack is over, or when a client has left and no client works any more."""
-        end = time.monotonic() + SECONDS
-        while not self.over.wait(0.1) and time.monotonic() < end:
-            idle = time.monotonic() - self._worked > IDLE and not self._one_by_one.locked()
-            if idle and not all(client.is_alive() for client in clients):
-                break
+    def _watch(self, federation: Federation) -> None:
+        """Stop the server when the attack is over, or after the longest duration."""
+        self._timed_out = not self.over.wait(SECONDS) or self._timed_out
         federation.stopping.set()
+
+    def _stop_without_clients(self, stack: contextlib.ExitStack) -> None:
+        """Stop the server when it waits only for clients that have ended, and clients when the server has ended."""
+        pull, gather, retry = GrpcGrid.pull_messages, Federation.wait_for_present, Patience.wait_for_retry
+
+        def pull_from_present(grid: GrpcGrid, messages: Iterable[str]) -> list[Message]:
+            gone = set(self._gone)  # before the answers, since a client may end after its last one
+            answers = pull(grid, messages)
+            if not answers and grid.awaited and grid.awaited <= gone:
+                grid.stopping.set()
+            return answers
+
+        def gather_present(federation: Federation) -> Sequence[int]:
+            self._gathering = True
+            if self._gone:
+                federation.stopping.set()
+            present = gather(federation)
+            self._gathering = False
+            return present
+
+        def retry_before_end(patience: Patience, link: Link, error: LostError) -> None:
+            if self.over.is_set():
+                raise ServerEndedError
+            retry(patience, link, error)
+
+        stack.enter_context(patch.object(GrpcGrid, "pull_messages", pull_from_present))
+        stack.enter_context(patch.object(Federation, "wait_for_present", gather_present))
+        stack.enter_context(patch.object(Patience, "wait_for_retry", retry_before_end))
 
     # ----------------------------------------------------------------------------------------------------------- grade
 
@@ -264,7 +298,6 @@ class AttackStage:
             with self._one_by_one:
                 lie = self.hostile.get(name)
                 report = lie(edge, instruction, lambda i: handle(edge, i)) if lie else handle(edge, instruction)
-                self._worked = time.monotonic()
             if report.error and not lie:
                 self._refusals.setdefault(name, report.error)
             self._reports += bool(instruction.kind == "train" and not instruction.step and report.payload)

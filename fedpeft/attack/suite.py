@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from fedpeft.attack import hostile_clients, in_sums, unequal_instructions
 from fedpeft.attack.outcome import Outcome
-from fedpeft.attack.stage import AttackStage
+from fedpeft.attack.stage import SECONDS, AttackStage
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.parts.spec import add_settings
 from fedpeft.privacy.mechanism import Mechanism
@@ -112,6 +112,7 @@ class Result:
         refused: who refused, and why.
         verdict: one or two words.
         holds: whether the documented claim holds.
+        decided: whether the attack ended; if not, the claim is neither confirmed nor refuted.
     """
 
     attack: Attack
@@ -120,6 +121,7 @@ class Result:
     refused: str
     verdict: str
     holds: bool
+    decided: bool = True
 
 
 def attack_settings(
@@ -202,6 +204,9 @@ def judge(attack: Attack, outcome: Outcome, config: RunConfig) -> Result:
         refused, limit = (NOISE if refused == NOBODY else refused), ""
     else:
         limit = limit or _find_limit(outcome, summed)
+    if outcome.timed_out and not outcome.victims:
+        verdict = f"undecided: no end within {SECONDS:g} s; run it again on a free machine"
+        return Result(attack, outcome, "nothing so far", refused, verdict, holds=False, decided=False)
     if limit and not (prevented and outcome.refusals):
         verdict, holds = f"not prevented: {limit}", True
     elif not prevented:

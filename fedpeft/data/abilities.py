@@ -5,7 +5,7 @@ A dataset has an ability if it defines the members; it need not inherit the prot
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -15,6 +15,13 @@ class ReadsClips(Protocol):
     def count_frames(self) -> int:
         """Return the number of frames of each clip; 0: the examples are images or texts."""
         ...
+
+
+@runtime_checkable
+class HeldByClients(Protocol):
+    """Only real clients hold the examples, so this machine can't read or evaluate on them."""
+
+    held_by_clients: ClassVar[bool]
 
 
 @runtime_checkable

@@ -44,7 +44,7 @@ def read_sentences(name: str, stream: TextIO) -> Iterator[tuple[str, dict[str, l
     if sentence:
         yield f"line {first}", _build_columns(columns, sentence)
     if not columns:
-        raise DataError(f"FP3114 {name} is empty")
+        raise DataError(f"FP3114 {name} is empty; give a file with at least one example")
 
 
 def _build_columns(names: list[str], sentence: list[list[str]]) -> dict[str, list[str]]:

@@ -208,6 +208,13 @@ class NeedsClientCount(Protocol):
     needs_client_count: ClassVar[bool]
 
 
+@runtime_checkable
+class IgnoresOwners(Protocol):
+    """The partition does not read the owners of the rows, so that a column of owners has no effect."""
+
+    ignores_owners: ClassVar[bool]
+
+
 USUAL = "dirichlet(alpha=0.5)"
 """Default partition of datasets without a preference, as in papers."""
 

@@ -200,7 +200,7 @@ def _read_table(name: str, stream: TextIO, delimiter: str, given: TableFormat) -
         if header == ["sep=", ""]:  # as Excel writes it before the names
             header = next(filter(None, reader), None)
         if header is None:
-            raise DataError(f"FP3114 {name} is empty")
+            raise DataError(f"FP3114 {name} is empty; give a file with at least one example")
         if len(set(header)) < len(header):
             raise DataError(f"FP3115 {name} names a column twice in its first line: {', '.join(header)}")
         others = [sign for sign in SEPARATORS if sign != delimiter and sign in "".join(header)]
@@ -246,7 +246,7 @@ def _read_lines(name: str, stream: TextIO) -> Iterator[Record]:
             blank = False
             yield TablePlace(f"line {number}"), {"text": line.rstrip("\r\n")}
     if blank:
-        raise DataError(f"FP3114 {name} is empty")
+        raise DataError(f"FP3114 {name} is empty; give a file with at least one example")
 
 
 def _read_json_lines(name: str, stream: TextIO) -> Iterator[Record]:
@@ -256,7 +256,9 @@ def _read_json_lines(name: str, stream: TextIO) -> Iterator[Record]:
         try:
             record = _parse_json(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"FP3119 line {number} of {name} is not valid JSON: {error}") from None
+            raise DataError(
+                f"FP3119 line {number} of {name} is not valid JSON: {error}; correct or remove this line"
+            ) from None
         if not isinstance(record, dict):
             raise DataError(
                 f'FP3120 line {number} of {name} is not a JSON object such as {{"text": ..., "label": ...}}'
@@ -270,7 +272,7 @@ def _read_json(name: str, stream: TextIO) -> Iterator[Record]:
     while not first.strip():
         first = stream.read(1)
         if not first:
-            raise DataError(f"FP3114 {name} is empty")
+            raise DataError(f"FP3114 {name} is empty; give a file with at least one example")
     if first != "[":
         stream.seek(0)
         yield from _read_json_lines(name, stream)

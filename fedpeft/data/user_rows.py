@@ -140,11 +140,11 @@ def read(source: str, records: Records, names: Names) -> Table:
         texts.append(_get_text(record, names, where, lacks))
         if labels is not None:
             if columns := labels.select_columns(record):
-                labels.add_columns([_get_value(record, column, "label", lacks, names.ask) for column in columns], where)
+                labels.add_columns([_get_value(record, column, "label", lacks, names) for column in columns], where)
             else:
-                labels.add(_get_value(record, labels.column, "label", lacks, names.ask), where)
+                labels.add(_get_value(record, labels.column, "label", lacks, names), where)
         if names.owner is not None:
-            value = _get_value(record, names.owner, "owner", lacks, names.ask)
+            value = _get_value(record, names.owner, "owner", lacks, names)
             if not isinstance(value, (str, int)):
                 raise DataError(
                     f"FP3153 {where}: the column {names.owner!r} must hold a word or an integer, got "
@@ -174,7 +174,7 @@ def check_texts(source: str, records: Records, names: Names) -> None:
 def _get_text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -> str:
     """Return the text of a column; for several, `a + b`, one text with each value after its column's name."""
     columns = (names.text,) if names.text in record else names.text.split(AND)
-    values = [_get_value(record, column, "text", lacks, names.ask) for column in columns]
+    values = [_get_value(record, column, "text", lacks, names) for column in columns]
     for column, value in zip(columns, values, strict=True):
         if not isinstance(value, str):
             words = isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
@@ -195,9 +195,12 @@ def _get_text(record: Mapping[str, Any], names: Names, where: str, lacks: str) -
     return " ".join(f"{column}: {value}" for column, value in zip(columns, values, strict=True))
 
 
-def _get_value(record: Mapping[str, Any], column: str, role: str, lacks: str, ask: str) -> Any:
-    """Return a record's value of a column; messages call what lacks the column `lacks`."""
+def _get_value(record: Mapping[str, Any], column: str, role: str, lacks: str, names: Names) -> Any:
+    """Return a record's value of a column; messages call what lacks the column `lacks`, and name all missing ones."""
     if column not in record:
+        ask = names.ask
+        others = {r: c for r, c in names.needs.items() if r != role and c not in record and AND not in c}
+        also = "".join(f", no column {c!r} for the {r}" for r, c in others.items())
         hint = f"; name yours: {ask.replace('ROLE', role)}" if ask else ""
         if role == "label" and SETTING in ask:  # a setting, which may be None
             hint += "; if the rows have no labels, set label=None for language modeling"
@@ -206,7 +209,8 @@ def _get_value(record: Mapping[str, Any], column: str, role: str, lacks: str, as
         if role == "text" and SETTING in ask:
             hint += suggest_answer_columns(map(str, record))
         raise DataError(
-            f"FP3155 {lacks} has no column {column!r} for the {role}; {suggest_legal(column, map(str, record))}{hint}"
+            f"FP3155 {lacks} has no column {column!r} for the {role}{also}; "
+            f"{suggest_legal(column, map(str, record))}{hint}"
         )
     return record[column]
 

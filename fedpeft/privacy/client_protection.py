@@ -54,7 +54,14 @@ from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import terms_in
 from fedpeft.privacy.lifetime_ledger import LifetimeLedger
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.noise_sources import DrawnNoise, NoiseLevels, NoiseShares, check_mechanism, settle_levels
+from fedpeft.privacy.noise_sources import (
+    DrawnNoise,
+    NoiseLevels,
+    NoiseShares,
+    check_mechanism,
+    describe_dropouts,
+    settle_levels,
+)
 from fedpeft.privacy.secure_sum.member import VECTORS
 from fedpeft.privacy.sum_mechanism import SumMechanism
 
@@ -215,7 +222,7 @@ class ClientProtection:
         return (
             f"{m.name}, per {m.privacy_unit}, a share of the noise from this machine: {budget} against the server at "
             f"dp_delta {self.delta:.2g}, noise multiplier of a sum {engine.noise_multiplier:.4g}{start}; "
-            f"{m.dropouts:.0%} of a cohort may drop out, {m.collude:.0%} collude with the server; "
+            f"{describe_dropouts(m.sums(), engine.exposure.cohort)}, {m.collude:.0%} collude with the server; "
             f"{self.ledger.releases(OWN)} sums {so_far}"
         )
 

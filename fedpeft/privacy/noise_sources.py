@@ -189,6 +189,15 @@ class DrawnNoise:
         return {}
 
 
+def describe_dropouts(sums: SharedNoise, cohort: int) -> str:
+    """Return how many clients of a cohort may drop out, with a hint if a share above 0 amounts to nobody."""
+    permitted = sums.count_permitted_dropouts(cohort)
+    line = f"{sums.dropouts:.0%} of a cohort may drop out ({permitted} of {cohort})"
+    if permitted or not sums.dropouts:
+        return line
+    return f"{line[:-1]}: one that fails voids a sum; 1 may drop out from {math.ceil(1 / sums.dropouts)} clients on)"
+
+
 @dataclass(frozen=True)
 class NoiseShares:
     """Noise of sums under masks, a share from each client: two claims, and no noise that is used twice.
@@ -263,12 +272,12 @@ class NoiseShares:
         sums, m = self.sums, self.mechanism
         line = describe_noise(m, self.levels)
         if sums.later is None:
-            line = f"{line}; {m.dropouts:.0%} of a cohort may drop out"
+            line = f"{line}; {describe_dropouts(sums, self.exposure.cohort)}"
         else:
             line = (
                 f"{line}, on a grid of {m.bits} bits that lengthens it by {sums.later.growth - 1:.1%}; "
-                f"{m.dropouts:.0%} of a cohort may drop out, and {m.collude:.0%} collude with the server, whom the "
-                "budget is against"
+                f"{describe_dropouts(sums, self.exposure.cohort)}, and {m.collude:.0%} collude with the server, whom "
+                "the budget is against"
             )
         if self.under_way is None:
             return line

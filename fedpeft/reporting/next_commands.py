@@ -8,6 +8,7 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
+from fedpeft.data.abilities import HeldByClients
 from fedpeft.errors import FedpeftError
 from fedpeft.machine.terminal import Console
 from fedpeft.models.abilities import ComparesExamples
@@ -52,7 +53,8 @@ def list_next_commands(run: FinishedRun, evaluated: bool = False) -> list[str]:
     with suppress(FedpeftError):
         run.check_answers()
         run.check_reads_texts("evaluate")
-        commands += [] if evaluated else [f"fedpeft evaluate {folder}"]
+        has_examples = not isinstance(run.dataset, HeldByClients)
+        commands += [f"fedpeft evaluate {folder}"] if has_examples and not evaluated else []
     commands.append(export_command(run))
     return commands
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from fedpeft.aggregation.safeguard import Safeguard, SafeguardState
 from fedpeft.aggregation.update import describe_nonfinite
@@ -14,6 +15,9 @@ from fedpeft.rounds.hooks import RoundHook
 from fedpeft.rounds.progress import RunStore, ServerState
 from fedpeft.rounds.round_log import RoundLog, StartLog
 from fedpeft.wiring.setup import Setup
+
+IN_A_ROW: Final = 3
+"""Undone rounds in a row after which the user gets a hint."""
 
 ValidationLoss = Callable[[State, int], float]
 """Returns the validation loss of a global state on the base of a version."""
@@ -58,6 +62,7 @@ class SafeguardHook(RoundHook):
         """Hold the safeguard and the loss that it judges by."""
         self.setup, self.store, self.guard = setup, store, guard
         self.validation_loss, self.say = validation_loss, say
+        self._undone_in_a_row, self._hinted = 0, False
 
     def after_start(self, state: ServerState, log: StartLog) -> ServerState:
         """Judge the start, which later steps are compared with.
@@ -78,6 +83,7 @@ class SafeguardHook(RoundHook):
         loss = self.validation_loss(after.adapter, after.residual.version)
         counts, standing = self.guard.judge(loss, before.standing)
         if counts:
+            self._undone_in_a_row = 0
             return replace(after, standing=standing)
         if log.earliest_asked <= before.lowered:  # trained at a rate that has been lowered since
             standing = before.standing
@@ -85,6 +91,7 @@ class SafeguardHook(RoundHook):
         self.store.bases.put(before.residual.version, before.residual.total)
         lowers = standing.rate < before.standing.rate
         self._report(before, after, loss, standing if lowers else None)
+        self._hint()
         return replace(before.undo_step(after, standing), lowered=after.round if lowers else before.lowered)
 
     def _report(self, before: ServerState, after: ServerState, loss: float, lowered: SafeguardState | None) -> None:
@@ -98,6 +105,17 @@ class SafeguardHook(RoundHook):
         self.say(
             f"round {after.round}: undone, since the validation loss would be {loss:.3g}, and the lowest so "
             f"far is {before.standing.lowest:.3g}{broken and f', as {broken}'}{consequence}"
+        )
+
+    def _hint(self) -> None:
+        """Tell the user once what many undone rounds in a row mean."""
+        self._undone_in_a_row += 1
+        if self._undone_in_a_row < IN_A_ROW or self._hinted:
+            return
+        self._hinted = True
+        self.say(
+            f"{IN_A_ROW} rounds in a row were undone, so the model stays as it was; if this goes on, stop the run and "
+            f"start it with a --learning-rate below {self.setup.config.learning_rate:g}, or with less --local-work"
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.clients.drift import SkipsSteps
-from fedpeft.data.partition import PartitionStatistics
+from fedpeft.data.partition import PARTITIONS, IgnoresOwners, PartitionStatistics
 from fedpeft.errors import FedpeftError
 from fedpeft.models.readout import ALL_BLOCKS
 from fedpeft.parts.spec import parse_spec
@@ -111,7 +111,7 @@ def _has_many_classes(setup: Setup) -> bool:
 def _has_unused_owners(config: RunConfig) -> bool:
     """Return whether a user has named a column of owners, and a partition that ignores it."""
     named = parse_spec(config.dataset).settings.get("owner")
-    return bool(named) and parse_spec(config.partition).name in ("dirichlet", "iid", "quantity")
+    return bool(named) and isinstance(PARTITIONS.build(config.partition), IgnoresOwners)
 
 
 def _is_one_step(setup: Setup, rows: int) -> bool:

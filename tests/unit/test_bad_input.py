@@ -103,7 +103,7 @@ def test_a_mistake_is_one_sentence(case, tmp_path, capfd, monkeypatch):
     [
         ("columns.csv", "body,label\nhello,a\nworld,b\n", ("FP3155", "columns.csv", "'text'")),
         ("class.csv", "text,label\nhello,a\nworld,a\nagain,a\n", ("FP3138", "class.csv")),
-        ("empty.csv", "", ("FP3114", "empty.csv")),
+        ("empty.csv", "", ("FP3114", "empty.csv", "at least one example")),
         ("broken.jsonl", '{"text": "a", "label": "x"}\n{"text": \n', ("FP3119", "line 2", "broken.jsonl")),
         ("bytes.csv", b"text,label\n\xff\xfe\x80,a\n", ("FP3185", "bytes.csv", "UTF-8", "byte 11")),
     ],

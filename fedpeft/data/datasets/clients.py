@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,8 @@ LANGUAGE = ("causal_lm", *CONVERSATIONS)
 @dataclass(frozen=True)
 class Clients:
     """Form of the examples that real clients hold."""
+
+    held_by_clients: ClassVar[bool] = True
 
     task: str = setting(
         "classification",
@@ -317,7 +319,8 @@ def read_own_records(path: Path, given: TableFormat = DETECT) -> Iterator[Record
         DataError: the file or folder does not exist.
     """
     if not path.expanduser().exists():
-        raise DataError(f"FP3027 there is no {'file' if get_suffix(path) else 'file or folder'} {path}")
+        kind = "file" if get_suffix(path) else "file or folder"
+        raise DataError(f"FP3027 there is no {kind} {path}; give the path of an existing one")
     return read_picture_records(path, given) if has_pictures(path) else read_records_below(path, given)
 
 

@@ -29,6 +29,7 @@ class Dirichlet:
     """Per-class Dirichlet split."""
 
     needs_client_count: ClassVar[bool] = True
+    ignores_owners: ClassVar[bool] = True
     argument: ClassVar[str] = "alpha"
 
     alpha: float = setting(

@@ -20,6 +20,7 @@ class IID:
     """Shuffle and cut; there are no settings."""
 
     needs_client_count: ClassVar[bool] = True
+    ignores_owners: ClassVar[bool] = True
 
     def split(self, rows: Rows, clients: int, seed: int) -> Partition:
         """Return disjoint, covering shards whose sizes differ by at most one row."""

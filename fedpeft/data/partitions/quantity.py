@@ -22,6 +22,7 @@ class Quantity:
     """Dirichlet sizes, iid content."""
 
     needs_client_count: ClassVar[bool] = True
+    ignores_owners: ClassVar[bool] = True
     argument: ClassVar[str] = "alpha"
 
     alpha: float = setting(

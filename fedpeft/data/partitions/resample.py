@@ -67,6 +67,7 @@ class Resample:
     """The same number of rows for each client, drawn with replacement."""
 
     needs_client_count: ClassVar[bool] = True
+    ignores_owners: ClassVar[bool] = True
 
     rows: int = setting(20, "examples of each client", low=1)
 

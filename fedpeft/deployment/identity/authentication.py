@@ -115,5 +115,8 @@ class Doorkeeper:
         except RunError as error:  # a list that can't be read admits nobody
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, str(error)) from None
         if is_revoked:
-            raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, f"the certificate of {name} has been revoked")
+            raise RefusedError(
+                grpc.StatusCode.UNAUTHENTICATED,
+                f"the certificate of {name} has been revoked; ask whoever runs the server for a new one",
+            )
         return name

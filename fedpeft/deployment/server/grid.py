@@ -99,6 +99,11 @@ class GrpcGrid(OwnGrid):
         """Return the node ids of all members that have client ids."""
         return (get_node_id(member.id) for member in self.gateway.roster.members if member.id >= 0)
 
+    @property
+    def awaited(self) -> set[str]:
+        """Names of the clients that have a task without an answer."""
+        return {entry.name for entry in self._open.values()}
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Hand a task to each client, which receives it when it is connected; return the messages' ids."""
         batch = list(messages)

@@ -72,8 +72,8 @@ def _explain_error(error: grpc.RpcError) -> Exception:
         return RunError(f"FP5044 the server refuses this client: {details}")
     if code == grpc.StatusCode.ABORTED:
         return RunError(
-            f"FP5045 another process uses this client's name: {details}; run one process for each certificate, and "
-            "make other certificates with fedpeft certs --clients NAME"
+            f"FP5045 another process uses this client's name: {details}; this process ends, so stop the other one "
+            "before you start it again, or make another certificate with fedpeft certs --clients NAME"
         )
     return LostError(shorten_details(details) or code.name.lower())
 

@@ -14,6 +14,7 @@ from fedpeft.attack.stage import AttackStage
 from fedpeft.attack.suite import ATTACKS, attack_settings, reduce_settings
 from fedpeft.deployment.client.instruction_policy import InstructionPolicy
 from fedpeft.deployment.options import ServeOptions
+from fedpeft.errors import RunError
 from fedpeft.privacy.secure_sum.sum import sums_in
 from fedpeft.wiring.config import RunConfig
 
@@ -76,6 +77,29 @@ def test_two_sums_cannot_be_subtracted_if_a_client_wants_the_whole_cohort():
     result = attacked(attack, SETTINGS["secure_sum"], fewest=5)
     assert result.verdict == "held"
     assert "a secure sum of 4 clients is announced" in result.refused
+
+
+def test_a_machine_that_is_too_slow_leaves_an_attack_undecided(monkeypatch):
+    monkeypatch.setattr("fedpeft.attack.stage.SECONDS", 0.01)
+    [attack] = [a for a in ATTACKS if a.run is unequal_instructions.other_model]
+    result = attacked(attack, PLAIN["none"])
+    assert result.verdict.startswith("undecided")
+    assert not result.decided
+
+
+def test_a_server_stops_when_it_waits_only_for_clients_that_have_ended(tmp_path):
+    """The clock has no part in it: nothing but the end of the client's process ends the round."""
+    [attack] = [a for a in ATTACKS if a.run is in_sums.reading_along]
+    stage = AttackStage(tmp_path, reduce_settings(RunConfig(**COMMON), attack))
+
+    def leave(*_):
+        raise RunError("FP5044 gone")
+
+    stage.hostile["edge-3"] = leave
+    outcome = attack.run(stage)
+    assert not outcome.timed_out
+    assert outcome.rounds == (0, 0)
+    assert list(outcome.refusals) == ["edge-3"]
 
 
 # --------------------------------------------------------------------------- without its defense, each attack succeeds

@@ -93,7 +93,8 @@ def test_steps_at_the_server_are_advised_where_many_clients_take_one_each(more, 
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("partition", "said"), [("auto", True), ("iid", True), ("natural", False), ("grouped", False)])
+@pytest.mark.parametrize(("partition", "said"), [("auto", True), ("iid", True), ("natural", False), ("grouped", False),
+                                                ("resample", True)])  # fmt: skip
 def test_owners_that_a_user_names_and_a_partition_leaves_aside_are_said(partition, said):
     statistics = PartitionStatistics(8, 3, 3, 3, 0, None, None)
     for dataset, owners in (("file(path='a.csv', owner=shop)", True), ("file:a.csv", False)):

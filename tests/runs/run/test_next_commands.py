@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 from fedpeft.__main__ import find_module
-from fedpeft.reporting.next_commands import say_next
+from fedpeft.data.rows import DATASETS
+from fedpeft.reporting.finished_run import FinishedRun
+from fedpeft.reporting.next_commands import list_next_commands, say_next
 from fedpeft.simulate import main as simulate
 
 TINY = ["--dataset", "tiny", "--model", "tiny", "--tokens", "16", "--clients", "2", "--rounds", "1", "--dtype", "fp32",
@@ -72,3 +74,10 @@ def test_a_folder_without_a_finished_run_proposes_nothing(here):
     console = Console(file=io.StringIO())
     say_next(Path("nowhere"), console)
     assert console.file.getvalue() == ""
+
+
+@pytest.mark.parametrize(("dataset", "evaluated"), [("tiny", True), ("clients(labels='a,b')", False)])
+def test_a_run_whose_examples_only_clients_hold_proposes_no_evaluation(dataset, evaluated, finished_run):
+    run = FinishedRun.read(finished_run(dataset="tiny", model="tiny", tokens=16, clients=2, rounds=1))
+    run.__dict__["dataset"] = DATASETS.build(dataset)
+    assert any(" evaluate " in line for line in list_next_commands(run)) is evaluated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.attack import hostile_clients, unequal_instructions
+from fedpeft.attack import hostile_clients, in_sums, unequal_instructions
 from fedpeft.attack.outcome import Outcome
 from fedpeft.attack.suite import ATTACKS, judge, reduce_settings
 from fedpeft.wiring.config import RunConfig
@@ -17,8 +17,8 @@ def attack(run):
     return next(attack for attack in ATTACKS if attack.run is run)
 
 
-def outcome(refusals=(), lines=(), reports=0):
-    return Outcome({}, 0, reports, dict(refusals), (0, 0), list(lines), None)
+def outcome(refusals=(), lines=(), reports=0, timed_out=False, read=()):
+    return Outcome(dict(read), 0, reports, dict(refusals), (0, 0), list(lines), None, timed_out)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,13 @@ def test_without_a_round_there_is_nothing_to_attack():
         assert judge(attack(run), outcome(lines=[SPENT]), config).holds
     trained = outcome(lines=[SPENT], reports=5)
     assert judge(attack(unequal_instructions.other_model), trained, config).verdict == "BROKEN"
+
+
+@pytest.mark.parametrize("run", [hostile_clients.leaves, unequal_instructions.other_alpha, in_sums.one_more])
+def test_an_attack_that_has_not_ended_is_undecided_unless_it_has_read_an_update(run):
+    config = RunConfig(privacy="secure_sum")
+    result = judge(attack(run), outcome(timed_out=True), config)
+    assert result.verdict == "undecided: no end within 180 s; run it again on a free machine"
+    assert (result.holds, result.decided) == (False, False)
+    read = outcome(timed_out=True, read={"edge-0": 1.0})
+    assert judge(attack(unequal_instructions.other_alpha), read, config).verdict == "BROKEN"

@@ -90,6 +90,7 @@ GOOD = "text,label\na,x\nb,y\nc,x\nd,y\n"
         ("my.csv", "response,instruction\n1,x\n", "", ("FP3155", "template=alpaca, answer=response", "T5")),
         ("my.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "", ("FP3155", "line 2", "'label'")),
         ("my.csv", "text,lable\n1,x\n", "", ("FP3155", "'label'", "did you mean 'lable'")),
+        ("my.csv", "a,b\n1,x\n", ", owner=who", ("FP3155", "'text'", "'label'", "'who'", "a, b")),
         ("my.csv", GOOD, ", owner=who", ("FP3155", "'who'", "owner")),
         ("my.csv", "text,label\na,x\nb\n", "", ("FP3117", "line 3", "my.csv", 1, 2)),
         ("my.csv", "text,label\na,x\nb, c,y\n", "", ("FP3117", "line 3", "my.csv", 3, 2, "','")),

@@ -50,3 +50,11 @@ def test_the_unit_starts_a_server_again_whatever_has_ended_it():
     assert service["Restart"] == "on-failure"
     assert "RestartPreventExitStatus" not in service
     assert int(service["LimitNOFILE"]) >= OF_A_CLIENT * 1000 + STRANGERS + SPARE
+
+
+def test_the_image_of_a_client_has_the_cpu_build_of_torch_before_anything_that_needs_torch():
+    lines = (ROOT / "clients" / "Dockerfile").read_text().splitlines()
+    index = lines.index("ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu")
+    torch = lines.index('RUN pip install --no-cache-dir torch --index-url "${TORCH_INDEX}"')
+    [wheel] = [i for i, line in enumerate(lines) if "/wheel/*.whl" in line]
+    assert index < torch < wheel

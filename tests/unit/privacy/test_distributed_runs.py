@@ -23,6 +23,7 @@ from fedpeft.privacy.accountant import Event, noise_for
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.privacy.noise_sources import describe_dropouts
 from fedpeft.privacy.sampled_rdp import rdp_of_sampled
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution
@@ -256,3 +257,19 @@ def test_a_sum_that_has_no_noise_is_not_taken_part_in():
 
 def test_the_event_of_a_gaussian_is_what_it_was():
     assert Event(1.0, 0.5) == (1.0, 0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "cohort", "said"),
+    [
+        (
+            0.1,
+            4,
+            "10% of a cohort may drop out (0 of 4: one that fails voids a sum; 1 may drop out from 10 clients on)",
+        ),
+        (0.1, 20, "10% of a cohort may drop out (2 of 20)"),
+        (0.0, 4, "0% of a cohort may drop out (0 of 4)"),
+    ],
+)
+def test_a_share_of_dropouts_is_printed_as_a_number_of_clients(share, cohort, said):
+    assert describe_dropouts(SharedNoise(dropouts=share), cohort) == said
