@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,16 +47,46 @@ def update_page(
     Returns:
         1 if the page differs and is not written, otherwise 0.
     """
+    return update_files(arguments, about, lambda: {page: insert_part(page, marks, make())})
+
+
+def insert_part(page: Path, marks: tuple[str, str], text: str) -> str:
+    """Return a page's content with this text between its marks; the file stays as it is."""
+    begin, end = marks
+    before = page.read_text(encoding="utf-8")
+    return before[: before.index(begin)] + f"{begin}\n{text}\n{end}" + before[before.index(end) + len(end) :]
+
+
+def update_files(arguments: Sequence[str] | None, about: str | None, make: Callable[[], Mapping[Path, str]]) -> int:
+    """Run a command that compares files with the contents that `make` returns, or writes them.
+
+    Two figures are equal if they contain the same texts, since other versions of matplotlib draw other paths.
+
+    Args:
+        arguments: the command line; None: that of the process. `--write` writes the files.
+        about: the command's description.
+        make: returns the contents by file.
+
+    Returns:
+        1 if a file differs and is not written, otherwise 0.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the page")
     options = parser.parse_args(arguments)
-    begin, end = marks
-    before = page.read_text(encoding="utf-8")
-    after = before[: before.index(begin)] + f"{begin}\n{make()}\n{end}" + before[before.index(end) + len(end) :]
-    if options.write:
-        page.write_text(after, encoding="utf-8")
-    print("as it is" if after == before else "written" if options.write else f"docs/{page.name} differs")
-    return int(after != before and not options.write)
+    differ = []
+    for file, content in make().items():
+        before = file.read_text(encoding="utf-8") if file.exists() else None
+        if before is None or _read_texts(file, before) != _read_texts(file, content):
+            differ.append(file)
+            if options.write:
+                file.write_text(content, encoding="utf-8")
+    word = "written" if options.write else "differs"
+    print("\n".join(f"{word}: {file.parent.name}/{file.name}" for file in differ) or "as it is")
+    return int(bool(differ) and not options.write)
+
+
+def _read_texts(file: Path, content: str) -> str | list[str]:
+    return re.findall(r"<!-- (.*?) -->", content) if file.suffix == ".svg" else content
 
 
 @contextmanager

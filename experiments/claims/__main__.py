@@ -1,17 +1,22 @@
-"""Judge each claim of claims.toml by the committed studies, and write docs/claims.md.
+"""Write docs/claims.md and its files: the registered study first, then older comparisons.
 
-python -m experiments.claims            check that the page matches the results
-python -m experiments.claims --write    write the page
+python -m experiments.claims            check that the files match the committed results
+python -m experiments.claims --write    write them
+
+The files are docs/claims.md, claims.svg and claims.json, the verdicts in docs/choosing.md, and those that
+`fedpeft describe` prints.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments import exit_on_error, update_page
+from experiments import exit_on_error, insert_part, update_files
 from experiments.claims.records import Claim, collect_evidence, load_section, read_claims
 from experiments.claims.verdicts import (
     FAILS,
@@ -24,16 +29,19 @@ from experiments.claims.verdicts import (
     decide_verdict,
     open_factor,
 )
+from experiments.decide import page
+from experiments.decide.verdicts import decide_all, load_results
+from fedpeft.study.sections import Section
 from fedpeft.study.statistics import LEVEL
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "claims.md"
+ROOT = Path(__file__).parent.parent.parent
+PAGE, FIGURE, DATA = (ROOT / "docs" / f"claims.{suffix}" for suffix in ("md", "svg", "json"))
+CHOICES = ROOT / "docs" / "choosing.md"
+NOTES = ROOT / "fedpeft" / "commands" / "verdicts.json"
 
-BEGIN, END = "<!-- made by: python -m experiments.claims --write -->\n", "<!-- end -->"
+MARKS = ("<!-- made by: python -m experiments.claims --write -->\n", "<!-- end -->")
 
 Judged = tuple[Claim, Evidence, float, Verdict]
-
-OF_SEVERAL = {HOLDS: "hold", FAILS: "do not hold", OPEN: "are not resolved"}
-"""Plural forms of the verdicts."""
 
 
 def judge(family: Sequence[Claim]) -> list[Judged]:
@@ -49,28 +57,37 @@ def judge(family: Sequence[Claim]) -> list[Judged]:
     ]
 
 
-def format_row(claim: Claim, evidence: Evidence, thinner: float, said: Verdict) -> str:
-    """Format a claim as a row of a table."""
+def make_older() -> list[dict[str, Any]]:
+    """Return the comparisons of claims.toml as claims.json contains them, corrected within each study."""
+    families: dict[str, list[Claim]] = {}
+    for claim in read_claims():
+        families.setdefault(claim.study, []).append(claim)
+    return [make_record(*line) for family in families.values() for line in judge(family)]
+
+
+def make_record(claim: Claim, evidence: Evidence, thinner: float, said: Verdict) -> dict[str, Any]:
+    """Return a comparison with rounded numbers."""
     width = evidence.uncertainty.compute_half_width(LEVEL, 2)
-    interval = (
-        f"{evidence.difference - width:+.2f} to {evidence.difference + width:+.2f}" if math.isfinite(width) else ""
-    )
-    sought = "better" if claim.margin is None else f"no worse by {claim.margin:g}"
-    needed = ", for want of test rows" if said.of_rows else ""
-    needed = needed if said.needed is None else f", about {said.needed} seeds would do"
-    where = ", ".join(claim.where.values())
-    named = claim.beside.replace("_accuracy", "").replace("_", " ") if claim.beside else label(claim.baseline)
-    cells = (
-        f"{claim.says} ({claim.source})",
-        f"**{said.word}**{needed}",
-        f"{label(claim.method)} against {named}" + (f", {where}" if where else ""),
-        sought,
-        str(len(evidence.by_seed)),
-        f"{evidence.difference:+.2f} ({interval})",
-        f"{thinner:.2g} x" if not claim.beside else "",
-        f"{said.probability:.2g}",
-    )
-    return "| " + " | ".join(cells) + " |"
+    ends = [round(evidence.difference + side * width, 6) for side in (-1, 1)] if math.isfinite(width) else None
+    beside = claim.beside.replace("_accuracy", "").replace("_", " ")
+    return {
+        "claim": claim.says,
+        "source": claim.source,
+        "study": claim.study,
+        "method": label(claim.method),
+        "baseline": beside or label(claim.baseline),
+        "where": ", ".join(claim.where.values()),
+        "claimed": "better" if claim.margin is None else "no worse",
+        "margin": claim.margin,
+        "verdict": said.word,
+        "difference": round(evidence.difference, 6),
+        "interval": ends,
+        "corrected_p": float(f"{said.probability:.3g}"),
+        "seeds": len(evidence.by_seed),
+        "seeds_needed": said.needed,
+        "too_few_examples": said.of_rows,
+        "fewer_bytes": None if claim.beside else float(f"{thinner:.2g}"),
+    }
 
 
 def label(point: object) -> str:
@@ -79,29 +96,75 @@ def label(point: object) -> str:
     return ", ".join(point.values()) or "the run"
 
 
-def format_page() -> str:
-    """Return the tables of all families and a sentence on how many claims hold."""
-    families: dict[str, list[Claim]] = {}
-    for claim in read_claims():
-        families.setdefault(claim.study, []).append(claim)
-    tables, words = [], []
-    for study, family in families.items():
-        lines = judge(family)
-        words += [said.word for *_, said in lines]
-        table = "\n".join(format_row(*line) for line in lines)
-        tables.append(
-            f"## {load_section(study).title}\n\n{load_section(study).question} "
-            f"[experiments/{study}](../experiments/{study}/README.md), {len(family)} comparisons.\n\n"
-            "| claim | verdict | compared | claimed to be | seeds | points (95 %) | fewer bytes | p |\n"
-            f"|---|---|---|---|---:|---:|---:|---:|\n{table}\n"
-        )
-    counts = ", ".join(f"{words.count(word)} {said}" for word, said in OF_SEVERAL.items())
-    return f"{len(words)} comparisons: {counts}.\n\n" + "\n".join(tables)
+def format_older(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page's part about comparisons that were not registered."""
+    counts = {word: sum(r["verdict"] == word for r in records) for word in (HOLDS, FAILS, OPEN)}
+    decided = "\n".join(_format_decided(r) for r in records if r["verdict"] != OPEN)
+    studies = "\n".join(
+        _format_counts(study, [r for r in records if r["study"] == study])
+        for study in dict.fromkeys(r["study"] for r in records)
+    )
+    return (
+        "## Older comparisons, not registered\n\n"
+        f"{len(records)} comparisons of other studies are exploratory: {counts[HOLDS]} hold, {counts[FAILS]} do not "
+        f"hold, {counts[OPEN]} are not resolved. Their claims and margins were not fixed before the runs. Holm's "
+        "correction covers one study each. [claims.json](claims.json) contains all of them, with intervals.\n\n"
+        "| verdict | claim | compared | study | seeds | points (95 %) | p |\n|---|---|---|---|---:|---:|---:|\n"
+        f"{decided}\n\n"
+        "| study | comparisons | hold | do not hold | not resolved |\n|---|---:|---:|---:|---:|\n"
+        f"{studies}\n"
+    )
+
+
+def _format_decided(record: Mapping[str, Any]) -> str:
+    low, high = record["interval"]
+    margin = "" if record["margin"] is None else f", margin {record['margin']:g}"
+    where = record["where"] and f", {record['where']}"
+    cells = (
+        f"**{record['verdict']}**",
+        f"{record['claim']} ({record['source']})",
+        f"{record['method']} against {record['baseline']}{where}{margin}",
+        record["study"],
+        str(record["seeds"]),
+        f"{record['difference']:+.2f} ({low:+.2f} to {high:+.2f})",
+        f"{record['corrected_p']:.2g}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _format_counts(study: str, records: Sequence[Mapping[str, Any]]) -> str:
+    counts = [sum(record["verdict"] == word for record in records) for word in (HOLDS, FAILS, OPEN)]
+    name = f"[{load_section(study).title}](../experiments/{study}/README.md)"
+    return f"| {name} | {len(records)} | " + " | ".join(map(str, counts)) + " |"
+
+
+def format_list(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records as JSON, one per line."""
+    return "[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]"
+
+
+def make_files(sections: Mapping[str, Section]) -> dict[Path, str]:
+    """Return the contents of all files.
+
+    Args:
+        sections: results of the registered study, by task.
+    """
+    registered = [page.make_record(decision) for decision in decide_all(sections)]
+    older = make_older()
+    files = {
+        PAGE: insert_part(PAGE, MARKS, f"{page.format_section(registered)}\n{format_older(older)}"),
+        CHOICES: insert_part(CHOICES, MARKS, page.format_choices(registered)),
+        DATA: f'{{"registered": {format_list(registered)},\n"older": {format_list(older)}}}\n',
+        NOTES: f"{format_list(page.make_notes(registered))}\n",
+    }
+    if page.find_results(registered):
+        files[FIGURE] = page.draw(registered)
+    return files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command, and return 1 if the page differs from the results and is not written."""
-    return update_page(arguments, __doc__, PAGE, (BEGIN, END), format_page)
+    """Run the command, and return 1 if a file differs from the results and is not written."""
+    return update_files(arguments, __doc__, lambda: make_files(load_results()))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -32,6 +34,9 @@ from fedpeft.wiring.config import RunConfig
 
 FAMILIES = {**catalogue.FAMILIES, "task": (TASKS,), "metrics": (METRICS,)}
 """Which families a flag's parts are of: those of `simulate`, of `serve` and of `evaluate`."""
+
+VERDICTS = Path(__file__).with_name("verdicts.json")
+"""Verdicts of the registered study by flag and part; `python -m experiments.claims --write` writes the file."""
 
 SETTINGS = {field.name: field for field in dataclasses.fields(RunConfig)}
 
@@ -102,7 +107,19 @@ def show(flag: str, cls: type, console: Console) -> None:
         console.print(f"\nsum of clients (as --privacy secure_sum needs it): {_sum_of_clients(cls)}", highlight=False)
     if origin is not None:
         console.print(f"\nfrom {origin}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        show_verdicts(flag, name_of(cls), console)
     show_settings([field for field in dataclasses.fields(cls) if "help" in field.metadata], console)
+
+
+def show_verdicts(flag: str, name: str, console: Console) -> None:
+    """Print what the registered study has found about a part; nothing if no claim about it has results."""
+    notes = json.loads(VERDICTS.read_text(encoding="utf-8"))
+    texts = [note["text"] for note in notes if (note["flag"], note["part"]) == (flag, name)]
+    if texts:
+        console.print("\nverdicts of the registered study (docs/claims.md):", highlight=False)
+    for text in texts:
+        console.print(f"- {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_settings(fields: Sequence[dataclasses.Field[Any]], console: Console) -> None:

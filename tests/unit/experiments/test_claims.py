@@ -116,6 +116,6 @@ def test_a_claim_about_a_method_that_no_study_has_is_refused():
 
 
 @pytest.mark.medium
-def test_the_page_is_as_the_results_are(capsys):
+def test_the_page_its_figure_and_data_are_as_the_results_are(capsys):
     assert len(read_claims()) >= 20
     assert main([]) == 0, capsys.readouterr().out + "run: python -m experiments.claims --write"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments import insert_part
+from experiments.claims.__main__ import CHOICES, MARKS
 from experiments.claims.decisions import (
     ALPHA,
     BETTER,
@@ -24,7 +28,7 @@ from experiments.claims.decisions import (
     decide,
 )
 from experiments.claims.verdicts import Evidence, correct_holm
-from experiments.decide import verdicts
+from experiments.decide import page, verdicts
 from experiments.decide.__main__ import (
     MOST_HOURS,
     PAGE,
@@ -46,6 +50,7 @@ from experiments.decide.registry import (
 from experiments.decide.simulation import TRUTHS, Pages
 from experiments.decide.verdicts import NOT_RUN, decide_all, load_results
 from experiments.learning_rates import find_tuned_tables, insert_rates
+from fedpeft.commands import describe
 from fedpeft.errors import RunError
 from fedpeft.parts.spec import parse_spec, split_outside_parentheses
 from fedpeft.study.results import FINISHED, Result, ResultsFile, pack
@@ -53,6 +58,7 @@ from fedpeft.study.sections import Section
 from fedpeft.study.statistics import Uncertainty
 from fedpeft.study.study_file import SETTINGS, Study, read_study
 from fedpeft.wiring.catalogue import FLAGS
+from tests.unit.test_pages import CODE
 
 CLAIMS, TASKS = read_registry()
 
@@ -382,6 +388,70 @@ def test_untested_hypotheses_only_strengthen_the_correction() -> None:
 
 def _list_corrected(page: list[PValues]) -> list[float]:
     return [p for one in correct(page) for p in (one.no_difference, one.beyond_margin) if p is not None]
+
+
+def test_records_hold_verdicts_and_their_registered_meaning() -> None:
+    records = [page.make_record(one) for one in decide_all(make_sections("dora, seed 1003"))]
+    first, eleventh, seventeenth = records[0], records[10], records[16]
+    assert (first["status"], first["verdicts"], first["means"]) == ("decided", [BETTER], CLAIMS[0].means[BETTER])
+    low, high = first["interval"]
+    assert low < first["difference"] < high
+    assert first["seeds"] == list(range(1000, 1010))
+    assert first["corrected_p"]["no_difference"] == pytest.approx(24 * first["p"]["no_difference"], rel=0.01)
+    assert (eleventh["status"], eleventh["margin"]) == (UNDECIDED, None)
+    assert eleventh["means"] == CLAIMS[10].means[UNDECIDED]
+    assert (seventeenth["status"], seventeenth["verdicts"], seventeenth["difference"]) == (NOT_RUN, [], None)
+    assert {note["part"] for note in page.make_notes(records)} == {r["part"] for r in records if r["verdicts"]}
+    assert len(page.make_notes(records)) == 20
+
+
+def test_a_claim_with_two_verdicts_has_the_meaning_of_the_weaker_one() -> None:
+    one = dataclasses.replace(decide_all(make_sections())[2], corrected=PValues(0.01, 0.01))
+    record = page.make_record(one)
+    assert record["verdicts"][1] == EQUIVALENT
+    assert record["means"] == f"{page.BELOW_MARGIN} {CLAIMS[2].means[EQUIVALENT]}"
+    assert page.format_choices([record]).count("`ffa_lora`") == 2
+
+
+def test_the_page_leads_with_verdicts_and_ends_with_what_was_not_run() -> None:
+    records = [page.make_record(one) for one in decide_all(make_sections("dora, seed 1003"))]
+    text = page.format_section(records)
+    verdicts, waiting = text.split("## Not run yet")
+    assert "24 claims: 16 are decided, 4 are undecided, and 4 have not been run yet" in verdicts
+    rows = [line.split(" | ") for line in verdicts.splitlines() if line.startswith("| **")]
+    assert [row[0] for row in rows[-4:]] == ["| **undecided**"] * 4
+    assert rows[0][:2] == ["| **better**", CLAIMS[0].means[BETTER]]
+    assert f"| {sum(compute_hours(TASKS['code_types'])):.1f} |" in waiting
+    assert [line[2:4] for line in waiting.splitlines() if line.startswith("| 1") or line.startswith("| 2")] == [
+        "17", "18", "19", "20"
+    ]  # fmt: skip
+
+
+def test_the_figure_has_each_verdict_and_interval_and_the_margins() -> None:
+    records = [page.make_record(one) for one in decide_all(make_sections("dora, seed 1003"))]
+    texts = re.findall(r"<!-- (.*?) -->", page.draw(records))
+    for record in records:
+        assert (f"{record['number']}. {record['method']}" in texts) == bool(record["verdicts"])
+        if record["verdicts"]:
+            assert {page.format_verdict(record), page.format_difference(record)} <= set(texts)
+    assert "reviews: difference in points (margin 1.1)" in texts
+
+
+def test_all_verdicts_fit_on_the_page_of_settings_and_are_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [page.make_record(one) for one in decide_all(make_sections())]
+    choices = insert_part(CHOICES, MARKS, page.format_choices(records))
+    assert len(CODE.sub("", choices).split()) <= 1500
+    (tmp_path / "verdicts.json").write_text(json.dumps(page.make_notes(records)), encoding="utf-8")
+    monkeypatch.setattr(describe, "VERDICTS", tmp_path / "verdicts.json")
+    for part, numbers in {"median": [11], "fedex_lora": [1, 23], "nf4": [8], "fedit": []}.items():
+        assert describe.main([part]) == 0
+        printed = capsys.readouterr().out
+        assert ("verdicts of the registered study" in printed) == bool(numbers)
+        for claim in CLAIMS:
+            is_shown = any(f". {meaning}" in printed for meaning in claim.means.values())
+            assert is_shown == (claim.number in numbers)
 
 
 def test_a_pair_of_runs_without_its_measure_is_refused() -> None:
