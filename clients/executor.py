@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -39,8 +39,10 @@ from fedpeft.models.packed_tokens import PackedTokens
 from fedpeft.models.quantized_base import QuantizedLinear, fold_residual
 from fedpeft.models.task import FederatedModel, RowLosses, Task, get_canonical_name
 from fedpeft.peft.adapter import AdapterShape, Layout, State
-from fedpeft.peft.method import ROUTES, Pulls
 from fedpeft.privacy.noise import RunKey
+
+if TYPE_CHECKING:
+    from fedpeft.peft.method import Pulls
 
 WINDOW = 8
 """Batches per window. Within a window, examples are sorted by length, so that padding costs little.
@@ -210,7 +212,7 @@ class Job:
 
     def route_generator(self, step: int) -> np.random.Generator:
         """Return the generator of an adapter's random choices in a `step`, from 0, in the order of its layers."""
-        return seeds.create_generator(self.seed, ROUTES, self.round, self.client, step)
+        return seeds.create_generator(self.seed, seeds.ROUTES, self.round, self.client, step)
 
     def create_batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Return the example indices of each step; `lengths` are tokens per example.

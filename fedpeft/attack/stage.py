@@ -243,7 +243,7 @@ class AttackStage:
         def pull_from_present(grid: GrpcGrid, messages: Iterable[str]) -> list[Message]:
             gone = set(self._gone)  # before the answers, since a client may end after its last one
             answers = pull(grid, messages)
-            if not answers and grid.awaited and grid.awaited <= gone:
+            if not answers and grid.awaited_names and grid.awaited_names <= gone:
                 grid.stopping.set()
             return answers
 

@@ -15,6 +15,9 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+ROUTES = "routes"
+"""Name of the random stream of a layer's random choices; it is drawn anew for each seed, round, client and step."""
+
 
 def _create_sequence(seed: int, purpose: str, ids: tuple[int, ...]) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *ids])

@@ -35,9 +35,6 @@ PrivacyRoute = Literal["hooks", "vmap", "refused"]
 - refused: not at all.
 """
 
-ROUTES = "routes"
-"""Name of the random stream of a layer's random choices; it is drawn anew for each seed, round, client and step."""
-
 Pulls = dict[str, Callable[[Tensor], Tensor]]
 """Type of a layer's `pulls`: by the name of a tensor, a function that returns the gradient of its penalty.
 

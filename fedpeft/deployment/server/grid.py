@@ -100,7 +100,7 @@ class GrpcGrid(OwnGrid):
         return (get_node_id(member.id) for member in self.gateway.roster.members if member.id >= 0)
 
     @property
-    def awaited(self) -> set[str]:
+    def awaited_names(self) -> set[str]:
         """Names of the clients that have a task without an answer."""
         return {entry.name for entry in self._open.values()}
 

@@ -44,7 +44,7 @@ from fedpeft.models.layers import declare_layers, replace
 from fedpeft.models.task import FederatedModel, RowLosses, Task
 from fedpeft.parts import setting
 from fedpeft.peft.adapter import Layout, State, TensorSpec
-from fedpeft.peft.method import ROUTES, PeftMethod, PrivacyRoute
+from fedpeft.peft.method import PeftMethod, PrivacyRoute
 from fedpeft.peft.methods.bottleneck import draw_down, find_feedforward_ends
 from fedpeft.peft.stacked_layers import StackedLayer, StackedLinear
 
@@ -187,7 +187,7 @@ class AdaMix(PeftMethod):
         counts, passes = torch.zeros(len(modules), self.experts), PASSES if self._objective else 1
         counted = min(steps, COUNTED)
         for step in range(counted):
-            generator = seeds.create_generator(seed, ROUTES, round_number, client, step)
+            generator = seeds.create_generator(seed, seeds.ROUTES, round_number, client, step)
             for draw in range(passes * len(modules)):
                 counts[draw % len(modules), int(generator.integers(self.experts))] += 1
         shares = (counts / (passes * counted)).repeat_interleave(self.dim, dim=1)
