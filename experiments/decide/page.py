@@ -89,8 +89,8 @@ def format_section(records: Sequence[Record]) -> str:
     shown = find_results(records)
     decided = sum(record["status"] == "decided" for record in records)
     text = (
-        f"The registered study has {len(records)} claims: {decided} are decided, {len(shown) - decided} are undecided, "
-        f"and {len(records) - len(shown)} have not been run yet.\n"
+        f"Claims of the registered study: {len(records)}. Decided: {decided}. Undecided: {len(shown) - decided}. "
+        f"Not run yet: {len(records) - len(shown)}.\n"
     )
     if shown:
         rows = "\n".join(_format_row(record) for record in shown)

@@ -417,7 +417,7 @@ def test_the_page_leads_with_verdicts_and_ends_with_what_was_not_run() -> None:
     records = [page.make_record(one) for one in decide_all(make_sections("dora, seed 1003"))]
     text = page.format_section(records)
     verdicts, waiting = text.split("## Not run yet")
-    assert "24 claims: 16 are decided, 4 are undecided, and 4 have not been run yet" in verdicts
+    assert "study: 24. Decided: 16. Undecided: 4. Not run yet: 4." in verdicts
     rows = [line.split(" | ") for line in verdicts.splitlines() if line.startswith("| **")]
     assert [row[0] for row in rows[-4:]] == ["| **undecided**"] * 4
     assert rows[0][:2] == ["| **better**", CLAIMS[0].means[BETTER]]
