@@ -30,7 +30,7 @@ from experiments.claims.verdicts import (
     open_factor,
 )
 from experiments.decide import page
-from experiments.decide.verdicts import decide_all, load_results
+from experiments.decide.verdicts import decide_all, list_arms, load_results
 from fedpeft.study.sections import Section
 from fedpeft.study.statistics import LEVEL
 
@@ -143,6 +143,10 @@ def format_list(records: Sequence[Mapping[str, Any]]) -> str:
     return "[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]"
 
 
+def _format_data(lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    return "{" + ",\n".join(f'"{name}": {format_list(records)}' for name, records in lists.items()) + "}\n"
+
+
 def make_files(sections: Mapping[str, Section]) -> dict[Path, str]:
     """Return the contents of all files.
 
@@ -150,11 +154,12 @@ def make_files(sections: Mapping[str, Section]) -> dict[Path, str]:
         sections: results of the registered study, by task.
     """
     registered = [page.make_record(decision) for decision in decide_all(sections)]
+    arms = [page.make_arm_record(arm) for arm in list_arms(sections)]
     older = make_older()
     files = {
-        PAGE: insert_part(PAGE, MARKS, f"{page.format_section(registered)}\n{format_older(older)}"),
+        PAGE: insert_part(PAGE, MARKS, f"{page.format_section(registered, arms)}\n{format_older(older)}"),
         CHOICES: insert_part(CHOICES, MARKS, page.format_choices(registered)),
-        DATA: f'{{"registered": {format_list(registered)},\n"older": {format_list(older)}}}\n',
+        DATA: _format_data({"registered": registered, "arms": arms, "older": older}),
         NOTES: f"{format_list(page.make_notes(registered))}\n",
     }
     if page.find_results(registered):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from experiments.claims.decisions import BETTER, EQUIVALENT, UNDECIDED, WORSE, PValues
-from experiments.decide.registry import NATS, compute_hours, read_registry
-from experiments.decide.verdicts import NOT_RUN, Decision
+from experiments.decide.registry import NATS, compute_hours, compute_rung, read_registry
+from experiments.decide.verdicts import NOT_RUN, ArmValues, Decision
+from fedpeft.study.statistics import POINTS
 
 Record = Mapping[str, Any]
 
@@ -84,8 +86,30 @@ def find_results(records: Sequence[Record]) -> list[Record]:
     return sorted((r for r in records if r["verdicts"]), key=lambda r: (r["status"] != "decided", r["number"]))
 
 
-def format_section(records: Sequence[Record]) -> str:
-    """Return the page's part about the registered study."""
+def make_arm_record(arm: ArmValues) -> dict[str, Any]:
+    """Return what claims.json contains of an arm; numbers are rounded."""
+    task = arm.task
+    is_accuracy = task.measure == "accuracy" and bool(task.ladder)
+    return {
+        "task": task.name,
+        "arm": arm.label,
+        "unit": NATS if task.measure == NATS else "%",
+        "measure": task.measure,
+        "mean": round(fmean(arm.by_seed), 6),
+        "deviation": round(stdev(arm.by_seed), 6),
+        "seeds": len(arm.by_seed),
+        "frozen_probe": None if arm.probe is None else round(arm.probe, 6),
+        "pooled_adapter": round(POINTS * compute_rung(task.ladder, "pooled adapter"), 6) if is_accuracy else None,
+    }
+
+
+def format_section(records: Sequence[Record], arms: Sequence[Record]) -> str:
+    """Return the page's part about the registered study.
+
+    Args:
+        records: all claims.
+        arms: the arms of the finished tasks.
+    """
     shown = find_results(records)
     decided = sum(record["status"] == "decided" for record in records)
     text = (
@@ -99,7 +123,7 @@ def format_section(records: Sequence[Record]) -> str:
             f"|---|---|---|---|---:|---:|---:|\n{rows}\n\n"
             "![Difference of each claim with its interval, zero and the margin](claims.svg)\n\n"
             "A line is the interval of a difference; right of zero, the method is better. The shaded band is the "
-            "margin.\n"
+            f"margin.\n\n{_format_arms(arms)}"
         )
     waiting = [record for record in records if not record["verdicts"]]
     if waiting:
@@ -121,6 +145,27 @@ def _format_row(record: Record) -> str:
         "; ".join(numbers),
     )
     return "| " + " | ".join(cells) + " |"
+
+
+def _format_arms(arms: Sequence[Record]) -> str:
+    """Return the table of arms, next to the frozen probe and the pooled adapter."""
+    rows = "\n".join(
+        "| " + " | ".join((f"`{arm['task']}`", f"`{arm['arm']}`", arm["measure"], *_format_values(arm))) + " |"
+        for arm in arms
+    )
+    return (
+        "## What each arm reaches\n\n"
+        "Means ± standard deviation over seeds. The pooled adapter has all examples in one place and no attack "
+        "([the ladder](../experiments/ladder/README.md)).\n\n"
+        f"| task | arm | measure | value | frozen probe | pooled adapter |\n|---|---|---|---:|---:|---:|\n{rows}\n"
+    )
+
+
+def _format_values(arm: Record) -> list[str]:
+    digits = 3 if arm["unit"] == NATS else 1
+    beside = [arm["frozen_probe"], arm["pooled_adapter"]]
+    shown = [f"{arm['mean']:.{digits}f} ± {arm['deviation']:.{digits}f}"]
+    return shown + ["-" if value is None else f"{value:.{digits}f}" for value in beside]
 
 
 def _format_waiting(waiting: Sequence[Record]) -> str:
@@ -208,6 +253,7 @@ def _draw_task(axis: Any, records: Sequence[Record]) -> None:
         axis.text(1.01, place, note, color=color, transform=axis.get_yaxis_transform(), va="center")
     names = [f"{record['number']}. {record['method']}\nagainst {record['baseline']}" for record in records]
     axis.set_yticks(range(len(records)), names)
+    axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(records) - 0.5, -0.5)
     tested = "no margin" if margin is None else f"margin {margin:g}"
     axis.set_xlabel(f"{records[0]['task']}: difference in {records[0]['unit']} ({tested})")

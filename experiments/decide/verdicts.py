@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -130,6 +131,54 @@ def get_own_accuracy(run: Result) -> float:
         return float((run.summary or {})["trust"]["calibration"]["clients"]["before"]["accuracy"])
     except (KeyError, TypeError):
         raise RunError(f"a run of seed {run.seed} has no accuracy on clients' own examples") from None
+
+
+@dataclass(frozen=True)
+class ArmValues:
+    """What the runs of an arm reach, next to the frozen probe.
+
+    Attributes:
+        task: its task.
+        label: name of the arm.
+        by_seed: the task's measure, in percent, or in nats per token, which are better if they are lower.
+        probe: test accuracy of the frozen probe in percent, mean over the runs; None: it was not measured so.
+    """
+
+    task: Task
+    label: str
+    by_seed: tuple[float, ...]
+    probe: float | None
+
+
+def list_arms(sections: Mapping[str, Section]) -> list[ArmValues]:
+    """Return the arms of all finished tasks.
+
+    Args:
+        sections: results by name of the task; a task may lack some or all of its runs.
+    """
+    return [
+        _measure_arm(task, value.label, _find_runs(sections[name], value.label))
+        for name, task in read_registry()[1].items()
+        if not find_missing(task, sections.get(name))
+        for value in task.study.axes["method"]
+    ]
+
+
+def _measure_arm(task: Task, label: str, runs: Mapping[int, Result]) -> ArmValues:
+    own = [_get_value(task.measure, runs[seed]) for seed in task.study.seeds]
+    probes = [p for run in runs.values() if (p := (run.summary or {}).get("baseline_accuracy")) is not None]
+    is_comparable = task.measure == "accuracy" and bool(probes)
+    return ArmValues(task, label, tuple(own), POINTS * fmean(probes) if is_comparable else None)
+
+
+def _get_value(measure: str, run: Result) -> float:
+    if measure not in SCORES:
+        return POINTS * get_own_accuracy(run)
+    scored = SCORES[measure](run)
+    if scored is None:
+        raise RunError(f"a run of seed {run.seed} has no {measure} of its test examples")
+    mean = float(scored.correct.sum() / scored.count.sum())
+    return -mean if measure == NATS else POINTS * mean
 
 
 def load_results(folder: Path = STUDIES / "decide") -> dict[str, Section]:

@@ -48,12 +48,12 @@ from experiments.decide.registry import (
     read_registry,
 )
 from experiments.decide.simulation import TRUTHS, Pages
-from experiments.decide.verdicts import NOT_RUN, decide_all, load_results
+from experiments.decide.verdicts import NOT_RUN, decide_all, list_arms, load_results
 from experiments.learning_rates import find_tuned_tables, insert_rates
 from fedpeft.commands import describe
 from fedpeft.errors import RunError
 from fedpeft.parts.spec import parse_spec, split_outside_parentheses
-from fedpeft.study.results import FINISHED, Result, ResultsFile, pack
+from fedpeft.study.results import FINISHED, Result, ResultsFile, pack, unpack
 from fedpeft.study.sections import Section
 from fedpeft.study.statistics import Uncertainty
 from fedpeft.study.study_file import SETTINGS, Study, read_study
@@ -323,7 +323,7 @@ def make_sections(left_out: str = "") -> dict[str, Section]:
                     status=FINISHED,
                     seed=run.config.seed,
                     point=dict(run.point),
-                    summary={"metric": "accuracy", "trust": own},
+                    summary={"metric": "accuracy", "trust": own, "baseline_accuracy": 0.6},
                     correct=pack(right),
                     loss=pack(5 - right + 0.01 * draw.normal(size=1000)) if task.measure == NATS else None,
                 )
@@ -415,7 +415,7 @@ def test_a_claim_with_two_verdicts_has_the_meaning_of_the_weaker_one() -> None:
 
 def test_the_page_leads_with_verdicts_and_ends_with_what_was_not_run() -> None:
     records = [page.make_record(one) for one in decide_all(make_sections("dora, seed 1003"))]
-    text = page.format_section(records)
+    text = page.format_section(records, [])
     verdicts, waiting = text.split("## Not run yet")
     assert "study: 24. Decided: 16. Undecided: 4. Not run yet: 4." in verdicts
     rows = [line.split(" | ") for line in verdicts.splitlines() if line.startswith("| **")]
@@ -425,6 +425,28 @@ def test_the_page_leads_with_verdicts_and_ends_with_what_was_not_run() -> None:
     assert [line[2:4] for line in waiting.splitlines() if line.startswith("| 1") or line.startswith("| 2")] == [
         "17", "18", "19", "20"
     ]  # fmt: skip
+
+
+def test_each_arm_of_a_finished_task_stands_next_to_the_probe() -> None:
+    sections = make_sections("dora, seed 1003")
+    [first, *_], own, nats = (
+        [arm for arm in list_arms(sections) if arm.task.name == name]
+        for name in ("reviews_attack", "code_types_own", "shakespeare")
+    )
+    results = [r for r in sections["reviews_attack"].results if r.point["method"] == first.label]
+    accuracies = [100 * float(unpack(r.correct).mean()) for r in results]
+    assert first.by_seed == pytest.approx(accuracies)
+    assert first.probe == pytest.approx(60)
+    assert {arm.probe for arm in own + nats} == {None}
+    assert own[0].by_seed == pytest.approx([70] * 8, abs=1)
+    assert nats[0].by_seed == pytest.approx([4.2] * 6, abs=0.2)
+    assert "code_types" not in {arm.task.name for arm in list_arms(sections)}
+    record = page.make_arm_record(first)
+    pooled = 100 * compute_rung("reviews", "pooled adapter")
+    shown = f"{record['mean']:.1f} ± {record['deviation']:.1f} | 60.0 | {pooled:.1f}"
+    assert f"| `{first.label}` | accuracy | {shown} |" in page.format_section(
+        [page.make_record(one) for one in decide_all(sections)], [record]
+    )
 
 
 def test_the_figure_has_each_verdict_and_interval_and_the_margins() -> None:
