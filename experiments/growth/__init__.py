@@ -1,0 +1,1 @@
+"""The growth of cost with clients, cohort and parameters."""

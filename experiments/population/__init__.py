@@ -1,1 +1,0 @@
-"""The cost of a simulation by its number of clients."""
