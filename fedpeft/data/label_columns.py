@@ -344,22 +344,22 @@ def find_positions(
 
 
 def collect_label_names(labels: Labels, name: str) -> tuple[str, ...]:
-    """Return the names of several labels: their columns, or those that occur, sorted (numbers by value).
+    """Return the names of classes or labels: their columns, or those that occur, sorted (numbers by value).
 
     Raises:
-        DataError: no row has a label.
+        DataError: rows may have several labels, and none has one.
     """
     if labels.names:
         return labels.names
+    if labels.kind == "class":
+        return sort_labels(set(labels.values))
     distinct = {label for row in labels.values for label in row}
     if not distinct:
         raise DataError(f"FP3075 {name}: no training example has a label; check the column")
     return sort_labels(distinct)
 
 
-def build_matrix(
-    labels: Labels, names: Sequence[str], name: str, where: str = "occur in the training examples"
-) -> NDArray[Any]:
+def build_matrix(labels: Labels, names: Sequence[str], name: str, where: str) -> NDArray[Any]:
     """Return whether each row has each of the labels `names`, int8 (rows, names).
 
     Raises:
