@@ -78,11 +78,11 @@ class Names:
     def complete(self, records: Records, source: str, needs: Mapping[str, str] | None = None) -> CompleteRecords:
         """Return the `records` of `source` that have values in all columns `needs`; None: in those of `Names.needs`."""
         settable = self.label_type == "auto" and SETTING in self.ask and AND not in (self.label or "")
-        hint = "; label_type=labels accepts rows with several labels or none" if settable else ""
+        hints = {"label": "; label_type=labels accepts rows with several labels or none"} if settable else {}
         reader = self.ask.partition("(")[0].strip('"')
-        owner_hint = "; owner=None accepts rows without an owner" if self.finds_owner else ""
+        hints |= {"owner": "; owner=None accepts rows without an owner"} if self.finds_owner else {}
         needed = self.needs if needs is None else needs
-        return CompleteRecords(records, source, needed, self.incomplete, hint, reader, owner_hint)
+        return CompleteRecords(records, source, needed, self.incomplete, hints, reader)
 
 
 def get_text_column(dataset: str | Source) -> str:
