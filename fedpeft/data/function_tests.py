@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -68,6 +68,10 @@ TAKEN = {"original", "outcome", "same", "function", "arguments", "value", "error
 Draw = Callable[[], object]
 
 
+class UnplainTypeError(Exception):
+    """An argument has a type whose values can't be drawn."""
+
+
 def write_tests(text: str, random: np.random.Generator) -> str | None:
     """Return a program of tests for the function in `text`, or None if none can be written.
 
@@ -75,21 +79,19 @@ def write_tests(text: str, random: np.random.Generator) -> str | None:
         text: source of one function, in ASCII.
         random: decides the arguments.
     """
-    file = SourceFile.parse(text)
-    function = file.tree.body[0] if file is not None and len(file.tree.body) == 1 else None
-    if not isinstance(function, ast.FunctionDef) or not _is_self_contained(function):
-        return None
-    if function.name in TAKEN or hasattr(builtins, function.name):
-        return None
-    given = function.args
-    if given.vararg or given.kwarg or any(default is None for default in given.kw_defaults):
-        return None
-    draws: list[Draw] = []
-    for argument in (*given.posonlyargs, *given.args):
-        draw = _choose_draw(argument.annotation, random)
-        if draw is None:
+    match SourceFile.parse(text):
+        case SourceFile(tree=ast.Module(body=[ast.FunctionDef() as function])) as file:
+            given = function.args
+        case _:
             return None
-        draws.append(draw)
+    if function.name in TAKEN or hasattr(builtins, function.name) or not _is_self_contained(function):
+        return None
+    if given.vararg or given.kwarg or None in given.kw_defaults:
+        return None
+    try:
+        draws = [_choose_draw(argument.annotation, random) for argument in (*given.posonlyargs, *given.args)]
+    except UnplainTypeError:
+        return None
     if not draws:
         return None
     calls = [tuple(draw() for draw in draws) for _ in range(CALLS)]
@@ -98,24 +100,25 @@ def write_tests(text: str, random: np.random.Generator) -> str | None:
 
 
 def _is_self_contained(function: ast.FunctionDef) -> bool:
-    nodes = [node for statement in function.body for node in ast.walk(statement)]
-    stored = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    stored |= {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
-    loaded = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    defaults = [value for value in (*function.args.defaults, *function.args.kw_defaults) if value is not None]
-    return (
-        loaded - stored <= set(dir(builtins)) - IMPURE
-        and all(isinstance(value, ast.Constant) for value in defaults)
-        and not any(isinstance(node, ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal) for node in nodes)
-    )
+    loaded: set[str] = set()
+    stored = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+    for node in ast.walk(ast.Module(function.body, [])):  # annotations of the arguments don't count
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                loaded.add(name)
+            case ast.Name(id=name):
+                stored.add(name)
+            case ast.Import() | ast.ImportFrom() | ast.Global() | ast.Nonlocal():
+                return False
+    defaults = filter(None, (*function.args.defaults, *function.args.kw_defaults))
+    return loaded - stored <= set(dir(builtins)) - IMPURE and all(isinstance(d, ast.Constant) for d in defaults)
 
 
-def _rename_to_original(file: SourceFile | None, function: ast.FunctionDef) -> str | None:
+def _rename_to_original(file: SourceFile, function: ast.FunctionDef) -> str | None:
     """Return the function as `original`, without annotations of its arguments; None: the name has another use.
 
     Annotations may name what is not there.
     """
-    assert file is not None
     at, text = file.get_position, file.source
     nodes = list(ast.walk(function))
     if any(isinstance(node, ast.Name | ast.arg) and "original" in vars(node).values() for node in nodes):
@@ -133,43 +136,42 @@ def _rename_to_original(file: SourceFile | None, function: ast.FunctionDef) -> s
     return text
 
 
-def _choose_draw(annotation: ast.expr | None, random: np.random.Generator) -> Draw | None:
-    """Return what draws values of an annotated type; None: the type is not plain."""
+def _choose_draw(annotation: ast.expr | None, random: np.random.Generator) -> Draw:
+    """Return what draws values of an annotated type.
+
+    Raises:
+        UnplainTypeError: the type, or one inside it, is not plain.
+    """
     match annotation:
         case ast.Constant(value=None):
             return lambda: None
         case ast.Constant(value=str(text)):
             try:
-                return _choose_draw(ast.parse(text.strip(), mode="eval").body, random)
+                inner = ast.parse(text.strip(), mode="eval").body
             except (SyntaxError, ValueError):
-                return None
+                raise UnplainTypeError from None
+            return _choose_draw(inner, random)
         case ast.Name(id=name) if name in _PLAIN:
             return lambda: _PLAIN[name](random)
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
-            sides = _choose_draws([left, right], random)
-            return (lambda: sides[int(random.integers(2))]()) if sides else None
+            sides = [_choose_draw(left, random), _choose_draw(right, random)]
+            return lambda: sides[int(random.integers(2))]()
         case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
             return _choose_draw(ast.BinOp(inner, ast.BitOr(), ast.Constant(None)), random)
         case ast.Subscript(value=ast.Name(id="list" | "List" | "Sequence" | "Iterable" | "Collection"), slice=inner):
-            items = _choose_draws([inner], random)
-            return (lambda: [items[0]() for _ in range(int(random.integers(5)))]) if items else None
-        case ast.Subscript(value=ast.Name(id="tuple" | "Tuple"), slice=ast.Tuple(elts=members)):
+            item = _choose_draw(inner, random)
+            return lambda: [item() for _ in range(int(random.integers(5)))]
+        case ast.Subscript(value=ast.Name(id="tuple" | "Tuple"), slice=ast.Tuple(elts=[_, *_] as members)):
             if len(members) == 2 and isinstance(members[1], ast.Constant) and members[1].value is ...:
                 members = [members[0]] * 3
-            draws = _choose_draws(members, random)
-            return (lambda: tuple(draw() for draw in draws)) if draws else None
+            draws = [_choose_draw(member, random) for member in members]
+            return lambda: tuple(draw() for draw in draws)
         case ast.Subscript(
-            value=ast.Name(id="dict" | "Dict" | "Mapping"), slice=ast.Tuple(elts=[ast.Name(id="str"), value])
+            value=ast.Name(id="dict" | "Dict" | "Mapping"), slice=ast.Tuple(elts=[ast.Name(id="str"), inner])
         ):
-            values = _choose_draws([value], random)
-            return (lambda: {str(_PLAIN["str"](random)): values[0]() for _ in range(3)}) if values else None
-    return None
-
-
-def _choose_draws(annotations: Sequence[ast.expr], random: np.random.Generator) -> list[Draw]:
-    """Return what draws values of each type; empty if a type is not plain."""
-    draws = [draw for annotation in annotations if (draw := _choose_draw(annotation, random)) is not None]
-    return draws if len(draws) == len(annotations) else []
+            value = _choose_draw(inner, random)
+            return lambda: {str(_PLAIN["str"](random)): value() for _ in range(3)}
+    raise UnplainTypeError
 
 
 _PLAIN: Mapping[str, Callable[[np.random.Generator], object]] = {

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from fedpeft.data.datasets.file import File
 from fedpeft.data.image_folders import FILE_NAME, FORMATS, raise_image_errors
 from fedpeft.data.owner_columns import OWNERS
 from fedpeft.data.record_files import Record, RecordTable, TablePlace, read_dataset_rows
-from fedpeft.data.record_folders import SPLITS, Splits
+from fedpeft.data.record_folders import SPLITS, Splits, group_by_split
 from fedpeft.data.rows import Dataset
 from fedpeft.data.square_pictures import crop_to_square
 from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
@@ -81,17 +82,18 @@ def _find_splits(given: Any) -> tuple[Splits[Split], tuple[str, ...]]:
     """
     if not isinstance(given, Mapping):
         return Splits(("dataset", given)), ()
-    called = {split: [name for name in names if name in given] for split, names in SPLITS.items()}
-    if twice := next((names for names in called.values() if len(names) > 1), None):
+    known = [name for name in chain.from_iterable(SPLITS.values()) if name in given]
+    groups = group_by_split(known, str)
+    if twice := next((names for names in groups.values() if len(names) > 1), None):
         raise DataError(f"FP3196 dataset has more than one {twice[0]} split: {', '.join(twice)}; keep one")
-    if not called["train"]:
+    if "train" not in groups:
         raise DataError(
             f"FP3197 dataset has no split called train; it has: {', '.join(map(str, given)) or 'none'}; rename the "
             "training split to train"
         )
-    found = {split: (f"dataset[{names[0]!r}]", given[names[0]]) for split, names in called.items() if names}
-    unused = [str(name) for name in given if not any(name in names for names in called.values())]
-    return Splits(**found), (f"splits that no run uses: {', '.join(unused)}",) if unused else ()
+    splits = {split: (f"dataset[{name!r}]", given[name]) for split, (name,) in groups.items()}
+    unused = [str(name) for name in given if name not in known]
+    return Splits(**splits), (f"splits that no run uses: {', '.join(unused)}",) if unused else ()
 
 
 def _create_table(name: str, given: Any) -> RecordTable:
@@ -100,7 +102,7 @@ def _create_table(name: str, given: Any) -> RecordTable:
     Raises:
         DataError: the split has no legal type, or is streamed.
     """
-    if _is_of_library(given, "IterableDataset") or _is_of_library(given, "IterableDatasetDict"):
+    if _is_of_library(given, "IterableDataset", "IterableDatasetDict"):
         raise DataError(
             f"FP3198 {name} is streamed, but clients need all examples; load it without streaming=True, or take some: "
             "datasets.Dataset.from_list(list(dataset.take(1000)))"
@@ -110,22 +112,20 @@ def _create_table(name: str, given: Any) -> RecordTable:
     if type(given).__name__ == "DataFrame" and hasattr(given, "to_dict"):
         return RecordTable(name, partial(_read_frame, given))
     if isinstance(given, Sequence) and not isinstance(given, str):
-        if all(isinstance(row, Mapping) for row in given):
-            return RecordTable(name, lambda: ((f"row {number}", dict(row)) for number, row in enumerate(given)))
-        pairs = (pair if isinstance(pair, tuple) else () for pair in given)
-        if all(len(pair) == 2 and all(isinstance(column, Sized) for column in pair) for pair in pairs):
-            records = _build_records(given)
-            return RecordTable(name, lambda: ((f"row {number}", row) for number, row in enumerate(records)))
+        are_pairs = all(isinstance(row, tuple) and [isinstance(c, Sized) for c in row] == [True, True] for row in given)
+        records = _build_records(given) if are_pairs else given
+        if all(isinstance(record, Mapping) for record in records):
+            return RecordTable(name, lambda: ((f"row {number}", dict(row)) for number, row in enumerate(records)))
     raise DataError(
         f"FP3060 {name} must be a text, a Dataset, a datasets.Dataset, a pandas DataFrame, mappings with text and "
         f"label, a mapping from splits to these, or one pair (texts, labels) per client; got {type(given).__name__}"
     )
 
 
-def _is_of_library(given: Any, name: str) -> bool:
-    """Return whether a value is an instance of the class `name` of the `datasets` library, without importing it."""
+def _is_of_library(given: Any, *names: str) -> bool:
+    """Return whether a value is an instance of a named class of the `datasets` library, without importing it."""
     library = sys.modules.get("datasets")
-    return library is not None and isinstance(given, getattr(library, name, ()))
+    return library is not None and isinstance(given, tuple(getattr(library, name, ()) for name in names))
 
 
 def _keep_encoded(given: Any) -> Any:

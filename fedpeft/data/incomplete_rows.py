@@ -34,18 +34,16 @@ class CompleteRecords:
         source: name of the source, for messages.
         needs: for each of `LACKS` that a row must have, the column, or several as "a + b".
         incomplete: one of `INCOMPLETE`; empty: rows are refused, and there is no setting to change that.
-        hint: another remedy for rows without a label, a clause.
+        hints: another remedy for rows that lack a role of `LACKS`, a clause.
         reader: the dataset part that has the setting `incomplete`: file or hf.
-        owner_hint: another remedy for rows without an owner, a clause.
     """
 
     records: Iterable[tuple[str, Mapping[str, Any]]]
     source: str
     needs: Mapping[str, str]
     incomplete: str = ""
-    hint: str = ""
+    hints: Mapping[str, str] = field(default_factory=dict)
     reader: str = "file"
-    owner_hint: str = ""
     _rows: int = 0
     _left_out: int = 0
     _columns: str = ""  # of the first record that lacks something
@@ -59,28 +57,26 @@ class CompleteRecords:
         Raises:
             DataError: rows are incomplete and refused, or no row is complete.
         """
-        columns = tuple(self.needs.values())
         for place, record in self.records:
             self._rows += 1
-            if not _has_words(record, columns):  # rare
-                needed = [(role, c) for role, column in self.needs.items() for c in _split_column(column, record)]
-                if not self._can_lack(place) and not record.keys() >= {column for _, column in needed}:
-                    yield place, record  # its reader reports the missing column
-                    continue
-                if lacked := [(role, column) for role, column in needed if _is_missing(record.get(column), role)]:
-                    self._columns = self._columns or ", ".join(map(str, record))
-                    self._count(place, lacked)
-                    continue
-            if self.incomplete == DROP or not self._left_out:
-                yield place, record
-        if self._left_out and self.incomplete != DROP:
+            missing = find_missing(record, self.needs)
+            if not missing:
+                if self.incomplete == DROP or not self._left_out:
+                    yield place, record
+            elif any(column not in record for _, column in missing) and not self._can_lack(place):
+                yield place, record  # its reader reports the missing column
+            else:
+                self._columns = self._columns or ", ".join(map(str, record))
+                self._count(place, missing)
+        if not self._left_out:
+            return
+        if self.incomplete != DROP:
             one = self._lacked.total() == 1
             cure = "fill it in, or leave the row out" if one else "fill them in, or leave the rows out"
             cure += f", as {self.reader}(..., incomplete={DROP}) does" if self.incomplete else ""
-            hint = self.hint if "label" in self._roles else ""
-            hint += self.owner_hint if "owner" in self._roles else ""
+            hint = "".join(self.hints.get(role, "") for role in sorted(self._roles))
             raise DataError(f"FP3062 {self.source}: {self._describe_missing()}; {cure}{hint}")
-        if self._rows and self._left_out == self._rows:
+        if self._left_out == self._rows:
             raise DataError(
                 f"FP3063 {self.source} has no complete row: {self._describe_missing()}; the first one has the columns "
                 f"{self._columns}"
@@ -120,18 +116,17 @@ class CompleteRecords:
         return ", ".join(told)
 
 
-def _split_column(column: str, record: Mapping[str, Any]) -> list[str]:
-    """Return a column of the record, or the several columns that "a + b" names."""
-    return [column] if column in record else column.split(AND)
+def find_missing(record: Mapping[str, Any], needs: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return role and column of each value in `needs` that a record lacks, or whose column it lacks.
 
-
-def _has_words(record: Mapping[str, Any], columns: tuple[str, ...]) -> bool:
-    """Return whether all these columns exist and hold texts that are not blank."""
-    for column in columns:
-        value = record.get(column)
-        if not isinstance(value, str) or not value or value.isspace():
-            return False
-    return True
+    If the record has no column "a + b", this names several columns.
+    """
+    missing = []
+    for role, needed in needs.items():
+        for column in (needed,) if needed in record else needed.split(AND):
+            if _is_missing(record.get(column), role):
+                missing.append((role, column))
+    return missing
 
 
 def _is_missing(value: Any, role: str) -> bool:

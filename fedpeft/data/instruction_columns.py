@@ -61,6 +61,17 @@ class ColumnReading:
     template: str | None = None
 
 
+@dataclass(frozen=True)
+class ColumnSettings:
+    """A user's settings that decide how instruction data are read; `choose_reading` describes them."""
+
+    text: str
+    messages: str | None
+    template: str | None
+    answer: str
+    beta: float
+
+
 def choose_reading(
     first: Mapping[str, Any],
     text: str,
@@ -85,55 +96,91 @@ def choose_reading(
     Raises:
         ConfigError: settings contradict each other.
     """
-    if target is not None and messages is not None:
-        raise ConfigError(
-            "FP1105 messages is for conversations, but target is for pairs of texts; leave one of them out"
-        )
     if target is not None:
+        if messages is not None:
+            raise ConfigError(
+                "FP1105 messages is for conversations, but target is for pairs of texts; leave one of them out"
+            )
         return read_pairs(text, target, text, template)
-    if messages is None and template is None:
-        if text in first:
-            return None
-        if {INPUT, TARGET} <= first.keys():
-            return read_pairs(INPUT, TARGET, text)
-    if set(SIDES) <= first.keys() and text not in first:
-        return ColumnReading(
-            f"preferences of the columns {f'{PROMPT!r}, ' if PROMPT in first else ''}'chosen' and 'rejected' in "
-            f"{_describe_template(template)}",
-            lambda records, source: pack_preferences(records, text, source, template),
-            {"answer": AND.join(SIDES)} | ({"text": PROMPT} if isinstance(first.get(PROMPT), str) else {}),
-            f"dpo(beta={beta})",
-            template,
-        )
-    column = messages or next((c for c in (MESSAGES, CONVERSATIONS) if c in first and text not in first), None)
-    if column is not None:
-        return ColumnReading(
-            f"conversations of the column {column!r} in {_describe_template(template)}",
-            lambda records, source: pack_messages(
-                _convert_turns(records, column, source), column, text, source, template
-            ),
-            {"text": column},
-            template=template,
-        )
-    if template in (None, CHAT) and {"prompt", "completion"} <= first.keys():
-        bare = template is None and isinstance(first["prompt"], str)
-        return ColumnReading(
-            "instruction data of the columns 'prompt' and 'completion', "
-            + ("as they stand" if bare else f"in {_describe_template(None)}"),
-            lambda records, source: _pack_completions(records, text, source, template),
-            {"text": "prompt", "answer": "completion"},
-            template=BARE if bare else CHAT,
-        )
-    if template is not None or {"instruction", answer} <= first.keys():
-        taken = template or "alpaca"
-        return ColumnReading(
-            f"instruction data of columns, the answers those of {answer!r}, in the prompt template {taken}"
-            + ("" if template else f" (template='{CHAT}' takes the model's own)"),
-            lambda records, source: pack_prompts(records, taken, answer, text, source),
-            {"answer": answer},
-            template=taken,
-        )
+    if messages is None and template is None and text in first:
+        return None
+    given = ColumnSettings(text, messages, template, answer, beta)
+    return next(filter(None, (recognize(first, given) for recognize in FORMATS)), None)
+
+
+def recognize_pairs(first: Mapping[str, Any], given: ColumnSettings) -> ColumnReading | None:
+    """Return the reading of pairs whose columns have the usual names, or None."""
+    if given.messages is None and given.template is None and {INPUT, TARGET} <= first.keys():
+        return read_pairs(INPUT, TARGET, given.text)
     return None
+
+
+def recognize_preferences(first: Mapping[str, Any], given: ColumnSettings) -> ColumnReading | None:
+    """Return the reading of preferences, or None."""
+    if given.text in first or not set(SIDES) <= first.keys():
+        return None
+    return ColumnReading(
+        f"preferences of the columns {f'{PROMPT!r}, ' if PROMPT in first else ''}'chosen' and 'rejected' in "
+        f"{_describe_template(given.template)}",
+        lambda records, source: pack_preferences(records, given.text, source, given.template),
+        {"answer": AND.join(SIDES)} | ({"text": PROMPT} if isinstance(first.get(PROMPT), str) else {}),
+        f"dpo(beta={given.beta})",
+        given.template,
+    )
+
+
+def recognize_conversations(first: Mapping[str, Any], given: ColumnSettings) -> ColumnReading | None:
+    """Return the reading of conversations in the user's column, or in one with a usual name, or None."""
+    names = () if given.text in first else (MESSAGES, CONVERSATIONS)
+    column = given.messages or next((name for name in names if name in first), None)
+    if column is None:
+        return None
+    return ColumnReading(
+        f"conversations of the column {column!r} in {_describe_template(given.template)}",
+        lambda records, source: pack_messages(
+            _convert_turns(records, column, source), column, given.text, source, given.template
+        ),
+        {"text": column},
+        template=given.template,
+    )
+
+
+def recognize_completions(first: Mapping[str, Any], given: ColumnSettings) -> ColumnReading | None:
+    """Return the reading of prompts with their completions, or None."""
+    if given.template not in (None, CHAT) or not {"prompt", "completion"} <= first.keys():
+        return None
+    bare = given.template is None and isinstance(first["prompt"], str)
+    return ColumnReading(
+        "instruction data of the columns 'prompt' and 'completion', "
+        + ("as they stand" if bare else f"in {_describe_template(None)}"),
+        lambda records, source: _pack_completions(records, given.text, source, given.template),
+        {"text": "prompt", "answer": "completion"},
+        template=BARE if bare else CHAT,
+    )
+
+
+def recognize_instructions(first: Mapping[str, Any], given: ColumnSettings) -> ColumnReading | None:
+    """Return the reading of columns that the user's template, or Alpaca's, writes as prompts, or None."""
+    if given.template is None and not {"instruction", given.answer} <= first.keys():
+        return None
+    taken = given.template or "alpaca"
+    return ColumnReading(
+        f"instruction data of columns, the answers those of {given.answer!r}, in the prompt template {taken}"
+        + ("" if given.template else f" (template='{CHAT}' takes the model's own)"),
+        lambda records, source: pack_prompts(records, taken, given.answer, given.text, source),
+        {"answer": given.answer},
+        template=taken,
+    )
+
+
+FORMATS = (
+    recognize_pairs,
+    recognize_preferences,
+    recognize_conversations,
+    recognize_completions,
+    recognize_instructions,
+)
+"""Formats of instruction data in the order in which they are tried."""
 
 
 def read_pairs(read: str, target: str, text: str, template: str | None = None) -> ColumnReading:

@@ -40,6 +40,14 @@ AND = " + "
 BETWEEN = ";"
 """Separator between the labels of a row that are written as one text."""
 
+_LEGAL = {
+    "auto": (("word", "number", "list"), "a word or an integer (a class), a number, or a list of labels"),
+    "class": (("word", "number"), "a word or a number"),
+    "number": (("word", "number"), "a finite number"),
+    "labels": (("word", "list"), f"a list of labels, or one text with {BETWEEN!r} between them"),
+}
+"""The sorts of values that are legal for each label type, and their description; see `_classify_value`."""
+
 _YES_NO = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True, "0,0": False, "1,0": True}
 
 
@@ -98,23 +106,24 @@ class LabelColumn:
             value = value.tolist()
         if isinstance(value, Decimal):  # of Parquet and Arrow
             value = float(value)
-        if self.asked == "labels" and (value is None or (isinstance(value, str) and not value.strip())):
+        if self.asked == "labels" and (value is None or not str(value).strip()):
             value = []
-        found = _classify_value(value)
-        wanted = {"class": ("word",), "number": ("number", "word"), "labels": ("list", "word")}.get(self.asked)
-        if self.asked == "class" and found == "number":
-            value, found = _format_number(value), "word"
-        if not found or (wanted is not None and found not in wanted):
-            must = f"{where}: the column {self.column!r} must hold {self._describe_legal()}"
+        sort = _classify_value(value)
+        sorts, legal = _LEGAL[self.asked]
+        if sort not in sorts:
+            must = f"{where}: the column {self.column!r} must hold {legal}"
             raise DataError(f"FP3066 {must}, got {shorten_value(value)}")
-        if self.asked == "number":
-            value, found = self._parse_number_or_comma(value, where), "number"
-        if self.asked == "labels" and found == "word":
-            value, found = [word for word in str(value).split(BETWEEN) if word.strip()], "list"
-        if found == "list":
+        match self.asked, sort:
+            case "class", "number":
+                value, sort = _format_number(value), "word"
+            case "number", _:
+                value, sort = self._parse_number_or_comma(value, where), "number"
+            case "labels", "word":
+                value, sort = list(filter(str.strip, str(value).split(BETWEEN))), "list"
+        if sort == "list":
             value = tuple(dict.fromkeys(str(label).strip() for label in value))
-        self._first.setdefault(found, (where, value))
-        self._values.append(value if found == "number" else self._known.setdefault((type(value), value), value))
+        self._first.setdefault(sort, (where, value))
+        self._values.append(value if sort == "number" else self._known.setdefault((type(value), value), value))
 
     def add_columns(self, values: Sequence[Any], where: str) -> None:
         """Add a row's values of several columns, each 0 or 1.
@@ -160,11 +169,13 @@ class LabelColumn:
             return self._parse_numbers()
         spelled: dict[Any, str] = {}
         words = [spelled.setdefault((type(value), value), str(value).strip()) for value in self._values]
-        if self.asked != "class" and (what := describe_numbers(words, self.form.decimal)):
+        if self.asked == "class":
+            return Labels("class", words)
+        if what := describe_numbers(words, self.form.decimal):
             note = f"regression: {what}; label_type=class makes classes of the column {self.column}"
             numbers = [self._parse_number(word, f"row {i}") for i, word in enumerate(words, 1)]
             return Labels("number", numbers, (), self._note(note))
-        if self.asked != "class" and (shown := find_decimal_comma_example(words)):
+        if shown := find_decimal_comma_example(words):
             return self._parse_commas(words, shown)
         return Labels("class", words, (), self._list_doubts(words))
 
@@ -235,34 +246,27 @@ class LabelColumn:
         return () if self.asked != "auto" else (f"taken as {what}",)
 
     def _list_doubts(self, words: Sequence[str]) -> tuple[str, ...]:
-        """Return reasons why values taken as classes may be something else, unless the user chose classes."""
+        """Return reasons why values taken as classes may be something else."""
         names, doubts = set(words), []
-        if self.asked == "auto" and (joined := sum(BETWEEN in name for name in names)):
+        if joined := sum(BETWEEN in name for name in names):
             doubts.append(
                 f"taken as classes, {joined:,} of whose {len(names):,} names have {BETWEEN!r} in them; "
                 "label_type=labels makes several labels of such a text"
             )
-        if self.asked == "auto" and len(names) > MANY and parse_numbers(names):
+        if len(names) > MANY and parse_numbers(names):
             doubts.append(
                 f"taken as classes, {len(names):,} different whole numbers; label_type=number predicts them as numbers"
             )
-        elif self.asked == "auto" and self.form.decimal == AUTO and is_comma_only(names):
+        elif self.form.decimal == AUTO and is_comma_only(names):
             doubts.append(
                 f"taken as classes, {len(names):,} of them, such as {min(names)}; decimal=',' predicts them as numbers"
             )
-        elif self.asked == "auto" and has_mostly_distinct(words):
+        elif has_mostly_distinct(words):
             doubts.append(
                 f"taken as classes, {len(names):,} of them in {len(words):,} rows; if they are meant as numbers, "
                 "label_type=number reports the first one that is not"
             )
         return tuple(doubts)
-
-    def _describe_legal(self) -> str:
-        return {
-            "class": "a word or a number",
-            "number": "a finite number",
-            "labels": f"a list of labels, or one text with {BETWEEN!r} between them",
-        }.get(self.asked, "a word or an integer (a class), a number, or a list of labels")
 
 
 def _classify_value(value: Any) -> str:
@@ -344,22 +348,22 @@ def find_positions(
 
 
 def collect_label_names(labels: Labels, name: str) -> tuple[str, ...]:
-    """Return the names of several labels: their columns, or those that occur, sorted (numbers by value).
+    """Return the names of classes or labels: their columns, or those that occur, sorted (numbers by value).
 
     Raises:
-        DataError: no row has a label.
+        DataError: rows may have several labels, and none has one.
     """
     if labels.names:
         return labels.names
+    if labels.kind == "class":
+        return sort_labels(set(labels.values))
     distinct = {label for row in labels.values for label in row}
     if not distinct:
         raise DataError(f"FP3075 {name}: no training example has a label; check the column")
     return sort_labels(distinct)
 
 
-def build_matrix(
-    labels: Labels, names: Sequence[str], name: str, where: str = "occur in the training examples"
-) -> NDArray[Any]:
+def build_matrix(labels: Labels, names: Sequence[str], name: str, where: str) -> NDArray[Any]:
     """Return whether each row has each of the labels `names`, int8 (rows, names).
 
     Raises:

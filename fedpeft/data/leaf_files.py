@@ -200,14 +200,15 @@ def iterate_examples(path: Path) -> Iterator[LeafExample]:
             )
         for user in users:
             held = data.get(user) if isinstance(user, str) else None
-            x, y = (held.get("x"), held.get("y")) if isinstance(held, dict) else (None, None)
-            if not isinstance(x, list) or not isinstance(y, list) or len(x) != len(y):
-                raise DataError(
-                    f"FP3208 {file}: {USER_DATA!r} of the user {shorten_value(user)} must be an object with the lists "
-                    "x and y of one length"
-                )
-            for number, (one, label) in enumerate(zip(x, y, strict=True), 1):
-                yield LeafExample(f"example {number} of the user {user!r} in {file.name}", user, one, label)
+            match held:
+                case {"x": list(x), "y": list(y)} if len(x) == len(y):
+                    for number, (one, label) in enumerate(zip(x, y, strict=True), 1):
+                        yield LeafExample(f"example {number} of the user {user!r} in {file.name}", user, one, label)
+                case _:
+                    raise DataError(
+                        f"FP3208 {file}: {USER_DATA!r} of the user {shorten_value(user)} must be an object with the "
+                        "lists x and y of one length"
+                    )
 
 
 def iterate_records(examples: Iterator[LeafExample], layout: LeafLayout) -> Iterator[tuple[str, dict[str, Any]]]:

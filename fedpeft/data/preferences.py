@@ -50,7 +50,7 @@ def pack_preferences(
                 raise DataError(
                     f"FP3095 {lacks} has no column {column!r}, which preferences need; {suggest_legal(column, record)}"
                 )
-        prompt = record[PROMPT] if PROMPT in record else _get_prompt(record, where)
+        prompt = _get_prompt(record, where)
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         answers = [_get_answer(record, side, asked, where) for side in SIDES]
         if answers[0] == answers[1]:
@@ -73,14 +73,16 @@ def pack_preferences(
 
 
 def _get_prompt(record: Mapping[str, Any], where: str) -> Any:
-    """Return the messages before the answer, from the conversation in the column of the better answer."""
-    found = record[SIDES[0]]
-    if not isinstance(found, list) or len(found) < 2:
+    """Return the question of a record; without its column, the messages before the better answer."""
+    if PROMPT in record:
+        return record[PROMPT]
+    conversation = record[SIDES[0]]
+    if not isinstance(conversation, list) or len(conversation) < 2:
         raise DataError(
             f"FP3098 {where} has no column {PROMPT!r}; preferences need it unless their answers are conversations that "
             "include the prompt's messages"
         )
-    return found[:-1]
+    return conversation[:-1]
 
 
 def _get_answer(record: Mapping[str, Any], side: str, asked: Any, where: str) -> str:

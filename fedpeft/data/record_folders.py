@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -61,6 +61,15 @@ def _get_split_name(path: Path) -> str:
     return re.sub(r"-\d{5}-of-\d{5}$", "", get_stem(path).lower())
 
 
+def group_by_split(entries: Sequence[T], get_name: Callable[[T], str]) -> dict[str, list[T]]:
+    """Return the entries of each split that has any; those with other names are left out.
+
+    Splits are in the order of `SPLITS`, and the entries of a split in that of `entries`.
+    """
+    groups = {split: [entry for entry in entries if get_name(entry) in names] for split, names in SPLITS.items()}
+    return {split: group for split, group in groups.items() if group}
+
+
 def find_splits(path: Path) -> Splits[Path]:
     """Return the splits in a folder that has a file or folder called train; otherwise, all of `path` is for training.
 
@@ -69,25 +78,23 @@ def find_splits(path: Path) -> Splits[Path]:
     """
     if not path.is_dir() or is_saved(path):
         return Splits(path)
-    found: dict[str, Path] = {}
-    entries = [p for p in list_visible(path) if p.is_dir() or get_suffix(p)]
-    for split, names in SPLITS.items():
-        called = [p for p in entries if _get_split_name(p) in names]
-        if len(called) > 1:
-            parts = all(_get_split_name(p) != get_stem(p).lower() for p in called)
+    groups = group_by_split([p for p in list_visible(path) if p.is_dir() or get_suffix(p)], _get_split_name)
+    for split, group in groups.items():
+        if len(group) > 1:
+            parts = all(_get_split_name(p) != get_stem(p).lower() for p in group)
             remedy = f"put its parts into a folder called {split}" if parts else "keep one"
             raise DataError(
-                f"FP3127 {path} has more than one {split} split: {', '.join(p.name for p in called)}; {remedy}"
+                f"FP3127 {path} has more than one {split} split: {', '.join(p.name for p in group)}; {remedy}"
             )
-        if called:
-            found[split] = called[0]
-    if found and "train" not in found:
-        one = next(iter(found.values()))
+    if not groups:
+        return Splits(path)
+    if "train" not in groups:
+        (one,) = next(iter(groups.values()))
         raise DataError(
             f"FP3128 {path} has {one.name} but nothing called train, so all of it would be trained on; rename "
             "the training file to train, or name it"
         )
-    return Splits(**found) if found else Splits(path)
+    return Splits(**{split: entry for split, (entry,) in groups.items()})
 
 
 def list_client_files(folder: Path) -> list[Path]:

@@ -102,6 +102,18 @@ def _pack_records(
         yield place, {**record, packed_into: json.dumps(row)}
 
 
+def index_tags(names: Sequence[str], *, are_given: bool) -> dict[str | int, int]:
+    """Return the position of each tag: of each name, and of each whole number that stands for a name.
+
+    Whole numbers are names, such as "3". If a user gave the names and none of them is a number, they are positions.
+    """
+    position: dict[str | int, int] = {name: i for i, name in enumerate(names)}
+    numbers = {int(name): i for i, name in enumerate(names) if name.isdecimal()}
+    if are_given and not numbers:
+        numbers = {i: i for i in range(len(names))}
+    return position | numbers
+
+
 def convert_tags(
     tables: Sequence[Sequence[str]], name: str, given_names: Sequence[str] | None, where: str
 ) -> tuple[list[Sequence[str]], tuple[str, ...]]:
@@ -116,18 +128,10 @@ def convert_tags(
     Raises:
         DataError: a tag has no name, or the first table has only one tag.
     """
-    names = (
-        tuple(given_names)
-        if given_names
-        else sort_labels({str(tag) for row in tables[0] for tag in json.loads(row)["tags"]})
-    )
+    names = tuple(given_names or sort_labels({str(tag) for row in tables[0] for tag in json.loads(row)["tags"]}))
     if len(names) < 2:
         raise DataError(f"FP3191 {name} has one tag only in its training examples, {names[0]!r}; token labels need two")
-    position: dict[Any, int] = {label: i for i, label in enumerate(names)}
-    if given_names and not any(label.isdecimal() for label in given_names):
-        position |= {i: i for i in range(len(names))}
-    else:
-        position |= {int(label): i for label, i in tuple(position.items()) if label.isdecimal()}
+    position = index_tags(names, are_given=bool(given_names))
     unseen: dict[str, None] = {}
     made = []
     for table in tables:

@@ -22,7 +22,6 @@ from fedpeft.data.label_columns import (
     compute_moments,
     find_positions,
     parse_names,
-    sort_labels,
 )
 from fedpeft.data.record_files import name_incomplete_part
 from fedpeft.data.rows import CLIP_AXES, DATASETS, Dataset, Kind, Rows, Source, split_test
@@ -79,11 +78,11 @@ class Names:
     def complete(self, records: Records, source: str, needs: Mapping[str, str] | None = None) -> CompleteRecords:
         """Return the `records` of `source` that have values in all columns `needs`; None: in those of `Names.needs`."""
         settable = self.label_type == "auto" and SETTING in self.ask and AND not in (self.label or "")
-        hint = "; label_type=labels accepts rows with several labels or none" if settable else ""
+        hints = {"label": "; label_type=labels accepts rows with several labels or none"} if settable else {}
         reader = self.ask.partition("(")[0].strip('"')
-        owner_hint = "; owner=None accepts rows without an owner" if self.finds_owner else ""
+        hints |= {"owner": "; owner=None accepts rows without an owner"} if self.finds_owner else {}
         needed = self.needs if needs is None else needs
-        return CompleteRecords(records, source, needed, self.incomplete, hint, reader, owner_hint)
+        return CompleteRecords(records, source, needed, self.incomplete, hints, reader)
 
 
 def get_text_column(dataset: str | Source) -> str:
@@ -324,12 +323,10 @@ def _encode_labels(
         )
     if kind == "number":
         return (column,), [build_array(table) for table in labels]
+    names = given_names or collect_label_names(labels[0], name)
     if kind == "labels":
-        if given_names is not None:
-            return given_names, [build_matrix(table, given_names, name, "occur in labels") for table in labels]
-        names = collect_label_names(labels[0], name)
-        return names, [build_matrix(table, names, name) for table in labels]
-    names = given_names or sort_labels(set(labels[0].values))
+        where = "occur in labels" if given_names else "occur in the training examples"
+        return names, [build_matrix(table, names, name, where) for table in labels]
     return names, [find_positions(table.values, names, name, are_given=given_names is not None) for table in labels]
 
 
@@ -412,7 +409,7 @@ def build_labeled_rows(
     Raises:
         DataError: the file can't be read, lacks a column, or contains a label that is not in `names`.
     """
-    kinds = {"numbers": "number", "labels": "auto" if AND in (label or "") else "labels"}
+    kinds = {"numbers": "number", "labels": "auto" if AND in str(label) else "labels"}
     kind = kinds.get(targets, "class" if names else "auto")
     table = read(path, found, Names(text, label, None, "--ROLE-column COLUMN", kind, "", form))
     if table.labels is None:
@@ -432,12 +429,11 @@ def build_labeled_rows(
         )
     values = list(table.labels.values)
     known = tuple(names or sorted(set(values)))
-    position = {name: i for i, name in enumerate(known)}
-    unknown = sorted(set(values) - position.keys())
+    unknown = sorted(set(values) - set(known))
     if unknown:
         shown = ", ".join(repr(name) for name in unknown[:5])
         raise DataError(
             f"FP3162 {path} has {len(unknown)} label{'' if len(unknown) == 1 else 's'} in column {label!r} that the "
             f"federation does not use: {shown}; its labels are {', '.join(map(repr, known[:20]))}"
         )
-    return Rows(table.texts, np.array([position[name] for name in values], np.int64)), known
+    return Rows(table.texts, find_positions(values, known, path)), known

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpeft.data.rows import DATASETS, Dataset, Rows, get_default_partition, is_task_in_rows, join_rows
 from fedpeft.data.task_sequence import COMPETE, TaskSchedule, TaskSequence
@@ -140,16 +141,10 @@ class Tasks:
     def _join(self, loaded: Sequence[Dataset]) -> Dataset:
         """Return several datasets as one sequence; their own validation examples become training examples."""
         names = _number_duplicates([data.name for data in loaded])
-        labels = [
-            [label if self.shared else f"{name}: {label}" for label in data.label_names or ()]
-            for name, data in zip(names, loaded, strict=True)
-        ]
-        all_labels = list(dict.fromkeys(label for some in labels for label in some))
-        places = [np.array([all_labels.index(label) for label in some], np.int64) for some in labels]
 
-        def assign_task(rows: Rows, task: int) -> Rows:
-            known = None if rows.labels is None else places[task][rows.labels]
-            return Rows(rows.inputs, known, None, np.full(len(rows), task, np.int64))
+        def assign_task(rows: Rows, task: int, places: NDArray[np.int64]) -> Rows:
+            labels = None if rows.labels is None else places[rows.labels]
+            return Rows(rows.inputs, labels, None, np.full(len(rows), task, np.int64))
 
         def concatenate(parts: Sequence[Rows]) -> Rows:
             whole = parts[0]
@@ -161,23 +156,28 @@ class Tasks:
                 whole = join_rows(whole, part)
             return whole
 
-        train = [
-            assign_task(data.train if data.validation is None else join_rows(data.train, data.validation), task)
-            for task, data in enumerate(loaded)
-        ]
+        position: dict[str, int] = {}  # of each class in the head
+        train, test, classes = [], [], []
+        for task, (name, data) in enumerate(zip(names, loaded, strict=True)):
+            labels = [label if self.shared else f"{name}: {label}" for label in data.label_names or ()]
+            places = np.array([position.setdefault(label, len(position)) for label in labels], np.int64)
+            rows = data.train if data.validation is None else join_rows(data.train, data.validation)
+            train.append(assign_task(rows, task, places))
+            test.append(assign_task(data.test, task, places))
+            classes.append(tuple(sorted(places.tolist())))
         return Dataset(
             name=", then ".join(names),
             kind=loaded[0].kind,
             task=loaded[0].task,
             train=concatenate(train),
-            test=concatenate([assign_task(data.test, task) for task, data in enumerate(loaded)]),
-            label_names=tuple(all_labels) or None,
+            test=concatenate(test),
+            label_names=tuple(position) or None,
             default_model=loaded[0].default_model,
             template=loaded[0].template,
             sampled=any(data.sampled for data in loaded),
             labels_of_rows=any(data.labels_of_rows for data in loaded),
             notes=tuple(note for data in loaded for note in data.notes),
-            tasks=self._create_sequence(tuple(names), [tuple(sorted(place.tolist())) for place in places]),
+            tasks=self._create_sequence(tuple(names), classes),
         )
 
     def _create_sequence(self, names: tuple[str, ...], classes: Sequence[tuple[int, ...]]) -> TaskSequence:

@@ -10,6 +10,7 @@ import pytest
 
 from fedpeft.commands.check import main as check
 from fedpeft.data import user_rows
+from fedpeft.data.incomplete_rows import find_missing
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.data.user_rows import Names, read
@@ -36,6 +37,15 @@ def table(path, rows):
 def lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_each_value_that_a_record_lacks_is_found_with_its_role():
+    record = {"text": " ", "toxic": 0, "insult": None, "owner": "p1"}
+    needs = {"text": "text", "label": "toxic + insult + threat", "owner": "owner"}
+    assert find_missing(record, needs) == [("text", "text"), ("label", "insult"), ("label", "threat")]
+    assert find_missing({"toxic + insult": 0.0}, {"label": "toxic + insult"}) == []
+    assert find_missing({"a": [], "b": float("nan")}, {"text": "a", "label": "a", "owner": "b"}) == [
+        ("text", "a"), ("owner", "b")]  # fmt: skip
 
 
 def test_check_and_runs_count_the_rows_that_lack_something(tmp_path, capsys, monkeypatch):

@@ -14,6 +14,7 @@ from rich.console import Console
 from fedpeft.commands.check import Command, check
 from fedpeft.data.record_files import read_records
 from fedpeft.data.rows import load_dataset
+from fedpeft.data.tagged_records import index_tags
 from fedpeft.wiring.auto_defaults import resolve_auto
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
@@ -46,6 +47,13 @@ def test_sentences_come_back_from_a_conll_file(tmp_path, rows, sep, end):
     found = [record for _, record in read_records(str(write_conll(tmp_path / "t.conll", made, sep, end)))]
     assert [{name: row[name] for name in ("tokens", "ner_tags")} for row in found] == made
     assert all(set(row["column_2"]) == {"NN"} for row in found)
+
+
+def test_whole_numbers_are_positions_in_given_names_or_names():
+    words, digits = ("O", "NAME"), ("7", "O")
+    assert index_tags(words, are_given=True) == {"O": 0, "NAME": 1, 0: 0, 1: 1}
+    assert index_tags(words, are_given=False) == {"O": 0, "NAME": 1}
+    assert index_tags(digits, are_given=True) == index_tags(digits, are_given=False) == {"7": 0, "O": 1, 7: 0}
 
 
 def test_each_kind_of_file_holds_the_same_rows(tmp_path):
