@@ -60,6 +60,30 @@ class Codec:
     packer: Packer
     byte_steps: tuple[ByteStep, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Check that the transforms suit the quantizer and the gain.
+
+        Raises:
+            ConfigError: a gain would act on factors of a product, or a grid on the result of a transform.
+        """
+        transforms = [step for step in self.tensor_steps if isinstance(step, Transform)]
+        if transforms and self.quantizer.chains:
+            raise ConfigError(
+                f"FP1051 {self}: grid quantizes the state itself, so no transform may precede it; remove the transform"
+            )
+        if self.gain != "none" and not all(step.proportional for step in transforms):
+            raise ConfigError(
+                f"FP1052 {self}: gain would scale both factors of a product; leave out gain, or the low-rank step "
+                "before it"
+            )
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantizer, which is the last tensor step."""
+        quantizer = self.tensor_steps[-1]
+        assert isinstance(quantizer, Quantizer)  # `check_order` has seen to it
+        return quantizer
+
     @property
     def steps(self) -> tuple[Step, ...]:
         """All steps, in the order of encoding."""
@@ -77,7 +101,7 @@ class Codec:
     @property
     def bits(self) -> float:
         """Bits per parameter that the quantizer aims at; 0 if its precision can't be set."""
-        return float(getattr(self.tensor_steps[-1], "bits", 0))
+        return float(getattr(self.quantizer, "bits", 0))
 
     @property
     def gain(self) -> str:
@@ -102,7 +126,7 @@ class Codec:
         Raises:
             ConfigError: the precision of the codec's quantizer can't be set.
         """
-        quantizer = self.tensor_steps[-1]
+        quantizer = self.quantizer
         found = {f.name: f for f in fields(quantizer)}.get("bits")  # type: ignore[arg-type]
         if found is None or getattr(quantizer, "step", None) is not None:
             raise ConfigError(
@@ -223,27 +247,17 @@ def make_codec(steps: Sequence[Step]) -> Codec:
         ConfigError: the order of the steps can't work, a gain would act on factors of a product, or a grid on the
             result of a transform.
     """
-    completed, transforms = list(steps), [s for s in steps if isinstance(s, Transform)]
-    if not any(isinstance(s, Quantizer) for s in completed):
-        completed.insert(len(transforms), codecs.build(Spec("cast", {})))
-    if not any(isinstance(s, Packer) for s in completed):
-        completed.insert(sum(isinstance(s, TensorStep) for s in completed), codecs.build(Spec("pack", {})))
+    completed = list(steps)
+    for kind, default in ((Quantizer, "cast"), (Packer, "pack")):
+        places = [step.place for step in completed]
+        if kind.place not in places:
+            completed.insert(sum(place < kind.place for place in places), codecs.build(Spec(default, {})))
     check_order([type(s) for s in completed])
-    codec = Codec(
+    return Codec(
         tuple(s for s in completed if isinstance(s, TensorStep)),
         next(s for s in completed if isinstance(s, Packer)),
         tuple(s for s in completed if isinstance(s, ByteStep)),
     )
-    if transforms and any(isinstance(s, Quantizer) and s.chains for s in completed):
-        raise ConfigError(
-            f"FP1051 {codec}: grid quantizes the state itself, so no transform may precede it; remove the transform"
-        )
-    if codec.gain != "none" and not all(s.proportional for s in transforms):
-        raise ConfigError(
-            f"FP1052 {codec}: gain would scale both factors of a product; leave out gain, or the low-rank step "
-            "before it"
-        )
-    return codec
 
 
 def _find_subset(own: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> tuple[bool, ...] | None:

@@ -31,7 +31,7 @@ from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.payload import Reader, Shape, read_payload
 from fedpeft.communication.release import compute_digest, format_state_name
-from fedpeft.communication.steps import Quantizer, get_step_name
+from fedpeft.communication.steps import get_step_name
 from fedpeft.communication.uplink import find_preset
 from fedpeft.errors import ConfigError
 from fedpeft.peft.adapter import AdapterShape, Layout, State, round_to_precision, subtract_states
@@ -87,13 +87,7 @@ def explain_uncompared(
         return "groups"
     if choose_ranks(strategy, layout, form, seed, round_number, 0):
         return "ranks"
-    return "" if codec.lossless or _get_quantizer(codec).chains else "lossy"
-
-
-def _get_quantizer(codec: Codec) -> Quantizer:
-    quantizer = codec.tensor_steps[-1]
-    assert isinstance(quantizer, Quantizer)  # `check_order` has seen to it
-    return quantizer
+    return "" if codec.lossless or codec.quantizer.chains else "lossy"
 
 
 def fix_step_size(codec: Codec, payload: bytes, shapes: Mapping[str, Shape]) -> Codec:
@@ -101,7 +95,7 @@ def fix_step_size(codec: Codec, payload: bytes, shapes: Mapping[str, Shape]) -> 
 
     It then encodes a part of the same state.
     """
-    quantizer = _get_quantizer(codec)
+    quantizer = codec.quantizer
     parameters = dict(read_payload(payload, shapes)[0].steps)[get_step_name(quantizer)]
     return replace(codec, tensor_steps=(*codec.tensor_steps[:-1], quantizer.as_in(Reader(parameters))))
 
@@ -269,7 +263,7 @@ class Downlink:
         self.private = strategy.list_private(layout)
         self.shared = self.trained - self.private
         """Names of the tensors in updates."""
-        self._chains = _get_quantizer(codec).chains
+        self._chains = codec.quantizer.chains
         self._packages: dict[tuple[AdapterShape | None, int, bool, tuple[int, ...]], Package] = {}
         self._bases: dict[int, bytes] = {}
         self._made: dict[AdapterShape | None, tuple[bytes, Arrival, State | None]] = {}

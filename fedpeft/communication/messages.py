@@ -49,6 +49,14 @@ SUM_STEPS = 5
 MOST_STEPS = 1_000_000
 """The most local steps that an instruction may ask for."""
 
+MOST = {
+    **dict.fromkeys(("round", "client", "acknowledged", "base", "attempt", "rank"), LARGEST),
+    "steps": MOST_STEPS,
+    "step": SUM_STEPS,
+    "task": LARGEST,
+}
+"""The largest values of an instruction's whole numbers, in the order of checks; the smallest is 0."""
+
 NOT_JOINED = "it has not joined"
 """The error of a place in a federation that nobody has taken."""
 
@@ -154,20 +162,18 @@ class Instruction:
         Raises:
             PayloadError: the value of a field is not legal.
         """
-        limits = {"steps": MOST_STEPS, "step": SUM_STEPS}
-        for name in ("round", "client", "acknowledged", "base", "attempt", "rank", "steps", "step", "task"):
-            most = limits.get(name, LARGEST)
+        for name, most in MOST.items():
             if not 0 <= (whole := getattr(self, name)) <= most:
                 raise PayloadError(f"FP6052 the server asks for {name}={whole}; legal are 0 to {most}")
         for name in ("learning_rate", "alpha", "bits"):
             number: float = getattr(self, name)
-            if not (math.isfinite(number) and number >= 0) or (name == "alpha" and self.rank and not number):
+            if not 0 <= number < math.inf or (name == "alpha" and self.rank and not number):
                 raise PayloadError(
                     f"FP6053 the server asks for {name}={number}; legal are finite numbers that are not negative"
                 )
         for name in ("trained", "private"):
             positions: tuple[int, ...] = getattr(self, name)
-            if len(set(positions)) < len(positions) or not all(0 <= i < tensors for i in positions):
+            if len(set(positions).intersection(range(tensors))) < len(positions):
                 raise PayloadError(
                     f"FP6054 the server names tensors {positions!s:.80} as {name}; legal are positions 0 to "
                     f"{tensors - 1}, each once"

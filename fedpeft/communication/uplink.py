@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import takewhile
 
 from fedpeft.communication.bit_allocation import compute_sensitivity
 from fedpeft.communication.codec import Codec, parse_codec
@@ -132,13 +133,12 @@ def parse_uplink(text: str) -> Uplink:
             set.
     """
     words = split_steps(text)
-    front: list[str] = []
-    while words and parse_spec(words[0]).name in (*MEMORIES, *PRECISION_RULES.names):
-        front.append(words.pop(0))
-    if not words:
+    front = (*MEMORIES, *PRECISION_RULES.names)
+    specs = list(takewhile(lambda spec: spec.name in front, map(parse_spec, words)))
+    codec_words = words[len(specs) :]
+    if not codec_words:
         raise ConfigError(f"FP1069 {text!r} names no codec; write, for example, {text} | small")
-    codec = parse_codec(" | ".join(words))
-    specs = [parse_spec(word) for word in front]
+    codec = parse_codec(" | ".join(codec_words))
     memories = [spec for spec in specs if spec.name in MEMORIES]
     if len(memories) > 1:
         raise ConfigError(f"FP1070 {text!r} names {len(memories)} memories; one of {', '.join(MEMORIES)} is enough")
@@ -146,7 +146,7 @@ def parse_uplink(text: str) -> Uplink:
         raise ConfigError(
             f"FP1071 {memories[0]} sends later what a codec drops, but {codec} drops nothing; leave it out"
         )
-    if memories and words[0] in PRESETS:
+    if memories and codec_words[0] in PRESETS:
         codec = codec.remove_gain()
     feedback = ErrorFeedback.from_spec(memories[0], codec) if memories else create_no_feedback(codec)
     rules = tuple(PRECISION_RULES.build(spec) for spec in specs if spec.name not in MEMORIES)

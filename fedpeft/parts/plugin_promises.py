@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
+import itertools
 import numbers
 import types
 import typing
@@ -74,16 +75,17 @@ def hold(cls: type, kind: type, who: str, abilities: Collection[type] = ()) -> N
     Raises:
         ConfigError: a method is missing or does not take the promised arguments, or an attribute has a wrong type.
     """
-    own_classes = [base for base in cls.__mro__ if not _is_ours(base)]
-    promisers = [base for base in (*cls.__mro__, *kind.__mro__, *abilities) if _is_ours(base)]
+    own_classes = list(itertools.filterfalse(_is_ours, cls.__mro__))
+    promisers = list(filter(_is_ours, (*cls.__mro__, *kind.__mro__, *abilities)))
+    own_members, promised = (collections.ChainMap(*map(vars, classes)) for classes in (own_classes, promisers))
     settings = getattr(cls, "__dataclass_fields__", {})
-    members = {name for owner in own_classes for name in vars(owner)} - settings.keys()
+    methods = own_members.keys() - settings.keys()
     for old, new in RENAMED.get(kind.__name__, {}).items():
-        if old in members and new not in members and _find_promiser(promisers, old) is None:
+        if old in methods - promised.keys() and new not in methods:
             raise ConfigError(f"FP1526 {who} defines {old}, which is called {new} since version 0.3.0; rename it")
     _refuse_gaps(cls, kind, who)
     for name, due in _find_attributes(cls, kind).items():
-        if not hasattr(cls, name) or any(name in vars(base) for base in own_classes):
+        if not hasattr(cls, name) or name in own_members:
             _check_attribute(getattr(cls, name, None), due, f"{who}: {name}")
     for owner in own_classes:
         for name, own in {**dict.fromkeys(inspect.get_annotations(owner)), **vars(owner)}.items():

@@ -282,25 +282,9 @@ class ClientProtection:
         asked = self._digest_task(instruction, state)
         if (known := self.answers.find(asked)) is not None:
             return known
-        if instruction.kind == "train" and not self.engine.trains:
+        attempt = self.charge(instruction, asked, check)
+        if attempt is None:
             return self._make_refusal(instruction)
-        event, count = self.compute_cost(instruction.kind, instruction.steps)
-        fingerprint = self.ledger.newest
-        if fingerprint.partition("/")[0] != asked:
-            if instruction.kind == "prepare" and self.ledger.releases(OWN):
-                raise PrivacyError(
-                    "FP7035 the server asks for the start a second time, and this client answers that once"
-                )
-            if not self.engine.is_affordable(OWN, event, count):
-                return self._make_refusal(instruction)
-            check(instruction)
-            self._begin_third(instruction)
-            fingerprint = f"{asked}/{self.ledger.releases(OWN)}"
-        # Test noise counts as none in the lifetime ledger: everybody who knows the seed can subtract it.
-        kept = event._replace(noise=0.0) if self.mechanism.test_noise else event
-        if not self.lifetime.charge(instruction.round, fingerprint, kept, count, self.delta):
-            return self._make_refusal(instruction)
-        attempt = self.ledger.charge(instruction.round, fingerprint, {OWN: (event, count)})
         report = work(replace(instruction, attempt=attempt))
         if report.correction:
             raise PrivacyError("FP7036 the states of a drift correction would leave the client without protection")
@@ -310,6 +294,42 @@ class ClientProtection:
         if not report.error:
             self.answers.keep(asked, report)
         return report
+
+    def charge(self, instruction: Instruction, asked: str, check: Callable[[Instruction], None]) -> int | None:
+        """Charge a task in the lifetime ledger and in the run's, before any example is read.
+
+        A task that was charged last and not answered keeps its charge. A new one is checked first.
+
+        Args:
+            instruction: a training or a private start.
+            asked: the digest of the task.
+            check: rejects tasks that can't be done, and changes nothing.
+
+        Returns:
+            The attempt, which determines the noise. None: a budget does not allow the task.
+
+        Raises:
+            PrivacyError: the server asks for a second start, or a ledger can't be stored.
+        """
+        if instruction.kind == "train" and not self.engine.trains:
+            return None
+        event, count = self.compute_cost(instruction.kind, instruction.steps)
+        fingerprint = self.ledger.newest
+        if fingerprint.partition("/")[0] != asked:
+            if instruction.kind == "prepare" and self.ledger.releases(OWN):
+                raise PrivacyError(
+                    "FP7035 the server asks for the start a second time, and this client answers that once"
+                )
+            if not self.engine.is_affordable(OWN, event, count):
+                return None
+            check(instruction)
+            self._begin_third(instruction)
+            fingerprint = f"{asked}/{self.ledger.releases(OWN)}"
+        # Test noise counts as none in the lifetime ledger: everybody who knows the seed can subtract it.
+        kept = event._replace(noise=0.0) if self.mechanism.test_noise else event
+        if not self.lifetime.charge(instruction.round, fingerprint, kept, count, self.delta):
+            return None
+        return self.ledger.charge(instruction.round, fingerprint, {OWN: (event, count)})
 
     def _begin_third(self, instruction: Instruction) -> None:
         """Reject a sum's third step, before its charge, if it would fail afterwards.

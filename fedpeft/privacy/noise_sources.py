@@ -22,7 +22,7 @@ from fedpeft.errors import PrivacyError
 from fedpeft.privacy.abilities import AddsServerNoise, ProtectsUpdates
 from fedpeft.privacy.accountant import Event, epsilon, rdp_epsilon
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.ledger import POPULATION
+from fedpeft.privacy.ledger import POPULATION, Charges
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
 from fedpeft.privacy.sum_mechanism import SumMechanism
@@ -155,13 +155,9 @@ class DrawnNoise:
         asked = [] if self.mechanism.secret_cohort else list(drawn)
         charges = dict(engine.accounts.cost_of_round(asked))
         known = engine.ledger.attempt(number, fingerprint)
+        spent = find_spent(engine, number, charges, known)
         if known is None:
-            spent = {account for account, cost in charges.items() if not engine.is_affordable(account, *cost)}
-            if spent and not engine.accounts.sits_out:
-                raise PrivacyError(engine.describe_excess(number, min(spent)))
             engine.sat_out |= spent - {POPULATION}
-        else:
-            spent = charges.keys() - engine.ledger.accounts(number, known)
         charges = {account: charge for account, charge in charges.items() if account not in spent}
         if spent and not charges and engine.is_over():
             return None
@@ -333,6 +329,26 @@ def count_begun(engine: PrivacyEngine) -> int:
     return sum(1 for _ in engine.ledger.list_charges())
 
 
+def find_spent(engine: PrivacyEngine, number: int, charges: Charges, known: int | None) -> set[int]:
+    """Return the accounts that a release leaves out because their budgets are spent.
+
+    Args:
+        engine: the budgets and the ledger.
+        number: number of the round; 0 before round 1.
+        charges: the cost of the release for each account.
+        known: attempt of the same release that is already charged, which leaves out the same accounts; None: it is new.
+
+    Raises:
+        PrivacyError: a budget does not allow a new release, and the run may not continue without such clients.
+    """
+    if known is not None:
+        return charges.keys() - engine.ledger.accounts(number, known)
+    spent = {account for account, cost in charges.items() if not engine.is_affordable(account, *cost)}
+    if spent and not engine.accounts.sits_out:
+        raise PrivacyError(engine.describe_excess(number, min(spent)))
+    return spent
+
+
 def charge_start_once(engine: PrivacyEngine, state: str) -> RoundPlan:
     """Charge the release before round 1; equal inputs are charged once.
 
@@ -341,13 +357,7 @@ def charge_start_once(engine: PrivacyEngine, state: str) -> RoundPlan:
             continue without such clients.
     """
     fingerprint, charges = engine.fingerprint(0, state), engine.accounts.cost_of_start()
-    known = engine.ledger.attempt(0, fingerprint)
-    if known is None:
-        spent = {account for account, cost in charges.items() if not engine.is_affordable(account, *cost)}
-        if spent and not engine.accounts.sits_out:
-            raise PrivacyError(engine.describe_excess(0, min(spent)))
-    else:
-        spent = charges.keys() - engine.ledger.accounts(0, known)
+    spent = find_spent(engine, 0, charges, engine.ledger.attempt(0, fingerprint))
     charges = {account: charge for account, charge in charges.items() if account not in spent}
     attempt = engine.ledger.charge(0, fingerprint, charges)
     cohort = [] if POPULATION in spent else [k for k in range(engine.exposure.clients) if k not in spent]

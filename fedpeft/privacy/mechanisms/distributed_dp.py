@@ -188,9 +188,11 @@ class DistributedDP(SumMechanism):
             )
         if not exposure.even:
             raise PrivacyError(f"FP7055 {self.name} needs the same chance for all clients; leave out participation")
-        if self.audit or self.raw_metrics:
-            what = "audit" if self.audit else "raw_metrics"
-            raise PrivacyError(f"FP7056 {self.name} releases only a noisy sum, which allows no {what}; leave that out")
+        for what in ("audit", "raw_metrics"):
+            if getattr(self, what):
+                raise PrivacyError(
+                    f"FP7056 {self.name} releases only a noisy sum, which allows no {what}; leave that out"
+                )
         if self.whiten and self.unit != "rows":
             raise PrivacyError(
                 f"FP7057 whiten applies to gradients of examples; leave it out of {self.name}, or give it unit=rows"
@@ -201,7 +203,7 @@ class DistributedDP(SumMechanism):
                 "not know; together they must be below 1"
             )
         self.sums().check_colluding(exposure.clients if exposure.start else self.most(exposure))
-        if self.dropouts >= 1 - self.threshold and self.dropouts:
+        if self.dropouts >= 1 - self.threshold:
             raise PrivacyError(
                 f"FP7059 dropouts={self.dropouts:g} would leave fewer clients than the masks' "
                 f"threshold={self.threshold:g} takes; their sum must be below 1"
