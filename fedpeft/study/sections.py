@@ -57,13 +57,11 @@ class Method:
 
     def compute_mean(self, key: str) -> float | None:
         """Return a measure's mean over the seeds; None if no run has it."""
-        values = self.get_values(key)
-        return compute_mean_and_deviation(values)[0] if values else None
+        return compute_mean_and_deviation(self.get_values(key))[0]
 
     def compute_deviation(self, key: str) -> float:
         """Return a measure's standard deviation over the seeds; 0 for fewer than two."""
-        values = self.get_values(key)
-        return (compute_mean_and_deviation(values)[1] or 0.0) if values else 0.0
+        return compute_mean_and_deviation(self.get_values(key))[1] or 0.0
 
     @property
     def own_rows(self) -> bool:
