@@ -285,7 +285,7 @@ def _check_value(key: str, value: Any) -> Any:
     Raises:
         ConfigError: the type or the range is wrong.
     """
-    kind = HONOURED[key]
+    kind: Any = HONOURED[key]
     if kind is float and type(value) is int:  # not a truth value
         value = float(value)
     if key == "model.lora.target-modules" and isinstance(value, list) and all(isinstance(v, str) for v in value):

@@ -145,10 +145,11 @@ def draw_parallel(study: Study, objective: str) -> Figure | None:
         share.autoscale(finished)
         for trial in from_worst:
             heights = [scale.compute_height(trial) for scale in scales]
-            color, width = GREY, 0.6
+            style: dict[str, Any] = {"color": GREY, "lw": 0.6}
             if trial.state == TrialState.COMPLETE:
-                color, width = colormaps["viridis_r"](0.1 + 0.85 * share(sign * float(trial.value or 0.0))), 1.4
-            axis.plot(range(len(scales)), heights, "-o", color=color, lw=width, ms=3, alpha=0.9)
+                color = colormaps["viridis_r"](0.1 + 0.85 * share(sign * float(trial.value or 0.0)))
+                style = {"color": color, "lw": 1.4}
+            axis.plot(range(len(scales)), heights, "-o", ms=3, alpha=0.9, **style)
         names = [scale.name for scale in scales]
         axis.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
         axis.set_yticks([])
