@@ -285,21 +285,20 @@ def _check_value(key: str, value: Any) -> Any:
     Raises:
         ConfigError: the type or the range is wrong.
     """
-    kind = HONOURED[key]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    kind: Any = HONOURED[key]
+    if kind is float and type(value) is int:  # not a truth value
         value = float(value)
-    if isinstance(value, list) and key == "model.lora.target-modules" and all(isinstance(v, str) for v in value):
+    if key == "model.lora.target-modules" and isinstance(value, list) and all(isinstance(v, str) for v in value):
         value = ",".join(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    if type(value) is not kind:
         raise ConfigError(f"FP1367 {key} must be of type {kind.__name__}, got {value!r:.60}")
-    number: float = value if isinstance(value, int | float) else 0
-    if key in POSITIVE and not number > 0:
+    if key in POSITIVE and not value > 0:
         raise ConfigError(f"FP1368 {key} must be above 0, got {value}")
     if key == "model.quantization" and value not in (4, 8, 0):
         raise ConfigError(
             f"FP1369 model.quantization must be 4 or 8 (bits of the base's weights), or 0 for none, got {value}"
         )
-    if key == "strategy.fraction-train" and number > 1:
+    if key == "strategy.fraction-train" and value > 1:
         raise ConfigError(f"FP1370 {key} must be at most 1, got {value}")
     return value
 

@@ -17,7 +17,18 @@ EACH_ROUND: Final = {"round", "loss", "accuracy", "uplink_bytes", "downlink_byte
 QUANTILES: Final = 9
 """Number of quantiles of the clients' accuracies in a line."""
 
-WORDS, NUMBERS, TABLES = ("study", "preset"), ("seed", "local_steps", "trained_rows"), ("settled", "point")
+TYPES: Final[Mapping[str, tuple[type, str]]] = {
+    "study": (str, "a text"),
+    "preset": (str, "a text"),
+    "settled": (dict, "a table"),
+    "point": (dict, "a table"),
+}
+"""Types of values that are empty if a line lacks them, with their descriptions."""
+
+NUMBERS: Final = ("seed", "local_steps", "trained_rows")
+
+LISTS: Final = {"calibration": ("rows", "confidence", "accuracy"), "client_accuracy": ("quantiles",)}
+"""The lists of tables that a line may lack."""
 
 
 def check_values(plain: Mapping[str, Any]) -> None:
@@ -27,12 +38,9 @@ def check_values(plain: Mapping[str, Any]) -> None:
         ValueError: a value has the wrong type or size; the message names it.
     """
     check_size(plain)
-    for name in WORDS:
-        if not isinstance(plain.get(name, ""), str):
-            raise ValueError(f"{name} must be a text, got {plain[name]!r:.40}")
-    for name in TABLES:
-        if not isinstance(plain.get(name, {}), Mapping):
-            raise ValueError(f"{name} must be a table, got {plain[name]!r:.40}")
+    for name, (kind, description) in TYPES.items():
+        if not isinstance(plain.get(name, kind()), kind):
+            raise ValueError(f"{name} must be {description}, got {plain[name]!r:.40}")
     _check_numbers({name: plain.get(name) for name in NUMBERS}, "")
     rounds = plain.get("rounds", ())
     if not isinstance(rounds, list | tuple) or not all(isinstance(line, Mapping) for line in rounds):
@@ -43,7 +51,7 @@ def check_values(plain: Mapping[str, Any]) -> None:
         _check_numbers(line, "rounds: ")
         if None in (line["round"], line["uplink_bytes"], line["downlink_bytes"]):
             raise ValueError("rounds: a line has no number of a round, or no bytes")
-    for name, lists in (("calibration", ("rows", "confidence", "accuracy")), ("client_accuracy", ("quantiles",))):
+    for name, lists in LISTS.items():
         if plain.get(name) is not None:
             _check_lists(name, plain[name], lists)
     clients = plain.get("client_accuracy")

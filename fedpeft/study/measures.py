@@ -333,3 +333,8 @@ def build_curve(run: Result) -> list[CurvePoint]:
         if line.get("accuracy") is not None:
             points.append(CurvePoint(line["round"], POINTS * line["accuracy"], line["loss"], spent, seconds))
     return points
+
+
+def find_first_at(curve: Iterable[CurvePoint], accuracy: float) -> CurvePoint | None:
+    """Return the first point of a curve with at least this accuracy in percent; None if it never gets there."""
+    return next((point for point in curve if point.accuracy >= accuracy), None)

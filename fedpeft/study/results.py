@@ -244,6 +244,25 @@ def check_summary(summary: Any) -> dict[str, Any]:
     return summary
 
 
+def pack_scores(scores: Mapping[str, NDArray[np.float64]], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a result keeps of predictions.npz: `correct`, `count`, `loss` and `calibration` of `Result`.
+
+    Args:
+        scores: the arrays of predictions.npz, (rows,) each; empty if the run has none.
+        summary: summary.json, which contains the main metric.
+    """
+    if "correct" not in scores:
+        return {}
+    packed: dict[str, Any] = {"correct": pack(scores["correct"])}
+    if "count" in scores and (scores["count"] != 1).any():
+        packed["count"] = pack(scores["count"])
+    if summary["metric"] == "perplexity":
+        packed["loss"] = pack(scores["loss"])
+    if summary["metric"] == "accuracy" and scores["confidence"].any():  # all are 0 for pairs
+        packed["calibration"] = calibrate(scores["confidence"], scores["correct"]).to_dict()
+    return packed
+
+
 def read_run(folder: Path) -> Result:
     """Read the result from a run's folder.
 
@@ -275,12 +294,6 @@ def read_run(folder: Path) -> Result:
         each = [line["steps"] for line in clients]
         steps = None if None in each else sum(map(int, each))
         scores = _load_arrays(folder / "predictions.npz")
-        correct, count = scores.get("correct"), scores.get("count")
-        calibration = None
-        if (
-            correct is not None and summary["metric"] == "accuracy" and scores["confidence"].any()
-        ):  # all are 0 for pairs
-            calibration = calibrate(scores["confidence"], correct).to_dict()
         private = bool(config.get("privacy"))  # quantiles of clients' accuracies would reveal their class shares
         return Result(
             config=config,
@@ -292,10 +305,7 @@ def read_run(folder: Path) -> Result:
             rounds=tuple(rounds),
             local_steps=steps,
             trained_rows=None if steps is None else steps * int(config["batch_size"]),
-            correct=None if correct is None else pack(correct),
-            count=None if count is None or (count == 1).all() else pack(count),
-            loss=pack(scores["loss"]) if scores and summary["metric"] == "perplexity" else None,
-            calibration=calibration,
+            **pack_scores(scores, summary),
             client_accuracy=None if private else compute_client_accuracy(scores, _load_arrays(folder / "clients.npz")),
         )
     except BROKEN as error:

@@ -9,6 +9,7 @@ single runs are named after the runs' folders.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,6 +45,14 @@ class Method:
     runs: Mapping[int, Result]
     failed: tuple[Result, ...] = ()
 
+    @classmethod
+    def create(cls, name: str, context: str, runs: Sequence[Result]) -> Method:
+        """Create the method of all runs of one point; a suffix of its name marks clients' own models."""
+        finished = {run.seed: run for run in runs if run.is_finished}
+        failed = tuple(run for run in runs if not run.is_finished)
+        suffix = f" {ON_OWN_ROWS}" if any(run.own_rows for run in runs) else ""
+        return cls(name + suffix, context, dict(runs[0].point), finished, failed)
+
     @property
     def label(self) -> str:
         """Context and name."""
@@ -57,13 +66,11 @@ class Method:
 
     def compute_mean(self, key: str) -> float | None:
         """Return a measure's mean over the seeds; None if no run has it."""
-        values = self.get_values(key)
-        return compute_mean_and_deviation(values)[0] if values else None
+        return compute_mean_and_deviation(self.get_values(key))[0]
 
     def compute_deviation(self, key: str) -> float:
         """Return a measure's standard deviation over the seeds; 0 for fewer than two."""
-        values = self.get_values(key)
-        return (compute_mean_and_deviation(values)[1] or 0.0) if values else 0.0
+        return compute_mean_and_deviation(self.get_values(key))[1] or 0.0
 
     @property
     def own_rows(self) -> bool:
@@ -111,24 +118,16 @@ class Section:
         points: dict[tuple[tuple[str, str], ...], list[Result]] = {}
         for result in self.results:
             points.setdefault(tuple(result.point.items()), []).append(result)
-        varying = {
-            axis
-            for axis in {a for point in points for a, _ in point}
-            if len({dict(point).get(axis) for point in points}) > 1
-        }
-        inside = [a for a in varying if a in self.baseline]
-        methods = []
+        axes = dict.fromkeys(axis for point in points for axis, _ in point)
+        varying = find_differing([{axis: dict(point).get(axis) for axis in axes} for point in points])
+        by_context: dict[str, list[Method]] = {}
         for point, runs in points.items():
-            labels = {a: v for a, v in point if a in varying}
-            name = describe({a: v for a, v in labels.items() if a in inside}) or "all runs"
-            name = self.names_of_runs.get(point, name)
-            context = describe({a: v for a, v in labels.items() if a not in inside})
-            finished = {r.seed: r for r in runs if r.is_finished}
-            if any(r.own_rows for r in runs):
-                name = f"{name} {ON_OWN_ROWS}"
-            methods.append(Method(name, context, dict(point), finished, tuple(r for r in runs if not r.is_finished)))
-        order = list(dict.fromkeys(m.context for m in methods))
-        return sorted(methods, key=lambda m: order.index(m.context))
+            labels = {axis: value for axis, value in point if axis in varying}
+            name = describe({axis: value for axis, value in labels.items() if axis in self.baseline}) or "all runs"
+            context = describe({axis: value for axis, value in labels.items() if axis not in self.baseline})
+            method = Method.create(self.names_of_runs.get(point, name), context, runs)
+            by_context.setdefault(context, []).append(method)
+        return list(itertools.chain.from_iterable(by_context.values()))
 
     @property
     def main_measure(self) -> Measure:
@@ -240,6 +239,14 @@ class Section:
         return fronts
 
 
+def find_differing(tables: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the keys with several values among the tables, in order of appearance; a table may lack keys."""
+    values: dict[str, set[object]] = {}
+    for key, value in itertools.chain.from_iterable(table.items() for table in tables):
+        values.setdefault(key, set()).add(value)
+    return [key for key, several in values.items() if len(several) > 1]
+
+
 def describe(point: Mapping[str, str]) -> str:
     """Return the labels of a point as text, with the axis name before numbers and truth values."""
     return ", ".join(
@@ -325,15 +332,12 @@ def assign_points(results: Sequence[Result]) -> list[Result]:
     A run with no record of a file, such as a private run, does not count as different because of that.
     """
     keys = dict.fromkeys(k for r in results for k in r.config if k not in ("seed", "workers"))
-    differing = [k for k in keys if len({str(r.config.get(k)) for r in results}) > 1]
-    files = dict.fromkeys(k for r in results for k in r.contents)
-    several = [k for k in files if len({r.contents[k] for r in results if k in r.contents}) > 1]
+    settings = [{k: str(r.config.get(k)) for k in keys} for r in results]
+    contents = [r.contents for r in results]
+    differing, changed = find_differing(settings), find_differing(contents)
     return [
-        dataclasses.replace(
-            r,
-            point={k: str(r.config.get(k)) for k in differing} | {k: r.contents.get(k, "not meaning") for k in several},
-        )
-        for r in results
+        dataclasses.replace(r, point={k: s[k] for k in differing} | {k: c.get(k, "not meaning") for k in changed})
+        for r, s, c in zip(results, settings, contents, strict=True)
     ]
 
 

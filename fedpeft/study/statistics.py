@@ -39,8 +39,13 @@ POINTS = 100.0
 """Percentage points per unit of accuracy."""
 
 
-def compute_mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and the sample standard deviation (n - 1), which is None for a single value."""
+def compute_mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return the mean and the sample standard deviation (n - 1).
+
+    Without values, both are None; for a single value, the deviation is None.
+    """
+    if not values:
+        return None, None
     data = np.asarray(values, dtype=np.float64)
     return float(data.mean()), float(data.std(ddof=1)) if len(data) > 1 else None
 

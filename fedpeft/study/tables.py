@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedpeft.study.measures import BY_KEY, MEASURES, TABLES, CurvePoint, build_curve, format_heading
+from fedpeft.study.measures import BY_KEY, MEASURES, TABLES, build_curve, find_first_at, format_heading
 from fedpeft.study.results import QUANTILES, Result
 from fedpeft.study.sections import Method, Section
 from fedpeft.study.statistics import POINTS, Comparison, compare, compute_mean_and_deviation
@@ -71,9 +72,9 @@ class Table:
 
 def format_with_deviation(values: Sequence[float], digits: int) -> str:
     """Return "mean ± standard deviation" as text; the mean alone for one value."""
-    if not values:
-        return ABSENT
     mean, deviation = compute_mean_and_deviation(values)
+    if mean is None:
+        return ABSENT
     text = f"{mean:,.{digits}f}"
     return text if deviation is None else f"{text} ± {deviation:,.{digits}f}"
 
@@ -101,7 +102,10 @@ def build_measures_table(section: Section, name: str) -> Table | None:
     if not measures:
         return None
     is_main, pareto = section.main_measure in measures, section.pareto
-    measures += [BY_KEY["total_bytes"]] if is_main else []
+    notes = ["Mean ± standard deviation over seeds.", NOTES.get(name, "")]
+    if is_main:
+        measures.append(BY_KEY["total_bytes"])
+        notes.append(PARETO_NOTE + section.own_rows_note)
     shown, data = [], []
     for method in section.methods:
         seeds = f"{len(method.runs)}" + (f" ({len(method.failed)} failed)" if method.failed else "")
@@ -110,14 +114,11 @@ def build_measures_table(section: Section, name: str) -> Table | None:
         shown.append((method.label, seeds, *cells, *on_front.values()))
         row: dict[str, Any] = {"method": method.label, "seeds": len(method.runs), "failed": len(method.failed)}
         for m in measures:
-            values = method.get_values(m.key)
-            mean, deviation = compute_mean_and_deviation(values) if values else (None, None)
+            mean, deviation = compute_mean_and_deviation(method.get_values(m.key))
             row |= {f"{m.heading} mean": mean, f"{m.heading} sd": deviation}
         data.append(row | on_front)
     headings = ("method", "seeds", *(m.heading for m in measures), *(["Pareto"] if is_main else ()))
-    notes = ("Mean ± standard deviation over seeds.", NOTES.get(name, ""), PARETO_NOTE if is_main else "")
-    note = " ".join(filter(None, notes)) + (section.own_rows_note if is_main else "")
-    return Table(name, title, note, headings, tuple(shown), tuple(data))
+    return Table(name, title, " ".join(filter(None, notes)), headings, tuple(shown), tuple(data))
 
 
 def build_settings_table(section: Section) -> Table | None:
@@ -301,29 +302,24 @@ def choose_targets(section: Section) -> tuple[float, ...]:
 def build_cost_table(section: Section) -> Table | None:
     """Build the table of rounds, bytes and seconds until a target validation accuracy is first reached."""
     shown, data = [], []
-    for target in choose_targets(section):
-        for method in section.shown:
-            curves = [build_curve(run) for run in method.runs.values()]
-            reached = [
-                next(p for p in points if p.accuracy >= target) for points in curves if _has_reached(points, target)
-            ]
-            spent = {
-                "rounds": [float(p.round) for p in reached],
-                "MB": [p.megabytes for p in reached],
-                "seconds": [p.seconds for p in reached if math.isfinite(p.seconds)],
-            }
-            missing = "not told" if reached else "not reached"
-            cells = [
-                format_with_deviation(v, d) if v else missing for v, d in zip(spent.values(), (1, 2, 1), strict=True)
-            ]
-            if reached and not any(p.round for p in reached):
-                cells[0] = "0 (before round 1)"
-            shown.append((method.label, f"{target:g}", f"{len(reached)} of {len(curves)}", *cells))
-            row: dict[str, Any] = {"method": method.label, "target_percent": target, "seeds": len(curves)}
-            row["reached"] = len(reached)
-            for name, values in spent.items():
-                row[f"{name}_mean"], row[f"{name}_sd"] = compute_mean_and_deviation(values) if values else (None, None)
-            data.append(row)
+    for target, method in itertools.product(choose_targets(section), section.shown):
+        seeds, curves = len(method.runs), map(build_curve, method.runs.values())
+        reached = [point for curve in curves if (point := find_first_at(curve, target)) is not None]
+        spent = {
+            "rounds": [float(p.round) for p in reached],
+            "MB": [p.megabytes for p in reached],
+            "seconds": [p.seconds for p in reached if math.isfinite(p.seconds)],
+        }
+        missing = "not told" if reached else "not reached"
+        cells = [format_with_deviation(v, d) if v else missing for v, d in zip(spent.values(), (1, 2, 1), strict=True)]
+        if set(spent["rounds"]) == {0.0}:
+            cells[0] = "0 (before round 1)"
+        shown.append((method.label, f"{target:g}", f"{len(reached)} of {seeds}", *cells))
+        row: dict[str, Any] = {"method": method.label, "target_percent": target, "seeds": seeds}
+        row["reached"] = len(reached)
+        for name, values in spent.items():
+            row[f"{name}_mean"], row[f"{name}_sd"] = compute_mean_and_deviation(values)
+        data.append(row)
     if not shown:
         return None
     return Table(
@@ -336,10 +332,6 @@ def build_cost_table(section: Section) -> Table | None:
         tuple(shown),
         tuple(data),
     )
-
-
-def _has_reached(points: Iterable[CurvePoint], target: float) -> bool:
-    return any(p.accuracy >= target for p in points)
 
 
 # ----------------------------------------------------------------------------------------------------- the other tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ classes compete."""
 HEIGHT = 2.2
 """Height of a panel in inches."""
 
-KINDS = ("accuracy", "accuracy_known_task")
+KINDS = {"accuracy": "", "accuracy_known_task": ", task known"}
+"""Types of accuracy, with what the title of a panel adds to the method."""
 
 
 def get_tasks(run: Result) -> Mapping[str, Any]:
@@ -31,7 +33,7 @@ def draw_matrices(section: Section) -> str | None:
     """Draw a matrix for each method and type of accuracy; None if no run has several tasks."""
     methods = [m for m in section.shown if any(get_tasks(run) for run in m.runs.values())]
     kinds = [kind for kind in KINDS if any(kind in get_tasks(run) for m in methods for run in m.runs.values())]
-    shown = [(method, kind) for kind in kinds for method in methods]
+    shown = list(itertools.product(kinds, methods))
     if not shown:
         return None
     out = io.StringIO()
@@ -41,16 +43,16 @@ def draw_matrices(section: Section) -> str | None:
             axis.set_ylabel("task")
         for axis in axes[-columns:]:
             axis.set_xlabel("after task")
-        for axis, (method, kind) in zip(axes, shown, strict=True):
+        for axis, (kind, method) in zip(axes, shown, strict=True):
             values = compute_mean_matrix(method, kind)
             axis.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
             for (task, time), value in np.ndenumerate(values):
                 ink = "black" if value > 50 else "white"
                 axis.text(time, task, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=7)
-            label = method.label if kind == KINDS[0] else f"{method.label}, task known"
-            axis.set_title(wrap_title(label, columns), fontsize=8)
-            axis.set_xticks(range(values.shape[1]), ["start", *map(str, range(1, values.shape[1]))])
-            axis.set_yticks(range(values.shape[0]), [str(task + 1) for task in range(values.shape[0])])
+            axis.set_title(wrap_title(method.label + KINDS[kind], columns), fontsize=8)
+            tasks, times = values.shape
+            axis.set_xticks(range(times), ["start", *map(str, range(1, times))])
+            axis.set_yticks(range(tasks), list(map(str, range(1, tasks + 1))))
             axis.grid(visible=False)
     return out.getvalue()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -86,64 +87,77 @@ def draw_importance(study: Study) -> Figure | None:
     return Figure("importance", "What matters", note, out.getvalue())
 
 
+@dataclass(frozen=True)
+class ValueScale:
+    """The vertical scale of a name's values, from 0 at the bottom to 1 at the top.
+
+    Attributes:
+        name: the name.
+        space: the values that the search may choose.
+        tried: values in trials; for numbers, the smallest one is at the bottom and the largest one at the top.
+    """
+
+    name: str
+    space: BaseDistribution
+    tried: Sequence[Any]
+
+    def compute_height(self, trial: FrozenTrial) -> float:
+        """Return the height of the trial's value; NaN if the trial lacks the name."""
+        if self.name not in trial.params:
+            return math.nan
+        value = trial.params[self.name]
+        if isinstance(self.space, CategoricalDistribution):
+            return float(self.space.choices.index(value) / (len(self.space.choices) - 1))
+        change = math.log if getattr(self.space, "log", False) else float
+        low, high = change(min(self.tried)), change(max(self.tried))
+        return (change(value) - low) / ((high - low) or 1.0)
+
+    def list_marks(self) -> list[tuple[str, float]]:
+        """Return the texts beside the scale, each with its height."""
+        if isinstance(self.space, CategoricalDistribution):
+            choices = self.space.choices
+            return [(str(choice)[:28], i / (len(choices) - 1)) for i, choice in enumerate(choices)]
+        return [(f"{min(self.tried):.3g}", 0.0), (f"{max(self.tried):.3g}", 1.0)]
+
+
+def create_scales(trials: Sequence[FrozenTrial]) -> list[ValueScale]:
+    """Create the scales of names with several values among the trials."""
+    spaces = {name: space for trial in trials for name, space in trial.distributions.items()}
+    tried = {name: [trial.params[name] for trial in trials if name in trial.params] for name in spaces}
+    return [ValueScale(name, spaces[name], values) for name, values in tried.items() if len(set(values)) > 1]
+
+
 def draw_parallel(study: Study, objective: str) -> Figure | None:
     """Draw each trial as a line through its values; None with fewer than two trials or no varied name."""
     trials = list_ended(study)
-    spaces = {name: space for t in trials for name, space in t.distributions.items()}
-    names = [name for name in spaces if len({t.params[name] for t in trials if name in t.params}) > 1]
-    if len(trials) < 2 or not names:
+    scales = create_scales(trials)
+    if not scales:
         return None
-    whole = [float(t.value or 0.0) for t in trials if t.state == TrialState.COMPLETE] or [0.0]
-    low, high = min(whole), max(whole)
-    large = study.direction == StudyDirection.MAXIMIZE
-
-    def better(trial: FrozenTrial) -> float:
-        value = float(trial.value or 0.0)
-        return value - low if large else high - value
-
-    heights = {
-        name: [_compute_height(spaces[name], t.params.get(name), name, trials) for t in trials] for name in names
-    }
+    sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+    from_worst = sorted(trials, key=lambda trial: sign * float(trial.value or 0.0))
+    finished = [sign * float(trial.value or 0.0) for trial in from_worst if trial.state == TrialState.COMPLETE]
     out = io.StringIO()
     with draw_panels(1, 1, out, "tune-parallel", height=4.2) as (_, [axis]):
         from matplotlib import colormaps
+        from matplotlib.colors import Normalize
 
-        order = sorted(range(len(trials)), key=lambda i: better(trials[i]))
-        for i in order:
-            trial, ys = trials[i], [heights[name][i] for name in names]
-            done = trial.state == TrialState.COMPLETE
-            share = better(trial) / ((high - low) or 1.0)
-            color = colormaps["viridis_r"](0.1 + 0.85 * min(1.0, max(0.0, share))) if done else GREY
-            axis.plot(range(len(names)), ys, "-o", color=color, lw=1.4 if done else 0.6, ms=3, alpha=0.9)
+        share = Normalize()  # 0 for the worst finished trial, 1 for the best one
+        share.autoscale(finished)
+        for trial in from_worst:
+            heights = [scale.compute_height(trial) for scale in scales]
+            style: dict[str, Any] = {"color": GREY, "lw": 0.6}
+            if trial.state == TrialState.COMPLETE:
+                color = colormaps["viridis_r"](0.1 + 0.85 * share(sign * float(trial.value or 0.0)))
+                style = {"color": color, "lw": 1.4}
+            axis.plot(range(len(scales)), heights, "-o", ms=3, alpha=0.9, **style)
+        names = [scale.name for scale in scales]
         axis.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
         axis.set_yticks([])
         axis.set_ylim(-0.08, 1.08)
-        for x, name in enumerate(names):
-            for text, y in _list_marks(spaces[name], name, trials):
+        for x, scale in enumerate(scales):
+            for text, y in scale.list_marks():
                 axis.annotate(text, (x, y), (4, 0), textcoords="offset points", fontsize=7, va="center")
     note = (
         f"Dark: the best validation {objective} of finished trials. Gray: given up. A gap: the trial has no such value."
     )
     return Figure("parallel", "Values that went together", note, out.getvalue())
-
-
-def _collect_numbers(name: str, trials: Sequence[FrozenTrial]) -> list[float]:
-    return [float(t.params[name]) for t in trials if name in t.params]
-
-
-def _compute_height(space: BaseDistribution, value: Any, name: str, trials: Sequence[FrozenTrial]) -> float:
-    """Return the height of a value between 0 and 1; NaN if the trial lacks the name."""
-    if value is None:
-        return math.nan
-    if isinstance(space, CategoricalDistribution):
-        return float(space.choices.index(value) / (len(space.choices) - 1))
-    change = math.log if getattr(space, "log", False) else float
-    low, high = change(min(_collect_numbers(name, trials))), change(max(_collect_numbers(name, trials)))
-    return (change(value) - low) / ((high - low) or 1.0)
-
-
-def _list_marks(space: BaseDistribution, name: str, trials: Sequence[FrozenTrial]) -> list[tuple[str, float]]:
-    """Return the texts beside an axis, each with its height."""
-    if isinstance(space, CategoricalDistribution):
-        return [(str(choice)[:28], i / (len(space.choices) - 1)) for i, choice in enumerate(space.choices)]
-    return [(f"{min(_collect_numbers(name, trials)):.3g}", 0.0), (f"{max(_collect_numbers(name, trials)):.3g}", 1.0)]

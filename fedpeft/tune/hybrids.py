@@ -15,7 +15,7 @@ size.
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +73,12 @@ class HybridMember:
         size = next(iter(self.lists), None)
         for value in self.lists[size].values if size else [None]:
             yield {**self.fixed, **first, **({size: value} if size else {})}
+
+    def iterate_values(self) -> Iterator[dict[str, Any]]:
+        """Yield settings for each value of each list, with the first value of the other lists."""
+        smallest = next(self.iterate_smallest())
+        for setting, values in self.lists.items():
+            yield from ({**smallest, setting: value} for value in values.values)
 
 
 @dataclass(frozen=True)
@@ -147,8 +153,7 @@ def _parse_member(where: str, given: str, settings: Any) -> HybridMember:
         )
     name = PEFT_METHODS.complete_name(given)
     cls = PEFT_METHODS.part(name)
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if not cls.composes or BLOCKS not in fields:
+    if not cls.composes or BLOCKS not in inspect.signature(cls).parameters:
         able = [n for n in PEFT_METHODS.own_names if PEFT_METHODS.part(n).composes]
         raise ConfigError(f"FP1450 {here}: {name} can't be one of several methods; {suggest_legal(name, able)}")
     if BLOCKS in settings:
@@ -158,10 +163,9 @@ def _parse_member(where: str, given: str, settings: Any) -> HybridMember:
         if OFF in values.values:
             raise ConfigError(f"FP1452 {here} {key} contains {OFF!r}, which the first list offers anyway; leave it out")
     member = HybridMember(name, {key: v for key, v in settings.items() if key not in lists}, lists)
-    for key, values in lists.items():
-        for value in values.values:
-            try:
-                PEFT_METHODS.build(member.text({**next(member.iterate_smallest()), key: value}, (0,)))
-            except ConfigError as error:
-                raise ConfigError(f"FP1453 {here} {error}") from error
+    for chosen in member.iterate_values():
+        try:
+            PEFT_METHODS.build(member.text(chosen, (0,)))
+        except ConfigError as error:
+            raise ConfigError(f"FP1453 {here} {error}") from error
     return member

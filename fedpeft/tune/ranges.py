@@ -36,6 +36,16 @@ class Range:
         """The two ends; if both are legal, all values between them are."""
         return self.low, self.high
 
+    @property
+    def ends_on_step(self) -> bool:
+        """Whether steps lead from `low` to `high`, and from integer to integer; true without a step."""
+        if self.step is None:
+            return True
+        if self.step <= 0 or (isinstance(self.low, int) and not isinstance(self.step, int)):
+            return False
+        steps = (self.high - self.low) / self.step
+        return 1 <= steps < math.inf and abs(steps - round(steps)) <= 1e-9
+
     def suggest(self, trial: Trial, name: str) -> Any:
         """Return optuna's suggestion of `name` for the trial."""
         if isinstance(self.low, int):
@@ -121,8 +131,7 @@ def _parse_range(where: str, given: Mapping[str, Any]) -> Range:
         if key not in KEYS:
             raise ConfigError(f"FP1424 {where} has an unknown key {key!r}; {suggest_legal(key, KEYS)}")
     low, high, log, step = given.get("low"), given.get("high"), given.get("log", False), given.get("step")
-    numbers = [low, high] if step is None else [low, high, step]
-    if not all(_is_finite(number) for number in numbers):
+    if not all(map(_is_finite, (low, high, given.get("step", 0)))):
         raise ConfigError(
             f"FP1458 {where} needs numbers for low, high and, if it is given, step, all below 1e308, got "
             f"{dict(given)!r:.100}"
@@ -137,12 +146,9 @@ def _parse_range(where: str, given: Mapping[str, Any]) -> Range:
         raise ConfigError(f"FP1461 {where} is too wide: from {low:g} to {high:g} must be less than 1e308")
     if log and (low <= 0 or step is not None):
         raise ConfigError(f"FP1462 {where}: a logarithmic range needs a low above 0 and no step, got {dict(given)!r}")
-    whole = isinstance(low, int) and isinstance(high, int)
-    if not whole:
+    if not (isinstance(low, int) and isinstance(high, int)):
         low, high = float(low), float(high)
-    if step is None:
-        return Range(low, high, log)
-    steps = (high - low) / step if step > 0 else 0.0
-    if not 1 <= steps < math.inf or abs(steps - round(steps)) > 1e-9 or (whole and not isinstance(step, int)):
+    numbers = Range(low, high, log, step)
+    if not numbers.ends_on_step:
         raise ConfigError(f"FP1463 {where}: steps of {step} do not lead from {low} to {high}")
-    return Range(low, high, log, step)
+    return numbers
