@@ -112,14 +112,18 @@ def _create_table(name: str, given: Any) -> RecordTable:
     if type(given).__name__ == "DataFrame" and hasattr(given, "to_dict"):
         return RecordTable(name, partial(_read_frame, given))
     if isinstance(given, Sequence) and not isinstance(given, str):
-        are_pairs = all(isinstance(row, tuple) and [isinstance(c, Sized) for c in row] == [True, True] for row in given)
-        records = _build_records(given) if are_pairs else given
+        records = _build_records(given) if all(map(_is_client_pair, given)) else given
         if all(isinstance(record, Mapping) for record in records):
             return RecordTable(name, lambda: ((f"row {number}", dict(row)) for number, row in enumerate(records)))
     raise DataError(
         f"FP3060 {name} must be a text, a Dataset, a datasets.Dataset, a pandas DataFrame, mappings with text and "
         f"label, a mapping from splits to these, or one pair (texts, labels) per client; got {type(given).__name__}"
     )
+
+
+def _is_client_pair(row: Any) -> bool:
+    """Return whether a row is one client's pair (texts, labels)."""
+    return isinstance(row, tuple) and len(row) == 2 and all(isinstance(column, Sized) for column in row)
 
 
 def _is_of_library(given: Any, *names: str) -> bool:
