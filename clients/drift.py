@@ -270,6 +270,11 @@ class Drift:
         return any(c.needs_shares for c in self.corrections)
 
     @property
+    def changes_loss(self) -> bool:
+        """Whether a correction replaces the loss of a step."""
+        return any(isinstance(c, ChangesLoss) for c in self.corrections)
+
+    @property
     def least_skew(self) -> float:
         """The smallest label skew at which clients receive these shares."""
         return min((c.least for c in self.corrections if c.needs_shares), default=0.0)

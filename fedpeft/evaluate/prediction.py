@@ -94,6 +94,13 @@ def format_verdict(labels: list[str], found: Tensor, abstain: float) -> str:
     return f"no answer: {likeliest} is less likely than {abstain:g}" if float(found[best]) < abstain else likeliest
 
 
+def format_labels(labels: Sequence[str], probabilities: Sequence[float]) -> str:
+    """Return each label with its probability, marked by `+` if that is at least 0.5, otherwise by `-`."""
+    return "  ".join(
+        f"{'+' if p >= 0.5 else '-'}{label} ({p:.3f})" for label, p in zip(labels, probabilities, strict=True)
+    )
+
+
 def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstain: float = 0.0) -> str:
     """Return the answer of the run's model, on `base`, to a text or to a picture's file.
 
@@ -104,11 +111,7 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
         if abstain:
             raise ConfigError(f"FP1157 {run.folder} does not choose one class; leave --abstain out")
         found = run.task.values(compute_outputs(run, base, text)).tolist()
-        if run.task.targets == "numbers":
-            return f"{found[0]:.6g}"
-        return "  ".join(
-            f"{'+' if p >= 0.5 else '-'}{name} ({p:.3f})" for name, p in zip(run.labels or [], found, strict=True)
-        )
+        return f"{found[0]:.6g}" if run.task.targets == "numbers" else format_labels(run.labels or [], found)
     if run.has_part_labels:
         if abstain:
             raise ConfigError(f"FP1505 {run.folder} labels words or patches; leave --abstain out")
@@ -124,12 +127,18 @@ def answer(run: FinishedRun, base: nn.Module, text: str, new_tokens: int, abstai
     model = run.model(base)
     if isinstance(run.task, DescribesImages):
         return write_caption(run, model, text, new_tokens)
-    tokenizer = load_tokenizer(run.model_directory)
-    asked = run.task.asks
+    write = write_text if run.task.translates else continue_text
+    return write(run, model, load_tokenizer(run.model_directory), text, new_tokens)
+
+
+def continue_text(run: FinishedRun, model: FederatedModel, tokenizer: Any, text: str, new_tokens: int) -> str:
+    """Return what the run's language model writes after a text, or as the answer to it after instruction tuning.
+
+    Raises:
+        ConfigError: the text with the new tokens is longer than the model reads.
+    """
     complete = False
-    if run.task.translates:
-        return write_text(run, model, tokenizer, text, new_tokens)
-    if asked:
+    if run.task.asks:
         text, complete = format_question(tokenizer, text, run.template)
     readable = count_readable_tokens(run.model_directory, run.method.extra_tokens, UNBOUNDED)
     asking = list(tokenizer(text, add_special_tokens=not complete)["input_ids"])

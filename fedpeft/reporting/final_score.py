@@ -203,17 +203,15 @@ class Scorer:
         """
         setup = self.setup
         keys = [setup.tokenize_rows(rows, setup.tokens) for rows in (self.test, self.held)]
+        test, held = map(load_cached_examples, keys)
         once = not setup.task.targets  # nothing else is made of a language model's test rows
-        anew = once or bool(work.precision or setup.method.base_precision)
-        depth, pooled = 0 if anew else setup.frozen_blocks, not anew and is_pooled(setup)
-        if depth or pooled:
-            stores = [work.store(key, 0 if pooled else depth) for key in keys]
-            try:
-                missing = [(store, tile) for store in stores for tile in fetch_missing_tiles(store)]
-            except AssetError:
-                depth, pooled = 0, False
-        if not depth and not pooled:
-            test, held = (load_cached_examples(key) for key in keys)
+        pooled, depth = is_pooled(setup), setup.frozen_blocks
+        if once or work.precision or setup.method.base_precision or not (pooled or depth):
+            return base, test, held
+        stores = [work.store(key, 0 if pooled else depth) for key in keys]
+        try:
+            missing = [(store, tile) for store in stores for tile in fetch_missing_tiles(store)]
+        except AssetError:
             return base, test, held
         if missing:
             self.observer.phase(f"{name}: frozen layers (kept for later runs)", len(missing))
@@ -221,11 +219,10 @@ class Scorer:
             store.fill(tile, base)
             offer(store, [tile])
             self.observer.advance()
+        of_test, of_held = stores
         if pooled:
-            of_test, of_held = stores
             return create_pass_through(base), PooledRows(of_test), PooledRows(of_held)
-        test_rows, held_rows = (start_from_store(load_cached_examples(k), s) for k, s in zip(keys, stores, strict=True))
-        return cut_below(base, depth), test_rows, held_rows
+        return cut_below(base, depth), start_from_store(test, of_test), start_from_store(held, of_held)
 
     def _fit_temperature(self, model: FederatedModel, held: Examples, name: str) -> float:
         """Return the divisor of the logits that fits the validation set.

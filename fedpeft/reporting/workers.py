@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft.clients.client import ClientPlan
-from fedpeft.clients.drift import ChangesLoss
 from fedpeft.clients.executor import Totals
 from fedpeft.clients.masking import MaskPlan
 from fedpeft.clients.pool import Pool, Worker, get_result
@@ -50,7 +49,7 @@ from fedpeft.wiring.setup import Setup
 T = TypeVar("T")
 
 TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
-"""Approximate number of tokens in a step, which decides how many clients train in one pass."""
+"""See `Machine.tokens_per_pass`."""
 
 JUDGED_ROWS = 256
 """Number of validation examples that judge each step: few show harm, and a round stays fast."""
@@ -108,6 +107,11 @@ class Machine:
     def gpus(self) -> list[str]:
         """The GPUs among `devices`."""
         return [device for device in self.devices if device != "cpu"]
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """The approximate number of tokens in a step, which decides how many clients train in one pass."""
+        return GPU_TOKENS_PER_PASS if self.gpus else TOKENS_PER_PASS
 
     @property
     def threads(self) -> int:
@@ -190,19 +194,17 @@ def create_work_plan(
         holders: number of simulated clients that hold the examples.
     """
     config = setup.config
-    per_example = setup.mechanism is not None and setup.mechanism.per_example
-    traced = per_example and setup.method.privacy == "vmap"
+    traced = setup.is_private_per_example and setup.method.privacy == "vmap"
     # Methods without a batched form reuse blocks, too.
     reusing = setup.grid.executor == "batched" and not traced and not setup.grid.spreads
     executor = "sequential"
-    if per_example:
+    if setup.is_private_per_example:
         executor = "private"
     elif reusing and _can_batch(setup, machine):
         executor = "batched"
     examples = load_cached_examples(data_key)
     lengths, frames = examples.lengths, examples.sequences if isinstance(examples, ImageRows) else 1
     tokens = frames * (float(lengths.mean()) if len(lengths) else setup.tokens)
-    together = GPU_TOKENS_PER_PASS if machine.gpus else TOKENS_PER_PASS
     return WorkPlan(
         task=setup.task,
         method=setup.method,
@@ -214,9 +216,9 @@ def create_work_plan(
         layout=setup.layout,
         dtype=config.dtype,
         executor=executor,
-        clients_per_pass=max(1, round(together / (config.batch_size * tokens))),
+        clients_per_pass=max(1, round(machine.tokens_per_pass / (config.batch_size * tokens))),
         depth=count_cached_blocks(setup, lengths, holders) if reusing else 0,
-        pooled=reusing and is_pooled(setup) and not any(isinstance(c, ChangesLoss) for c in setup.drift.corrections),
+        pooled=reusing and is_pooled(setup) and not setup.drift.changes_loss,
         kernel=machine.kernel if executor == "batched" else "native",
         threads=1,
         device=machine.devices[0],

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedpeft.clients.drift import ChangesLoss
 from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.frozen_blocks import can_start_at
 from fedpeft.models.layers import find_lowest_block
@@ -52,7 +51,7 @@ def count_cached_blocks(setup: Setup, lengths: np.ndarray, holders: int) -> int:
     """
     if is_pooled(setup):
         return 0
-    if any(isinstance(c, ChangesLoss) for c in setup.drift.corrections):  # words are moved below these blocks
+    if setup.drift.changes_loss:  # words are moved below these blocks
         return 0
     if not setup.frozen_blocks or setup.task.encodes:
         return setup.frozen_blocks

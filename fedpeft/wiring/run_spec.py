@@ -83,6 +83,11 @@ class RunSpec:
     measured: Measurements
     hooks: tuple[UserHook, ...]
 
+    @property
+    def is_private_per_example(self) -> bool:
+        """Whether a mechanism bounds the gradient of each example."""
+        return self.mechanism is not None and self.mechanism.per_example
+
     def change(self, **settings: Any) -> Self:
         """Return the run with other numbers and texts for some settings; only these are parsed.
 

@@ -32,7 +32,7 @@ def check_pairs(setup: Setup) -> None:
 
 def check_reference(setup: Setup) -> None:
     """Refuse a loss that needs the unchanged base or gradients per example where the run has none."""
-    name, private = setup.facts.task.partition("(")[0], setup.mechanism is not None and setup.mechanism.per_example
+    name, private = setup.facts.task.partition("(")[0], setup.is_private_per_example
     if private and not setup.task.per_example:
         raise PrivacyError(
             f"FP7090 {name} {setup.task.per_example_missing}, so dp_sgd can't compute an example's gradient; "

@@ -73,8 +73,8 @@ def check(setup: Setup) -> None:
 
 def _check_recomputing(setup: Setup) -> None:
     """Gradients per example are told from one pass."""
-    optimizer, private = setup.training.optimizer, setup.mechanism is not None and setup.mechanism.per_example
-    if private and (optimizer.checkpointing or optimizer.rows_per_pass):
+    optimizer = setup.training.optimizer
+    if setup.is_private_per_example and (optimizer.checkpointing or optimizer.rows_per_pass):
         raise ConfigError(
             "FP1353 dp_sgd computes gradients per example in one pass; leave checkpointing and rows_per_pass out of "
             "--optimizer"
