@@ -91,6 +91,18 @@ class SplitView:
         said = {i: self._ask(member.keys) for i, member in self.honest.items()}
         keys = {i: words.read_keys(content) for i, content in said.items() if content is not None}
         keys |= {i: words.read_keys(member.keys()) for i, member in self.confederates.items()}
+        sealed = self.exchange_shares(keys)
+        masked = self._collect_vector(sealed)
+        if masked is None:
+            return None
+        survivors: dict[int, list[int]] = {}
+        for group in ([self.id, *self.first], [*self.second, *self.helpers]):
+            survivors |= {client: [*group, *self.confederates] for client in group}
+        shares = self._collect_shares(survivors, sealed)
+        return remove_masks(self.terms, self.id, masked, shares, keys, [p for p in self.peers[self.id] if p in sealed])
+
+    def exchange_shares(self, keys: Mapping[int, words.Keys]) -> dict[int, dict[int, bytes]]:
+        """Take step 2: name the peers of each member, and return the sealed shares by sender and receiver."""
         self.peers = {i: [peer for peer in self.list_peers(i) if peer in keys] for i in self.honest}
         sealed: dict[int, dict[int, bytes]] = {}
         for i, member in self.honest.items():
@@ -100,14 +112,7 @@ class SplitView:
         for i, liar in self.confederates.items():
             liar.peers = {peer: keys[peer] for peer in self.honest if peer in keys}
             sealed[i] = {peer: liar._seal(peer, bytes(2 * shamir.SHARE)) for peer in liar.peers}
-        masked = self._collect_vector(sealed)
-        if masked is None:
-            return None
-        survivors: dict[int, list[int]] = {}
-        for group in ([self.id, *self.first], [*self.second, *self.helpers]):
-            survivors |= {client: [*group, *self.confederates] for client in group}
-        shares = self._collect_shares(survivors, sealed)
-        return remove_masks(self.terms, self.id, masked, shares, keys, [p for p in self.peers[self.id] if p in sealed])
+        return sealed
 
     def _ask(self, step: Callable[..., T], *said: bytes) -> T | None:
         """Return an honest member's answer, or None if it refuses."""

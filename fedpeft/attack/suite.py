@@ -187,16 +187,7 @@ def judge(attack: Attack, outcome: Outcome, config: RunConfig) -> Result:
     """Return the judged result of an attack."""
     secure = sums_in(config.privacy)
     summed = secure is not None
-    ended, moved = outcome.rounds
-    if attack.aim == "the rounds":
-        prevented = ended == attack.rounds == moved
-        learned = f"nothing; {moved} of {attack.rounds} rounds moved the model"
-    elif summed:
-        prevented, learned = not outcome.victims, _describe_learned(outcome)
-    elif outcome.refusals:
-        prevented, learned = True, "nothing: the clients do not train"
-    else:
-        prevented, learned = False, _describe_clear(config)
+    prevented, learned = assess_aim(attack, outcome, config)
     refused, limit = _describe_refusal(attack, outcome), attack.limit
     if not summed and attack.run is in_sums.reading_along:
         limit = "the settings allow it"
@@ -230,13 +221,21 @@ def _find_limit(outcome: Outcome, summed: bool) -> str:
     return ""
 
 
-def _describe_learned(outcome: Outcome) -> str:
+def assess_aim(attack: Attack, outcome: Outcome, config: RunConfig) -> tuple[bool, str]:
+    """Return whether the attacker missed its aim, and what it learned."""
     alike = max(outcome.read.values(), default=0.0)
+    if attack.aim == "the rounds":
+        ended, moved = outcome.rounds
+        return ended == attack.rounds == moved, f"nothing; {moved} of {attack.rounds} rounds moved the model"
+    if sums_in(config.privacy) is None:
+        if outcome.refusals:
+            return True, "nothing: the clients do not train"
+        return False, _describe_clear(config)
     if outcome.victims:
-        return f"the update of {', '.join(outcome.victims)} (correlation {alike:.4f})"
+        return False, f"the update of {', '.join(outcome.victims)} (correlation {alike:.4f})"
     if outcome.sums:
-        return f"sums of updates (correlation with one client's at most {alike:.2f})"
-    return "nothing: there is no sum"
+        return True, f"sums of updates (correlation with one client's at most {alike:.2f})"
+    return True, "nothing: there is no sum"
 
 
 def _describe_clear(config: RunConfig) -> str:

@@ -42,10 +42,6 @@ class Command:
     ] = False
 
 
-HERE = ("localhost", "127.0.0.1")
-"""What a server is called that nobody has named."""
-
-
 def split_words(text: str) -> list[str]:
     """Return the words of a list `a,b`."""
     return [word.strip() for word in text.split(",") if word.strip()]
@@ -73,10 +69,8 @@ def make(command: Command, console: Console) -> None:
         authority.check_certificate(name)
     if authority.ensure():
         console.print(f"authority  {command.folder}/ca.pem (keep ca.key here)", markup=False, highlight=False)
-    if command.renew or not present or authority.is_torn():
-        hosts = hosts or present or list(HERE)
-        authority.server(hosts)
-        console.print(f"server     {command.folder}/server.pem for {','.join(hosts)}", markup=False, highlight=False)
+    if named := authority.ensure_server(hosts, command.renew):
+        console.print(f"server     {command.folder}/server.pem for {','.join(named)}", markup=False, highlight=False)
     else:
         _say_kept(console, f"{command.folder}/server.pem", authority.describe_objection())
     for name in split_words(command.revoke):

@@ -225,6 +225,16 @@ def run_of(command: Command, settings: Mapping[str, str]) -> str:
     return " ".join(["fedpeft simulate", *words])
 
 
+def count_classes(dataset: Dataset, rows: Rows) -> np.ndarray | None:
+    """Return how many pixels, words or examples have each class, (classes,); None: these examples have no labels."""
+    classes = len(dataset.label_names or ())
+    if rows.masks is not None:
+        return count_pixels(rows, classes)
+    if dataset.task == "token_labels":
+        return count_tags(rows, classes)
+    return None if rows.labels is None else count_labels(rows, classes)
+
+
 def count_labels(rows: Rows, classes: int) -> np.ndarray:
     """Rows with each class or label, (classes,)."""
     labels = np.asarray(rows.labels)
@@ -263,11 +273,8 @@ def _show_classes(dataset: Dataset, train: Rows, held: Rows, console: Console) -
     if train.targets == "numbers":
         console.print(_build_number_table(dataset, splits))
         return
-    counts = {n: count_labels(r, len(names)) for n, r in splits.items() if r.labels is not None}
-    if dataset.task == "token_labels":
-        counts = {n: count_tags(r, len(names)) for n, r in splits.items()}
-    if train.masks is not None:
-        counts = {n: count_pixels(r, len(names)) for n, r in splits.items()}
+    counted = {name: count_classes(dataset, rows) for name, rows in splits.items()}
+    counts = {name: count for name, count in counted.items() if count is not None}
     order: list[int] = np.argsort(-counts["training"], kind="stable").tolist() if names else []
     shown_names = [escape(names[i]) for i in order[:shown]]
     table = Table("split", "rows", *shown_names, *(["others"] if len(names) > shown else []))

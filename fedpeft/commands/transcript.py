@@ -40,9 +40,7 @@ def compare(command: Command, console: Console) -> bool:
     """
     from fedpeft.deployment.identity.signing import Verifier
     from fedpeft.deployment.transcript.comparison import (
-        count_own_differences,
-        count_uncompared_states,
-        find_first_difference,
+        compare_transcripts,
         pair_records,
         read_transcript,
     )
@@ -69,30 +67,10 @@ def compare(command: Command, console: Console) -> bool:
     for called, *sent in pair_records(one, other):
         table.add_row(called, *(escape(text or "-") for text in sent))
     console.print(table)
-    if one.chain.run != other.chain.run:
-        say(f"different: these are two federations, {one.chain.run} and {other.chain.run}")
-        return False
-    difference = find_first_difference(one, other)
-    if difference is not None:
-        say(
-            f"different: from record {difference.position} ({difference.called}) on, they differ in "
-            f"{', '.join(difference.names)}"
-        )
-        return False
-    if one.client and one.client == other.client:
-        raise RunError(
-            f"FP5228 both files are transcripts of {one.client}, which proves nothing about other clients; give "
-            "another client's transcript, or the server's rounds.signed.jsonl"
-        )
-    short, long = sorted((len(one.chain.records), len(other.chain.records)))
-    say(f"same: model and settings of {short} records, up to {one.chain.records[short - 1].label}")
-    if long > short:
-        say(f"only one of both knows {long - short} more records")
-    for name, count in sorted(count_own_differences(one, other).items()):
-        say(f"not alike: {name} in {count} records, which the server may choose for each client outside secure sums")
-    for reason, count in count_uncompared_states(one).items():
-        say(f"not comparable: the model of {count} records: {reason}")
-    return True
+    verdict = compare_transcripts(one, other)
+    for line in verdict.lines:
+        say(line)
+    return verdict.same
 
 
 def main(arguments: list[str] | None = None) -> int:

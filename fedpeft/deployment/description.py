@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -75,18 +76,27 @@ def parse_tasks(told: v2.Description) -> TaskSequence | None:
     Each class belongs to one task, so that a client's examples name theirs.
 
     Raises:
-        RunError: no server of this version describes such tasks.
+        RunError: no server of this version describes such tasks, or has tasks of another type or held-out examples.
     """
     if not told.tasks:
         return None
+    if (kind := told.task.partition("(")[0]) != "classification":
+        raise RunError(
+            f"FP5655 the server describes a sequence of tasks for {kind}; legal is classification, where the class of "
+            "an example tells its task"
+        )
+    if told.held_out:
+        raise RunError(
+            f"FP5557 the server holds out {told.held_out:g} of each client's examples, but the tasks of continual "
+            "learning are scored on the server's examples"
+        )
     try:
         fields = json.loads(told.tasks)
-        classes = tuple(tuple(group) for group in fields["classes"])
-        of_all = [c for group in classes for c in group]
-        whole = [*of_all, fields["every"], fields["late"]]
+        classes = tuple(map(tuple, fields["classes"]))
+        of_all = list(chain.from_iterable(classes))
         legal = (
             set(fields) == {"classes", "every", "late", "compete"}
-            and all(type(number) is int for number in whole)
+            and set(map(type, (*of_all, fields["every"], fields["late"]))) == {int}
             and all(classes)
             and sorted(of_all) == list(range(len(told.labels)))
             and len(classes) > 1
@@ -133,6 +143,25 @@ def check_description(told: v2.Description) -> None:
         raise RunError(f"FP5064 the server describes the task {told.task!r:.100}; this version spells it {kind}")
     if len(set(names)) < len(names):
         raise RunError("FP5065 the server names a class twice; ask whoever runs the server to correct its --labels")
+    check_images(told)
+    if bool(told.template) != (kind in CONVERSATIONS) or not (
+        told.template in ("", *OF_COLUMNS) or _FILE.fullmatch(told.template)
+    ):
+        raise RunError(
+            f"FP5067 the server describes the prompt template {told.template!r:.80} for the task {kind}; legal are "
+            f"{', '.join(OF_COLUMNS)} or the SHA-256 of a file, for {' and '.join(CONVERSATIONS)} alone"
+        )
+    parse_tasks(told)
+    check_parts(told.parts)
+
+
+def check_images(told: v2.Description) -> None:
+    """Refuse images or clips of a size, or for a task, that no server of this version describes.
+
+    Raises:
+        RunError: names the size and what is legal.
+    """
+    kind = told.task.partition("(")[0]
     if not _is_legal_side(told.side, kind):
         raise RunError(
             f"FP5066 the server describes images of {told.side} pixels per side for the task {kind}; legal are "
@@ -149,25 +178,6 @@ def check_description(told: v2.Description) -> None:
             f"{pixels:,} pixels per example; legal are {MOST_PIXELS:,} at most: ask whoever runs the server for fewer "
             "--frames or a smaller --side"
         )
-    if bool(told.template) != (kind in CONVERSATIONS) or not (
-        told.template in ("", *OF_COLUMNS) or _FILE.fullmatch(told.template)
-    ):
-        raise RunError(
-            f"FP5067 the server describes the prompt template {told.template!r:.80} for the task {kind}; legal are "
-            f"{', '.join(OF_COLUMNS)} or the SHA-256 of a file, for {' and '.join(CONVERSATIONS)} alone"
-        )
-    if told.tasks and kind != "classification":
-        raise RunError(
-            f"FP5655 the server describes a sequence of tasks for {kind}; legal is classification, where the class of "
-            "an example tells its task"
-        )
-    if told.tasks and told.held_out:
-        raise RunError(
-            f"FP5557 the server holds out {told.held_out:g} of each client's examples, but the tasks of continual "
-            "learning are scored on the server's examples"
-        )
-    parse_tasks(told)
-    check_parts(told.parts)
 
 
 def _is_legal_side(side: int, kind: str) -> bool:

@@ -81,6 +81,12 @@ class EnergyTracker:
     _meter: Meter = field(default_factory=Meter)
     _measured: float = 0.0
 
+    @classmethod
+    def create(cls, setup: Setup) -> EnergyTracker | None:
+        """Return the tracker of a run that measures energy or chooses clients by what is known of them; else None."""
+        is_needed = setup.sampler is not None or setup.measured.get(EnergySettings) is not None
+        return cls(setup) if is_needed else None
+
     def __post_init__(self) -> None:
         """Begin with full batteries and unknown losses and example counts."""
         self.model = EnergyModel(self.setup.measured.get(EnergySettings) or EnergySettings())

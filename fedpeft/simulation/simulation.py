@@ -49,7 +49,6 @@ from fedpeft.simulation.grid import CohortGrid
 from fedpeft.simulation.hostile import HostilePlan, compute_attacked_labels, plant_triggers
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.wiring.config import RunConfig
-from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.measurement import NewRun
 from fedpeft.wiring.private_plan import note_unused_training, plan_training, restore_start_share
 from fedpeft.wiring.profiles import compute_chances, count_clients, keep_profiles, list_distinct, load_groups
@@ -102,8 +101,7 @@ class Simulation:
             )
         self.clients = self.setup.clients
         self.search = self.setup.personal and not tested
-        chosen = self.setup.sampler is not None
-        self.book = EnergyTracker(self.setup) if chosen or self.setup.measured.get(EnergySettings) is not None else None
+        self.book = EnergyTracker.create(self.setup)
         self.sampler = self._create_sampler()
         if self.setup.mechanism is not None and self.setup.mechanism.protects:
             exposure = self._compute_exposure()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.task import TASKS
 from fedpeft.models.two_towers import find_tower_folders
 from fedpeft.reporting.observer import RunObserver
+from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import RunSpec
 
 WEIGHT_BYTES = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "int8": 1.01, "nf4": 0.53}
@@ -43,6 +45,9 @@ WEIGHT_BYTES = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "int8": 1.01, "nf4": 0.53
 
 INNER = ("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "ffn_dim", "hidden_dim")
 """Names of the width inside feed-forward sublayers; if a model has none of them, 4 times the hidden width."""
+
+DECODER_BLOCKS = ("num_decoder_layers", "decoder_layers")
+"""Names of the number of blocks of the decoder beside an encoder, in T5 and BART."""
 
 IN_A_BLOCK = re.compile(r"(?:^|\.)\d+\.")
 """Pattern of the names of weights inside numbered blocks."""
@@ -90,18 +95,14 @@ class ModelSize:
         try:
             whole = load_model_config(folder)
             config = get_vision_config(whole)
-            shapes: dict[str, list[int]] = {}
-            for weights in sorted(folder.glob("*.safetensors")):
-                with safe_open(check_regular_file(weights), framework="pt") as file:
-                    shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            shapes = read_shapes(folder)
             hidden = int(config.hidden_size)
-            inner = next(filter(None, (getattr(config, name, None) for name in INNER)), 4 * hidden)
             made = {
                 "hidden": hidden,
-                "intermediate": int(inner),
-                "blocks": int(config.num_hidden_layers) + (_count_decoder_blocks(config) if answers else 0),
+                "intermediate": _read_first(config, INNER, 4 * hidden),
+                "blocks": int(config.num_hidden_layers) + (_read_first(config, DECODER_BLOCKS, 0) if answers else 0),
                 "heads": int(config.num_attention_heads),
-                "vocabulary": int(getattr(config, "vocab_size", None) or 0),
+                "vocabulary": _read_first(config, ("vocab_size",), 0),
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise ModelError(f"FP4013 the size of the model in {folder} can't be read: {error}") from error
@@ -127,10 +128,22 @@ class ModelSize:
         return max(loading, held + batch_size * self.count_row_numbers(tokens, language) * width)
 
 
-def _count_decoder_blocks(config: Any) -> int:
-    """Return the number of blocks of the decoder beside an encoder, under T5's or BART's name for it."""
-    found = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers"))
-    return int(next(filter(None, found), 0))
+def read_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shapes of a model's weights by name, from the headers of its files.
+
+    Raises:
+        OSError, SafetensorError: a file can't be read.
+    """
+    shapes: dict[str, list[int]] = {}
+    for weights in sorted(folder.glob("*.safetensors")):
+        with safe_open(check_regular_file(weights), framework="pt") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _read_first(config: Any, names: Sequence[str], default: int) -> int:
+    """Return the first number in a model's configuration under one of `names`, or else the `default`."""
+    return int(next(filter(None, (getattr(config, name, None) for name in names)), default))
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,26 @@ class TrainingChoice:
     batch_size: int
     need: float
     fits: bool
+
+    def describe(self, config: RunConfig, dtype: str, free: float, device: str) -> str:
+        """Return a line for the console about what differs from the run's settings `config`; empty: nothing does.
+
+        `dtype` is the data type on `device`, which has `free` bytes of memory.
+        """
+        precision = self.precision or dtype
+        if not self.fits:
+            return (
+                f"[bold yellow]warning[/] {free / 1e9:.1f} GB of memory are free on {device}, and this model "
+                f"needs about {self.need / 1e9:.1f}, even with {precision} and {self.batch_size} examples per step"
+            )
+        if self.precision or self.batch_size < config.batch_size:
+            return (
+                f"[bold]memory[/]  {free / 1e9:.1f} GB are free on {device}: a base in {precision}, "
+                f"{self.batch_size} examples per step"
+            )
+        if dtype != config.dtype:
+            return f"[bold]precision[/]  {device} has no bf16 arithmetic: a base in fp32"
+        return ""
 
 
 def choose(
@@ -255,18 +288,7 @@ def fit_to_memory(
     dtype = "fp32" if slow else config.dtype
     choice = choose(size, free, dtype, config.batch_size, tokens, language, few_bits, has_common_batch_size(spec))
     precision = choice.precision or ("fp32" if slow else "")
-    if not choice.fits:
-        observer.say(
-            f"[bold yellow]warning[/] {free / 1e9:.1f} GB of memory are free on {device}, and this model "
-            f"needs about {choice.need / 1e9:.1f}, even with {precision or dtype} and {choice.batch_size} examples "
-            "per step"
-        )
-    elif choice.precision or choice.batch_size < config.batch_size:
-        observer.say(
-            f"[bold]memory[/]  {free / 1e9:.1f} GB are free on {device}: a base in "
-            f"{precision or dtype}, {choice.batch_size} examples per step"
-        )
-    elif slow:
-        observer.say(f"[bold]precision[/]  {device} has no bf16 arithmetic: a base in fp32")
+    if line := choice.describe(config, dtype, free, device):
+        observer.say(line)
     rows = options.batch_size or (choice.batch_size if choice.batch_size < config.batch_size else 0)
     return dataclasses.replace(options, precision=precision, batch_size=rows)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import tomli_w
@@ -28,11 +29,11 @@ from fedpeft.parts.spec import parse_spec, split_outside_parentheses
 from fedpeft.peft.abilities import NamesRuns
 from fedpeft.peft.family import PEFT_METHODS, resize_method
 from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
-from fedpeft.privacy.secure_sum.sum import SUMS, parse_privacy, sums_under
+from fedpeft.privacy.secure_sum.sum import SUMS, SecureSum, parse_privacy, sums_under
 from fedpeft.privacy.server_noise import SERVER_NOISES
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.wiring.config import RunConfig, build_config
-from fedpeft.wiring.measurements import parse_measure
+from fedpeft.wiring.measurements import Measurements, parse_measure
 from fedpeft.wiring.profiles import list_distinct
 from fedpeft.wiring.sampling import compute_cohort_size
 from fedpeft.wiring.setup import Setup
@@ -101,59 +102,96 @@ def format_client_settings(config: RunConfig) -> str:
     return tomli_w.dumps({name: getattr(config, name) for name in sorted(TAKEN)})
 
 
-def parse_shared_settings(text: str) -> RunConfig:  # noqa: C901, PLR0912
+def parse_shared_settings(text: str) -> RunConfig:
     """Return the settings that a client shares with its server, from the server's `text` (TOML); others are defaults.
 
     Raises:
         RunError: the text can't be read by this version, or asks for what a client does not do.
         PrivacyError: it asks for secure sums that a lying server could see through, or that lack a number of examples.
     """
-    try:
-        told = build_config(tomllib.loads(text), "the server's settings")
-        if told.drift == "auto":  # by then the server has chosen what its clients need
-            told = dataclasses.replace(told, drift="")
-        if told.privacy:
-            _check_known(told.privacy)
-        private = parse_privacy(told.privacy) if told.privacy else None
-        secure, measured = sums_under(private), parse_measure(told.measure)
-        for name, family in KNOWN.items():
-            for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
-                family.load_part(parse_spec(part).name)
-                family.build(part)
-        method = None if told.peft == "auto" else PEFT_METHODS.build(told.peft)
-        known = isinstance(method, NamesRuns) and method.names_digests()  # a server names no folder of a client
-        if method is not None and method.own_machine and not known:
-            raise RunError(f"FP5093 peft={told.peft!r:.80} {method.own_machine}")
-    except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
-        raise RunError(f"FP5094 the server's settings can't be used: {error}") from None
-    if isinstance(told.cohort, str) and told.cohort not in ("auto", "all"):
-        raise RunError("FP5095 the server's settings name a sampler as its cohort, which belongs to simulations")
-    if isinstance(told.clients, str):
-        raise RunError("FP5096 the server's settings name a file of clients, and a client needs their number")
-    defaults = RunConfig()
-    for name in (*sorted(REFUSED), *(["measure"] if measured.simulation_only else [])):
-        value = getattr(told, name)
-        if value != getattr(defaults, name):
-            raise RunError(
-                f"FP5097 the server's settings set {name}={value!r:.80}, which belongs to simulations: a client with "
-                "its own examples does not do it; ask whoever runs the server to leave it out"
-            )
-    for name, most in AT_MOST.items():
-        if (value := getattr(told, name)) > most:
-            raise RunError(
-                f"FP5098 the server's settings set {name}={value!r:.80}, but a client accepts {most} at most"
-            )
-    if secure is not None:
-        secure.check_lies()
-    if isinstance(private, Mechanism):
-        if private.audit or not private.protects:
+    shared = SharedSettings.parse(text)
+    shared.check()
+    return RunConfig(**{name: getattr(shared.config, name) for name in TAKEN})
+
+
+@dataclass(frozen=True)
+class SharedSettings:
+    """A server's settings, all of whose parts this version has.
+
+    Attributes:
+        config: the settings as numbers and texts.
+        private: the privacy mechanism or the secure sum; None: no protection.
+        secure: the secure sum, or that of the mechanism; None: the server sees each update.
+        measured: the measurements.
+    """
+
+    config: RunConfig
+    private: Mechanism | SecureSum | None
+    secure: SecureSum | None
+    measured: Measurements
+
+    @classmethod
+    def parse(cls, text: str) -> SharedSettings:
+        """Return the settings in `text` (TOML); `check` decides whether a client takes them.
+
+        Raises:
+            RunError: this version can't read the text, or lacks a part that it names.
+        """
+        try:
+            told = build_config(tomllib.loads(text), "the server's settings")
+            if told.drift == "auto":  # by then the server has chosen what its clients need
+                told = dataclasses.replace(told, drift="")
+            private = None
+            if told.privacy:
+                _check_known(told.privacy)
+                private = parse_privacy(told.privacy)
+            secure, measured = sums_under(private), parse_measure(told.measure)
+            for name, family in KNOWN.items():
+                for part in filter(None, split_outside_parentheses(getattr(told, name), "+")):
+                    family.load_part(parse_spec(part).name)
+                    family.build(part)
+            method = None if told.peft == "auto" else PEFT_METHODS.build(told.peft)
+            known = isinstance(method, NamesRuns) and method.names_digests()  # a server names no folder of a client
+            if method is not None and method.own_machine and not known:
+                raise RunError(f"FP5093 peft={told.peft!r:.80} {method.own_machine}")
+        except (ValueError, RecursionError, FedpeftError) as error:  # ValueError: no TOML, or a number of 5000 digits
+            raise RunError(f"FP5094 the server's settings can't be used: {error}") from None
+        return cls(told, private, secure, measured)
+
+    def check(self) -> None:
+        """Refuse settings that a client does not take.
+
+        Raises:
+            RunError: a setting belongs to simulations, or a number is too large.
+            PrivacyError: a server that lies could see through the secure sum, or it lacks a number of examples.
+        """
+        told = self.config
+        if isinstance(told.cohort, str) and told.cohort not in ("auto", "all"):
+            raise RunError("FP5095 the server's settings name a sampler as its cohort, which belongs to simulations")
+        if isinstance(told.clients, str):
+            raise RunError("FP5096 the server's settings name a file of clients, and a client needs their number")
+        defaults = RunConfig()
+        for name in (*sorted(REFUSED), *(["measure"] if self.measured.simulation_only else [])):
+            value = getattr(told, name)
+            if value != getattr(defaults, name):
+                raise RunError(
+                    f"FP5097 the server's settings set {name}={value!r:.80}, which belongs to simulations: a client "
+                    "with its own examples does not do it; ask whoever runs the server to leave it out"
+                )
+        for name, most in AT_MOST.items():
+            if (value := getattr(told, name)) > most:
+                raise RunError(
+                    f"FP5098 the server's settings set {name}={value!r:.80}, but a client accepts {most} at most"
+                )
+        if self.secure is not None:
+            self.secure.check_lies()
+        if isinstance(self.private, Mechanism) and (self.private.audit or not self.private.protects):
             raise RunError(
                 f"FP5099 the server's settings set privacy={told.privacy!r:.80}, which belongs to simulations; ask "
                 "whoever runs the server for dp_sgd, local_dp, user_dp, distributed_dp or secure_sum"
             )
-        if isinstance(private, SumMechanism):
-            private.check_remote()
-    return RunConfig(**{name: getattr(told, name) for name in TAKEN})
+        if isinstance(self.private, SumMechanism):
+            self.private.check_remote()
 
 
 def _check_known(privacy: str) -> None:

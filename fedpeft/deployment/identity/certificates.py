@@ -34,6 +34,8 @@ CLOCK_SKEW = timedelta(days=1)
 AUTHORITY_DAYS = 3650
 MOST_COMMON = 64
 """Most characters of a common name. It is not used if there are alternative names, which may be longer."""
+HERE = ("localhost", "127.0.0.1")
+"""What a server is called that nobody has named."""
 HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 """A part of a host name between dots."""
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -305,6 +307,24 @@ class Authority:
         authority, _ = self._load_own()
         revoked = {entry.serial_number for entry in _list_of(self.folder / "revoked.pem", authority)}
         return "is revoked" if certificate.serial_number in revoked else ""
+
+    def ensure_server(self, hosts: Sequence[str], renew: bool) -> Sequence[str]:
+        """Sign a server certificate if there is none, if a crash left half of one, or to `renew` it.
+
+        Without `hosts`, it is for those of the present certificate, or for this machine.
+
+        Returns:
+            Host names and addresses of the new certificate; none: the present one is kept.
+
+        Raises:
+            RunError: the present certificate can't be read.
+        """
+        present = self.list_hosts()
+        if present and not renew and not self.is_torn():
+            return ()
+        named = hosts or present or HERE
+        self.server(named)
+        return named
 
     def server(self, hosts: Sequence[str]) -> None:
         """Sign a server certificate for host names and addresses."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -126,6 +127,44 @@ class ServersRows:
         return cls(dataset, rows, form)
 
 
+@dataclass(frozen=True)
+class DescribedForm:
+    """The form of the clients' examples, as far as a server's options contain it.
+
+    Attributes:
+        settings: settings of `clients(...)` that the options give.
+        complete: whether they describe the examples without a dataset.
+    """
+
+    settings: dict[str, Any]
+    complete: bool
+
+    @classmethod
+    def from_options(cls, options: ServeOptions) -> DescribedForm:
+        """Return the form in the options.
+
+        Raises:
+            ConfigError: the task is unknown, or there are too few names for it.
+        """
+        task = check_task(options)
+        targets = TASKS.build(task).targets if task else "classes"
+        least = 2 if targets == "classes" or task in (TOKEN_LABELS, PATCH_LABELS) else 1
+        given = {
+            "task": task,
+            "labels": ",".join(parse_names(options.labels, least=least)) if options.labels else "",
+            "text": options.text_column if options.text_column != TEXT else "",
+            "label": options.label_column if options.label_column != LABEL else "",
+            "side": options.side,
+            "frames": options.frames,
+            "template": options.template,
+        }
+        has_names = bool(
+            given["labels"] or targets == "numbers" or (targets == "labels" and AND in options.label_column)
+        )
+        complete = has_names or bool(options.eval_data) or _is_unnamed(task)
+        return cls({name: value for name, value in given.items() if value}, complete)
+
+
 def choose_form(of_data: Source, options: ServeOptions) -> Clients | None:
     """Return the format of the clients' examples from `clients(...)` and the options; None: the dataset's own.
 
@@ -133,36 +172,23 @@ def choose_form(of_data: Source, options: ServeOptions) -> Clients | None:
         ConfigError: options contradict each other, or no option names the classes.
         DataError: the prompt template can't be read.
     """
-    told = of_data if isinstance(of_data, Clients) else None
-    task = check_task(options)
-    targets = TASKS.build(task).targets if task else "classes"
-    least = 2 if targets == "classes" or task in (TOKEN_LABELS, PATCH_LABELS) else 1
-    given = {
-        "task": task,
-        "labels": ",".join(parse_names(options.labels, least=least)) if options.labels else "",
-        "text": options.text_column if options.text_column != TEXT else "",
-        "label": options.label_column if options.label_column != LABEL else "",
-        "side": options.side,
-        "frames": options.frames,
-        "template": options.template,
-    }
-    given = {name: value for name, value in given.items() if value}
-    tells_names = "labels" in given or targets == "numbers" or (targets == "labels" and AND in options.label_column)
-    if told is None:
-        if options.eval_data == OWN_TEST or not (tells_names or options.eval_data or _is_unnamed(task)):
-            return None
-        if has_tasks(of_data):
-            told_by = next(f"--{name.replace('_', '-')}" for name in DESCRIBES if getattr(options, name))
+    described = DescribedForm.from_options(options)
+    given = described.settings
+    if isinstance(of_data, Clients):
+        if options.eval_data == OWN_TEST:
             raise ConfigError(
-                f"FP1837 {told_by} describes clients' examples of one task, and --dataset names tasks(...), whose "
-                "datasets describe them; leave it out (to score the tasks, give --eval-data dataset)"
+                "FP1146 clients(...) has no examples that the server could use; give --eval-data a file, or leave it "
+                "out"
             )
-    elif options.eval_data == OWN_TEST:
+        given = vars(of_data) | given
+    elif options.eval_data == OWN_TEST or not described.complete:
+        return None
+    elif has_tasks(of_data):
+        told_by = next(f"--{name.replace('_', '-')}" for name in DESCRIBES if getattr(options, name))
         raise ConfigError(
-            "FP1146 clients(...) has no examples that the server could use; give --eval-data a file, or leave it out"
+            f"FP1837 {told_by} describes clients' examples of one task, and --dataset names tasks(...), whose "
+            "datasets describe them; leave it out (to score the tasks, give --eval-data dataset)"
         )
-    else:
-        given = vars(told) | given
     form = Clients(**check_settings("the form of the clients' rows", Clients, given))
     if form.learns not in TOLD:
         raise ConfigError(

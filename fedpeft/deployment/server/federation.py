@@ -81,7 +81,6 @@ from fedpeft.rounds.sum_journal import SumJournal
 from fedpeft.wiring.checks.ranks import check_decay
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo
-from fedpeft.wiring.energy import EnergySettings
 from fedpeft.wiring.measurement import NewRun
 from fedpeft.wiring.profiles import Profile, count_clients, keep_profiles, load_groups
 from fedpeft.wiring.run_spec import parse_run
@@ -293,16 +292,9 @@ class Federation:
         It waits a moment for clients that have just disconnected. Before round 1 it waits for as many as `wait_for`
         sets, and then gives out ids.
         """
-        options = self.options
-        wanted = min(options.wait_for or self.setup.clients, self.setup.clients)
-        places = self.setup.clients
+        wanted, places = self.count_needed_clients()
         if not self.secret_cohort:
             self.roster.count(*self.gateway.count_wire_bytes())
-        if self.roster.started:
-            places = sum(not m.dropped for m in self.roster.members)
-            wanted = max(1, round(options.quorum * min(self.sampler.size, wanted)))
-            if self.setup.secure_sum is not None:
-                wanted = max(FEWEST, wanted)
         waiting_since = time.monotonic()
         announced = False
         while True:
@@ -323,6 +315,20 @@ class Federation:
         for client_id, given in enumerate(self.given):
             self.own[client_id] = dataclasses.replace(given, form=self._choose_form(given, ranks.get(client_id, 0)))
         return sorted(member.id for member in here)
+
+    def count_needed_clients(self) -> tuple[int, int]:
+        """Return how many clients the next round waits for, and how many there can be.
+
+        Round 1 waits for `wait_for` clients. Later rounds wait for the quorum of a cohort, and secure sums for `FEWEST`
+        at least.
+        """
+        places = self.setup.clients
+        wanted = min(self.options.wait_for or places, places)
+        if not self.roster.started:
+            return wanted, places
+        fewest = 1 if self.setup.secure_sum is None else FEWEST
+        quorum = round(self.options.quorum * min(self.sampler.size, wanted))
+        return max(fewest, quorum), sum(not m.dropped for m in self.roster.members)
 
     def _has_missing_member(self, here: Sequence[Member]) -> bool:
         """Return whether a member is away that was here a moment ago; earlier members count from the server's start."""
@@ -372,7 +378,7 @@ class Federation:
             self._score_task if len(self.rows.validation) else None,
             answer=self.workers.examine,
         )
-        energy = EnergyTracker(self.setup) if self.setup.measured.get(EnergySettings) is not None else None
+        energy = EnergyTracker.create(self.setup)
         store, setup, observer = RunStore.from_records(records), self.setup, self.observer
         run = RunParts(setup, transport, store, observer, model, self.begun, book, energy)
         start = partial(prepare, setup, transport, self.fixed, book, observer.say)

@@ -58,11 +58,13 @@ from fedpeft.reporting.summary import OWN_ROWS, Costs, Quality, Summary
 from fedpeft.reporting.task_matrix import measure_tasks
 from fedpeft.rounds.best_state import summarize_validation
 from fedpeft.rounds.evaluation import OwnRows
+from fedpeft.rounds.progress import ServerState
 from fedpeft.wiring import catalogue
 from fedpeft.wiring.advice import advise_on_steps
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.measurement import ScoredRun, TrainedRun
 from fedpeft.wiring.measurements import Findings
+from fedpeft.wiring.setup import Setup
 
 FAREWELL = "the federation is finished"
 
@@ -178,9 +180,9 @@ def _watch(live: LiveState, federation: Federation) -> None:
     live.watch(federation.setup.clients, private=protection is not None, epsilon=spent, connected=count_connections)
 
 
-def _run(federation: Federation, records: Records, observer: ServeObserver) -> Summary:
+def announce(federation: Federation, observer: ServeObserver) -> None:
+    """Print what the server is about to do: model, notes, rounds, protection and address."""
     config, setup, gateway = federation.config, federation.setup, federation.gateway
-    observer.metric = setup.task.metric
     observer.say(format_model_line(setup))
     for note in (*plugins.take_notes(), *setup.notes, *advise_on_steps(setup, setup.training.steps_for(10**6))):
         observer.say(f"[bold]note[/]    {escape(note)}")
@@ -198,6 +200,12 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
         observer.say(
             "[bold]rounds[/]  are chained by hashes and, without TLS, not signed: nobody can prove who sent what"
         )
+
+
+def _run(federation: Federation, records: Records, observer: ServeObserver) -> Summary:
+    config, setup, gateway = federation.config, federation.setup, federation.gateway
+    observer.metric = setup.task.metric
+    announce(federation, observer)
     gateway.events.emit("listening", port=gateway.port, run=federation.roster.run)
     server = federation.server(records)
     federation.gather()
@@ -216,21 +224,8 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     secret, test = federation.protection is not None, federation.rows.dataset.test if scorer else None
     disclosed = setup, kept, records.read("rounds.jsonl"), test, score
     findings.compute(ScoredRun(*disclosed, federation.folder, records, None, secret, None, progress.kept_round))
-    accuracy, loss, of = _summarize_result(own, score, setup.personal)
-    quality = Quality(
-        metric=setup.task.metric,
-        accuracy=accuracy,
-        accuracy_of=None if math.isnan(accuracy) else of,
-        worst_accuracy=own.worst_accuracy if own else None,
-        shared_accuracy=score.accuracy if score else None,
-        loss=loss,
-        perplexity=compute_perplexity(loss) if setup.task.metric == "perplexity" else None,
-        kept_round=progress.kept_round,
-        **summarize_validation(progress.best),
-        temperature=findings.temperature,
-    )
     return Summary(
-        quality=quality,
+        quality=_summarize_quality(own, score, setup, progress, findings.temperature),
         costs=Costs.of(setup, progress, federation.sampler.size, federation.protection, federation.fixed),
         wire_received_bytes=None if federation.secret_cohort else received,
         wire_sent_bytes=None if federation.secret_cohort else sent,
@@ -245,14 +240,29 @@ def _run(federation: Federation, records: Records, observer: ServeObserver) -> S
     )
 
 
-def _summarize_result(own: OwnRows | None, score: FinalScore | None, personal: bool) -> tuple[float, float, str]:
-    """Return accuracy and loss of the result, and whose examples they are from; NaN if nobody has any."""
-    if own is not None and own.clients:
-        if personal:
-            return own.accuracy, own.loss, OWN_ROWS
-        return own.pooled_accuracy, own.pooled_loss, "clients' own held-out rows, by rows"
-    of = "global model, the server's rows"
-    return (score.accuracy, score.loss, of) if score else (math.nan, math.nan, of)
+def _summarize_quality(
+    own: OwnRows | None, score: FinalScore | None, setup: Setup, progress: ServerState, temperature: float | None
+) -> Quality:
+    """Return the quality of the result on the clients' examples, else on the server's; NaN if nobody has any."""
+    accuracy, loss, of = math.nan, math.nan, "global model, the server's rows"
+    if own is not None and own.clients and setup.personal:
+        accuracy, loss, of = own.accuracy, own.loss, OWN_ROWS
+    elif own is not None and own.clients:
+        accuracy, loss, of = own.pooled_accuracy, own.pooled_loss, "clients' own held-out rows, by rows"
+    elif score is not None:
+        accuracy, loss = score.accuracy, score.loss
+    return Quality(
+        metric=setup.task.metric,
+        accuracy=accuracy,
+        accuracy_of=None if math.isnan(accuracy) else of,
+        worst_accuracy=own.worst_accuracy if own else None,
+        shared_accuracy=score.accuracy if score else None,
+        loss=loss,
+        perplexity=compute_perplexity(loss) if setup.task.metric == "perplexity" else None,
+        kept_round=progress.kept_round,
+        **summarize_validation(progress.best),
+        temperature=temperature,
+    )
 
 
 @contextmanager

@@ -27,13 +27,13 @@ from fedpeft.wiring.run_spec import RunSpec
 from fedpeft.wiring.setup import Setup
 
 
-def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
+def check(spec: RunSpec, options: ServeOptions) -> None:
     """Refuse settings that make no sense with real clients.
 
     Raises:
         ConfigError, PrivacyError: names the setting, and a remedy.
     """
-    config, mechanism, secure = spec.config, spec.mechanism, spec.secure_sum
+    config = spec.config
     if spec.attack is not None:
         raise ConfigError("FP1128 attack belongs to simulations: real clients keep their examples; leave it out")
     for name in spec.measured.simulation_only:
@@ -60,8 +60,18 @@ def check(spec: RunSpec, options: ServeOptions) -> None:  # noqa: PLR0912
         raise ConfigError(
             f"FP1133 --peft {config.peft} {needs}, and real clients run on other machines; use bottleneck"
         )
-    if secure is not None:
-        secure.check_lies()
+    check_privacy(spec, options)
+
+
+def check_privacy(spec: RunSpec, options: ServeOptions) -> None:
+    """Refuse a mechanism or a secure sum that does not protect real clients.
+
+    Raises:
+        ConfigError, PrivacyError: names the setting, and a remedy.
+    """
+    mechanism = spec.mechanism
+    if spec.secure_sum is not None:
+        spec.secure_sum.check_lies()
         if options.held_out:
             raise PrivacyError(
                 "FP7021 --held-out has each client report losses on its own examples, one by one, which no sum hides; "

@@ -99,6 +99,44 @@ def find_first_difference(one: TranscriptContent, other: TranscriptContent) -> D
     return None
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Whether two clients were told the same, and the lines that say so to a user."""
+
+    same: bool
+    lines: Sequence[str]
+
+
+def compare_transcripts(one: TranscriptContent, other: TranscriptContent) -> Verdict:
+    """Return whether two clients were told the same, as far as both transcripts go.
+
+    Raises:
+        RunError: both transcripts are of one client.
+    """
+    if one.chain.run != other.chain.run:
+        return Verdict(False, [f"different: these are two federations, {one.chain.run} and {other.chain.run}"])
+    difference = find_first_difference(one, other)
+    if difference is not None:
+        where = f"from record {difference.position} ({difference.called}) on"
+        return Verdict(False, [f"different: {where}, they differ in {', '.join(difference.names)}"])
+    if one.client and one.client == other.client:
+        raise RunError(
+            f"FP5228 both files are transcripts of {one.client}, which proves nothing about other clients; give "
+            "another client's transcript, or the server's rounds.signed.jsonl"
+        )
+    short, long = sorted((len(one.chain.records), len(other.chain.records)))
+    lines = [f"same: model and settings of {short} records, up to {one.chain.records[short - 1].label}"]
+    if long > short:
+        lines.append(f"only one of both knows {long - short} more records")
+    for name, count in sorted(count_own_differences(one, other).items()):
+        lines.append(
+            f"not alike: {name} in {count} records, which the server may choose for each client outside secure sums"
+        )
+    for reason, count in count_uncompared_states(one).items():
+        lines.append(f"not comparable: the model of {count} records: {reason}")
+    return Verdict(True, lines)
+
+
 def pair_records(one: TranscriptContent, other: TranscriptContent) -> Iterator[tuple[str, str, str]]:
     """Yield each record that either client was given a task in, and what both were sent in it; empty: nothing."""
     sent = [_select_work(told) for told in (one, other)]

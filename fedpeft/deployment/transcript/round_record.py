@@ -20,7 +20,7 @@ from typing import Any, Final
 from typing import get_type_hints as hints
 
 from fedpeft.communication.messages import ADDED, LARGEST, OWN, Instruction, Kind
-from fedpeft.communication.release import UNCOMPARED
+from fedpeft.communication.release import UNCOMPARED, compute_common_digest
 from fedpeft.errors import RunError
 from fedpeft.trust.question import MOST_WORDS
 
@@ -91,6 +91,25 @@ class RoundRecord:
     def phase(self) -> tuple[str, str]:
         """The phase of a round: the kind of work, and the question of an evaluation."""
         return self.kind, self.asks or ""
+
+    def check_instruction(self, instruction: Instruction) -> None:
+        """Refuse an instruction for another phase, or with other settings than the record has for all clients.
+
+        A secure sum is a step of a preparation or a training, and its terms contain the record's digest.
+
+        Raises:
+            RunError: the instruction differs from the record.
+        """
+        summed = instruction.kind == "sum" and self.kind in ("prepare", "train")
+        if (self.kind, self.round) != (self.kind if summed else instruction.kind, instruction.round):
+            raise RunError(
+                f"FP5121 the server sent a task to {instruction.kind} in round {instruction.round}, and has recorded "
+                f"{self.label}"
+            )
+        if not summed and (self.common, self.asks) != (compute_common_digest(instruction), instruction.asks):
+            raise RunError(
+                f"FP5122 the server sent other settings in {self.label} than it has recorded for all clients"
+            )
 
     def is_consistent(self, other: RoundRecord) -> bool:
         """Return whether both records hand out the same; one may have forms that the other lacks."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from fedpeft.communication.messages import SUM_STEPS, Instruction
 from fedpeft.communication.release import (
     UNCOMPARED,
-    compute_common_digest,
     compute_instruction_digest,
     select_own_fields,
     write_released,
@@ -123,16 +122,7 @@ class Transcript:
         self._check_own(told, instruction)
         repeated = not instruction.step and self._is_last_training(told)
         record = self._record_of(told, SUM_STEPS if instruction.step else 1, repeated)
-        summed = instruction.kind == "sum" and record.kind in ("prepare", "train")
-        if (record.kind, record.round) != (record.kind if summed else instruction.kind, instruction.round):
-            raise RunError(
-                f"FP5121 the server sent a task to {instruction.kind} in round {instruction.round}, and has recorded "
-                f"{record.label}"
-            )
-        if not summed and (record.common, record.asks) != (compute_common_digest(instruction), instruction.asks):
-            raise RunError(
-                f"FP5122 the server sent other settings in {record.label} than it has recorded for all clients"
-            )
+        record.check_instruction(instruction)
         if not repeated and (told.record, told.digest) not in {(task.record, task.digest) for task in self._tasks}:
             self._check_room(TASK, statement)
             self._keep(TASK, statement)

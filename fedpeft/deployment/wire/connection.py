@@ -23,7 +23,7 @@ from fedpeft.deployment.transcript.signed_log import UnwrittenError
 from fedpeft.deployment.transcript.transcript import Transcript
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.channel import KEEPALIVE, NAME_KEY, WIRE
-from fedpeft.deployment.wire.parcel import IncomingParcel, decode_statement, split_into_parts
+from fedpeft.deployment.wire.parcel import ParcelStream, decode_statement, split_into_parts
 from fedpeft.deployment.wire.v2_pb2_grpc import FederationStub
 from fedpeft.errors import PayloadError, RunError
 
@@ -270,7 +270,7 @@ class Connection:
         """
         if transcript is not None:
             registration.records = len(transcript)
-        incoming: IncomingParcel | None = None
+        arriving = ParcelStream(Instruction, limit)
         stream = self._stub.Tasks(registration, metadata=self._metadata)
         try:
             if any(key == NAME_KEY for key, _ in stream.initial_metadata() or ()):
@@ -280,13 +280,8 @@ class Connection:
                     return
                 if part.HasField("record") and transcript is not None:
                     transcript.receive(decode_statement(part.record))
-                elif part.HasField("header"):
-                    incoming = IncomingParcel(Instruction, limit, part.header)
-                elif incoming is not None:
-                    incoming.add(part.chunk)
-                if incoming is not None and incoming.complete:
-                    task, instruction, statement = incoming.task, incoming.get_content(), incoming.statement
-                    incoming = None
+                elif (whole := arriving.add(part)) is not None:
+                    task, instruction, statement = whole
                     yield task, transcript.accept(instruction, statement) if transcript is not None else instruction
         except grpc.RpcError as error:
             raise _explain_error(error) from None

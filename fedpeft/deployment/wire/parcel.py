@@ -72,6 +72,26 @@ def _encode_value(value: object) -> v2.Value:
     raise TypeError(f"{type(value).__name__} does not travel")
 
 
+def decode_value(name: str, value: v2.Value, hint: Any) -> Any:
+    """Return a field's value as its type hint demands; a whole number also serves as a float.
+
+    Raises:
+        PayloadError: the value has another type, is too long, or is not among the legal texts.
+    """
+    annotation = typing.get_origin(hint) or hint
+    kind = value.WhichOneof("kind")
+    if annotation is float and kind == "integer":
+        return float(value.integer)
+    if kind != ("text" if annotation is Literal else _KINDS[annotation.__name__]):
+        raise PayloadError(f"FP6098 the parcel's field {name} is of another kind ({kind})")
+    decoded = getattr(value, kind)
+    if kind == "text" and len(decoded) > TEXT_LIMIT:
+        raise PayloadError(f"FP6099 the parcel's field {name} is {len(decoded)} characters long")
+    if annotation is Literal and decoded not in (legal := typing.get_args(hint)):
+        raise PayloadError(f"FP6100 the parcel's field {name} is {decoded[:40]!r}; legal are {', '.join(legal)}")
+    return tuple(decoded.items) if kind == "integers" else decoded
+
+
 _KINDS = {"int": "integer", "float": "number", "str": "text", "bool": "flag", "tuple": "integers"}
 
 
@@ -149,6 +169,38 @@ class IncomingParcel:
         return self.cls(**{"payload": b""} | {n: bytes(d) for n, d in self._payloads.items()} | self.fields)
 
 
+class ParcelStream:
+    """Parcels that arrive one after another.
+
+    Args:
+        cls: class of their content.
+        limit: the most bytes that the payloads of one may have together.
+    """
+
+    def __init__(self, cls: type[Any], limit: int) -> None:
+        """Wait for the first parcel."""
+        self._cls, self._limit = cls, limit
+        self._incoming: IncomingParcel | None = None
+
+    def add(self, part: v2.Part) -> tuple[str, Any, SignedStatement] | None:
+        """Add a message; return the task, content and statement of a parcel that is whole now, and forget it.
+
+        A chunk before any header is ignored.
+
+        Raises:
+            PayloadError: the message is not what a parcel needs next.
+        """
+        if part.HasField("header"):
+            self._incoming = IncomingParcel(self._cls, self._limit, part.header)
+        elif self._incoming is not None:
+            self._incoming.add(part.chunk)
+        parcel = self._incoming
+        if parcel is None or not parcel.complete:
+            return None
+        self._incoming = None
+        return parcel.task, parcel.get_content(), parcel.statement
+
+
 def _decode_fields(cls: type[Any], header: v2.Header) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls) if f.name not in PAYLOADS}
@@ -156,19 +208,7 @@ def _decode_fields(cls: type[Any], header: v2.Header) -> dict[str, Any]:
     for name, value in header.fields.items():
         if name not in known:
             raise PayloadError(f"FP6097 the parcel has a field {name[:40]!r} that this version does not have")
-        annotation = typing.get_origin(hints[name]) or hints[name]
-        kind = value.WhichOneof("kind")
-        if annotation is float and kind == "integer":
-            fields[name] = float(value.integer)
-            continue
-        if kind != ("text" if annotation is Literal else _KINDS[annotation.__name__]):
-            raise PayloadError(f"FP6098 the parcel's field {name} is of another kind ({kind})")
-        found = getattr(value, kind)
-        fields[name] = tuple(found.items) if kind == "integers" else found
-        if kind == "text" and len(found) > TEXT_LIMIT:
-            raise PayloadError(f"FP6099 the parcel's field {name} is {len(found)} characters long")
-        if annotation is Literal and found not in (legal := typing.get_args(hints[name])):
-            raise PayloadError(f"FP6100 the parcel's field {name} is {found[:40]!r}; legal are {', '.join(legal)}")
+        fields[name] = decode_value(name, value, hints[name])
     for name, field in known.items():
         if name not in fields and field.default is dataclasses.MISSING:
             raise PayloadError(f"FP6101 the parcel lacks the field {name}")
