@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fedpeft.clients.drift import compute_pull
+from fedpeft.clients.drift import Pull, compute_pull
 from fedpeft.clients.dropout import DropoutPlan, replace_dropout
 from fedpeft.clients.executor import (
     Executor,
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fedpeft.data.examples import Batch, Examples
 from fedpeft.models.task import FederatedModel, RowLosses, Task, find_trainable
 from fedpeft.peft.adapter import AdapterShape, Layout, State
+from fedpeft.peft.method import Pulls
 
 
 def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:
@@ -36,8 +37,17 @@ def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:
     parameter.grad.add_(more)
 
 
-def _correct_gradients(parameters: Mapping[str, nn.Parameter], job: Job, step: int) -> None:
-    """Let the job's corrections turn the gradients, and drop those of tensors that stand still."""
+def _correct_gradients(
+    parameters: Mapping[str, nn.Parameter], job: Job, step: int, pulls: Sequence[Pull], penalties: Pulls
+) -> None:
+    """Add what does not come from the loss: pulls, penalties, corrections, still tensors and clipping."""
+    for pull in pulls:
+        for name, parameter in parameters.items():
+            more = compute_pull(pull, name, view_leading_part(parameter.detach(), job.received[name]))
+            if more is not None:
+                add_gradient(parameter, expand_to_parameter(more, parameter))
+    for name in penalties.keys() & parameters.keys():
+        add_gradient(parameters[name], penalties[name](parameters[name].detach()))
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             turned = job.correct_gradient(name, view_leading_part(parameter.grad, job.received[name]))
@@ -45,6 +55,8 @@ def _correct_gradients(parameters: Mapping[str, nn.Parameter], job: Job, step: i
                 parameter.grad.copy_(expand_to_parameter(turned, parameter))
     for name in job.find_still_tensors(parameters, step):
         parameters[name].grad = None
+    if job.training.optimizer.max_norm:
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), job.training.optimizer.max_norm)
 
 
 class SequentialExecutor(Executor):
@@ -109,16 +121,7 @@ class SequentialExecutor(Executor):
         pulls = job.collect_pulls(chosen)
         losses = []
         for step, loss in enumerate(self._iterate_steps(job, chosen, optimizer)):
-            for pull in pulls:
-                for name, parameter in chosen.items():
-                    more = compute_pull(pull, name, view_leading_part(parameter.detach(), job.received[name]))
-                    if more is not None:
-                        add_gradient(parameter, expand_to_parameter(more, parameter))
-            for name in self.penalties.keys() & chosen.keys():
-                add_gradient(chosen[name], self.penalties[name](chosen[name].detach()))
-            _correct_gradients(chosen, job, step)
-            if job.training.optimizer.max_norm:
-                torch.nn.utils.clip_grad_norm_(list(chosen.values()), job.training.optimizer.max_norm)
+            _correct_gradients(chosen, job, step, pulls, self.penalties)
             optimizer.step()
             warmup.step()
             losses.append(loss)

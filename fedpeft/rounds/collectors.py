@@ -63,7 +63,7 @@ class UpdateCollector(RoundHook, ABC):
             by_rows=setup.by_rows,
             most_rows=self.transport.most_rows(),
             note_report=log.note_report,
-            confidential=setup.mechanism is not None and setup.mechanism.protects,
+            confidential=setup.is_private,
             silent=setup.mechanism is not None and setup.mechanism.silent,
             estimates=self.store.estimates,
             drift=setup.drift,

@@ -183,6 +183,11 @@ class Transport:
         """Return the clients that a restarted server had asked for the secure sum of a round; empty: there is none."""
         return self.journal.load_cohort(round_number) if self.journal is not None else []
 
+    def forget_sum(self) -> None:
+        """Forget the secure sum that is under way, so that a restarted server does not resume it."""
+        if self.journal is not None:
+            self.journal.forget()
+
     def list_joined(self, clients: int) -> list[int]:
         """Return the ids, out of `clients` clients, of those that have joined by now."""
         nodes = set(self.grid.get_node_ids())

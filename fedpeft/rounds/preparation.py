@@ -276,13 +276,15 @@ def _collect_masked_statistics(
         RunError: no vector has arrived, or the run needs the sum.
     """
     shapes = _summed_shapes(setup, secure, asks)
+    if secure.noisy:
+        cohort, size, numbers = plan.cohort, count_tensor_entries(shapes), BESIDE
+    else:
+        cohort = clients.under_way(0) or clients.list_joined(setup.clients)
+        size, numbers = 0, count_tensor_entries(shapes) + BESIDE
     asked = [
         Instruction("prepare", 0, client, b"", base_precision=setup.profiles[client].base, attempt=plan.attempt)
-        for client in (plan.cohort if secure.noisy else clients.under_way(0) or clients.list_joined(setup.clients))
+        for client in cohort
     ]
-    size, numbers = (
-        (count_tensor_entries(shapes), BESIDE) if secure.noisy else (0, count_tensor_entries(shapes) + BESIDE)
-    )
     while True:
         _announce(clients)
         masked = MaskedSum(clients, secure, setup.config.seed, 0, size, numbers, 1.0, heard=note_report)
@@ -295,8 +297,7 @@ def _collect_masked_statistics(
                     "examples: the head keeps its start"
                 )
                 return masked, None
-            if clients.journal is not None:
-                clients.journal.forget()
+            clients.forget_sum()
             if masked.arrived:
                 raise RunError(
                     f"FP5252 the sum over the clients before round 1 is void, and {missed} needs it: {error}; "

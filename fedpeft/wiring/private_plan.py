@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedpeft.aggregation.server_optimizer import Pace
 from fedpeft.errors import ConfigError
 from fedpeft.models.feature_length import measure_feature_length
 from fedpeft.models.readout import ALL_BLOCKS
@@ -55,7 +56,7 @@ def can_plan(setup: Setup) -> bool:
     mechanism = setup.mechanism
     if mechanism is None or not mechanism.protects or mechanism.epsilon is None or not mechanism.plan:
         return False
-    return mechanism.noise_multiplier is None and all(_is_default(setup.config, name) for name in LEFT)
+    return mechanism.noise_multiplier is None and _are_default(setup.config, *LEFT)
 
 
 def restore_start_share(setup: Setup, federation: Exposure, folder: Path) -> Setup:
@@ -90,7 +91,7 @@ def note_unused_training(setup: Setup, federation: Exposure) -> Setup:
     mechanism.check_start(federation)  # an epsilon that is too small for it has no signal to be looked at
     if mechanism.trains(federation):
         return setup
-    named = [name for name in ("rounds", *LEFT) if not _is_default(config, name)]
+    named = [name for name in ("rounds", *LEFT) if not _are_default(config, name)]
     if not named:
         return setup
     flags = " and ".join(f"--{name.replace('_', '-')}" for name in named)
@@ -123,7 +124,7 @@ def plan_training(setup: Setup, federation: Exposure, groups: Sequence[ProfileTa
     setup, federation = _ask_all_clients(mechanism, setup, federation, groups)
     config, trained = setup.config, setup
     useful = mechanism.trains(federation) and mechanism.has_signal(federation)
-    if not useful and all(_is_default(config, name) for name in ("peft", "strategy", "ranks")):
+    if not useful and _are_default(config, "peft", "strategy", "ranks"):
         if "head.weight" not in setup.layout.shapes and isinstance(mechanism, PlansTraining):
             raise _create_noise_error(setup, mechanism.count_trainable_entries(federation))
         config = dataclasses.replace(config, peft=_choose_head_method(setup))
@@ -134,8 +135,7 @@ def plan_training(setup: Setup, federation: Exposure, groups: Sequence[ProfileTa
         trained, federation = _ask_all_clients(mechanism, trained, federation, groups)
         config = trained.config
     federation = _read(federation, trained, mechanism)
-    named = None if _is_default(config, "server_optimizer") else trained.optimizer
-    pace = named.pace if named is not None else None
+    pace = None if _are_default(config, "server_optimizer") else trained.optimizer.pace
     if not mechanism.trains(federation):
         if config.peft != OF_IMAGES or head != "auto" or config.head == DIRECTIONS:
             return trained
@@ -143,8 +143,7 @@ def plan_training(setup: Setup, federation: Exposure, groups: Sequence[ProfileTa
     if not isinstance(mechanism, PlansTraining):
         return setup
     training = mechanism.plan_training(federation, pace)
-    not_whitened = "" if federation.whitened else _explain_no_whitening(trained, mechanism)
-    _check_planned(trained, named is None or pace is not None, not_whitened)
+    _check_planned(trained, mechanism, pace, bool(federation.whitened))
     momentum = {"server_optimizer": f"momentum(beta={training.momentum})"} if training.momentum else {}
     made = trained.change(
         batch_size=training.batch_size,
@@ -163,7 +162,7 @@ def _ask_all_clients(
 ) -> tuple[Setup, Exposure]:
     """Return both with all clients in each round, if the mechanism asks all and the user has named no cohort."""
     asks_all = isinstance(mechanism, PlansTraining) and mechanism.asks_all(federation)
-    if not asks_all or not _is_default(setup.config, "cohort"):
+    if not asks_all or not _are_default(setup.config, "cohort"):
         return setup, federation
     config = dataclasses.replace(setup.config, cohort="all")
     return Setup.create(parse_run(config), setup.facts, groups), federation.asking_all()
@@ -180,25 +179,28 @@ def _create_noise_error(setup: Setup, heard: int) -> ConfigError:
     )
 
 
-def _check_planned(setup: Setup, plain: bool, not_whitened: str) -> None:
+def _check_planned(setup: Setup, mechanism: Mechanism, pace: Pace | None, is_whitened: bool) -> None:
     """Refuse what no plan is made for.
 
     Args:
         setup: what is trained.
-        plain: whether the server's steps are as long as the mean update is.
-        not_whitened: why features are not, where they are not.
+        mechanism: plans the training.
+        pace: the steps of the named server optimizer; None: no optimizer is named, or its steps are unrelated to the
+            mean update.
+        is_whitened: whether features are whitened.
 
     Raises:
         ConfigError: says what, and what to do.
     """
     config = setup.config
-    if not plain:
+    if pace is None and not _are_default(config, "server_optimizer"):
         raise ConfigError(
             f"FP1376 --server-optimizer {config.server_optimizer} sets the length of its steps itself, so local "
             f"training can't be planned from --privacy {config.privacy}; name --learning-rate, --optimizer, "
             "--local-work and --batch-size yourself, or use momentum or leave it out"
         )
-    if setup.method.reads == ALL_BLOCKS and not_whitened:  # plain steps swing across what all rows have in common
+    if setup.method.reads == ALL_BLOCKS and not is_whitened:  # plain steps swing across what all rows have in common
+        not_whitened = _explain_no_whitening(setup, mechanism)
         raise ConfigError(
             f"FP1377 local training of {setup.method.name} can't be planned from --privacy {config.privacy}: "
             f"{not_whitened}, or use --peft linear_probe, or name --learning-rate, --optimizer, --local-work "
@@ -237,7 +239,7 @@ def _choose_head_method(setup: Setup) -> str:
     return OF_IMAGES if setup.facts.kind == "image" and setup.task.targets else HEAD_ALONE
 
 
-def _is_default(config: RunConfig, name: str) -> bool:
-    """Return whether a setting has its default, or the PEFT method that the default stands for."""
-    default = ADAPTER if name == "peft" else RunConfig.__dataclass_fields__[name].default
-    return bool(getattr(config, name) == default)
+def _are_default(config: RunConfig, *names: str) -> bool:
+    """Return whether settings have their defaults, or the PEFT method that the default stands for."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)} | {"peft": ADAPTER}
+    return all(getattr(config, name) == defaults[name] for name in names)

@@ -88,6 +88,11 @@ class RunSpec:
         """Whether a mechanism bounds the gradient of each example."""
         return self.mechanism is not None and self.mechanism.per_example
 
+    @property
+    def is_private(self) -> bool:
+        """Whether a privacy mechanism protects examples or clients."""
+        return self.mechanism is not None and self.mechanism.protects
+
     def change(self, **settings: Any) -> Self:
         """Return the run with other numbers and texts for some settings; only these are parsed.
 

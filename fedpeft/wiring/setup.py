@@ -177,8 +177,7 @@ class Setup(RunSpec):
     @property
     def has_private_start(self) -> bool:
         """Whether the head starts from a noisy release of the clients' rows."""
-        protected = self.mechanism is not None and self.mechanism.protects
-        return protected and self.head.exchanges and "head.weight" in self.start
+        return self.is_private and self.head.exchanges and "head.weight" in self.start
 
     @property
     def whitened_directions(self) -> int:

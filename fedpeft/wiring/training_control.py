@@ -50,52 +50,64 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
         PrivacyError: the settings let examples decide that are not known to be public.
         ConfigError: the settings ask for decisions that are not possible here.
     """
-    config, validation, guard, mechanism = spec.config, spec.measured.validation, spec.safeguard, spec.mechanism
-    private = mechanism is not None and mechanism.protects
-    hidden = private and not validation.public
-    noise_stays = private and mechanism is not None and not mechanism.per_example  # however small updates are
+    config, validation, guard = spec.config, spec.measured.validation, spec.safeguard
+    hidden = spec.is_private and not validation.public
     deciding = {
         f"safeguard={config.safeguard}": guard is not None and guard.watches,
         "validation(keep=best)": validation.keep == "best",
         f"validation(patience={validation.patience})": validation.patience > 0,
     }
     asked = next((flag for flag, is_given in deciding.items() if is_given), "")
-    if validation.public and not private:
+    if validation.public and not spec.is_private:
         raise ConfigError(
             "FP1389 validation(public=True) has an effect only with --privacy; give --privacy, too, or leave public out"
         )
-    if asked:
-        if hidden:
-            raise PrivacyError(
-                f"FP7116 {asked} would let validation examples decide, which epsilon does not cover; leave it out, or "
-                "declare them public with --measure 'validation(public=True)'"
-            )
-        if personal:
-            raise ConfigError(
-                f"FP1390 {asked} needs one global model, and with {config.strategy} each client has its own model, "
-                "which the server can neither judge nor restore; leave it out"
-            )
-        if not rows:
-            raise ConfigError(
-                f"FP1391 {asked} needs validation examples at the server; give --eval-data without --held-out, or "
-                "leave it out"
-            )
-        if tasks:
-            raise ConfigError(
-                f"FP1392 {asked} would let examples of later tasks decide; leave it out: in continual learning all "
-                "steps count, and the last state is the result"
-            )
-    if hidden or personal or not rows or tasks:
+    obstacles = {
+        PrivacyError(
+            f"FP7116 {asked} would let validation examples decide, which epsilon does not cover; leave it out, or "
+            "declare them public with --measure 'validation(public=True)'"
+        ): hidden,
+        ConfigError(
+            f"FP1390 {asked} needs one global model, and with {config.strategy} each client has its own model, "
+            "which the server can neither judge nor restore; leave it out"
+        ): personal,
+        ConfigError(
+            f"FP1391 {asked} needs validation examples at the server; give --eval-data without --held-out, or "
+            "leave it out"
+        ): not rows,
+        ConfigError(
+            f"FP1392 {asked} would let examples of later tasks decide; leave it out: in continual learning all "
+            "steps count, and the last state is the result"
+        ): tasks,
+    }
+    obstacle = next((error for error, is_met in obstacles.items() if is_met), None)
+    if obstacle is not None:
+        if asked:
+            raise obstacle
         return TrainingControl(fits=not hidden)
-    if guard is None:
-        guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
-    elif guard.lowers and noise_stays:
-        raise ConfigError(
-            f"FP1393 safeguard={config.safeguard} lowers the learning rate after an undone step, and the noise "
-            f"of {config.privacy} stays the same and would drown smaller updates; use undo(rate=1)"
-        )
+    safeguard = choose_safeguard(spec)
     if validation.patience and validation.keep == "last":
         raise ConfigError(
             "FP1394 patience compares with the best state, and keep=last keeps none; leave one of them out"
         )
-    return TrainingControl(guard if guard.watches else None, validation.keep != "last", validation.patience)
+    return TrainingControl(safeguard, validation.keep != "last", validation.patience)
+
+
+def choose_safeguard(spec: RunSpec) -> Safeguard | None:
+    """Return the safeguard of a run whose steps validation examples may judge; None: all steps count.
+
+    By default it is `undo`. It keeps the learning rate if noise has the same size however small updates are.
+
+    Raises:
+        ConfigError: the named safeguard lowers the learning rate, so that noise would drown smaller updates.
+    """
+    guard, mechanism = spec.safeguard, spec.mechanism
+    noise_stays = mechanism is not None and mechanism.protects and not mechanism.per_example
+    if guard is None:
+        guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
+    elif guard.lowers and noise_stays:
+        raise ConfigError(
+            f"FP1393 safeguard={spec.config.safeguard} lowers the learning rate after an undone step, and the noise "
+            f"of {spec.config.privacy} stays the same and would drown smaller updates; use undo(rate=1)"
+        )
+    return guard if guard.watches else None
