@@ -193,7 +193,7 @@ class Growth:
 
     def predict(self, size: float) -> float:
         """Return the cost of a size."""
-        return self.factor * size**self.exponent
+        return float(self.factor * size**self.exponent)
 
 
 def format_row(cells: Iterable[str]) -> str:
