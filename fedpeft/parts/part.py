@@ -236,7 +236,7 @@ def cast_value(value: Any, option: Any) -> Any:
     """Return a setting's value as one type: whole numbers become floats, and lists tuples.
 
     Raises:
-        TypeError: the value is of another type; a bool is no number.
+        TypeError: the value is of another type; a bool is not a number.
         OverflowError: a whole number of more than 308 digits can't become a float.
     """
     kind = typing.get_origin(option) or option
