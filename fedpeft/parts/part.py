@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import itertools
 import math
 import pkgutil
 import types
@@ -186,15 +187,14 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
     hints = _get_hints(cls)
     elsewhere: Mapping[str, str] = getattr(cls, "called_elsewhere", {})
     refused: Mapping[str, str] = getattr(cls, "settled_elsewhere", {})
-    for name in given:
-        if name not in fields and elsewhere.get(name) in fields:
+    for name in itertools.filterfalse(fields.__contains__, given):
+        if elsewhere.get(name) in fields:
             raise ConfigError(f"FP1223 {owner} has no setting {name!r}; fedpeft calls it {elsewhere[name]}")
-        if name not in fields and name in refused:
+        if name in refused:
             raise ConfigError(f"FP1224 {owner} has no setting {name!r}: {refused[name]}")
-        if name not in fields:
-            raise ConfigError(
-                f"FP1225 {owner} has no setting {name!r}; {suggest_legal(name, fields) if fields else 'it takes none'}"
-            )
+        raise ConfigError(
+            f"FP1225 {owner} has no setting {name!r}; {suggest_legal(name, fields) if fields else 'it takes none'}"
+        )
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name not in given:
@@ -212,39 +212,45 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
 
 def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) -> Any:
     """`value` as the annotated type (int, float, bool, str, tuple, or a union), within `bounds`, or ConfigError."""
-    options: Sequence[Any] = (
-        typing.get_args(annotation)
-        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
-        else (annotation,)
-    )
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    options: Sequence[Any] = typing.get_args(annotation) if is_union else (annotation,)
     for option in options:
-        plain = typing.get_origin(option) or option
-        if option is type(None):
-            if value is None:
-                return None
-        elif plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            try:
-                result = float(value)
-            except OverflowError:  # a whole number of more than 308 digits
-                break
-            if not math.isfinite(result):
-                raise ConfigError(f"FP1519 {label} must be a finite number, got {value!r}")
-            return _check_bounds(label, result, bounds)
-        elif plain is tuple and isinstance(value, (list, tuple)):
-            element = next(iter(typing.get_args(option)), None)
-            if not isinstance(element, type) or all(isinstance(item, element) for item in value):
-                return tuple(value)
-        elif isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
-            return _check_bounds(label, value, bounds)
+        try:
+            result = cast_value(value, option)
+        except TypeError:
+            continue
+        except OverflowError:
+            break
+        if isinstance(result, float) and not math.isfinite(result):
+            raise ConfigError(f"FP1519 {label} must be a finite number, got {value!r}")
+        if not isinstance(result, tuple) and not bounds.is_legal(result):
+            raise ConfigError(f"FP1227 {label} must be {bounds}, got {result!r}")
+        return result
     if bounds.choices is not None:
         raise ConfigError(f"FP1227 {label} must be {bounds}, got {value!r}")
     legal = " or ".join("none" if o is type(None) else (typing.get_origin(o) or o).__name__ for o in options)
     raise ConfigError(f"FP1227 {label} must be {legal}, got {value!r}")
 
 
-def _check_bounds(label: str, value: T, bounds: Bounds) -> T:
-    if not bounds.is_legal(value):
-        raise ConfigError(f"FP1227 {label} must be {bounds}, got {value!r}")
+def cast_value(value: Any, option: Any) -> Any:
+    """Return a setting's value as one type: whole numbers become floats, and lists tuples.
+
+    Raises:
+        TypeError: the value is of another type; a bool is not a number.
+        OverflowError: a whole number of more than 308 digits can't become a float.
+    """
+    kind = typing.get_origin(option) or option
+    if isinstance(value, bool) and kind is not bool:
+        raise TypeError
+    if kind is float and isinstance(value, int | float):
+        return float(value)
+    if kind is tuple and isinstance(value, list | tuple):
+        value = tuple(value)
+    if not isinstance(value, kind):
+        raise TypeError
+    element = next(iter(typing.get_args(option)), object)
+    if kind is tuple and isinstance(element, type) and not all(isinstance(item, element) for item in value):
+        raise TypeError
     return value
 
 

@@ -77,11 +77,11 @@ def hold(cls: type, kind: type, who: str, abilities: Collection[type] = ()) -> N
     """
     own_classes = list(itertools.filterfalse(_is_ours, cls.__mro__))
     promisers = list(filter(_is_ours, (*cls.__mro__, *kind.__mro__, *abilities)))
-    own_members, promised = (collections.ChainMap(*map(vars, classes)) for classes in (own_classes, promisers))
+    own_members, promised = set[str]().union(*map(vars, own_classes)), set[str]().union(*map(vars, promisers))
     settings = getattr(cls, "__dataclass_fields__", {})
-    methods = own_members.keys() - settings.keys()
+    methods = own_members - settings.keys()
     for old, new in RENAMED.get(kind.__name__, {}).items():
-        if old in methods - promised.keys() and new not in methods:
+        if old in methods - promised and new not in methods:
             raise ConfigError(f"FP1526 {who} defines {old}, which is called {new} since version 0.3.0; rename it")
     _refuse_gaps(cls, kind, who)
     for name, due in _find_attributes(cls, kind).items():
