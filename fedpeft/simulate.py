@@ -19,7 +19,6 @@ from fedpeft.machine import activation_cache_limit
 from fedpeft.machine.cores import count_usable_cores
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
-from fedpeft.machine.processes import get_forkserver
 from fedpeft.machine.terminal import Console
 from fedpeft.parts import plugins
 from fedpeft.parts.families import GRIDS
@@ -158,6 +157,8 @@ def simulate(  # noqa: PLR0913
         observer.phase("loading libraries", 1)
         set_library_variables()
         if grid is None and _needs_processes(config):
+            from fedpeft.machine.processes import get_forkserver  # multiprocessing would delay --help
+
             get_forkserver()  # which imports the libraries while this process does, and reads the rows
         silence_libraries()
         from fedpeft.simulation.simulation import Simulation

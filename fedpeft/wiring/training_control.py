@@ -62,25 +62,37 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
         raise ConfigError(
             "FP1389 validation(public=True) has an effect only with --privacy; give --privacy, too, or leave public out"
         )
-    obstacles = {
-        PrivacyError(
-            f"FP7116 {asked} would let validation examples decide, which epsilon does not cover; leave it out, or "
-            "declare them public with --measure 'validation(public=True)'"
-        ): hidden,
-        ConfigError(
-            f"FP1390 {asked} needs one global model, and with {config.strategy} each client has its own model, "
-            "which the server can neither judge nor restore; leave it out"
-        ): personal,
-        ConfigError(
-            f"FP1391 {asked} needs validation examples at the server; give --eval-data without --held-out, or "
-            "leave it out"
-        ): not rows,
-        ConfigError(
-            f"FP1392 {asked} would let examples of later tasks decide; leave it out: in continual learning all "
-            "steps count, and the last state is the result"
-        ): tasks,
-    }
-    obstacle = next((error for error, is_met in obstacles.items() if is_met), None)
+    obstacles = (
+        (
+            hidden,
+            PrivacyError(
+                f"FP7116 {asked} would let validation examples decide, which epsilon does not cover; leave it out, or "
+                "declare them public with --measure 'validation(public=True)'"
+            ),
+        ),
+        (
+            personal,
+            ConfigError(
+                f"FP1390 {asked} needs one global model, and with {config.strategy} each client has its own model, "
+                "which the server can neither judge nor restore; leave it out"
+            ),
+        ),
+        (
+            not rows,
+            ConfigError(
+                f"FP1391 {asked} needs validation examples at the server; give --eval-data without --held-out, or "
+                "leave it out"
+            ),
+        ),
+        (
+            tasks,
+            ConfigError(
+                f"FP1392 {asked} would let examples of later tasks decide; leave it out: in continual learning all "
+                "steps count, and the last state is the result"
+            ),
+        ),
+    )
+    obstacle = next((error for is_met, error in obstacles if is_met), None)
     if obstacle is not None:
         if asked:
             raise obstacle

@@ -269,7 +269,7 @@ def test_workers_import_the_libraries_while_the_rows_are_read(tmp_path, monkeypa
         raise DataError("FP3028 a file has no rows")
 
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
-    monkeypatch.setattr("fedpeft.simulate.get_forkserver", lambda: happened.append(dict(os.environ)))
+    monkeypatch.setattr("fedpeft.machine.processes.get_forkserver", lambda: happened.append(dict(os.environ)))
     monkeypatch.setattr("fedpeft.simulation.rows.SimulatedRows.load", load)
     flags = [*as_flags(**SETTINGS), "--output", str(tmp_path / "run")]
     assert main([*flags, "--workers", "2"]) == 2
