@@ -18,7 +18,16 @@ FLASH = 1
 
 
 def attend_lean(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest: Any, **named: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *rest: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> Tensor | None:
     """Compute attention on (B, heads, T, d) as (B, T, heads, d), if that saves memory.
 
@@ -28,25 +37,27 @@ def attend_lean(
         The output; None if torch's own function would store no more, or would use another kernel.
     """
     groups = getattr(module, "num_key_value_groups", 1)
-    repeats = mask is not None and groups > 1
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-    if torch._C._are_functorch_transforms_active():  # gradients per example: they need torch's own operations
+    if query.device.type != "cpu" or not _would_store_copies(query, key, value, mask, groups):
         return None
-    if rest or not wanted or query.device.type != "cpu" or not (query.dtype == torch.bfloat16 or repeats):
+    per_example = torch._C._are_functorch_transforms_active()  # such gradients need torch's own operations
+    unknown = rest or dropout or any(others.get(name) is not None for name in ("position_bias", "softcap"))
+    if per_example or unknown:
         return None
-    if named.get("dropout") or any(named.get(n) is not None for n in ("position_bias", "softcap")):
+    heads, tokens = query.shape[1:3]
+    if tokens < 2 or (groups * key.shape[1], key.shape[2]) != (heads, tokens):
         return None
-    asking, there = query.shape[2], key.shape[2]
-    if asking < 2 or asking != there or query.shape[1] != groups * key.shape[1]:
-        return None
-    causal = named.get("is_causal")
-    causal = mask is None and bool(getattr(module, "is_causal", True) if causal is None else causal)
-    scale: float | None = named.get("scaling")
+    causal = mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     mask = None if mask is None else _convert_mask(mask, _get_wide_dtype(query.dtype))
-    if not _can_use_flash(query, key, value, mask, causal, scale):
+    if not _can_use_flash(query, key, value, mask, causal, scaling):
         return None
-    output: Tensor = _Attention.apply(query, key, value, mask, causal, scale)  # type: ignore[no-untyped-call]
+    output: Tensor = _Attention.apply(query, key, value, mask, causal, scaling)  # type: ignore[no-untyped-call]
     return output.transpose(1, 2).contiguous()
+
+
+def _would_store_copies(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, groups: int) -> bool:
+    """Return whether torch's own function would store more than what it is given."""
+    trains = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    return trains and (query.dtype == torch.bfloat16 or (mask is not None and groups > 1))
 
 
 def _get_wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -197,12 +197,11 @@ def use(
                 f"FP1509 {run}/config.toml names the plugin {given!r:.200}, and a run records its plugins in "
                 "tables [[plugin]]; remove that line, and name the file with --plugin if you trust it"
             )
-        plugin = (
-            _find_recorded(given, goes_on, run) if isinstance(given, Mapping | Recipe) else find_plugin(given, beside)
-        )
+        recipe = Recipe(given) if isinstance(given, Mapping) else given
+        plugin = _find_recorded(recipe, goes_on, run) if isinstance(recipe, Recipe) else find_plugin(recipe, beside)
         if plugin is not None and plugin not in _state.named:
             _state.named.append(plugin)
-            if isinstance(given, Mapping | Recipe):
+            if isinstance(recipe, Recipe):
                 _state.of_records.append(plugin)
 
 
@@ -392,45 +391,99 @@ def _normalize_name(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
-def _find_recorded(given: Mapping[str, Any] | Recipe, goes_on: bool, run: Path | None) -> Plugin | None:
-    """Return the plugin of a record; None: it is gone, and no continued run needs it."""
-    record = given.record if isinstance(given, Recipe) else given
-    source, version = record.get("source"), record.get("sha256", record.get("version", ""))
-    if not isinstance(source, str) or not isinstance(version, str) or not isinstance(record.get("parts"), list | tuple):
-        raise ConfigError(
-            f"FP1264 a table of plugin needs source, sha256 or version, and parts, got {dict(record)!r:.200}"
-        )
-    if source == IN_PYTHON:
+@dataclass(frozen=True)
+class _Recorded:
+    """What a run has recorded of a plugin (`Plugin.record`)."""
+
+    source: str
+    version: str
+    parts: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any]) -> _Recorded:
+        """Check a table [[plugin]].
+
+        Raises:
+            ConfigError: a key is missing, or its value is of another type.
+        """
+        source, version = table.get("source"), table.get("sha256", table.get("version", ""))
+        parts = table.get("parts")
+        if not isinstance(source, str) or not isinstance(version, str) or not isinstance(parts, list | tuple):
+            raise ConfigError(
+                f"FP1264 a table of plugin needs source, sha256 or version, and parts, got {dict(table)!r:.200}"
+            )
+        return cls(source, version, tuple(map(str, parts)))
+
+    def find_objects(self, content: bytes) -> Plugin:
+        """Return the parts that were handed over as objects: those given again, or else the pickled ones.
+
+        Without a `content`, a run can go on that does not need them; `explain_absence` tells the rest.
+        """
         for plugin in _state.named:
-            if plugin.source == IN_PYTHON and set(record["parts"]) <= set(plugin.names):
+            if plugin.source == IN_PYTHON and set(self.parts) <= set(plugin.names):
                 return plugin
-        if not isinstance(given, Recipe):  # what does not need them can go on; the rest is told by `explain_absence`
-            return Plugin(IN_PYTHON, ", ".join(record["parts"]), {})
-        return Plugin(IN_PYTHON, "", _register_names(cloudpickle.loads(given.content)))
-    named_now = _find_moved(version, record["parts"])
-    if named_now is None and (found_now := _digest_at(source)) not in ("", version):
-        _refuse_changed(source, version, found_now, record["parts"], goes_on)
+        if not content:
+            return Plugin(IN_PYTHON, ", ".join(self.parts), {})
+        return Plugin(IN_PYTHON, "", _register_names(cloudpickle.loads(content)))
+
+    def find_moved(self) -> Plugin | None:
+        """Return the named plugin that replaces this one: the same file elsewhere, or one with its parts."""
+        own = [p for p in list_named() if Path(p.source).is_absolute()]
+        same = (p for p in own if p.version == self.version)
+        typed = (p for p in own if p not in _state.of_records and not set(self.parts).isdisjoint(p.names))
+        return next(same, None) or next(typed, None)
+
+    def lose(self, why: str) -> None:
+        """Keep the reason why the parts can't be loaded: they fail when they are asked for."""
+        _state.lost |= dict.fromkeys(self.parts, f"of {self.source}, {why}")
+
+
+def _find_recorded(given: Recipe, goes_on: bool, run: Path | None) -> Plugin | None:
+    """Return the plugin of a record; None: it is gone or has changed, and no continued run needs it."""
+    record = _Recorded.parse(given.record)
+    if record.source == IN_PYTHON:
+        return record.find_objects(given.content)
+    moved = record.find_moved()
+    if moved is None and (found := _digest_at(record.source)) not in ("", record.version):
+        if goes_on:
+            raise _differs(record, f"it has changed ({shorten_version(found)})")
+        # Only a user who names a changed file trusts it, so it is not imported.
+        change = _describe_change(record, found)
+        record.lose(f"which has changed ({change}): name it with --plugin if you trust it")
+        _note_change(record.source, change, "it is not loaded; name it with --plugin if you trust it")
         return None
     try:
-        plugin = named_now or _locate_plugin(source, run)
+        plugin = moved or _locate_plugin(record.source, run)
     except ConfigError as error:
         if goes_on:
-            why = f"this run needs the plugin {source} for {', '.join(record['parts'])}: {error}"
+            why = f"this run needs the plugin {record.source} for {', '.join(record.parts)}: {error}"
             raise ConfigError(f"FP1265 {why}; if it lies elsewhere now, name it with --plugin FILE") from error
-        gone = Path(source).is_absolute() and not Path(source).exists()
-        told = f"of {source}, which is not there any more" if gone else f"of {source}, which can't be used ({error})"
-        _state.lost |= dict.fromkeys(map(str, record["parts"]), f"{told}: name its present place with --plugin FILE")
+        gone = Path(record.source).is_absolute() and not Path(record.source).exists()
+        told = "which is not there any more" if gone else f"which can't be used ({error})"
+        record.lose(f"{told}: name its present place with --plugin FILE")
         return None
-    if plugin.is_as(version):
+    if plugin.is_as(record.version):
         return plugin
-    before, now = shorten_version(version), shorten_version(plugin.version)
     if goes_on:
-        raise _differs(source, before, f"it has changed ({now})" if plugin.source == source else f"{plugin} is another")
-    _state.notes[
-        f"the plugin {plugin.source} has changed since the run was made with it ({before}, now {now}): "
-        "what is there now is used"
-    ] = None
+        has_changed = f"it has changed ({shorten_version(plugin.version)})"
+        raise _differs(record, has_changed if plugin.source == record.source else f"{plugin} is another")
+    _note_change(plugin.source, _describe_change(record, plugin.version), "what is there now is used")
     return plugin
+
+
+def _describe_change(record: _Recorded, now: str) -> str:
+    return f"{shorten_version(record.version)}, now {shorten_version(now)}"
+
+
+def _note_change(source: str, change: str, consequence: str) -> None:
+    _state.notes[f"the plugin {source} has changed since the run was made with it ({change}): {consequence}"] = None
+
+
+def _differs(record: _Recorded, why: str) -> ConfigError:
+    return ConfigError(
+        f"FP1266 this run needs the plugin {record.source} in its original version "
+        f"({shorten_version(record.version)}), but {why}; restore that version, or start a new run"
+    )
 
 
 def _digest_at(source: str) -> str:
@@ -439,39 +492,6 @@ def _digest_at(source: str) -> str:
     if not path.is_absolute() or not (path.is_file() or (path / "__init__.py").is_file()):
         return ""
     return compute_digest(path)
-
-
-def _refuse_changed(source: str, version: str, now: str, parts: Iterable[Any], goes_on: bool) -> None:
-    """Import nothing of a file that is not the recorded one: only a user who names it trusts it.
-
-    Raises:
-        ConfigError: the run goes on.
-    """
-    before, now = shorten_version(version), shorten_version(now)
-    if goes_on:
-        raise _differs(source, before, f"it has changed ({now})")
-    _state.lost |= dict.fromkeys(
-        map(str, parts), f"of {source}, which has changed ({before}, now {now}): name it with --plugin if you trust it"
-    )
-    _state.notes[
-        f"the plugin {source} has changed since the run was made with it ({before}, now {now}): it is not loaded; name "
-        "it with --plugin if you trust it"
-    ] = None
-
-
-def _differs(source: str, before: str, why: str) -> ConfigError:
-    return ConfigError(
-        f"FP1266 this run needs the plugin {source} in its original version ({before}), but {why}; restore that "
-        "version, or start a new run"
-    )
-
-
-def _find_moved(version: str, parts: Iterable[str]) -> Plugin | None:
-    """Return the named plugin that replaces a recorded one: the same file elsewhere, or one with its parts."""
-    own = [p for p in list_named() if Path(p.source).is_absolute()]
-    same = (p for p in own if p.version == version)
-    typed = (p for p in own if p not in _state.of_records and not set(parts).isdisjoint(p.names))
-    return next(same, None) or next(typed, None)
 
 
 def _load_file(source: Path, file: Path) -> Plugin:
