@@ -15,7 +15,6 @@ import tyro
 from rich.markup import escape
 
 from fedpeft.errors import ConfigError, require_extra
-from fedpeft.machine import activation_cache_limit
 from fedpeft.machine.cores import count_usable_cores
 from fedpeft.machine.files import raise_write_errors
 from fedpeft.machine.memory import PeakMemory
@@ -146,9 +145,11 @@ def simulate(  # noqa: PLR0913
         FedpeftError: what the user can mend; a new run's folder is removed if nothing was trained yet.
     """
     require_extra("flwr", "simulate", "a simulation")
+    from fedpeft.machine.activation_cache_limit import keep_states
+
     started = time.perf_counter()
     with (
-        activation_cache_limit.keep_states(),
+        keep_states(),
         ExitStack() as held,
         PeakMemory() as memory,
         show_dashboard(dashboard, folder, console) as live,

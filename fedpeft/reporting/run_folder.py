@@ -20,7 +20,6 @@ from fedpeft.errors import ConfigError, RunError
 from fedpeft.parts import Family
 from fedpeft.parts.families import DATASETS, HOOKS, MEASUREMENTS
 from fedpeft.parts.spec import split_outside_parentheses
-from fedpeft.wiring import early_checks
 from fedpeft.wiring.config import RunConfig, build_config, read_config
 
 
@@ -61,6 +60,8 @@ def resolve_settings(
                 "start a new run to change it"
             )
         return config, resume
+    from fedpeft.wiring import early_checks  # which would delay --help
+
     early_checks.check(config)
     name = (
         f"{datetime.now():%Y%m%d-%H%M%S}-{config.dataset.split(':')[0].split('(')[0]}-{config.strategy.split('(')[0]}"

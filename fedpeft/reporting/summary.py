@@ -18,8 +18,6 @@ from fedpeft.reporting.console import create_summary_table, format_bytes, format
 from fedpeft.reporting.observer import compute_perplexity
 from fedpeft.reporting.outcome import describe_outcome
 from fedpeft.reporting.target_lines import list_target_lines
-from fedpeft.wiring.measurements import trust_lines
-from fedpeft.wiring.section_lines import section_lines
 
 if TYPE_CHECKING:
     from fedpeft.privacy.engine import PrivacyEngine
@@ -335,6 +333,9 @@ def _list_result_lines(summary: Summary) -> list[Line]:
 
 def _list_baseline_lines(summary: Summary) -> list[Line]:
     """Return lines with baselines and further results."""
+    from fedpeft.wiring.measurements import trust_lines  # these would delay --help
+    from fedpeft.wiring.section_lines import section_lines
+
     quality = summary.quality
     rounds = summary.costs.rounds
     kept = (
