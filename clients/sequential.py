@@ -37,7 +37,7 @@ def add_gradient(parameter: nn.Parameter, more: Tensor) -> None:
     parameter.grad.add_(more)
 
 
-def _correct_gradients(
+def _finish_gradients(
     parameters: Mapping[str, nn.Parameter], job: Job, step: int, pulls: Sequence[Pull], penalties: Pulls
 ) -> None:
     """Add what does not come from the loss: pulls, penalties, corrections, still tensors and clipping."""
@@ -121,7 +121,7 @@ class SequentialExecutor(Executor):
         pulls = job.collect_pulls(chosen)
         losses = []
         for step, loss in enumerate(self._iterate_steps(job, chosen, optimizer)):
-            _correct_gradients(chosen, job, step, pulls, self.penalties)
+            _finish_gradients(chosen, job, step, pulls, self.penalties)
             optimizer.step()
             warmup.step()
             losses.append(loss)

@@ -66,14 +66,14 @@ class Codec:
         Raises:
             ConfigError: a gain would act on factors of a product, or a grid on the result of a transform.
         """
-        codec, transforms = str(self), [step for step in self.tensor_steps if isinstance(step, Transform)]
+        transforms = [step for step in self.tensor_steps if isinstance(step, Transform)]
         if transforms and self.quantizer.chains:
             raise ConfigError(
-                f"FP1051 {codec}: grid quantizes the state itself, so no transform may precede it; remove the transform"
+                f"FP1051 {self}: grid quantizes the state itself, so no transform may precede it; remove the transform"
             )
         if self.gain != "none" and not all(step.proportional for step in transforms):
             raise ConfigError(
-                f"FP1052 {codec}: gain would scale both factors of a product; leave out gain, or the low-rank step "
+                f"FP1052 {self}: gain would scale both factors of a product; leave out gain, or the low-rank step "
                 "before it"
             )
 

@@ -173,7 +173,7 @@ class Instruction:
                 )
         for name in ("trained", "private"):
             positions: tuple[int, ...] = getattr(self, name)
-            if len(set(positions).intersection(range(tensors))) < len(positions):
+            if len(set(filter(range(tensors).__contains__, positions))) < len(positions):
                 raise PayloadError(
                     f"FP6054 the server names tensors {positions!s:.80} as {name}; legal are positions 0 to "
                     f"{tensors - 1}, each once"

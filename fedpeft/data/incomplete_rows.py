@@ -34,7 +34,7 @@ class CompleteRecords:
         source: name of the source, for messages.
         needs: for each of `LACKS` that a row must have, the column, or several as "a + b".
         incomplete: one of `INCOMPLETE`; empty: rows are refused, and there is no setting to change that.
-        hints: another remedy for rows that lack a role of `LACKS`, a clause.
+        hints: by role of `LACKS`, another remedy for rows that lack it, a clause.
         reader: the dataset part that has the setting `incomplete`: file or hf.
     """
 

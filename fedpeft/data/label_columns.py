@@ -106,7 +106,7 @@ class LabelColumn:
             value = value.tolist()
         if isinstance(value, Decimal):  # of Parquet and Arrow
             value = float(value)
-        if self.asked == "labels" and (value is None or not str(value).strip()):
+        if self.asked == "labels" and (value is None or (isinstance(value, str) and not value.strip())):
             value = []
         sort = _classify_value(value)
         sorts, legal = _LEGAL[self.asked]

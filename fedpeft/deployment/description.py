@@ -76,7 +76,8 @@ def parse_tasks(told: v2.Description) -> TaskSequence | None:
     Each class belongs to one task, so that a client's examples name theirs.
 
     Raises:
-        RunError: no server of this version describes such tasks, or has tasks of another type or held-out examples.
+        RunError: no server of this version describes such tasks, the task is not a classification, or the server holds
+            out examples of its clients.
     """
     if not told.tasks:
         return None

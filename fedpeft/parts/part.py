@@ -210,6 +210,10 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
     return values
 
 
+class OtherTypeError(TypeError):
+    """A setting's value is of another type than the annotated one."""
+
+
 def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) -> Any:
     """`value` as the annotated type (int, float, bool, str, tuple, or a union), within `bounds`, or ConfigError."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
@@ -217,13 +221,13 @@ def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) 
     for option in options:
         try:
             result = cast_value(value, option)
-        except TypeError:
+        except OtherTypeError:
             continue
         except OverflowError:
             break
         if isinstance(result, float) and not math.isfinite(result):
             raise ConfigError(f"FP1519 {label} must be a finite number, got {value!r}")
-        if not isinstance(result, tuple) and not bounds.is_legal(result):
+        if (typing.get_origin(option) or option) is not tuple and not bounds.is_legal(result):
             raise ConfigError(f"FP1227 {label} must be {bounds}, got {result!r}")
         return result
     if bounds.choices is not None:
@@ -236,21 +240,21 @@ def cast_value(value: Any, option: Any) -> Any:
     """Return a setting's value as one type: whole numbers become floats, and lists tuples.
 
     Raises:
-        TypeError: the value is of another type; a bool is not a number.
+        OtherTypeError: the value is of another type; a bool is not a number.
         OverflowError: a whole number of more than 308 digits can't become a float.
     """
     kind = typing.get_origin(option) or option
     if isinstance(value, bool) and kind is not bool:
-        raise TypeError
+        raise OtherTypeError
     if kind is float and isinstance(value, int | float):
         return float(value)
     if kind is tuple and isinstance(value, list | tuple):
         value = tuple(value)
     if not isinstance(value, kind):
-        raise TypeError
+        raise OtherTypeError
     element = next(iter(typing.get_args(option)), object)
     if kind is tuple and isinstance(element, type) and not all(isinstance(item, element) for item in value):
-        raise TypeError
+        raise OtherTypeError
     return value
 
 

@@ -49,7 +49,7 @@ from fedpeft.wiring.setup import Setup
 T = TypeVar("T")
 
 TOKENS_PER_PASS, GPU_TOKENS_PER_PASS = 1024, 16384
-"""See `Machine.tokens_per_pass`."""
+"""Approximate number of tokens in a step, which decides how many clients train in one pass."""
 
 JUDGED_ROWS = 256
 """Number of validation examples that judge each step: few show harm, and a round stays fast."""

@@ -103,7 +103,7 @@ class Simulation:
         self.search = self.setup.personal and not tested
         self.book = EnergyTracker.create(self.setup)
         self.sampler = self._create_sampler()
-        if self.setup.mechanism is not None and self.setup.mechanism.protects:
+        if self.setup.is_private:
             exposure = self._compute_exposure()
             self.setup = plan_training(restore_start_share(self.setup, exposure, folder), exposure, groups, head)
             self.sampler = self._create_sampler()

@@ -113,8 +113,8 @@ def choose_safeguard(spec: RunSpec) -> Safeguard | None:
     Raises:
         ConfigError: the named safeguard lowers the learning rate, so that noise would drown smaller updates.
     """
-    guard, mechanism = spec.safeguard, spec.mechanism
-    noise_stays = mechanism is not None and mechanism.protects and not mechanism.per_example
+    guard = spec.safeguard
+    noise_stays = spec.is_private and not spec.is_private_per_example
     if guard is None:
         guard = SAFEGUARDS.build("undo(rate=1)" if noise_stays else "undo")
     elif guard.lowers and noise_stays:

@@ -109,13 +109,13 @@ def parse_shared_settings(text: str) -> RunConfig:
         RunError: the text can't be read by this version, or asks for what a client does not do.
         PrivacyError: it asks for secure sums that a lying server could see through, or that lack a number of examples.
     """
-    shared = SharedSettings.parse(text)
+    shared = _SharedSettings.parse(text)
     shared.check()
     return RunConfig(**{name: getattr(shared.config, name) for name in TAKEN})
 
 
 @dataclass(frozen=True)
-class SharedSettings:
+class _SharedSettings:
     """A server's settings, all of whose parts this version has.
 
     Attributes:
@@ -131,7 +131,7 @@ class SharedSettings:
     measured: Measurements
 
     @classmethod
-    def parse(cls, text: str) -> SharedSettings:
+    def parse(cls, text: str) -> _SharedSettings:
         """Return the settings in `text` (TOML); `check` decides whether a client takes them.
 
         Raises:

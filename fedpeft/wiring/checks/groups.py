@@ -20,13 +20,13 @@ def check_groups(setup: Setup) -> None:
     """
     if not isinstance(setup.strategy, GroupedStrategy):
         return
-    name, uplink, mechanism = name_of(type(setup.strategy)), setup.uplink, setup.mechanism
+    name, uplink = name_of(type(setup.strategy)), setup.uplink
     if setup.secure_sum is not None:
         raise PrivacyError(
             f"FP7087 {name} finds its groups in single clients' updates, and {setup.secure_sum.name} hides "
             "these; use fedit"
         )
-    if mechanism is not None and mechanism.protects:
+    if setup.is_private:
         raise PrivacyError(
             f"FP7088 {name} sends each client a model that discloses single other clients' updates, and no "
             "mechanism accounts for that; use fedit"
