@@ -2,9 +2,10 @@
 
     loss = (L(x) + L(x + d)) / 2,   d_t = e g_t / norm(g_t),   g the gradient of L at the tokens' vectors x
 
-This is one step of the attack of Miyato et al. (ICLR 2017, arXiv 1605.07725), on each token; e is a share of the mean
-norm of the example's word vectors. It does not correct drift: it is here because it acts in local steps. A step takes
-at least twice the time. Words are moved before the first block, so the activation cache can't serve this training.
+This is the step of Miyato et al. (ICLR 2017, arXiv 1605.07725). They take one norm over the whole text; here each token
+has its own. e is a share of the mean norm of the example's word vectors. Adversarial training does not correct drift:
+it is here because it acts in local steps. A step takes at least twice the time. Words are moved before the first block,
+so the activation cache can't serve this training.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Gradient checkpointing: a transformer block keeps only its input and is computed again in the backward pass.
 
-Activation memory falls to about that of one block, for a third more time (Chen et al., arXiv 1604.06174).
+Activation memory falls to that of one block and the inputs of all, for about a third more time. Chen et al. (arXiv
+1604.06174) keep one input per segment of several blocks, so that memory grows with the root of their number.
 """
 
 from __future__ import annotations

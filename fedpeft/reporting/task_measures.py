@@ -6,6 +6,9 @@ With a_{t,i} the accuracy on task i after task t, of T tasks, and b_i that of th
     forgetting          mean_{i<T} ( max_{i<=t<T} a_{t,i} - a_{T,i} )     (Chaudhry et al., arXiv 1801.10112)
     backward transfer   mean_{i<T} ( a_{T,i} - a_{i,i} )                  (Lopez-Paz and Ranzato, arXiv 1706.08840)
     forward transfer    mean_{i>1} ( a_{i-1,i} - b_i )                    (the same)
+
+Deviation: the maximum of Chaudhry et al. also covers the times before task i. A pretrained model can be best then, and
+what it loses when it learns task i is not forgetting.
 """
 
 from __future__ import annotations

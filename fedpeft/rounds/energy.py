@@ -128,7 +128,8 @@ class EnergyTracker:
     def compute_reduced_work(self, clients: Sequence[int]) -> dict[int, int]:
         """Return the local steps of these clients if they follow the battery; empty: they do not, or none runs on one.
 
-        After LeanFed, arXiv 2412.02289, whose clients leave examples out.
+        After LeanFed (arXiv 2412.02289), whose clients leave examples out so that their batteries last for the rounds.
+        Here the share of steps is the battery's charge over its capacity.
         """
         if not self.model.given.lean or not np.isfinite(self.capacities).any():
             return {}

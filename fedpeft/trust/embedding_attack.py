@@ -2,8 +2,9 @@
 
     delta <- projection onto norm(delta_t) <= e of  delta + a g_t / norm(g_t),   for each token t
 
-It starts at random (Miyato et al., ICLR 2017, arXiv 1605.07725; Madry et al., ICLR 2018, arXiv 1706.06083). e is a
-share of the mean norm of the base's word embeddings.
+Miyato et al. (ICLR 2017, arXiv 1605.07725) move embeddings by one step from zero, with one norm for the whole text.
+This attack starts at random and takes several steps, as Madry et al. do (ICLR 2018, arXiv 1706.06083), and bounds each
+token. e is a share of the mean norm of the base's word embeddings.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The effective rank is exp(entropy(s^2 / sum s^2)) (Roy and Vetterli, EUSIPCO 2007), and the stable rank is norm_F^2 /
 norm_2^2. Each layer has a share of the adapter's energy. Part of it lies in intruder dimensions: leading left singular
 vectors of W0 + dW that are unlike all of W0's (Shuttleworth et al., arXiv 2410.21228). The number of intruders means
-little, since any random direction is one; their share of the energy is meaningful. They show where the task sits, not
-that it does harm.
+little, since any random direction is one; their share of the energy is meaningful. Shuttleworth et al. find that they
+cause forgetting. Measure that with `forgetting`: a share shows where the task sits, not what it does elsewhere.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Nearest class mean as a linear head (FedNCM, arXiv 2306.03937): one mean feature per class, a tenth of ridge's bytes.
 
-With c_y the mean feature of class y, normalized to length one:   logit_y = scale * c_y . x / mean |x|
+With c_y the mean feature of class y minus that of all examples, m, normalized to length one:
+
+    logit_y = scale * c_y . (x - m) / mean |x|
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ridge regression from noisy moments of projected features (AdaSSP, Wang, arXiv 1803.02596).
+"""Ridge regression from noisy moments of projected features, after AdaSSP (Wang, arXiv 1803.02596).
 
 phi = P x / |P x|, where P is a fixed random projection to `dimensions`, and y is the one-hot label. Clients release
 A = sum phi phi^T and b = sum phi y^T. Their noisy sums have the standard deviation s in each entry:
@@ -6,7 +6,8 @@ A = sum phi phi^T and b = sum phi y^T. Their noisy sums have the standard deviat
     W = scale * (A+ + (strength * tr A / dimensions + damping * s sqrt(2 dimensions)) I)^-1 b
 
 s sqrt(2 dimensions) is about the largest eigenvalue of A's noise, and the ridge grows with it. A+ is A without negative
-eigenvalues, which only noise can produce. So a smaller ridge is enough than the 1 that AdaSSP needs for an inverse.
+eigenvalues, which only noise can produce, so a small ridge is enough. Deviation: AdaSSP spends a third of its budget on
+the smallest eigenvalue of A and computes the ridge from it; here nothing is spent on that.
 
 A is symmetric and travels as its diagonal and its upper triangle times sqrt(2), a vector of the same norm. One example
 adds 1 to it in norm, since |phi|^2 = 1, and the noise off the diagonal is sqrt(2) smaller than with plain entries. b

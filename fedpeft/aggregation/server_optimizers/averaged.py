@@ -3,7 +3,7 @@
     a_t = a_t-1 + (1 - d) / (1 - d^t) (x_t - a_t-1),   the result is a_t; clients go on from x_t
 
 If rounds are noisy, the average has less noise than the last state. It costs no privacy, because the states are already
-released (De et al., arXiv 2204.13650, section 3.4, average those of DP-SGD in this way). The weights of x_1, ..., x_t
+released (De et al., arXiv 2204.13650, section 3.4, average those of DP-SGD exponentially). The weights of x_1, ..., x_t
 add up to 1 from the first round on.
 """
 

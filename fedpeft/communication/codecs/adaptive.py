@@ -13,9 +13,9 @@ Slices of similar magnitude share a frequency table (their class, in half octave
 
 Nearest levels with a dead zone make an update shorter, by an amount that depends on the distribution of its entries. At
 one bit per parameter two to four fifths of the length arrive. The mean of many updates stays as short, while their
-other errors average out. With `gain=length` every payload's step is multiplied by norm(x)^2 / <x, x'>, as in DRIVE
-(arXiv 2105.08339), by 4 at most. So an update arrives with its length along itself, whatever optimizer made it. With
-`gain=none` the decoded update is as close to the single update as possible.
+other errors average out. With `gain=length` every payload's step is multiplied by norm(x)^2 / <x, x'>, as in EDEN
+(arXiv 2108.08842; with one bit, DRIVE, arXiv 2105.08339), by 4 at most. So an update arrives with its length along
+itself, whatever optimizer made it. With `gain=none` the decoded update is as close to the single update as possible.
 
 How much of the mean of many updates arrives still depends on the optimizer, at a third of a bit (`tiny`). A client's
 error is correlated with what the clients have in common: small common entries fall to zero behind the client's own

@@ -3,8 +3,9 @@
     q = floor(x / s + u + 1/2 - h),   x' = (q + h - u) s,   |x - x'| <= s / 2 (nearest, dither), < s (stochastic)
 
 s is the step. h = 0 puts a level on zero (2^bits - 1 levels); h = 1/2 is used for one bit (2 levels). By default the
-step is max|x| / (2^(bits-1) - 1) over blocks of 64 (absmax, as in 8-bit optimizers, arXiv 2110.02861). With `step` it
-is c sigma for each tensor, widened if the levels would not reach max|x|: nothing is ever clipped.
+step is max|x| / (2^(bits-1) - 1) over blocks of 64. (8-bit optimizers, arXiv 2110.02861, also scale each block by its
+largest entry, but their levels are not uniform.) With `step` it is c sigma for each tensor, widened if the levels would
+not reach max|x|: nothing is ever clipped.
 
 u = 0 is nearest rounding (biased). `stochastic` draws u uniform in (-1/2, 1/2) and forgets it: unbiased, with a mean
 square error of at most s^2/4 (QSGD's rounding, arXiv 1610.02132). `dither` subtracts the same u at the receiver, which

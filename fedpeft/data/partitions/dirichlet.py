@@ -7,7 +7,8 @@ between clients too. Hsu et al. 2019 (arXiv:1909.06335) draw one label distribut
 If labels are numbers, their quantile bins (`bins` of about equal size) serve as classes, so clients differ in the
 height of their numbers. Rows with several labels are rejected, since no single label decides their client.
 
-Deviation: a client that gets no row is given a random one from the largest client (see `fill_empty_clients`).
+Deviations: a client that gets no row is given a random one from the largest client (see `fill_empty_clients`). The code
+of Yurochkin et al. instead redraws until each client has ten rows, and gives no more to clients that have their share.
 """
 
 from __future__ import annotations

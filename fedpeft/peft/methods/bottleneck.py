@@ -6,7 +6,8 @@
     pfeiffer   z = f(x), after the feed-forward sublayer alone (Pfeiffer et al., arXiv 2005.00052)
     parallel   z = x, beside the feed-forward sublayer (He et al., arXiv 2110.04366)
 
-The adapter sits before the sublayer's residual connection. All clients start from the same weights, and the rule is the
+The adapter sits before the sublayer's residual connection. Deviation: Pfeiffer et al. put theirs behind that connection
+and its layer normalization. All clients start from the same weights, and the rule is the
 plain mean (FedAvg). It is not exact, since the network is not linear, and an exact closed form does not exist.
 
 Use it for fewer bytes than LoRA if the adapter need not be merged into the base.

@@ -2,8 +2,9 @@
 
     y = W0 x + (alpha / r) B R A x,   A (r, in) and B (out, r) fixed, R (r, r) trained, R = 0 at first
 
-B and A are the leading singular vectors of W0 (`fedpeft.peft.framed_layers`). Deviation: LoRA-SB takes those of a
-gradient, which costs privacy if the data are private, while everyone has the weights. The result is saved as a standard
+B and A are the leading singular vectors of W0 (`fedpeft.peft.framed_layers`), so the start is that of LoRA-XS.
+Deviation: LoRA-SB takes B, R and A from the singular vectors and values of the first update, with no scale. That costs
+privacy if the data are private, while everyone has the weights. The result is saved as a standard
 LoRA adapter with the factors B R and A.
 
 Use it if very few numbers may travel, for example under noise or on slow links.

@@ -11,10 +11,11 @@ moves nearly equally many entries, so the columns are orthogonal and of nearly o
 signed permutation, and plain SGD trains what the method itself would. Everyone draws P and theta_0 from `draw`,
 so neither is stored nor sent; in memory P needs 4 bytes an entry of theta.
 
-Deviations. The papers project densely or by the Fastfood transform, and scale P to unit length. Su et al. (Uni-LoRA,
-arXiv 2506.00799, abstract only) partition LoRA's parameters at random, as here. P is not scaled to unit length here, so
-that with adamw an entry of theta moves by the learning rate in a step, as in the method itself. The head is trained
-beside z. With of=full, weights that several layers share stay frozen, and so does a language model's output layer.
+Deviations. The papers project densely, sparsely or by the Fastfood transform, and scale P to unit length. Su et al.
+(Uni-LoRA, arXiv 2506.00799, abstract only) partition LoRA's parameters at random, as here. P is not scaled to unit
+length here, so that with adamw an entry of theta moves by the learning rate in a step, as in the method itself. The
+head is trained beside z. With of=full, weights that several layers share stay frozen, and so does a language model's
+output layer.
 
 Rule: the plain mean of z. Since theta is linear in z, it is exact for all methods whose plain mean is. The saved result
 contains z and the head. Only the sequential executor trains it.

@@ -72,8 +72,7 @@ class Banded(ServerNoise):
 def optimize_factor(rounds: int, bands: int) -> np.ndarray:
     """Compute the F with `bands` diagonals (1 to `rounds`), columns of norm 1, and the smallest error.
 
-    The search starts at the first coefficients of the square root of A, which is the best of all Toeplitz matrices
-    without bands (Fichtenberger et al., arXiv 2202.11205).
+    The search starts at the first coefficients of the square root of A (Fichtenberger et al., arXiv 2202.11205).
     """
     root = torch.cumprod(torch.tensor([1.0] + [1 - 0.5 / i for i in range(1, bands)], dtype=torch.float64), 0)
     own = rounds <= WIDEST

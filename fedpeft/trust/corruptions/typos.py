@@ -1,7 +1,7 @@
 """Typing errors: in a word two letters are swapped, one is dropped, one doubled, or one replaced by an adjacent key.
 
-The first letter stays, since people can still read such words (Pruthi et al., ACL 2019, arXiv 1905.11268). Words of
-fewer than four letters do not change.
+The first letter stays, since people can still read such words. Pruthi et al. (ACL 2019, arXiv 1905.11268) also keep the
+last letter, which can change here. Words of fewer than four letters do not change.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 - Bins of the likeliest class (Naeini et al., AAAI 2015).
 - Bins of every class's own probability (Kull et al., NeurIPS 2019, arXiv 1910.12656).
 - Brier's score (1950).
-- A fine histogram of confidence. It gives bins of equal mass (Nixon et al., arXiv 1904.01685) and the risk-coverage
-curve (El-Yaniv and Wiener, JMLR 2010).
+- A fine histogram of confidence. It gives bins of equal mass (Nixon et al., arXiv 1904.01685; here of the likeliest
+  class alone) and the risk-coverage curve (El-Yaniv and Wiener, JMLR 2010).
 """
 
 from __future__ import annotations

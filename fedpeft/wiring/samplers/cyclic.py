@@ -1,7 +1,7 @@
 """Cyclic participation: each client rests and charges for `turns` - 1 rounds after its turn.
 
-This follows the cyclic charging of FedBacys (Jeong and Yang, 2025, arXiv 2504.12181), which groups clients by battery.
-Here the groups are drawn once. The clients of the current group take part if their batteries last.
+This follows the cyclic charging of FedBacys (Jeong and Pappas, 2025, arXiv 2504.12181), which groups clients by
+battery. Here the groups are drawn once. The clients of the current group take part if their batteries last.
 """
 
 from __future__ import annotations
