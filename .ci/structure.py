@@ -262,6 +262,9 @@ def main(trees: list[str]) -> None:
         for name, list_places in LISTS.items():
             print(f"{name}:", *list_places(code), sep="\n    ")
         return
+    for tree in trees:
+        if not Path(tree, FOLDERS[0]).is_dir():
+            sys.exit(f"{tree} has no folder {FOLDERS[0]}/; give the folder of a checkout")
     codes = [Code(Path(tree)) for tree in trees or [str(ROOT)]]
     print("| counted by syntax tree | " + " | ".join(Path(tree).resolve().name for tree in trees or [str(ROOT)]) + " |")
     print("|---|" + "---:|" * len(codes))
