@@ -210,7 +210,7 @@ def check_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
     return values
 
 
-class OtherTypeError(TypeError):
+class TypeMismatchError(TypeError):
     """A setting's value is of another type than the annotated one."""
 
 
@@ -221,10 +221,15 @@ def convert(label: str, value: Any, annotation: Any, bounds: Bounds = Bounds()) 
     for option in options:
         try:
             result = cast_value(value, option)
-        except OtherTypeError:
+        except TypeMismatchError:
             continue
         except OverflowError:
             break
+        except TypeError:  # isinstance can't check a Literal, for example
+            raise ConfigError(
+                f"FP1990 {label} is annotated {option!s:.80}, which can't be checked; annotate int, float, bool, str, "
+                "a tuple or a union of these, and give `choices` for words"
+            ) from None
         if isinstance(result, float) and not math.isfinite(result):
             raise ConfigError(f"FP1519 {label} must be a finite number, got {value!r}")
         if (typing.get_origin(option) or option) is not tuple and not bounds.is_legal(result):
@@ -240,21 +245,21 @@ def cast_value(value: Any, option: Any) -> Any:
     """Return a setting's value as one type: whole numbers become floats, and lists tuples.
 
     Raises:
-        OtherTypeError: the value is of another type; a bool is not a number.
+        TypeMismatchError: the value is of another type; a bool is not a number.
         OverflowError: a whole number of more than 308 digits can't become a float.
     """
     kind = typing.get_origin(option) or option
     if isinstance(value, bool) and kind is not bool:
-        raise OtherTypeError
+        raise TypeMismatchError
     if kind is float and isinstance(value, int | float):
         return float(value)
     if kind is tuple and isinstance(value, list | tuple):
         value = tuple(value)
     if not isinstance(value, kind):
-        raise OtherTypeError
+        raise TypeMismatchError
     element = next(iter(typing.get_args(option)), object)
     if kind is tuple and isinstance(element, type) and not all(isinstance(item, element) for item in value):
-        raise OtherTypeError
+        raise TypeMismatchError
     return value
 
 

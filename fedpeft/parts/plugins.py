@@ -392,7 +392,7 @@ def _normalize_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Recorded:
+class _PluginRecord:
     """What a run has recorded of a plugin (`Plugin.record`)."""
 
     source: str
@@ -400,7 +400,7 @@ class _Recorded:
     parts: tuple[str, ...]
 
     @classmethod
-    def parse(cls, table: Mapping[str, Any]) -> _Recorded:
+    def parse(cls, table: Mapping[str, Any]) -> _PluginRecord:
         """Check a table [[plugin]].
 
         Raises:
@@ -433,23 +433,34 @@ class _Recorded:
         typed = (p for p in own if p not in _state.of_records and not set(self.parts).isdisjoint(p.names))
         return next(same, None) or next(typed, None)
 
-    def lose(self, why: str) -> None:
+    def describe_change(self, now: str) -> str:
+        """Return the recorded and the present version, in short."""
+        return f"{shorten_version(self.version)}, now {shorten_version(now)}"
+
+    def create_version_error(self, why: str) -> ConfigError:
+        """Return the error of a run that goes on and so needs the recorded version."""
+        return ConfigError(
+            f"FP1266 this run needs the plugin {self.source} in its original version "
+            f"({shorten_version(self.version)}), but {why}; restore that version, or start a new run"
+        )
+
+    def note_loss(self, why: str) -> None:
         """Keep the reason why the parts can't be loaded: they fail when they are asked for."""
         _state.lost |= dict.fromkeys(self.parts, f"of {self.source}, {why}")
 
 
 def _find_recorded(given: Recipe, goes_on: bool, run: Path | None) -> Plugin | None:
     """Return the plugin of a record; None: it is gone or has changed, and no continued run needs it."""
-    record = _Recorded.parse(given.record)
+    record = _PluginRecord.parse(given.record)
     if record.source == IN_PYTHON:
         return record.find_objects(given.content)
     moved = record.find_moved()
     if moved is None and (found := _digest_at(record.source)) not in ("", record.version):
         if goes_on:
-            raise _differs(record, f"it has changed ({shorten_version(found)})")
+            raise record.create_version_error(f"it has changed ({shorten_version(found)})")
         # Only a user who names a changed file trusts it, so it is not imported.
-        change = _describe_change(record, found)
-        record.lose(f"which has changed ({change}): name it with --plugin if you trust it")
+        change = record.describe_change(found)
+        record.note_loss(f"which has changed ({change}): name it with --plugin if you trust it")
         _note_change(record.source, change, "it is not loaded; name it with --plugin if you trust it")
         return None
     try:
@@ -460,30 +471,19 @@ def _find_recorded(given: Recipe, goes_on: bool, run: Path | None) -> Plugin | N
             raise ConfigError(f"FP1265 {why}; if it lies elsewhere now, name it with --plugin FILE") from error
         gone = Path(record.source).is_absolute() and not Path(record.source).exists()
         told = "which is not there any more" if gone else f"which can't be used ({error})"
-        record.lose(f"{told}: name its present place with --plugin FILE")
+        record.note_loss(f"{told}: name its present place with --plugin FILE")
         return None
     if plugin.is_as(record.version):
         return plugin
     if goes_on:
-        has_changed = f"it has changed ({shorten_version(plugin.version)})"
-        raise _differs(record, has_changed if plugin.source == record.source else f"{plugin} is another")
-    _note_change(plugin.source, _describe_change(record, plugin.version), "what is there now is used")
+        changed = f"it has changed ({shorten_version(plugin.version)})"
+        raise record.create_version_error(changed if plugin.source == record.source else f"{plugin} is another")
+    _note_change(plugin.source, record.describe_change(plugin.version), "what is there now is used")
     return plugin
-
-
-def _describe_change(record: _Recorded, now: str) -> str:
-    return f"{shorten_version(record.version)}, now {shorten_version(now)}"
 
 
 def _note_change(source: str, change: str, consequence: str) -> None:
     _state.notes[f"the plugin {source} has changed since the run was made with it ({change}): {consequence}"] = None
-
-
-def _differs(record: _Recorded, why: str) -> ConfigError:
-    return ConfigError(
-        f"FP1266 this run needs the plugin {record.source} in its original version "
-        f"({shorten_version(record.version)}), but {why}; restore that version, or start a new run"
-    )
 
 
 def _digest_at(source: str) -> str:

@@ -1,7 +1,7 @@
 import runpy
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -119,6 +119,16 @@ def test_a_value_without_a_key_is_the_setting_that_a_part_declares(monkeypatch):
     ):
         with refuses(*words):
             family.build(text)
+
+
+@dataclass(frozen=True)
+class Lettered:
+    letter: Literal["a", "b"] = setting("a", "a letter")
+
+
+def test_an_annotation_that_no_value_can_be_checked_against_is_named():
+    with refuses("FP1990", "lettered", "letter", "Literal", "choices"):
+        check_settings("lettered", Lettered, {"letter": "b"})
 
 
 def test_settings_are_converted():

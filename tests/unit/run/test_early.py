@@ -221,3 +221,10 @@ def test_every_codec_is_let_through(codec):
 )  # fmt: skip
 def test_what_only_the_data_or_the_model_can_tell_is_left_to_them(given):
     early_checks.check(RunConfig(**given))
+
+
+def test_the_help_page_loads_neither_checks_nor_measurements():
+    late = {"fedpeft.wiring.early_checks", "fedpeft.wiring.measurements", "fedpeft.machine.cache", "multiprocessing"}
+    code = f"import sys, fedpeft.simulate; print(sorted({late!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
