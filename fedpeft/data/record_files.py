@@ -164,7 +164,7 @@ def raise_data_errors(name: str, given: TableFormat) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError(f"FP3036 there is no file {name}") from None
+        raise DataError(f"FP3036 there is no file {name}; check the path") from None
     except IsADirectoryError:
         raise DataError(f"FP3111 {name} is a directory; name a file in it") from None
     except UnicodeError as error:

@@ -22,6 +22,7 @@ from fedpeft.data.label_columns import (
     compute_moments,
     find_positions,
     parse_names,
+    sort_labels,
 )
 from fedpeft.data.record_files import name_incomplete_part
 from fedpeft.data.rows import CLIP_AXES, DATASETS, Dataset, Kind, Rows, Source, split_test
@@ -400,7 +401,7 @@ def build_labeled_rows(
         found: the records.
         text: the text column.
         label: the label column; None: there are no labels.
-        names: names of the labels; None: those that occur, sorted.
+        names: names of the labels; None: those that occur, sorted (numbers by value).
         targets: type of the labels: "classes" or ""; "numbers", which `names` or the column name; "labels", several per
             row.
         form: the format of the file, with the decimal sign of labels.
@@ -409,8 +410,7 @@ def build_labeled_rows(
     Raises:
         DataError: the file can't be read, lacks a column, or contains a label that is not in `names`.
     """
-    kinds = {"numbers": "number", "labels": "auto" if AND in str(label) else "labels"}
-    kind = kinds.get(targets, "class" if names else "auto")
+    kind = {"numbers": "number", "labels": "labels"}.get(targets, "class" if names else "auto")
     table = read(path, found, Names(text, label, None, "--ROLE-column COLUMN", kind, "", form))
     if table.labels is None:
         return Rows(table.texts), ()
@@ -428,7 +428,7 @@ def build_labeled_rows(
             "--task 'regression(mean=50, deviation=10)' or multi_label"
         )
     values = list(table.labels.values)
-    known = tuple(names or sorted(set(values)))
+    known = tuple(names or sort_labels(set(values)))
     unknown = sorted(set(values) - set(known))
     if unknown:
         shown = ", ".join(repr(name) for name in unknown[:5])

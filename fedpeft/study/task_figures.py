@@ -32,7 +32,7 @@ def get_tasks(run: Result) -> Mapping[str, Any]:
 def draw_matrices(section: Section) -> str | None:
     """Draw a matrix for each method and type of accuracy; None if no run has several tasks."""
     methods = [m for m in section.shown if any(get_tasks(run) for run in m.runs.values())]
-    kinds = [kind for kind in KINDS if any(kind in get_tasks(run) for m in methods for run in m.runs.values())]
+    kinds = [kind for kind in KINDS if any(_has_kind(m, kind) for m in methods)]
     shown = list(itertools.product(kinds, methods))
     if not shown:
         return None
@@ -44,17 +44,27 @@ def draw_matrices(section: Section) -> str | None:
         for axis in axes[-columns:]:
             axis.set_xlabel("after task")
         for axis, (kind, method) in zip(axes, shown, strict=True):
+            axis.grid(visible=False)
+            axis.set_title(wrap_title(method.label + KINDS[kind], columns), fontsize=8)
+            if not _has_kind(method, kind):
+                axis.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axis.transAxes)
+                axis.set_xticks([])
+                axis.set_yticks([])
+                continue
             values = compute_mean_matrix(method, kind)
             axis.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
             for (task, time), value in np.ndenumerate(values):
                 ink = "black" if value > 50 else "white"
                 axis.text(time, task, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=7)
-            axis.set_title(wrap_title(method.label + KINDS[kind], columns), fontsize=8)
             tasks, times = values.shape
             axis.set_xticks(range(times), ["start", *map(str, range(1, times))])
             axis.set_yticks(range(tasks), list(map(str, range(1, tasks + 1))))
-            axis.grid(visible=False)
     return out.getvalue()
+
+
+def _has_kind(method: Method, kind: str) -> bool:
+    """Return whether a run of the method has this type of accuracy."""
+    return any(kind in get_tasks(run) for run in method.runs.values())
 
 
 def compute_mean_matrix(method: Method, kind: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.safeguard import SAFEGUARDS, Safeguard
-from fedpeft.errors import ConfigError, PrivacyError
+from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 
 if TYPE_CHECKING:
     from fedpeft.wiring.run_spec import RunSpec
@@ -62,40 +62,10 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
         raise ConfigError(
             "FP1389 validation(public=True) has an effect only with --privacy; give --privacy, too, or leave public out"
         )
-    obstacles = (
-        (
-            hidden,
-            PrivacyError(
-                f"FP7116 {asked} would let validation examples decide, which epsilon does not cover; leave it out, or "
-                "declare them public with --measure 'validation(public=True)'"
-            ),
-        ),
-        (
-            personal,
-            ConfigError(
-                f"FP1390 {asked} needs one global model, and with {config.strategy} each client has its own model, "
-                "which the server can neither judge nor restore; leave it out"
-            ),
-        ),
-        (
-            not rows,
-            ConfigError(
-                f"FP1391 {asked} needs validation examples at the server; give --eval-data without --held-out, or "
-                "leave it out"
-            ),
-        ),
-        (
-            tasks,
-            ConfigError(
-                f"FP1392 {asked} would let examples of later tasks decide; leave it out: in continual learning all "
-                "steps count, and the last state is the result"
-            ),
-        ),
-    )
-    obstacle = next((error for is_met, error in obstacles if is_met), None)
-    if obstacle is not None:
-        if asked:
-            raise obstacle
+    is_undecidable = hidden or personal or not rows or tasks
+    if is_undecidable and asked:
+        raise _explain_obstacle(asked, hidden, personal, not rows, spec)
+    if is_undecidable:
         return TrainingControl(fits=not hidden)
     safeguard = choose_safeguard(spec)
     if validation.patience and validation.keep == "last":
@@ -103,6 +73,29 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
             "FP1394 patience compares with the best state, and keep=last keeps none; leave one of them out"
         )
     return TrainingControl(safeguard, validation.keep != "last", validation.patience)
+
+
+def _explain_obstacle(asked: str, hidden: bool, personal: bool, without_rows: bool, spec: RunSpec) -> FedpeftError:
+    """Return the error of a run in which validation examples can't decide what the setting `asked` leaves to them."""
+    if hidden:
+        return PrivacyError(
+            f"FP7116 {asked} would let validation examples decide, which epsilon does not cover; leave it out, or "
+            "declare them public with --measure 'validation(public=True)'"
+        )
+    if personal:
+        return ConfigError(
+            f"FP1390 {asked} needs one global model, and with {spec.config.strategy} each client has its own model, "
+            "which the server can neither judge nor restore; leave it out"
+        )
+    if without_rows:
+        return ConfigError(
+            f"FP1391 {asked} needs validation examples at the server; give --eval-data without --held-out, or leave "
+            "it out"
+        )
+    return ConfigError(
+        f"FP1392 {asked} would let examples of later tasks decide; leave it out: in continual learning all steps "
+        "count, and the last state is the result"
+    )
 
 
 def choose_safeguard(spec: RunSpec) -> Safeguard | None:

@@ -151,7 +151,7 @@ def _read_list(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"FP3036 there is no file {path}") from None
+        raise DataError(f"FP3036 there is no file {path}; check the path") from None
     except OSError as error:
         raise DataError(f"FP3037 can't read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

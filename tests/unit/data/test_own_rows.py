@@ -171,6 +171,23 @@ def test_a_column_of_another_name_is_named_where_the_rows_are_read(tmp_path: Pat
         build_labeled_rows(path, read_records(path), "comment", "label", None)
 
 
+def test_class_names_that_are_numbers_are_sorted_by_value(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.csv", "text,label\na,10\nb,9\nc,2\n")
+    assert build_labeled_rows(path, read_records(path), "text", "label", None)[1] == ("2", "9", "10")
+
+
+def test_one_column_of_several_labels_may_have_a_name_with_a_plus(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.csv", "text,cold + wet\na,cold;wet\nb,wet\n")
+    rows, names = build_labeled_rows(path, read_records(path), "text", "cold + wet", ("cold", "wet"), "labels")
+    assert names == ("cold", "wet")
+    assert rows.labels is not None
+    assert rows.labels.tolist() == [[1, 1], [0, 1]]
+    columns = write(tmp_path, "columns.csv", "text,cold,wet\na,1,1\nb,0,1\n")
+    apart, _ = build_labeled_rows(columns, read_records(columns), "text", "cold + wet", ("cold", "wet"), "labels")
+    assert apart.labels is not None
+    assert apart.labels.tolist() == [[1, 1], [0, 1]]
+
+
 def test_unseen_test_labels_and_directories_are_one_sentence(tmp_path: Path) -> None:
     path, other = write(tmp_path, "my.csv", GOOD), write(tmp_path, "test.csv", "text,label\na,z\n")
     with refuses("FP3074", "1", "z"):

@@ -12,7 +12,7 @@ from fedpeft.study.figures import draw_figures
 from fedpeft.study.measures import BY_KEY
 from fedpeft.study.results import Result
 from fedpeft.study.sections import Section
-from fedpeft.study.task_figures import compute_mean_matrix
+from fedpeft.study.task_figures import compute_mean_matrix, draw_matrices
 from tests.studies.made import made_result
 
 START = [0.3, 0.2]
@@ -39,3 +39,14 @@ def test_a_matrix_is_the_mean_over_seeds_and_a_plain_study_has_none():
     assert drawn["tasks"].count("<svg") == 1
     assert "tasks" not in {f.name for f in draw_figures(Section("plain", "", plain, {"strategy": "fedit"}))}
     assert BY_KEY["spans"].value(plain[0]) is None
+
+
+@pytest.mark.medium
+def test_a_figure_names_the_methods_whose_accuracy_with_known_tasks_was_not_measured():
+    plain = [made_result({"strategy": name}, 0, 0.7, 1.0) for name in ("fedit", "o_lora")]
+    first, second = (with_tasks(run) for run in plain)
+    tasks = {**second.summary["tasks"], "accuracy_known_task": second.summary["tasks"]["accuracy"]}
+    second = dataclasses.replace(second, summary={**second.summary, "tasks": tasks})
+    drawn = draw_matrices(Section("tasks", "", [first, second], {"strategy": "fedit"}))
+    assert drawn is not None
+    assert drawn.count("not measured") == 1
