@@ -36,7 +36,7 @@ import tyro
 from experiments import exit_on_error
 from experiments.checkouts import check_out
 from experiments.golden.cases import Case, list_cases
-from experiments.golden.comparison import Measure, Verdict, choose_kernels, compare
+from experiments.golden.comparison import Measure, Verdict, compare
 from experiments.golden.samples import write
 from fedpeft.errors import ConfigError
 from fedpeft.models.kernels import get_cpu_name
@@ -54,8 +54,6 @@ class Settings:
     """the largest difference to accept, relative to a tensor's largest entry, or to a value"""
     ignore: str = ""
     """nothing whose name this regular expression finds: what is known to have changed"""
-    kernel: str = ""
-    """kernel of frozen products in fp32 and bf16: native, onednn or widened; empty: the last of this machine"""
     jobs: int = 1
     """cases that are run at the same time"""
     keep: Path | None = None
@@ -108,17 +106,15 @@ def main(settings: Settings) -> int:
         except re.error as error:
             raise ConfigError(f"{name}={pattern!r} is no regular expression: {error}") from None
     measure = Measure(settings.tolerance, settings.ignore)
-    started, cases, kernels = time.perf_counter(), choose_cases(settings.only), choose_kernels(settings.kernel)
+    started, cases = time.perf_counter(), choose_cases(settings.only)
     with tempfile.TemporaryDirectory() as temporary:
         work = (settings.keep or Path(temporary) / "golden").absolute()
         one, other = (check_out(name, work / f"source-{s}") for name, s in zip(settings.commits, "ab", strict=True))
-        verdicts = compare(cases, (one, other), work, kernels, measure, settings.jobs, say)
+        verdicts = compare(cases, (one, other), work, measure, settings.jobs, say)
     differing = [verdict for verdict in verdicts if not verdict.same]
     print(
         f"\n{len(verdicts)} cases, {len(differing)} differ by more than {settings.tolerance:g}; "
-        f"{get_cpu_name()}, torch "
-        f"{torch.__version__}, {', '.join(sorted(set(kernels.values())))} products, "
-        f"{time.perf_counter() - started:.0f} s"
+        f"{get_cpu_name()}, torch {torch.__version__}, {time.perf_counter() - started:.0f} s"
     )
     for verdict in differing:
         print(f"{verdict.case.name}: {verdict.text}")

@@ -19,8 +19,7 @@ from experiments.golden.commands import Commands
 from experiments.golden.models import make_models
 from experiments.golden.outcome import Difference, Outcome, find_added, find_differences
 from experiments.golden.runs import RefusedError, Runs, Tree
-from fedpeft.errors import ConfigError
-from fedpeft.models.kernels import get_cpu_name, list_kernels
+from fedpeft.models.kernels import choose, get_cpu_name
 
 
 @dataclass(frozen=True)
@@ -71,27 +70,12 @@ class Measure:
         )
 
 
-def choose_kernels(name: str) -> dict[str, str]:
-    """Return the kernel called `name` for each dtype, or torch's own if the dtype has no such kernel.
-
-    An empty name selects the last kernel of this machine, which usually is not torch's own.
-
-    Raises:
-        ConfigError: this machine has no kernel of that name.
-    """
-    legal = {str(dtype): list_kernels(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    names = {kernel for found in legal.values() for kernel in found}
-    if name and name not in names:
-        raise ConfigError(f"kernel={name!r} can't be used on this machine; legal: {', '.join(sorted(names))}")
-    return {dtype: found[-1] if not name else name if name in found else "native" for dtype, found in legal.items()}
-
-
-def create_tree(checkout: Checkout, cache: Path, kernels: dict[str, str]) -> Tree:
-    """Create a tree with an empty cache and a recorded choice of kernels."""
+def create_tree(checkout: Checkout, cache: Path) -> Tree:
+    """Create a tree with an empty cache, in which commits that timed kernels find the present choice."""
     cache.mkdir(parents=True)
     known = {
-        f"{get_cpu_name()} / torch {torch.__version__} / {dtype}{packed}": kernel
-        for dtype, kernel in kernels.items()
+        f"{get_cpu_name()} / torch {torch.__version__} / {dtype}{packed}": choose(dtype)
+        for dtype in (torch.float32, torch.bfloat16)
         for packed in ("", " / packed weights")  # commits before weights were packed chose under the shorter name
     }
     (cache / "kernels.json").write_text(json.dumps(known))
@@ -102,7 +86,6 @@ def compare(
     cases: Sequence[Case],
     checkouts: tuple[Checkout, Checkout],
     work: Path,
-    kernels: dict[str, str],
     measure: Measure,
     jobs: int,
     said: Callable[[Verdict, float], None],
@@ -113,12 +96,11 @@ def compare(
         cases: to run.
         checkouts: the reference first.
         work: a folder for all that the runs write.
-        kernels: see `choose_kernels`.
         measure: when outcomes are the same.
         jobs: how many cases run at the same time.
         said: is told each verdict and its seconds.
     """
-    first, second = (create_tree(c, work / f"cache-{side}", kernels) for c, side in zip(checkouts, "ab", strict=True))
+    first, second = (create_tree(c, work / f"cache-{side}") for c, side in zip(checkouts, "ab", strict=True))
     make_models(work / "models")
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
     for case in cases:

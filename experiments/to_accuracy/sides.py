@@ -54,8 +54,6 @@ class ColdCache:
         for entry in self._shared.iterdir():
             if entry.is_dir() and not entry.name.startswith(COMPUTED) and entry.suffix != ".partial":
                 (place / entry.name).symlink_to(entry)
-        if (kernels := self._shared / "kernels.json").is_file():
-            shutil.copy(kernels, place)
 
     def share(self) -> list[str]:
         """Move entries that the run has fetched or tokenized to the shared cache, and return their names."""

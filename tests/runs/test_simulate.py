@@ -177,7 +177,7 @@ def test_a_run_that_is_continued_on_a_machine_without_its_kernel_takes_another(t
         raise CutError
 
     with monkeypatch.context() as here:
-        here.setattr("fedpeft.models.kernels.choose", lambda dtype: "onednn")
+        here.setattr("fedpeft.models.kernels.list_kernels", lambda dtype: ("native", "onednn"))
         here.setattr(ConsoleObserver, "round_done", cut)
         with pytest.raises(CutError):
             main([*TINY, "--output", str(tmp_path / "run")])

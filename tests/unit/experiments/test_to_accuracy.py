@@ -84,9 +84,8 @@ def test_run_takes_shared_entries_and_hands_on_what_it_fetched(tmp_path: Path, m
     monkeypatch.setenv("FEDPEFT_CACHE", str(shared))
     for name in ("rows-1", "frozen-1", "model-1", "model-2.7.partial"):
         (shared / name).mkdir(parents=True)
-    (shared / "kernels.json").write_text("{}")
     cache = ColdCache(tmp_path / "cold")
-    assert sorted(entry.name for entry in cache.place.iterdir()) == ["kernels.json", "model-1", "rows-1"]
+    assert sorted(entry.name for entry in cache.place.iterdir()) == ["model-1", "rows-1"]
     for name in ("rows-2", "frozen-2", "rows-3.7.partial"):
         (cache.place / name).mkdir()
     assert cache.share() == ["rows-2"]

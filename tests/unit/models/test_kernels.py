@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-
 import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
@@ -15,9 +11,6 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.kernels import FrozenLinear, WidenedLinear
 from fedpeft.models.task import TASKS
 from fedpeft.peft.family import PEFT_METHODS
-from tests.refusals import refuses
-
-EVERYWHERE = ("native", "widened")
 
 
 def products(kernel, dtype):
@@ -72,13 +65,19 @@ def test_a_residual_is_added_in_full_and_rounded_once(kernel):
     assert torch.equal(layer.weight, before)
 
 
-def test_a_machine_without_bf16_is_not_given_kernels_that_need_it(monkeypatch, tmp_path):
-    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
-    monkeypatch.setattr("fedpeft.models.kernels.has_fast_bf16", lambda device: False)
-    assert kernels.list_kernels(torch.bfloat16) == EVERYWHERE
-    assert kernels.choose(torch.bfloat16) in EVERYWHERE
-    assert kernels.list_kernels(torch.float32) == ("native", "onednn")
-    assert kernels.list_kernels(torch.float64) == ("native",)
+@pytest.mark.parametrize(
+    ("machine", "bf16", "chosen"),
+    [
+        ("x86_64", True, ["onednn", "onednn", "native"]),
+        ("x86_64", False, ["onednn", "widened", "native"]),
+        ("aarch64", True, ["native", "native", "native"]),
+        ("aarch64", False, ["native", "widened", "native"]),
+    ],
+)
+def test_the_processor_alone_decides_on_the_kernel(monkeypatch, machine, bf16, chosen):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(kernels, "has_fast_bf16", lambda device: bf16)
+    assert [kernels.choose(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)] == chosen
 
 
 def test_a_whole_base_in_bf16_computes_the_same_without_bf16_arithmetic(monkeypatch):
@@ -96,36 +95,3 @@ def test_a_whole_base_in_bf16_computes_the_same_without_bf16_arithmetic(monkeypa
     usual, widened = ((outputs[fast].double() - exact).norm() / exact.norm() for fast in (True, False))
     assert widened < 0.02
     assert widened <= 1.5 * usual
-
-
-def test_runs_that_begin_together_on_a_new_machine_compute_alike(monkeypatch, tmp_path):
-    """As those of a study do: the first that has timed the kernels decides, and the others wait for it."""
-    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
-    monkeypatch.setattr(kernels, "list_kernels", lambda dtype: ("native", "onednn"))
-    together, faster = threading.Barrier(2), iter([2.0, 0.5])
-
-    def timed(dtype):
-        rates = {"native": 1.0, "onednn": next(faster)}
-        with suppress(threading.BrokenBarrierError):
-            together.wait(1.0)
-        return rates
-
-    monkeypatch.setattr(kernels, "measure_gemm_rates", timed)
-    with ThreadPoolExecutor(2) as runs:
-        chosen = list(runs.map(kernels.choose, [torch.float32] * 2))
-    assert chosen == ["onednn"] * 2
-    assert kernels.choose(torch.float32) == "onednn"
-
-
-def test_a_choice_of_kernels_that_cannot_be_kept_is_told(monkeypatch, tmp_path):
-    """And what a file holds that is no choice is made anew."""
-    monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path))
-    monkeypatch.setattr(kernels, "list_kernels", lambda dtype: ("native", "onednn"))
-    monkeypatch.setattr(kernels, "measure_gemm_rates", lambda dtype: {"native": 1.0, "onednn": 2.0})
-    kept = tmp_path / "kernels.json"
-    kept.write_text("[]")
-    assert kernels.choose(torch.float32) == "onednn"
-    kept.unlink()
-    kept.mkdir()
-    with refuses("FP2039", "kernels.json"):
-        kernels.choose(torch.float32)
