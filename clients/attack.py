@@ -15,7 +15,6 @@ import torch
 
 from fedpeft.machine import seeds
 from fedpeft.parts import setting
-from fedpeft.parts.families import ATTACKS as ATTACKS
 from fedpeft.peft.adapter import Layout, State
 
 

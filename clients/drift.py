@@ -25,7 +25,7 @@ from fedpeft.communication.decoding import decode_whole
 from fedpeft.communication.payload import Shape
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import format_part, name_of
-from fedpeft.parts.families import CORRECTIONS as CORRECTIONS
+from fedpeft.parts.families import CORRECTIONS
 from fedpeft.parts.spec import split_outside_parentheses
 from fedpeft.peft.adapter import AdapterShape, State
 

@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of, setting
-from fedpeft.parts.families import LOCAL_OPTIMIZERS as LOCAL_OPTIMIZERS
 
 Variance = Callable[[str], float]
 """Returns the noise variance in each entry of a parameter's gradient, given its canonical name."""

@@ -6,11 +6,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS, LocalOptimizer
-from fedpeft.clients.local_work import LOCAL_WORK, LocalWork, WalksExamples
+from fedpeft.clients.local_optimizer import LocalOptimizer
+from fedpeft.clients.local_work import (
+    LocalWork,
+    WalksExamples,
+)
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts import format_part
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, LOCAL_WORK
 
 
 @dataclass(frozen=True)

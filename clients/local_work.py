@@ -9,8 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol, runtime_checkable
 
-from fedpeft.parts.families import LOCAL_WORK as LOCAL_WORK
-
 
 class LocalWork(ABC):
     """One unit of local work. Subclasses are frozen dataclasses; their fields are the user's settings."""

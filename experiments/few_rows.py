@@ -22,9 +22,10 @@ import fedpeft
 from experiments import exit_on_error
 from experiments.ladder.rungs import compute_frozen_features
 from fedpeft.aggregation.cross_validation import USUAL
-from fedpeft.aggregation.head_start import HEADS, HeadStart
+from fedpeft.aggregation.head_start import HeadStart
 from fedpeft.errors import ConfigError
 from fedpeft.machine.terminal import Console
+from fedpeft.parts.families import HEADS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedpeft.aggregation.abilities import Moment
-from fedpeft.aggregation.head_start import HEADS, convert_to_summands
+from fedpeft.aggregation.head_start import convert_to_summands
 from fedpeft.aggregation.task_rules import TaskBoundary, TaskStrategy
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
+from fedpeft.parts.families import HEADS
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 
 FINISHED = "finished/"

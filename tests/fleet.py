@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from fedpeft.commands.certs import main as make_certificates
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_validation
+from fedpeft.parts.families import PARTITIONS
 from fedpeft.rounds.progress import Checkpoints
 from fedpeft.wiring.auto_defaults import resolve_auto
 from fedpeft.wiring.config import RunConfig

@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiments.aggregation.timing import time_interleaved
-from fedpeft.aggregation.strategy import RoundStrategy, Strategy, strategies
+from fedpeft.aggregation.strategy import (
+    RoundStrategy,
+    Strategy,
+)
 from fedpeft.aggregation.update import Update
 from fedpeft.conformance.cohorts import (
     Client,
@@ -21,6 +24,7 @@ from fedpeft.conformance.cohorts import (
     run_round,
 )
 from fedpeft.errors import ConfigError
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape, Layout, State
 from fedpeft.peft.low_rank import CostModel, LowRank, Method, compute_leading_eigenvectors, compute_truncated_svd
 

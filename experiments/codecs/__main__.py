@@ -30,12 +30,16 @@ import torch
 
 from experiments import exit_on_error
 from fedpeft.communication.bit_allocation import compute_sensitivity
-from fedpeft.communication.codec import PRESETS, Codec, parse_codec
+from fedpeft.communication.codec import (
+    Codec,
+    parse_codec,
+)
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.entropy import compute_entropy
 from fedpeft.communication.error_feedback import ErrorFeedback
 from fedpeft.errors import RunError
 from fedpeft.machine.memory import keep_freed
+from fedpeft.parts.families import PRESETS
 from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec
 
 UNIFORM_AND_ADAPTIVE = [

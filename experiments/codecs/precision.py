@@ -25,8 +25,9 @@ import torch
 from experiments import exit_on_error
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
-from fedpeft.communication.precision_rule import PRECISION_RULES, Situation
+from fedpeft.communication.precision_rule import Situation
 from fedpeft.machine.terminal import Console
+from fedpeft.parts.families import PRECISION_RULES
 from fedpeft.peft.adapter import State
 from fedpeft.simulate import simulate
 from fedpeft.wiring.config import RunConfig

@@ -12,20 +12,18 @@ import numpy as np
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Job
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 
 from experiments.families.checkpoints import TOKENS, Family
-from fedpeft.data.rows import DATASETS, Rows
+from fedpeft.data.rows import Rows
 from fedpeft.errors import FedpeftError
 from fedpeft.models.dtypes import DTYPES
-from fedpeft.models.task import TASKS, Task
+from fedpeft.models.task import Task
 from fedpeft.models.tasks.seq2seq import Seq2Seq
+from fedpeft.parts.families import DATASETS, LOCAL_OPTIMIZERS, LOCAL_WORK, PEFT_METHODS, TASKS
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import Layout, State
-from fedpeft.peft.family import PEFT_METHODS
 
 LEARNS = "yes"
 ROWS = 12

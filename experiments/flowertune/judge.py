@@ -27,7 +27,7 @@ def judge(settings: Settings, test: Path, adapter: Path | None) -> tuple[float, 
     from fedpeft.data.tokens import load_tokenizer
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.scoring import score, score_batches
-    from fedpeft.models.task import TASKS
+    from fedpeft.parts.families import TASKS
 
     folder = resolve_model(settings.model)
     auto: Any = AutoModelForCausalLM

@@ -52,7 +52,7 @@ def tokenize_rows(file: str, model: str, clients: int, tokens: int) -> Any:
     """Return all examples as tokens of the template's prompts, and their owners."""
     from fedpeft.data.rows import load_dataset
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import TASKS
+    from fedpeft.parts.families import TASKS
 
     dataset = load_dataset(f"flowertune(name={file!r}, clients={clients}, test={file!r})")
     return TASKS.build(dataset.task).tokenise(dataset.train, resolve_model(model), tokens), dataset.train.owners

@@ -12,19 +12,20 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
-from fedpeft.clients.attack import ATTACKS
-
 from experiments.golden.flags import Settings
-from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import strategies
-from fedpeft.communication.codec import PRESETS
 from fedpeft.communication.downlink import DOWNLINKS
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
+from fedpeft.parts.families import (
+    ATTACKS,
+    HEADS,
+    MECHANISMS,
+    PARTITIONS,
+    PEFT_METHODS,
+    PRESETS,
+    SERVER_OPTIMIZERS,
+    strategies,
+)
 from fedpeft.parts.spec import add_settings
-from fedpeft.peft.family import PEFT_METHODS
-from fedpeft.privacy.mechanism import MECHANISMS
 
 Kind = Literal["simulation", "real clients", "resumed"]
 

@@ -19,9 +19,12 @@ from fedpeft.models.attention import register
 from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.layers import find_linear_layers, replace
 from fedpeft.models.quantized_base import QuantizedLinear
-from fedpeft.models.task import TASKS, FederatedModel, Task
+from fedpeft.models.task import (
+    FederatedModel,
+    Task,
+)
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft.adapter import Layout
-from fedpeft.peft.family import PEFT_METHODS
 
 CLASSES = 20
 

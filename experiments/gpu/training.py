@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Executor, Job, Trained
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 from torch import nn
 from torch.nn import functional
@@ -26,9 +24,9 @@ from fedpeft.machine import seeds
 from fedpeft.models.determinism import compute_deterministically
 from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.quantized_base import quantize
-from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.task import find_trainable
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, LOCAL_WORK, PEFT_METHODS, TASKS
 from fedpeft.peft.adapter import State, compute_norm
-from fedpeft.peft.family import PEFT_METHODS
 
 BATCHED, SEQUENTIAL, PLAIN = "batched", "one by one", "plain loop"
 

@@ -28,7 +28,7 @@ import numpy as np
 from experiments import exit_on_error
 from experiments.recorded import read_recorded
 from fedpeft.parts import name_of
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.peft.methods.subspace import Subspace
 from fedpeft.study.results import Result
 

@@ -21,12 +21,13 @@ import fedpeft
 from experiments.ladder.settings import ONE_CLIENT, SHARED, Fields, Task
 from fedpeft.data.cached_rows import load_cached_examples
 from fedpeft.data.examples import batch_by_length
-from fedpeft.data.partition import PARTITIONS, USUAL
+from fedpeft.data.partition import USUAL
 from fedpeft.data.rows import Dataset, Rows, get_default_partition, join_rows, load_dataset, split_off_validation
 from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.frozen_blocks import TILE, pool
 from fedpeft.models.readout import read_all_blocks
 from fedpeft.models.tasks.classification import compute_hidden_states
+from fedpeft.parts.families import PARTITIONS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation

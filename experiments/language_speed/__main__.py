@@ -68,7 +68,7 @@ def choose_lengths(settings: Settings) -> list[int]:
         return [max(2, settings.tokens // 2**i) for i in range(settings.batch)]
     from fedpeft.data.rows import load_dataset
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import TASKS
+    from fedpeft.parts.families import TASKS
 
     dataset = load_dataset(settings.lengths)
     rows = TASKS.build(dataset.task).tokenise(dataset.train, resolve_model(settings.model), settings.tokens)
@@ -89,7 +89,7 @@ def create_ways(settings: Settings, say: Callable[[str], object]) -> dict[str, W
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.dtypes import DTYPES
     from fedpeft.models.tasks.causal_lm import CausalLM
-    from fedpeft.peft.family import PEFT_METHODS
+    from fedpeft.parts.families import PEFT_METHODS
 
     torch.set_num_threads(1)
     task, random = CausalLM(), np.random.default_rng(0)

@@ -25,14 +25,13 @@ def create_client_step(model: str, dtype: str, rows: Any, again: bool = False, p
     from fedpeft.clients.batched import BatchedExecutor
     from fedpeft.clients.executor import Job
     from fedpeft.clients.local_training import LocalTraining
-    from fedpeft.clients.local_work import LOCAL_WORK
 
     from fedpeft.models import kernels
     from fedpeft.models.base_model import resolve_model
     from fedpeft.models.checkpointing import checkpoint_blocks
     from fedpeft.models.dtypes import DTYPES
     from fedpeft.models.tasks.causal_lm import CausalLM
-    from fedpeft.peft.family import PEFT_METHODS
+    from fedpeft.parts.families import LOCAL_WORK, PEFT_METHODS
 
     task, method = CausalLM(), PEFT_METHODS.build(TARGETS)
     reference = task.model(task.base(resolve_model(model), DTYPES[dtype]), None)

@@ -62,7 +62,6 @@ def measure(settings: Settings) -> dict[str, Any]:
     import numpy as np
     import torch
     from fedpeft.clients.executor import Job
-    from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
     from fedpeft.clients.local_training import LocalTraining
     from fedpeft.clients.sequential import SequentialExecutor
 
@@ -70,8 +69,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     from fedpeft.data.examples import TokenRows
     from fedpeft.machine.seeds import derive_seed
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import TASKS
-    from fedpeft.peft.family import PEFT_METHODS
+    from fedpeft.parts.families import LOCAL_OPTIMIZERS, PEFT_METHODS, TASKS
 
     torch.set_num_threads(1)
     task, method = TASKS.build("classification"), PEFT_METHODS.build(settings.peft)

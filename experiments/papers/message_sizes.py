@@ -26,8 +26,12 @@ import torch
 import tyro
 
 from experiments import exit_on_error
-from fedpeft.communication.codec import PRESETS, Codec, parse_codec
+from fedpeft.communication.codec import (
+    Codec,
+    parse_codec,
+)
 from fedpeft.machine.memory import keep_freed
+from fedpeft.parts.families import PRESETS
 
 RESULTS = Path(__file__).parent / "message_sizes.jsonl"
 

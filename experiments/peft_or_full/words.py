@@ -17,9 +17,9 @@ from rich.table import Table
 
 from experiments import exit_on_error
 from experiments.ladder.rungs import score_surface
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_off_validation
 from fedpeft.machine.terminal import Console
+from fedpeft.parts.families import PARTITIONS
 from fedpeft.study.statistics import POINTS
 from fedpeft.study.study_file import Study, read_study
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import tyro
 from fedpeft.clients.executor import Job, RowPrivacy
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.private import PrivateExecutor
 
@@ -25,8 +24,7 @@ from experiments import exit_on_error
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.dtypes import DTYPES
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, PEFT_METHODS, TASKS
 from fedpeft.peft.method import PrivacyRoute
 from fedpeft.privacy.noise import RunKey
 

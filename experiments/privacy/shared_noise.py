@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from experiments.privacy.frozen_rows import FrozenRows
-from fedpeft.aggregation.head_start import HEADS, VARIANCE
-from fedpeft.aggregation.strategy import strategies
+from fedpeft.aggregation.head_start import VARIANCE
+from fedpeft.parts.families import HEADS, PEFT_METHODS, strategies
 from fedpeft.peft.adapter import Layout, State, TensorSpec
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import epsilon
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanisms.distributed_dp import DistributedDP

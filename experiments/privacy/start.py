@@ -15,11 +15,11 @@ import torch
 
 from experiments.privacy.frozen_rows import FrozenRows
 from fedpeft.aggregation.bounded_rows import LENGTH_BOUND, LENGTH_SHARE
-from fedpeft.aggregation.head_start import HEADS, VARIANCE
+from fedpeft.aggregation.head_start import VARIANCE
 from fedpeft.aggregation.update import Fold
+from fedpeft.parts.families import HEADS, MECHANISMS
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.accountant import noise_for, rdp_epsilon
-from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.secure_sum.announcement import STATISTICS_BITS, signs
 from fedpeft.privacy.secure_sum.contribution import count_tensor_entries

@@ -18,10 +18,8 @@ from torch import Tensor
 
 from experiments import exit_on_error
 from experiments.privacy.frozen_rows import FrozenRows
-from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.strategy import strategies
+from fedpeft.parts.families import HEADS, PEFT_METHODS, strategies
 from fedpeft.peft.adapter import Layout, State, TensorSpec
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.mechanisms.user_dp import UserDP
 from fedpeft.privacy.noise import RunKey

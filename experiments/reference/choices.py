@@ -16,22 +16,18 @@ from experiments.families.checkpoints import Family
 from experiments.reference.tables import format_rows
 from fedpeft.aggregation.abilities import AsksClients, PersonalModel, RankSchedule
 from fedpeft.aggregation.grouped_rules import GroupedStrategy
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.shared_sums import is_plain_sum, is_sum_of_clients
 from fedpeft.aggregation.strategy import (
     GatherStrategy,
     LinearStrategy,
     Strategy,
     list_preserving_strategies,
-    strategies,
 )
 from fedpeft.errors import FedpeftError
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import MECHANISMS, PEFT_METHODS, SERVER_OPTIMIZERS, TASKS, strategies
 from fedpeft.peft.abilities import ViewedAsFactors
 from fedpeft.peft.adapter import Layout
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
-from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.wiring.checks.rules import check_method, check_server
 

@@ -14,13 +14,14 @@ import numpy as np
 import tyro
 
 from experiments import write_between
+from fedpeft.parts.families import SUMS
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
 from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import graph
-from fedpeft.privacy.secure_sum.sum import SUMS, SecureSum
+from fedpeft.privacy.secure_sum.sum import SecureSum
 from fedpeft.privacy.secure_sum.words import read_sealed
 
 README = Path(__file__).with_name("README.md")

@@ -17,7 +17,6 @@ from torch import Tensor
 from fedpeft.aggregation.whitening import Whitening
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
-from fedpeft.parts.families import HEADS as HEADS
 from fedpeft.peft.adapter import State
 
 VARIANCE = "variance"

@@ -12,8 +12,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.parts.families import SAFEGUARDS as SAFEGUARDS
-
 
 @dataclass(frozen=True)
 class SafeguardState:

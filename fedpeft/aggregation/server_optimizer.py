@@ -13,7 +13,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedpeft.parts import setting
-from fedpeft.parts.families import SERVER_OPTIMIZERS as SERVER_OPTIMIZERS
 from fedpeft.peft.adapter import State
 
 OptimizerState = dict[str, State]

@@ -33,7 +33,7 @@ from fedpeft.aggregation.update import (
 )
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
-from fedpeft.parts.families import strategies as strategies
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape, JointMeaning, Layout, LoraPair, State, TensorSpec
 from fedpeft.peft.low_rank import LowRank
 

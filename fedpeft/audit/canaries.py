@@ -30,15 +30,13 @@ import torch
 
 from fedpeft.aggregation.abilities import SelectsUpdate
 from fedpeft.aggregation.aggregator import create_aggregator
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import Strategy, strategies
+from fedpeft.aggregation.strategy import Strategy
 from fedpeft.audit.bounds import Bounds, compute_bounds
 from fedpeft.audit.canary import CanaryExecutor
 from fedpeft.audit.canary_audit import CanaryAudit
 from fedpeft.audit.cohorts import compute_size_epsilon, is_size_revealed
 from fedpeft.clients import releasing
 from fedpeft.clients.executor import Job, RowPrivacy
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.communication.downlink import Package, SentState
 from fedpeft.communication.messages import Instruction, Report
@@ -46,8 +44,8 @@ from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.machine import seeds
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, PEFT_METHODS, SERVER_OPTIMIZERS, strategies
 from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec, subtract_states
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.abilities import RelatesNoise
 from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
@@ -383,7 +381,7 @@ def _create_executor(pipeline: _Pipeline) -> CanaryExecutor:
     """Return the executor with the tiny model; each example's gradient has entries of its own."""
     from fedpeft.data.rows import load_dataset
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import TASKS
+    from fedpeft.parts.families import TASKS
 
     data = load_dataset("tiny")
     task, folder = TASKS.build(data.task), resolve_model("tiny")

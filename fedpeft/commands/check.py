@@ -110,7 +110,7 @@ def compute_lengths(command: Command, dataset: Dataset) -> tuple[np.ndarray, str
     """
     from fedpeft.data.examples import AnsweredRows
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import TASKS
+    from fedpeft.parts.families import TASKS
 
     rows, why = dataset.train, ""
     if len(rows) > MEASURED:

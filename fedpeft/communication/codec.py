@@ -30,7 +30,6 @@ from fedpeft.communication.steps import (
     TensorStep,
     Transform,
     check_order,
-    codecs,
     get_step_name,
 )
 from fedpeft.communication.symbols import Symbols, bound_packed_size
@@ -43,8 +42,7 @@ from fedpeft.communication.vectors import (
     flatten_weights,
 )
 from fedpeft.errors import ConfigError, PayloadError
-from fedpeft.parts.families import PRESETS as PRESETS
-from fedpeft.parts.families import split_steps
+from fedpeft.parts.families import PRESETS, codecs, split_steps
 from fedpeft.parts.spec import Spec, parse_spec
 from fedpeft.peft.adapter import State
 

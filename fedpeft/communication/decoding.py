@@ -20,7 +20,15 @@ from typing import Final
 import numpy as np
 
 from fedpeft.communication.payload import Array, Header, Reader, Shape, count_total, read_payload
-from fedpeft.communication.steps import ByteStep, Context, Packer, Plan, Step, TensorStep, check_order, codecs
+from fedpeft.communication.steps import (
+    ByteStep,
+    Context,
+    Packer,
+    Plan,
+    Step,
+    TensorStep,
+    check_order,
+)
 from fedpeft.communication.symbols import Expected
 from fedpeft.communication.vectors import (
     check_finite,
@@ -30,6 +38,7 @@ from fedpeft.communication.vectors import (
     unflatten_tensors,
 )
 from fedpeft.errors import ConfigError, FedpeftError, PayloadError
+from fedpeft.parts.families import codecs
 from fedpeft.peft.adapter import State
 
 CRASHES: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.parts.families import PRECISION_RULES as PRECISION_RULES
-
 Bits = dict[int, float]
 """Bits per parameter, by client."""
 

@@ -14,7 +14,7 @@ from fedpeft.communication.symbols import Expected, Symbols
 from fedpeft.communication.vectors import count_segment_entries
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import format_part, name_of
-from fedpeft.parts.families import codecs as codecs
+from fedpeft.parts.families import codecs
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def tiny() -> tuple[Any, Any, Path, int]:
     """Return task, tokenized examples, model folder and number of classes of the tiny dataset."""
     from fedpeft.data.rows import load_dataset
     from fedpeft.models.base_model import resolve_model
-    from fedpeft.models.task import TASKS
+    from fedpeft.parts.families import TASKS
 
     data = load_dataset("tiny")
     task = TASKS.build("classification")

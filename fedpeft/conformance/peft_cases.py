@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.aggregation.strategy import Strategy, strategies
+from fedpeft.aggregation.strategy import Strategy
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Job, Trained
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.conformance import list_tested_parts
@@ -25,10 +24,10 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
 from fedpeft.models.quantized_base import quantize
-from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.task import find_trainable
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, PEFT_METHODS, TASKS, strategies
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import AdapterShape, State
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.method import PeftMethod
 
 Tiny = tuple[Any, Any, Path, int]

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fedpeft.aggregation.head_start import (
-    HEADS,
     VARIANCE,
     HidesClasses,
     WeighsErrors,
@@ -17,6 +16,7 @@ from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.conformance import list_tested_parts
 from fedpeft.conformance.test_parts import build_with_defaults
+from fedpeft.parts.families import HEADS
 from fedpeft.rounds.acceptance import check_statistics
 
 WIDTH, CLASSES, CLIENTS = 6, 4, (7, 1, 12)

@@ -12,9 +12,9 @@ from fedpeft.commands import describe
 from fedpeft.conformance import list_tested_parts
 from fedpeft.conformance.conftest import build_with_defaults
 from fedpeft.data.cached_rows import hash_rows
-from fedpeft.data.partition import PARTITIONS
-from fedpeft.data.rows import DATASETS, load_dataset
+from fedpeft.data.rows import load_dataset
 from fedpeft.parts import format_part, name_of
+from fedpeft.parts.families import DATASETS, PARTITIONS
 from fedpeft.wiring.catalogue import ALL
 
 PARTS = [

@@ -26,10 +26,10 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.dtypes import get_adapter_dtype
 from fedpeft.models.layers import find_linear_layers
 from fedpeft.models.quantized_base import PRECISIONS, quantize, round_to_quantized
-from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.task import find_trainable
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.parts.spec import split_outside_parentheses
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.wiring.checks.rules import check_method
 
 

@@ -10,17 +10,15 @@ import torch
 
 from fedpeft.aggregation.aggregator import AggregationResult, create_aggregator
 from fedpeft.aggregation.exactness import Changes, MeasuringAggregator
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
 from fedpeft.clients.executor import Trained
-from fedpeft.communication.codec import PRESETS, parse_codec
+from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.conformance.peft_cases import NAMES, SMALL, SPECS, Case, each_method
 from fedpeft.errors import ConfigError
+from fedpeft.parts.families import PEFT_METHODS, PRESETS, SERVER_OPTIMIZERS, strategies
 from fedpeft.peft.abilities import ChangesWeights, ViewedAsFactors, WeightChanges
 from fedpeft.peft.adapter import subtract_states
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.wiring.checks.rules import check_method
 
 

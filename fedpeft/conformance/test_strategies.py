@@ -10,7 +10,11 @@ import torch
 
 from fedpeft.aggregation.abilities import AdjustsRanks
 from fedpeft.aggregation.factors import compute_effective_weight
-from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy, strategies
+from fedpeft.aggregation.strategy import (
+    LinearStrategy,
+    RoundStrategy,
+    Strategy,
+)
 from fedpeft.aggregation.update import Update
 from fedpeft.conformance import list_tested_parts
 from fedpeft.conformance.cohorts import (
@@ -23,6 +27,7 @@ from fedpeft.conformance.cohorts import (
 from fedpeft.conformance.conftest import build_with_defaults
 from fedpeft.errors import ConfigError
 from fedpeft.parts import name_of
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 
 FORM = AdapterShape(4, 8.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fedpeft.data.abilities import NamesFiles, ReadsClips
 from fedpeft.data.rows import (
-    DATASETS,
     get_default_head,
     get_default_partition,
     get_template,
@@ -12,6 +11,7 @@ from fedpeft.data.rows import (
     is_task_in_rows,
 )
 from fedpeft.data.user_rows import get_text_column
+from fedpeft.parts.families import DATASETS
 
 
 class DatasetOfAnother:

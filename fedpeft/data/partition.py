@@ -17,7 +17,6 @@ from fedpeft.errors import DataError
 from fedpeft.machine import growing_array
 from fedpeft.machine.seeds import create_generator
 from fedpeft.parts import name_of
-from fedpeft.parts.families import PARTITIONS as PARTITIONS
 
 
 @dataclass(frozen=True)

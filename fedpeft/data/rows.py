@@ -17,7 +17,7 @@ from fedpeft.data.text_column import join_texts, take_texts
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.machine import growing_array
 from fedpeft.parts import plugins
-from fedpeft.parts.families import DATASETS as DATASETS
+from fedpeft.parts.families import DATASETS
 from fedpeft.parts.spec import parse_spec
 
 Kind = Literal["text", "image", "clip"]

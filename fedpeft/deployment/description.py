@@ -17,7 +17,7 @@ from fedpeft.deployment.compared_parts import check_parts
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, RunError
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from fedpeft.parts.spec import parse_spec
 
 TOLD: Final = {

@@ -24,7 +24,8 @@ from fedpeft.data.tokens import build_token_rows, get_padding_id
 from fedpeft.errors import AssetError, ConfigError, FedpeftError
 from fedpeft.models import scoring
 from fedpeft.models.answers.generation import BATCH, generate_tokens
-from fedpeft.models.task import TASKS, FederatedModel
+from fedpeft.models.task import FederatedModel
+from fedpeft.parts.families import TASKS
 from fedpeft.reporting.observer import RunObserver
 
 NEW_TOKENS = 256

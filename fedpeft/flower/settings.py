@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.errors import ConfigError
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, strategies
 from fedpeft.wiring.config import RunConfig, build_config
 
 OWN_KEYS = ("output", "nodes")

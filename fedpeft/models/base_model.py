@@ -12,7 +12,7 @@ from fedpeft.data.model_config import load_model_config
 from fedpeft.errors import AssetError, ConfigError, is_disk_full
 from fedpeft.machine.cache import create_hub_disk_error
 from fedpeft.parts import suggest_legal
-from fedpeft.parts.families import MODELS as MODELS
+from fedpeft.parts.families import MODELS
 from fedpeft.parts.spec import Spec, parse_spec
 
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from fedpeft.data.examples import Batch, Examples
 from fedpeft.data.rows import Rows
-from fedpeft.parts.families import TASKS as TASKS
 
 Say = Callable[[str], None]
 """A function that shows a user one sentence about a checkpoint."""

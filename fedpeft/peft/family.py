@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedpeft.errors import ConfigError
-from fedpeft.parts.families import PEFT_METHODS as PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.parts.spec import Spec
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.method import PeftMethod

@@ -153,7 +153,7 @@ def copy(files: Path, target: Path) -> None:
 
 
 def _save_own(target: Path, own: str, model: FederatedModel, state: State) -> None:
-    from fedpeft.peft.family import PEFT_METHODS
+    from fedpeft.parts.families import PEFT_METHODS
 
     method = PEFT_METHODS.build(own)
     tensors = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
@@ -317,7 +317,7 @@ def _load(folder: Path, task: Task, base: nn.Module, classes: int) -> FederatedM
 
     files = folder / "adapter"
     if (files / OWN_METHOD).is_file():
-        from fedpeft.peft.family import PEFT_METHODS
+        from fedpeft.parts.families import PEFT_METHODS
 
         model = task.model(base, classes)
         method = PEFT_METHODS.build(read_json(files / OWN_METHOD)["method"])

@@ -22,7 +22,6 @@ from typing import ClassVar
 from fedpeft.aggregation.bounded_rows import compute_noise_length
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
-from fedpeft.parts.families import MECHANISMS as MECHANISMS
 from fedpeft.privacy.accountant import LARGEST, Event, epsilon, is_within, merge_events, noise_for, rdp_epsilon
 from fedpeft.privacy.example_sampling import ExampleSampling
 from fedpeft.privacy.exposure import Exposure

@@ -23,7 +23,6 @@ import torch
 from scipy.linalg import solve_triangular
 
 from fedpeft.aggregation.server_optimizer import OptimizerState
-from fedpeft.parts.families import SERVER_NOISES as SERVER_NOISES
 from fedpeft.peft.adapter import State
 from fedpeft.privacy.noise import RunKey, draw_gaussian
 

@@ -100,7 +100,7 @@ class Costs:
     """The costs of the run. Bytes are the lengths of payloads, over all clients and resumes.
 
     Attributes:
-        task: a name in `fedpeft.models.task.TASKS`.
+        task: a name in `fedpeft.parts.families.TASKS`.
         rounds, clients, cohort: finished rounds, clients in all, and clients in a round.
         parameters: number of trained and exchanged parameters.
         uplink_bytes, downlink_bytes: from and to the clients.

@@ -23,8 +23,9 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import AssetError
 from fedpeft.models.abilities import DescribesImages
 from fedpeft.models.answers.captioning import caption_images
-from fedpeft.models.answers.metric import METRICS, parse_metrics
+from fedpeft.models.answers.metric import parse_metrics
 from fedpeft.models.quantized_base import quantize
+from fedpeft.parts.families import METRICS
 from fedpeft.peft import saved_adapter
 from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation

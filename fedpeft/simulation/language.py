@@ -20,10 +20,10 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.machine import seeds
 from fedpeft.models.answers.exam import Exam
 from fedpeft.models.answers.likelihood import build_continuations
-from fedpeft.models.answers.metric import METRICS
 from fedpeft.models.answers.questions import Question
 from fedpeft.models.quantized_base import quantize
-from fedpeft.models.task import TASKS, FederatedModel
+from fedpeft.models.task import FederatedModel
+from fedpeft.parts.families import METRICS, TASKS
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.adapter import State
 from fedpeft.simulation.ensemble import load_model, put

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.update import Fold
+from fedpeft.parts.families import HEADS
 from fedpeft.privacy.noise import RunKey
 from fedpeft.simulation.simulation import Simulation
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.data.partition import (
-    PARTITIONS,
     USUAL,
     NeedsClientCount,
     Partition,
@@ -22,7 +21,7 @@ from fedpeft.data.rows import Dataset, Rows, join_rows, load_source, split_off_v
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.machine import seeds
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import PARTITIONS, TASKS
 from fedpeft.wiring.auto_defaults import resolve_partition
 from fedpeft.wiring.dataset_info import DatasetInfo
 from fedpeft.wiring.run_spec import RunSpec

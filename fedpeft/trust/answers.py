@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpeft.models.answers.exam import Exam
-from fedpeft.models.answers.metric import METRICS
 from fedpeft.models.answers.questions import Question
 from fedpeft.models.calibration import calibrate, fit_temperature
 from fedpeft.models.task import FederatedModel
+from fedpeft.parts.families import METRICS
 from fedpeft.trust.calibration import COVERAGES, compare_answers, compute_risk_coverage, create_questions
 from fedpeft.trust.questions.reliability import CELLS, bin_rows
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.parts import name_of
-from fedpeft.parts.families import CORRUPTIONS as CORRUPTIONS
+from fedpeft.parts.families import CORRUPTIONS
 
 Images = NDArray[np.uint8]
 

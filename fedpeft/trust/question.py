@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import format_part
-from fedpeft.parts.families import QUESTIONS as QUESTIONS
+from fedpeft.parts.families import QUESTIONS
 from fedpeft.parts.spec import parse_spec
 
 State = dict[str, Tensor]

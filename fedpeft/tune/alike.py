@@ -11,8 +11,8 @@ from collections.abc import Callable
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ConfigError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.token_labels import TokenLabels
+from fedpeft.parts.families import TASKS
 from fedpeft.tune.search_file import Search
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo

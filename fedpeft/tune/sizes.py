@@ -12,7 +12,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.machine import seeds
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import count_layers
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.tune.energy import PredictedEnergy, predict_energy
 from fedpeft.tune.search_file import Budget, Search

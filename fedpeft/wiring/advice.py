@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.clients.drift import SkipsSteps
-from fedpeft.data.partition import PARTITIONS, IgnoresOwners, PartitionStatistics
+from fedpeft.data.partition import (
+    IgnoresOwners,
+    PartitionStatistics,
+)
 from fedpeft.errors import FedpeftError
 from fedpeft.models.readout import ALL_BLOCKS
+from fedpeft.parts.families import PARTITIONS, SERVER_OPTIMIZERS
 from fedpeft.parts.spec import parse_spec
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.wiring.auto_defaults import ADAPTER, FAR_APART, can_train_head_alone

@@ -14,7 +14,7 @@ class DatasetInfo:
 
     Attributes:
         kind: "text" or "image".
-        task: text of the task, a part of `fedpeft.models.task.TASKS`.
+        task: text of the task, a part of `fedpeft.parts.families.TASKS`.
         label_names: one per class, in order; None: language modeling.
         default_model: the model that `auto` stands for.
         clients: number of clients, at least 1.

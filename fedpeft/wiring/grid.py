@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedpeft.parts import setting
-from fedpeft.parts.families import GRIDS as GRIDS
 
 EXECUTORS = ("batched", "sequential")
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, runtime_checkable
 
 from fedpeft.parts import name_of
-from fedpeft.parts.families import MEASUREMENTS as MEASUREMENTS
 from fedpeft.wiring.section_lines import section_lines
 
 if TYPE_CHECKING:

@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import format_part, list_overrides
+from fedpeft.parts.families import MEASUREMENTS
 from fedpeft.parts.spec import split_outside_parentheses
-from fedpeft.wiring.measurement import DISCLOSED, MEASUREMENTS, LoadsInputs, Measurement, NewRun, ScoredRun, TrainedRun
+from fedpeft.wiring.measurement import (
+    DISCLOSED,
+    LoadsInputs,
+    Measurement,
+    NewRun,
+    ScoredRun,
+    TrainedRun,
+)
 from fedpeft.wiring.section_lines import compute_section, guard, section_lines
 from fedpeft.wiring.validation import Validation
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedpeft.errors import ConfigError
 from fedpeft.machine import seeds
 from fedpeft.parts import setting
-from fedpeft.parts.families import SAMPLERS as SAMPLERS
+from fedpeft.parts.families import SAMPLERS
 from fedpeft.parts.spec import parse_spec
 
 Size = int | float | str

@@ -34,13 +34,19 @@ from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
 from fedpeft.models.layers import get_innermost, unwrap
 from fedpeft.models.quantized_base import quantize
 from fedpeft.models.readout import get_width
-from fedpeft.models.task import TASKS, FederatedModel, Say, Task, ignore_message
+from fedpeft.models.task import (
+    FederatedModel,
+    Say,
+    Task,
+    ignore_message,
+)
 from fedpeft.parts import format_part, name_of
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.parts.plugin_files import hash_own_code
 from fedpeft.peft.abilities import ChangesWeights, SavedAsOther, ViewedAsFactors, WeightChanges
 from fedpeft.peft.adapter import Layout, State
 from fedpeft.peft.factor_view import FactorView
-from fedpeft.peft.family import PEFT_METHODS, resize_method
+from fedpeft.peft.family import resize_method
 from fedpeft.peft.method import PeftMethod, create_start
 from fedpeft.privacy.exposure import trains_head_alone
 from fedpeft.wiring.activation_cache import count_frozen_blocks

@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedpeft.aggregation.safeguard import SAFEGUARDS, Safeguard
+from fedpeft.aggregation.safeguard import Safeguard
 from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
+from fedpeft.parts.families import SAFEGUARDS
 
 if TYPE_CHECKING:
     from fedpeft.wiring.run_spec import RunSpec

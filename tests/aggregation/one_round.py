@@ -2,7 +2,6 @@
 
 import torch
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import (
     Client,
     create_lora_layout,
@@ -10,6 +9,7 @@ from fedpeft.conformance.cohorts import (
     create_random_updates,
     run_round,
 )
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape
 
 FORM = AdapterShape(4, 8.0)

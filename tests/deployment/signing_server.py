@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.release import Release, compute_common_digest, compute_digest, format_form
@@ -19,6 +18,7 @@ from fedpeft.deployment.identity.signing import RECORD, Signer, Verifier
 from fedpeft.deployment.transcript.announcements import Announcements
 from fedpeft.deployment.transcript.round_record import RoundRecord, parse_record
 from fedpeft.deployment.transcript.transcript import Transcript, compute_record_limit
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 
 RUN, SETTINGS = "0123456789abcdef", "5" * 64

@@ -24,7 +24,7 @@ def project(tmp_path, capsys):
 
 @pytest.mark.fast
 def test_the_run_of_a_new_project_is_legal(project, monkeypatch):
-    from fedpeft.aggregation.strategy import strategies
+    from fedpeft.parts.families import strategies
 
     monkeypatch.setattr(plugins, "_state", plugins._PluginState())
     monkeypatch.chdir(project)

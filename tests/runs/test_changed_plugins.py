@@ -16,10 +16,9 @@ from fedpeft.commands.export import main as export
 from fedpeft.commands.predict import main as predict
 from fedpeft.data.rows import Rows
 from fedpeft.deployment.compared_parts import compute_plugin_digest
-from fedpeft.models.task import TASKS
 from fedpeft.parts import plugins
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.parts.plugin_files import MODULE, compute_digest, hash_own_code, shorten_version
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from fedpeft.simulate import parse

@@ -12,11 +12,10 @@ import torch
 from fedpeft.clients.local_training import Schedule
 from safetensors.torch import load_file
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.commands.flowertune import main
 from fedpeft.data.made_words import WORDS
 from fedpeft.models.base_model import resolve_model
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, strategies
 from fedpeft.reporting.flowertune_project import TEMPLATES, FlowerTuneProject, compute_fingerprint
 from fedpeft.wiring.catalogue import build_part
 from fedpeft.wiring.config import build_config

@@ -5,12 +5,10 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from fedpeft.aggregation.strategy import strategies
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.errors import ConfigError
 from fedpeft.parts import Family, check_settings, setting
+from fedpeft.parts.families import PARTITIONS, PEFT_METHODS, strategies
 from fedpeft.parts.spec import Spec, parse_spec, split_outside_parentheses
-from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
 
 

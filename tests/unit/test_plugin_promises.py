@@ -31,7 +31,6 @@ from fedpeft.aggregation.strategy import (
     LinearStrategy,
     RoundStrategy,
     Strategy,
-    strategies,
 )
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
@@ -44,21 +43,24 @@ from fedpeft.conformance.cohorts import (
     run_round,
 )
 from fedpeft.data.partition import Partition
-from fedpeft.data.rows import DATASETS, load_dataset
+from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import plugin_promises, plugins
 from fedpeft.parts.families import (
     ATTACKS,
     CORRECTIONS,
     CORRUPTIONS,
+    DATASETS,
     HEADS,
     HOOKS,
     LOCAL_OPTIMIZERS,
     LOCAL_WORK,
+    MECHANISMS,
     PEFT_METHODS,
     QUESTIONS,
     SERVER_OPTIMIZERS,
     TASKS,
+    strategies,
 )
 from fedpeft.parts.plugin_promises import hold, is_of_type
 from fedpeft.peft.adapter import AdapterShape
@@ -66,7 +68,7 @@ from fedpeft.peft.low_rank import LowRank
 from fedpeft.peft.method import PeftMethod, create_start
 from fedpeft.peft.methods.lora import Lora
 from fedpeft.privacy.abilities import AddsServerNoise
-from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.reporting.command import MISTAKE, run_command
 from fedpeft.rounds.user_hook import UserHook
 from fedpeft.simulation.hostile import compute_attacked_labels

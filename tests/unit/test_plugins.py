@@ -8,18 +8,20 @@ from types import SimpleNamespace
 import pytest
 from fedpeft.clients.drift import parse_drift
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.commands import describe
 from fedpeft.communication import decoding
-from fedpeft.communication.codec import PRESETS
-from fedpeft.communication.precision_rule import PRECISION_RULES
-from fedpeft.communication.steps import codecs
-from fedpeft.data.rows import DATASETS
 from fedpeft.deployment.client.shared_settings import parse_shared_settings
-from fedpeft.models.base_model import MODELS
 from fedpeft.parts import format_part, plugin_files, plugins
-from fedpeft.parts.families import MEMORIES
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import (
+    DATASETS,
+    MEMORIES,
+    MODELS,
+    PEFT_METHODS,
+    PRECISION_RULES,
+    PRESETS,
+    codecs,
+    strategies,
+)
 from fedpeft.reporting.command import MISTAKE, run_command
 from fedpeft.study.results import Result
 from fedpeft.study.runner import Workplace

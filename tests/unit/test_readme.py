@@ -71,9 +71,8 @@ def test_the_next_are_the_tests_as_they_are_run_for_every_change():
 @pytest.mark.parametrize("command", SIMULATIONS)
 def test_a_documented_simulation_has_legal_settings(command, tmp_path, monkeypatch):
     """Flags and parts are checked here; what they do is tested on small data elsewhere."""
-    from fedpeft.aggregation.strategy import strategies
     from fedpeft.communication.uplink import parse_uplink
-    from fedpeft.data.rows import DATASETS
+    from fedpeft.parts.families import DATASETS, strategies
     from fedpeft.wiring.catalogue import build_part
 
     monkeypatch.chdir(tmp_path)

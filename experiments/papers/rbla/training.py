@@ -18,11 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedpeft.aggregation.factors import place_ranks
-from fedpeft.aggregation.strategy import LinearStrategy, Strategy, strategies
+from fedpeft.aggregation.strategy import (
+    LinearStrategy,
+    Strategy,
+)
 from fedpeft.aggregation.update import Update
 from fedpeft.conformance.cohorts import run_round
 from fedpeft.data.rows import Rows
 from fedpeft.machine.seeds import create_torch_generator
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape, Layout, State, TensorSpec, subtract_states
 
 WIDTH = 200

@@ -14,8 +14,14 @@ from functools import cached_property
 
 import torch
 
-from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS, OptimizerState, Pace, ServerOptimizer
+from fedpeft.aggregation.server_optimizer import (
+    AVERAGE,
+    OptimizerState,
+    Pace,
+    ServerOptimizer,
+)
 from fedpeft.parts import setting
+from fedpeft.parts.families import SERVER_OPTIMIZERS
 from fedpeft.peft.adapter import State
 
 COUNT = "averaged"

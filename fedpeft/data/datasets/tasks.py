@@ -19,11 +19,18 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.rows import DATASETS, Dataset, Rows, get_default_partition, is_task_in_rows, join_rows
+from fedpeft.data.rows import (
+    Dataset,
+    Rows,
+    get_default_partition,
+    is_task_in_rows,
+    join_rows,
+)
 from fedpeft.data.task_sequence import COMPETE, TaskSchedule, TaskSequence
 from fedpeft.data.user_rows import get_text_column
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.parts import setting
+from fedpeft.parts.families import DATASETS
 
 
 @dataclass(frozen=True)

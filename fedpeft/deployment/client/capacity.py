@@ -34,8 +34,8 @@ from fedpeft.machine.files import check_regular_file
 from fedpeft.machine.hardware import get_free_memory, has_fast_bf16, list_accelerators
 from fedpeft.models.abilities import count_extra_tokens
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
 from fedpeft.models.two_towers import find_tower_folders
+from fedpeft.parts.families import TASKS
 from fedpeft.reporting.observer import RunObserver
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import RunSpec

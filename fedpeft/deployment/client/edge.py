@@ -45,8 +45,8 @@ from fedpeft.machine import cache
 from fedpeft.machine.cache import get_cache_directory
 from fedpeft.machine.hardware import get_gpu_name
 from fedpeft.models import kernels
-from fedpeft.models.task import TASKS
 from fedpeft.parts import format_part
+from fedpeft.parts.families import TASKS
 from fedpeft.peft.abilities import NamesRuns
 from fedpeft.privacy.client_protection import FAILED, ClientProtection, compute_state_digest
 from fedpeft.privacy.engine import KEY

@@ -19,18 +19,27 @@ from typing import Any, Final
 import tomli_w
 
 from fedpeft.aggregation.task_rules import TaskRanks
-from fedpeft.clients.drift import CORRECTIONS
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
-from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.parts import Family, format_part
+from fedpeft.parts.families import (
+    CORRECTIONS,
+    LOCAL_OPTIMIZERS,
+    LOCAL_WORK,
+    MECHANISMS,
+    PEFT_METHODS,
+    SERVER_NOISES,
+    SUMS,
+)
 from fedpeft.parts.spec import parse_spec, split_outside_parentheses
 from fedpeft.peft.abilities import NamesRuns
-from fedpeft.peft.family import PEFT_METHODS, resize_method
-from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
-from fedpeft.privacy.secure_sum.sum import SUMS, SecureSum, parse_privacy, sums_under
-from fedpeft.privacy.server_noise import SERVER_NOISES
+from fedpeft.peft.family import resize_method
+from fedpeft.privacy.mechanism import Mechanism
+from fedpeft.privacy.secure_sum.sum import (
+    SecureSum,
+    parse_privacy,
+    sums_under,
+)
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.wiring.config import RunConfig, build_config
 from fedpeft.wiring.measurements import Measurements, parse_measure

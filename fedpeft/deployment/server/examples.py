@@ -17,7 +17,6 @@ from fedpeft.data.images_with_texts import PATCH_LABELS
 from fedpeft.data.label_columns import AND, parse_names
 from fedpeft.data.prompt_templates import CHAT, SUFFIX, read_template
 from fedpeft.data.rows import (
-    DATASETS,
     Dataset,
     Rows,
     Source,
@@ -33,8 +32,8 @@ from fedpeft.deployment.options import OWN_TEST, ServeOptions
 from fedpeft.deployment.server.settings_checks import check_task, check_tasks
 from fedpeft.errors import ConfigError
 from fedpeft.models.abilities import ComparesExamples
-from fedpeft.models.task import TASKS
 from fedpeft.parts import check_settings, format_part
+from fedpeft.parts.families import DATASETS, TASKS
 from fedpeft.parts.spec import parse_spec
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import RunSpec

@@ -15,9 +15,9 @@ from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.deployment.options import ServeOptions
 from fedpeft.errors import ConfigError, PrivacyError
-from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.regression import Regression
 from fedpeft.parts import format_part
+from fedpeft.parts.families import TASKS
 from fedpeft.parts.spec import parse_spec
 from fedpeft.peft.abilities import NamesRuns
 from fedpeft.privacy.sum_mechanism import SumMechanism

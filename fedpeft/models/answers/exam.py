@@ -20,7 +20,11 @@ from fedpeft.models.answers.generation import answer_prompts
 from fedpeft.models.answers.likelihood import choose_answers, compute_answer_likelihoods, compute_log_likelihoods
 from fedpeft.models.answers.metric import Metric, RunsTests, ScoresTogether, parse_metrics
 from fedpeft.models.answers.questions import Question
-from fedpeft.models.task import TASKS, FederatedModel, Task
+from fedpeft.models.task import (
+    FederatedModel,
+    Task,
+)
+from fedpeft.parts.families import TASKS
 
 Said = tuple[str, ...]
 """An answer; for multiple choice, the likeliest choice and the likeliest one by length."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from fedpeft.errors import ConfigError
 from fedpeft.machine.sandbox import check_isolation
-from fedpeft.parts.families import METRICS as METRICS
+from fedpeft.parts.families import METRICS
 from fedpeft.parts.spec import split_outside_parentheses
 
 

@@ -231,7 +231,7 @@ class AdapterFusion(PeftMethod):
 
     def _load_run(self, folder: Path, base: nn.Module) -> dict[str, State]:
         """Return the tensors of one run's adapters, by module."""
-        from fedpeft.peft.family import PEFT_METHODS
+        from fedpeft.parts.families import PEFT_METHODS
 
         files = folder / "adapter"
         try:

@@ -34,10 +34,15 @@ from scipy.linalg import solve_triangular
 from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.server_optimizer import OptimizerState, Pace
 from fedpeft.aggregation.shared_sums import is_plain_sum, list_shared_sums
-from fedpeft.aggregation.strategy import LinearStrategy, Strategy, count_round_types, strategies
+from fedpeft.aggregation.strategy import (
+    LinearStrategy,
+    Strategy,
+    count_round_types,
+)
 from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
+from fedpeft.parts.families import SERVER_NOISES, strategies
 from fedpeft.peft.adapter import Layout, compute_norm
 from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.accountant import Event, noise_for
@@ -46,7 +51,6 @@ from fedpeft.privacy.ledger import POPULATION, Charges
 from fedpeft.privacy.mechanism import HALF, CohortForm, Mechanism
 from fedpeft.privacy.noise import draw_gaussian
 from fedpeft.privacy.server_noise import (
-    SERVER_NOISES,
     ServerNoise,
     compute_correlated_noise,
     compute_noise_variance,

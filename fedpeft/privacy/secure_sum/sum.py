@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting
-from fedpeft.parts.families import SUMS as SUMS
+from fedpeft.parts.families import MECHANISMS, SUMS
 from fedpeft.parts.spec import parse_spec
-from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.cohorts import FEWEST, check_cohort
 from fedpeft.privacy.secure_sum.collusion import explain_excess
 from fedpeft.privacy.secure_sum.integers import FEWEST_LEVELS, Integers, check_fits, levels

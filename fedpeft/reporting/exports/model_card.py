@@ -10,9 +10,9 @@ from typing import Any
 
 from fedpeft.data.model_config import load_model_config
 from fedpeft.data.partition import PartitionStatistics
-from fedpeft.data.rows import DATASETS
 from fedpeft.models.abilities import ComparesExamples, DescribesImages
 from fedpeft.models.readout import ALL_BLOCKS
+from fedpeft.parts.families import DATASETS
 from fedpeft.parts.plugin_files import hash_own_code
 from fedpeft.reporting.console import format_bytes, format_measure
 from fedpeft.reporting.exports.transformers_folder import create_processor

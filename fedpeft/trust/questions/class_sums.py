@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregation.head_start import HEADS
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
+from fedpeft.parts.families import HEADS
 from fedpeft.trust.question import NO_MATRICES, ROWS, Matrices, Question, State
 
 

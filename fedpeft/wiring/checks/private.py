@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from fedpeft.aggregation.abilities import Buffered, PersonalModel
 from fedpeft.aggregation.shared_sums import is_shared_sum, is_sum_of_clients, list_shared_sums
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.clients.drift import ExchangedCorrection
 from fedpeft.clients.local_optimizer import ProbesLosses
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import format_part, name_of
+from fedpeft.parts.families import strategies
 from fedpeft.privacy.abilities import AddsServerNoise, is_whitened
 from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.sum_mechanism import SumMechanism

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedpeft.aggregation.safeguard import SafeguardState
 from fedpeft.aggregation.safeguards.undo import Undo
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
+from fedpeft.parts.families import SERVER_OPTIMIZERS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.workers import Workers

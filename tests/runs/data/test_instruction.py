@@ -18,7 +18,7 @@ from fedpeft.data.tagged_words import IGNORED
 from fedpeft.errors import DataError, ModelError
 from fedpeft.machine.cache import hash_files
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from fedpeft.simulate import main
 from tests.chat import TEMPLATE
 from tests.refusals import pattern_of, refuses

@@ -17,7 +17,7 @@ from fedpeft.data.tagged_words import IGNORED
 from fedpeft.errors import ConfigError, DataError
 from fedpeft.models.answers.questions import QuestionForm
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from fedpeft.simulate import main
 from tests.chat import TEMPLATE
 from tests.refusals import pattern_of, refuses

@@ -8,7 +8,7 @@ import pytest
 
 from fedpeft.conformance.peft_cases import create_finished_runs
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from tests.here import OfSimulation, make_simulation, run_simulation
 from tests.refusals import refuses
 

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from fedpeft.commands.predict import create_heartbeat, main
-from fedpeft.data.rows import DATASETS
 from fedpeft.evaluate import answered_rows
 from fedpeft.evaluate.answered_rows import answer_rows
 from fedpeft.evaluate.prediction import compute_outputs, compute_probabilities
+from fedpeft.parts.families import DATASETS
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from tests.refusals import refuses

@@ -14,9 +14,8 @@ from fedpeft.commands.predict import main as predict
 from fedpeft.data.made_words import WORDS
 from fedpeft.evaluate.__main__ import main
 from fedpeft.models.answers.likelihood import compute_log_likelihoods
-from fedpeft.models.answers.metric import METRICS
 from fedpeft.models.answers.questions import QuestionForm, read_questions
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import METRICS, TASKS
 from fedpeft.reporting.finished_run import FinishedRun
 from tests.refusals import has_error, refuses
 from tests.unit.evaluation.test_code import isolated

@@ -16,7 +16,7 @@ from fedpeft.evaluate.__main__ import main as evaluate
 from fedpeft.models.answers.exam import Exam, select_fitting
 from fedpeft.models.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from fedpeft.reporting.run_folder import resolve_paths
 from fedpeft.simulate import main
 from fedpeft.wiring.config import RunConfig

@@ -15,15 +15,19 @@ from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.clip_folders import choose_frames, list_frames
 from fedpeft.data.datasets.clients import Clients
 from fedpeft.data.moving_images import GRAY, MOTIONS, move_image
-from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset
+from fedpeft.data.rows import (
+    Dataset,
+    Rows,
+    load_dataset,
+)
 from fedpeft.deployment.client.edge import check_machine
 from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions
 from fedpeft.deployment.server.examples import ServersRows
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS, find_trainable
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.models.task import find_trainable
+from fedpeft.parts.families import DATASETS, PEFT_METHODS, TASKS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import simulate

@@ -17,7 +17,7 @@ from fedpeft.commands.predict import main as predict
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.errors import ModelError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from fedpeft.simulate import main as simulate
 from tests.refusals import has_error, refuses
 

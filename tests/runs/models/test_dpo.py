@@ -10,9 +10,7 @@ import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Job
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 from torch.nn import functional
 
@@ -24,9 +22,9 @@ from fedpeft.data.tagged_words import IGNORED
 from fedpeft.models.adapters_off import disable_adapters
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
-from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.task import find_trainable
 from fedpeft.models.tasks.dpo import compute_preference_losses
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, LOCAL_WORK, PEFT_METHODS, TASKS
 from fedpeft.simulate import main
 from tests.refusals import has_error, refuses
 

@@ -41,8 +41,9 @@ from fedpeft.models.base_model import count_readable_tokens, resolve_model
 from fedpeft.models.encoders import from_pretrained
 from fedpeft.models.loading import load_base
 from fedpeft.models.readout import get_width
-from fedpeft.models.task import TASKS, ignore_message
+from fedpeft.models.task import ignore_message
 from fedpeft.models.tasks.classification import compute_hidden_states
+from fedpeft.parts.families import TASKS
 from fedpeft.simulate import main
 from tests.refusals import has_error, refuses
 

@@ -16,7 +16,7 @@ from fedpeft.data.scenes import PARTS, Scene, draw_scene
 from fedpeft.data.tagged_words import IGNORED
 from fedpeft.evaluate.patch_labels import format_grid
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulate import simulate
 from fedpeft.simulation.patch_scores import compute_overlaps, cut_patches, select_patches

@@ -21,9 +21,9 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.evaluate import __main__ as evaluate
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized_base import QuantizedLinear
-from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.token_labels import align_tags
 from fedpeft.parts import plugins
+from fedpeft.parts.families import TASKS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulate import main
 from fedpeft.simulation.simulation import Simulation

@@ -14,8 +14,8 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.frozen_blocks import can_start_at, cut_below
 from fedpeft.models.layers import find_blocks
 from fedpeft.models.quantized_base import quantize
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
 from tests.unit.clients.test_packing import TASK, apart, executors, jobs, made_rows
 

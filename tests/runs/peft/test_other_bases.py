@@ -13,8 +13,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from tests.refusals import refuses
 
 

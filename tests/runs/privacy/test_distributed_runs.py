@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fedpeft.communication.messages import Report
+from fedpeft.parts.families import MECHANISMS
 from fedpeft.privacy.accountant import epsilon, rdp_epsilon
-from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.skellam import Grid
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records

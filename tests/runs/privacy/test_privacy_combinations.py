@@ -6,11 +6,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedpeft.aggregation.strategy import LinearStrategy, strategies
+from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.errors import FedpeftError
+from fedpeft.parts.families import MECHANISMS, strategies
 from fedpeft.peft.adapter import Layout, State, compute_norm
 from fedpeft.privacy.ledger import POPULATION
-from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.simulation.simulation import Simulation

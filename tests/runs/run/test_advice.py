@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 from fedpeft.clients.drift import parse_drift
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 
 from fedpeft.data.partition import PartitionStatistics
+from fedpeft.parts.families import LOCAL_OPTIMIZERS
 from fedpeft.simulate import main
 from fedpeft.wiring import advice
 from fedpeft.wiring.advice import advise_on_steps

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, ViTConfig, ViTModel, pipeline
 
 from fedpeft.commands.export import main as export
 from fedpeft.evaluate.prediction import compute_outputs, compute_probabilities
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.simulate import main as simulate
 from tests.finished import as_flags

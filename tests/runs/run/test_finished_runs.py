@@ -21,7 +21,7 @@ from fedpeft.measurements.forgetting import Forgetting
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.calibration import calibrate, fit_temperature
 from fedpeft.models.readout import ALL_BLOCKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.reporting.final_score import Scorer
 from fedpeft.reporting.finished_run import FinishedRun, clone_modules, sample_batch
 from fedpeft.simulate import main as simulate

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from fedpeft.__main__ import find_module
-from fedpeft.data.rows import DATASETS
+from fedpeft.parts.families import DATASETS
 from fedpeft.reporting.finished_run import FinishedRun
 from fedpeft.reporting.next_commands import list_next_commands, say_next
 from fedpeft.simulate import main as simulate

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold, Update
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import Layout
 from fedpeft.simulate import main
 from tests.refusals import has_error

@@ -19,9 +19,8 @@ from fedpeft.communication.flower_grid import OwnGrid, get_node_id
 from fedpeft.communication.flower_messages import read_instruction, write_record
 from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft.adapter import Layout, TensorSpec
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.engine import PrivacyEngine, make_engine
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import Ledger

@@ -8,9 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.errors import ModelError
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, strategies
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.records import Records
 from fedpeft.rounds.progress import ServerState

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.final_score import save
 from fedpeft.reporting.records import Records

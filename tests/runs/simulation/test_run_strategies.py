@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedpeft.clients.attack import ATTACKS
 from fedpeft.clients.drift import flatten_states
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.base_residual import Residual, receive
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.uplink import Uplink
 from fedpeft.machine import activation_cache_limit
 from fedpeft.models.quantized_base import quantize
+from fedpeft.parts.families import ATTACKS, strategies
 from fedpeft.peft.adapter import AdapterShape, LoraPair
 from fedpeft.peft.low_rank import LowRank
 from fedpeft.reporting.console import ConsoleObserver

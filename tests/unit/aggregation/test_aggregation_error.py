@@ -7,9 +7,8 @@ import pytest
 
 from fedpeft.aggregation.aggregator import create_aggregator
 from fedpeft.aggregation.exactness import LARGEST_TARGET, MeasuringAggregator, Products, is_measurable
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import Client, create_lora_layout, create_random_state, create_random_updates
+from fedpeft.parts.families import SERVER_OPTIMIZERS, strategies
 from fedpeft.peft.adapter import AdapterShape
 
 FORM = AdapterShape(4, 8.0)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from fedpeft.aggregation.changes import Changes, compute_squared_length
 from fedpeft.aggregation.factors import change
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import (
     Client,
     create_lora_layout,
@@ -19,6 +18,7 @@ from fedpeft.conformance.cohorts import (
     create_random_updates,
     run_round,
 )
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape
 
 FORM = AdapterShape(4, 8.0)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from fedpeft.aggregation.head_start import HEADS, convert_to_summands
+from fedpeft.aggregation.head_start import convert_to_summands
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
+from fedpeft.parts.families import HEADS
 from tests.refusals import refuses
 
 WIDTH = 8

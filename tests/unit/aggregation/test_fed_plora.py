@@ -11,9 +11,9 @@ from fedpeft.clients.rule_half import changes_steps, prepare_job, restrict_to_ra
 
 from fedpeft.aggregation.factors import place_ranks, select_ranks
 from fedpeft.aggregation.owned_ranks import get_held_form
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold
 from fedpeft.conformance.peft_cases import Case
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape, Layout
 from fedpeft.privacy.noise import RunKey
 from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pair, shares

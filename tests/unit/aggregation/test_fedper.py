@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fedpeft.aggregation.strategy import strategies
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import Layout, TensorSpec
 from tests.aggregation.one_round import EQUAL, a_round, layout, pair, shares
 from tests.refusals import refuses

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fedpeft.aggregation.aggregator import LinearAggregator, RoundAggregator
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
 from fedpeft.aggregation.strategy import Aggregate, LinearStrategy, RoundStrategy
 from fedpeft.conformance.cohorts import (
     Client,
@@ -17,6 +16,7 @@ from fedpeft.conformance.cohorts import (
     create_random_updates,
     run_round,
 )
+from fedpeft.parts.families import SERVER_OPTIMIZERS
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.mechanisms.user_dp import NoisySum

@@ -9,8 +9,8 @@ from fedpeft.clients.curvature import compute_fisher_diagonal
 from fedpeft.clients.personal import SHARE, compose_model
 from fedpeft.clients.store import add_label
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.peft_cases import Case
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape
 
 

@@ -9,10 +9,10 @@ import torch
 from fedpeft.strategies.rank_budget import allocate_ranks
 
 from fedpeft.aggregation.factors import compute_effective_weight
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
 from fedpeft.conformance.cohorts import create_lora_layout, create_random_state, create_random_updates, run_round
 from fedpeft.conformance.peft_cases import Case
+from fedpeft.parts.families import strategies
 from tests.aggregation.one_round import EQUAL, FORM, MIXED
 
 layout = create_lora_layout([(12, 9), (6, 30), (20, 8)], FORM, head=(3, 5))

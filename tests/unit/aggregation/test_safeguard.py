@@ -8,8 +8,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from fedpeft.aggregation.safeguard import SAFEGUARDS, SafeguardState
+from fedpeft.aggregation.safeguard import SafeguardState
 from fedpeft.aggregation.safeguards.undo import Undo
+from fedpeft.parts.families import SAFEGUARDS
 
 # ---------------------------------------------------------------------------------------------------------- the rule
 

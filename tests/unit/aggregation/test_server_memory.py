@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from fedpeft.aggregation.aggregator import LinearAggregator, RoundAggregator
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import create_random_state, create_random_updates
+from fedpeft.parts.families import SERVER_OPTIMIZERS, strategies
 from tests.aggregation.one_round import EQUAL, layout
 
 

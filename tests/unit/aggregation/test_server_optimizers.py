@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedpeft.aggregation.server_optimizer import AVERAGE, SERVER_OPTIMIZERS
-from fedpeft.privacy.mechanism import MECHANISMS, Mechanism
+from fedpeft.aggregation.server_optimizer import AVERAGE
+from fedpeft.parts.families import MECHANISMS, SERVER_OPTIMIZERS
+from fedpeft.privacy.mechanism import Mechanism
 from fedpeft.privacy.secure_sum.sum import parse_privacy
 from fedpeft.rounds.progress import Checkpoints, ServerState
 from fedpeft.wiring.checks.private import check_server_noise

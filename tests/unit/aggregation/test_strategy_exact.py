@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpeft.aggregation.factors import compute_effective_weight
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import (
     Client,
     create_lora_layout,
@@ -14,6 +13,7 @@ from fedpeft.conformance.cohorts import (
     create_random_updates,
     run_round,
 )
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape
 
 SHAPES = [(7, 11), (13, 5), (6, 6)]

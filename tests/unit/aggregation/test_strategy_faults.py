@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fedpeft.aggregation.factors import compute_effective_weight, compute_target
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Cohort, normalize_weights, select_leading_ranks
 from fedpeft.conformance.cohorts import (
     Client,
@@ -17,6 +16,7 @@ from fedpeft.conformance.cohorts import (
     create_random_updates,
     run_round,
 )
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.peft.low_rank import compute_truncated_svd
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from fedpeft.aggregation.factors import compute_effective_weight
 from fedpeft.aggregation.robust import compute_middle_mean
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import (
     Client,
     create_lora_layout,
@@ -17,6 +16,7 @@ from fedpeft.conformance.cohorts import (
     create_random_updates,
     run_round,
 )
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape
 
 FORM = AdapterShape(4, 8.0)

@@ -9,8 +9,8 @@ from fedpeft.strategies.florg import find_grams
 
 from fedpeft.aggregation.factors import compute_effective_weight
 from fedpeft.aggregation.shared_sums import is_sum_of_clients
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import Client, create_random_state, create_random_updates, run_round
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec
 from tests.aggregation.one_round import EQUAL, FORM, MIXED, a_round, layout, pair, shares
 from tests.refusals import refuses

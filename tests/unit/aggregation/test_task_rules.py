@@ -7,12 +7,11 @@ import pytest
 import torch
 from fedpeft.strategies.inf_lora import design_directions
 
-from fedpeft.aggregation.head_start import HEADS
 from fedpeft.aggregation.owned_ranks import get_held_form
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.task_rules import TaskBoundary
 from fedpeft.aggregation.update import Cohort, Fold, Update
 from fedpeft.conformance.cohorts import create_lora_layout, create_random_state
+from fedpeft.parts.families import HEADS, strategies
 from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import refuses
 

@@ -9,10 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from fedpeft.aggregation.head_start import HEADS, VARIANCE, require_variation
+from fedpeft.aggregation.head_start import (
+    VARIANCE,
+    require_variation,
+)
 from fedpeft.aggregation.whitening import BIAS, WEIGHT, Whitening, create_projection
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
+from fedpeft.parts.families import HEADS
 from tests.refusals import refuses
 
 CLASSES, WIDTH, ROWS = 4, 12, 600

@@ -16,7 +16,7 @@ from fedpeft.attack.colluding import SplitView
 from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.deployment.identity.credentials import Credentials
-from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.parts.families import MECHANISMS, SUMS
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.certificates import Identity
 from fedpeft.privacy.secure_sum.cohorts import FEWEST
@@ -25,7 +25,6 @@ from fedpeft.privacy.secure_sum.contribution import BESIDE
 from fedpeft.privacy.secure_sum.masks import dtype
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.roster import Roster
-from fedpeft.privacy.secure_sum.sum import SUMS
 from tests.refusals import has_error, refuses
 
 SECURE = SUMS.build("secure_sum")

@@ -13,7 +13,6 @@ from fedpeft.clients import private, releasing
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.audit.__main__ import _format_verdict, main
 from fedpeft.audit.attacks import audit_run, run_attacks
 from fedpeft.audit.bounds import (
@@ -29,11 +28,10 @@ from fedpeft.audit.canary_audit import CanaryAudit
 from fedpeft.audit.cohorts import compute_size_epsilon
 from fedpeft.audit.membership import Membership
 from fedpeft.communication.uplink import parse_uplink
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import MECHANISMS, PEFT_METHODS, strategies
 from fedpeft.privacy import server_noise
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms import local_dp, user_dp
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.server_noise import count_turns

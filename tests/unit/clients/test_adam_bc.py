@@ -7,9 +7,9 @@ import pytest
 import torch
 from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.executor import Job, RowPrivacy
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from torch import nn
 
+from fedpeft.parts.families import LOCAL_OPTIMIZERS
 from fedpeft.privacy.noise import RunKey
 from tests.unit.clients.test_executors import local_training
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from fedpeft.clients.drift import Drift, ExchangedCorrection, parse_drift
 from fedpeft.clients.executor import Job
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
+from fedpeft.parts.families import LOCAL_OPTIMIZERS
 from tests.refusals import refuses
 
 
@@ -97,7 +97,7 @@ def test_scaffolds_server_moves_by_the_share_of_the_clients_that_it_has_heard_of
 
 
 def test_states_that_lose_their_meaning_are_refused_whatever_the_correction():
-    from fedpeft.aggregation.strategy import strategies
+    from fedpeft.parts.families import strategies
 
     training = LocalTraining(optimizer=LOCAL_OPTIMIZERS.build("sgd"))
     for text, words in (("fedbuff", ("FP1003",)), ("flexlora", ("FP1004",)), ("fedsvd", ("FP1004",))):

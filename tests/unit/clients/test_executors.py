@@ -13,9 +13,7 @@ from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.dropout import ClientDropout, DropoutPlan
 from fedpeft.clients.executor import Job, Trained
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import AutoConfig, AutoModel
 
@@ -27,9 +25,8 @@ from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
 from fedpeft.models.frozen_blocks import ActivationCache, HiddenRows, can_start_at, cut_below
 from fedpeft.models.layers import find_lowest_block
 from fedpeft.models.pooled_rows import PooledRows, create_pass_through
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, LOCAL_WORK, PEFT_METHODS, TASKS
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
 
 SHARDS = [

@@ -5,14 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from fedpeft.clients.drift import parse_drift
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.optimizers.muon import orthogonalize
 from torch import nn
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold
 from fedpeft.conformance.peft_cases import Case, find_largest_difference
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, strategies
 from tests.refusals import refuses
 
 MUON = "muon(momentum=0.8, head_rate=1.0)"

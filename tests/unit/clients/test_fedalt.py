@@ -6,9 +6,9 @@ import pytest
 import torch
 from fedpeft.clients.rule_half import prepare_job
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.conformance.peft_cases import Case
+from fedpeft.parts.families import strategies
 from fedpeft.peft.methods.row_lora import TwoLoras
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.config import RunConfig

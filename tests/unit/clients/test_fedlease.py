@@ -12,9 +12,9 @@ from fedpeft.clients.rule_half import prepare_job
 from fedpeft.strategies.fedlease import CLUSTERS, cluster_clients, compute_distances
 
 from fedpeft.aggregation.grouped_rules import GroupedRound
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
 from fedpeft.conformance.peft_cases import Case
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import State
 from fedpeft.peft.methods.expert_lora import SHUT, ExpertLoras
 from fedpeft.simulation.simulation import Simulation

@@ -7,12 +7,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from fedpeft.clients.attack import ATTACKS
 from fedpeft.clients.attacks.gradient_assembly import minimize_product
 from rich.console import Console
 
 from fedpeft.aggregation.factors import change, compute_effective_weight
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import (
     Client,
     create_lora_layout,
@@ -20,6 +18,7 @@ from fedpeft.conformance.cohorts import (
     create_random_updates,
     run_round,
 )
+from fedpeft.parts.families import ATTACKS, strategies
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation

@@ -13,8 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.frozen_blocks import ActivationCache, HiddenRows, can_start_at, cut_below
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.wiring import activation_cache
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.dataset_info import DatasetInfo

@@ -21,11 +21,11 @@ from fedpeft.clients.pool import Worker
 from rich.console import Console
 from torch.nn import functional
 
-from fedpeft.aggregation.head_start import HEADS, convert_to_summands
+from fedpeft.aggregation.head_start import convert_to_summands
 from fedpeft.communication.messages import Instruction
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, PayloadError, PrivacyError
+from fedpeft.parts.families import HEADS, PARTITIONS
 from fedpeft.peft.adapter import AdapterShape
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.optimizers.muon import orthogonalize
 from torch import nn
 
 from fedpeft.conformance.peft_cases import Case, find_largest_difference
+from fedpeft.parts.families import LOCAL_OPTIMIZERS
 from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import refuses
 

@@ -17,8 +17,8 @@ from fedpeft.models.frozen_blocks import ActivationCache, cut_below
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.packed_tokens import PackedTokens, _has_attention_windows, can_pack_tokens
 from fedpeft.models.packing import STEP, Packing
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.stacked_products import Factors, add_low_rank, split_evenly
 from tests.unit.clients.test_executors import SHARDS, build, jobs, worst
 from tests.unit.clients.test_packing import TASK as LANGUAGE

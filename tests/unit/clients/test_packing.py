@@ -9,9 +9,7 @@ import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.clients.executor import Job
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -21,9 +19,8 @@ from fedpeft.data.tagged_words import IGNORED
 from fedpeft.data.tokens import build_token_rows
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
-from fedpeft.models.task import TASKS
 from fedpeft.models.tasks.causal_lm import LanguageModel
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, LOCAL_WORK, PEFT_METHODS, TASKS
 
 TASK = TASKS.build("causal_lm")
 LENGTHS = (30, 3, 11, 17, 8, 2, 1, 29, 5, 14, 9, 9)

@@ -9,16 +9,13 @@ import pytest
 import torch
 from fedpeft.clients.batched import BatchedExecutor, assign_rows
 from fedpeft.clients.executor import Job
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.sequential import SequentialExecutor
 
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.frozen_blocks import ActivationCache, cut_below, get_sequences, start_from_store
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, LOCAL_WORK, PEFT_METHODS, TASKS
 
 SHARDS = [np.arange(0, 20), np.arange(20, 29), np.arange(29, 30), np.arange(30, 41)]
 

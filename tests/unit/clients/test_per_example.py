@@ -25,9 +25,9 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
-from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.task import find_trainable
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.noise import RunKey
 from tests.refusals import refuses
 from tests.unit.clients.test_executors import local_training

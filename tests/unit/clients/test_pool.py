@@ -11,10 +11,10 @@ import cloudpickle
 import pytest
 import torch
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.pool import RemoteWorker, Worker, get_result, pack_plans
 
 from fedpeft.parts import plugins
+from fedpeft.parts.families import LOCAL_WORK
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.config import RunConfig
 from tests.refusals import refuses

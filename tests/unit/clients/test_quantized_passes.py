@@ -11,7 +11,7 @@ from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.clients.workbench import WorkPlan
 
 from fedpeft.models.quantized_base import QuantizedLinear, quantize
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS
 from tests.unit.clients.test_executors import SHARDS, jobs, worst
 
 

@@ -17,7 +17,6 @@ from fedpeft.clients.drift import Correction, Drift
 from fedpeft.clients.drift_states import DriftStage
 from fedpeft.clients.executor import Trained
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.local_work import LOCAL_WORK
 from fedpeft.clients.masking import Masking, MaskPlan
 from fedpeft.clients.own_tensors import OwnTensorsStage
 from fedpeft.clients.privacy import PrivacyStage
@@ -26,19 +25,15 @@ from fedpeft.clients.store import ClientStore
 from fedpeft.clients.tasks import TaskStage
 from fedpeft.clients.walk import WalkStage
 
-from fedpeft.aggregation.head_start import HEADS
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.data.partition import Partition
 from fedpeft.data.task_sequence import ClientTasks, TaskSchedule, TaskSequence
 from fedpeft.errors import PayloadError, RunError
-from fedpeft.parts.families import ATTACKS
+from fedpeft.parts.families import ATTACKS, HEADS, LOCAL_WORK, MECHANISMS, SUMS, strategies
 from fedpeft.peft.adapter import Layout, TensorSpec
 from fedpeft.privacy.guard import ClientPrivacy
-from fedpeft.privacy.mechanism import MECHANISMS
-from fedpeft.privacy.secure_sum.sum import SUMS
 from fedpeft.simulation.hostile import AttackStage
 from tests.refusals import refuses
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from fedpeft.clients.task_sums import compute_class_sums, compute_input_moments
 
-from fedpeft.aggregation.head_start import HEADS
 from fedpeft.conformance.peft_cases import Case
+from fedpeft.parts.families import HEADS
 from fedpeft.trust.question import ROWS, parse_question
 from fedpeft.trust.questions.class_sums import ClassSums
 from fedpeft.trust.questions.layer_inputs import LayerInputs

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.tasks.causal_lm import LanguageModel
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
 
 TARGETS = ["q_proj", "v_proj"]

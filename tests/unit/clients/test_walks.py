@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from fedpeft.clients.executor import Job
 from fedpeft.clients.local_training import LocalTraining
-from fedpeft.clients.local_work import LOCAL_WORK
 
 from fedpeft.communication.messages import Report
+from fedpeft.parts.families import LOCAL_WORK
 from fedpeft.rounds.acceptance import check_report
 from tests.refusals import refuses
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.probing import directions, probe
 from torch import nn
 
@@ -16,6 +15,7 @@ from fedpeft.communication.downlink import decode_arrival
 from fedpeft.communication.uplink import parse_uplink
 from fedpeft.conformance.peft_cases import Case, find_largest_difference
 from fedpeft.machine import seeds
+from fedpeft.parts.families import LOCAL_OPTIMIZERS
 from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import refuses
 

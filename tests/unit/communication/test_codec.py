@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedpeft.communication.codec import PRESETS, parse_codec
+from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.codecs.cast import Cast
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.levels import scale_values, scale_words
 from fedpeft.communication.payload import Reader
 from fedpeft.communication.steps import Context, Encoded
 from fedpeft.communication.symbols import Symbols
+from fedpeft.parts.families import PRESETS
 from tests.communication.vectors import lora_state, rows, through
 from tests.refusals import refuses
 

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedpeft.communication.codec import PRESETS, parse_codec
+from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.downlink import DOWNLINKS, compute_balanced_weights
 from fedpeft.communication.payload import (
@@ -30,8 +30,8 @@ from fedpeft.communication.payload import (
     seal,
     write_payload,
 )
-from fedpeft.communication.steps import codecs
 from fedpeft.errors import PayloadError
+from fedpeft.parts.families import PRESETS, codecs
 
 SHAPES = {"q.lora_A": (4, 30), "q.lora_B": (40, 4), "head.bias": (5,), "scale": ()}
 PARAMETERS = 286

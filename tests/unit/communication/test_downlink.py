@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.base_residual import Residual
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
@@ -23,8 +22,8 @@ from fedpeft.communication.downlink import (
     parse_downlink,
 )
 from fedpeft.conformance.cohorts import create_lora_layout, create_random_state
+from fedpeft.parts.families import PEFT_METHODS, strategies
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.peft.family import PEFT_METHODS
 from tests.refusals import refuses
 
 SHAPES = {"q.lora_A": (4, 48), "q.lora_B": (32, 4), "head.weight": (5, 16)}

@@ -26,7 +26,7 @@ def test_golden_payloads_decode_for_ever(path):
 
 
 def test_there_are_golden_payloads_of_every_step():
-    from fedpeft.communication.steps import codecs
+    from fedpeft.parts.families import codecs
 
     seen = b"".join(p.read_bytes()[:200] for p in GOLDEN.glob("v1-*.payload"))
     assert all(name.encode() in seen for name in codecs.names)

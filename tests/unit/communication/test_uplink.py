@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fedpeft.communication.codec import PRESETS
-from fedpeft.communication.precision_rule import PRECISION_RULES, Situation
+from fedpeft.communication.precision_rule import Situation
 from fedpeft.communication.uplink import parse_uplink
+from fedpeft.parts.families import PRECISION_RULES, PRESETS
 from tests.refusals import refuses
 
 # ------------------------------------------------------------------------------------------------------------- texts

@@ -15,7 +15,7 @@ from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from tests.refusals import refuses
 
 TEXT = "Below is an instruction that describes a task. Write a response that appropriately completes the request."

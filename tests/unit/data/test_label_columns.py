@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from fedpeft.data.label_columns import LabelColumn, compute_moments
-from fedpeft.data.partition import PARTITIONS, USUAL
+from fedpeft.data.partition import USUAL
 from fedpeft.data.rows import BINS, assign_quantile_bins, load_dataset, split_validation
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import PARTITIONS, TASKS
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fedpeft.data.datasets.office import KINDS, ORDER, Office
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_validation
+from fedpeft.parts.families import PARTITIONS
 
 
 def solved(kind: str, question: str) -> str:

@@ -13,9 +13,10 @@ import pytest
 
 from fedpeft.data.in_memory import create_part
 from fedpeft.data.record_files import read_records
-from fedpeft.data.rows import DATASETS, load_dataset
+from fedpeft.data.rows import load_dataset
 from fedpeft.data.user_rows import build_labeled_rows
 from fedpeft.errors import AssetError, ConfigError, DataError, FedpeftError
+from fedpeft.parts.families import DATASETS
 from tests.refusals import has_error, pattern_of, refuses
 
 

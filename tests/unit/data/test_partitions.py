@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpeft.data.partition import PARTITIONS, Partition, Shards, fill_empty_clients, split
+from fedpeft.data.partition import (
+    Partition,
+    Shards,
+    fill_empty_clients,
+    split,
+)
 from fedpeft.data.rows import Rows, load_dataset, split_validation
+from fedpeft.parts.families import PARTITIONS
 from fedpeft.wiring.auto_defaults import resolve_auto
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run

@@ -7,8 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import Rows
+from fedpeft.parts.families import PARTITIONS
 from tests.refusals import refuses
 
 ROWS = Rows(["text"] * 500, np.arange(500) % 5)

@@ -9,8 +9,8 @@ import pytest
 
 from fedpeft.data.cached_rows import hash_rows
 from fedpeft.data.datasets.reviews import DOMAINS, build_raters, is_new, parse_ratings, parse_votes, place, read_rated
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
+from fedpeft.parts.families import PARTITIONS
 from tests.refusals import refuses
 
 

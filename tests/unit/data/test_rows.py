@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedpeft.data.rows import DATASETS, Dataset, Rows, load_dataset
+from fedpeft.data.rows import (
+    Dataset,
+    Rows,
+    load_dataset,
+)
+from fedpeft.parts.families import DATASETS
 from tests.refusals import refuses
 
 TEXTS = [f"a {'good' if i % 2 else 'bad'} cup {i}" for i in range(8)]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedpeft.data.rows import DATASETS, load_dataset, split_off_validation
+from fedpeft.data.rows import (
+    load_dataset,
+    split_off_validation,
+)
 from fedpeft.data.task_sequence import ClientTasks, TaskSchedule
+from fedpeft.parts.families import DATASETS
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run

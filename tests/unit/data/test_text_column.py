@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from fedpeft.data import text_column, user_rows
 from fedpeft.data.cached_rows import convert_to_arrays, hash_rows
 from fedpeft.data.inspection import check_rows
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset, split_off_validation
 from fedpeft.data.text_column import TextColumn, TextWriter, join_texts, take_texts
 from fedpeft.machine import growing_array
 from fedpeft.machine.growing_array import GrowingArray
 from fedpeft.machine.mapped_files import iterate_pieces
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import PARTITIONS, TASKS
 
 
 def on_disk(texts: list[str], held: int = -1) -> TextColumn:

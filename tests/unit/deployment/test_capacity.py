@@ -10,7 +10,7 @@ from fedpeft.deployment.client.capacity import ModelSize, choose, parse_device
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.layers import find_linear_layers
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from tests.refusals import refuses
 
 SEVEN_B = ModelSize(linear=6_500_000_000, other=300_000_000, hidden=4096, intermediate=11008, blocks=32, heads=32,

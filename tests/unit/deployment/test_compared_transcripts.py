@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.commands import transcript as command
 from fedpeft.communication.release import Release, compute_common_digest, compute_digest, format_form
 from fedpeft.deployment.transcript.announcements import Announcements
+from fedpeft.parts.families import strategies
 from tests.deployment.signing_server import SETTINGS, STATE, Server, policy, task
 from tests.refusals import has_error, refuses
 

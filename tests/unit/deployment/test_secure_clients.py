@@ -17,6 +17,7 @@ from fedpeft.communication.messages import Instruction
 from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.identity.pinned_roster import PinnedRoster
+from fedpeft.parts.families import SUMS
 from fedpeft.privacy.secure_sum import words
 from fedpeft.privacy.secure_sum.announcement import Announcement
 from fedpeft.privacy.secure_sum.certificates import CertifiedRoster, Identity
@@ -24,7 +25,6 @@ from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution, Total
 from fedpeft.privacy.secure_sum.coordinator import Coordinator
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import graph
-from fedpeft.privacy.secure_sum.sum import SUMS
 from tests.conftest import SilentObserver
 from tests.here import MORE_ROWS, ROWS, TINY, Federation
 from tests.refusals import has_error

@@ -14,7 +14,7 @@ from fedpeft.data.made_words import WORDS
 from fedpeft.evaluate import flowertune
 from fedpeft.evaluate.flowertune import TRACKS, find_sentiment, is_choice_right, read
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from tests.refusals import refuses
 
 ROWS = 200

@@ -15,8 +15,8 @@ from rich.console import Console
 from experiments.ladder import __main__ as command
 from experiments.ladder.rungs import Cell, compute_frozen_features, create_folds, sample, score_probe, score_surface
 from experiments.ladder.settings import TASKS, Task, create_natural, create_passes
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
+from fedpeft.parts.families import PARTITIONS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.config import build_config

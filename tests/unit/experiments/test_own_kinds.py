@@ -8,9 +8,9 @@ import pytest
 
 from experiments import own_kinds
 from experiments.own_kinds import compute_lines
-from fedpeft.data.partition import PARTITIONS
 from fedpeft.data.rows import load_dataset
 from fedpeft.errors import RunError
+from fedpeft.parts.families import PARTITIONS
 from fedpeft.wiring.config import RunConfig
 
 ANSWERS = [

@@ -35,12 +35,12 @@ from experiments.papers.rbla.training import (
     train_client,
 )
 from experiments.papers.registry import PROTOCOLS, ROOT, find_citations, find_runs, read_papers
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import pad_ranks
 from fedpeft.communication.codec import parse_codec
 from fedpeft.conformance.cohorts import create_random_state, create_random_updates, run_round
 from fedpeft.data.rows import Rows
 from fedpeft.errors import RunError
+from fedpeft.parts.families import strategies
 from fedpeft.wiring.config import read_config
 from fedpeft.wiring.run_spec import parse_run
 from tests.aggregation.one_round import MIXED, layout, pair

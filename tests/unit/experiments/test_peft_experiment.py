@@ -10,7 +10,7 @@ import pytest
 from experiments.learning_rates import find_tuned_tables, insert_rates, rank_rates
 from experiments.peft_methods.__main__ import FOLDER
 from experiments.peft_methods.costs import measure
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.study.results import Result
 from fedpeft.study.study_file import read_study
 from fedpeft.wiring.auto_defaults import resolve_auto

@@ -13,8 +13,7 @@ from experiments.reference.__main__ import DOCS, MADE, find_part
 from experiments.reference.choices import find_paper, find_use
 from experiments.reference.tables import format_commands, format_rows
 from fedpeft.__main__ import COMMANDS, find_module
-from fedpeft.aggregation.strategy import strategies
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, strategies
 
 WITHOUT_PAPER = {"full", "linear_probe", "whitened_probe"}
 

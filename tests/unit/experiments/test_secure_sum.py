@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.secure_sum.__main__ import widen_bits
-from fedpeft.privacy.secure_sum.sum import SUMS
+from fedpeft.parts.families import SUMS
 
 
 @pytest.mark.parametrize(("clients", "bits"), [(100, 16), (4095, 16), (4096, 17), (10_000, 18)])

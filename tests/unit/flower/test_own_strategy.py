@@ -17,7 +17,6 @@ from flwr.serverapp import strategy as newer
 
 import fedpeft
 from fedpeft.aggregation.aggregator import RoundAggregator
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.cohorts import (
     Client,
     create_lora_layout,
@@ -29,6 +28,7 @@ from fedpeft.errors import ConfigError
 from fedpeft.flower.strategy import wrap_strategy
 from fedpeft.flower.strategy_checkpoint import FORM, pickle_unsaved, restore_values, save_values
 from fedpeft.parts import plugins
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import AdapterShape
 from tests.refusals import pattern_of, refuses
 

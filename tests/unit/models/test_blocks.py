@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from fedpeft.models.layers import choose_blocks
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.peft.hybrid import Hybrid
 from tests.refusals import refuses
 

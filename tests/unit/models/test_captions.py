@@ -18,9 +18,9 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.models.answers.captioning import caption_images, generate_captions
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.patch_features import compute_patch_features
-from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.task import find_trainable
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.simulation.captions import compute_measures
 from tests.refusals import refuses
 from tests.scene_words import tiny_captioner
@@ -126,7 +126,7 @@ def test_features_are_patches_pooled_to_fewer(folder, scene_rows) -> None:
 
 
 def test_a_connector_in_closed_form_is_the_regression_of_the_pooled_rows(folder, rows) -> None:
-    from fedpeft.aggregation.head_start import HEADS
+    from fedpeft.parts.families import HEADS
 
     task, model, _ = made(folder, dtype="fp64")
     head = dataclasses.replace(HEADS.build(get_default_head("scenes(task=captions)")), strength=1e-3)

@@ -10,8 +10,7 @@ from fedpeft.data.dead_leaves import draw_dead_leaves
 from fedpeft.data.rows import load_dataset
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.drawn_whitening import LENGTH, DrawnStatistics, compute_whitening, whiten
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from tests.refusals import refuses
 
 

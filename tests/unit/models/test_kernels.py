@@ -9,8 +9,7 @@ from fedpeft.clients.batched import BatchedExecutor
 from fedpeft.models import kernels
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.kernels import FrozenLinear, WidenedLinear
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 
 
 def products(kernel, dtype):

@@ -18,10 +18,10 @@ from fedpeft.data.rows import Rows
 from fedpeft.models.kernels import FrozenLinear
 from fedpeft.models.layers import choose_blocks, find_linear_layers
 from fedpeft.models.packed_tokens import can_pack_tokens
-from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.task import find_trainable
 from fedpeft.models.tasks.classification import compute_hidden_states
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.exports.transformers_folder import create_classifier
 from tests.refusals import refuses
 

@@ -15,9 +15,8 @@ from fedpeft.models.frozen_blocks import can_start_at, cut_below
 from fedpeft.models.packed_tokens import PackedTokens, can_pack_tokens
 from fedpeft.models.pooled_rows import create_pass_through
 from fedpeft.models.readout import AllBlocks, get_plain_base, get_width, read_all_blocks
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.forgetting import measure_forgetting
 from fedpeft.simulation.probe import begin_probe

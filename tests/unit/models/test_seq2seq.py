@@ -26,9 +26,9 @@ from fedpeft.models.base_model import resolve_model
 from fedpeft.models.checkpointing import checkpoint_blocks
 from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.layers import choose_blocks, find_linear_layers, find_target_layers
-from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.task import find_trainable
 from fedpeft.models.tasks.seq2seq import check_seq2seq
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft.methods.adamix import Mixture, compute_symmetric_divergence
 from tests.refusals import refuses
 from tests.unit.clients.test_executors import local_training

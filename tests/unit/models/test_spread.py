@@ -12,8 +12,7 @@ from fedpeft.clients.sequential import SequentialExecutor
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import find_blocks
 from fedpeft.models.spread import assign_devices, spread_model
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.reporting.workers import _check_spread
 from tests.elsewhere import DEVICE
 from tests.refusals import refuses

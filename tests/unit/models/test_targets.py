@@ -9,10 +9,10 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from fedpeft.aggregation.head_start import HEADS, convert_to_summands
+from fedpeft.aggregation.head_start import convert_to_summands
 from fedpeft.aggregation.update import Fold
 from fedpeft.models.target_measures import measure_classes, measure_labels, measure_numbers
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import HEADS, TASKS
 from fedpeft.simulation.probe import ITERATIONS, STRENGTHS, choose_strength
 from fedpeft.simulation.target_probes import fit_number_probe, label_probe
 from tests.refusals import refuses

@@ -19,9 +19,12 @@ from fedpeft.data.tagged_words import IGNORED
 from fedpeft.models import token_losses as module
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.dtypes import DTYPES
-from fedpeft.models.task import TASKS, RowLosses, find_trainable
+from fedpeft.models.task import (
+    RowLosses,
+    find_trainable,
+)
 from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 
 TASK = CausalLM()
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

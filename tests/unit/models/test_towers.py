@@ -15,10 +15,10 @@ from fedpeft.errors import ConfigError, ModelError
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.frozen_blocks import pool
 from fedpeft.models.scoring import score_together
-from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.task import find_trainable
 from fedpeft.models.two_towers import HELD, Connector, augment_images, augment_texts
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.reporting.finished_run import clone_modules
 from tests.refusals import refuses
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Fold, Update
 from fedpeft.conformance.peft_cases import Case
+from fedpeft.parts.families import strategies
 from fedpeft.peft.adapter import subtract_states
 from fedpeft.peft.methods.adamix import Mixture, compute_symmetric_divergence
 from tests.unit.peft.test_prefix_tuning_plus import of_size

@@ -15,8 +15,8 @@ from fedpeft.deployment.options import ServeOptions
 from fedpeft.deployment.server.settings_checks import check
 from fedpeft.models.task import find_trainable
 from fedpeft.parts import format_part
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.peft import saved_adapter
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.adapter_fusion import Fusion, compute_identity_pull
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run

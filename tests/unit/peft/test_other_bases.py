@@ -7,7 +7,6 @@ import pytest
 import torch
 from fedpeft.clients.drift import parse_drift
 from fedpeft.clients.executor import Job
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import LocalTraining
 from fedpeft.clients.sequential import SequentialExecutor
 from transformers import (
@@ -24,9 +23,9 @@ from transformers import (
 )
 
 from fedpeft.data.rows import Rows
-from fedpeft.models.task import TASKS, find_trainable
+from fedpeft.models.task import find_trainable
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, PEFT_METHODS, TASKS
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.peft.methods.prompt_tuning import PROMPT, StackedPrompt
 from fedpeft.peft.prompts import find_first_position
 from tests.refusals import refuses

@@ -13,8 +13,7 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.models.answers.generation import generate_tokens
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.layers import unwrap
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from tests.refusals import refuses
 
 PLACED = "p_tuning(length=5, hidden=12, encoder=lstm, after=(0, 3))"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.conformance.peft_cases import Case
 from fedpeft.models.adapters_off import disable_adapters
+from fedpeft.parts.families import strategies
 from fedpeft.peft.methods.pissa import Remainder, compute_leading_factors
 from fedpeft.wiring.checks.rules import check_method
 from tests.refusals import refuses

@@ -8,8 +8,7 @@ from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, Llama
 
 from fedpeft.data.examples import make_up_batch
 from fedpeft.machine import seeds
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 LENGTH = 20

@@ -6,8 +6,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from tests.refusals import refuses
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fedpeft.communication.codec import parse_codec
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.peft.methods.quantum_peft import Pauli, Taylor
 from tests.refusals import refuses
 from tests.unit.peft.test_prefix_tuning_plus import of_size

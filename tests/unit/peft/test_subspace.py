@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedpeft.conformance.peft_cases import Case
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.peft.methods.subspace import draw_entries
 from tests.refusals import refuses
 

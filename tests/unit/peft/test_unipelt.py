@@ -11,8 +11,7 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.models.answers.generation import generate_tokens
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from tests.refusals import refuses
 
 METHODS = "lora(rank=4) + prefix(length=5) + bottleneck(dim=6)"

@@ -9,11 +9,11 @@ from typing import ClassVar
 import pytest
 
 from fedpeft.communication.messages import Report
+from fedpeft.parts.families import MECHANISMS
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.accounts import CommonAccounts, DeclaredAccounts, Limit, SumAccounts
 from fedpeft.privacy.declared_terms import DeclaredTerms
 from fedpeft.privacy.engine import PrivacyEngine, make_engine
-from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise_sources import DrawnNoise, settle_declared_levels, settle_levels
 from tests.refusals import refuses
 from tests.unit.privacy.test_summed_book import CLIENTS, exposure

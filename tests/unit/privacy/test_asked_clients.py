@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.parts.families import MECHANISMS
 from fedpeft.privacy.mechanisms import user_dp
 from fedpeft.privacy.noise import RunKey
 from fedpeft.privacy.server_noise import compute_correlated_noise

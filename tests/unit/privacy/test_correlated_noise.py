@@ -15,16 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.parts import format_part
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import MECHANISMS, PEFT_METHODS, SERVER_NOISES, strategies
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION
-from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.mechanisms.user_dp import NoisySum
 from fedpeft.privacy.server_noise import (
-    SERVER_NOISES,
     compute_correlated_noise,
     count_turns,
     extend_chain,

@@ -14,15 +14,13 @@ from opacus.accountants.utils import get_noise_multiplier
 from rich.console import Console
 from scipy.stats import binom
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.audit.canaries import run
 from fedpeft.audit.canary_audit import CanaryAudit
+from fedpeft.parts.families import MECHANISMS, PEFT_METHODS, strategies
 from fedpeft.peft.adapter import Layout
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import Event, noise_for
 from fedpeft.privacy.engine import LEDGER
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise_sources import describe_dropouts
 from fedpeft.privacy.sampled_rdp import rdp_of_sampled
 from fedpeft.privacy.secure_sum.announcement import Announcement

@@ -9,8 +9,7 @@ import torch
 
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.feature_length import measure_feature_length
-from fedpeft.models.task import TASKS
-from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.parts.families import MECHANISMS, TASKS
 from tests.unit.privacy.test_private_plan import exposure
 
 

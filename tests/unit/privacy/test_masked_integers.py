@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedpeft.errors import PayloadError
+from fedpeft.parts.families import SUMS
 from fedpeft.privacy.secure_sum.announcement import Announcement, signs
 from fedpeft.privacy.secure_sum.contribution import BESIDE, Contribution, Total, Weights
 from fedpeft.privacy.secure_sum.identities import simulated_key, simulated_roster
@@ -16,7 +17,6 @@ from fedpeft.privacy.secure_sum.integers import Integers, check_fits, rotate, ro
 from fedpeft.privacy.secure_sum.masks import dtype
 from fedpeft.privacy.secure_sum.member import Member
 from fedpeft.privacy.secure_sum.neighbours import Terms
-from fedpeft.privacy.secure_sum.sum import SUMS
 from tests.refusals import refuses
 
 

@@ -11,9 +11,9 @@ import torch
 from fedpeft.deployment.client.edge import EdgeClient
 from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
+from fedpeft.parts.families import MECHANISMS
 from fedpeft.privacy.client_protection import limit_mechanism, plan_participations
 from fedpeft.privacy.engine import LEDGER
-from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise import RunKey
 from tests.refusals import refuses
 

@@ -8,18 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.local_optimizer import LOCAL_OPTIMIZERS
 from fedpeft.clients.local_training import Schedule
 
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import strategies
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import LOCAL_OPTIMIZERS, MECHANISMS, PEFT_METHODS, SERVER_OPTIMIZERS, strategies
 from fedpeft.privacy import mechanism as mechanisms
 from fedpeft.privacy import training_plans
 from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.engine import make_engine
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import LEAST_SIGNAL, MECHANISMS
+from fedpeft.privacy.mechanism import LEAST_SIGNAL
 from fedpeft.privacy.mechanisms import distributed_dp, dp_sgd
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation

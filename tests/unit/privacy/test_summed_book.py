@@ -9,17 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.communication.messages import Report
 from fedpeft.communication.round_plan import RoundPlan
+from fedpeft.parts.families import MECHANISMS, PEFT_METHODS, strategies
 from fedpeft.peft.adapter import Layout
-from fedpeft.peft.family import PEFT_METHODS
 from fedpeft.privacy.accountant import epsilon
 from fedpeft.privacy.accounts import CommonAccounts, SumAccounts
 from fedpeft.privacy.declared_terms import DeclaredTerms
 from fedpeft.privacy.engine import LEDGER, PrivacyEngine
 from fedpeft.privacy.exposure import Exposure
-from fedpeft.privacy.mechanism import MECHANISMS
 from fedpeft.privacy.noise_sources import NoiseShares, settle_levels
 from fedpeft.rounds.private_rounds import PrivacyHook
 from tests.refusals import refuses

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.aggregation.server_optimizer import SERVER_OPTIMIZERS
-from fedpeft.aggregation.strategy import strategies
 from fedpeft.aggregation.update import Update
+from fedpeft.parts.families import SERVER_OPTIMIZERS, strategies
 from fedpeft.peft.adapter import AdapterShape, Layout, TensorSpec, compute_norm
 from fedpeft.privacy.abilities import ServerRound
 from fedpeft.privacy.mechanisms.local_dp import LocalDP

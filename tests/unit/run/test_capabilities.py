@@ -16,7 +16,7 @@ from fedpeft.aggregation.abilities import RemembersRounds
 from fedpeft.aggregation.heads.ridge import Ridge
 from fedpeft.aggregation.server_optimizers.momentum import Momentum
 from fedpeft.aggregation.server_optimizers.sgd import SGD
-from fedpeft.aggregation.strategy import LinearStrategy, strategies
+from fedpeft.aggregation.strategy import LinearStrategy
 from fedpeft.models.abilities import PacksExamples
 from fedpeft.parts.families import (
     ATTACKS,
@@ -27,6 +27,7 @@ from fedpeft.parts.families import (
     MECHANISMS,
     PEFT_METHODS,
     TASKS,
+    strategies,
 )
 from fedpeft.peft.adapter import Layout, TensorSpec
 from fedpeft.peft.methods.dora import Dora

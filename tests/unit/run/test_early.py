@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from fedpeft.clients.attack import ATTACKS
 
 from fedpeft import simulate
 from fedpeft.__main__ import COMMANDS, find_module
 from fedpeft.errors import ConfigError, FedpeftError
 from fedpeft.parts.declarations import UnreadableError, read
-from fedpeft.parts.families import PRESETS
+from fedpeft.parts.families import ATTACKS, PRESETS
 from fedpeft.reporting.command import OTHER_NAMES
 from fedpeft.wiring import catalogue, early_checks
 from fedpeft.wiring.config import RunConfig

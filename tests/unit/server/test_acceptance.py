@@ -6,7 +6,7 @@ import torch
 
 from fedpeft.audit.canaries import _Clients
 from fedpeft.audit.canary_audit import CanaryAudit
-from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.parts.families import MECHANISMS
 from fedpeft.rounds.progress import ServerState
 
 

@@ -14,7 +14,7 @@ from fedpeft.communication.flower_grid import OwnGrid, get_node_id
 from fedpeft.communication.flower_messages import read_instruction, write_record
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.uplink import Uplink
-from fedpeft.privacy.mechanism import MECHANISMS
+from fedpeft.parts.families import MECHANISMS
 from fedpeft.rounds import report_buffer
 from fedpeft.rounds.acceptance import DecodedReport, check_statistics
 from fedpeft.rounds.clock import Stopwatch

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from fedpeft.aggregation.safeguard import SAFEGUARDS
+from fedpeft.parts.families import SAFEGUARDS
 from fedpeft.rounds.progress import ServerState
 from fedpeft.rounds.safeguard import IN_A_ROW, SafeguardHook
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fedpeft.clients.attack import ATTACKS
 
 from fedpeft.measurements.backdoor import Backdoor as Measurement
+from fedpeft.parts.families import ATTACKS
 from fedpeft.simulation.hostile import plant_triggers
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.wiring.config import RunConfig

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fedpeft.parts.families import MECHANISMS
 from fedpeft.peft.adapter import AdapterShape
-from fedpeft.privacy.mechanism import MECHANISMS, CohortForm
+from fedpeft.privacy.mechanism import CohortForm
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.rounds import sampling
 from fedpeft.rounds.sampling import (

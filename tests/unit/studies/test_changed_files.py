@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.data.abilities import NamesFiles
-from fedpeft.data.rows import DATASETS
+from fedpeft.parts.families import DATASETS
 from fedpeft.reporting import user_files
 from fedpeft.reporting.records import Records
 from fedpeft.reporting.user_files import RECORD, find_own_files, load_record

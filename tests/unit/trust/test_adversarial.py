@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import TASKS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.activation_cache import count_cached_blocks

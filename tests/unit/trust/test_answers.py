@@ -19,9 +19,7 @@ from fedpeft.data.tokens import load_tokenizer
 from fedpeft.models.answers.exam import Exam
 from fedpeft.models.answers.questions import Question, QuestionForm, read_questions
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
-from fedpeft.parts.families import DATASETS, MEASUREMENTS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import DATASETS, MEASUREMENTS, PEFT_METHODS, TASKS
 from fedpeft.simulation.language import build_choice_batches, center, measure_prompts, score_choices
 from fedpeft.trust.answers import calibrate_choices, calibrate_free_answers, pad_scores
 from fedpeft.trust.exposure import bound_mean_exposure, compute_exposures, compute_group_terms

@@ -14,6 +14,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.machine.energy import Meter, find_nvml_counters, find_rapl_counters
 from fedpeft.machine.json_values import convert_to_plain
 from fedpeft.measurements.energy import Energy
+from fedpeft.parts.families import SAMPLERS
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.rounds.acceptance import ClientResult
 from fedpeft.rounds.energy import AwarePopulation, EnergyTracker
@@ -22,7 +23,11 @@ from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.energy import EnergyModel
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.profiles import Profile
-from fedpeft.wiring.sampling import SAMPLERS, AwareSampler, build_aware_sampler, compute_cohort_size
+from fedpeft.wiring.sampling import (
+    AwareSampler,
+    build_aware_sampler,
+    compute_cohort_size,
+)
 from tests.refusals import pattern_of, refuses
 
 

@@ -11,8 +11,7 @@ from fedpeft.clients.lora_layers import find_lora_layers
 from scipy.optimize import minimize_scalar
 
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.trust.kronecker import (
     Curvature,
     apply_probit,

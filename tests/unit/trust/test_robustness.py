@@ -9,9 +9,12 @@ import torch
 from fedpeft.data.rows import Rows
 from fedpeft.measurements.robustness import Robustness
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import TASKS
+from fedpeft.parts.families import CORRUPTIONS, TASKS
 from fedpeft.simulation.robustness import find_neighbors, measure_corruptions
-from fedpeft.trust.corruption import CORRUPTIONS, corrupt, list_corruptions
+from fedpeft.trust.corruption import (
+    corrupt,
+    list_corruptions,
+)
 from fedpeft.trust.corruptions.typos import KEYBOARD, draw_neighbor_key
 from fedpeft.trust.embedding_attack import STARTS, find_worst, get_embedding, project_rows, shift_embeddings
 

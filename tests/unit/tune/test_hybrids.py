@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedpeft.peft.family import PEFT_METHODS
+from fedpeft.parts.families import PEFT_METHODS
 from fedpeft.peft.hybrid import Hybrid
 from fedpeft.simulation.rows import SimulatedRows
 from fedpeft.tune import runner
