@@ -11,10 +11,10 @@ from fedpeft.clients.store import add_label, select_section
 from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.aggregation.update import select_leading_ranks
+from fedpeft.communication.broadcast_digests import check_released
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import Arrivals, create_start
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import check_released
 from fedpeft.peft.adapter import AdapterShape, Layout, State, round_to_precision
 
 LABEL = "held"

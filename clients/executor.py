@@ -284,7 +284,7 @@ def copy_leading_part(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def copy_leading_parts(tensors: Mapping[str, Tensor], like: State) -> State:
-    """Return `copy_leading_part` of all `tensors`, which lie on one device."""
+    """Return `copy_leading_part` of all `tensors`."""
     return dict(
         zip(tensors, copy_to_cpu([view_leading_part(t, like[name]) for name, t in tensors.items()]), strict=True)
     )
@@ -317,7 +317,7 @@ class Trained:
 
 
 class Executor(ABC):
-    """Trains jobs on one device. Results are in the order of the jobs.
+    """Trains jobs on one device, or on a base spread over several. Results are in the order of the jobs.
 
     Attributes:
         packed: lets the base work without padding; None: the base or some of the layers can't.

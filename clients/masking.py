@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedpeft.communication.broadcast_digests import compute_instruction_digest
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.communication.release import compute_instruction_digest
 from fedpeft.errors import PayloadError, RunError
 from fedpeft.machine import files
 from fedpeft.privacy.noise import read_key

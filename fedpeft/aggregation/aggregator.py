@@ -34,12 +34,12 @@ class AggregationResult:
 
     Attributes:
         state: next global state.
-        memory: next optimizer state.
+        memory: what optimizer and rule keep for the next round.
         residuals: additions to the base, by module.
-        clip: next clipping norm; None: it does not change.
+        clip: next clipping norm; None: nothing is clipped.
         error: error of the aggregate (`fedpeft.aggregation.exactness`); None: it is not measured.
         disagreement: disagreement of the clients (`fedpeft.trust.disagreement`); None: it is not measured.
-        learned: tensors that a rule of groups keeps; None: the rule has no groups.
+        learned: tensors that a rule of groups keeps; None: they do not change.
     """
 
     state: State

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedpeft.attack.outcome import VICTIM, Outcome
+from fedpeft.communication.broadcast_digests import BroadcastDigests, compute_digest, format_form
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import Release, compute_digest, format_form
 from fedpeft.deployment.identity.signing import SignedStatement
 from fedpeft.deployment.transcript.announcements import Announcements
 from fedpeft.deployment.wire.gateway import Gateway
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fedpeft.attack.stage import AttackStage
 
 Sent = Callable[[Broadcast, Instruction], Instruction]
-Recorded = Callable[[Broadcast, Release], Release]
+Recorded = Callable[[Broadcast, BroadcastDigests], BroadcastDigests]
 
 
 def other_alpha(stage: AttackStage) -> Outcome:
@@ -44,36 +44,36 @@ def no_rank(stage: AttackStage) -> Outcome:
 
 def no_digest(stage: AttackStage) -> Outcome:
     """Record no digest of the model, and send the others one that does not learn."""
-    _tell(stage, _stop_learning, lambda _, release: replace(release, states=dict.fromkeys(release.states, "")))
+    _tell(stage, _stop_learning, lambda _, digests: replace(digests, states=dict.fromkeys(digests.states, "")))
     return stage.run()
 
 
 def other_model(stage: AttackStage) -> Outcome:
     """Record the model, and send the others one that does not learn."""
-    _tell(stage, _stop_learning, lambda _, release: release)
+    _tell(stage, _stop_learning, lambda _, digests: digests)
     return stage.run()
 
 
 def one_step(stage: AttackStage) -> Outcome:
     """Send the others a single local step, in which factors that start as zeros do not learn."""
-    _tell(stage, lambda _, instruction: replace(instruction, steps=1), lambda _, release: release)
+    _tell(stage, lambda _, instruction: replace(instruction, steps=1), lambda _, digests: digests)
     return stage.run()
 
 
 def no_rate(stage: AttackStage) -> Outcome:
     """Send the others a learning rate of almost zero, which the record does not contain."""
-    _tell(stage, lambda _, instruction: replace(instruction, learning_rate=1e-30), lambda _, release: release)
+    _tell(stage, lambda _, instruction: replace(instruction, learning_rate=1e-30), lambda _, digests: digests)
     return stage.run()
 
 
 def two_records(stage: AttackStage) -> Outcome:
     """Sign two histories: the victim's contains the model, and the others' one that does not learn."""
     victim = stage.names[VICTIM]
-    _tell(stage, _stop_learning, lambda _, release: release)
+    _tell(stage, _stop_learning, lambda _, digests: digests)
     second: dict[Gateway, Gateway] = {}
 
     def replace_announce(announce: Callable[..., str]) -> Callable[..., str]:
-        def announce_both(said: Announcements, release: Release) -> str:
+        def announce_both(said: Announcements, digests: BroadcastDigests) -> str:
             assert stage.federation is not None
             gateway = stage.federation.gateway
             if gateway not in second:
@@ -83,8 +83,8 @@ def two_records(stage: AttackStage) -> Outcome:
                 second[gateway].announcements = Announcements(file, chain.run, chain.settings, *given)
             others = second[gateway].announcements
             assert others is not None
-            digest = announce(said, release)
-            announce(others, _replace_states(release, stage) if release.kind == "train" else release)
+            digest = announce(said, digests)
+            announce(others, _replace_states(digests, stage) if digests.kind == "train" else digests)
             return digest
 
         return announce_both
@@ -150,16 +150,16 @@ def _tell(stage: AttackStage, sent: Sent, recorded: Recorded) -> None:
 
         return change_instruction
 
-    def replace_release(release: Callable[..., Release]) -> Callable[..., Release]:
-        def change_release(dispatch: Broadcast, kind: str, *given: Any, **more: Any) -> Release:
-            honest = release(dispatch, kind, *given, **more)
+    def replace_digests(digests: Callable[..., BroadcastDigests]) -> Callable[..., BroadcastDigests]:
+        def change_digests(dispatch: Broadcast, kind: str, *given: Any, **more: Any) -> BroadcastDigests:
+            honest = digests(dispatch, kind, *given, **more)
             stage.silent = compute_digest(_decode_zero_model(dispatch))
             return recorded(dispatch, honest) if kind == "train" else honest
 
-        return change_release
+        return change_digests
 
     stage.replace(Broadcast, "create_instruction", replace_instruction)
-    stage.replace(Broadcast, "release", replace_release)
+    stage.replace(Broadcast, "create_digests", replace_digests)
 
 
 def _tell_other_form(stage: AttackStage, change: Callable[[AdapterShape], AdapterShape | None]) -> Outcome:
@@ -171,17 +171,17 @@ def _tell_other_form(stage: AttackStage, change: Callable[[AdapterShape], Adapte
         rank, alpha = (form.rank, form.alpha) if form else (0, 0.0)
         return replace(_stop_learning(dispatch, instruction), rank=rank, alpha=alpha)
 
-    def change_release(dispatch: Broadcast, release: Release) -> Release:
+    def change_digests(dispatch: Broadcast, digests: BroadcastDigests) -> BroadcastDigests:
         form = dispatch.form(VICTIM)
         name = format_form(change(form) if form else AdapterShape(1, 1.0))
-        return replace(release, states={**release.states, name: compute_digest(_decode_zero_model(dispatch))})
+        return replace(digests, states={**digests.states, name: compute_digest(_decode_zero_model(dispatch))})
 
-    _tell(stage, change_instruction, change_release)
+    _tell(stage, change_instruction, change_digests)
     return stage.run()
 
 
-def _replace_states(release: Release, stage: AttackStage) -> Release:
-    return replace(release, states=dict.fromkeys(release.states, stage.silent))
+def _replace_states(digests: BroadcastDigests, stage: AttackStage) -> BroadcastDigests:
+    return replace(digests, states=dict.fromkeys(digests.states, stage.silent))
 
 
 def _stop_learning(dispatch: Broadcast, instruction: Instruction) -> Instruction:

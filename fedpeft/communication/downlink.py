@@ -26,11 +26,11 @@ from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.aggregation.owned_ranks import get_held_form
 from fedpeft.aggregation.strategy import Strategy
 from fedpeft.communication.base_residual import Residual
+from fedpeft.communication.broadcast_digests import compute_digest, format_state_name
 from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction
 from fedpeft.communication.payload import Reader, Shape, read_payload
-from fedpeft.communication.release import compute_digest, format_state_name
 from fedpeft.communication.steps import get_step_name
 from fedpeft.communication.uplink import find_preset
 from fedpeft.errors import ConfigError
@@ -81,7 +81,7 @@ def explain_uncompared(
     """Return why clients can't compare the state that they receive in a `form`; both ends of the wire compute it.
 
     Returns:
-        One of `fedpeft.communication.release.UNCOMPARED`, or an empty text: they compare digests of it.
+        One of `fedpeft.communication.broadcast_digests.UNCOMPARED`, or an empty text: they compare digests of it.
     """
     if isinstance(strategy, GroupedStrategy):
         return "groups"

@@ -97,7 +97,7 @@ class Instruction:
             none.
         attempt: attempt of the round, under privacy: a repetition with other inputs has other noise.
         released: digest of the state that `payload` must lead to, and digests of the states of smaller ranks
-            (`fedpeft.communication.release.write_released`). The client takes them from a record of the server's.
+            (`write_released` of broadcast_digests.py). The client takes them from a record of the server's.
             Empty: they are not compared.
         recorded: digest of the content that the server's record of the round gives to all clients alike. The client
             takes it from the record (`fedpeft.deployment.transcript.round_record`); empty: there are no records.

@@ -50,7 +50,7 @@ GROUPS: Final = (
     "models", "optimizers", "partitions", "peft_methods", "precision_rules", "safeguards", "samplers", "server_noises",
     "server_optimizers", "strategies", "sums", "tasks",
 )  # fmt: skip
-"""The groups of plugins, one per family of parts."""
+"""The groups of plugins, one for each family of parts that plugins may add to."""
 
 _group_of_base: dict[str, str] = {}
 """The group of each base class, by its import path, filled by `register_base`."""

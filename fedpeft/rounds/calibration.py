@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedpeft.peft.adapter import State
 from fedpeft.rounds.questions import Questions, SummedAnswers
 from fedpeft.trust.calibration import compare_answers, create_questions, find_federated_temperature
-from fedpeft.trust.question import Question, State
+from fedpeft.trust.question import Question
 
 
 def calibrate_on_clients(questions: Questions, bins: int) -> dict[str, Any]:

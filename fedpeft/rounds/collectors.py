@@ -52,7 +52,7 @@ class UpdateCollector(RoundHook, ABC):
         """Ask the cohort of a round to train, and return what its updates lead to."""
         setup, method = self.setup, self.setup.method
         answers = self._ask(log, before)
-        log.sent = log.broadcast.create_tasks(log.plan)
+        log.sent = log.broadcast.create_sent_states(log.plan)
         log.received = ReportReceiver(
             round=log.plan.number,
             layout=setup.layout,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedpeft.aggregation.grouped_rules import GroupedStrategy
+from fedpeft.communication.broadcast_digests import BroadcastDigests, compute_common_digest, compute_digest
 from fedpeft.communication.downlink import Downlink, Package, SentState
 from fedpeft.communication.messages import Instruction, Kind
 from fedpeft.communication.precision_rule import Situation
-from fedpeft.communication.release import Release, compute_common_digest, compute_digest
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.machine import seeds
 from fedpeft.peft.adapter import AdapterShape, State
@@ -63,7 +63,7 @@ class Broadcast:
             setup.config.seed,
         )
 
-    def create_tasks(self, plan: RoundPlan) -> list[SentState]:
+    def create_sent_states(self, plan: RoundPlan) -> list[SentState]:
         """Return what each client of a round receives."""
         bits = self.setup.uplink.compute_bits(self._build_situation(plan.cohort))
         if plan.bits_share < 1:
@@ -117,14 +117,14 @@ class Broadcast:
             "told": self.told if kind == "train" else b"",
         }
 
-    def release(self, kind: Kind, round_number: int, asks: str = "") -> Release:
+    def create_digests(self, kind: Kind, round_number: int, asks: str = "") -> BroadcastDigests:
         """Return what all clients of a round receive alike, with the state of each adapter shape that a client has.
 
         States of groups are not compared: a client does not learn which others are in its group.
         """
         forms = {self.form(client) for client in range(self.setup.clients)}
         base = self.progress.residual.total
-        return Release(
+        return BroadcastDigests(
             kind=kind,
             round=round_number,
             states={name: digest for form in forms for name, digest in self.downlink.get_digests(form).items()},

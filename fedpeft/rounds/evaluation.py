@@ -132,7 +132,7 @@ def ask_own_rows(setup: Setup, transport: Transport, state: ServerState, say: Ca
         )  # clients receive the whole state
     sent = Broadcast(setup, state, transport.remote)
     asked = select_measured_clients(setup.clients, setup.config.seed)
-    transport.publish(lambda: sent.release("evaluate", state.round))
+    transport.publish(lambda: sent.create_digests("evaluate", state.round))
     instructions = (sent.create_instruction("evaluate", client, state.round) for client in asked)
     valid = []
     for report in transport.send_in_order(instructions, len(asked), "evaluate"):

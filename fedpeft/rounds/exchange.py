@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
+from fedpeft.communication.broadcast_digests import BroadcastDigests
 from fedpeft.communication.downlink import SentState
 from fedpeft.communication.flower_grid import MESSAGE_TYPES, get_node_id
 from fedpeft.communication.flower_messages import read_answer, write_record
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.communication.release import Release
 from fedpeft.machine import seeds
 from fedpeft.privacy.secure_sum.roster import Membership
 from fedpeft.rounds.in_flight import InFlight
@@ -77,7 +77,7 @@ class Transport:
     grid: Grid
     answered: Callable[[str, int, int], None]
     remote: bool = False
-    announce: Callable[[Release], str] | None = None
+    announce: Callable[[BroadcastDigests], str] | None = None
     journal: SumJournal | None = None
     called: Callable[[int], str] = format_client
     members: JoinedClients = NOBODY
@@ -87,10 +87,10 @@ class Transport:
     pending: dict[str, Instruction] = field(default_factory=dict)
     recorded: str = ""
 
-    def publish(self, make_release: Callable[[], Release]) -> None:
-        """Announce a release to all clients before any of them receives a byte of it, if the run keeps transcripts."""
+    def publish(self, create_digests: Callable[[], BroadcastDigests]) -> None:
+        """Announce digests before a client receives a byte of the state, if the run keeps transcripts."""
         if self.announce is not None:
-            self.recorded = self.announce(make_release())
+            self.recorded = self.announce(create_digests())
 
     def receive_answers(
         self, sent: Sequence[SentState], buffer: int, early: Early | None = None

@@ -24,10 +24,10 @@ from fedpeft.aggregation.head_start import (
 from fedpeft.aggregation.update import Fold
 from fedpeft.clients.drift import SHARES
 from fedpeft.clients.label_shift import check_counts, compute_class_shares, find_label_skew
+from fedpeft.communication.broadcast_digests import BroadcastDigests, compute_common_digest
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.messages import Instruction, Report
 from fedpeft.communication.payload import Shape, count_entries
-from fedpeft.communication.release import Release, compute_common_digest
 from fedpeft.communication.round_plan import RoundPlan
 from fedpeft.errors import ConfigError, PayloadError, RunError
 from fedpeft.parts import name_of
@@ -201,7 +201,7 @@ def _list_names(names: Sequence[str], of: Sequence[int]) -> str:
 def _announce(clients: Transport) -> None:
     """Announce the question of the preparation to all clients."""
     asked = Instruction("prepare", 0, 0, b"")
-    clients.publish(lambda: Release("prepare", 0, common=compute_common_digest(asked)))
+    clients.publish(lambda: BroadcastDigests("prepare", 0, common=compute_common_digest(asked)))
 
 
 def _collect_statistics(

@@ -74,7 +74,7 @@ class PrivacyHook(RoundHook):
 
     def aggregator(self, inner: Aggregator, plan: RoundPlan, state: ServerState) -> Aggregator:
         """Replace the aggregator if the server adds the noise."""
-        setup, optimizer = self.setup, self.setup.optimizer.slow_down(state.standing.rate)
+        setup, optimizer = self.setup, self.setup.server_optimizer.slow_down(state.standing.rate)
         private = self.engine.aggregator(
             setup.strategy, optimizer, setup.layout, state.adapter, plan.number, plan.attempt, state.clip
         )

@@ -151,7 +151,7 @@ class Questions:
     def _create_instructions(self, question: Question, cohort: Sequence[int], round_number: int) -> list[Instruction]:
         """Return the instructions, after announcing them if the run keeps transcripts."""
         sent = Broadcast(self.setup, self.progress, self.clients.remote)
-        self.clients.publish(lambda: sent.release("evaluate", round_number, question.text))
+        self.clients.publish(lambda: sent.create_digests("evaluate", round_number, question.text))
         return [replace(sent.create_instruction("evaluate", k, round_number), asks=question.text) for k in cohort]
 
 

@@ -111,7 +111,7 @@ class Server:
         """Run one round, and return the state after it and its log."""
         broadcast = Broadcast(self.setup, before, self.transport.remote, plan.steps)
         log = RoundLog(plan, broadcast, Clock(), self.note_report)
-        self.transport.publish(lambda: broadcast.release("train", plan.number))
+        self.transport.publish(lambda: broadcast.create_digests("train", plan.number))
         log.aggregation = self.collector.collect(log, before, self.aggregator(plan, before))
         after = before.after(log.aggregation, log.received, broadcast.downlink.made, self.setup.clients)
         self.store.bases.put(after.residual.version, after.residual.total)
@@ -177,7 +177,7 @@ class Server:
     def aggregator(self, plan: RoundPlan, state: ServerState) -> Aggregator:
         """Return what takes the updates of a round."""
         setup = self.setup
-        optimizer = setup.optimizer.slow_down(state.standing.rate)
+        optimizer = setup.server_optimizer.slow_down(state.standing.rate)
         given = setup.strategy, optimizer, setup.layout, state.adapter, plan.number, setup.config.seed
         taking = create_aggregator(*given, self.store.waiting, setup.factor_view, state.learned)
         for hook in self.hooks:

@@ -101,7 +101,7 @@ class SafeguardHook(RoundHook):
         if lowered is not None:
             consequence = f"; from here on clients train at {lowered.rate:.3g} of the learning rate"
             shorter = ", and the server's steps are shorter by the same factor"
-            consequence += shorter if self.setup.optimizer.pace is None else ""
+            consequence += shorter if self.setup.server_optimizer.pace is None else ""
         self.say(
             f"round {after.round}: undone, since the validation loss would be {loss:.3g}, and the lowest so "
             f"far is {before.standing.lowest:.3g}{broken and f', as {broken}'}{consequence}"

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.trust.question import ROWS, Question, State
+from fedpeft.peft.adapter import State
+from fedpeft.trust.question import ROWS, Question
 from fedpeft.trust.questions.likelihoods import POINTS, Likelihoods
 from fedpeft.trust.questions.reliability import CONFIDENCE, CORRECT, COUNT, Reliability
 

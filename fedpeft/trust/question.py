@@ -17,8 +17,7 @@ from fedpeft.errors import ConfigError, PayloadError
 from fedpeft.parts import format_part
 from fedpeft.parts.families import QUESTIONS
 from fedpeft.parts.spec import parse_spec
-
-State = dict[str, Tensor]
+from fedpeft.peft.adapter import State
 
 Matrices = Mapping[str, tuple[int, ...]]
 """Shapes of a model's LoRA matrices by name; some answers have these sizes."""

@@ -134,4 +134,4 @@ def _can_use_adam(setup: Setup) -> bool:
         check_server(setup.strategy, SERVER_OPTIMIZERS.build("adam"))
     except FedpeftError:
         return False
-    return setup.mechanism is None and setup.optimizer.pace is not None
+    return setup.mechanism is None and setup.server_optimizer.pace is not None

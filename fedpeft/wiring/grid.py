@@ -15,7 +15,10 @@ EXECUTORS = ("batched", "sequential")
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationGrid:
-    """A place where simulated clients run. Subclasses are frozen dataclasses; their fields are the user's settings."""
+    """Settings of the place where simulated clients run; `fedpeft.clients` has the pools of workers.
+
+    Subclasses are frozen dataclasses, whose fields are the user's settings.
+    """
 
     executor: str = setting("batched", "how clients are trained: many in one pass, or one by one", choices=EXECUTORS)
 

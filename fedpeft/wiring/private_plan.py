@@ -135,7 +135,7 @@ def plan_training(setup: Setup, federation: Exposure, groups: Sequence[ProfileTa
         trained, federation = _ask_all_clients(mechanism, trained, federation, groups)
         config = trained.config
     federation = _read(federation, trained, mechanism)
-    pace = None if _are_default(config, "server_optimizer") else trained.optimizer.pace
+    pace = None if _are_default(config, "server_optimizer") else trained.server_optimizer.pace
     if not mechanism.trains(federation):
         if config.peft != OF_IMAGES or head != "auto" or config.head == DIRECTIONS:
             return trained

@@ -47,7 +47,7 @@ class RunSpec:
         method: the PEFT method; None: `auto`.
         head: the start of the head; None: `auto`.
         strategy: the aggregation rule.
-        optimizer: the server optimizer.
+        server_optimizer: the server optimizer.
         safeguard: the check of each step; None: `auto`.
         drift: the corrections of client drift; none for `auto`.
         training: the local training.
@@ -69,7 +69,7 @@ class RunSpec:
     method: PeftMethod | None
     head: HeadStart | None
     strategy: Strategy
-    optimizer: ServerOptimizer
+    server_optimizer: ServerOptimizer
     safeguard: Safeguard | None
     drift: Drift
     training: LocalTraining
@@ -164,7 +164,7 @@ _PARSERS: Mapping[str, _Parser] = {
     "peft": _create_parser("peft", "method"),
     "head": _create_parser("head", "head"),
     "strategy": _create_parser("strategy", "strategy"),
-    "server_optimizer": _create_parser("server_optimizer", "optimizer"),
+    "server_optimizer": _create_parser("server_optimizer", "server_optimizer"),
     "safeguard": _create_parser("safeguard", "safeguard"),
     "drift": _create_parser("drift", "drift"),
     "batch_size": _parse_training,

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fedpeft.communication.broadcast_digests import BroadcastDigests, compute_common_digest, compute_digest, format_form
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import Release, compute_common_digest, compute_digest, format_form
 from fedpeft.deployment.client.instruction_policy import InstructionPolicy
 from fedpeft.deployment.identity.certificates import Authority
 from fedpeft.deployment.identity.credentials import Credentials
@@ -31,7 +31,7 @@ def task(round_number=1, kind="train", client=0, **more):
 
 def release(instruction, state=STATE, **more):
     states = {format_form(instruction.form): compute_digest(state)} if instruction.kind != "prepare" else {}
-    return Release(instruction.kind, instruction.round, states, compute_common_digest(instruction), **more)
+    return BroadcastDigests(instruction.kind, instruction.round, states, compute_common_digest(instruction), **more)
 
 
 def policy(mixed=True, **parts):

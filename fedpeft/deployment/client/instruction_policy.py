@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from fedpeft.aggregation.task_rules import get_client_form
+from fedpeft.communication.broadcast_digests import UNCOMPARED, format_form, format_state_name, is_newcomer
 from fedpeft.communication.codec import Codec
 from fedpeft.communication.downlink import explain_uncompared
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import UNCOMPARED, format_form, format_state_name, is_newcomer
 from fedpeft.data.task_sequence import TaskSchedule
 from fedpeft.deployment.transcript.round_record import DIGEST, RoundRecord
 from fedpeft.errors import PayloadError, RunError

@@ -6,8 +6,8 @@ import dataclasses
 import math
 
 from fedpeft.aggregation.abilities import AsksClients
+from fedpeft.communication.broadcast_digests import UNCOMPARED
 from fedpeft.communication.downlink import explain_uncompared
-from fedpeft.communication.release import UNCOMPARED
 from fedpeft.data.datasets.clients import LANGUAGE
 from fedpeft.data.image_companions import TASKS as COMPANIONS
 from fedpeft.data.images_with_texts import PATCH_LABELS

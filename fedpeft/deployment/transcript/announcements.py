@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedpeft.communication.broadcast_digests import BroadcastDigests, compute_instruction_digest, select_own_fields
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import Release, compute_instruction_digest, select_own_fields
 from fedpeft.deployment.identity.signing import RECORD, TASK, SignedStatement, Signer
 from fedpeft.deployment.transcript.round_record import Chain, RoundRecord, TaskRecord
 from fedpeft.deployment.transcript.signed_log import SignedLog
@@ -65,7 +65,7 @@ class Announcements:
         """Return the records after the first `known`."""
         return self._statements[known:]
 
-    def announce(self, release: Release) -> str:
+    def announce(self, digests: BroadcastDigests) -> str:
         """Record what clients are about to be told. The record is on disk before any client receives it.
 
         Returns:
@@ -79,15 +79,15 @@ class Announcements:
             run=chain.run,
             sequence=len(chain.records),
             previous=chain.head,
-            kind=release.kind,
-            round=release.round,
+            kind=digests.kind,
+            round=digests.round,
             cohort=self._cohort,
             settings=chain.settings,
-            states=dict(release.states),
-            common=release.common,
-            base=release.base,
+            states=dict(digests.states),
+            common=digests.common,
+            base=digests.base,
             time=int(time.time()),
-            asks=release.asks,
+            asks=digests.asks,
         )
         content = record.to_bytes()
         statement = self._sign(RECORD, content)

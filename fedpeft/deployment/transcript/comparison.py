@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from fedpeft.communication.release import UNCOMPARED
+from fedpeft.communication.broadcast_digests import UNCOMPARED
 from fedpeft.deployment.identity.signing import RECORD, Verifier
 from fedpeft.deployment.transcript.round_record import DIGEST, Chain, RoundRecord, TaskRecord, parse_record
 from fedpeft.deployment.transcript.signed_log import Line, SignedLog

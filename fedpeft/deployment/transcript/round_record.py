@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from typing import get_type_hints as hints
 
+from fedpeft.communication.broadcast_digests import UNCOMPARED, compute_common_digest
 from fedpeft.communication.messages import ADDED, LARGEST, OWN, Instruction, Kind
-from fedpeft.communication.release import UNCOMPARED, compute_common_digest
 from fedpeft.errors import RunError
 from fedpeft.trust.question import MOST_WORDS
 
@@ -47,8 +47,8 @@ class RoundRecord:
         kind, round: as in the instructions.
         cohort: number of clients that a round asks, by the settings; the actual members and their number may be secret.
         settings: digest of the federation's description.
-        states, common, base, asks: see `fedpeft.communication.release.Release`; `asks` is None in older records, which
-            have no such field.
+        states, common, base, asks: see `fedpeft.communication.broadcast_digests.BroadcastDigests`; `asks` is None in
+            older records, which have no such field.
         time: seconds of Unix time, by the server's clock.
     """
 
@@ -128,7 +128,7 @@ class TaskRecord:
         run: name of the federation.
         client: its name.
         record: SHA-256 of the round's record.
-        digest: of the instruction (`fedpeft.communication.release.compute_instruction_digest`).
+        digest: of the instruction (`fedpeft.communication.broadcast_digests.compute_instruction_digest`).
         time: seconds of Unix time, by the server's clock.
         own: the fields in which clients' instructions may differ, in plain text; None in older statements.
     """

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fedpeft.communication.messages import SUM_STEPS, Instruction
-from fedpeft.communication.release import (
+from fedpeft.communication.broadcast_digests import (
     UNCOMPARED,
     compute_instruction_digest,
     select_own_fields,
     write_released,
 )
+from fedpeft.communication.messages import SUM_STEPS, Instruction
 from fedpeft.deployment.client.instruction_policy import InstructionPolicy
 from fedpeft.deployment.identity.signing import RECORD, TASK, SignedStatement, Verifier
 from fedpeft.deployment.transcript.round_record import Chain, RoundRecord, TaskRecord, parse_record

@@ -15,7 +15,8 @@ from torch import Tensor
 from fedpeft.errors import PayloadError
 from fedpeft.parts import setting
 from fedpeft.parts.families import HEADS
-from fedpeft.trust.question import NO_MATRICES, ROWS, Matrices, Question, State
+from fedpeft.peft.adapter import State
+from fedpeft.trust.question import NO_MATRICES, ROWS, Matrices, Question
 
 
 @dataclass(frozen=True)

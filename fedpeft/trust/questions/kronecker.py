@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 
 from fedpeft.errors import PayloadError
+from fedpeft.peft.adapter import State
 from fedpeft.trust.kronecker import name_sums
-from fedpeft.trust.question import NO_MATRICES, ROWS, Matrices, Question, State
+from fedpeft.trust.question import NO_MATRICES, ROWS, Matrices, Question
 
 
 @dataclass(frozen=True)

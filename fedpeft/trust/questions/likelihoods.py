@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fedpeft.parts import setting
-from fedpeft.trust.question import NO_MATRICES, WORST_LOSS, Matrices, Question, State
+from fedpeft.peft.adapter import State
+from fedpeft.trust.question import NO_MATRICES, WORST_LOSS, Matrices, Question
 
 POINTS = 41
 

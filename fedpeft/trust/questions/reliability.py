@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fedpeft.parts import setting
-from fedpeft.trust.question import NO_MATRICES, WORST_LOSS, Matrices, Question, State
+from fedpeft.peft.adapter import State
+from fedpeft.trust.question import NO_MATRICES, WORST_LOSS, Matrices, Question
 
 CELLS = 1000
 """Number of equally wide cells from 0 to 1 of the fine histogram."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def check_server_noise(setup: Setup) -> None:
     """Refuse a server optimizer that takes out noise where the server adds none."""
-    if setup.optimizer.needs_noise and not isinstance(setup.mechanism, AddsServerNoise):
+    if setup.server_optimizer.needs_noise and not isinstance(setup.mechanism, AddsServerNoise):
         raise ConfigError(
             f"FP1322 --server-optimizer {setup.config.server_optimizer} removes noise that the server adds, and "
             "the server adds none here; leave corrected out, or use --privacy user_dp"

@@ -9,13 +9,14 @@ from fedpeft.aggregation.task_rules import TaskRanks, TaskStrategy
 from fedpeft.clients.drift import KeepsState
 from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import name_of
+from fedpeft.trust.question import parse_question
 
 if TYPE_CHECKING:
     from fedpeft.wiring.setup import Setup
 
 
 def check_tasks(setup: Setup) -> None:
-    """Refuse what counts on all rows being there from the beginning, and sums over rows that nothing protects.
+    """Refuse what counts on all examples from the start, and questions that nothing protects or nobody can answer.
 
     Raises:
         ConfigError, PrivacyError: says what, and what to do.
@@ -26,6 +27,13 @@ def check_tasks(setup: Setup) -> None:
         raise PrivacyError(
             f"FP7113 {name} asks single clients for sums over their examples, which --privacy does not cover; use fedit"
         )
+    if isinstance(rule, AsksClients):
+        text = rule.choose_question("train", setup.layout)
+        if text and not parse_question(text).of_model:
+            raise ConfigError(
+                f"FP1991 {name} asks {text!r} in each round, which needs examples that clients hold out, and no "
+                "strategy has these; choose a question that the model answers on training examples (of_model = True)"
+            )
     if setup.facts.tasks is None:
         return
     _check_rule(setup)
@@ -48,7 +56,7 @@ def check_tasks(setup: Setup) -> None:
 
 def _check_rule(setup: Setup) -> None:
     """Refuse what would move, or can't tell apart, what a rule that goes by tasks leaves alone."""
-    rule, optimizer = setup.strategy, setup.optimizer
+    rule, optimizer = setup.strategy, setup.server_optimizer
     name = name_of(type(rule))
     if isinstance(rule, TaskStrategy) and optimizer.keeps_state:
         raise ConfigError(

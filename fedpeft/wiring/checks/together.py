@@ -35,7 +35,7 @@ def check(setup: Setup) -> None:
     check_method(setup.method, strategy, forms)
     if not setup.factor_view:
         strategy.check(setup.layout, forms)
-    check_server(strategy, setup.optimizer)
+    check_server(strategy, setup.server_optimizer)
     for correction in setup.drift.corrections:
         correction.check(strategy, setup.training, forms)
         check_needs(correction, strategy, setup.layout)

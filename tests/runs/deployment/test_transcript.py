@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.communication.release import compute_common_digest, format_state_name, is_newcomer
+from fedpeft.communication.broadcast_digests import compute_common_digest, format_state_name, is_newcomer
 
 
 @pytest.mark.parametrize(

@@ -429,11 +429,11 @@ def test_a_plan_lowers_the_bits_of_all_updates():
     for codec, share, bits in (("small", 1.0, {0.0}), ("small", 0.5, {0.495}), ("int8", 0.5, {4.0})):
         setup = make_setup(codec=codec)
         plan = RoundPlan(1, [0, 1, 2], bits_share=share)
-        sent = Broadcast(setup, state, remote=False).create_tasks(plan)
+        sent = Broadcast(setup, state, remote=False).create_sent_states(plan)
         assert {one.instruction.bits for one in sent} == bits
     by_rows = Broadcast(make_setup(codec="by_rows | adaptive(bits=2.0)"), state, remote=False)
     usual, halved = (
-        [one.instruction.bits for one in by_rows.create_tasks(RoundPlan(1, [0, 1, 2], bits_share=share))]
+        [one.instruction.bits for one in by_rows.create_sent_states(RoundPlan(1, [0, 1, 2], bits_share=share))]
         for share in (1.0, 0.5)
     )
     assert halved == [bits / 2 for bits in usual]

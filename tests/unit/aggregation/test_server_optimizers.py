@@ -120,12 +120,14 @@ def test_known_noise_is_taken_out_of_v():
 def test_noise_that_the_server_does_not_add_is_not_taken_out(spec, privacy):
     optimizer, mechanism = SERVER_OPTIMIZERS.build(spec), parse_privacy(privacy) if privacy else None
     mechanism = mechanism if isinstance(mechanism, Mechanism) else None
-    setup = SimpleNamespace(optimizer=optimizer, mechanism=mechanism, config=SimpleNamespace(server_optimizer=spec))
+    setup = SimpleNamespace(
+        server_optimizer=optimizer, mechanism=mechanism, config=SimpleNamespace(server_optimizer=spec)
+    )
     with refuses("FP1322", "--privacy"):
         check_server_noise(setup)
     setup.mechanism = MECHANISMS.build("user_dp(noise_multiplier=1)")
     check_server_noise(setup)
-    setup.optimizer, setup.mechanism = SERVER_OPTIMIZERS.build("averaged(of=adam)"), mechanism
+    setup.server_optimizer, setup.mechanism = SERVER_OPTIMIZERS.build("averaged(of=adam)"), mechanism
     check_server_noise(setup)
 
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.communication import flower_grid
+from fedpeft.communication.broadcast_digests import compute_digest
 from fedpeft.communication.flower_grid import FIRST_CLIENT, MESSAGE_TYPES, OwnGrid, get_node_id
 from fedpeft.communication.flower_messages import read_instruction, read_report, write_record
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.communication.release import compute_digest
 from fedpeft.errors import PayloadError
 from tests.refusals import refuses
 

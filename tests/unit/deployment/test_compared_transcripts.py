@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from fedpeft.commands import transcript as command
-from fedpeft.communication.release import Release, compute_common_digest, compute_digest, format_form
+from fedpeft.communication.broadcast_digests import BroadcastDigests, compute_common_digest, compute_digest, format_form
 from fedpeft.deployment.transcript.announcements import Announcements
 from fedpeft.parts.families import strategies
 from tests.deployment.signing_server import SETTINGS, STATE, Server, policy, task
@@ -72,7 +72,7 @@ def test_the_form_and_the_work_of_each_client_are_shown(server, joins, capsys, m
     first, second = task(1), task(1, client=1, steps=3, base_precision="nf4")
     second = replace(second, rank=1, alpha=2.0)
     states = {format_form(asked.form): compute_digest(STATE) for asked in (first, second)}
-    server.said.announce(Release("train", 1, states, compute_common_digest(first)))
+    server.said.announce(BroadcastDigests("train", 1, states, compute_common_digest(first)))
     server.sends(joins("edge-1"), first, name="edge-1")
     server.sends(joins("edge-2"), second, name="edge-2")
     one, other = (str(server.folder / f"{name}.transcript.jsonl") for name in ("edge-1", "edge-2"))
@@ -88,7 +88,9 @@ def test_the_form_and_the_work_of_each_client_are_shown(server, joins, capsys, m
 def test_models_of_groups_are_shown_as_not_comparable(server, joins, capsys):
     grouped = policy(mixed=False, strategy=strategies.build("fedlease"))
     asked = task(1)
-    server.said.announce(Release("train", 1, {format_form(asked.form): "groups"}, compute_common_digest(asked)))
+    server.said.announce(
+        BroadcastDigests("train", 1, {format_form(asked.form): "groups"}, compute_common_digest(asked))
+    )
     for name in ("edge-1", "edge-2"):
         assert server.sends(joins(name, policy=grouped), asked, name=name).released == ""
     one, other = (str(server.folder / f"{name}.transcript.jsonl") for name in ("edge-1", "edge-2"))

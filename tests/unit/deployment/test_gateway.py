@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
+from fedpeft.communication.broadcast_digests import BroadcastDigests, compute_common_digest
 from fedpeft.communication.messages import Instruction, Report
-from fedpeft.communication.release import Release, compute_common_digest
 from fedpeft.deployment.client.joining import Patience, take_part
 from fedpeft.deployment.identity.authentication import TokenBucket
 from fedpeft.deployment.identity.credentials import Credentials
@@ -87,7 +87,7 @@ def transcript(door, name="edge-1"):
 
 def announced(door, said, round_number):
     instruction = Instruction("train", round_number, 0, bytes(CHUNK + 1))
-    said.announce(Release("train", round_number, {"whole": "7" * 64}, compute_common_digest(instruction)))
+    said.announce(BroadcastDigests("train", round_number, {"whole": "7" * 64}, compute_common_digest(instruction)))
     return instruction
 
 
@@ -119,7 +119,7 @@ def test_a_full_disk_keeps_a_client_from_a_task_for_as_long_as_it_is_full(door):
     door.roster.enter("edge-1", 0)
     door.roster.start()
     instruction = Instruction("prepare", 0, 0, b"")
-    said.announce(Release("prepare", 0, common=compute_common_digest(instruction)))
+    said.announce(BroadcastDigests("prepare", 0, common=compute_common_digest(instruction)))
     task = door.gateway.submit("edge-1", instruction)
     door.roster.enter("edge-1", 0, None, 10)
     for room in (0, 500):

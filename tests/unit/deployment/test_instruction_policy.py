@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
+from fedpeft.communication.broadcast_digests import compute_common_digest, compute_instruction_digest, select_own_fields
 from fedpeft.communication.messages import ALIKE, LED_BY_RECORD, LOCAL, OF_SUM, OWN, Instruction
-from fedpeft.communication.release import compute_common_digest, compute_instruction_digest, select_own_fields
 from fedpeft.deployment.client.instruction_policy import SUMMED
 from fedpeft.deployment.client.shared_settings import compute_settings_digest
 from fedpeft.deployment.options import ServeOptions

@@ -12,8 +12,8 @@ import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from fedpeft.communication.broadcast_digests import check_released, compute_common_digest, compute_digest
 from fedpeft.communication.messages import Instruction
-from fedpeft.communication.release import check_released, compute_common_digest, compute_digest
 from fedpeft.deployment.identity.credentials import Credentials
 from fedpeft.deployment.identity.signing import RECORD, TASK, SignedStatement, Signer, Verifier
 from fedpeft.deployment.transcript.round_record import RoundRecord, TaskRecord, parse_record

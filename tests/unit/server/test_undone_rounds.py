@@ -14,7 +14,7 @@ from fedpeft.rounds.safeguard import IN_A_ROW, SafeguardHook
 def list_hints(losses):
     """Return the numbers of the rounds after which the hint is printed, for these validation losses."""
     setup = SimpleNamespace(
-        config=SimpleNamespace(learning_rate=0.5), strategy=None, optimizer=SimpleNamespace(pace=1.0)
+        config=SimpleNamespace(learning_rate=0.5), strategy=None, server_optimizer=SimpleNamespace(pace=1.0)
     )
     store = SimpleNamespace(bases=SimpleNamespace(put=lambda *_: None))
     given, lines = iter([1.0, *losses]), []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from fedpeft.clients.label_shift import mask_other_classes
+from fedpeft.strategies.fedit import FedIT
 from rich.console import Console
 
 from fedpeft.deployment.options import ServeOptions
@@ -15,6 +17,7 @@ from fedpeft.errors import ConfigError, FedpeftError, PrivacyError
 from fedpeft.reporting.console import ConsoleObserver
 from fedpeft.reporting.task_measures import compute_transfer
 from fedpeft.simulation.simulation import Simulation
+from fedpeft.wiring.checks.tasks import check_tasks
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run
 from tests.refusals import pattern_of, refuses
@@ -96,6 +99,19 @@ def test_transfer_by_hand():
 def test_what_does_not_go_with_tasks_is_refused_in_a_sentence(given, error, words, tmp_path):
     with pytest.raises(error, match=pattern_of(*words)):
         simulation(tmp_path, **given)
+
+
+class AsksForLogits(FedIT):
+    """A rule that asks for what only held-out examples can answer."""
+
+    def choose_question(self, moment, layout):
+        return "reliability" if moment == "train" else ""
+
+
+def test_a_rule_may_not_ask_for_examples_that_no_client_holds_out(tmp_path):
+    setup = simulation(tmp_path).setup
+    with refuses("FP1991", "'reliability'"):
+        check_tasks(dataclasses.replace(setup, strategy=AsksForLogits()))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The server's release in a round, as digests that let clients check that it is the same for all of them.
+"""Digests of what the server sends in a round, by which clients check that it is the same for all of them.
 
 A state has one digest in each form (LoRA rank and alpha), whatever path leads a client to it. It is the digest of the
 decoded payload, so it exists only if decoding gives the same bits on every machine. Lossless codecs do, and codecs that
@@ -22,8 +22,8 @@ from fedpeft.peft.adapter import AdapterShape, State
 
 
 @dataclass(frozen=True)
-class Release:
-    """The part of a release that is the same for all clients that are asked together.
+class BroadcastDigests:
+    """Digests of what all clients that are asked together receive alike.
 
     Attributes:
         kind: kind of their instructions.
@@ -51,12 +51,12 @@ UNCOMPARED: Final[Mapping[str, str]] = {
 
 
 def format_form(form: AdapterShape | None) -> str:
-    """Return the name of a form in a release."""
+    """Return the name of a form among the states."""
     return f"rank {form.rank}, alpha {float(form.alpha)!r}" if form else "whole"
 
 
 def format_state_name(form: AdapterShape | None, newcomer: bool) -> str:
-    """Return the name of a state in a release: a newcomer is also sent the tensors that clients keep afterwards."""
+    """Return the name of a state: a newcomer is also sent the tensors that clients keep afterwards."""
     return format_form(form) + (", newcomers" if newcomer else "")
 
 
