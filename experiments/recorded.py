@@ -10,6 +10,7 @@ from typing import Any
 
 from fedpeft.errors import RunError
 from fedpeft.study.results import Result, ResultsFile
+from fedpeft.study.study_file import read_study
 
 
 def read_recorded(folder: Path, description: str | None) -> list[Result]:
@@ -25,7 +26,8 @@ def read_recorded(folder: Path, description: str | None) -> list[Result]:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--preset", default="", help="preset of the study; default: its default preset")
     preset = parser.parse_args().preset
-    found = [result for result in ResultsFile(folder / preset / "results.jsonl").read() if result.is_finished]
+    file = read_study(folder / "study.toml", preset or None).folder / "results.jsonl"
+    found = [result for result in ResultsFile(file).read() if result.is_finished]
     if not found:
         named = f" --preset {preset}" if preset else ""
         raise RunError(

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.aggregation.strategy import LinearStrategy
-from fedpeft.aggregation.update import Update
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import AdapterShape, Layout, State
+from fedpeft.peft.adapter import AdapterShape, Layout
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,6 @@ class FedPer(LinearStrategy):
     def list_private(self, layout: Layout) -> frozenset[str]:
         """Return the names of the tensors of `private_layers`."""
         return frozenset(n for n in layout.names if any(_has_ending(n, ending) for ending in self._endings))
-
-    def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """Return the delta of the shared tensors, even if a client hands in others."""
-        private = self.list_private(layout)
-        return {name: delta for name, delta in update.delta.items() if name not in private}
 
 
 def _get_module(name: str) -> str:

@@ -11,9 +11,8 @@ Use it if each client needs a model of its own at half of the factors' bytes.
 from dataclasses import dataclass
 
 from fedpeft.aggregation.strategy import LinearStrategy
-from fedpeft.aggregation.update import Update
 from fedpeft.parts import setting
-from fedpeft.peft.adapter import Layout, State
+from fedpeft.peft.adapter import Layout
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,6 @@ class FedSALoRA(LinearStrategy):
         """Return the names of B, and of the head unless it is shared."""
         kept = {"lora_B"} if self.share_head else {"lora_B", "head"}
         return frozenset(t.name for t in layout.tensors if t.role in kept)
-
-    def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """Return the delta of the shared tensors, even if a client hands in others."""
-        private = self.list_private(layout)
-        return {name: delta for name, delta in update.delta.items() if name not in private}
 
 
 part = FedSALoRA

@@ -133,14 +133,14 @@ class Fit:
 
 
 def fit_errors(cells: Sequence[Cell]) -> Fit | None:
-    """Fit the errors of one method's runs; None: there are not more runs than coefficients."""
+    """Fit the errors of one method's runs; None: the runs do not determine the coefficients."""
     points = [(c.parameters, c.examples, max(1 - a, LEAST_ERROR)) for c in cells for a in c.accuracies]
     sizes, examples, errors = (np.log([point[i] for point in points]) for i in range(3))
     columns = {"a": np.ones(len(points)), "b": sizes, "c": examples}
     used = [name for name, column in columns.items() if name == "a" or np.ptp(column) > 0]
-    if len(points) <= len(used):
-        return None
     design = np.stack([columns[name] for name in used], axis=1)
+    if len(points) <= len(used) or np.linalg.matrix_rank(design) < len(used):
+        return None
     solved = np.linalg.lstsq(design, errors, rcond=None)[0]
     left, spread = float(((design @ solved - errors) ** 2).sum()), float(((errors - errors.mean()) ** 2).sum())
     found = {name: float(value) for name, value in zip(used, solved, strict=True)}

@@ -23,7 +23,7 @@ from experiments.claims.verdicts import correct_holm
 from fedpeft.errors import RunError
 from fedpeft.machine.terminal import Console
 from fedpeft.study.measures import build_curve
-from fedpeft.study.results import Result, ResultsFile, select_latest
+from fedpeft.study.results import Result, ResultsFile, resolve_config, select_latest
 from fedpeft.study.statistics import LEVEL, POINTS, compute_half_width
 from fedpeft.study.study_file import read_study
 
@@ -75,33 +75,46 @@ def group_runs(results: Sequence[Result], axes: Sequence[str]) -> Runs:
 
 
 def read_runs(name: str) -> Runs:
-    """Return all runs of a study's default preset; empty if one is missing."""
+    """Return all runs of a study's default preset; empty if one is missing, or was made with other settings."""
     study = read_study(FOLDER / name / "study.toml")
     file = study.folder / "results.jsonl"
-    runs = group_runs(ResultsFile(file).read() if file.exists() else [], tuple(study.axes))
-    wanted = len(study.seeds) * math.prod(len(values) for values in study.axes.values())
-    return runs if sum(map(len, runs.values())) == wanted else {}
+    planned = {run.config for run in study.plan_runs()}
+    found = ResultsFile(file).read() if file.exists() else []
+    configs = {resolve_config(result.config): result for result in found if result.is_finished}
+    return group_runs([configs[c] for c in planned], tuple(study.axes)) if planned <= configs.keys() else {}
 
 
 def compare_values(question: str, method: str, values: Values, baseline: Values) -> Line:
     """Compare two numbers of each seed by a paired t-test."""
     pairs = np.array([values[seed] - baseline[seed] for seed in sorted(values)])
-    p = 1.0 if (pairs == pairs[0]).all() and pairs[0] == 0 else float(stats.ttest_1samp(pairs, 0.0).pvalue)
+    if (pairs == pairs[0]).all():  # no spread to compare with: the p of a sign test
+        p = 1.0 if pairs[0] == 0 else 2.0 ** (1 - len(pairs))
+    else:
+        p = float(stats.ttest_1samp(pairs, 0.0).pvalue)
     return Line(question, method, float(pairs.mean()), compute_half_width(pairs, LEVEL, 2), p)
 
 
 def compare_spreads(question: str, method: str, values: Sequence[Values], baseline: Sequence[Values]) -> Line:
     """Compare deviations over seeds, pooled over cells, by the test of Pitman and Morgan for paired values.
 
-    Two paired variables have equal variances if their sum and their difference are not correlated.
+    Two paired variables have equal variances if their sum and their difference are not correlated. Each cell is scaled
+    to the same spread of both methods together. Otherwise the cell that scatters most decides, with the degrees of
+    freedom of all.
     """
     seeds = sorted(values[0])
     ours, theirs = (np.array([[each[seed] for seed in seeds] for each in cells]) for cells in (values, baseline))
     ours, theirs = (each - each.mean(1, keepdims=True) for each in (ours, theirs))
+    scale = np.sqrt((ours**2 + theirs**2).sum(1, keepdims=True))
+    ours, theirs = (each / np.where(scale > 0, scale, 1.0) for each in (ours, theirs))
     freedom = ours.shape[0] * (ours.shape[1] - 1) - 1
-    correlation = float(np.corrcoef((ours + theirs).ravel(), (ours - theirs).ravel())[0, 1])
-    p = 2 * float(stats.t.sf(abs(correlation) * math.sqrt(freedom / (1 - correlation**2)), freedom))
-    return Line(question, method, math.sqrt(float((ours**2).sum() / (theirs**2).sum())), math.nan, p)
+    total, apart = (ours + theirs).ravel(), (ours - theirs).ravel()
+    size = math.sqrt(float((total**2).sum() * (apart**2).sum()))
+    correlation = float((total * apart).sum()) / size if size else 0.0
+    left = 1 - correlation**2
+    p = 2 * float(stats.t.sf(abs(correlation) * math.sqrt(freedom / left), freedom)) if left > 0 else 0.0
+    spread, other = float((ours**2).sum()), float((theirs**2).sum())
+    ratio = math.sqrt(spread / other) if other else math.inf if spread else 1.0
+    return Line(question, method, ratio, math.nan, p)
 
 
 def get_accuracy(run: Result) -> float:

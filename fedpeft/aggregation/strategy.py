@@ -142,11 +142,13 @@ class LinearStrategy(Strategy):
     """Whether `contribution`, if overridden, is the delta for clients that all have the global rank and alpha."""
 
     def contribution(self, update: Update, state: State, layout: Layout) -> State:
-        """Return what one client adds to the mean, in the shapes of the global `state`; by default its delta.
+        """Return what one client adds to the mean, in the shapes of the global `state`.
 
-        User-level privacy clips this and not the raw delta, so rescaling by mixed alphas cannot exceed the bound.
+        By default this is its delta of the tensors that are not private, even if a client hands in others. User-level
+        privacy clips this and not the raw delta, so rescaling by mixed alphas cannot exceed the bound.
         """
-        return update.delta
+        private = self.list_private(layout)
+        return {name: delta for name, delta in update.delta.items() if name not in private}
 
     def fold(self, total: Fold, update: Update, state: State, layout: Layout) -> None:
         """Add one client's contribution with its weight."""

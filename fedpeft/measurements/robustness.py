@@ -44,10 +44,11 @@ class Robustness(Measurement):
 
     def begin(self, run: NewRun) -> Exam | None:
         """Read the questions to a language model, and refuse those that can't be put into other words."""
-        from fedpeft.trust.prompt_changes import frame_questions
+        from fedpeft.trust.prompt_changes import check_letters, frame_questions
 
         exam = load_exam(self, run, self.rows)
         if exam is not None:
+            check_letters(exam.questions)
             frame_questions(exam.questions, "{}")
         return exam
 

@@ -109,10 +109,15 @@ def measure_prompts(draws: int, exam: Exam, model: FederatedModel, tokenizer: An
         accuracy is `listed`.
     """
 
-    def summarize(strength: float, changed: Sequence[Sequence[Question]], clean: NDArray[Any]) -> dict[str, float]:
+    def summarize(
+        strength: float,
+        changed: Sequence[Sequence[Question]],
+        clean: NDArray[Any],
+        counted: NDArray[np.bool_] | None = None,
+    ) -> dict[str, float]:
         answers = [answer_questions(replace(exam, questions=tuple(one)), model, tokenizer) for one in changed]
         right = np.stack([are_right(one, said) for one, said in zip(changed, answers, strict=True)])
-        return summarize_draws(strength, answers, clean, right)
+        return summarize_draws(strength, answers, clean, right, counted)
 
     questions = exam.questions
     clean = answer_questions(exam, model, tokenizer)
@@ -128,12 +133,14 @@ def measure_prompts(draws: int, exam: Exam, model: FederatedModel, tokenizer: An
         found[TYPOS].append(summarize(strength, changed, clean))
     found["frames"] = summarize(1.0, [frame_questions(questions, frame) for frame in FRAMES], clean)
     if exam.has_choices:
-        most = max(len(question.choices) for question in questions)
+        counts = np.array([len(question.choices) for question in questions])
+        most = int(counts.max())
+        once = np.arange(most)[:, None] < counts  # a shorter list has fewer rotations, and later ones repeat them
         rotated = [[list_choices(question, shift) for question in questions] for shift in range(most)]
         listed = answer_questions(replace(exam, questions=tuple(rotated[0])), model, tokenizer)
         found["order"] = {
             "listed": float(are_right(rotated[0], listed).mean()),
-            **summarize(1.0, rotated, listed),
+            **summarize(1.0, rotated, listed, once),
         }
     return found
 

@@ -24,7 +24,7 @@ COVERAGES = 20
 def refine_grid(total: State, grid: Likelihoods) -> Likelihoods:
     """Return a finer grid of temperatures around the smallest loss on a `grid`.
 
-    The loss has one minimum, since it is convex in 1 / T. From 41 points to 41, steps are 40 times as fine, less than 1
+    The loss has one minimum, since it is convex in 1 / T. From 41 points to 41, steps are 20 times as fine, less than 1
     % of T.
     """
     best, at = grid.grid, int(total["loss"].argmin())

@@ -85,23 +85,26 @@ def summarize_draws(
     draws: Sequence[NDArray[np.generic]],
     clean: NDArray[np.generic],
     right: NDArray[np.bool_],
+    counted: NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
     """Return the measures of some draws of a change, for summary.json.
 
-    They are the accuracy (mean over draws), the accuracy if the worst draw counts for each example, and the share of
-    answers that stay.
+    They are the accuracy (mean over draws, then over examples), the accuracy if the worst draw counts for each example,
+    and the share of answers that stay.
 
     Args:
         strength: strength of the change.
         draws: answers of each draw, (rows,).
         clean: answers to unchanged examples, (rows,).
         right: whether the answers of the draws are right, (draws, rows).
+        counted: which draws of an example count, (draws, rows), at least one each; None: all.
     """
+    weights = np.ones(right.shape) if counted is None else counted / counted.mean(0)
     return {
         "strength": strength,
-        "accuracy": float(right.mean()),
+        "accuracy": float((weights * right).mean()),
         "worst": float(np.logical_and.reduce(right, axis=0).mean()),
-        "unchanged": float(np.mean([draw == clean for draw in draws])),
+        "unchanged": float(np.mean([w * (draw == clean) for w, draw in zip(weights, draws, strict=True)])),
     }
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpeft.data.secrets import PlantedSecret, Secrets
+from fedpeft.errors import RunError
 from fedpeft.models.answers.exam import Exam
 from fedpeft.models.answers.questions import Question, QuestionForm
 from fedpeft.models.task import FederatedModel
@@ -40,7 +41,15 @@ def compute_exposures(likelihoods: NDArray[np.float64]) -> NDArray[np.float64]:
     Args:
         likelihoods: log p of the secret, and after it of its references, (secrets, 1 + references). A reference as
             likely as the secret counts as likelier.
+
+    Raises:
+        RunError: a likelihood is not finite.
     """
+    if not np.isfinite(likelihoods).all():
+        raise RunError(
+            "FP5782 the likelihood of a planted string is not a finite number, so the model has diverged; lower "
+            "--learning-rate, or leave exposure out of --measure"
+        )
     ranks = 1 + (likelihoods[:, 1:] >= likelihoods[:, :1]).sum(1)
     exposures: NDArray[np.float64] = np.log2(likelihoods.shape[1] / ranks)
     return exposures

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fedpeft.errors import ConfigError, shorten_value
 from fedpeft.models.answers.questions import LETTERS, Question
 
 FRAMES = (
@@ -24,6 +25,20 @@ FRAMES = (
 def frame_questions(questions: Sequence[Question], frame: str) -> list[Question]:
     """Return the questions in the words of a frame."""
     return [question.reword(frame.format(question.asked)) for question in questions]
+
+
+def check_letters(questions: Sequence[Question]) -> None:
+    """Check that there is a letter for each choice of a question.
+
+    Raises:
+        ConfigError: a question has more choices than there are letters.
+    """
+    for question in questions:
+        if len(question.choices) > len(LETTERS):
+            raise ConfigError(
+                f"FP1992 robustness lists choices behind letters, but the question {shorten_value(question.asked)} has "
+                f"{len(question.choices)} choices; give at most {len(LETTERS)}, or leave robustness out of --measure"
+            )
 
 
 def list_choices(question: Question, shift: int) -> Question:

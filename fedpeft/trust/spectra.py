@@ -1,10 +1,11 @@
 """Spectra of a finished adapter, layer by layer, from its factors; and a test of its leading directions.
 
-The effective rank is exp(entropy(s^2 / sum s^2)) (Roy and Vetterli, EUSIPCO 2007), and the stable rank is norm_F^2 /
-norm_2^2. Each layer has a share of the adapter's energy. Part of it lies in intruder dimensions: leading left singular
-vectors of W0 + dW that are unlike all of W0's (Shuttleworth et al., arXiv 2410.21228). The number of intruders means
-little, since any random direction is one; their share of the energy is meaningful. Shuttleworth et al. find that they
-cause forgetting. Measure that with `forgetting`: a share shows where the task sits, not what it does elsewhere.
+The effective rank is exp(entropy(s^2 / sum s^2)), of energies; Roy and Vetterli (EUSIPCO 2007) take s / sum s. The
+stable rank is norm_F^2 / norm_2^2. Each layer has a share of the adapter's energy. Part of it lies in intruder
+dimensions: leading left singular vectors of W0 + dW that are unlike all of W0's (Shuttleworth et al., arXiv
+2410.21228). The number of intruders means little, since any random direction is one; their share of the energy is
+meaningful. Shuttleworth et al. find that they cause forgetting. Measure that with `forgetting`: a share shows where the
+task sits, not what it does elsewhere.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """Adapters against full fine-tuning: the registered comparisons, their correction, and equal tuning."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from experiments.peft_or_full import __main__ as command
 from experiments.peft_or_full.__main__ import (
     ADAPTERS,
     COMPARISONS,
@@ -15,10 +18,11 @@ from experiments.peft_or_full.__main__ import (
     compare_language,
     compare_private,
     compare_spreads,
+    compare_values,
     count_rounds,
     group_runs,
 )
-from fedpeft.study.results import Result
+from fedpeft.study.results import Result, ResultsFile
 from fedpeft.study.study_file import read_study
 
 NUMBERS = ("60", "300", "3000")
@@ -122,6 +126,47 @@ def test_equal_spreads_are_told_from_unequal_ones():
     found = compare_spreads("", "", wide, other)
     assert found.p < 0.001
     assert found.difference > 3
+
+
+def test_cells_of_unequal_scatter_do_not_make_equal_spreads_unequal():
+    random, rejected = np.random.default_rng(2), 0
+    for _ in range(400):
+        draw = random.normal(size=(2, 3, 8)) * np.array([3.0, 1.0, 0.5])[:, None]
+        one, other = ([dict(enumerate(cell)) for cell in each] for each in draw)
+        rejected += compare_spreads("", "", one, other).p < 0.05
+    assert rejected <= 33  # 5 % of 400, and three standard errors
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ratio", "p"),
+    [((1, 1, 1), (2, 2, 2), 1.0, 1.0), ((1, 2, 3), (1, 1, 1), np.inf, 0.0), ((1, 2, 3), (2, 4, 6), 0.5, 0.0)],
+)
+def test_spreads_that_have_no_chance_in_them_get_a_p(ours, theirs, ratio, p):
+    found = compare_spreads("", "", [dict(enumerate(ours))], [dict(enumerate(theirs))])
+    assert found.difference == pytest.approx(ratio)
+    assert found.p == pytest.approx(p, abs=1e-6)
+
+
+def test_the_same_difference_in_all_seeds_has_the_p_of_a_sign_test():
+    one, other = dict.fromkeys(range(8), 2.0), dict.fromkeys(range(8), 1.0)
+    assert compare_values("", "", one, other).p == 2 / 2**8
+    assert compare_values("", "", one, one).p == 1
+
+
+def test_runs_with_other_settings_do_not_count(tmp_path, monkeypatch):
+    study = tmp_path / "few" / "study.toml"
+    study.parent.mkdir()
+    axes = '[axes]\nmethod = [{label = "full", learning_rate = RATE}]\n'
+    text = 'name = "few"\nquestion = "?"\nseeds = [0]\n[base]\ndataset = "tiny"\n' + axes
+    study.write_text(text.replace("RATE", "0.5"))
+    monkeypatch.setattr(command, "FOLDER", tmp_path)
+    [planned] = read_study(study).plan_runs()
+    ResultsFile(study.with_name("results.jsonl")).append(
+        Result(dataclasses.asdict(planned.config), "finished", 0, point=planned.point, summary={"accuracy": 0.5})
+    )
+    assert command.read_runs("few").keys() == {("full",)}
+    study.write_text(text.replace("RATE", "0.25"))
+    assert not command.read_runs("few")
 
 
 @pytest.mark.parametrize(("name", "untuned"), [("few", {"linear_probe"}), ("private", None), ("language", set())])

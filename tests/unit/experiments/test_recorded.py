@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedpeft.study.results import ResultsFile
+from experiments.recorded import read_recorded
+from fedpeft.errors import RunError
+from fedpeft.study.results import Result, ResultsFile
 
 PARTITIONS = ("dirichlet(alpha=0.5)", "dirichlet(alpha=0.1)", "dirichlet(alpha=0.05)")
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
@@ -32,11 +34,24 @@ def tables(lines):
     return [[[cell.strip() for cell in line.strip("|").split("|")] for line in table] for table in (*found, rest)]
 
 
-@pytest.mark.parametrize("command", ["experiments.harm", "experiments.private_plan"])
-def test_a_preset_that_has_recorded_nothing_is_one_sentence(command, monkeypatch, capsys):
+def test_a_preset_that_the_study_lacks_is_one_sentence(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
-        printed(command, ["--preset", "smal"], monkeypatch, capsys)
-    assert "no finished run is recorded in" in capsys.readouterr().err
+        printed("experiments.harm", ["--preset", "smal"], monkeypatch, capsys)
+    assert "FP1423" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "place"), [([], "study.toml runs"), (["--preset", "more"], "--preset more")])
+def test_a_preset_that_has_recorded_nothing_is_one_sentence(tmp_path, monkeypatch, arguments, place):
+    head = 'name = "one"\nquestion = "?"\nseeds = [0]\npreset = "few"\n'
+    (tmp_path / "study.toml").write_text(head + "[axes]\nrounds = [1]\n[presets.few]\n[presets.more]\n")
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(RunError, match=place):
+        read_recorded(tmp_path, None)
+    named = tmp_path / "more" if arguments else tmp_path
+    named.mkdir(exist_ok=True)
+    result = Result({}, "finished", 0, summary={})
+    ResultsFile(named / "results.jsonl").append(result)
+    assert len(read_recorded(tmp_path, None)) == 1
 
 
 def test_each_default_stands_beside_its_start(monkeypatch, capsys):

@@ -24,7 +24,7 @@ from fedpeft.simulation.language import build_choice_batches, center, measure_pr
 from fedpeft.trust.answers import calibrate_choices, calibrate_free_answers, pad_scores
 from fedpeft.trust.exposure import bound_mean_exposure, compute_exposures, compute_group_terms
 from fedpeft.trust.kronecker import apply_probit
-from fedpeft.trust.prompt_changes import FRAMES, frame_questions, list_choices
+from fedpeft.trust.prompt_changes import FRAMES, check_letters, frame_questions, list_choices
 from fedpeft.wiring.setup import load_adapted_model
 from tests.refusals import refuses
 
@@ -283,3 +283,15 @@ def test_the_lines_show_the_base():
     free = {"rows": 4, "accuracy": 0.5, "confidence": 0.75, "error": 0.25}
     lines = MEASUREMENTS.part("calibration").lines({"answers": free, "base": free | {"accuracy": 0.125}})
     assert lines["exact match, 4 free answers"] == "0.5000 (base 0.1250)"
+
+
+def test_a_model_that_has_diverged_has_no_exposure():
+    with refuses("FP5782", "--learning-rate"):
+        compute_exposures(np.full((1, 5), np.nan))
+
+
+def test_a_question_has_at_most_as_many_choices_as_there_are_letters():
+    question = Question("", "Which?", ("0",), tuple(map(str, range(27))))
+    check_letters([replace(question, choices=question.choices[:26])])
+    with refuses("FP1992", "27", "26"):
+        check_letters([question])
