@@ -20,6 +20,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import resource
 import select
 import signal
@@ -68,7 +69,7 @@ def call(name: str, *arguments: object) -> None:
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
     """Mount a file system, or change a mount."""
-    encoded = [None if text is None else text.encode() for text in (source, target, kind)]
+    encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
     call("mount", *encoded, ctypes.c_ulong(flags), options.encode())
 
 
@@ -102,13 +103,20 @@ def show_read_only(path: str, root: str) -> None:
     else:
         open(target, "x").close()
     mount(path, target, None, BIND | RECURSIVE)
-    with open("/proc/self/mountinfo") as table:
-        places = [line.split()[4].encode().decode("unicode_escape") for line in table]
+    places = [place for place in list_mounts() if place == target or place.startswith(target + "/")]
+    if target not in places:  # otherwise it would stay writable
+        raise OSError(f"{path} is not among the mounts")
     for place in places:
-        if place == target or place.startswith(target + "/"):
-            given = os.statvfs(place).f_flag
-            kept = sum(flag for has, flag in KEPT_FLAGS.items() if given & has)
-            mount(None, place, None, REMOUNT | BIND | READ_ONLY | NO_SUID | NO_DEVICES | kept)
+        given = os.statvfs(place).f_flag
+        kept = sum(flag for has, flag in KEPT_FLAGS.items() if given & has)
+        mount(None, place, None, REMOUNT | BIND | READ_ONLY | NO_SUID | NO_DEVICES | kept)
+
+
+def list_mounts() -> list[str]:
+    """Return the places of all mounts; the kernel writes spaces and backslashes as octal numbers."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        places = [line.split(b" ")[4] for line in table]
+    return [os.fsdecode(re.sub(rb"\\(\d{3})", lambda code: bytes([int(code[1], 8)]), place)) for place in places]
 
 
 def enter_file_system(root: str, shown: list[str], files: dict[str, str], size: int) -> None:
@@ -124,7 +132,7 @@ def enter_file_system(root: str, shown: list[str], files: dict[str, str], size: 
     mount("sandbox", root, "tmpfs", NO_SUID | NO_DEVICES, f"size={size},nr_inodes=4096,mode=755")
     for path in shown:
         show_read_only(path, root)
-    os.mkdir(f"{root}/tmp")
+    os.makedirs(f"{root}/tmp", exist_ok=True)  # something in it may be shown
     for name, text in files.items():
         with open(f"{root}/{name}", "w", encoding="utf-8", errors="surrogatepass") as file:
             file.write(text)

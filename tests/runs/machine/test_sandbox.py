@@ -106,6 +106,50 @@ def test_it_writes_in_its_own_folder_only():
     assert not [p for p in set(Path("/tmp").iterdir()) - before if p.name.startswith("fedpeft-sandbox-")]
 
 
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    """Show programs a folder with a name that the list of mounts encodes."""
+    folder = tmp_path / "pé \\ x"
+    folder.mkdir()
+    paths = [*sandbox.list_shown_paths(), str(folder)]
+    monkeypatch.setattr(sandbox, "list_shown_paths", lambda: paths)
+    return folder
+
+
+def test_a_shown_folder_is_read_only_whatever_its_name(shown):
+    (shown / "here").touch()
+    assert attempt(f"assert os.listdir({str(shown)!r}) == ['here']") == "done"
+    assert attempt(f"open({str(shown / 'planted')!r}, 'w')") == "OSError"
+    assert not (shown / "planted").exists()
+
+
+def test_the_temporary_folder_may_be_a_link(tmp_path, shown, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path / "link"))
+    assert attempt(f"open({str(shown / 'planted')!r}, 'w')") == "OSError"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ("mount(None, place,", "'pé' in place or mount(None, place,", "writing in"),
+        ("return [os.fsdecode", "return [] and [os.fsdecode", "not among the mounts"),
+    ],
+)
+def test_a_writable_folder_is_refused(tmp_path, shown, monkeypatch, before, after, reason):
+    launcher = tmp_path / "launcher.py"
+    text = Path(sandbox_launcher.__file__).read_text()
+    assert before in text
+    launcher.write_text(text.replace(before, after))
+    monkeypatch.setattr(sandbox_launcher, "__file__", str(launcher))
+    sandbox.check_isolation.cache_clear()
+    try:
+        with refuses("FP1681", reason):
+            sandbox.check_isolation()
+    finally:
+        sandbox.check_isolation.cache_clear()
+
+
 @pytest.mark.parametrize(
     "program",
     [
