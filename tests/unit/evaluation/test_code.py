@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
+from functools import partial
 
 import pytest
 
@@ -77,6 +80,39 @@ def test_a_long_answer_is_parsed_a_few_times(said, monkeypatch):
     assert find_program("asked", said, {"add"}) is None
     assert len(parsed) < 10
     assert find_program("", f"{ADD}\n{said}", {"add"}).startswith(ADD)
+
+
+def test_lines_that_wait_for_more_are_dropped_a_bounded_number_of_times(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(code_tests, "_parse", lambda text, parse=code_tests._parse: parsed.append(text) or parse(text))
+    assert find_program("", "@a\n" * 5000, {"add"}) is None
+    assert len(parsed) < 50
+    assert find_program("", f"{ADD}\n" + "@a\n" * 50, {"add"}) == ADD
+
+
+def nest_finally(depth: int) -> str:
+    lines = ["def add(a, b):"]
+    for level in range(1, depth + 1):
+        lines += [f"{' ' * level}try: a", f"{' ' * level}finally:"]
+    return "\n".join([*lines, f"{' ' * (depth + 1)}b"])
+
+
+def test_an_answer_is_never_compiled_here(monkeypatch):
+    """Each `finally` doubles the code of those in it: 24 levels would take 50 GB."""
+    monkeypatch.setattr(builtins, "compile", partial(compile_trees, compile))
+    assert find_program("", nest_finally(24), {"add"}) == nest_finally(24)
+    assert METRICS.build("repair").score(nest_finally(24), [ADD]) == 0.0
+
+
+def compile_trees(original, text, name, mode, flags=0, **named):
+    assert flags & ast.PyCF_ONLY_AST
+    return original(text, name, mode, flags, **named)
+
+
+@pytest.mark.parametrize("line", ["return 1", "if a:\n    x = yield", "class A:\n    yield from a"])
+def test_a_program_ends_before_a_return_outside_of_functions(line):
+    inside = f"{ADD}\nf = lambda: (yield)"
+    assert find_program("", f"{inside}\n{line}\nb = 1", {"add"}) == inside
 
 
 def test_a_function_that_repeats_itself_is_compared_too():
