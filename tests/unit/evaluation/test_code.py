@@ -210,8 +210,15 @@ def test_a_repair_that_differs_counts_if_tests_tell_right_from_wrong(tmp_path):
     assert metric.score_tests(question.asked, other, question.right, weak) == 0.0
 
 
+UNCALLED = "def test_add():\n    assert add(1, 2) == 3\n"
+UNITTEST = (
+    "import unittest\nclass T(unittest.TestCase):\n    def test_add(self):\n        self.assertEqual(add(1, 2), 3)\n"
+    "if __name__ == '__main__':\n    unittest.main()\n"
+)
+
+
 @isolated
-@pytest.mark.parametrize("tests", ["assert True", "", "assert add(1, 2) ="])
+@pytest.mark.parametrize("tests", ["assert True", "", "assert add(1, 2) =", UNCALLED, UNITTEST])
 def test_tests_that_call_nothing_pass_for_no_code(tests):
     assert not passes_tests("", ADD, tests)
 
