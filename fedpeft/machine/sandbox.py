@@ -152,7 +152,7 @@ for path in SHOWN:
         free.append("writing in " + path)
     except OSError:
         pass
-if os.environ.keys() - {"LC_CTYPE"}:
+if os.environ.keys() - {"LC_CTYPE", "PYTHONHASHSEED"}:
     free.append("environment")
 os.write(3, ("free: " + ", ".join(free) if free else "isolated").encode())
 """

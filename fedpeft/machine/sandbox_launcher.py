@@ -9,7 +9,7 @@ What a program in it meets:
 
 - user, mount, process, network, IPC and host name namespaces of its own: no network device, no process but itself.
 - an empty file system in memory of limited size, and Python and the system's libraries, for reading only.
-- no environment, no privileges, and no way to gain any.
+- no environment but a constant seed of hashes, no privileges, and no way to gain any.
 - limits of memory, processor time, file size and open files.
 - a filter of system calls: no processes, threads, sockets, mounts, shared memory or tracing.
 """
@@ -35,6 +35,9 @@ NEW_NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 
 READ_ONLY, NO_SUID, NO_DEVICES, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 KEPT_FLAGS = {8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 """Flags of statvfs that a remount must keep, as flags of mount: noexec, noatime, nodiratime, relatime."""
+
+ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+"""With it, sets of texts have the same order in each run. The option -I of Python would ignore it."""
 
 DETACH = 2
 NOBODY = 65534
@@ -208,7 +211,7 @@ def become_sandbox(orders: dict[str, Any], errors: int) -> NoReturn:
         os.closerange(3 + len(kept), errors)
         set_limits(orders["memory_bytes"], orders["cpu_seconds"], orders["file_bytes"])
         drop_privileges(platform.machine())
-        os.execve(orders["python"], ["python", "-I", "-S", "-B", "/main.py"], {})
+        os.execve(orders["python"], ["python", "-P", "-s", "-S", "-B", "/main.py"], ENVIRONMENT)
     except BaseException as error:
         os.write(errors, f"{type(error).__name__}: {error}".encode()[:500])
     os._exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -93,9 +94,20 @@ def test_a_secret_is_neither_in_files_nor_in_the_environment(tmp_path, monkeypat
     ended, said = run(
         f"import os\nhere = [os.path.exists(p) for p in ('{tmp_path}', '{Path(__file__)}', '/home', '/proc', '/dev')]\n"
         "os.environ.pop('LC_CTYPE', None)\n"  # Python itself sets it
+        "os.environ.pop('PYTHONHASHSEED')\n"
         "os.write(3, repr((any(here), dict(os.environ), os.listdir('/tmp'), os.getpid())).encode())"
     )
     assert (ended, said) == ("exit 0", "(False, {}, [], 1)")
+
+
+def test_hashes_and_paths_are_the_same_in_each_run():
+    program = (
+        "import os, sys\nos.write(3, repr((hash('a'), sys.path, sys.flags.no_user_site, sys.flags.no_site)).encode())"
+    )
+    first, second = run(program), run(program)
+    assert first == second
+    assert first[1].endswith(", 1, 1)")
+    assert not {"", "/", "/tmp"} & set(ast.literal_eval(first[1])[1])
 
 
 def test_it_writes_in_its_own_folder_only():
