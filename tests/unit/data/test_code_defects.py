@@ -93,6 +93,17 @@ def test_words_of_a_defect_are_labeled(load) -> None:
         assert "".join(text.split()) == "".join(words).replace(" ", "")
 
 
+def test_words_of_f_strings_are_left_out(load, monkeypatch) -> None:
+    """Python 3.11 reads an f-string as one word, and newer versions as several."""
+    found = {p.name: [Function("f", BODY.format(0) + ' + f"{rows} {limit}"', "int", "f")] for p in PACKAGES[:5]}
+    for functions in found.values():
+        functions.append(Function("g", BODY.format(1), "int", "g"))
+    monkeypatch.setattr(import_module("fedpeft.data.datasets.code_review"), "read_all", lambda: found)
+    assert len(load("code_review").train.inputs) == 8
+    rows = load("code_review(where=True)").train.inputs
+    assert [parse_row(row)[0][1] for row in rows] == ["name1"] * 4
+
+
 def test_a_repair_gives_the_original(load) -> None:
     data = load("code_repair(package_rows=20)")
     for row in data.train.inputs:
