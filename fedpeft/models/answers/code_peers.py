@@ -2,7 +2,7 @@
 
 Each is a process of its own in isolation (`fedpeft.machine.sandbox`), so the code can't read the tests, change them or
 report in their place. Calls and results cross as JSON of plain values: None, bool, int, float, str, bytes, list,
-tuple, set and dict; iterators become lists. An error crosses by the name of its builtin type.
+tuple, set, dict and its views, range and iterators, which are read to their end. An error crosses by the name of its builtin type.
 
 This file is sent into the isolation as text, with a call of one of its functions at the end.
 """
@@ -24,6 +24,19 @@ READING, WRITING, VERDICT = 3, 4, 5
 """File descriptors."""
 
 
+DECODERS: dict[str, Callable[[list[Any]], Any]] = {
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "iterator": iter,
+    "range": lambda held: range(*held),
+    "dict_keys": lambda items: dict.fromkeys(items).keys(),
+    "dict_values": lambda items: dict(enumerate(items)).values(),
+    "dict_items": lambda items: dict(items).items(),
+}
+"""What makes a value of its decoded items, by type."""
+
+
 def encode(value: Any) -> Any:
     """Return a plain value as JSON.
 
@@ -38,11 +51,14 @@ def encode(value: Any) -> Any:
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if isinstance(value, bytes | bytearray):
         return {"bytes": value.hex()}
-    for kind in (tuple, set, frozenset):
-        if isinstance(value, kind):
-            return {kind.__name__: [encode(item) for item in value]}
-    if isinstance(value, range) or hasattr(value, "__next__") or type(value).__name__.startswith("dict_"):
-        return [encode(item) for item in value]
+    for base in (tuple, set, frozenset):
+        if isinstance(value, base):
+            return {base.__name__: [encode(item) for item in value]}
+    if isinstance(value, range):
+        return {"range": [value.start, value.stop, value.step]}
+    kind = "iterator" if hasattr(value, "__next__") else type(value).__name__
+    if kind in DECODERS:
+        return {kind: [encode(item) for item in value]}
     raise TypeError(f"a {type(value).__name__} is not a plain value")
 
 
@@ -57,7 +73,7 @@ def decode(value: Any) -> Any:
         return {decode(key): decode(item) for key, item in held}
     if kind == "bytes":
         return bytes.fromhex(held)
-    return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(item) for item in held)
+    return DECODERS[kind]([decode(item) for item in held])
 
 
 def send(value: Any) -> None:

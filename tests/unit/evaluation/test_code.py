@@ -133,6 +133,24 @@ def test_plain_values_cross_unchanged(value):
     assert code_peers.decode(json.loads(json.dumps(code_peers.encode(value)))) == value
 
 
+def test_an_iterator_crosses_as_one_and_views_as_such():
+    """Tests that expect a list must fail for them, as they do without isolation."""
+
+    def cross(value):
+        return code_peers.decode(json.loads(json.dumps(code_peers.encode(value))))
+
+    found = cross(map(str, [1, (2,)]))
+    assert found != ["1", "(2,)"]
+    assert next(found) == "1"
+    assert list(found) == ["(2,)"]
+    assert cross(range(1, 9, 3)) == range(1, 9, 3)
+    table = {"a": 1, "b": 1}
+    assert cross(table.keys()) == table.keys()
+    assert cross(table.items()) == table.items()
+    assert cross(table.values()) != [1, 1]
+    assert list(cross(table.values())) == [1, 1]
+
+
 def test_nothing_else_crosses():
     with pytest.raises(TypeError):
         code_peers.encode(object())
