@@ -11,8 +11,8 @@ The functions, their packages and the split are those of `code_types`. The defec
 hunk is cut where the same draw would have planted it, so that its place reveals nothing.
 
 A hunk has the function's first line and `context` lines on either side of the defect, as `git diff` prints them. With
-`where`, each word of the hunk has a label instead: DEFECT marks changed words, or the word after deleted ones. Functions
-with f-strings are left out then, because versions of Python split these differently.
+`where`, each word of the hunk has a label instead: DEFECT marks changed words, or the word after deleted ones.
+Functions with f-strings are left out then, because versions of Python split these differently.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Each is a process of its own in isolation (`fedpeft.machine.sandbox`), so the code can't read the tests, change them or
 report in their place. Calls and results cross as JSON of plain values: None, bool, int, float, str, bytes, list,
-tuple, set, dict and its views, range and iterators, which are read to their end. An error crosses by the name of its builtin type.
+tuple, set, range, dict and its views, and iterators, which are read to their end. An error crosses by the name of its
+builtin type.
 
 This file is sent into the isolation as text, with a call of one of its functions at the end.
 """
