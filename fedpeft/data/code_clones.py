@@ -110,12 +110,22 @@ def _find_places(function: Definition) -> dict[str, list[Span]]:
 def _find_kept_names(function: Definition) -> set[str]:
     """Return names that can't be renamed safely.
 
-    These occur in format strings, imports, exception handlers, patterns or global statements, or name inner functions
-    and classes.
+    These occur in format strings, imports, exception handlers, patterns, global statements or the bodies of classes, or
+    name inner functions and classes. Arguments are kept that a call gives by name, and so is the name of a method whose
+    body has it, too: there, it means something else.
     """
     kept: set[str] = set()
-    for node in ast.walk(function):
+    nodes = list(ast.walk(function))
+    inner = [node for node in nodes if isinstance(node, Definition | ast.Lambda) and node is not function]
+    arguments = {given.arg for node in inner for given in ast.walk(node.args) if isinstance(given, ast.arg)}
+    kept |= arguments & {node.arg for node in nodes if isinstance(node, ast.keyword)}
+    first = [given.arg for given in (*function.args.posonlyargs, *function.args.args)][:1]
+    if first in (["self"], ["cls"]) and any(isinstance(node, ast.Name) and node.id == function.name for node in nodes):
+        kept.add(function.name)
+    for node in nodes:
         match node:
+            case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called), keywords=named):
+                kept |= {given.arg for given in named if given.arg is not None and called == function.name}
             case ast.JoinedStr():
                 kept |= {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
             case ast.Global(names=names) | ast.Nonlocal(names=names):
@@ -128,6 +138,8 @@ def _find_kept_names(function: Definition) -> set[str]:
                 kept.add(name)
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 kept |= {name} if node is not function else set()
+                if isinstance(node, ast.ClassDef):
+                    kept |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return kept
 
 

@@ -37,7 +37,10 @@ NOT_ITS_OWN = {"test", "tests", "testing", "vendor", "_vendor", "vendored", "_ve
 """Folders that are skipped."""
 
 SYNTAX = (3, 11)
-"""Newest syntax that is read; files that need a newer one are skipped on every version of Python."""
+"""Newest syntax that is read; files that need a newer one are skipped.
+
+This holds on every version of Python, with one exception: from 3.12 on, f-strings that reuse their quotes are read.
+"""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 

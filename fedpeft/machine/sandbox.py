@@ -60,7 +60,7 @@ class IsolatedProgram:
         self._limits = limits
         self._folder = tempfile.TemporaryDirectory(prefix="fedpeft-sandbox-")
         orders: dict[str, Any] = {
-            "root": self._folder.name,
+            "root": os.path.realpath(self._folder.name),
             "shown": list_shown_paths(),
             "files": dict(files),
             "channels": list(channels),
@@ -145,7 +145,14 @@ except OSError:
     pass
 if os.path.exists(SECRET):
     free.append("files")
-if os.environ.keys() - {"LC_CTYPE"}:
+for path in SHOWN:
+    try:
+        os.mkdir(path + "/fedpeft-probe")
+        os.rmdir(path + "/fedpeft-probe")
+        free.append("writing in " + path)
+    except OSError:
+        pass
+if os.environ.keys() - {"LC_CTYPE", "PYTHONHASHSEED"}:
     free.append("environment")
 os.write(3, ("free: " + ", ".join(free) if free else "isolated").encode())
 """
@@ -170,6 +177,7 @@ def check_isolation() -> None:
         reading, writing = os.pipe()
         with tempfile.NamedTemporaryFile() as secret, os.fdopen(reading, "rb") as answers:
             program = PROBE.replace("SECRET", repr(str(Path(secret.name).absolute())))
+            program = program.replace("SHOWN", repr(list_shown_paths()))
             with IsolatedProgram({"main.py": program}, [writing], Limits()) as started:
                 os.close(writing)
                 ended, answer = started.wait(), answers.read().decode()

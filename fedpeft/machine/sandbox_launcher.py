@@ -9,7 +9,7 @@ What a program in it meets:
 
 - user, mount, process, network, IPC and host name namespaces of its own: no network device, no process but itself.
 - an empty file system in memory of limited size, and Python and the system's libraries, for reading only.
-- no environment, no privileges, and no way to gain any.
+- no environment but a constant seed of hashes, no privileges, and no way to gain any.
 - limits of memory, processor time, file size and open files.
 - a filter of system calls: no processes, threads, sockets, mounts, shared memory or tracing.
 """
@@ -20,6 +20,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import resource
 import select
 import signal
@@ -34,6 +35,9 @@ NEW_NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 
 READ_ONLY, NO_SUID, NO_DEVICES, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 KEPT_FLAGS = {8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 """Flags of statvfs that a remount must keep, as flags of mount: noexec, noatime, nodiratime, relatime."""
+
+ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+"""With it, sets of texts have the same order in each run. The option -I of Python would ignore it."""
 
 DETACH = 2
 NOBODY = 65534
@@ -68,7 +72,7 @@ def call(name: str, *arguments: object) -> None:
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
     """Mount a file system, or change a mount."""
-    encoded = [None if text is None else text.encode() for text in (source, target, kind)]
+    encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
     call("mount", *encoded, ctypes.c_ulong(flags), options.encode())
 
 
@@ -102,13 +106,20 @@ def show_read_only(path: str, root: str) -> None:
     else:
         open(target, "x").close()
     mount(path, target, None, BIND | RECURSIVE)
-    with open("/proc/self/mountinfo") as table:
-        places = [line.split()[4].encode().decode("unicode_escape") for line in table]
+    places = [place for place in list_mounts() if place == target or place.startswith(target + "/")]
+    if target not in places:  # otherwise it would stay writable
+        raise OSError(f"{path} is not among the mounts")
     for place in places:
-        if place == target or place.startswith(target + "/"):
-            given = os.statvfs(place).f_flag
-            kept = sum(flag for has, flag in KEPT_FLAGS.items() if given & has)
-            mount(None, place, None, REMOUNT | BIND | READ_ONLY | NO_SUID | NO_DEVICES | kept)
+        given = os.statvfs(place).f_flag
+        kept = sum(flag for has, flag in KEPT_FLAGS.items() if given & has)
+        mount(None, place, None, REMOUNT | BIND | READ_ONLY | NO_SUID | NO_DEVICES | kept)
+
+
+def list_mounts() -> list[str]:
+    """Return the places of all mounts; the kernel writes spaces and backslashes as octal numbers."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        places = [line.split(b" ")[4] for line in table]
+    return [os.fsdecode(re.sub(rb"\\(\d{3})", lambda code: bytes([int(code[1], 8)]), place)) for place in places]
 
 
 def enter_file_system(root: str, shown: list[str], files: dict[str, str], size: int) -> None:
@@ -124,7 +135,7 @@ def enter_file_system(root: str, shown: list[str], files: dict[str, str], size: 
     mount("sandbox", root, "tmpfs", NO_SUID | NO_DEVICES, f"size={size},nr_inodes=4096,mode=755")
     for path in shown:
         show_read_only(path, root)
-    os.mkdir(f"{root}/tmp")
+    os.makedirs(f"{root}/tmp", exist_ok=True)  # something in it may be shown
     for name, text in files.items():
         with open(f"{root}/{name}", "w", encoding="utf-8", errors="surrogatepass") as file:
             file.write(text)
@@ -200,7 +211,7 @@ def become_sandbox(orders: dict[str, Any], errors: int) -> NoReturn:
         os.closerange(3 + len(kept), errors)
         set_limits(orders["memory_bytes"], orders["cpu_seconds"], orders["file_bytes"])
         drop_privileges(platform.machine())
-        os.execve(orders["python"], ["python", "-I", "-S", "-B", "/main.py"], {})
+        os.execve(orders["python"], ["python", "-P", "-s", "-S", "-B", "/main.py"], ENVIRONMENT)
     except BaseException as error:
         os.write(errors, f"{type(error).__name__}: {error}".encode()[:500])
     os._exit(1)

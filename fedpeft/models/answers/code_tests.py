@@ -13,6 +13,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -25,6 +26,9 @@ FENCE = re.compile(r"```[A-Za-z0-9]*[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 LONGEST = 20_000
 """Most characters of an answer that are read as code."""
+
+PARSED = 10
+"""How often a text of the longest length is parsed at most; shorter ones more often."""
 
 
 def passes_tests(asked: str, said: str, tests: str, limits: Limits = Limits()) -> bool:  # noqa: B008
@@ -83,12 +87,23 @@ def _parse(text: str) -> ast.Module | int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            compile(text, "answer", "exec", dont_inherit=True)  # finds a return outside of functions, too
-            return ast.parse(text)
+            tree = ast.parse(text)  # not compiled: each `finally` doubles the code of those in it
     except SyntaxError as error:
         return error.lineno or 0
     except (ValueError, RecursionError, MemoryError, OverflowError):
         return 0
+    return min(_find_stray_returns(tree), default=tree)
+
+
+def _find_stray_returns(tree: ast.Module) -> Iterator[int]:
+    """Yield the lines of each `return` or `yield` outside of functions."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Return | ast.Yield | ast.YieldFrom):
+            yield node.lineno
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
 
 
 def find_program(asked: str, said: str, names: set[str]) -> str | None:
@@ -112,7 +127,7 @@ def _find_longest_beginning(text: str, names: set[str], least: int) -> tuple[int
     """Return the lines and text of the longest beginning that is Python and defines all `names`; None: there is none.
 
     An answer may have thousands of lines, so not each beginning is parsed: the lines after an error cannot repair it,
-    and a shorter program defines no more names.
+    and a shorter program defines no more names. After `PARSED` texts, it gives up.
 
     Args:
         text: the text.
@@ -121,8 +136,10 @@ def _find_longest_beginning(text: str, names: set[str], least: int) -> tuple[int
     """
     lines = text.split("\n")
     count = len(lines)
-    while count > least:
+    left = PARSED * max(LONGEST, len(text))
+    while count > least and left > 0:
         program = "\n".join(lines[:count])
+        left -= len(program)
         tree = _parse(program)
         if not isinstance(tree, int):
             return count, program if names <= _find_defined(list(ast.walk(tree))) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -93,9 +94,20 @@ def test_a_secret_is_neither_in_files_nor_in_the_environment(tmp_path, monkeypat
     ended, said = run(
         f"import os\nhere = [os.path.exists(p) for p in ('{tmp_path}', '{Path(__file__)}', '/home', '/proc', '/dev')]\n"
         "os.environ.pop('LC_CTYPE', None)\n"  # Python itself sets it
+        "os.environ.pop('PYTHONHASHSEED')\n"
         "os.write(3, repr((any(here), dict(os.environ), os.listdir('/tmp'), os.getpid())).encode())"
     )
     assert (ended, said) == ("exit 0", "(False, {}, [], 1)")
+
+
+def test_hashes_and_paths_are_the_same_in_each_run():
+    program = (
+        "import os, sys\nos.write(3, repr((hash('a'), sys.path, sys.flags.no_user_site, sys.flags.no_site)).encode())"
+    )
+    first, second = run(program), run(program)
+    assert first == second
+    assert first[1].endswith(", 1, 1)")
+    assert not {"", "/", "/tmp"} & set(ast.literal_eval(first[1])[1])
 
 
 def test_it_writes_in_its_own_folder_only():
@@ -104,6 +116,50 @@ def test_it_writes_in_its_own_folder_only():
     run("open('/tmp/fedpeft-planted', 'w').write('x')")
     assert not Path("/tmp/fedpeft-planted").exists()
     assert not [p for p in set(Path("/tmp").iterdir()) - before if p.name.startswith("fedpeft-sandbox-")]
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    """Show programs a folder with a name that the list of mounts encodes."""
+    folder = tmp_path / "pé \\ x"
+    folder.mkdir()
+    paths = [*sandbox.list_shown_paths(), str(folder)]
+    monkeypatch.setattr(sandbox, "list_shown_paths", lambda: paths)
+    return folder
+
+
+def test_a_shown_folder_is_read_only_whatever_its_name(shown):
+    (shown / "here").touch()
+    assert attempt(f"assert os.listdir({str(shown)!r}) == ['here']") == "done"
+    assert attempt(f"open({str(shown / 'planted')!r}, 'w')") == "OSError"
+    assert not (shown / "planted").exists()
+
+
+def test_the_temporary_folder_may_be_a_link(tmp_path, shown, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path / "link"))
+    assert attempt(f"open({str(shown / 'planted')!r}, 'w')") == "OSError"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ("mount(None, place,", "'pé' in place or mount(None, place,", "writing in"),
+        ("return [os.fsdecode", "return [] and [os.fsdecode", "not among the mounts"),
+    ],
+)
+def test_a_writable_folder_is_refused(tmp_path, shown, monkeypatch, before, after, reason):
+    launcher = tmp_path / "launcher.py"
+    text = Path(sandbox_launcher.__file__).read_text()
+    assert before in text
+    launcher.write_text(text.replace(before, after))
+    monkeypatch.setattr(sandbox_launcher, "__file__", str(launcher))
+    sandbox.check_isolation.cache_clear()
+    try:
+        with refuses("FP1681", reason):
+            sandbox.check_isolation()
+    finally:
+        sandbox.check_isolation.cache_clear()
 
 
 @pytest.mark.parametrize(

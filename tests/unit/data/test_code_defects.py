@@ -10,7 +10,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from fedpeft.data.code_clones import rewrite_statements
+from fedpeft.data.code_clones import find_own_names, rewrite_statements
 from fedpeft.data.code_mutations import KINDS, plant_defect
 from fedpeft.data.datasets.code_types import PACKAGES
 from fedpeft.data.function_tests import write_tests
@@ -93,6 +93,17 @@ def test_words_of_a_defect_are_labeled(load) -> None:
         assert "".join(text.split()) == "".join(words).replace(" ", "")
 
 
+def test_words_of_f_strings_are_left_out(load, monkeypatch) -> None:
+    """Python 3.11 reads an f-string as one word, and newer versions as several."""
+    found = {p.name: [Function("f", BODY.format(0) + ' + f"{rows} {limit}"', "int", "f")] for p in PACKAGES[:5]}
+    for functions in found.values():
+        functions.append(Function("g", BODY.format(1), "int", "g"))
+    monkeypatch.setattr(import_module("fedpeft.data.datasets.code_review"), "read_all", lambda: found)
+    assert len(load("code_review").train.inputs) == 8
+    rows = load("code_review(where=True)").train.inputs
+    assert [parse_row(row)[0][1] for row in rows] == ["name1"] * 4
+
+
 def test_a_repair_gives_the_original(load) -> None:
     data = load("code_repair(package_rows=20)")
     for row in data.train.inputs:
@@ -139,6 +150,25 @@ def test_rewritten_functions_do_the_same() -> None:
                 for b in range(-2, 4):
                     assert spaces[0]["f"](a, b) == spaces[1]["f"](a, b), other
     assert rewrite_statements("def f(a):\n    return a", np.random.default_rng(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "renamed"),
+    [
+        ("def walk(node, depth):\n    return node if depth > 3 else walk(node, depth=depth + 1)", ["node", "walk"]),
+        ("def walk(self, depth):\n    return self.walk(depth=depth)", ["walk"]),
+        ("def walk(node, depth):\n    return node.visit(depth=depth)", ["depth", "node", "walk"]),
+        ("def run(self, x):\n    return run(x)", ["x"]),
+        ("def run(self, x):\n    return x", ["run", "x"]),
+        ("def make(x):\n    class A:\n        strict = True\n    return A.strict, x", ["make", "x"]),
+        (
+            "def make(x):\n    def inner(key, y):\n        return y\n    return partial(inner, key=x)",
+            ["make", "x", "y"],
+        ),
+    ],
+)
+def test_a_clone_keeps_names_that_mean_something_else(text: str, renamed: list[str]) -> None:
+    assert find_own_names(text) == renamed
 
 
 def test_tests_tell_a_defect_from_the_original() -> None:

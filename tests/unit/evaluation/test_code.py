@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
+from functools import partial
 
 import pytest
 
@@ -79,6 +82,39 @@ def test_a_long_answer_is_parsed_a_few_times(said, monkeypatch):
     assert find_program("", f"{ADD}\n{said}", {"add"}).startswith(ADD)
 
 
+def test_lines_that_wait_for_more_are_dropped_a_bounded_number_of_times(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(code_tests, "_parse", lambda text, parse=code_tests._parse: parsed.append(text) or parse(text))
+    assert find_program("", "@a\n" * 5000, {"add"}) is None
+    assert len(parsed) < 50
+    assert find_program("", f"{ADD}\n" + "@a\n" * 50, {"add"}) == ADD
+
+
+def nest_finally(depth: int) -> str:
+    lines = ["def add(a, b):"]
+    for level in range(1, depth + 1):
+        lines += [f"{' ' * level}try: a", f"{' ' * level}finally:"]
+    return "\n".join([*lines, f"{' ' * (depth + 1)}b"])
+
+
+def test_an_answer_is_never_compiled_here(monkeypatch):
+    """Each `finally` doubles the code of those in it: 24 levels would take 50 GB."""
+    monkeypatch.setattr(builtins, "compile", partial(compile_trees, compile))
+    assert find_program("", nest_finally(24), {"add"}) == nest_finally(24)
+    assert METRICS.build("repair").score(nest_finally(24), [ADD]) == 0.0
+
+
+def compile_trees(original, text, name, mode, flags=0, **named):
+    assert flags & ast.PyCF_ONLY_AST
+    return original(text, name, mode, flags, **named)
+
+
+@pytest.mark.parametrize("line", ["return 1", "if a:\n    x = yield", "class A:\n    yield from a"])
+def test_a_program_ends_before_a_return_outside_of_functions(line):
+    inside = f"{ADD}\nf = lambda: (yield)"
+    assert find_program("", f"{inside}\n{line}\nb = 1", {"add"}) == inside
+
+
 def test_a_function_that_repeats_itself_is_compared_too():
     deep = "def add(a, b):\n" + "    if a: pass\n" + "    elif a: pass\n" * 900
     metric = METRICS.build("repair")
@@ -95,6 +131,24 @@ def test_tests_call_the_names_that_they_do_not_define():
 @pytest.mark.parametrize("value", [None, True, 1, -2.5, "é", b"\x00", [1, (2, {3})], {"a": {1: frozenset({2})}}])
 def test_plain_values_cross_unchanged(value):
     assert code_peers.decode(json.loads(json.dumps(code_peers.encode(value)))) == value
+
+
+def test_an_iterator_crosses_as_one_and_views_as_such():
+    """Tests that expect a list must fail for them, as they do without isolation."""
+
+    def cross(value):
+        return code_peers.decode(json.loads(json.dumps(code_peers.encode(value))))
+
+    found = cross(map(str, [1, (2,)]))
+    assert found != ["1", "(2,)"]
+    assert next(found) == "1"
+    assert list(found) == ["(2,)"]
+    assert cross(range(1, 9, 3)) == range(1, 9, 3)
+    table = {"a": 1, "b": 1}
+    assert cross(table.keys()) == table.keys()
+    assert cross(table.items()) == table.items()
+    assert cross(table.values()) != [1, 1]
+    assert list(cross(table.values())) == [1, 1]
 
 
 def test_nothing_else_crosses():
@@ -174,8 +228,15 @@ def test_a_repair_that_differs_counts_if_tests_tell_right_from_wrong(tmp_path):
     assert metric.score_tests(question.asked, other, question.right, weak) == 0.0
 
 
+UNCALLED = "def test_add():\n    assert add(1, 2) == 3\n"
+UNITTEST = (
+    "import unittest\nclass T(unittest.TestCase):\n    def test_add(self):\n        self.assertEqual(add(1, 2), 3)\n"
+    "if __name__ == '__main__':\n    unittest.main()\n"
+)
+
+
 @isolated
-@pytest.mark.parametrize("tests", ["assert True", "", "assert add(1, 2) ="])
+@pytest.mark.parametrize("tests", ["assert True", "", "assert add(1, 2) =", UNCALLED, UNITTEST])
 def test_tests_that_call_nothing_pass_for_no_code(tests):
     assert not passes_tests("", ADD, tests)
 
