@@ -35,9 +35,16 @@ def test_a_server_s_name_for_its_federation_leads_nowhere_else(tmp_path, monkeyp
 
 
 def test_nobody_else_sees_the_names_of_a_machine_s_clients(tmp_path):
-    folder = get_client_folder(tmp_path, "0123456789abcdef", "edge-1")
+    state = tmp_path / "new" / "state"
+    folder = get_client_folder(state, "0123456789abcdef", "edge-1")
     with lock_state_folder(folder):
-        assert {stat.S_IMODE(made.stat().st_mode) for made in (folder, folder.parent)} == {0o700}
+        assert {stat.S_IMODE(made.stat().st_mode) for made in (folder, folder.parent, state)} == {0o700}
+
+
+def test_a_folder_of_the_user_keeps_its_mode(tmp_path):
+    tmp_path.chmod(0o755)
+    with lock_state_folder(get_client_folder(tmp_path, "0123456789abcdef", "edge-1")):
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
 def test_a_folder_that_can_not_be_written_is_one_sentence(tmp_path):
