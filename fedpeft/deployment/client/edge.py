@@ -41,7 +41,7 @@ from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import size_limits
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, FedpeftError, GoneError, ModelError, PrivacyError
-from fedpeft.machine import cache
+from fedpeft.machine import cache, shared_cache
 from fedpeft.machine.cache import get_cache_directory
 from fedpeft.machine.hardware import get_gpu_name
 from fedpeft.models import kernels
@@ -66,9 +66,15 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
     """Check the examples, the roster and the device as far as possible before connecting to a server.
 
     Raises:
-        DataError, ConfigError: a file is missing, empty or of another format, or lacks a column that the options name.
+        DataError, ConfigError: a file is missing, empty or of another format, or lacks a column that the options name;
+            or machines share a cache.
         RunError: there is no such device.
     """
+    if os.environ.get(shared_cache.VARIABLE):
+        raise ConfigError(
+            f"FP1992 {shared_cache.VARIABLE} is set, and this client's examples would be copied there; unset it, since "
+            "they must not leave this machine"
+        )
     parse_device(options.device)
     _read_roster(options)
     _, first = read_first_example(data, options.file_format)

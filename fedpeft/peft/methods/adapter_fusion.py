@@ -170,9 +170,7 @@ class AdapterFusion(PeftMethod):
             ConfigError: names the run.
         """
         if twice := [run for run, times in Counter(self._named).items() if times > 1]:
-            raise ConfigError(
-                f"FP1993 adapter_fusion names the run {twice[0]!r:.80} twice; name each run once"
-            )
+            raise ConfigError(f"FP1993 adapter_fusion names the run {twice[0]!r:.80} twice; name each run once")
 
     @property
     def folders(self) -> tuple[Path, ...]:

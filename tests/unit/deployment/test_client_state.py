@@ -8,11 +8,13 @@ import stat
 import pytest
 from rich.console import Console
 
+from fedpeft.deployment.client.edge import check_machine
 from fedpeft.deployment.client.joining import join
 from fedpeft.deployment.client.state_folder import get_client_folder, lock_state_folder
 from fedpeft.deployment.options import EdgeOptions, JoinOptions
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.deployment.wire.connection import Connection
+from fedpeft.machine.shared_cache import VARIABLE
 from tests.refusals import refuses
 
 
@@ -51,3 +53,10 @@ def test_a_folder_that_can_not_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with refuses("FP5038", "--state"), lock_state_folder(tmp_path / "file" / "x"):
         pass
+
+
+def test_a_client_s_examples_go_to_no_shared_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, f"file://{tmp_path}/bucket")
+    (tmp_path / "rows.csv").write_text("text,label\nx,a\n")
+    with refuses("FP1992", VARIABLE):
+        check_machine(tmp_path / "rows.csv", EdgeOptions())
