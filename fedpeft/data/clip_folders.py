@@ -89,7 +89,8 @@ def read_clips(clips: list[str], side: int, frames: int) -> NDArray[np.uint8]:
     """Return the clips in these folders as uint8 (clips, frames, side, side, 3).
 
     Raises:
-        DataError: a folder has no frames, or a file is not an image; the message names the first five.
+        DataError: a folder has no frames, or a file is not an image; the message names the first five. Or there is too
+            little memory.
     """
     files = [str(file) for clip in clips for file in list_frames(Path(clip), frames)]
-    return read_pixels(files, side).reshape(len(clips), frames, side, side, 3)
+    return read_pixels(files, side, frames).reshape(len(clips), frames, side, side, 3)

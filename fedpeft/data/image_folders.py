@@ -20,6 +20,7 @@ from fedpeft.data.record_folders import get_stem, list_visible
 from fedpeft.data.square_pictures import crop_to_square
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.errors import DataError
+from fedpeft.machine.hardware import get_free_memory
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -191,13 +192,25 @@ def raise_image_errors(name: str) -> Iterator[None]:
         raise DataError(f"FP3059 {name} can't be read as an image: {' '.join(str(error).split())[:200]}") from None
 
 
-def read_pixels(pictures: list[str], side: int) -> np.ndarray:
+def read_pixels(pictures: list[str], side: int, frames: int = 1) -> np.ndarray:
     """Return the images as uint8 (images, side, side, 3), 0 to 255, rotated as their metadata requires.
+
+    Args:
+        pictures: their files.
+        side: pixels per side.
+        frames: images of each example.
 
     Raises:
         DataError: files are not images, are damaged, or have pixels with an unknown range; the message names the first
-            five and counts the others.
+            five and counts the others. Or there is too little memory.
     """
+    needed, free = len(pictures) * side * side * 3, get_free_memory("cpu")
+    if needed > free:
+        raise DataError(
+            f"FP3583 {len(pictures)} images ({frames} per example) of {side} pixels per side need "
+            f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; give fewer images, or choose a "
+            "smaller side or fewer frames"
+        )
     made = np.empty((len(pictures), side, side, 3), np.uint8)
     read_each(pictures, lambda i, opened: made.__setitem__(i, crop_to_square(opened, side)))
     return made

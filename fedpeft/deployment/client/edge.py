@@ -27,6 +27,7 @@ from fedpeft.data import cached_rows
 from fedpeft.data.datasets.clients import read_first_example
 from fedpeft.data.label_columns import AND
 from fedpeft.data.partition import Partition, split_held_out
+from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.deployment.client.answers import check_evaluation, check_question, measure_energy, report_missing_state
 from fedpeft.deployment.client.capacity import fit_to_memory, has_common_batch_size, parse_device
 from fedpeft.deployment.client.instruction_policy import InstructionPolicy
@@ -41,7 +42,7 @@ from fedpeft.deployment.options import EdgeOptions
 from fedpeft.deployment.wire import size_limits
 from fedpeft.deployment.wire import v2_pb2 as v2
 from fedpeft.errors import ConfigError, DataError, FedpeftError, GoneError, ModelError, PrivacyError
-from fedpeft.machine import cache
+from fedpeft.machine import cache, shared_cache
 from fedpeft.machine.cache import get_cache_directory
 from fedpeft.machine.hardware import get_gpu_name
 from fedpeft.models import kernels
@@ -66,9 +67,15 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
     """Check the examples, the roster and the device as far as possible before connecting to a server.
 
     Raises:
-        DataError, ConfigError: a file is missing, empty or of another format, or lacks a column that the options name.
+        DataError, ConfigError: a file is missing, empty or of another format, or lacks a column that the options name;
+            or machines share a cache.
         RunError: there is no such device.
     """
+    if os.environ.get(shared_cache.VARIABLE):
+        raise ConfigError(
+            f"FP1992 {shared_cache.VARIABLE} is set, and this client's examples would be copied there; unset it, since "
+            "they must not leave this machine"
+        )
     parse_device(options.device)
     _read_roster(options)
     _, first = read_first_example(data, options.file_format)
@@ -169,6 +176,10 @@ class EdgeClient:
         facts = DatasetInfo(form.kind, description.task, names or None, spec.config.model, clients=1, tasks=tasks)
         self.setup = Setup.create(spec, facts)
         self.config = self.setup.config
+        labels = self.rows.labels
+        of_row = None if tasks is None or labels is None else tasks.find_tasks(labels)
+        if tasks is not None and of_row is not None and self._protected:
+            _check_all_tasks(tasks, of_row, self.config.privacy)
         machine = Machine.create(self.setup, {}, (self.device,))
         data_key = self.setup.tokenize_rows(self.rows, self.setup.tokens)
         work = create_work_plan(self.setup, machine, data_key, folder).set_precision(self.options.precision)
@@ -178,8 +189,7 @@ class EdgeClient:
         if self.protection is not None and (sums := self.protection.engine.sums) is not None:
             self.setup = dataclasses.replace(self.setup, secure_sum=sums)
         alone = SingleClientPartition(np.arange(len(self.rows)), np.array([0, len(self.rows)]))
-        privacy, labels = self._create_client_privacy(), self.rows.labels
-        of_row = None if tasks is None or labels is None else tasks.find_tasks(labels)
+        privacy = self._create_client_privacy()
         clients = create_client_plan(self.setup, alone, folder, self._held_out, privacy, of_row)
         self.roster = _pin_roster(self.options, self.setup, credentials)
         if self.setup.secure_sum is not None:
@@ -217,6 +227,11 @@ class EdgeClient:
         return float(self.description.held_out)
 
     # ------------------------------------------------------------------------------------------------------- privacy
+
+    @property
+    def _protected(self) -> bool:
+        """Whether the settings protect the client's updates, its classes included."""
+        return self.setup.secure_sum is not None or (self.setup.mechanism is not None and self.setup.mechanism.protects)
 
     @property
     def silent(self) -> bool:
@@ -342,6 +357,20 @@ class EdgeClient:
     def close(self) -> None:
         """End the worker."""
         self.workers.close()
+
+
+def _check_all_tasks(tasks: TaskSequence, of_row: NDArray[np.int64], privacy: str) -> None:
+    """Refuse to join without examples of each task, since the server would learn of it in the first round of the task.
+
+    Raises:
+        PrivacyError: names a task without examples.
+    """
+    found = set(of_row.tolist())
+    if missing := [name for task, name in enumerate(tasks.names) if task not in found]:
+        raise PrivacyError(
+            f"FP7276 this client has no example of the task {missing[0]}, which {privacy} would not hide from the "
+            "server; give it examples of each task, or do not join"
+        )
 
 
 def _read_roster(options: EdgeOptions) -> PinnedRoster | None:

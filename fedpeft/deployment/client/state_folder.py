@@ -47,8 +47,8 @@ def lock_state_folder(folder: Path) -> Iterator[None]:
         RunError: another process works in it, or it can't be created, written or locked.
     """
     try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the names of the federations are private
-        folder.mkdir(mode=0o700, exist_ok=True)
+        for made in (folder.parent.parent, folder.parent, folder):  # the names of the federations are private
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)  # the mode is that of the last folder only
         lock = FileLock(folder / ".lock")
         lock.acquire(blocking=False)
     except Timeout:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,15 @@ class AdapterFusion(PeftMethod):
     tensors: ClassVar[tuple[str, ...]] = ("query.weight", "key.weight", "value.weight")
     regularised: ClassVar[bool] = True
     own_machine: ClassVar[str] = "reads finished runs in folders of this machine"
+
+    def __post_init__(self) -> None:
+        """Refuse a run that is named twice: a server could make a client hold any number of copies of its adapters.
+
+        Raises:
+            ConfigError: names the run.
+        """
+        if twice := [run for run, times in Counter(self._named).items() if times > 1]:
+            raise ConfigError(f"FP1993 adapter_fusion names the run {twice[0]!r:.80} twice; name each run once")
 
     @property
     def folders(self) -> tuple[Path, ...]:

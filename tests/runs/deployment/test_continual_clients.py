@@ -60,6 +60,27 @@ def test_a_server_that_stops_between_two_tasks_goes_on_as_if_it_had_not(tmp_path
     assert len(Records(tmp_path / "server").read("tasks.jsonl")) == 3
 
 
+class LackingTask(OfSimulation):
+    """Clients of which the second has no example of the second task."""
+
+    def rows(self, k):
+        first = self.simulation.rows.dataset.label_names[:2]
+        return [row for row in super().rows(k) if k != 1 or row["label"] in first]
+
+
+@pytest.mark.parametrize("privacy", ["local_dp(noise_multiplier=2, clip=1, raw_metrics=True)", "secure_sum", ""])
+def test_a_protected_client_without_a_task_does_not_join(privacy, tmp_path, observer):
+    """Its ledger does not cover what the server would learn from its failure: that it lacks these classes."""
+    given = {**TASKS, "strategy": "fedit", "privacy": privacy}
+    made = make_simulation(tmp_path / "simulated", **given)
+    made.close()
+    if privacy:
+        with refuses("FP7276", "class 2, class 3"):
+            LackingTask(tmp_path, observer, made, **given)
+    else:
+        assert len(LackingTask(tmp_path, observer, made, **given).server.edges) == 3
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """Return a server of two tasks and its clients, which have not begun."""

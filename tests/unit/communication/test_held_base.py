@@ -80,6 +80,22 @@ def test_a_payload_for_other_layers_is_refused_and_spoils_nothing(tmp_path):
         receive({}, struct.pack("<3I", 0, 1, 3), PAIRS)  # 3 x (4 + 8) numbers for a layer of 4 x 8
 
 
+def test_increments_that_add_nothing_are_refused():
+    """Each would cost a client a dense product, and a server 4 bytes."""
+    empty = {"low.0.left": torch.zeros(6, 0), "low.0.right": torch.zeros(0, 10)}
+    with refuses("FP6496", "low", 0):
+        receive({}, struct.pack("<3I", 1, 0, 0) + CODEC.encode(empty), PAIRS)
+    most = 6 * 10 // (6 + 10)
+    with refuses("FP6022", most + 1, "low"):
+        receive({}, struct.pack("<I", most + 1), PAIRS)
+    server = Residual()
+    for round_number in range(1, most + 1):
+        server = server.after(round_number, {"low": increments(round_number)["low"]}, torch.float32)
+    sent = server.encode_payload(0, PAIRS, CODEC)
+    assert sent[:4] == struct.pack("<I", most)
+    assert torch.equal(receive({}, sent, PAIRS)["low"], server.total["low"])
+
+
 def test_a_folder_that_was_not_there_in_the_acknowledged_round_is_noticed(tmp_path):
     """The increments since would be added to another matrix: to none, or to that of an older copy."""
     server, client = Residual(), HeldBase(tmp_path / "own", PAIRS, True)

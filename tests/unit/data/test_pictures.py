@@ -9,7 +9,9 @@ from PIL import Image
 from torch.nn import functional
 from transformers import Dinov2Config, ViTConfig, ViTModel
 
+from fedpeft.data import image_folders
 from fedpeft.data.cached_rows import read_as
+from fedpeft.data.clip_folders import read_clips
 from fedpeft.data.image_folders import read_pixels
 from fedpeft.data.images import convert_images, count_patches
 from fedpeft.data.rows import load_dataset
@@ -150,3 +152,14 @@ def test_features_of_a_large_image_are_pooled_to_as_many_vectors(tmp_path):
     assert count_patches(72, tmp_path) == (8, 8)
     assert compute_patch_features(images, tmp_path).shape == (3, 16, 16)
     assert compute_patch_features(images, tmp_path, 1).shape == (3, 1, 16)
+
+
+def test_more_pixels_than_memory_are_refused(tmp_path, monkeypatch):
+    """A server chooses side and frames, and a client can have any number of images."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    monkeypatch.setattr(image_folders, "get_free_memory", lambda _: 3 * 8 * 8 * 3)
+    assert len(read_pixels([str(tmp_path / "a.png")] * 3, 8)) == 3
+    with refuses("FP3583", 1, 1, 16):
+        read_pixels([str(tmp_path / "a.png")], 16)
+    with refuses("FP3583", 4, 4, 8):
+        read_clips([str(tmp_path)], 8, 4)

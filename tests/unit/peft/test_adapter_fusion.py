@@ -145,6 +145,15 @@ def test_a_server_names_no_folder_of_a_client():
         parse_shared_settings(mixed)
 
 
+def test_a_run_is_named_once():
+    twice = f"sha256:{'0' * 64}"
+    text = RunConfig(peft=f"adapter_fusion(runs=('{twice}', 'sha256:{'1' * 64}', '{twice}'))", clients=2).to_toml()
+    with refuses("FP5094", "FP1993", twice):
+        parse_shared_settings(text)
+    with refuses("FP1993", "runs/a"):
+        PEFT_METHODS.build("adapter_fusion(runs=('runs/a', 'runs/a'))")
+
+
 def test_a_client_finds_its_runs_by_their_digests(tiny, tmp_path):
     task, _, folder, classes = tiny
     runs = create_finished_runs(folder, task, classes)
