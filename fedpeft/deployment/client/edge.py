@@ -73,7 +73,7 @@ def check_machine(data: Path, options: EdgeOptions) -> None:
     """
     if os.environ.get(shared_cache.VARIABLE):
         raise ConfigError(
-            f"FP1992 {shared_cache.VARIABLE} is set, and this client's examples would be copied there; unset it, since "
+            f"FP1994 {shared_cache.VARIABLE} is set, and this client's examples would be copied there; unset it, since "
             "they must not leave this machine"
         )
     parse_device(options.device)
@@ -178,8 +178,8 @@ class EdgeClient:
         self.config = self.setup.config
         labels = self.rows.labels
         of_row = None if tasks is None or labels is None else tasks.find_tasks(labels)
-        if tasks is not None and of_row is not None and self._protected:
-            _check_all_tasks(tasks, of_row, self.config.privacy)
+        if tasks is not None and of_row is not None and self._is_protected:
+            _check_all_tasks(tasks, of_row[self._select_training_rows()], self.config.privacy)
         machine = Machine.create(self.setup, {}, (self.device,))
         data_key = self.setup.tokenize_rows(self.rows, self.setup.tokens)
         work = create_work_plan(self.setup, machine, data_key, folder).set_precision(self.options.precision)
@@ -228,8 +228,12 @@ class EdgeClient:
 
     # ------------------------------------------------------------------------------------------------------- privacy
 
+    def _select_training_rows(self) -> NDArray[np.int64]:
+        """Return the examples that are not held out, as indices."""
+        return split_held_out(np.arange(len(self.rows)), self._held_out, self.config.seed, 0)[0]
+
     @property
-    def _protected(self) -> bool:
+    def _is_protected(self) -> bool:
         """Whether the settings protect the client's updates, its classes included."""
         return self.setup.secure_sum is not None or (self.setup.mechanism is not None and self.setup.mechanism.protects)
 
@@ -240,7 +244,7 @@ class EdgeClient:
 
     def _create_protection(self, work: WorkPlan, fixed: dict[str, Any]) -> ClientProtection | None:
         """Return the client's own ledger if noise is drawn here; `fixed` is what else an answer depends on."""
-        rows = len(split_held_out(np.arange(len(self.rows)), self._held_out, self.config.seed, 0)[0])
+        rows = len(self._select_training_rows())
         identity = (
             f"{self.description.config} {work.data_key} {work.model_key} {work.dtype} {work.precision} {work.device} "
             f"{work.threads} {self.config.batch_size} {__version__} {fixed}"

@@ -58,5 +58,5 @@ def test_a_folder_that_can_not_be_written_is_one_sentence(tmp_path):
 def test_a_client_s_examples_go_to_no_shared_cache(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, f"file://{tmp_path}/bucket")
     (tmp_path / "rows.csv").write_text("text,label\nx,a\n")
-    with refuses("FP1992", VARIABLE):
+    with refuses("FP1994", VARIABLE):
         check_machine(tmp_path / "rows.csv", EdgeOptions())
