@@ -129,7 +129,7 @@ RESUMED: Mapping[str, Settings] = {
     "hetlora": {"strategy": "hetlora(decay=0.75)", "ranks": "2*3,4*3"},
     "fedsa_lora": {"strategy": "fedsa_lora"},
     "scaffold": {"drift": "scaffold", "optimizer": "sgd"},
-    "user_dp": {"privacy": OF_MECHANISM["user_dp"], "head": "zero"},
+    "user_dp": {"privacy": add_settings("user_dp", noise_multiplier=0.05, test_noise=True), "head": "zero"},
 }
 SERVED: Mapping[str, Settings] = {
     "fedit": {},

@@ -114,33 +114,46 @@ def _find_kept_names(function: Definition) -> set[str]:
     name inner functions and classes. Arguments are kept that a call gives by name, and so is the name of a method whose
     body has it, too: there, it means something else.
     """
-    kept: set[str] = set()
     nodes = list(ast.walk(function))
-    inner = [node for node in nodes if isinstance(node, Definition | ast.Lambda) and node is not function]
-    arguments = {given.arg for node in inner for given in ast.walk(node.args) if isinstance(given, ast.arg)}
-    kept |= arguments & {node.arg for node in nodes if isinstance(node, ast.keyword)}
+    kept = _find_given_names(function, nodes)
     first = [given.arg for given in (*function.args.posonlyargs, *function.args.args)][:1]
     if first in (["self"], ["cls"]) and any(isinstance(node, ast.Name) and node.id == function.name for node in nodes):
         kept.add(function.name)
     for node in nodes:
+        kept |= _find_bound_names(node) if node is not function else set()
+    return kept
+
+
+def _find_bound_names(node: ast.AST) -> set[str]:
+    """Return the names that a statement or pattern binds, or whose text stands in it, so that they must stay."""
+    match node:
+        case ast.JoinedStr():
+            return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        case ast.Global(names=names) | ast.Nonlocal(names=names):
+            return set(names)
+        case ast.alias(name=name, asname=other):
+            return {other or name.partition(".")[0]}
+        case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            return {name}
+        case ast.MatchMapping(rest=str(name)):
+            return {name}
+        case ast.ClassDef(name=name):
+            return {name, *(n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))}
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return {name}
+    return set()
+
+
+def _find_given_names(function: Definition, nodes: Sequence[ast.AST]) -> set[str]:
+    """Return the names of arguments that a call gives by name, to the function itself or to an inner one."""
+    inner = [node for node in nodes if isinstance(node, Definition | ast.Lambda) and node is not function]
+    arguments = {given.arg for node in inner for given in ast.walk(node.args) if isinstance(given, ast.arg)}
+    found = arguments & {node.arg for node in nodes if isinstance(node, ast.keyword)}
+    for node in nodes:
         match node:
             case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called), keywords=named):
-                kept |= {given.arg for given in named if given.arg is not None and called == function.name}
-            case ast.JoinedStr():
-                kept |= {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
-            case ast.Global(names=names) | ast.Nonlocal(names=names):
-                kept.update(names)
-            case ast.alias(name=name, asname=other):
-                kept.add(other or name.partition(".")[0])
-            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
-                kept.add(name)
-            case ast.MatchMapping(rest=str(name)):
-                kept.add(name)
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                kept |= {name} if node is not function else set()
-                if isinstance(node, ast.ClassDef):
-                    kept |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return kept
+                found |= {given.arg for given in named if given.arg is not None and called == function.name}
+    return found
 
 
 def reorder_assignments(text: str, random: np.random.Generator) -> str:

@@ -124,10 +124,10 @@ def test_rules_that_go_by_tasks_take_any_optimizer_that_keeps_no_state():
     rule = strategies.build("prototypes")
     given = {"strategy": rule, "mechanism": None, "secure_sum": None, "facts": SimpleNamespace(tasks=object()),
              "personal": False, "drift": SimpleNamespace(needs_shares=False, corrections=()),
-             "measured": SimpleNamespace(laplace=None), "factor_view": None}  # fmt: skip
-    check_tasks(SimpleNamespace(**given, optimizer=PlainSteps()))
+             "measured": SimpleNamespace(laplace=None), "factor_view": None, "layout": None}  # fmt: skip
+    check_tasks(SimpleNamespace(**given, server_optimizer=PlainSteps()))
     with refuses("FP1349"):
-        check_tasks(SimpleNamespace(**given, optimizer=OwnMomentum()))
+        check_tasks(SimpleNamespace(**given, server_optimizer=OwnMomentum()))
 
 
 def test_captions_take_any_head_whose_outputs_are_the_targets():
