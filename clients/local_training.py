@@ -7,10 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from fedpeft.clients.local_optimizer import LocalOptimizer
-from fedpeft.clients.local_work import (
-    LocalWork,
-    WalksExamples,
-)
+from fedpeft.clients.local_work import LocalWork, WalksExamples
 
 from fedpeft.errors import ConfigError
 from fedpeft.parts import format_part

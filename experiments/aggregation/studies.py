@@ -11,10 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiments.aggregation.timing import time_interleaved
-from fedpeft.aggregation.strategy import (
-    RoundStrategy,
-    Strategy,
-)
+from fedpeft.aggregation.strategy import RoundStrategy, Strategy
 from fedpeft.aggregation.update import Update
 from fedpeft.conformance.cohorts import (
     Client,

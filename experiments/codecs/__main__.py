@@ -30,10 +30,7 @@ import torch
 
 from experiments import exit_on_error
 from fedpeft.communication.bit_allocation import compute_sensitivity
-from fedpeft.communication.codec import (
-    Codec,
-    parse_codec,
-)
+from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.entropy import compute_entropy
 from fedpeft.communication.error_feedback import ErrorFeedback

@@ -19,10 +19,7 @@ from fedpeft.models.attention import register
 from fedpeft.models.dtypes import DTYPES
 from fedpeft.models.layers import find_linear_layers, replace
 from fedpeft.models.quantized_base import QuantizedLinear
-from fedpeft.models.task import (
-    FederatedModel,
-    Task,
-)
+from fedpeft.models.task import FederatedModel, Task
 from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft.adapter import Layout
 

@@ -26,10 +26,7 @@ import torch
 import tyro
 
 from experiments import exit_on_error
-from fedpeft.communication.codec import (
-    Codec,
-    parse_codec,
-)
+from fedpeft.communication.codec import Codec, parse_codec
 from fedpeft.machine.memory import keep_freed
 from fedpeft.parts.families import PRESETS
 

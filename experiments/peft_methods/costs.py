@@ -21,11 +21,7 @@ from torch import nn
 from fedpeft.data.examples import Batch
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.quantized_base import QuantizedLinear, quantize
-from fedpeft.models.task import (
-    FederatedModel,
-    Task,
-    find_trainable,
-)
+from fedpeft.models.task import FederatedModel, Task, find_trainable
 from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft.abilities import SavedAsLora
 

@@ -1,8 +1,8 @@
 """python -m experiments.peft_or_full: adapters against full fine-tuning, one line for each registered comparison.
 
-Each line subtracts full fine-tuning from a method, paired by seed, with Student's 95 % interval and p. The verdicts use
-Holm's step-down at 5 % over all 23 comparisons; those that have not been run count with p = 1. A study without all of
-its runs gives no lines. The README says what each value is.
+Before them stands what each method of `few` reaches. Each line subtracts full fine-tuning from a method, paired by
+seed, with Student's 95 % interval and p. The verdicts use Holm's step-down at 5 % over all 23 comparisons; those that
+have not been run count with p = 1. A study without all of its runs gives no lines. The README says what each value is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 from rich.table import Table
@@ -78,10 +78,10 @@ def read_runs(name: str) -> Runs:
     """Return all runs of a study's default preset; empty if one is missing, or was made with other settings."""
     study = read_study(FOLDER / name / "study.toml")
     file = study.folder / "results.jsonl"
-    planned = {run.config for run in study.plan_runs()}
+    planned = [run.config for run in study.plan_runs()]
     found = ResultsFile(file).read() if file.exists() else []
     configs = {resolve_config(result.config): result for result in found if result.is_finished}
-    return group_runs([configs[c] for c in planned], tuple(study.axes)) if planned <= configs.keys() else {}
+    return group_runs([configs[c] for c in planned], tuple(study.axes)) if configs.keys() >= set(planned) else {}
 
 
 def compare_values(question: str, method: str, values: Values, baseline: Values) -> Line:
@@ -203,6 +203,17 @@ def compare_language(runs: Runs) -> Iterator[Line]:
                 yield compare_values(f"synthetic {task}: {question}", name, *pair)
 
 
+def build_values_table(runs: Runs) -> Table:
+    """Return what each method of the study `few` reaches: means ± standard deviations over seeds."""
+    numbers = list(dict.fromkeys(rows for _, rows in runs))
+    table = Table("method", *(f"accuracy at {rows} examples (%)" for rows in numbers), f"forgotten at {MOST} (points)")
+    for method in dict.fromkeys(method for method, _ in runs):
+        reached = [list(read_values(runs, (method, rows), get_accuracy).values()) for rows in numbers]
+        lost = POINTS * fmean(read_values(runs, (method, MOST), get_lost).values())
+        table.add_row(method, *(f"{fmean(each):.1f} ± {stdev(each):.1f}" for each in reached), f"{lost:.1f}")
+    return table
+
+
 def choose_verdicts(lines: Sequence[Line], comparisons: int = COMPARISONS) -> list[str]:
     """Return higher, lower or undecided for each line, by Holm's step-down at 5 % over all comparisons."""
     corrected = correct_holm([*(line.p for line in lines), *[1.0] * (comparisons - len(lines))])
@@ -214,14 +225,15 @@ def choose_verdicts(lines: Sequence[Line], comparisons: int = COMPARISONS) -> li
 
 
 def main() -> None:
-    """Print the table.
+    """Print the values of `few`, and all comparisons.
 
     Raises:
         RunError: no study has all of its runs.
     """
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     compared = {"few": compare_few, "private": compare_private, "language": compare_language}
-    lines = [line for name, compare in compared.items() if (runs := read_runs(name)) for line in compare(runs)]
+    studies = {name: runs for name in compared if (runs := read_runs(name))}
+    lines = [line for name, runs in studies.items() for line in compared[name](runs)]
     if not lines:
         raise RunError("no study of experiments/peft_or_full has all of its runs; its README has the commands")
     table = Table("value, method minus full", "method", "difference", "95 %", "p", "against full")
@@ -229,7 +241,10 @@ def main() -> None:
         low, high = line.difference - line.half_width, line.difference + line.half_width
         interval = "" if math.isnan(line.half_width) else f"[{low:+.3f}, {high:+.3f}]"
         table.add_row(line.question, line.method, f"{line.difference:+.3f}", interval, f"{line.p:.4f}", verdict)
-    Console().print(table)
+    console = Console()
+    if "few" in studies:
+        console.print(build_values_table(studies["few"]))
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,7 @@ from torch import Tensor
 
 from experiments import exit_on_error
 from experiments.privacy.frozen_rows import FrozenRows
-from fedpeft.aggregation.head_start import (
-    VARIANCE,
-    HeadStart,
-    require_variation,
-)
+from fedpeft.aggregation.head_start import VARIANCE, HeadStart, require_variation
 from fedpeft.aggregation.whitening import BIAS, WEIGHT, Whitening
 from fedpeft.parts.families import HEADS
 from fedpeft.peft.adapter import State

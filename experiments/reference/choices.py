@@ -17,12 +17,7 @@ from experiments.reference.tables import format_rows
 from fedpeft.aggregation.abilities import AsksClients, PersonalModel, RankSchedule
 from fedpeft.aggregation.grouped_rules import GroupedStrategy
 from fedpeft.aggregation.shared_sums import is_plain_sum, is_sum_of_clients
-from fedpeft.aggregation.strategy import (
-    GatherStrategy,
-    LinearStrategy,
-    Strategy,
-    list_preserving_strategies,
-)
+from fedpeft.aggregation.strategy import GatherStrategy, LinearStrategy, Strategy, list_preserving_strategies
 from fedpeft.errors import FedpeftError
 from fedpeft.parts.families import MECHANISMS, PEFT_METHODS, SERVER_OPTIMIZERS, TASKS, strategies
 from fedpeft.peft.abilities import ViewedAsFactors

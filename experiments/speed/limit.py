@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments import exit_on_error
 from experiments.speed.plain import PlainClient
+from experiments.speed.rates import measure_gemm_rates
 from experiments.speed.workload import SilentObserver
 from experiments.to_accuracy.sides import ColdCache
 from fedpeft.data.cached_rows import load_cached_examples
@@ -34,7 +35,7 @@ from fedpeft.errors import RunError
 from fedpeft.machine.cores import count_usable_cores
 from fedpeft.machine.terminal import Console
 from fedpeft.models.dtypes import DTYPES
-from fedpeft.models.kernels import choose, get_cpu_name, measure_gemm_rates
+from fedpeft.models.kernels import choose, get_cpu_name
 from fedpeft.models.layers import find_blocks
 from fedpeft.simulation.simulation import Simulation
 from fedpeft.wiring.config import RunConfig
@@ -42,7 +43,7 @@ from fedpeft.wiring.config import RunConfig
 SCORE = "scoring the saved adapter on the test set (fp32)"
 """Name of the phase that scores."""
 
-KEPT = " (kept for later runs)"
+CACHE_NOTE = " (kept for later runs)"
 """End of the name of a phase whose result the cache keeps."""
 
 
@@ -106,11 +107,11 @@ def count_phase_operations(tokens: Mapping[str, float], work: Operations, traine
     """Return the operations of each phase by its name in summary.json; `training` is a part of the rounds."""
     whole = work.below + work.adapted
     return {
-        f"frozen features of the training set{KEPT}": tokens["all"] * whole,
-        f"frozen features of the test set{KEPT}": tokens["test"] * whole,
+        f"frozen features of the training set{CACHE_NOTE}": tokens["all"] * whole,
+        f"frozen features of the test set{CACHE_NOTE}": tokens["test"] * whole,
         "validation of the start": tokens["validation"] * work.adapted,
         "training": trained_rows * tokens["row"] * work.step,
-        f"{SCORE}: frozen layers{KEPT}": tokens["validation"] * work.below,
+        f"{SCORE}: frozen layers{CACHE_NOTE}": tokens["validation"] * work.below,
         f"{SCORE}: its temperature, on the validation examples": tokens["validation"] * work.adapted,
         SCORE: tokens["test"] * work.adapted,
     }
@@ -161,7 +162,7 @@ def build_table(
         seconds, bound = cold.get(phase, 0.0), number / rates[phase]
         share = f"{100 * bound / seconds:.0f} %" if seconds else ""
         times = (f"{seconds:.1f}", f"{warm.get(phase, 0.0):.1f}")
-        name = phase.replace(SCORE, "scoring").replace(KEPT, "")
+        name = phase.replace(SCORE, "scoring").replace(CACHE_NOTE, "")
         table.add_row(name, *times, f"{number / 1e12:.2f}", f"{bound:.1f}", share)
     other = [sum(seconds for phase, seconds in each.items() if phase not in operations) for each in (cold, warm)]
     table.add_row("all else", *(f"{seconds:.1f}" for seconds in other))

@@ -14,9 +14,10 @@ from typing import Any
 
 from rich.table import Table
 
+from experiments.speed.rates import measure_gemm_rates
 from experiments.speed.study import MeasuredVariant, Result
 from fedpeft.models.dtypes import DTYPES
-from fedpeft.models.kernels import get_cpu_name, measure_gemm_rates
+from fedpeft.models.kernels import get_cpu_name
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 

@@ -18,10 +18,10 @@ from fedpeft.clients.workbench import Workbench
 from experiments.speed.breakdown import measure_breakdown
 from experiments.speed.own import plan_of
 from experiments.speed.plain import PlainClient
+from experiments.speed.rates import measure_gemm_rates
 from experiments.speed.sides import Framework, Round, Side, Variant
 from experiments.speed.workload import Case, Workload, count_operations, create_workload
 from fedpeft.models.dtypes import DTYPES
-from fedpeft.models.kernels import measure_gemm_rates
 from fedpeft.wiring.auto_defaults import resolve_auto
 from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.run_spec import parse_run

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from fedpeft.aggregation.abilities import AsksClients, Buffered, PersonalModel
 from fedpeft.aggregation.grouped_rules import GroupedStrategy
-from fedpeft.aggregation.strategy import (
-    LinearStrategy,
-    Strategy,
-)
+from fedpeft.aggregation.strategy import LinearStrategy, Strategy
 from fedpeft.errors import ConfigError
 from fedpeft.parts import list_overrides, name_of
 from fedpeft.parts.families import strategies

@@ -150,16 +150,16 @@ def _tell(stage: AttackStage, sent: Sent, recorded: Recorded) -> None:
 
         return change_instruction
 
-    def replace_digests(digests: Callable[..., BroadcastDigests]) -> Callable[..., BroadcastDigests]:
+    def replace_create(create: Callable[..., BroadcastDigests]) -> Callable[..., BroadcastDigests]:
         def change_digests(dispatch: Broadcast, kind: str, *given: Any, **more: Any) -> BroadcastDigests:
-            honest = digests(dispatch, kind, *given, **more)
+            honest = create(dispatch, kind, *given, **more)
             stage.silent = compute_digest(_decode_zero_model(dispatch))
             return recorded(dispatch, honest) if kind == "train" else honest
 
         return change_digests
 
     stage.replace(Broadcast, "create_instruction", replace_instruction)
-    stage.replace(Broadcast, "create_digests", replace_digests)
+    stage.replace(Broadcast, "create_digests", replace_create)
 
 
 def _tell_other_form(stage: AttackStage, change: Callable[[AdapterShape], AdapterShape | None]) -> Outcome:

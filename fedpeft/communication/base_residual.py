@@ -150,12 +150,12 @@ def receive(total: State, payload: bytes, pairs: Sequence[LoraPair]) -> State:
             continue
         if count * (out + in_) > out * in_:  # each has a width of 1 or more
             raise PayloadError(f"FP6022 {count} increments of {pair.module} have more entries than the layer")
-        sent = widths[pair.module] = [number() for _ in range(count)]
-        if 0 in sent:
+        own = widths[pair.module] = [number() for _ in range(count)]
+        if 0 in own:
             raise PayloadError(f"FP6496 an increment of {pair.module} has width 0; legal is 1 or more")
-        if sum(sent) * (out + in_) > out * in_:
+        if sum(own) * (out + in_) > out * in_:
             raise PayloadError(f"FP6023 the increments of {pair.module} are larger than the layer")
-        for i, width in enumerate(sent):
+        for i, width in enumerate(own):
             shapes |= {f"{pair.module}.{i}.left": (out, width), f"{pair.module}.{i}.right": (width, in_)}
     tensors = decode_whole(payload[position:], shapes, agreed=())
     after = dict(total)

@@ -20,15 +20,7 @@ from typing import Final
 import numpy as np
 
 from fedpeft.communication.payload import Array, Header, Reader, Shape, count_total, read_payload
-from fedpeft.communication.steps import (
-    ByteStep,
-    Context,
-    Packer,
-    Plan,
-    Step,
-    TensorStep,
-    check_order,
-)
+from fedpeft.communication.steps import ByteStep, Context, Packer, Plan, Step, TensorStep, check_order
 from fedpeft.communication.symbols import Expected
 from fedpeft.communication.vectors import (
     check_finite,

@@ -9,21 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.communication.codec import (
-    make_codec,
-    parse_codec,
-)
+from fedpeft.communication.codec import make_codec, parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.payload import seal
-from fedpeft.communication.steps import (
-    ByteStep,
-    Packer,
-    Quantizer,
-    Step,
-    TensorStep,
-    Transform,
-    get_step_name,
-)
+from fedpeft.communication.steps import ByteStep, Packer, Quantizer, Step, TensorStep, Transform, get_step_name
 from fedpeft.conformance import list_required_settings, list_tested_parts
 from fedpeft.conformance.conftest import build_with_defaults
 from fedpeft.errors import ConfigError, PayloadError

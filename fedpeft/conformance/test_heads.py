@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedpeft.aggregation.head_start import (
-    VARIANCE,
-    HidesClasses,
-    WeighsErrors,
-    check_solved,
-    convert_to_summands,
-)
+from fedpeft.aggregation.head_start import VARIANCE, HidesClasses, WeighsErrors, check_solved, convert_to_summands
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.conformance import list_tested_parts

@@ -10,11 +10,7 @@ import torch
 
 from fedpeft.aggregation.abilities import AdjustsRanks
 from fedpeft.aggregation.factors import compute_effective_weight
-from fedpeft.aggregation.strategy import (
-    LinearStrategy,
-    RoundStrategy,
-    Strategy,
-)
+from fedpeft.aggregation.strategy import LinearStrategy, RoundStrategy, Strategy
 from fedpeft.aggregation.update import Update
 from fedpeft.conformance import list_tested_parts
 from fedpeft.conformance.cohorts import (

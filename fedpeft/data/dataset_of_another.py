@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from fedpeft.data.abilities import NamesFiles, ReadsClips
-from fedpeft.data.rows import (
-    get_default_head,
-    get_default_partition,
-    get_template,
-    has_tasks,
-    is_task_in_rows,
-)
+from fedpeft.data.rows import get_default_head, get_default_partition, get_template, has_tasks, is_task_in_rows
 from fedpeft.data.user_rows import get_text_column
 from fedpeft.parts.families import DATASETS
 

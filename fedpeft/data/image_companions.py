@@ -26,6 +26,7 @@ from fedpeft.data.image_folders import (
     FILE_NAME,
     FORMATS,
     check_readable,
+    check_room,
     find_named_file,
     find_table,
     list_pictures,
@@ -235,8 +236,10 @@ def read_masks(images: list[str], masks: list[str], side: int) -> NDArray[np.uin
     """Return the masks as uint8 (masks, side, side), cropped as their images are and scaled without mixing labels.
 
     Raises:
-        DataError: a file can't be read, has several channels, or has another size than its image.
+        DataError: a file can't be read, has several channels, or has another size than its image. Or there is too
+            little memory.
     """
+    check_room(len(masks), side, 1)
     made = np.empty((len(masks), side, side), np.uint8)
     read_each(masks, lambda i, opened: made.__setitem__(i, _convert_mask(opened, images[i], side)))
     return made

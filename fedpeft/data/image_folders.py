@@ -192,6 +192,20 @@ def raise_image_errors(name: str) -> Iterator[None]:
         raise DataError(f"FP3059 {name} can't be read as an image: {' '.join(str(error).split())[:200]}") from None
 
 
+def check_room(images: int, side: int, channels: int, frames: int = 1) -> None:
+    """Check that images fit the free memory; a server may choose `side` and `frames`.
+
+    Raises:
+        DataError: they do not.
+    """
+    needed, free = images * side * side * channels, get_free_memory("cpu")
+    if needed > free:
+        raise DataError(
+            f"FP3583 {images} images ({frames} per example) of {side} pixels per side need {needed / 1e9:.1f} GB of "
+            f"memory, and {free / 1e9:.1f} GB are free; give fewer images, or choose a smaller side or fewer frames"
+        )
+
+
 def read_pixels(pictures: list[str], side: int, frames: int = 1) -> np.ndarray:
     """Return the images as uint8 (images, side, side, 3), 0 to 255, rotated as their metadata requires.
 
@@ -204,13 +218,7 @@ def read_pixels(pictures: list[str], side: int, frames: int = 1) -> np.ndarray:
         DataError: files are not images, are damaged, or have pixels with an unknown range; the message names the first
             five and counts the others. Or there is too little memory.
     """
-    needed, free = len(pictures) * side * side * 3, get_free_memory("cpu")
-    if needed > free:
-        raise DataError(
-            f"FP3583 {len(pictures)} images ({frames} per example) of {side} pixels per side need "
-            f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; give fewer images, or choose a "
-            "smaller side or fewer frames"
-        )
+    check_room(len(pictures), side, 3, frames)
     made = np.empty((len(pictures), side, side, 3), np.uint8)
     read_each(pictures, lambda i, opened: made.__setitem__(i, crop_to_square(opened, side)))
     return made

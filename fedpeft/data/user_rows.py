@@ -25,14 +25,7 @@ from fedpeft.data.label_columns import (
     sort_labels,
 )
 from fedpeft.data.record_files import name_incomplete_part
-from fedpeft.data.rows import (
-    CLIP_AXES,
-    Dataset,
-    Kind,
-    Rows,
-    Source,
-    split_test,
-)
+from fedpeft.data.rows import CLIP_AXES, Dataset, Kind, Rows, Source, split_test
 from fedpeft.data.table_format import DETECT, TableFormat
 from fedpeft.data.text_column import TextColumn, TextWriter
 from fedpeft.errors import DataError, shorten_value

@@ -20,21 +20,13 @@ from fedpeft.data.examples import Batch, ImageRows, make_up_batch
 from fedpeft.data.image_folders import read_pixels
 from fedpeft.data.images import convert_images, get_size, get_vision_config
 from fedpeft.data.model_config import load_model_config
-from fedpeft.data.rows import (
-    Dataset,
-    Source,
-    get_template,
-    load_source,
-)
+from fedpeft.data.rows import Dataset, Source, get_template, load_source
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.machine import files
 from fedpeft.models.abilities import ComparesExamples, DescribesImages, count_extra_tokens
 from fedpeft.models.base_model import Origin, count_readable_tokens, get_origin, resolve_model
 from fedpeft.models.quantized_base import quantize
-from fedpeft.models.task import (
-    FederatedModel,
-    Task,
-)
+from fedpeft.models.task import FederatedModel, Task
 from fedpeft.parts.families import DATASETS, PEFT_METHODS, TASKS
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.method import PeftMethod

@@ -25,10 +25,7 @@ from fedpeft.machine import cache
 from fedpeft.models.abilities import ComparesExamples
 from fedpeft.models.quantized_base import quantize
 from fedpeft.models.scoring import score_batches
-from fedpeft.models.task import (
-    FederatedModel,
-    Task,
-)
+from fedpeft.models.task import FederatedModel, Task
 from fedpeft.parts.families import TASKS
 from fedpeft.peft import saved_adapter
 from fedpeft.simulation.probe import fit_linear_probe

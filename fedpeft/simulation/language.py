@@ -113,11 +113,11 @@ def measure_prompts(draws: int, exam: Exam, model: FederatedModel, tokenizer: An
         strength: float,
         changed: Sequence[Sequence[Question]],
         clean: NDArray[Any],
-        counted: NDArray[np.bool_] | None = None,
+        is_new: NDArray[np.bool_] | None = None,
     ) -> dict[str, float]:
         answers = [answer_questions(replace(exam, questions=tuple(one)), model, tokenizer) for one in changed]
         right = np.stack([are_right(one, said) for one, said in zip(changed, answers, strict=True)])
-        return summarize_draws(strength, answers, clean, right, counted)
+        return summarize_draws(strength, answers, clean, right, is_new)
 
     questions = exam.questions
     clean = answer_questions(exam, model, tokenizer)
@@ -135,12 +135,12 @@ def measure_prompts(draws: int, exam: Exam, model: FederatedModel, tokenizer: An
     if exam.has_choices:
         counts = np.array([len(question.choices) for question in questions])
         most = int(counts.max())
-        once = np.arange(most)[:, None] < counts  # a shorter list has fewer rotations, and later ones repeat them
+        is_new = np.arange(most)[:, None] < counts  # later rotations of a shorter list repeat earlier ones
         rotated = [[list_choices(question, shift) for question in questions] for shift in range(most)]
         listed = answer_questions(replace(exam, questions=tuple(rotated[0])), model, tokenizer)
         found["order"] = {
             "listed": float(are_right(rotated[0], listed).mean()),
-            **summarize(1.0, rotated, listed, once),
+            **summarize(1.0, rotated, listed, is_new),
         }
     return found
 

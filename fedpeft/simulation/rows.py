@@ -8,15 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.partition import (
-    USUAL,
-    NeedsClientCount,
-    Partition,
-    Partitioner,
-    PartitionStatistics,
-    Shards,
-    split,
-)
+from fedpeft.data.partition import USUAL, NeedsClientCount, Partition, Partitioner, PartitionStatistics, Shards, split
 from fedpeft.data.rows import Dataset, Rows, join_rows, load_source, split_off_validation
 from fedpeft.data.task_sequence import TaskSequence
 from fedpeft.errors import ConfigError, DataError

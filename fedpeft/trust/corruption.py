@@ -85,7 +85,7 @@ def summarize_draws(
     draws: Sequence[NDArray[np.generic]],
     clean: NDArray[np.generic],
     right: NDArray[np.bool_],
-    counted: NDArray[np.bool_] | None = None,
+    is_new: NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
     """Return the measures of some draws of a change, for summary.json.
 
@@ -97,9 +97,9 @@ def summarize_draws(
         draws: answers of each draw, (rows,).
         clean: answers to unchanged examples, (rows,).
         right: whether the answers of the draws are right, (draws, rows).
-        counted: which draws of an example count, (draws, rows), at least one each; None: all.
+        is_new: whether a draw of an example repeats no earlier one, and so counts, (draws, rows); None: all do.
     """
-    weights = np.ones(right.shape) if counted is None else counted / counted.mean(0)
+    weights = np.ones(right.shape) if is_new is None else is_new / is_new.mean(0)
     return {
         "strength": strength,
         "accuracy": float((weights * right).mean()),

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedpeft.clients.drift import SkipsSteps
-from fedpeft.data.partition import (
-    IgnoresOwners,
-    PartitionStatistics,
-)
+from fedpeft.data.partition import IgnoresOwners, PartitionStatistics
 from fedpeft.errors import FedpeftError
 from fedpeft.models.readout import ALL_BLOCKS
 from fedpeft.parts.families import PARTITIONS, SERVER_OPTIMIZERS

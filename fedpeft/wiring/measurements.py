@@ -16,14 +16,7 @@ from fedpeft.errors import ConfigError, PrivacyError
 from fedpeft.parts import format_part, list_overrides
 from fedpeft.parts.families import MEASUREMENTS
 from fedpeft.parts.spec import split_outside_parentheses
-from fedpeft.wiring.measurement import (
-    DISCLOSED,
-    LoadsInputs,
-    Measurement,
-    NewRun,
-    ScoredRun,
-    TrainedRun,
-)
+from fedpeft.wiring.measurement import DISCLOSED, LoadsInputs, Measurement, NewRun, ScoredRun, TrainedRun
 from fedpeft.wiring.section_lines import compute_section, guard, section_lines
 from fedpeft.wiring.validation import Validation
 

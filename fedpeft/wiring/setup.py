@@ -34,12 +34,7 @@ from fedpeft.models.dtypes import DTYPES, get_adapter_dtype
 from fedpeft.models.layers import get_innermost, unwrap
 from fedpeft.models.quantized_base import quantize
 from fedpeft.models.readout import get_width
-from fedpeft.models.task import (
-    FederatedModel,
-    Say,
-    Task,
-    ignore_message,
-)
+from fedpeft.models.task import FederatedModel, Say, Task, ignore_message
 from fedpeft.parts import format_part, name_of
 from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.parts.plugin_files import hash_own_code

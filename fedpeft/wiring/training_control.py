@@ -65,7 +65,7 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
         )
     is_undecidable = hidden or personal or not rows or tasks
     if is_undecidable and asked:
-        raise _explain_obstacle(asked, hidden, personal, not rows, spec)
+        raise _create_decision_error(asked, hidden, personal, not rows, spec)
     if is_undecidable:
         return TrainingControl(fits=not hidden)
     safeguard = choose_safeguard(spec)
@@ -76,7 +76,7 @@ def build_training_control(spec: RunSpec, personal: bool, rows: bool = True, tas
     return TrainingControl(safeguard, validation.keep != "last", validation.patience)
 
 
-def _explain_obstacle(asked: str, hidden: bool, personal: bool, without_rows: bool, spec: RunSpec) -> FedpeftError:
+def _create_decision_error(asked: str, hidden: bool, personal: bool, without_rows: bool, spec: RunSpec) -> FedpeftError:
     """Return the error of a run in which validation examples can't decide what the setting `asked` leaves to them."""
     if hidden:
         return PrivacyError(

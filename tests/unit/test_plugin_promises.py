@@ -25,13 +25,7 @@ from fedpeft.aggregation.heads.zero import Zero
 from fedpeft.aggregation.robust import ReweighingStrategy
 from fedpeft.aggregation.server_optimizer import ServerOptimizer
 from fedpeft.aggregation.shared_sums import is_plain_sum
-from fedpeft.aggregation.strategy import (
-    Aggregate,
-    GatherStrategy,
-    LinearStrategy,
-    RoundStrategy,
-    Strategy,
-)
+from fedpeft.aggregation.strategy import Aggregate, GatherStrategy, LinearStrategy, RoundStrategy, Strategy
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode
 from fedpeft.communication.steps import Encoded, Plan, Signal, Transform

@@ -18,10 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedpeft.aggregation.factors import place_ranks
-from fedpeft.aggregation.strategy import (
-    LinearStrategy,
-    Strategy,
-)
+from fedpeft.aggregation.strategy import LinearStrategy, Strategy
 from fedpeft.aggregation.update import Update
 from fedpeft.conformance.cohorts import run_round
 from fedpeft.data.rows import Rows

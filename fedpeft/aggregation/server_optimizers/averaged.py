@@ -14,12 +14,7 @@ from functools import cached_property
 
 import torch
 
-from fedpeft.aggregation.server_optimizer import (
-    AVERAGE,
-    OptimizerState,
-    Pace,
-    ServerOptimizer,
-)
+from fedpeft.aggregation.server_optimizer import AVERAGE, OptimizerState, Pace, ServerOptimizer
 from fedpeft.parts import setting
 from fedpeft.parts.families import SERVER_OPTIMIZERS
 from fedpeft.peft.adapter import State

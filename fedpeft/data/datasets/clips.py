@@ -19,11 +19,7 @@ import numpy as np
 
 from fedpeft.data.client_rows import MOST_FRAMES
 from fedpeft.data.moving_images import MOTIONS, get_side, move_image
-from fedpeft.data.rows import (
-    Dataset,
-    Rows,
-    limit_rows,
-)
+from fedpeft.data.rows import Dataset, Rows, limit_rows
 from fedpeft.errors import ConfigError
 from fedpeft.parts import setting
 from fedpeft.parts.families import DATASETS

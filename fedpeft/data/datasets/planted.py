@@ -14,12 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.data.dataset_of_another import DatasetOfAnother
-from fedpeft.data.rows import (
-    Dataset,
-    Rows,
-    join_rows,
-    split_off_validation,
-)
+from fedpeft.data.rows import Dataset, Rows, join_rows, split_off_validation
 from fedpeft.data.secrets import Secrets
 from fedpeft.errors import DataError
 from fedpeft.machine import seeds

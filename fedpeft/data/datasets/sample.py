@@ -10,10 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from fedpeft.data.dataset_of_another import DatasetOfAnother
-from fedpeft.data.rows import (
-    Dataset,
-    limit_rows,
-)
+from fedpeft.data.rows import Dataset, limit_rows
 from fedpeft.parts import setting
 from fedpeft.parts.families import DATASETS
 

@@ -19,13 +19,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpeft.data.rows import (
-    Dataset,
-    Rows,
-    get_default_partition,
-    is_task_in_rows,
-    join_rows,
-)
+from fedpeft.data.rows import Dataset, Rows, get_default_partition, is_task_in_rows, join_rows
 from fedpeft.data.task_sequence import COMPETE, TaskSchedule, TaskSequence
 from fedpeft.data.user_rows import get_text_column
 from fedpeft.errors import ConfigError, DataError

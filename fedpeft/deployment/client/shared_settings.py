@@ -35,11 +35,7 @@ from fedpeft.parts.spec import parse_spec, split_outside_parentheses
 from fedpeft.peft.abilities import NamesRuns
 from fedpeft.peft.family import resize_method
 from fedpeft.privacy.mechanism import Mechanism
-from fedpeft.privacy.secure_sum.sum import (
-    SecureSum,
-    parse_privacy,
-    sums_under,
-)
+from fedpeft.privacy.secure_sum.sum import SecureSum, parse_privacy, sums_under
 from fedpeft.privacy.sum_mechanism import SumMechanism
 from fedpeft.wiring.config import RunConfig, build_config
 from fedpeft.wiring.measurements import Measurements, parse_measure

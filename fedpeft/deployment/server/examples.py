@@ -16,15 +16,7 @@ from fedpeft.data.images import get_size
 from fedpeft.data.images_with_texts import PATCH_LABELS
 from fedpeft.data.label_columns import AND, parse_names
 from fedpeft.data.prompt_templates import CHAT, SUFFIX, read_template
-from fedpeft.data.rows import (
-    Dataset,
-    Rows,
-    Source,
-    get_template,
-    has_tasks,
-    load_source,
-    split_off_validation,
-)
+from fedpeft.data.rows import Dataset, Rows, Source, get_template, has_tasks, load_source, split_off_validation
 from fedpeft.data.tagged_records import TASK as TOKEN_LABELS
 from fedpeft.data.user_rows import DescribedDataset
 from fedpeft.deployment.description import TOLD

@@ -27,7 +27,7 @@ FENCE = re.compile(r"```[A-Za-z0-9]*[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 LONGEST = 20_000
 """Most characters of an answer that are read as code."""
 
-PARSED = 10
+MOST_PARSES = 10
 """How often a text of the longest length is parsed at most; shorter ones more often."""
 
 
@@ -127,7 +127,7 @@ def _find_longest_beginning(text: str, names: set[str], least: int) -> tuple[int
     """Return the lines and text of the longest beginning that is Python and defines all `names`; None: there is none.
 
     An answer may have thousands of lines, so not each beginning is parsed: the lines after an error cannot repair it,
-    and a shorter program defines no more names. After `PARSED` texts, it gives up.
+    and a shorter program defines no more names. After `MOST_PARSES` texts, it gives up.
 
     Args:
         text: the text.
@@ -136,7 +136,7 @@ def _find_longest_beginning(text: str, names: set[str], least: int) -> tuple[int
     """
     lines = text.split("\n")
     count = len(lines)
-    left = PARSED * max(LONGEST, len(text))
+    left = MOST_PARSES * max(LONGEST, len(text))
     while count > least and left > 0:
         program = "\n".join(lines[:count])
         left -= len(program)

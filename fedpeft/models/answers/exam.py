@@ -20,10 +20,7 @@ from fedpeft.models.answers.generation import answer_prompts
 from fedpeft.models.answers.likelihood import choose_answers, compute_answer_likelihoods, compute_log_likelihoods
 from fedpeft.models.answers.metric import Metric, RunsTests, ScoresTogether, parse_metrics
 from fedpeft.models.answers.questions import Question
-from fedpeft.models.task import (
-    FederatedModel,
-    Task,
-)
+from fedpeft.models.task import FederatedModel, Task
 from fedpeft.parts.families import TASKS
 
 Said = tuple[str, ...]

@@ -34,11 +34,7 @@ from scipy.linalg import solve_triangular
 from fedpeft.aggregation.aggregator import AggregationResult, Aggregator
 from fedpeft.aggregation.server_optimizer import OptimizerState, Pace
 from fedpeft.aggregation.shared_sums import is_plain_sum, list_shared_sums
-from fedpeft.aggregation.strategy import (
-    LinearStrategy,
-    Strategy,
-    count_round_types,
-)
+from fedpeft.aggregation.strategy import LinearStrategy, Strategy, count_round_types
 from fedpeft.aggregation.update import Fold, Update, check_made
 from fedpeft.errors import PrivacyError
 from fedpeft.parts import name_of, setting

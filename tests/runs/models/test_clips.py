@@ -15,11 +15,7 @@ from fedpeft.data.cached_rows import convert_to_arrays, restore_examples
 from fedpeft.data.clip_folders import choose_frames, list_frames
 from fedpeft.data.datasets.clients import Clients
 from fedpeft.data.moving_images import GRAY, MOTIONS, move_image
-from fedpeft.data.rows import (
-    Dataset,
-    Rows,
-    load_dataset,
-)
+from fedpeft.data.rows import Dataset, Rows, load_dataset
 from fedpeft.deployment.client.edge import check_machine
 from fedpeft.deployment.description import check_description
 from fedpeft.deployment.options import EdgeOptions, ServeOptions

@@ -15,13 +15,7 @@ from fedpeft.parts import plugins, setting
 from fedpeft.parts.families import MEASUREMENTS
 from fedpeft.rounds.hooks import RoundHook
 from fedpeft.simulate import main as simulate
-from fedpeft.wiring.measurement import (
-    DISCLOSED,
-    DisclosedRun,
-    Measurement,
-    NewRun,
-    ScoredRun,
-)
+from fedpeft.wiring.measurement import DISCLOSED, DisclosedRun, Measurement, NewRun, ScoredRun
 from fedpeft.wiring.measurements import Findings, Measurements, is_built_in, parse_measure
 from fedpeft.wiring.validation import Validation
 from tests.refusals import refuses

@@ -8,10 +8,7 @@ from sklearn.linear_model import Ridge
 
 from fedpeft.aggregation.bounded_rows import compute_noise_length
 from fedpeft.aggregation.cross_validation import STRENGTHS, choose_strength
-from fedpeft.aggregation.head_start import (
-    check_solved,
-    convert_to_summands,
-)
+from fedpeft.aggregation.head_start import check_solved, convert_to_summands
 from fedpeft.aggregation.second_moments import encode_targets, solve_system
 from fedpeft.aggregation.update import Fold
 from fedpeft.communication.codec import parse_codec

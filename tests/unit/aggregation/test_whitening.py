@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from fedpeft.aggregation.head_start import (
-    VARIANCE,
-    require_variation,
-)
+from fedpeft.aggregation.head_start import VARIANCE, require_variation
 from fedpeft.aggregation.whitening import BIAS, WEIGHT, Whitening, create_projection
 from fedpeft.communication.codec import parse_codec
 from fedpeft.communication.decoding import decode

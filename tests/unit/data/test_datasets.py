@@ -12,13 +12,7 @@ import pytest
 
 from fedpeft.data.datasets.shakespeare import group_lines, pack_lines
 from fedpeft.data.label_columns import encode_labels
-from fedpeft.data.rows import (
-    Dataset,
-    Rows,
-    get_test_source,
-    load_dataset,
-    split_validation,
-)
+from fedpeft.data.rows import Dataset, Rows, get_test_source, load_dataset, split_validation
 from fedpeft.parts.families import DATASETS, MODELS, PARTITIONS
 from fedpeft.parts.spec import parse_spec
 from tests.refusals import refuses

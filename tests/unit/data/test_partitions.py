@@ -9,12 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpeft.data.partition import (
-    Partition,
-    Shards,
-    fill_empty_clients,
-    split,
-)
+from fedpeft.data.partition import Partition, Shards, fill_empty_clients, split
 from fedpeft.data.rows import Rows, load_dataset, split_validation
 from fedpeft.parts.families import PARTITIONS
 from fedpeft.wiring.auto_defaults import resolve_auto

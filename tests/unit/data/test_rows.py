@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedpeft.data.rows import (
-    Dataset,
-    Rows,
-    load_dataset,
-)
+from fedpeft.data.rows import Dataset, Rows, load_dataset
 from fedpeft.parts.families import DATASETS
 from tests.refusals import refuses
 

@@ -6,10 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedpeft.data.rows import (
-    Raters,
-    load_dataset,
-)
+from fedpeft.data.rows import Raters, load_dataset
 from fedpeft.parts.families import DATASETS
 from tests.refusals import refuses
 

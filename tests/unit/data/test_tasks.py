@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedpeft.data.rows import (
-    load_dataset,
-    split_off_validation,
-)
+from fedpeft.data.rows import load_dataset, split_off_validation
 from fedpeft.data.task_sequence import ClientTasks, TaskSchedule
 from fedpeft.parts.families import DATASETS
 from fedpeft.simulation.rows import SimulatedRows

@@ -15,10 +15,7 @@ from fedpeft.machine.sandbox import check_isolation
 from fedpeft.models.answers import code_peers, code_tests
 from fedpeft.models.answers.code_tests import find_called_names, find_program, passes_tests
 from fedpeft.models.answers.exam import Exam
-from fedpeft.models.answers.metric import (
-    check_run_code,
-    parse_metrics,
-)
+from fedpeft.models.answers.metric import check_run_code, parse_metrics
 from fedpeft.models.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.parts.families import METRICS
 from tests.refusals import refuses

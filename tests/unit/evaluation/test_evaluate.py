@@ -14,11 +14,7 @@ from fedpeft.evaluate.__main__ import select_evenly
 from fedpeft.evaluate.evaluation import QuestionAnswers
 from fedpeft.models.answers.generation import answer_prompts, generate_tokens
 from fedpeft.models.answers.likelihood import choose_answers
-from fedpeft.models.answers.metric import (
-    NeedsLibrary,
-    RunsTests,
-    ScoresTogether,
-)
+from fedpeft.models.answers.metric import NeedsLibrary, RunsTests, ScoresTogether
 from fedpeft.models.answers.questions import QuestionForm, parse_question, read_questions
 from fedpeft.parts.families import METRICS, PEFT_METHODS, TASKS
 from tests.refusals import refuses

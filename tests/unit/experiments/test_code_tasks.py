@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.code_tasks.__main__ import TASKS, measure, score_words_alone, share_of_defects
-from fedpeft.data.rows import (
-    Dataset,
-    Rows,
-)
+from fedpeft.data.rows import Dataset, Rows
 from fedpeft.parts.families import DATASETS
 
 

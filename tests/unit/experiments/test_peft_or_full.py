@@ -66,6 +66,16 @@ def test_each_question_about_few_examples_finds_the_method_that_differs():
     assert set(verdicts.values()) == {"undecided"}
 
 
+def test_the_table_of_values_has_means_and_deviations_over_seeds():
+    runs = few()
+    table = command.build_values_table(runs)
+    at = list(table.columns[0].cells).index(FULL)
+    values = [100 * run.summary["accuracy"] for run in runs[FULL, "60"].values()]
+    assert list(table.columns[1].cells)[at] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+    lost = [100 * run.summary["forgetting"]["lost"] for run in runs[FULL, "3000"].values()]
+    assert list(table.columns[4].cells)[at] == f"{np.mean(lost):.1f}"
+
+
 def test_a_run_that_never_gets_there_counts_with_one_round_more():
     runs = group_runs(
         [

@@ -17,10 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from fedpeft.data.made_words import WORDS
 from fedpeft.data.rows import load_dataset
-from fedpeft.models.base_model import (
-    find_local_folder,
-    resolve_model,
-)
+from fedpeft.models.base_model import find_local_folder, resolve_model
 from fedpeft.parts import plugins
 from fedpeft.parts.families import MODELS
 from tests.refusals import refuses

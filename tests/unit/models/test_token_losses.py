@@ -19,10 +19,7 @@ from fedpeft.data.tagged_words import IGNORED
 from fedpeft.models import token_losses as module
 from fedpeft.models.base_model import resolve_model
 from fedpeft.models.dtypes import DTYPES
-from fedpeft.models.task import (
-    RowLosses,
-    find_trainable,
-)
+from fedpeft.models.task import RowLosses, find_trainable
 from fedpeft.models.tasks.causal_lm import CausalLM, LanguageModel
 from fedpeft.parts.families import PEFT_METHODS, TASKS
 

@@ -12,10 +12,7 @@ from fedpeft.data.rows import load_dataset
 from fedpeft.data.tokens import load_tokenizer
 from fedpeft.models.answers.generation import generate_tokens
 from fedpeft.models.base_model import resolve_model
-from fedpeft.models.task import (
-    FederatedModel,
-    find_trainable,
-)
+from fedpeft.models.task import FederatedModel, find_trainable
 from fedpeft.parts.families import PEFT_METHODS, TASKS
 from fedpeft.peft import saved_adapter
 from fedpeft.peft.methods.prompt_ensemble import SHARES

@@ -15,10 +15,7 @@ from fedpeft.aggregation.bounded_rows import (
     find_hidden_classes,
     normalize_rows,
 )
-from fedpeft.aggregation.head_start import (
-    VARIANCE,
-    HidesClasses,
-)
+from fedpeft.aggregation.head_start import VARIANCE, HidesClasses
 from fedpeft.aggregation.heads.private_ridge import create_projection, flatten_symmetric, unflatten_symmetric
 from fedpeft.parts.families import HEADS, MECHANISMS
 from fedpeft.peft.adapter import compute_norm

@@ -21,12 +21,7 @@ from fedpeft.privacy.accountant import Event, epsilon
 from fedpeft.privacy.exposure import Exposure
 from fedpeft.privacy.ledger import POPULATION
 from fedpeft.privacy.mechanisms.user_dp import NoisySum
-from fedpeft.privacy.server_noise import (
-    compute_correlated_noise,
-    count_turns,
-    extend_chain,
-    remember_chain,
-)
+from fedpeft.privacy.server_noise import compute_correlated_noise, count_turns, extend_chain, remember_chain
 from fedpeft.privacy.server_noises.banded import compute_error, optimize_factor
 from fedpeft.rounds.sampling import FixedSize, ReachableClients, TurnTaking, create_population
 from tests.refusals import refuses

@@ -23,11 +23,7 @@ from fedpeft.wiring.config import RunConfig
 from fedpeft.wiring.energy import EnergyModel
 from fedpeft.wiring.measurements import parse_measure
 from fedpeft.wiring.profiles import Profile
-from fedpeft.wiring.sampling import (
-    AwareSampler,
-    build_aware_sampler,
-    compute_cohort_size,
-)
+from fedpeft.wiring.sampling import AwareSampler, build_aware_sampler, compute_cohort_size
 from tests.refusals import pattern_of, refuses
 
 

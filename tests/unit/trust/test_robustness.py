@@ -11,11 +11,7 @@ from fedpeft.measurements.robustness import Robustness
 from fedpeft.models.base_model import resolve_model
 from fedpeft.parts.families import CORRUPTIONS, TASKS
 from fedpeft.simulation.robustness import find_neighbors, measure_corruptions
-from fedpeft.trust.corruption import (
-    corrupt,
-    list_corruptions,
-    summarize_draws,
-)
+from fedpeft.trust.corruption import corrupt, list_corruptions, summarize_draws
 from fedpeft.trust.corruptions.typos import KEYBOARD, draw_neighbor_key
 from fedpeft.trust.embedding_attack import STARTS, find_worst, get_embedding, project_rows, shift_embeddings
 
@@ -142,8 +138,8 @@ def test_what_is_counted():
 def test_a_repeated_draw_of_an_example_does_not_count_twice():
     right = np.array([[True, True], [False, False], [True, False]])  # the third draw repeats the first one's first row
     answers = [np.array([0, 0]), np.array([1, 1]), np.array([0, 1])]
-    counted = np.array([[True, True], [True, True], [False, True]])
-    found = summarize_draws(1.0, answers, np.array([0, 0]), right, counted)
+    is_new = np.array([[True, True], [True, True], [False, True]])
+    found = summarize_draws(1.0, answers, np.array([0, 0]), right, is_new)
     assert found["accuracy"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert found["unchanged"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert found["worst"] == 0
